@@ -1,0 +1,39 @@
+"""Normalization in neural networks: build with it, watch it, check it, study it.
+
+The public names are imported where they are used first, so that ``import normscope`` itself stays fast.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_FACE = {
+    "Scope": ("normscope._face", "Scope"),
+    "study": ("normscope._face", "study"),
+    "layers": ("normscope.layers", None),
+    "ops": ("normscope.ops", None),
+    "probes": ("normscope.probes", None),
+    "records": ("normscope.records", None),
+    "stats": ("normscope.stats", None),
+    "plots": ("normscope.plots", None),
+    "studies": ("normscope.studies", None),
+}
+
+__all__ = ["__version__", *_FACE]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name not in _FACE:
+        raise AttributeError(f"module 'normscope' has no attribute {name!r}")
+    module, attribute = _FACE[name]
+    found = importlib.import_module(module)
+    value = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted(__all__)

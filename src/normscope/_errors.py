@@ -1,0 +1,25 @@
+"""What the package raises on purpose: each message is one line that says what was wrong and what to do."""
+
+
+class NormscopeError(Exception):
+    """Root of every error raised on purpose; the command line prints it as one line and exits with 2."""
+
+
+class UnitError(NormscopeError):
+    """A layer, probe, rule or study does not describe itself completely."""
+
+
+class UsageError(NormscopeError):
+    """What was asked for does not exist or does not fit: an unknown slug, option or combination."""
+
+
+class DataError(NormscopeError):
+    """Data are missing, truncated, empty or not of the form that is read."""
+
+
+class StoreError(NormscopeError):
+    """A run folder cannot be written, or what lies in it is not a run."""
+
+
+class NonFiniteError(NormscopeError):
+    """A loss or a statistic became NaN or infinite where a number is needed."""

@@ -1,0 +1,62 @@
+"""What layers, probes, rules and studies share: each describes itself, and is found by being there."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+from typing import ClassVar, TypeVar
+
+from normscope._errors import UnitError
+
+T = TypeVar("T", bound="Unit")
+
+
+class Unit:
+    """A self-describing part. The class docstring is its page in the documentation.
+
+    Attributes:
+        CODE: Stable identifier by which users name the unit (a study's slug, a probe's or layer's snake-case name).
+        SOURCES: Where it comes from: paper and section, or document.
+        HEADINGS: The ``## `` headings that the docstring of every unit of this kind must fill.
+    """
+
+    CODE: ClassVar[str]
+    SOURCES: ClassVar[tuple[str, ...]]
+    HEADINGS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def title(cls) -> str:
+        """Return the first line of the docstring."""
+        return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+
+    @classmethod
+    def page(cls) -> dict[str, str]:
+        """Split the docstring at its ``## `` headings.
+
+        Returns:
+            The text under each heading, in order.
+
+        Raises:
+            UnitError: A heading of ``HEADINGS`` is missing or empty.
+        """
+        _, *parts = inspect.cleandoc(cls.__doc__ or "").split("\n## ")
+        page = {head.strip(): body.strip() for head, _, body in (part.partition("\n") for part in parts)}
+        missing = [head for head in cls.HEADINGS if not page.get(head)]
+        if missing:
+            raise UnitError(f"{cls.__module__}.{cls.__name__}: its docstring lacks {', '.join(missing)}")
+        return page
+
+
+def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
+    """Yield every final ``kind`` of a room, in the order of file names.
+
+    Files whose names begin with an underscore hold what the units share and are passed over.
+    """
+    for info in pkgutil.iter_modules(room.__path__):
+        if info.name.startswith("_") or info.ispkg:
+            continue
+        module = importlib.import_module(f"{room.__name__}.{info.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if issubclass(member, kind) and member.__module__ == module.__name__ and not inspect.isabstract(member):
+                yield member

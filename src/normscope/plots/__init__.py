@@ -1,0 +1,1 @@
+"""Plots, one kind a file: records and estimates in, a chart out."""

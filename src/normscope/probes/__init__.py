@@ -1,0 +1,1 @@
+"""Probes, one a file: instruments that attach to a training loop and leave no trace."""

@@ -1,0 +1,5 @@
+"""What flows: record, estimate, verdict; provenance; and the store that keeps the records. Knows no torch."""
+
+from normscope.records.estimate import Estimate as Estimate
+from normscope.records.record import Record as Record
+from normscope.records.verdict import Outcome as Outcome, Verdict as Verdict

@@ -1,0 +1,1 @@
+"""Studies, one a file: a claim, the experiment that tests it, and the rule that judges it."""

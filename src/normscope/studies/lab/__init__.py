@@ -1,0 +1,1 @@
+"""What studies share: small models, data, and the one training loop."""
