@@ -12,9 +12,9 @@ The acceleration :math:`a` is the jackknife's, which has this closed form for a 
 
 **Why** ``method="auto"`` **never trusts BCa alone.** A bootstrap of few values is too narrow: between two arms that do
 not differ, a nominal one-sided 2.5 % interval excludes zero in 25 % of comparisons at n = 2, 14 % at n = 3, 7 % at
-n = 5 and 5 % at n = 10 (normal values), and in 6 to 7 % at n = 10 for Laplace values and t with three degrees of freedom.
-Student's interval keeps its level for all of these, but misses on the long side of skewed values, where BCa reaches
-out. Taking the outer ends keeps the level in both cases, at the price of some width.
+n = 5 and 5 % at n = 10 (normal values), and in 6 to 7 % at n = 10 for Laplace values and t with three degrees of
+freedom. Student's interval keeps its level for all of these, but misses on the long side of skewed values, where BCa
+reaches out. Taking the outer ends keeps the level in both cases, at the price of some width.
 
 Coverage at a nominal 95 %, measured over 10,000 samples (standard error 0.2 %, bootstrap with 2,000 resamples):
 
