@@ -7,6 +7,8 @@ from normscope.ops.standardize import affine, standardize_affine
 from normscope.ops.statistics import channelwise, wide
 from normscope.ops.track import track
 
+_NAMES = ("weight", "bias", "running_mean", "running_var")
+
 
 class ShapeError(UsageError, ValueError):
     """A tensor has a shape that cannot be normalized; a ValueError too, as torch raises it."""
@@ -96,9 +98,8 @@ def _check(
     if not x.is_floating_point():
         raise ShapeError(f"expected an input of a floating type, got {x.dtype}: convert it with .float()")
     channels = x.shape[1]
-    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, values in given.items():
-        if values is not None and values.shape != (channels,):
+    for name, values in zip(_NAMES, (weight, bias, running_mean, running_var), strict=True):
+        if values is not None and (values.ndim != 1 or values.shape[0] != channels):
             raise ShapeError(
                 f"{name} should have one value for each of the {channels} channels of an input of shape "
                 f"{tuple(x.shape)}, got shape {tuple(values.shape)}"
