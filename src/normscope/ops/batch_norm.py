@@ -1,5 +1,7 @@
 """Batch normalization of a tensor ``(N, C, *)``: statistics per channel, of this batch or given."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normscope._errors import UsageError
@@ -79,10 +81,15 @@ def batch_norm_given(
         The normalized values in the type and shape of ``x``.
     """
     dtype = wide(x.dtype)
+    d = x - channelwise(mean.to(dtype), x)
+    if x.dtype != dtype:
+        weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
+    if not torch.is_grad_enabled():
+        # One pass instead of two. Its gradient has no forward derivative, so it is for where there is no gradient.
+        y = F.batch_norm(d, torch.zeros_like(mean, dtype=dtype), var.to(dtype), weight, bias, False, 0.0, eps)
+        return y.to(x.dtype)
     scale = (var.to(dtype) + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    return affine(x - channelwise(mean.to(dtype), x), scale, bias).to(x.dtype)
+    return affine(d, scale if weight is None else scale * weight, bias).to(x.dtype)
 
 
 def _check(
