@@ -32,4 +32,5 @@ def track(running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor,
     with torch.no_grad():
         for running, batch in ((running_mean, mean), (running_var, var)):
             if running is not None:
-                running.lerp_(batch if batch.dtype == running.dtype else batch.to(running.dtype), momentum)
+                # Not lerp_, for which vmap has no rule.
+                running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
