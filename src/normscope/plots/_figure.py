@@ -121,7 +121,7 @@ def fitted(spec: dict[str, Any], width: float) -> dict[str, Any]:
     columns = max(1, int(width / (longest * 7 + 50)))
     spec["config"] = {"legend": {"columns": columns}, "style": {"row-label": {"limit": width - _EFFECT_WORDS}}}
     if meta.get("layout") == "facet":
-        across = max(1, min(meta["panels"], int(width / 270), 3))
+        across = max(1, min(meta["panels"], int(width / (200 if meta["panels"] == 3 else 270)), 3))
         spec["columns"] = across
         spec["spec"]["width"] = max(120, (width - 30) / across - 55)
     elif meta.get("layout") == "stack":

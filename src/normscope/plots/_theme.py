@@ -72,6 +72,7 @@ def theme(mode: str = "light") -> dict[str, Any]:
         | {"labelAnchor": "start", "title": None, "labelPadding": 6},
         "text": {"color": ground["text"], "font": FONT, "fontSize": 12},
         "rule": {"color": ground["soft"]},
+        "tick": {"color": ground["text"]},
     }
 
 

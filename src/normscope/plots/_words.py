@@ -67,8 +67,9 @@ def effect_words(estimate: Estimate, *, margin: float | None = None, style: str 
     if math.isnan(estimate.point):
         return UNMEASURED
     point, low, high = (natural(v, estimate.scale) for v in (estimate.point, estimate.low, estimate.high))
-    decimals = _decimals(point, low, high, None if margin is None else natural(margin, estimate.scale))
-    middle = number(point, None if decimals is None else decimals + 1)
+    base = _decimals(point, low, high)
+    decimals = _clear_of(base, (low, high), None if margin is None else natural(margin, estimate.scale))
+    middle = number(point) if base is None or decimals is None else _point(point, decimals, max(base + 1, decimals))
     if estimate.scale == "difference" and point > 0 and middle != UNBOUNDED:
         middle = f"+{middle}"
     if estimate.scale == "log-ratio" and middle != UNBOUNDED:
@@ -102,16 +103,29 @@ def _leading(size: float, digits: int) -> int:
     return max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
 
 
-def _decimals(point: float, low: float, high: float, margin: float | None) -> int | None:
+def _point(value: float, decimals: int, more: int) -> str:
+    """Write a point with up to ``more`` digits, without closing zeros beyond ``decimals``."""
+    text = number(value, more)
+    while more > decimals and text.endswith("0"):
+        more -= 1
+        text = number(value, more)
+    return text
+
+
+def _decimals(point: float, low: float, high: float) -> int | None:
     """Return the decimals for the ends of an interval, or None where there is no width to go by."""
     ends = [end for end in (low, high) if math.isfinite(end)]
-    width = max(abs(end - point) for end in ends) if ends and math.isfinite(point) else 0.0
+    width = max((abs(end - point) for end in ends), default=0.0) if math.isfinite(point) else 0.0
     if width <= 0:
         return None
-    decimals = min(6, max(_leading(width, 1), _leading(abs(point), 2) if point else 0))
-    if margin is not None and math.isfinite(margin):
-        while decimals < 6 and any(
-            end != margin and number(end, decimals) == number(margin, decimals) for end in ends
-        ):
-            decimals += 1
+    return min(6, max(_leading(width, 1), _leading(abs(point), 2) if point else 0))
+
+
+def _clear_of(decimals: int | None, ends: tuple[float, float], margin: float | None) -> int | None:
+    """Add decimals until no end of an interval reads like the margin that it does not touch."""
+    if decimals is None or margin is None or not math.isfinite(margin):
+        return decimals
+    near = [end for end in ends if math.isfinite(end) and end != margin]
+    while decimals < 6 and any(number(end, decimals) == number(margin, decimals) for end in near):
+        decimals += 1
     return decimals

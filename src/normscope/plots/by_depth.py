@@ -68,13 +68,14 @@ def by_depth(
         pl.col("panel").replace({str(step): name for step, name in zip(at, panels, strict=True)}),
     )
     data = _draw.rows(shown, {c: c for c in ("arm", "panel", "x", "mid", "low", "high")})
+    ticks = _draw.log_ticks(drawn.frame) if log else []
     pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
     across = altair.X(
         "x:Q",
         axis=altair.Axis(title="Layer, from input to output", tickMinStep=1, format="d", tickCount=8),
         scale=altair.Scale(zero=False, nice=False),
     )
-    up = _draw.upward(altair, "mid", log=log)
+    up = _draw.upward(altair, "mid", log=log, ticks=ticks)
     base = altair.Chart().encode(x=across)
     faded = altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.1))
     tips = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title="layer")]
@@ -82,7 +83,7 @@ def by_depth(
     layers = []
     if band != "none" and drawn.seeds > 1:
         area = base.mark_area().encode(
-            y=_draw.upward(altair, "low", log=log),
+            y=_draw.upward(altair, "low", log=log, ticks=ticks),
             y2="high:Q",
             color=_draw.colour(altair, styles),
             opacity=altair.when(pick).then(altair.value(0.18)).otherwise(altair.value(0.03)),

@@ -1,7 +1,7 @@
 """Curves: a recorded quantity over training, one line an arm, with its spread over seeds."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normscope.plots import _draw
 from normscope.plots._figure import Figure, finished
@@ -78,12 +78,13 @@ def curves(
     order = names if panel == "name" else _in_order(drawn.frame["panel"].unique().to_list())
     table = drawn.frame.with_columns(pl.col("arm", "panel").replace(words))
     data = _draw.rows(table, {"arm": "arm", "panel": "panel", "x": "x", "mid": "mid", "low": "low", "high": "high"})
+    ticks = _draw.log_ticks(drawn.frame) if log else []
     pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
     hover = altair.selection_point(
         name="near", fields=["x"], nearest=True, on="pointermove", clear="pointerout", empty=False
     )
     across = _draw.along(altair, "x", x_title, whole=x == "step", log=log_x)
-    up = _draw.upward(altair, "mid", log=log)
+    up = _draw.upward(altair, "mid", log=log, ticks=ticks)
     base = altair.Chart().encode(x=across)
     line = base.mark_line(strokeWidth=2, clip=True).encode(
         y=up,
@@ -94,7 +95,7 @@ def curves(
     layers = [line]
     if band != "none" and drawn.seeds > 1:
         area = base.mark_area(clip=True).encode(
-            y=_draw.upward(altair, "low", log=log),
+            y=_draw.upward(altair, "low", log=log, ticks=ticks),
             y2="high:Q",
             color=_draw.colour(altair, styles),
             opacity=altair.when(pick).then(altair.value(0.2)).otherwise(altair.value(0.03)),
@@ -143,15 +144,9 @@ def _tips(center: str, band: str, seeds: int) -> list[tuple[str, str]]:
     return tips
 
 
-def _reference(altair: object, label: str, value: float) -> list[object]:
+def _reference(altair: Any, label: str, value: float) -> list[Any]:
     """Return a dashed horizontal line with its label at the right end."""
-    alt = altair
-    at = alt.datum(value)  # type: ignore[attr-defined]
-    base = alt.Chart()  # type: ignore[attr-defined]
-    rule = base.mark_rule(strokeDash=[5, 4], opacity=0.8).encode(y=at)
-    text = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11, clip=False).encode(
-        y=at,
-        x=alt.value("width"),  # type: ignore[attr-defined]
-        text=alt.value(label),  # type: ignore[attr-defined]
-    )
-    return [rule, text]
+    base = altair.Chart(altair.Data(values=[{"at": value, "text": label}])).encode(y=altair.Y("at:Q"))
+    rule = base.mark_rule(strokeDash=[5, 4], opacity=0.8)
+    text = base.mark_text(align="right", baseline="bottom", dy=-3, fontSize=11)
+    return [rule, text.encode(x=altair.value("width"), text="text:N")]

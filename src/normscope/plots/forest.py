@@ -10,7 +10,7 @@ from normscope.plots._theme import OUTCOME_COLOURS, OUTCOME_SHAPES
 from normscope.plots._words import effect_words, margin_words, natural, outcome_icon, scale_words
 from normscope.records import Outcome, Verdict
 
-_ROW = 52  # pixels: a line of words, and the interval under it
+_ROW = 54  # pixels: a line of words, and the interval under it
 _SCALES = ("log-ratio", "difference", "value")
 
 
@@ -55,7 +55,7 @@ def forest(
     told = joined(
         caption,
         "Mark and bar: effect and interval, positive in the direction of the claim; shape and colour: the verdict",
-        "Short dashed line: the margin that the whole interval must clear; long line: no effect",
+        "Upright strokes: thick, the margin that the whole interval must clear; thin, no effect",
         "An arrow means that the interval goes on" if any(_cut(v, rows) for v in rows) else "",
     )
     lines = "; ".join(f"{_label(v, labels or {})}: {effect_words(v.effect)}, {v.outcome.value}" for v in rows)
@@ -91,8 +91,8 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
     tips = [alt.Tooltip(f"{f}:N", title=f) for f in ("claim", "endpoint", "verdict", "effect", "margin", "seeds")]
     base = alt.Chart(data)
     # The words stand on a line of their own over the interval: a column of labels would leave a phone no chart.
-    words = base.mark_text(align="left", dy=-13, fontWeight=600, fontSize=12.5, style="row-label")
-    effect = base.mark_text(align="right", dy=-13, fontSize=12.5)
+    words = base.mark_text(align="left", dy=-17, fontWeight=600, fontSize=12.5, style="row-label")
+    effect = base.mark_text(align="right", dy=-17, fontSize=12.5)
     bars = base.mark_rule(strokeWidth=2.5).encode(y=up, x=alt.X("from:Q", scale=scale_x), x2="to:Q", color=colours)
     layers = [
         base.mark_rule(opacity=0.18).encode(y=up, x=alt.value(0), x2=alt.value("width")),
@@ -101,9 +101,10 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
     ]
     zero = 1.0 if scale == "log-ratio" else 0.0
     if low <= zero <= high:
-        layers.append(alt.Chart(alt.Data(values=[{"zero": zero}])).mark_rule(opacity=0.6).encode(x=alt.X("zero:Q")))
+        none = base.mark_tick(orient="vertical", size=18, thickness=1, opacity=0.55)
+        layers.append(none.encode(y=up, x=alt.X(datum=zero)))
     layers.append(bars)
-    tick = base.transform_filter("isValid(datum.margin_at)").mark_tick(orient="vertical", size=24, thickness=1.6)
+    tick = base.transform_filter("isValid(datum.margin_at)").mark_tick(orient="vertical", size=20, thickness=2)
     layers.append(tick.encode(y=up, x=alt.X("margin_at:Q"), tooltip=tips))
     for end, sign in (("from", "left"), ("to", "right")):
         arrow = base.transform_filter(f"datum.cut_{sign}").mark_point(filled=True, shape=f"triangle-{sign}", size=70)

@@ -80,6 +80,7 @@ def landscape_band(
     styles = {words.get(arm, arm): style for arm, style in arm_styles(present, arms).items()}
     shown_table = drawn.frame.with_columns(pl.col("arm", "panel").replace(words))
     data = _draw.rows(shown_table, {c: c for c in ("arm", "panel", "x", "low", "high")})
+    ticks = _draw.log_ticks(drawn.frame) if log else []
     pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
     tips = [
         altair.Tooltip("arm:N", title="arm"),
@@ -89,14 +90,14 @@ def landscape_band(
     ]
     base = altair.Chart().encode(x=_draw.along(altair, "x", "Optimizer step"))
     area = base.mark_area(clip=True).encode(
-        y=_draw.upward(altair, "low", log=log),
+        y=_draw.upward(altair, "low", log=log, ticks=ticks),
         y2="high:Q",
         color=_draw.colour(altair, styles),
         opacity=altair.when(pick).then(altair.value(0.28)).otherwise(altair.value(0.03)),
     )
     edges = [
         base.mark_line(strokeWidth=width, clip=True).encode(
-            y=_draw.upward(altair, end, log=log),
+            y=_draw.upward(altair, end, log=log, ticks=ticks),
             color=_draw.colour(altair, styles),
             strokeDash=_draw.dash(altair, styles),
             opacity=altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.1)),
@@ -108,7 +109,7 @@ def landscape_band(
         name="near", fields=["x"], nearest=True, on="pointermove", clear="pointerout", empty=False
     )
     points = base.mark_point(filled=True, size=46).encode(
-        y=_draw.upward(altair, "high", log=log),
+        y=_draw.upward(altair, "high", log=log, ticks=ticks),
         color=_draw.colour(altair, styles),
         opacity=altair.when(hover).then(altair.value(1)).otherwise(altair.value(0)),
         tooltip=tips,

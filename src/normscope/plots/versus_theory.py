@@ -68,8 +68,9 @@ def versus_theory(
     line_data = _draw.rows(lines.sort("arm", "x"), {"arm": "arm", "x": "x", "mid": "mid"})
     point_data = _draw.rows(points.sort("arm", "x"), {c: c for c in ("arm", "x", "mid", "low", "high")})
     few = 0 < points["x"].n_unique() <= 8
-    ticks = points["x"].unique().sort().to_list() if few else None
-    across = _draw.along(altair, "x", x_title or x, whole=False, log=log_x, ticks=ticks)
+    labelled = points["x"].unique().sort().to_list() if few else None
+    across = _draw.along(altair, "x", x_title or x, whole=False, log=log_x, ticks=labelled)
+    ticks = _draw.log_ticks(pl.concat([points.select("mid"), lines.select("mid")])) if log else []
     pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
     shown: dict[str, Any] = {"color": colour}
     if several:
@@ -80,11 +81,11 @@ def versus_theory(
         for c, t in (("x", x_title or x), ("mid", "measured"), ("low", "low"), ("high", "high"))
     ]
     line = altair.Chart(line_data).mark_line(strokeDash=[5, 4], strokeWidth=1.8)
-    line = line.encode(x=across, y=_draw.upward(altair, "mid", log=log), **shown)
+    line = line.encode(x=across, y=_draw.upward(altair, "mid", log=log, ticks=ticks), **shown)
     bars = altair.Chart(point_data).mark_rule(strokeWidth=2)
-    bars = bars.encode(x=across, y=_draw.upward(altair, "low", log=log), y2="high:Q", **shown)
+    bars = bars.encode(x=across, y=_draw.upward(altair, "low", log=log, ticks=ticks), y2="high:Q", **shown)
     dots = altair.Chart(point_data).mark_point(filled=True, size=70)
-    dots = dots.encode(x=across, y=_draw.upward(altair, "mid", log=log), tooltip=tips, **shown)
+    dots = dots.encode(x=across, y=_draw.upward(altair, "mid", log=log, ticks=ticks), tooltip=tips, **shown)
     chart = altair.layer(line, bars, dots).properties(height=_draw.HEIGHT)
     if several:
         chart = chart.add_params(pick)
