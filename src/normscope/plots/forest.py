@@ -75,7 +75,7 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
     data = alt.Data(values=rows)
     kind = "log" if scale == "log-ratio" else "linear"
     axis = alt.Axis(title=f"Effect as a {scale_words(scale)}" if scale != "value" else "Effect", format="~g", tickCount=6)
-    scale_x = alt.Scale(type=kind, domain=[low, high], nice=False, zero=False)
+    scale_x = alt.Scale(type=kind, domain=[low, high], nice=False)
     across = alt.X("mid:Q", scale=scale_x, axis=axis)
     up = alt.Y("row:O", axis=None, sort=None)
     colours = alt.Color(
