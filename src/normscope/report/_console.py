@@ -22,9 +22,9 @@ def console(verdicts: Sequence[Verdict], *, reasons: bool = False) -> "Table":
     Returns:
         Claim, verdict, effect with interval, margin and seeds. Nothing of a verdict's text is read as markup.
     """
-    from rich import box  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, show_lines=False)
     table.add_column("Claim", ratio=1, min_width=20, overflow="fold")

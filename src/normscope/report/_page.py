@@ -79,7 +79,9 @@ def write(
     target = Path(path)
     page = render(title=title, sections=sections, provenance=provenance or {}, times=times or {}, lede=lede)
     if target.is_dir():
-        raise StoreError(f"cannot write the report to {target}: it is a folder; name a file such as {target / 'report.html'}")
+        raise StoreError(
+            f"cannot write the report to {target}: it is a folder; name a file such as {target / 'report.html'}"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
@@ -92,7 +94,9 @@ def write(
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot write the report to {target}: {error.strerror or error}; choose another path") from error
+        raise StoreError(
+            f"cannot write the report to {target}: {error.strerror or error}; choose another path"
+        ) from error
     return target
 
 
@@ -105,7 +109,7 @@ def render(
     lede: str = "",
 ) -> str:
     """Return the page as text. Arguments as in ``write``."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("normscope.report", "templates"),
@@ -172,7 +176,9 @@ def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, A
     primary = section.verdicts[0] if section.verdicts else None
     others = [v for verdict in section.verdicts for v in ((verdict, *verdict.parts) if verdict.primary else (verdict,))]
     parts = [_verdict(v) for v in others if v is not primary]
-    folds = {head: text for head, text in section.page.items() if head not in _OPEN and head != "Claim" and text.strip()}
+    folds = {
+        head: text for head, text in section.page.items() if head not in _OPEN and head != "Claim" and text.strip()
+    }
     return {
         "anchor": anchor,
         "slug": section.slug,
@@ -288,9 +294,11 @@ def _safe_json(value: Any) -> str:
 @cache
 def _bundle() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script, in a scope of its own."""
-    import vl_convert  # noqa: PLC0415
+    import vl_convert
 
-    script = vl_convert.javascript_bundle().replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    script = (
+        vl_convert.javascript_bundle().replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    )
     return f"(()=>{{{script}}})();"
 
 

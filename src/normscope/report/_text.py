@@ -21,7 +21,14 @@ _SIGNS = {
     "dots": "…", "quad": " ", "log": "log", "exp": "exp", "max": "max", "min": "min", "cos": "cos", "lVert": "‖",
     "rVert": "‖", "Vert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "left": "", "right": "", ",": " ", ";": " ", "!": "",
 }  # fmt: skip
-_ACCENTS = {"hat": "\u0302", "widehat": "\u0302", "bar": "\u0304", "overline": "\u0304", "tilde": "\u0303", "dot": "\u0307"}
+_ACCENTS = {
+    "hat": "\u0302",
+    "widehat": "\u0302",
+    "bar": "\u0304",
+    "overline": "\u0304",
+    "tilde": "\u0303",
+    "dot": "\u0307",
+}
 _INLINE = re.compile(
     r"(?P<role>:[A-Za-z][\w:-]*:`(?P<rolebody>[^`]+)`)"
     r"|(?P<double>``(?P<doublebody>.+?)``)"
@@ -158,7 +165,11 @@ def _flush(paragraph: list[str], items: list[list[str]], numbered: bool) -> Iter
     if paragraph:
         joined = " ".join(line.strip() for line in paragraph)
         head = re.match(r"^#{1,6}\s+(.*)$", joined)
-        yield Markup("<p><strong>{}</strong></p>").format(inline(head[1])) if head else Markup("<p>{}</p>").format(inline(joined))
+        yield (
+            Markup("<p><strong>{}</strong></p>").format(inline(head[1]))
+            if head
+            else Markup("<p>{}</p>").format(inline(joined))
+        )
     if items:
         rows = Markup("").join(Markup("<li>{}</li>").format(inline(" ".join(item))) for item in items)
         yield Markup("<{0}>{1}</{0}>").format(Markup("ol" if numbered else "ul"), rows)

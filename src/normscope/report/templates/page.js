@@ -4,7 +4,6 @@
   const { charts, themes } = JSON.parse(document.getElementById("page-data").textContent);
   const boxes = [...document.querySelectorAll(".chart")];
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const EFFECT_WORDS = 190; // as in plots/_figure.py
   let printing = false;
 
   const mode = () => (printing ? "light" : root.dataset.theme || (dark.matches ? "dark" : "light"));
@@ -24,14 +23,21 @@
     const spec = structuredClone(source);
     const meta = (spec.usermeta || {}).normscope || {};
     if (meta.subtitle) spec.title = { text: wrapped(meta.subtitle, Math.max(20, Math.floor(width / 6.8))) };
-    const longest = Math.max(0, ...(meta.legend || []).map((label) => label.length));
+    const sizes = (meta.legend || []).map((label) => label.length * 6.6 + 44);
+    const line = sizes.reduce((sum, size) => sum + size, 0);
+    const columns = line <= width - 60 ? sizes.length : Math.floor((width - 60) / Math.max(...sizes));
+    const small = width < 480 ? 11.5 : 12.5;
     spec.config = {
-      legend: { columns: Math.max(1, Math.floor(width / (longest * 7 + 50))), labelLimit: Math.max(120, width - 60) },
-      style: { "row-label": { limit: Math.max(90, width - EFFECT_WORDS) } },
+      legend: { columns: Math.max(1, columns), labelLimit: Math.max(120, width - 60) },
+      style: {
+        "row-label": { limit: Math.max(90, width - 34 - (meta.words || 0)), fontSize: small },
+        "row-effect": { fontSize: small },
+      },
     };
     let across = 1;
     if (meta.layout === "facet") {
       across = Math.max(1, Math.min(meta.panels, Math.floor(width / (meta.panels === 3 ? 200 : 250)), 3));
+      across = Math.ceil(meta.panels / Math.ceil(meta.panels / across)); // 2 + 2, not 3 + 1
       spec.columns = across;
       spec.spec.width = Math.max(90, (width - 30) / across - 55 + correction);
     } else if (meta.layout === "stack") {
