@@ -69,13 +69,14 @@ def verdicts():
         parts=(
             Verdict("landscape-smoothness", "", Outcome.SUPPORTED, "gradient difference, matched by same step",
                     log_ratio(3.1, 2.4, 4.0), math.log(1.5), "Beyond the margin.", primary=False, p_value=1e-5),
-            Verdict("landscape-smoothness", "", Outcome.INCONCLUSIVE, "effective smoothness, matched by predicted decrease",
-                    log_ratio(1.2, 0.8, 1.9), math.log(1.5), "The interval holds the margin and no effect.", primary=False),
+            Verdict("landscape-smoothness", "", Outcome.INCONCLUSIVE, "effective smoothness, by predicted decrease",
+                    log_ratio(1.2, 0.8, 1.9), math.log(1.5), "It holds the margin and no effect.", primary=False),
         ),
     )  # fmt: skip
     shift = Verdict(
         "ics-gradient-shift",
-        "Batch norm reduces internal covariate shift, measured as the change of a layer's gradient when the layers before it are updated.",
+        "Batch norm reduces internal covariate shift, measured as the change of a layer's gradient "
+        "when the layers before it are updated.",
         Outcome.REFUTED,
         "mean cosine of G and G′, batch norm − no norm",
         Estimate(-0.12, -0.19, -0.05, 0.95, 10, "paired t", "difference"),
@@ -112,9 +113,14 @@ def verdicts():
 
 PAGE = {
     "Claim": "Along the gradient the loss varies less.",
-    "Method": "Arms `none`, `bn`, `noisy-bn` are paired by seed.\n\nAt each probe, on the same batch:\n\n- step :math:`s \\in [\\frac{1}{2}, 4]\\eta`;\n- the **range** of the loss;\n- the ``gradient_difference`` of :class:`~normscope.probes.Landscape`.\n\n    normscope study show landscape-smoothness",
+    "Method": (
+        "Arms `none`, `bn`, `noisy-bn` are paired by seed.\n\nAt each probe, on the same batch:\n\n"
+        "- step :math:`s \\in [\\frac{1}{2}, 4]\\eta`;\n- the **range** of the loss;\n"
+        "- the ``gradient_difference`` of :class:`~normscope.probes.Landscape`.\n\n"
+        "    normscope study show landscape-smoothness"
+    ),
     "Prediction": "Supported at the same step; :math:`\\lambda_{max} \\approx 2/\\eta` decides the rest.",
-    "Threats": "1. The step is confounded with the scale of the gradient.\n2. Small networks: *reversed* in shallow ones.",
+    "Threats": "1. The step is confounded with the gradient's scale.\n2. Small networks: *reversed* in shallow ones.",
 }  # fmt: skip
 
 
@@ -145,14 +151,16 @@ def sections(data=None):
     )
     command = "normscope study run landscape-smoothness --preset quick --seeds 10 --data digits --out runs/demo"
     return [
-        Section("landscape-smoothness", "Does batch norm smooth the loss along the gradient?", smooth.claim, PAGE, (smooth,),
+        Section("landscape-smoothness", "Does batch norm smooth the loss along the gradient?", smooth.claim, PAGE,
+                (smooth,),
                 (plots.landscape_band(data, title="The loss met along the gradient", slug="band", **own),
                  plots.curves(data, y=("loss", "accuracy", "test_accuracy"), title="Training", **own),
                  plots.landscape_band(data, title="How far the gradient turns", low=None, high="gradient_difference",
                                       matchings=["same-step"], **own)),
                 (table,), command, ("The grid of steps was cut at 0.4, where the network without norm diverges.",)),
         Section("ics-gradient-shift", "Does batch norm reduce internal covariate shift?", shift.claim, PAGE, (shift,),
-                (plots.heatmap(data, y="cosine", title="Agreement of the gradients, by layer and step", middle=0.7, **own),
+                (plots.heatmap(data, y="cosine", title="Agreement of the gradients, by layer and step", middle=0.7,
+                               **own),
                  plots.by_depth(data, y="norm", title="Gradient norm by depth", **own)), (), command),
         Section("noisy-batchnorm", "Does noise after batch norm undo its gain?", noisy.claim, PAGE, (noisy,),
                 (plots.curves(data, y="loss", title="Training loss", log=True, reference={"chance": 2.302}, **own),
@@ -166,7 +174,8 @@ def sections(data=None):
 PROVENANCE = {
     "data": "digits", "preset": "quick", "seeds": 10, "device": "cpu",
     "versions": {"normscope": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "numpy": "2.4.6"},
-    "machine": {"cpu": "Some CPU at 2.4 GHz", "cores": 2, "threads": 1}, "commit": "0123456789abcdef0123456789abcdef01234567",
+    "machine": {"cpu": "Some CPU at 2.4 GHz", "cores": 2, "threads": 1},
+    "commit": "0123456789abcdef0123456789abcdef01234567",
     "time_utc": "2026-01-02 03:04", "config_hash": "b1946ac92492d2347c6235b4d2611184",
 }  # fmt: skip
 TIMES = {

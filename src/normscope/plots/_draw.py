@@ -58,7 +58,7 @@ def upward(alt: Any, field: str, *, log: bool, zero: bool = False, ticks: Sequen
 def log_ticks(frame: "pl.DataFrame", columns: Sequence[str] = ("low", "mid", "high")) -> list[float]:
     """Return round values over the range of some columns: 1, 2, 5 within two decades, else powers of ten."""
     there = [c for c in columns if c in frame.columns]
-    ends = [float(v) for c in there for v in (frame[c].min(), frame[c].max()) if v is not None and v > 0]  # type: ignore[operator, arg-type]
+    ends = [v for c in there for v in frame[c].drop_nulls().to_list() if v > 0]
     if not ends:
         return []
     first, last = math.floor(math.log10(min(ends))), math.ceil(math.log10(max(ends)))
@@ -71,7 +71,7 @@ def along(
     alt: Any, field: str, title: str, *, whole: bool = True, log: bool = False, ticks: list[float] | None = None
 ) -> Any:
     """Return a horizontal axis; ``ticks`` are where it is labelled, else round numbers."""
-    options = {"values": ticks} if ticks else {"tickCount": 6}
+    options: dict[str, Any] = {"values": ticks} if ticks else {"tickCount": 6}
     options |= {"format": "~s", "tickMinStep": 1} if whole else {"format": "~g"}
     axis = alt.Axis(title=title, **options)
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)

@@ -109,7 +109,7 @@ def summarised(
         )
     if log:
         out = out.with_columns(pl.col("mid", "low", "high").exp())
-    most = int(out["n"].max() or 0) if out.height else 0  # type: ignore[call-overload]
+    most = max(out["n"].to_list(), default=0)
     drawn = Drawn(out.sort("arm", "panel", "x"), [], most)
     return thinned(drawn)
 

@@ -30,8 +30,8 @@ def forest(
         verdicts: In the order wanted.
         title: What the figure shows, in a line.
         slug: Name of the figure.
-        labels: Words for a row, by study slug or endpoint; else the study's slug for a primary verdict, the endpoint for
-            a part.
+        labels: Words for a row, by study slug or endpoint; else a primary verdict is named by its study's slug, a part
+            by its endpoint.
         parts: Whether the parts of each verdict follow it.
         caption: Sentences before those on how to read it.
         alt: Description for those who do not see it.
@@ -93,7 +93,7 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
         scale=alt.Scale(domain=[o.value for o in Outcome], range=[OUTCOME_SHAPES[o] for o in Outcome]),
     )
     tips = [alt.Tooltip(f"{f}:N", title=f) for f in ("claim", "endpoint", "verdict", "effect", "margin", "seeds")]
-    base = alt.Chart(data)
+    base = alt.Chart()
     # The words stand on a line of their own over the interval: a column of labels would leave a phone no chart.
     words = base.mark_text(align="left", dy=-17, fontWeight=600, style="row-label")
     effect = base.mark_text(align="right", dy=-17, style="row-effect")
@@ -115,7 +115,7 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
         layers.append(arrow.encode(y=up, x=alt.X(f"{end}:Q"), color=colours))
     dots = base.transform_filter("isValid(datum.mid)").mark_point(filled=True, size=110, opacity=1)
     layers.append(dots.encode(y=up, x=across, color=colours, shape=shapes, tooltip=tips))
-    return alt.layer(*layers).properties(height=_ROW * len(rows))
+    return alt.layer(*layers, data=data).properties(height=_ROW * len(rows))
 
 
 def _row(verdict: Verdict, labels: Mapping[str, str], low: float, high: float, index: int) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def landscape_band(
         lower = wide.filter(pl.col("end") == low).select(*keys, pl.col("value").alias("low"))
         table = upper.join(lower, on=keys)
     table = table.select(pl.col("arm", "panel", "low", "high", "n"), pl.col("step").cast(pl.Float64).alias("x"))
-    drawn = thinned(Drawn(table.sort("arm", "panel", "x"), [], int(table["n"].max() or 0)))  # type: ignore[call-overload]
+    drawn = thinned(Drawn(table.sort("arm", "panel", "x"), [], max(table["n"].to_list(), default=0)))
     words = {m: f"Matched by {m.replace('-', ' ')}" for m in shown if m} | dict(labels or {})
     present = drawn.frame["arm"].unique().to_list()
     styles = {words.get(arm, arm): style for arm, style in arm_styles(present, arms).items()}

@@ -29,8 +29,8 @@ def versus_theory(
     """Draw measured points with their intervals over theoretical lines.
 
     Args:
-        measured: Either columns ``x``, ``point``, ``low``, ``high`` (made by ``normscope.stats``), or ``x``, ``value`` and
-            ``seed``: then mean and 95 % t interval are drawn. Infinite ends are drawn as no bar.
+        measured: Either columns ``x``, ``point``, ``low``, ``high`` (made by ``normscope.stats``), or ``x``, ``value``
+            and ``seed``: then mean and 95 % t interval are drawn. Infinite ends are drawn as no bar.
         theory: Columns ``x`` and ``value`` (and ``by``): the lines.
         x: Column along the horizontal axis.
         title: What the figure shows, in a line.

@@ -2,5 +2,4 @@
 
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.record import Record as Record
-from normscope.records.verdict import Outcome as Outcome
-from normscope.records.verdict import Verdict as Verdict
+from normscope.records.verdict import Outcome as Outcome, Verdict as Verdict

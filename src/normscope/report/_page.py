@@ -297,7 +297,10 @@ def _bundle() -> str:
     import vl_convert
 
     script = (
-        vl_convert.javascript_bundle().replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+        .replace("\r\n", "\n")
+        .replace("</script", "<\\/script")
+        .replace("<!--", "<\\!--")
     )
     return f"(()=>{{{script}}})();"
 

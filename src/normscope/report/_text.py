@@ -1,8 +1,8 @@
 r"""From the markup of docstrings to HTML, with everything escaped.
 
-Understood: paragraphs, bullet and numbered lists, indented or fenced blocks, ``code``, **strong**, *emphasis*, web links,
-and roles: ``:math:`\gamma/\sigma``` becomes readable signs, any other role shows its content as code. What is not
-understood stands as it was written.
+Understood: paragraphs, bullet and numbered lists, indented or fenced blocks, ``code``, **strong**, *emphasis*, web
+links, and roles: ``:math:`\gamma/\sigma``` becomes readable signs, any other role shows its content as code. What is
+not understood stands as it was written.
 """
 
 import re
@@ -19,7 +19,8 @@ _SIGNS = {
     "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "∼", "propto": "∝", "equiv": "≡", "to": "→",
     "rightarrow": "→", "in": "∈", "langle": "⟨", "rangle": "⟩", "ell": "ℓ", "top": "ᵀ", "mid": "|", "ldots": "…",
     "dots": "…", "quad": " ", "log": "log", "exp": "exp", "max": "max", "min": "min", "cos": "cos", "lVert": "‖",
-    "rVert": "‖", "Vert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "left": "", "right": "", ",": " ", ";": " ", "!": "",
+    "rVert": "‖", "Vert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "left": "", "right": "",
+    ",": " ", ";": " ", "!": "",
 }  # fmt: skip
 _ACCENTS = {
     "hat": "\u0302",
