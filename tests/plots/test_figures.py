@@ -189,7 +189,7 @@ def test_the_forest_draws_ratios_where_they_are_and_cuts_what_has_no_bound():
     (row,) = [r for r in rows if "mid" in r]
     assert (row["mid"], row["to"], row["margin_at"]) == pytest.approx((2, 3, 1.5), rel=1e-4)
     assert (row["cut_left"], row["cut_right"]) == (True, False)
-    assert row["words"] == "×2.00 (no bound to 3.0)"
+    assert row["words"] == "×2.0 (no bound to 3.0)"
 
 
 @pytest.mark.parametrize(

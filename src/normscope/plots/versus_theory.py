@@ -85,11 +85,11 @@ def versus_theory(
     ]
     line = altair.Chart(line_data).mark_line(strokeDash=[5, 4], strokeWidth=1.8)
     line = line.encode(x=across, y=_draw.upward(altair, "mid", log=log, ticks=ticks), **shown)
-    bars = altair.Chart(point_data).mark_rule(strokeWidth=2)
+    bars = altair.Chart().mark_rule(strokeWidth=2)
     bars = bars.encode(x=across, y=_draw.upward(altair, "low", log=log, ticks=ticks), y2="high:Q", **shown)
-    dots = altair.Chart(point_data).mark_point(filled=True, size=70)
+    dots = altair.Chart().mark_point(filled=True, size=70)
     dots = dots.encode(x=across, y=_draw.upward(altair, "mid", log=log, ticks=ticks), tooltip=tips, **shown)
-    chart = altair.layer(line, bars, dots).properties(height=_draw.HEIGHT)
+    chart = altair.layer(line, altair.layer(bars, dots, data=point_data)).properties(height=_draw.HEIGHT)
     if several:
         chart = chart.add_params(pick)
     subtitle = y_title + (", logarithmic axis" if log else "")
