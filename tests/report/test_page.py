@@ -6,7 +6,7 @@ import os
 import re
 from html.parser import HTMLParser
 
-import _bench
+import _page_bench as _bench
 import pytest
 from rich.console import Console
 

@@ -95,7 +95,7 @@ def scale_words(scale: str) -> str:
         "log-ratio": "ratio (1 = no difference)",
         "difference": "difference (0 = none)",
         "value": "value",
-    }.get(scale, scale)
+    }.get(scale, scale[:24])
 
 
 def _leading(size: float, digits: int) -> int:

@@ -49,6 +49,36 @@
     return { spec, across, rigid: meta.layout === "facet" || meta.layout === "stack" };
   }
 
+  // ---- the numbers under the pointer; text only, whatever the strings are
+  const note = document.createElement("div");
+  note.id = "tip";
+  note.hidden = true;
+  document.body.append(note);
+
+  function tip(handler, event, item, value) {
+    note.hidden = value === null || value === undefined || value === "";
+    if (note.hidden) return;
+    const pairs = typeof value === "object" ? Object.entries(value) : [["", value]];
+    const list = document.createElement("dl");
+    for (const [key, text] of pairs) {
+      // Under "nearest" Vega-Lite 6.4 looks for names one level too high: the row itself is datum.datum.
+      const row = item && item.datum && item.datum.datum;
+      const shown = text === "undefined" && row && key in row ? row[key] : text;
+      list.append(
+        Object.assign(document.createElement("dt"), { textContent: key }),
+        Object.assign(document.createElement("dd"), { textContent: shown }),
+      );
+    }
+    note.replaceChildren(list);
+    const place = note.getBoundingClientRect();
+    const left = event.clientX + 14 + place.width > innerWidth ? event.clientX - place.width - 14 : event.clientX + 14;
+    const top = event.clientY + 14 + place.height > innerHeight ? event.clientY - place.height - 14 : event.clientY + 14;
+    note.style.left = `${Math.max(4, left)}px`;
+    note.style.top = `${Math.max(4, top)}px`;
+  }
+  addEventListener("scroll", () => { note.hidden = true; }, { passive: true });
+  addEventListener("keydown", (event) => { if (event.key === "Escape") note.hidden = true; });
+
   // ---- drawing: one chart at a time, again where width or theme has changed meanwhile
   const drawn = new Map();
 
@@ -58,7 +88,7 @@
       renderer: "svg",
       ast: true, // expressions are interpreted: the page's policy forbids making code from strings
       config: themes[shown],
-      tooltip: { disableDefaultStyle: true },
+      tooltip: tip,
       defaultStyle: false,
       forceActionsMenu: true,
       actions: { export: { png: true, svg: true }, source: false, compiled: false, editor: false },

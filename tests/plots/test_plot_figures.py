@@ -9,7 +9,7 @@ import pytest
 import vl_convert
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-import _bench
+import _page_bench as _bench
 
 from normscope import plots
 from normscope._errors import StoreError, UsageError
