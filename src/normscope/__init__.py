@@ -4,7 +4,7 @@ The public names are imported where they are used first, so that ``import normsc
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,11 @@ _FACE = {
     "studies": ("normscope.studies", None),
 }
 
-__all__ = ["__version__", *_FACE]
+if TYPE_CHECKING:
+    from normscope import layers, ops, plots, probes, records, stats, studies
+    from normscope._face import Scope, study
+
+__all__ = ["Scope", "__version__", "layers", "ops", "plots", "probes", "records", "stats", "studies", "study"]
 
 
 def __getattr__(name: str) -> Any:
