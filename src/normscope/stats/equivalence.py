@@ -54,7 +54,7 @@ def tost(
     if check_level(level) <= 0.5:
         raise UsageError(f"level is {level}; a test of equivalence needs one above 0.5, such as 0.95")
     array = as_values(values)
-    estimate = interval(array, scale=scale, level=2 * level - 1, method=method, draws=draws, seed=seed)
+    estimate = interval(array, scale=scale, level=round(2 * level - 1, 12), method=method, draws=draws, seed=seed)
 
     def one_sided(bound: float, inward: bool) -> float:
         both = p_from_values(array, bound, method=method, draws=draws, seed=seed)

@@ -1,12 +1,12 @@
-"""Confidence intervals over seeds: paired t, and the bias-corrected accelerated bootstrap.
+r"""Confidence intervals over seeds: paired t, and the bias-corrected accelerated bootstrap.
 
 Seeds are the replicates, never steps. The t interval is Student's. The bootstrap is BCa (Efron, B., "Better Bootstrap
-Confidence Intervals", JASA 82 (1987) 171-185, eqs. 2.3 and 4.4): with :math:`\\hat G` the bootstrap distribution of the
-mean, the end at probability :math:`\\alpha` is
+Confidence Intervals", JASA 82 (1987) 171-185, eqs. 2.3 and 4.4): with :math:`\hat G` the bootstrap distribution of the
+mean, the end at probability :math:`\alpha` is
 
-.. math:: \\hat G^{-1}\\Bigl(\\Phi\\bigl(z_0 + \\tfrac{z_0 + z_\\alpha}{1 - a\\,(z_0 + z_\\alpha)}\\bigr)\\Bigr),
-          \\quad z_0 = \\Phi^{-1}(\\hat G(\\bar x)),
-          \\quad a = \\frac{\\sum_i (x_i - \\bar x)^3}{6\\,\\bigl(\\sum_i (x_i - \\bar x)^2\\bigr)^{3/2}} .
+.. math:: \hat G^{-1}\Bigl(\Phi\bigl(z_0 + \tfrac{z_0 + z_\alpha}{1 - a\,(z_0 + z_\alpha)}\bigr)\Bigr),
+          \quad z_0 = \Phi^{-1}(\hat G(\bar x)),
+          \quad a = \frac{\sum_i (x_i - \bar x)^3}{6\,\bigl(\sum_i (x_i - \bar x)^2\bigr)^{3/2}} .
 
 The acceleration :math:`a` is the jackknife's, which has this closed form for a mean.
 

@@ -64,17 +64,18 @@ def adjust(verdicts: Sequence[Verdict], alpha: float = 0.05) -> list[Verdict]:
     Raises:
         DataError: A p-value is NaN or outside [0, 1].
     """
-    tested = [k for k, verdict in enumerate(verdicts) if verdict.primary and verdict.p_value is not None]
-    adjusted, rejected = holm([verdicts[k].p_value for k in tested], alpha)
+    p_values = {k: v.p_value for k, v in enumerate(verdicts) if v.primary and v.p_value is not None}
+    adjusted, rejected = holm(list(p_values.values()), alpha)
     result = list(verdicts)
-    for k, p, stands in zip(tested, adjusted.tolist(), rejected.tolist(), strict=True):
+    for k, p, stands in zip(p_values, adjusted.tolist(), rejected.tolist(), strict=True):
         verdict = verdicts[k]
         if stands or verdict.outcome is Outcome.INCONCLUSIVE:
             result[k] = replace(verdict, adjusted_p=p)
             continue
+        said = f"{verdict.reason.rstrip('.')}. " if verdict.reason else ""
         reason = (
-            f"{verdict.reason.rstrip('.')}. Alone this would be {verdict.outcome.value} (p = {verdict.p_value:.2g}), but "
-            f"judged together with {len(tested) - 1} other primary endpoints p = {p:.2g} exceeds {alpha:g} (Holm)."
+            f"{said}Alone this would be {verdict.outcome.value} (p = {verdict.p_value:.2g}), "
+            f"but judged together with {len(p_values) - 1} other primary endpoints p = {p:.2g} exceeds {alpha:g} (Holm)."
         )
-        result[k] = replace(verdict, outcome=Outcome.INCONCLUSIVE, adjusted_p=p, reason=reason.removeprefix(". "))
+        result[k] = replace(verdict, outcome=Outcome.INCONCLUSIVE, adjusted_p=p, reason=reason)
     return result
