@@ -14,6 +14,10 @@ class AbstractMeter(ABC):
 
     active: bool = False
 
+    def wants(self, step: int) -> bool:
+        """Say whether the forward pass of a step is to be listened to."""
+        return True
+
     @abstractmethod
     def read(self, cell: str, step: int) -> Iterable[Record]:
         """Yield what the step's forward pass showed."""
@@ -36,15 +40,21 @@ class ChannelShift(AbstractMeter):
     Args:
         model: The network.
         sites: Names of the modules whose outputs are read.
+        every: Steps between two readings; each takes two consecutive steps.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, sites: Sequence[str], *, every: int = 10) -> None:
+        self._every = every
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._last: dict[str, tuple[Tensor, Tensor]] = {}
         self._handles = [
             model.get_submodule(site).register_forward_hook(lambda _m, _i, out, site=site: self._look(site, out))
             for site in sites
         ]
+
+    def wants(self, step: int) -> bool:
+        """Listen to the step before a reading and to the reading's own."""
+        return self._every == 1 or step % self._every in (0, 1)
 
     def _look(self, site: str, out: Tensor) -> None:
         if self.active:
@@ -54,6 +64,9 @@ class ChannelShift(AbstractMeter):
 
     def read(self, cell: str, step: int) -> Iterable[Record]:
         """Yield the shifts since the step before."""
+        if self._every > 1 and step % self._every != 1:
+            self._last, self._seen = self._seen, {}
+            return
         for site, (mean, variance) in self._seen.items():
             if site in self._last:
                 before, spread = self._last[site]
@@ -65,7 +78,7 @@ class ChannelShift(AbstractMeter):
                 names = ("mean_shift", "variance_shift", "relative_mean_shift", "relative_variance_shift")
                 for name, value in zip(names, values, strict=True):
                     yield Record(cell, step, "channel_shift", site, name, value)
-        self._last = dict(self._seen)
+        self._last, self._seen = self._seen, {}
 
     def close(self) -> None:
         """Remove the hooks."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normscope._errors import NonFiniteError
-from normscope.probes import Scope
 from normscope.records import Record
 from normscope.studies.lab.data import Split
 from normscope.studies.lab.evaluate import accuracy, population_statistics
@@ -101,7 +100,11 @@ def train(
     def note(step: int, name: str, value: float) -> None:
         records.append(Record(cell, step, "training", "", name, value))
 
-    scope = Scope(model, loss_fn, optimizer, probes=list(probes), every=every, cell=cell) if probes else None
+    scope = None
+    if probes:
+        from normscope.probes import Scope  # type: ignore[attr-defined]
+
+        scope = Scope(model, loss_fn, optimizer, probes=list(probes), every=every, cell=cell)
     diverged = False
     model.train()
     try:
@@ -117,7 +120,7 @@ def train(
                 with scope.step(batch) if scope is not None else _nothing():
                     optimizer.zero_grad(set_to_none=True)
                     for meter in meters:
-                        meter.active = True
+                        meter.active = meter.wants(step)
                     logits = model(batch[0])
                     for meter in meters:
                         meter.active = False
