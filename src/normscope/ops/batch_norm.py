@@ -4,7 +4,7 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.ops.standardize import affine, standardize_affine
-from normscope.ops.statistics import channel_axes, channelwise, wide
+from normscope.ops.statistics import channelwise, wide
 from normscope.ops.track import track
 
 
@@ -52,9 +52,9 @@ def batch_norm(
         assert running_mean is not None
         assert running_var is not None
         return batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps)
-    y, shift, low, var = standardize_affine(x, weight, bias, channel_axes(x), eps)
+    y, shift, low, _, var = standardize_affine(x, weight, bias, eps)
     if running_mean is not None or running_var is not None:
-        track(running_mean, running_var, shift + low.detach(), var, x.numel() // x.shape[1], momentum)
+        track(running_mean, running_var, shift + low.detach(), var.detach(), momentum)
     return y
 
 

@@ -25,38 +25,36 @@ def channel_axes(x: Tensor) -> tuple[int, ...]:
 
 def channelwise(values: Tensor, x: Tensor) -> Tensor:
     """View one value per channel so that it broadcasts along the second axis of ``x``."""
-    return values.view(-1, *(1,) * (x.ndim - 2))
+    return values if x.ndim == 2 else values.view(-1, *(1,) * (x.ndim - 2))
 
 
-def shifted(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Take a constant near the mean off ``x``.
+def shifted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Take a constant near its mean off each channel.
 
     The constant is the mean as plainly summed: at an offset of 1e6 it misses the true mean by a tenth of a standard
     deviation, which is near enough. (A channel's first value would cost no pass over ``x``, but may be an outlier.)
 
     Args:
-        x: Values of any shape and floating type.
-        axes: Axes whose elements share one mean.
+        x: Values ``(N, C, *)`` of any floating type.
 
     Returns:
-        ``x`` minus the constant, and the constant with the reduced axes kept; both float32 or wider.
+        ``x`` minus the constants, and the constants ``(C,)``; both float32 or wider.
     """
-    shift = x.detach().mean(axes, keepdim=True, dtype=wide(x.dtype))
-    return x - shift, shift
+    shift = x.detach().mean(channel_axes(x), dtype=wide(x.dtype))
+    return x - channelwise(shift, x), shift
 
 
-def moments_of(x: Tensor, axes: tuple[int, ...]) -> Moments:
-    """Return count, mean and sum of squared deviations of ``x`` over ``axes``, with the reduced axes kept.
+def moments_of(x: Tensor) -> Moments:
+    """Return count, mean and sum of squared deviations of each channel.
 
     Args:
-        x: Values of any shape and floating type.
-        axes: Axes whose elements share one mean and one variance.
+        x: Values ``(N, C, *)`` of any floating type.
 
     Returns:
-        The moments, float32 or wider whatever the type of ``x``.
+        The moments ``(C,)``, float32 or wider whatever the type of ``x``.
     """
-    d, shift = shifted(x, axes)
-    rest = d.mean(axes, keepdim=True)
+    d, shift = shifted(x)
+    rest = d.mean(channel_axes(x))
     mean, low = two_sum(shift, rest)
-    m2 = (d - rest).square().sum(axes, keepdim=True)
-    return Moments(x.numel() // max(1, shift.numel()), mean, low, m2)
+    m2 = (d - channelwise(rest, d)).square().sum(channel_axes(x))
+    return Moments(x.numel() // x.shape[1], mean, low, m2)
