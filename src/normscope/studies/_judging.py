@@ -1,13 +1,14 @@
-"""Rules that several studies judge by: several conditions at once, ratios of gains, interpolation between runs."""
+"""Rules that several studies judge by: several conditions at once, own best learning rates, interpolation."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike
 
-from normscope._errors import DataError
 from normscope.records import Estimate, Outcome, Verdict
+from normscope.studies._evidence import Evidence
 
 Floats = np.ndarray
 
@@ -41,43 +42,16 @@ def p_value(verdict: Verdict) -> float:
     return 1.0 if verdict.p_value is None else verdict.p_value
 
 
-def ratio_of_means(numerator: ArrayLike, denominator: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Estimate mean(numerator) / mean(denominator) over paired seeds by Fieller's theorem.
+def best_rate(evidence: Evidence, arm: str) -> float:
+    """Return the learning rate at which an arm has the least validation loss at the end, geometric mean over seeds.
 
-    The interval holds every g for which the t interval of ``numerator - g * denominator`` holds zero (Fieller 1954).
-    It has no ends if the denominator is not clearly apart from zero: then there is no gain of which a share could be
-    retained.
-
-    Args:
-        numerator: One value per seed.
-        denominator: One value per seed, in the same order.
-        level: Confidence level.
-
-    Returns:
-        The ratio and its interval; unbounded on both sides where the data do not bound it.
-
-    Raises:
-        DataError: The two differ in length, or hold no or non-finite values.
+    A run that diverged has none, and rules its learning rate out; if that leaves nothing, the smallest is taken.
     """
-    from scipy.special import stdtrit
-
-    a, b = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or a.size == 0 or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise DataError("a ratio of means needs as many finite numerators as denominators, one of each per seed")
-    n = a.size
-    top, bottom = float(a.mean()), float(b.mean())
-    point = top / bottom if bottom else math.nan
-    unbounded = Estimate(point, -math.inf, math.inf, level, n, "Fieller interval", "value")
-    if n == 1:
-        return unbounded
-    t2 = float(stdtrit(n - 1, (1 + level) / 2)) ** 2
-    (vaa, vab), (_, vbb) = np.cov(a, b) / n
-    # mean(a - g b)^2 <= t^2 var(a - g b): a quadratic in g, an interval if its leading coefficient is positive.
-    lead, half, last = bottom**2 - t2 * vbb, top * bottom - t2 * vab, top**2 - t2 * vaa
-    if lead <= 0:
-        return unbounded
-    spread = math.sqrt(max(0.0, half**2 - lead * last))
-    return Estimate(point, (half - spread) / lead, (half + spread) / lead, level, n, "Fieller interval", "value")
+    frame = evidence.select(probe="training", name="val_loss", arm=arm)
+    rates: list[float] = sorted(evidence.select(arm=arm)["lr"].unique().to_list())
+    means = [float(np.log(evidence.per_seed(frame.filter(pl.col("lr") == rate))).mean()) for rate in rates]
+    finite = [(mean, rate) for mean, rate in zip(means, rates, strict=True) if math.isfinite(mean)]
+    return min(finite)[1] if finite else rates[0]
 
 
 def interpolate(x: ArrayLike, y: ArrayLike, at: float) -> float:

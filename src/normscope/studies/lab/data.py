@@ -281,3 +281,19 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
     if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
         return np.ascontiguousarray(np.moveaxis(x, -1, 1))
     return x
+
+
+def gaussian_regression(seed: int, *, samples: int = 1000, size: int = 10) -> Split:
+    """Draw the data of the deep linear network: x Gaussian, targets A x with A i.i.d. Gaussian.
+
+    Santurkar et al. 2018, appendix A.1. Training, validation and test part are the same: nothing is held out there.
+
+    Args:
+        seed: Seed of the replicate.
+        samples: Number of inputs.
+        size: Their features, and those of the targets.
+    """
+    source = torch.Generator().manual_seed(stream(seed, "split"))
+    x = torch.randn(samples, size, generator=source)
+    y = x @ torch.randn(size, size, generator=source).T
+    return Split(x, y, x, y, x, y)

@@ -1,14 +1,16 @@
 """The one training loop: deterministic per seed, watched by probes, honest about divergence."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normscope._errors import NonFiniteError
+from normscope.probes import AbstractProbe, ProbeWarning, Scope
 from normscope.records import Record
 from normscope.studies.lab.data import Split
 from normscope.studies.lab.evaluate import accuracy, population_statistics
@@ -17,6 +19,7 @@ from normscope.studies.lab.streams import generator
 
 Batch = tuple[Tensor, Tensor]
 Watcher = Callable[[int, nn.Module], Iterable[Record]]
+Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class _DivergedError(Exception):
@@ -51,6 +54,11 @@ def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
     return cross_entropy(model(x), y)
 
 
+def half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return half the sum of squared errors, over samples and outputs (a sum, as for the deep linear network)."""
+    return 0.5 * (outputs - targets).square().sum()
+
+
 def train(
     model: nn.Module,
     data: Split,
@@ -60,14 +68,15 @@ def train(
     steps: int,
     lr: float,
     batch_size: int,
-    probes: Sequence[object] = (),
+    probes: Sequence[AbstractProbe] = (),
     every: int = 50,
     probe_until: int | None = None,
     meters: Sequence[AbstractMeter] = (),
     watch: Watcher | None = None,
     evaluate_every: int = 0,
+    criterion: Criterion = cross_entropy,
 ) -> list[Record]:
-    """Train by plain SGD on the cross-entropy and return everything recorded, in order.
+    """Train by plain SGD and return everything recorded, in order.
 
     Records of the loop itself, probe ``training``: ``loss`` and ``accuracy`` of every step's batch before the update;
     ``test_loss`` and ``test_accuracy`` every ``evaluate_every`` steps; at the end ``val_loss``, ``val_accuracy``,
@@ -88,6 +97,7 @@ def train(
         meters: Cheap instruments that read every step's own forward pass.
         watch: Called before every update with (step, model), gradients in place; its records are kept.
         evaluate_every: Steps between two evaluations; 0 for only at the end.
+        criterion: Loss of (outputs, targets). Where targets are not labels there is no accuracy.
 
     Raises:
         NonFiniteError: The loss is not finite before the first update: the data or the initial weights are at fault,
@@ -102,32 +112,32 @@ def train(
 
     scope = None
     if probes:
-        from normscope.probes import Scope  # type: ignore[attr-defined]
-
-        scope = Scope(model, loss_fn, optimizer, probes=list(probes), every=every, cell=cell)
+        scope = Scope(model, lambda net, at: criterion(net(at[0]), at[1]), optimizer, probes=list(probes), every=every, cell=cell)
     diverged = False
+    labelled = not data.y_train.is_floating_point()
     model.train()
     try:
         for step in range(steps):
             if evaluate_every and step and step % evaluate_every == 0:
-                _evaluate(model, data, step, note, parts=("test",))
+                _evaluate(model, data, step, note, ("test",), criterion)
             batch = (data.x_train[order[step]], data.y_train[order[step]])
             if scope is not None and probe_until is not None and step >= probe_until:
                 records.extend(scope.drain())
                 scope.close()
                 scope = None
             try:
-                with scope.step(batch) if scope is not None else _nothing():
+                with _strict(), scope.step(batch) if scope is not None else nullcontext():
                     optimizer.zero_grad(set_to_none=True)
                     for meter in meters:
                         meter.active = meter.wants(step)
                     logits = model(batch[0])
                     for meter in meters:
                         meter.active = False
-                    loss = cross_entropy(logits, batch[1])
+                    loss = criterion(logits, batch[1])
                     value = loss.item()
                     note(step, "loss", value)
-                    note(step, "accuracy", accuracy(logits, batch[1]))
+                    if labelled:
+                        note(step, "accuracy", accuracy(logits, batch[1]))
                     if not math.isfinite(value):
                         raise _DivergedError
                     loss.backward()
@@ -153,29 +163,31 @@ def train(
     if diverged:
         note(step, "diverged", 1.0)
     else:
-        _evaluate(model, data, steps, note, parts=("val", "test"))
+        _evaluate(model, data, steps, note, ("val", "test"), criterion)
         note(steps, "diverged", 0.0)
     return records
 
 
 def _evaluate(
-    model: nn.Module, data: Split, step: int, note: Callable[[int, str, float], None], parts: Sequence[str]
+    model: nn.Module,
+    data: Split,
+    step: int,
+    note: Callable[[int, str, float], None],
+    parts: Sequence[str],
+    criterion: Criterion,
 ) -> None:
     with population_statistics(model, data.x_train), torch.no_grad():
         for part in parts:
             x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
             logits = torch.cat([model(chunk) for chunk in x.split(1000)])
-            note(step, f"{part}_loss", cross_entropy(logits, y).item())
-            note(step, f"{part}_accuracy", accuracy(logits, y))
+            note(step, f"{part}_loss", criterion(logits, y).item())
+            if not y.is_floating_point():
+                note(step, f"{part}_accuracy", accuracy(logits, y))
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
-def _nothing() -> AbstractContextManager[None]:
-    return _Nothing()
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Let a probe that fails end the run: a study must not go on without its measurements."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ProbeWarning)
+        yield
