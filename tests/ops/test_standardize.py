@@ -234,3 +234,18 @@ def test_output_may_be_overwritten():
     z = torch.relu_(ops.batch_norm(x, w, b))
     for got, want in zip(*(torch.autograd.grad(v.square().sum(), (x, w, b)) for v in (y, z)), strict=True):
         close(got, want)
+
+
+def test_reverse_over_forward():
+    x, w, b = leaves()
+    c, v = torch.randn_like(x), torch.randn_like(x)
+
+    def product(batch_norm):
+        with forward_ad.dual_level():
+            out = torch.tanh(batch_norm(forward_ad.make_dual(x, v), w, b))
+            return torch.autograd.grad((forward_ad.unpack_dual(out).tangent * c).sum(), (x, w, b))
+
+    found = product(lambda x, w, b: ops.batch_norm(x, w, b, eps=EPS))
+    expected = product(lambda x, w, b: rules.forward(x, w, b, EPS)[0])
+    for part, right in zip(found, expected, strict=True):
+        close(part, right)
