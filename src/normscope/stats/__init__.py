@@ -8,4 +8,5 @@ from normscope.stats.intervals import interval as interval
 from normscope.stats.intervals import paired_interval as paired_interval
 from normscope.stats.multiplicity import adjust as adjust
 from normscope.stats.multiplicity import holm as holm
+from normscope.stats.ratio import ratio_interval as ratio_interval
 from normscope.stats.slopes import slope_per_seed as slope_per_seed

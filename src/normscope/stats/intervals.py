@@ -12,9 +12,25 @@ The acceleration :math:`a` is the jackknife's, which has this closed form for a 
 
 **Why** ``method="auto"`` **never trusts BCa alone.** A bootstrap of few values is too narrow: between two arms that do
 not differ, a nominal one-sided 2.5 % interval excludes zero in 25 % of comparisons at n = 2, 14 % at n = 3, 7 % at
-n = 5 and 5 % at n = 10 (normal values, 2000 simulated comparisons each), and in 6 to 7 % at n = 10 for Laplace and t
-with three degrees of freedom. Student's interval keeps its level for all of these, but misses on the long side of
-skewed values, where BCa reaches out. Taking the outer ends keeps the level in both cases, at the price of some width.
+n = 5 and 5 % at n = 10 (normal values), and in 6 to 7 % at n = 10 for Laplace values and t with three degrees of
+freedom. Student's interval keeps its level for all of these, but misses on the long side of skewed values, where BCa
+reaches out. Taking the outer ends keeps the level in both cases, at the price of some width.
+
+Coverage at a nominal 95 %, measured over 10,000 samples (standard error 0.2 %, bootstrap with 2,000 resamples):
+
+===================  ====  ======  ===========================================
+values               n     method  coverage (interval above, below the truth)
+===================  ====  ======  ===========================================
+normal               10    t       95.0 % (2.6 %, 2.5 %)
+normal               3     auto    95.0 % (2.6 %, 2.3 %)
+normal               10    auto    95.3 % (2.4 %, 2.3 %)
+Laplace              10    auto    95.9 % (2.0 %, 2.1 %)
+t, 3 d.f.            10    auto    96.2 % (1.8 %, 2.0 %)
+uniform              3     auto    92.3 % (3.7 %, 4.0 %)
+log-normal           20    t       86.7 % (0.2 %, 13.1 %)
+log-normal           20    bca     87.4 % (2.4 %, 10.2 %)
+log-normal           20    auto    90.0 % (0.2 %, 9.9 %)
+===================  ====  ======  ===========================================
 """
 
 from dataclasses import dataclass

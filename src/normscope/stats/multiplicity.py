@@ -75,7 +75,7 @@ def adjust(verdicts: Sequence[Verdict], alpha: float = 0.05) -> list[Verdict]:
         said = f"{verdict.reason.rstrip('.')}. " if verdict.reason else ""
         reason = (
             f"{said}Alone this would be {verdict.outcome.value} (p = {verdict.p_value:.2g}), "
-            f"but judged together with {len(p_values) - 1} other primary endpoints p = {p:.2g} exceeds {alpha:g} (Holm)."
+            f"but together with {len(p_values) - 1} other primary endpoints p = {p:.2g} exceeds {alpha:g} (Holm)."
         )
         result[k] = replace(verdict, outcome=Outcome.INCONCLUSIVE, adjusted_p=p, reason=reason)
     return result

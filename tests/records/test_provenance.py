@@ -1,0 +1,39 @@
+"""Provenance: what may change a number, and nothing that names a machine or a person."""
+
+import getpass
+import json
+import socket
+import subprocess
+import sys
+
+from normscope.records.provenance import collect
+
+
+def test_what_is_collected() -> None:
+    found = collect()
+    assert json.loads(json.dumps(found)) == found
+    assert found["versions"]["numpy"]
+    assert found["python"].count(".") == 2
+    assert found["cores"]["usable"] >= 1
+    assert found["utc"].endswith("+00:00")
+    assert found["commit"] is None or len(found["commit"]) == 40
+
+
+def test_names_neither_machine_nor_user() -> None:
+    text = json.dumps({key: value for key, value in collect().items() if key != "versions"}).lower()
+    for secret in (socket.gethostname(), f"/home/{getpass.getuser()}"):
+        assert len(secret) < 5 or secret.lower() not in text
+
+
+def test_torch_is_not_imported_for_it() -> None:
+    code = "import sys, normscope.records.provenance as p; print(p.collect()['torch'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "False"]
+
+
+def test_outside_a_checkout_there_is_no_commit(monkeypatch) -> None:
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert collect()["commit"] is None
