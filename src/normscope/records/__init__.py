@@ -1,5 +1,9 @@
 """What flows: record, estimate, verdict; provenance; and the store that keeps the records. Knows no torch."""
 
+from normscope.records.cell import Cell as Cell
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.record import Record as Record
-from normscope.records.verdict import Outcome as Outcome, Verdict as Verdict
+from normscope.records.store import MemoryStore as MemoryStore
+from normscope.records.store import Store as Store
+from normscope.records.verdict import Outcome as Outcome
+from normscope.records.verdict import Verdict as Verdict

@@ -1,0 +1,247 @@
+r"""Confidence intervals over seeds: paired t, and the bias-corrected accelerated bootstrap.
+
+Seeds are the replicates, never steps. The t interval is Student's. The bootstrap is BCa (Efron, B., "Better Bootstrap
+Confidence Intervals", JASA 82 (1987) 171-185, eqs. 2.3 and 4.4): with :math:`\hat G` the bootstrap distribution of the
+mean, the end at probability :math:`\alpha` is
+
+.. math:: \hat G^{-1}\Bigl(\Phi\bigl(z_0 + \tfrac{z_0 + z_\alpha}{1 - a\,(z_0 + z_\alpha)}\bigr)\Bigr),
+          \quad z_0 = \Phi^{-1}(\hat G(\bar x)),
+          \quad a = \frac{\sum_i (x_i - \bar x)^3}{6\,\bigl(\sum_i (x_i - \bar x)^2\bigr)^{3/2}} .
+
+The acceleration :math:`a` is the jackknife's, which has this closed form for a mean.
+
+**Why** ``method="auto"`` **never trusts BCa alone.** A bootstrap of few values is too narrow: between two arms that do
+not differ, a nominal one-sided 2.5 % interval excludes zero in 25 % of comparisons at n = 2, 14 % at n = 3, 7 % at
+n = 5 and 5 % at n = 10 (normal values, 2000 simulated comparisons each), and in 6 to 7 % at n = 10 for Laplace and t
+with three degrees of freedom. Student's interval keeps its level for all of these, but misses on the long side of
+skewed values, where BCa reaches out. Taking the outer ends keeps the level in both cases, at the price of some width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from normscope._errors import DataError, UsageError
+from normscope.records import Estimate
+from normscope.stats._values import Floats, as_positive, as_values, check_level
+
+Method = Literal["auto", "t", "bca"]
+
+#: From this many seeds on, values that look normal get the t interval alone.
+LARGE = 10
+#: Name of the method that takes the outer ends of the t and the BCa interval.
+WIDER = "wider of t and BCa bootstrap"
+#: Shapiro-Wilk p-value above which values are taken to look normal.
+NORMAL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """The bootstrap distribution of a mean, with Efron's two corrections.
+
+    Attributes:
+        means: Sorted bootstrap means, shape ``(draws,)``.
+        bias: :math:`z_0`, dimensionless.
+        acceleration: :math:`a`, dimensionless.
+    """
+
+    means: Floats
+    bias: float
+    acceleration: float
+
+    def quantile(self, probability: float) -> float:
+        """Return the BCa end point at ``probability``."""
+        from scipy.special import ndtr, ndtri
+
+        shifted = self.bias + ndtri(probability)
+        corrected = ndtr(self.bias + shifted / (1 - self.acceleration * shifted))
+        return float(np.quantile(self.means, corrected))
+
+    def probability(self, value: float) -> float:
+        """Return the probability at which the end point is ``value``: the inverse of `quantile`.
+
+        Never below ``1 / (draws + 1)`` nor above one minus that: a bootstrap says nothing of smaller probabilities.
+        """
+        from scipy.special import ndtr, ndtri
+
+        draws = self.means.size
+        least = 1 / (draws + 1)
+        # The inverse of linear interpolation between order statistics; in a run of ties, its middle.
+        left, right = np.searchsorted(self.means, value, "left"), np.searchsorted(self.means, value, "right")
+        if right == 0:
+            return least
+        if left == draws:
+            return 1 - least
+        if left == right:
+            step = (value - self.means[left - 1]) / (self.means[left] - self.means[left - 1])
+            raw = (left - 1 + step) / (draws - 1)
+        else:
+            raw = (left + right - 1) / 2 / (draws - 1)
+        if raw <= 0 or raw >= 1:
+            return least if raw <= 0 else 1 - least
+        shifted = ndtri(raw) - self.bias
+        found = ndtr(shifted / (1 + self.acceleration * shifted) - self.bias)
+        return float(np.clip(found, least, 1 - least))
+
+
+def bootstrap(values: Floats, *, draws: int = 10_000, seed: int = 0) -> Bootstrap:
+    """Resample the mean of ``values``.
+
+    The values are sorted first and every resample is drawn together with its mirror image (the k-th smallest value
+    replaced by the k-th largest). So the order of seeds does not matter, and negating the values negates the interval:
+    exact laws instead of laws up to Monte-Carlo error.
+
+    Args:
+        values: Shape ``(n,)``, at least two of them, not all equal.
+        draws: Number of resamples; an odd number is raised by one.
+        seed: Seed of the resampling.
+    """
+    from scipy.special import ndtri
+
+    ordered = np.sort(values)
+    n = ordered.size
+    index = np.random.default_rng(seed).integers(0, n, (n, (draws + 1) // 2))
+    # Summed seed by seed, so that memory holds one row at a time whatever n is.
+    means = np.sort(np.concatenate([ordered[index].mean(axis=0), ordered[n - 1 - index].mean(axis=0)]))
+    centre = ordered.mean()
+    # Means that equal the sample's own but for rounding count as ties, half of them below.
+    blur = 8 * np.finfo(np.float64).eps * np.abs(ordered).max()
+    below = np.searchsorted(means, centre - blur, "left") + np.searchsorted(means, centre + blur, "right")
+    share = np.clip(below / (2 * means.size), 1 / (means.size + 1), means.size / (means.size + 1))
+    deviation = (ordered - centre) / np.abs(ordered - centre).max()
+    acceleration = (deviation**3).sum() / (6 * (deviation**2).sum() ** 1.5)
+    return Bootstrap(means, float(ndtri(share)), float(acceleration))
+
+
+def t_ends(values: Floats, level: float) -> tuple[float, float]:
+    """Return the ends of Student's interval of the mean; ``values`` has shape ``(n,)``, n at least 2."""
+    from scipy.special import stdtrit
+
+    n = values.size
+    half = stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(n)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def looks_normal(values: Floats) -> bool:
+    """Say whether the t interval is trusted alone: at least `LARGE` values and a Shapiro-Wilk p above `NORMAL`."""
+    from scipy.stats import shapiro
+
+    return values.size >= LARGE and float(shapiro(values).pvalue) > NORMAL
+
+
+def interval(
+    values: ArrayLike,
+    *,
+    scale: str = "value",
+    level: float = 0.95,
+    method: Method = "auto",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the mean of one number per seed, with its confidence interval.
+
+    Args:
+        values: One number per seed (a slope, a log-ratio already formed, a gain), shape ``(n,)``.
+        scale: What the numbers are; kept in the estimate.
+        level: Confidence level of the two-sided interval, in (0, 1).
+        method: ``"t"``, ``"bca"``, or ``"auto"``: t when n is at least 10 and the values look normal (Shapiro-Wilk
+            p > 0.05), else the outer ends of the t and the BCa interval (see the module's page for why not BCa alone).
+        draws: Bootstrap resamples.
+        seed: Seed of the resampling; the result is a function of the values and this number.
+
+    Returns:
+        The mean and its interval. One seed gives an infinite interval; equal values give the point itself.
+
+    Raises:
+        DataError: No value, or a value that is not finite.
+        UsageError: ``level`` or ``method`` is not one of those above.
+    """
+    array = as_values(values)
+    check_level(level)
+    if method not in ("auto", "t", "bca"):
+        raise UsageError(f"method {method!r} is not known; use 'auto', 't' or 'bca'")
+    n = int(array.size)
+    if n == 1:
+        return Estimate(float(array[0]), -np.inf, np.inf, level, n, "single seed", scale)
+    if np.ptp(array) == 0:
+        return Estimate(float(array[0]), float(array[0]), float(array[0]), level, n, "all seeds equal", scale)
+    # Summed in sorted order, so that the order of seeds cannot change even the last bit.
+    ordered = np.sort(array)
+    point = float(ordered.mean())
+    if method == "t" or (method == "auto" and looks_normal(ordered)):
+        low, high = t_ends(ordered, level)
+        return Estimate(point, low, high, level, n, "paired t" if scale in PAIRED else "t", scale)
+    resampled = bootstrap(ordered, draws=draws, seed=seed)
+    low, high = resampled.quantile((1 - level) / 2), resampled.quantile((1 + level) / 2)
+    name = "BCa bootstrap"
+    if method == "auto":
+        t_low, t_high = t_ends(ordered, level)
+        low, high, name = min(low, t_low), max(high, t_high), WIDER
+    return Estimate(point, low, high, level, n, name, scale)
+
+
+#: Scales on which each value already compares two arms of one seed.
+PAIRED = ("log-ratio", "difference")
+
+
+def paired_values(treated: ArrayLike, control: ArrayLike, scale: str) -> Floats:
+    """Compare two arms seed by seed.
+
+    Args:
+        treated: One number per seed, shape ``(n,)``.
+        control: The same seeds in the same order, shape ``(n,)``.
+        scale: ``"log-ratio"`` for log(treated / control), ``"difference"`` for treated - control.
+
+    Raises:
+        DataError: Different numbers of seeds, a value that is not finite, or for log-ratios not positive.
+        UsageError: Another scale.
+    """
+    if scale not in PAIRED:
+        raise UsageError(f"scale {scale!r} is not known; use 'log-ratio' or 'difference'")
+    form = as_positive if scale == "log-ratio" else as_values
+    first, second = form(treated, "treated values"), form(control, "control values")
+    if first.size != second.size:
+        raise DataError(f"{first.size} treated values against {second.size} control values; arms are paired by seed")
+    # A difference of logarithms overflows for no pair of finite numbers; a logarithm of the quotient may.
+    return np.log(first) - np.log(second) if scale == "log-ratio" else first - second
+
+
+def paired_interval(
+    treated: ArrayLike,
+    control: ArrayLike,
+    *,
+    scale: Literal["log-ratio", "difference"] = "log-ratio",
+    level: float = 0.95,
+    method: Method = "auto",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate how two arms differ, paired by seed.
+
+    Positive quantities (steps, losses, norms, curvatures) are compared as log-ratios, accuracies as differences.
+
+    Args:
+        treated: One number per seed, shape ``(n,)``.
+        control: The same seeds in the same order, shape ``(n,)``.
+        scale: ``"log-ratio"`` for the mean of log(treated / control), ``"difference"`` for that of treated - control.
+        level: Confidence level of the two-sided interval.
+        method: As in `interval`.
+        draws: Bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        The mean and its interval on ``scale``.
+
+    Raises:
+        DataError: Different numbers of seeds, none, or values that cannot be compared on this scale.
+        UsageError: An unknown scale, method or level.
+
+    Example:
+        >>> estimate = paired_interval([2.0, 2.2, 1.9], [1.0, 1.0, 1.0])
+        >>> estimate.low > 0  # the treated arm is larger
+        True
+    """
+    compared = paired_values(treated, control, scale)
+    return interval(compared, scale=scale, level=level, method=method, draws=draws, seed=seed)
