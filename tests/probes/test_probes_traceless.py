@@ -4,8 +4,8 @@ import random
 import warnings
 from functools import cache
 
-import probe_nets as nets
 import numpy as np
+import probe_nets as nets
 import pytest
 import torch
 
@@ -195,7 +195,9 @@ def test_a_failing_probe_is_reported_once_and_switched_off(where):
         "probe 'failing' failed at step 0 and is switched off; training goes on: ValueError: broken"
     ]
     assert nets.traces(result, plain("mlp")) == []
-    assert {(record.probe, record.step) for record in scopes[0].drain()} == {("gradient_flow", s) for s in (0, 5, 10, 15)}
+    assert {(record.probe, record.step) for record in scopes[0].drain()} == {
+        ("gradient_flow", s) for s in (0, 5, 10, 15)
+    }
 
 
 @pytest.mark.parametrize("net", ["dropout", "cnn"])
