@@ -243,7 +243,9 @@ def test_without_a_second_derivative_the_central_difference_is_taken():
     x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def square(function):
-        scope = Scope(model, lambda m, b: function(m(b)).square().mean(), None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
+        scope = Scope(
+            model, lambda m, b: function(m(b)).square().mean(), None, [probes.LandscapeAlongGradient(lr=0.1)], every=1
+        )
         with scope.step(x):
             pass
         return {record.name: record.value for record in scope.drain()}["curvature"]

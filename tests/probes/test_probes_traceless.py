@@ -65,7 +65,7 @@ def test_an_exception_in_the_users_block_leaves_no_hooks_and_no_records():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scope = Scope(model, nets.loss_fn, optimizer, probes=CODES, every=1)
     before = Snapshot(model)
-    with pytest.raises(KeyError, match="mine"), scope.step(batch):
+    with pytest.raises(KeyError, match="mine"), scope.step(batch):  # noqa: PT012
         nets.loss_fn(model, batch)
         raise KeyError("mine")
     assert scope.drain() == []
@@ -195,9 +195,8 @@ def test_a_failing_probe_is_reported_once_and_switched_off(where):
         "probe 'failing' failed at step 0 and is switched off; training goes on: ValueError: broken"
     ]
     assert nets.traces(result, plain("mlp")) == []
-    assert {(record.probe, record.step) for record in scopes[0].drain()} == {
-        ("gradient_flow", s) for s in (0, 5, 10, 15)
-    }
+    seen = {(record.probe, record.step) for record in scopes[0].drain()}
+    assert seen == {("gradient_flow", step) for step in (0, 5, 10, 15)}
 
 
 @pytest.mark.parametrize("net", ["dropout", "cnn"])
