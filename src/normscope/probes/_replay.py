@@ -274,6 +274,8 @@ class Replay:
             if not along_gradient:  # the loss is linear in the parameters
                 return [torch.zeros_like(part) for part in direction]
             total = torch.stack([part.to(along_gradient[0]) for part in along_gradient]).sum()
+            if _refuses(total):
+                return self._central_product(direction)
             return self._gather(trainable, torch.autograd.grad(total, leaves, allow_unused=True))
         except RuntimeError:
             return self._central_product(direction)
@@ -300,6 +302,20 @@ def _dense(part: Tensor | None, like: Tensor) -> Tensor:
     if part is None:
         return torch.zeros_like(like)
     return part if part.layout == torch.strided else part.to_dense()
+
+
+def _refuses(value: Tensor) -> bool:
+    """Whether a function that is differentiable only once took part: torch would take its part as zero and not say."""
+    seen, waiting = set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ in ("Error", "NotImplemented"):
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _silence(module: Module) -> None:

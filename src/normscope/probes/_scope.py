@@ -1,6 +1,5 @@
 """The scope: attach probes to any training loop."""
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
@@ -13,12 +12,10 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import LossFn, Replay, Start
-from normscope.records import Record
+from normscope.records import MemoryStore, Record, Store
 
 if TYPE_CHECKING:
     import polars
-
-_FLUSH_SECONDS = 30.0
 
 
 class ProbeWarning(UserWarning):
@@ -57,7 +54,8 @@ class Scope:
         cell: Name under which the records are filed.
 
     Raises:
-        UsageError: A code names no probe, ``every`` is below 1, or two optimizer types cannot be told apart.
+        UsageError: A code names no probe, ``every`` is below 1, or what was given is no model or optimizer.
+        StoreError: ``record_to`` is a folder that cannot be written or holds another run.
 
     Example:
         >>> scope = Scope(model, loss_fn, optimizer, probes=["gradient_flow"], every=50)
@@ -86,13 +84,14 @@ class Scope:
             raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         self.model, self.loss_fn, self.every, self.cell = model, loss_fn, every, cell
         given = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+        if not all(hasattr(one, "param_groups") for one in given):
+            raise UsageError("optimizer must be a torch optimizer or a sequence of them")
         self.optimizers: list[Optimizer] = given
         self.probes = [_probe(probe) for probe in probes]
         self.index = 0
         self._records: list[Record] = []
         self._drained = 0
         self._sink = _sink(record_to, cell)
-        self._flushed = time.monotonic()
         self._off: set[int] = set()
         self._inside = False
 
@@ -115,15 +114,13 @@ class Scope:
         ]
 
     def records(self) -> "polars.DataFrame":
-        """Return all records as a polars frame with one column for each field of ``Record``."""
+        """Return all records as a polars frame in canonical row order; columns as of ``MemoryStore.frame``."""
         if self._sink is not None:
             self._sink.flush()
             return self._sink.frame()
-        import polars
-
-        columns = {field: [getattr(record, field) for record in self._records] for field in Record.__slots__}
-        numbers = {"step": polars.Int64, "value": polars.Float64}
-        return polars.DataFrame(columns, schema={key: numbers.get(key, polars.String) for key in columns})
+        store = MemoryStore()
+        store.append(self._records)
+        return store.frame()
 
     def drain(self) -> list[Record]:
         """Return the records since the last drain.
@@ -141,7 +138,6 @@ class Scope:
         """Write out what is pending. The scope can be used again."""
         if self._sink is not None:
             self._sink.flush()
-            self._flushed = time.monotonic()
 
     def __enter__(self) -> "Scope":
         return self
@@ -154,8 +150,6 @@ class Scope:
             self._records += records
             return
         self._sink.append(records)
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.close()
 
     def _switch_off(self, probe: AbstractProbe, error: Exception) -> None:
         self._off.add(id(probe))
@@ -291,7 +285,4 @@ def _probe(probe: AbstractProbe | str) -> AbstractProbe:
 def _sink(record_to: "str | PathLike[str] | RecordSink | None", cell: str) -> RecordSink | None:
     if record_to is None or not isinstance(record_to, (str, PathLike)):
         return record_to
-    from normscope import records
-
-    sink: RecordSink = records.Store.create(record_to, {"kind": "scope", "cell": cell})  # type: ignore[attr-defined]
-    return sink
+    return Store.create(record_to, {"kind": "scope", "cell": cell})

@@ -58,7 +58,8 @@ class LandscapeAlongGradient(AbstractProbe):
     ``loss_fn`` is not the loss of the loop, reaches parameters other than through the model, writes into the batch, or
     draws random numbers before the step begins. At very small s in float32 the change of the gradient drowns in
     rounding. With batch norm in train mode the loss is that of this batch as a whole, which is the intention. The grid
-    is seen, not the line: a spike between two points is missed.
+    is seen, not the line: a spike between two points is missed. ``curvature`` needs second derivatives that are right
+    or refused: a custom autograd function that treats saved values as constants in its backward pass falsifies it.
 
     Args:
         lr: Learning rate; None takes that of the optimizer's first parameter group as the step begins.
