@@ -15,7 +15,7 @@ PANEL_HEIGHT = 190
 
 def rows(frame: "pl.DataFrame", columns: Mapping[str, str]) -> Any:
     """Return inline data with columns renamed."""
-    import altair as alt  # noqa: PLC0415
+    import altair as alt
 
     return alt.Data(values=frame.select([*columns]).rename(dict(columns)).to_dicts())
 
@@ -52,7 +52,7 @@ def upward(alt: Any, field: str, *, log: bool, zero: bool = False, ticks: Sequen
         axis = alt.Axis(title=None, labelExpr=label, **({"values": list(ticks)} if ticks else {"tickCount": 5}))
         return alt.Y(f"{field}:Q", scale=alt.Scale(type="log", nice=True), axis=axis)
     axis = alt.Axis(title=None, tickCount=5, format="~g")
-    return alt.Y(f"{field}:Q", scale=alt.Scale(zero=zero, nice=True), axis=axis)
+    return alt.Y(f"{field}:Q", scale=alt.Scale(zero=zero, nice=5), axis=axis)
 
 
 def log_ticks(frame: "pl.DataFrame", columns: Sequence[str] = ("low", "mid", "high")) -> list[float]:
@@ -67,7 +67,9 @@ def log_ticks(frame: "pl.DataFrame", columns: Sequence[str] = ("low", "mid", "hi
     return [float(f"{m}e{d}") for d in range(first - first % every, last + 1, every) for m in within]
 
 
-def along(alt: Any, field: str, title: str, *, whole: bool = True, log: bool = False, ticks: list[float] | None = None) -> Any:
+def along(
+    alt: Any, field: str, title: str, *, whole: bool = True, log: bool = False, ticks: list[float] | None = None
+) -> Any:
     """Return a horizontal axis; ``ticks`` are where it is labelled, else round numbers."""
     options = {"values": ticks} if ticks else {"tickCount": 6}
     options |= {"format": "~s", "tickMinStep": 1} if whole else {"format": "~g"}
@@ -79,14 +81,16 @@ def along(alt: Any, field: str, title: str, *, whole: bool = True, log: bool = F
 def panels(alt: Any, chart: Any, order: Sequence[str], *, independent: bool) -> Any:
     """Split a layered chart by ``panel``, in order."""
     facet = alt.Facet("panel:N", sort=list(order), title=None, header=alt.Header(title=None))
-    return chart.facet(facet=facet, columns=2, spacing=28).resolve_scale(
-        y="independent" if independent else "shared"
-    ).resolve_axis(x="independent", y="independent")
+    return (
+        chart.facet(facet=facet, columns=2, spacing=28)
+        .resolve_scale(y="independent" if independent else "shared")
+        .resolve_axis(x="independent", y="independent")
+    )
 
 
 def nothing(slug: str, title: str, caption: str, alt_text: str) -> Figure:
     """Return the figure that stands where there is nothing to draw."""
-    import altair as alt  # noqa: PLC0415
+    import altair as alt
 
     data = alt.Data(values=[{"t": "nothing to draw"}])
     chart = alt.Chart(data, height=80).mark_text(fontSize=13, fontStyle="italic", opacity=0.8).encode(text="t:N")

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from normscope._errors import StoreError, UsageError
 from normscope.plots._theme import theme
 
 _WIDTH = 640  # pixels of a saved figure, axes included
-_EFFECT_WORDS = 190  # pixels that a forest plot's effect in words takes of a row
 _META = "normscope"
 
 
@@ -49,7 +49,7 @@ class Figure:
             UsageError: The suffix is none of .png, .svg, .pdf.
             StoreError: The file cannot be written.
         """
-        import vl_convert  # noqa: PLC0415
+        import vl_convert
 
         target = Path(path)
         spec = fitted(self.spec, _WIDTH)
@@ -61,7 +61,9 @@ class Figure:
         elif target.suffix == ".pdf":
             content = vl_convert.vegalite_to_pdf(spec, config=config)
         else:
-            raise UsageError(f"a figure is saved as .png, .svg or .pdf, not as {target.suffix or 'a file without suffix'}")
+            raise UsageError(
+                f"a figure is saved as .png, .svg or .pdf, not as {target.suffix or 'a file without suffix'}"
+            )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
@@ -87,7 +89,9 @@ class Table:
     caption: str = ""
 
 
-def finished(chart: Any, *, layout: str, subtitle: str, panels: int = 1, legend: tuple[str, ...] = ()) -> dict[str, Any]:
+def finished(
+    chart: Any, *, layout: str, subtitle: str, panels: int = 1, legend: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Turn an Altair chart into a spec that waits for a width and a theme.
 
     Args:
@@ -117,11 +121,17 @@ def fitted(spec: dict[str, Any], width: float) -> dict[str, Any]:
     meta = spec.get("usermeta", {}).get(_META, {})
     if meta.get("subtitle"):
         spec["title"] = {"text": textwrap.wrap(meta["subtitle"], max(20, int(width / 6.6)))}
-    longest = max((len(label) for label in meta.get("legend", ())), default=0)
-    columns = max(1, int(width / (longest * 7 + 50)))
-    spec["config"] = {"legend": {"columns": columns}, "style": {"row-label": {"limit": width - _EFFECT_WORDS}}}
+    small = 11.5 if width < 480 else 12.5
+    spec["config"] = {
+        "legend": {"columns": _legend_columns(meta.get("legend", ()), width - 60)},
+        "style": {
+            "row-label": {"limit": max(90, width - 34 - meta.get("words", 0)), "fontSize": small},
+            "row-effect": {"fontSize": small},
+        },
+    }
     if meta.get("layout") == "facet":
-        across = max(1, min(meta["panels"], int(width / (200 if meta["panels"] == 3 else 270)), 3))
+        across = max(1, min(meta["panels"], int(width / (200 if meta["panels"] == 3 else 250)), 3))
+        across = math.ceil(meta["panels"] / math.ceil(meta["panels"] / across))  # 2 + 2, not 3 + 1
         spec["columns"] = across
         spec["spec"]["width"] = max(120, (width - 30) / across - 55)
     elif meta.get("layout") == "stack":
@@ -131,6 +141,12 @@ def fitted(spec: dict[str, Any], width: float) -> dict[str, Any]:
         spec["width"] = width
         spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """Return how many entries of a legend stand side by side: all of them where they fit on one line."""
+    sizes = [len(label) * 6.6 + 44 for label in labels]
+    return max(1, len(sizes) if sum(sizes) <= width else int(width / max(sizes)))
 
 
 def _tidy(value: Any) -> Any:

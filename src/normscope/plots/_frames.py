@@ -42,7 +42,7 @@ def chosen(frame: "pl.DataFrame", names: Sequence[str], *, log: bool = False) ->
     Returns:
         The frame with at least ``arm``, ``seed``, ``site``, ``name`` and a float ``value``; and the notes.
     """
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     if "name" not in frame.columns:
         wide = [name for name in names if name in frame.columns]
@@ -80,7 +80,7 @@ def summarised(
     Several records of one seed at one x (sites that are not told apart) are averaged first, so that a seed counts once.
     On a logarithmic axis the mean is the geometric one.
     """
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     if center not in ("mean", "median") or band not in BANDS:
         raise UsageError(f"a curve has center 'mean' or 'median' and band {', '.join(BANDS)}; not {center!r}, {band!r}")
@@ -94,10 +94,12 @@ def summarised(
     v = pl.col("v")
     mid = v.median() if center == "median" else v.mean()
     if band == "ci":
-        from scipy.special import stdtrit  # noqa: PLC0415
+        from scipy.special import stdtrit
 
         quantile = pl.col("n").map_elements(lambda n: float(stdtrit(max(n - 1, 1), 0.975)), return_dtype=pl.Float64)
-        out = seeds.group_by("arm", "panel", "x").agg(mid.alias("mid"), v.std().fill_null(0).alias("sd"), v.len().alias("n"))
+        out = seeds.group_by("arm", "panel", "x").agg(
+            mid.alias("mid"), v.std().fill_null(0).alias("sd"), v.len().alias("n")
+        )
         half = quantile * pl.col("sd") / pl.col("n").sqrt()
         out = out.with_columns((pl.col("mid") - half).alias("low"), (pl.col("mid") + half).alias("high")).drop("sd")
     else:
@@ -114,7 +116,7 @@ def summarised(
 
 def thinned(drawn: Drawn, limit: int = _MAX_POINTS) -> Drawn:
     """Keep evenly spaced x, the first and the last among them, until the figure is small enough."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     frame = drawn.frame
     if frame.height <= limit:
@@ -132,7 +134,7 @@ def layered(frame: "pl.DataFrame") -> "pl.DataFrame":
 
     Arms differ in their module paths (a normalization shifts the indices), so depth is a rank within the arm.
     """
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     pairs = frame.select("arm", "site").unique().rows()
     ranks = [

@@ -64,7 +64,7 @@ def effect_words(estimate: Estimate, *, margin: float | None = None, style: str 
     Returns:
         ``×1.83 (1.5 to 2.2)`` for a log-ratio, ``+0.12 (0.05 to 0.19)`` for a difference, ``0.18 (0.17 to 0.2)`` else.
     """
-    if math.isnan(estimate.point):
+    if not math.isfinite(estimate.point):
         return UNMEASURED
     point, low, high = (natural(v, estimate.scale) for v in (estimate.point, estimate.low, estimate.high))
     base = _decimals(point, low, high)

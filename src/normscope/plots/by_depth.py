@@ -48,8 +48,8 @@ def by_depth(
         caption: Sentences before those on line and band.
         alt: Description for those who do not see it.
     """
-    import altair  # noqa: PLC0415
-    import polars as pl  # noqa: PLC0415
+    import altair
+    import polars as pl
 
     slug = slug or f"depth-{y}".replace("@", "-").replace("_", "-")
     kept, notes = chosen(frame, [y], log=log)
@@ -79,7 +79,9 @@ def by_depth(
     base = altair.Chart().encode(x=across)
     faded = altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.1))
     tips = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title="layer")]
-    tips += [altair.Tooltip(f"{c}:Q", title=t, format=".4~g") for c, t in (("mid", center), ("low", "low"), ("high", "high"))]
+    tips += [
+        altair.Tooltip(f"{c}:Q", title=t, format=".4~g") for c, t in (("mid", center), ("low", "low"), ("high", "high"))
+    ]
     layers = []
     if band != "none" and drawn.seeds > 1:
         area = base.mark_area().encode(
@@ -95,7 +97,9 @@ def by_depth(
         )
     )
     layers.append(
-        base.mark_point(filled=True, size=36).encode(y=up, color=_draw.colour(altair, styles), opacity=faded, tooltip=tips)
+        base.mark_point(filled=True, size=36).encode(
+            y=up, color=_draw.colour(altair, styles), opacity=faded, tooltip=tips
+        )
     )
     panelled = len(at) > 1
     chart = altair.layer(*layers, data=data).properties(height=_draw.PANEL_HEIGHT if panelled else _draw.HEIGHT)

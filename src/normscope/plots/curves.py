@@ -59,8 +59,8 @@ def curves(
     Returns:
         The figure; one that says so where the frame holds nothing to draw.
     """
-    import altair  # noqa: PLC0415
-    import polars as pl  # noqa: PLC0415
+    import altair
+    import polars as pl
 
     names = [y] if isinstance(y, str) else list(y)
     slug = slug or "-".join(["curves", *names]).replace("@", "-").replace("_", "-")
@@ -127,7 +127,7 @@ def curves(
 
 def _in_order(values: Sequence[str]) -> list[str]:
     """Sort panels as numbers where they are numbers, else in natural order."""
-    from normscope.plots._frames import natural_key  # noqa: PLC0415
+    from normscope.plots._frames import natural_key
 
     try:
         return sorted(values, key=float)

@@ -7,7 +7,7 @@ from typing import Any
 from normscope.plots._figure import Figure, finished
 from normscope.plots._frames import joined
 from normscope.plots._theme import OUTCOME_COLOURS, OUTCOME_SHAPES
-from normscope.plots._words import effect_words, margin_words, natural, outcome_icon, scale_words
+from normscope.plots._words import effect_words, margin_words, natural, scale_words
 from normscope.records import Outcome, Verdict
 
 _ROW = 54  # pixels: a line of words, and the interval under it
@@ -39,9 +39,9 @@ def forest(
     Returns:
         The figure. Intervals that go on beyond the axis, or have no bound, end in an arrow.
     """
-    import altair  # noqa: PLC0415
+    import altair
 
-    from normscope.plots._draw import nothing  # noqa: PLC0415
+    from normscope.plots._draw import nothing
 
     rows = [v for verdict in verdicts for v in ((verdict, *verdict.parts) if parts else (verdict,))]
     if not rows:
@@ -52,6 +52,8 @@ def forest(
     chart = altair.vconcat(*panels, spacing=18) if len(panels) > 1 else panels[0]
     layout = "stack" if len(panels) > 1 else "single"
     spec = finished(chart, layout=layout, subtitle="")
+    longest = max(len(effect_words(v.effect, margin=v.margin)) for v in rows)
+    spec["usermeta"]["normscope"]["words"] = round(longest * 6 + 10)
     told = joined(
         caption,
         "Mark and bar: effect and interval, positive in the direction of the claim; shape and colour: the verdict",
@@ -74,8 +76,10 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
     rows = [_row(v, labels, low, high, i) for i, v in enumerate(verdicts)]
     data = alt.Data(values=rows)
     kind = "log" if scale == "log-ratio" else "linear"
-    axis = alt.Axis(title=f"Effect as a {scale_words(scale)}" if scale != "value" else "Effect", format="~g", tickCount=6)
-    scale_x = alt.Scale(type=kind, domain=[low, high], nice=False, zero=False)
+    axis = alt.Axis(
+        title=f"Effect as a {scale_words(scale)}" if scale != "value" else "Effect", format="~g", tickCount=6
+    )
+    scale_x = alt.Scale(type=kind, domain=[low, high], nice=False)
     across = alt.X("mid:Q", scale=scale_x, axis=axis)
     up = alt.Y("row:O", axis=None, sort=None)
     colours = alt.Color(
@@ -91,8 +95,8 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
     tips = [alt.Tooltip(f"{f}:N", title=f) for f in ("claim", "endpoint", "verdict", "effect", "margin", "seeds")]
     base = alt.Chart(data)
     # The words stand on a line of their own over the interval: a column of labels would leave a phone no chart.
-    words = base.mark_text(align="left", dy=-17, fontWeight=600, fontSize=12.5, style="row-label")
-    effect = base.mark_text(align="right", dy=-17, fontSize=12.5)
+    words = base.mark_text(align="left", dy=-17, fontWeight=600, style="row-label")
+    effect = base.mark_text(align="right", dy=-17, style="row-effect")
     bars = base.mark_rule(strokeWidth=2.5).encode(y=up, x=alt.X("from:Q", scale=scale_x), x2="to:Q", color=colours)
     layers = [
         base.mark_rule(opacity=0.18).encode(y=up, x=alt.value(0), x2=alt.value("width")),
@@ -118,12 +122,12 @@ def _row(verdict: Verdict, labels: Mapping[str, str], low: float, high: float, i
     """Return what is drawn of one verdict, in the numbers of the axis."""
     effect = verdict.effect
     point, start, end = (natural(v, effect.scale) for v in (effect.point, effect.low, effect.high))
-    seen = math.isfinite(point)
+    seen = math.isfinite(effect.point) and math.isfinite(point)
     margin = natural(verdict.margin, effect.scale)
     return {
         "row": index,
         "label": _label(verdict, labels),
-        "words": f"{outcome_icon(verdict.outcome)} {effect_words(effect, margin=verdict.margin)}",
+        "words": effect_words(effect, margin=verdict.margin),
         "outcome": verdict.outcome.value,
         "verdict": verdict.outcome.value,
         "claim": verdict.claim,
@@ -154,7 +158,6 @@ def _domain(scale: str, verdicts: Sequence[Verdict]) -> tuple[float, float]:
     pad = 0.06 * ((high - low) or 1.0)
     low, high = low - pad, high + pad
     return (math.exp(max(low, -300)), math.exp(min(high, 300))) if scale == "log-ratio" else (low, high)
-
 
 
 def _cut(verdict: Verdict, rows: Sequence[Verdict]) -> bool:

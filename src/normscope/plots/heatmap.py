@@ -44,8 +44,8 @@ def heatmap(
         caption: Sentences before those on what was averaged.
         alt: Description for those who do not see it.
     """
-    import altair  # noqa: PLC0415
-    import polars as pl  # noqa: PLC0415
+    import altair
+    import polars as pl
 
     slug = slug or f"heatmap-{y}".replace("@", "-").replace("_", "-")
     kept, notes = chosen(frame, [y], log=log)

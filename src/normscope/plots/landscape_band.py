@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from normscope.plots import _draw
 from normscope.plots._figure import Figure, finished
-from normscope.plots._frames import chosen, joined, thinned, Drawn
+from normscope.plots._frames import Drawn, chosen, joined, thinned
 from normscope.plots._names import readable
 from normscope.plots._theme import arm_styles
 
@@ -50,8 +50,8 @@ def landscape_band(
     Returns:
         The figure. Ends are medians over seeds: one exploding seed does not hide the others.
     """
-    import altair  # noqa: PLC0415
-    import polars as pl  # noqa: PLC0415
+    import altair
+    import polars as pl
 
     slug = slug or f"landscape-{high}".replace("_", "-")
     held = frame["name"].unique().to_list() if "name" in frame.columns else []
@@ -65,7 +65,9 @@ def landscape_band(
     split = pl.col("name").str.split_exact("@", 1).struct
     kept = kept.with_columns(split.field("field_0").alias("end"), split.field("field_1").fill_null("").alias("panel"))
     seeds = kept.group_by("arm", "panel", "step", "seed", "end").agg(pl.col("value").mean())
-    wide = seeds.group_by("arm", "panel", "step", "end").agg(pl.col("value").median(), pl.col("seed").n_unique().alias("n"))
+    wide = seeds.group_by("arm", "panel", "step", "end").agg(
+        pl.col("value").median(), pl.col("seed").n_unique().alias("n")
+    )
     upper = wide.filter(pl.col("end") == high).rename({"value": "high"})
     keys = ["arm", "panel", "step"]
     if low is None:

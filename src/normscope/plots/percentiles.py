@@ -44,8 +44,8 @@ def percentiles(
         caption: Sentences before the one on line and band.
         alt: Description for those who do not see it.
     """
-    import altair  # noqa: PLC0415
-    import polars as pl  # noqa: PLC0415
+    import altair
+    import polars as pl
 
     slug = slug or f"percentiles-layer-{'last' if layer == -1 else layer + 1}"
     kept, notes = chosen(frame, names)
@@ -77,13 +77,16 @@ def percentiles(
         x=_draw.along(altair, "x", "Optimizer step"), color=_draw.colour(altair, styles, show=False)
     )
     tips = [altair.Tooltip("x:Q", title="step", format="~g")]
-    tips += [altair.Tooltip(f"{c}:Q", title=n, format=".4~g") for c, n in zip(("low", "mid", "high"), names, strict=True)]
+    tips += [
+        altair.Tooltip(f"{c}:Q", title=n, format=".4~g") for c, n in zip(("low", "mid", "high"), names, strict=True)
+    ]
     hover = altair.selection_point(
         name="near", fields=["x"], nearest=True, on="pointermove", clear="pointerout", empty=False
     )
     area = base.mark_area(opacity=0.22).encode(y=_draw.upward(altair, "low", log=False), y2="high:Q")
     edges = [
-        base.mark_line(strokeWidth=1, opacity=0.7).encode(y=_draw.upward(altair, end, log=False)) for end in ("low", "high")
+        base.mark_line(strokeWidth=1, opacity=0.7).encode(y=_draw.upward(altair, end, log=False))
+        for end in ("low", "high")
     ]
     line = base.mark_line(strokeWidth=2.2).encode(y=_draw.upward(altair, "mid", log=False))
     points = base.mark_point(filled=True, size=46).encode(
@@ -95,7 +98,9 @@ def percentiles(
     chart = _draw.panels(altair, chart, list(styles), independent=not shared)
     spec = finished(chart, layout="facet", subtitle=y_title, panels=len(styles))
     over = f"medians over {most} seeds" if most > 1 else "one seed"
-    told = joined(caption, f"Line: {_percent(mid)}; band: {_percent(low)} to {_percent(high)}; {over}.", *notes, *drawn.notes)
+    told = joined(
+        caption, f"Line: {_percent(mid)}; band: {_percent(low)} to {_percent(high)}; {over}.", *notes, *drawn.notes
+    )
     return Figure(slug, title, told, alt or f"{title}. One panel each for {', '.join(styles)}.", spec)
 
 

@@ -43,8 +43,8 @@ def versus_theory(
         caption: Sentences before the one on points and lines.
         alt: Description for those who do not see it.
     """
-    import altair  # noqa: PLC0415
-    import polars as pl  # noqa: PLC0415
+    import altair
+    import polars as pl
 
     slug = slug or f"theory-{x}".replace("_", "-")
     points, notes = _points(measured, x, by)
@@ -57,7 +57,10 @@ def versus_theory(
     if log:  # an interval that reaches zero ends at the lowest point shown: the logarithm has no zero
         floor = points["mid"].min()
         points = points.with_columns(
-            pl.when(pl.col("low") > 0).then(pl.col("low")).otherwise(pl.min_horizontal(pl.lit(floor), "mid")).alias("low")
+            pl.when(pl.col("low") > 0)
+            .then(pl.col("low"))
+            .otherwise(pl.min_horizontal(pl.lit(floor), "mid"))
+            .alias("low")
         )
     if not points.height and not lines.height:
         return _draw.nothing(slug, title, joined(caption, *notes), alt)
@@ -92,19 +95,21 @@ def versus_theory(
     subtitle = y_title + (", logarithmic axis" if log else "")
     spec = finished(chart, layout="single", subtitle=subtitle, legend=tuple(styles) if several else ())
     told = joined(caption, "Points: measured, with 95 % intervals; dashed: theory.", *notes)
-    return Figure(slug, title, told, alt or f"{title}. {y_title}, measured and predicted, against {x_title or x}.", spec)
+    return Figure(
+        slug, title, told, alt or f"{title}. {y_title}, measured and predicted, against {x_title or x}.", spec
+    )
 
 
 def _series(frame: "pl.DataFrame", by: str | None) -> "pl.DataFrame":
     """Name the series ``arm``, whatever column tells them apart."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     return frame.with_columns((pl.col(by).cast(pl.String) if by else pl.lit("measured")).alias("arm"))
 
 
 def _points(measured: "pl.DataFrame", x: str, by: str | None) -> tuple["pl.DataFrame", list[str]]:
     """Return ``arm``, ``x``, ``mid``, ``low``, ``high`` from intervals as given, or made here from values per seed."""
-    import polars as pl  # noqa: PLC0415
+    import polars as pl
 
     frame = _series(measured, by)
     if "point" not in frame.columns:
@@ -112,7 +117,11 @@ def _points(measured: "pl.DataFrame", x: str, by: str | None) -> tuple["pl.DataF
         drawn = summarised(kept, x=x, panel=None, band="ci")
         return drawn.frame.select("arm", "x", "mid", "low", "high"), notes
     frame = frame.select(
-        "arm", *(pl.col(c).cast(pl.Float64).alias(t) for c, t in ((x, "x"), ("point", "mid"), ("low", "low"), ("high", "high")))
+        "arm",
+        *(
+            pl.col(c).cast(pl.Float64).alias(t)
+            for c, t in ((x, "x"), ("point", "mid"), ("low", "low"), ("high", "high"))
+        ),
     )
     fine = frame.filter(pl.col("mid").is_finite())
     gone = frame.height - fine.height
