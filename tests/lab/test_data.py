@@ -148,8 +148,10 @@ def test_cifar_archive_is_read_in_order(monkeypatch, tmp_path):
     import tarfile
 
     rng = np.random.default_rng(3)
-    files = {f"cifar-10-batches-bin/{name}.bin": rng.integers(0, 10, (4, 3073), dtype=np.uint8)
-             for name in ("data_batch_2", "data_batch_1", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")}
+    files = {
+        f"cifar-10-batches-bin/{name}.bin": rng.integers(0, 10, (4, 3073), dtype=np.uint8)
+        for name in ("data_batch_2", "data_batch_1", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+    }
     with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as archive:
         for name, rows in files.items():
             info = tarfile.TarInfo(name)

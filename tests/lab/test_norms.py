@@ -80,6 +80,7 @@ def test_noise_behind_batch_norm_does_not_cancel_and_changes_each_time():
 def test_rescaled_noise_is_in_units_of_the_spread():
     """Noise measured in standard deviations commutes with a change of scale; absolute noise does not."""
     x = sample(False) - 3
+
     def noised(factory, scale):
         return factory(place()).double()(scale * x) / scale
 

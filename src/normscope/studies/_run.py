@@ -1,5 +1,8 @@
 """Run a study: its cells over processes, each complete cell into the store, then the verdict."""
 
+import functools
+import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -215,9 +218,29 @@ def _execute(
     # an interruption loses no more than the cells under way.
     with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
-            joblib.delayed(_work)(study, cell, data, device) for cell in cells
+            joblib.delayed(_work_for)(os.getpid(), study, cell, data, device) for cell in cells
         )
         yield from results
+
+
+def _work_for(
+    parent: int, study: AbstractStudy, cell: Cell, data: str, device: str
+) -> tuple[Cell, list[Record], float]:
+    """Run one cell in a worker that ends with the process that started it."""
+    _follow(parent)
+    return _work(study, cell, data, device)
+
+
+@functools.cache
+def _follow(parent: int) -> None:
+    """Watch for the parent's end: a killed parent cannot stop its workers, which would go on for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
 
 
 def _work(study: AbstractStudy, cell: Cell, data: str, device: str) -> tuple[Cell, list[Record], float]:

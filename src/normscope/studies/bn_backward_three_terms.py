@@ -172,8 +172,12 @@ class BnBackwardThreeTerms(AbstractStudy):
             f"{exact:.0e}."
         )
         parts = [
-            self._exact(evidence, "full_error", "the three terms together are the exact gradient", "elementary operations"),
-            self._exact(evidence, "norm_error", "theorem 4.1's identity for the gradient's length", "the measured length"),
+            self._exact(
+                evidence, "full_error", "the three terms together are the exact gradient", "elementary operations"
+            ),
+            self._exact(
+                evidence, "norm_error", "theorem 4.1's identity for the gradient's length", "the measured length"
+            ),
             self._theory(evidence),
             self._vanishes(evidence),
             self._weights(evidence),
@@ -188,7 +192,9 @@ class BnBackwardThreeTerms(AbstractStudy):
         outcome = Outcome.SUPPORTED if largest < EXACT else Outcome.REFUTED if largest > 0.01 else Outcome.INCONCLUSIVE
         return self.verdict(
             outcome,
-            Estimate(-largest, -largest, -float(worst.min()), evidence.level, len(worst), "largest over seeds", "value"),
+            Estimate(
+                -largest, -largest, -float(worst.min()), evidence.level, len(worst), "largest over seeds", "value"
+            ),
             claim=what[0].upper() + what[1:] + ".",
             endpoint=f"Minus the largest relative error against {against}, float64",
             margin=-EXACT,
@@ -405,4 +411,3 @@ def _losses_said(evidence: Evidence) -> str:
     arms = evidence.settings["training"]["arms"]
     said = (f"{np.nanmean(_final_loss(evidence, arm, lr)):.3g} with {ARMS[arm]}" for arm in arms)
     return f"Mean loss of the last 20 steps: {', '.join(said)}."
-

@@ -174,7 +174,9 @@ class IcsGradientShift(AbstractStudy):
         target = updates["none"][list(lrs).index(lr)]
         at_target = np.array(
             [
-                interpolate(updates["batch"][:, seed], [table["batch"][rate][seed] for rate in lrs], float(target[seed]))
+                interpolate(
+                    updates["batch"][:, seed], [table["batch"][rate][seed] for rate in lrs], float(target[seed])
+                )
                 for seed in range(len(evidence.seeds))
             ]
         )
@@ -188,7 +190,9 @@ class IcsGradientShift(AbstractStudy):
                 f"the same relative update ({np.nanmean(target):.2g} a step)",
             ),
             self._matched(
-                evidence, table["none"][best["none"]] - table["batch"][best["batch"]], f"own best learning rates ({own})"
+                evidence,
+                table["none"][best["none"]] - table["batch"][best["batch"]],
+                f"own best learning rates ({own})",
             ),
         ]
 
@@ -331,7 +335,10 @@ class IcsGradientShift(AbstractStudy):
                     title=f"The deep linear network, learning rate {rate:g}",
                     y_title="cos(G, G')",
                     caption="Layers 9 and 17 of 25.",
-                    **{**common, "labels": common["labels"] | {"blocks.8.linear": "layer 9", "blocks.16.linear": "layer 17"}},
+                    **{
+                        **common,
+                        "labels": common["labels"] | {"blocks.8.linear": "layer 9", "blocks.16.linear": "layer 17"},
+                    },
                 ),
                 curves(
                     linear.filter(pl.col("probe") == "training"),
@@ -377,7 +384,9 @@ def _relative_update(cell: str, lr: float, every: int, until: int) -> Callable[[
     def watch(step: int, model: nn.Module) -> Iterator[Record]:
         if step % every or step >= until:
             return
-        weights = [weight for name, weight in model.named_parameters() if name.endswith(("linear.weight", "head.weight"))]
+        weights = [
+            weight for name, weight in model.named_parameters() if name.endswith(("linear.weight", "head.weight"))
+        ]
         moved = torch.stack([weight.grad.norm() for weight in weights if weight.grad is not None]).norm()
         size = torch.stack([weight.detach().norm() for weight in weights]).norm()
         yield Record(cell, step, "update", "", "relative_update", lr * float(moved) / float(size))

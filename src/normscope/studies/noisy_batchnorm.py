@@ -89,7 +89,7 @@ class NoisyBatchnorm(AbstractStudy):
         "quick": {
             "network": {"name": "mlp", "depth": 8, "width": 64},
             "batch": 128,
-            "steps": 200,
+            "steps": 250,
             "lr": 0.1,
             "lrs": [0.03, 0.1, 0.3],
             "controls": [
@@ -227,9 +227,7 @@ class NoisyBatchnorm(AbstractStudy):
             effect = interval(ratio, scale="log-ratio", level=evidence.level)
             outcome, p = decide(ratio, margin=SHIFT, level=evidence.level)
         reason = f"{math.exp(effect.point):.1f} times as far, geometric mean over layers and steps."
-        return self.verdict(
-            outcome, effect, claim=claim, endpoint=endpoint, margin=SHIFT, p_value=p, reason=reason
-        )
+        return self.verdict(outcome, effect, claim=claim, endpoint=endpoint, margin=SHIFT, p_value=p, reason=reason)
 
     def _prevents(self, evidence: Evidence, arm: str, lr: float) -> Verdict:
         final = evidence.per_seed(
@@ -295,7 +293,9 @@ class NoisyBatchnorm(AbstractStudy):
                 )
             )
         shift = main.filter(pl.col("probe") == "channel_shift")
-        sizes = {arm: shift.filter((pl.col("arm") == arm) & (pl.col("name") == "mean_shift"))["value"].mean() for arm in MAIN}
+        sizes = {
+            arm: shift.filter((pl.col("arm") == arm) & (pl.col("name") == "mean_shift"))["value"].mean() for arm in MAIN
+        }
         found.append(
             curves(
                 shift,
@@ -423,7 +423,9 @@ def _spread(main: pl.DataFrame) -> str:
     held = main.filter(pl.col("probe") == "activation_distribution")
     said = []
     for arm in MAIN:
-        ends = [held.filter((pl.col("arm") == arm) & (pl.col("name") == name))["value"].mean() for name in ("p15", "p85")]
+        ends = [
+            held.filter((pl.col("arm") == arm) & (pl.col("name") == name))["value"].mean() for name in ("p15", "p85")
+        ]
         if all(isinstance(end, float) for end in ends):
             said.append(f"{number(ends[0], 2)} to {number(ends[1], 2)} with {ARMS[arm]}")  # type: ignore[arg-type]
     return f"The middle 70 % of the values lies, on average over time, at {'; '.join(said)}."

@@ -200,7 +200,9 @@ def _fetch(address: str, name: str, md5: str, folder: str) -> Path:
 
 
 def _fashion_mnist() -> Dataset:
-    folders = {_fetch(_FASHION_ADDRESS + name, name, md5, "fashion-mnist").parent for name, md5 in _FASHION_FILES.items()}
+    folders = {
+        _fetch(_FASHION_ADDRESS + name, name, md5, "fashion-mnist").parent for name, md5 in _FASHION_FILES.items()
+    }
     return _checked("fashion-mnist", read_folder(folders.pop()))
 
 
@@ -266,7 +268,9 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
         if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
             raise DataError(f"{name}: y_{part} must hold class numbers from 0, got {y.dtype} from {y.min()}")
         if x.dtype != np.uint8 and not np.isfinite(x).all():
-            raise DataError(f"{name}: x_{part} holds {int((~np.isfinite(x)).sum())} NaN or infinite values: remove them")
+            raise DataError(
+                f"{name}: x_{part} holds {int((~np.isfinite(x)).sum())} NaN or infinite values: remove them"
+            )
     x_train, x_test = _channels_first(arrays["x_train"]), _channels_first(arrays["x_test"])
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(f"{name}: training inputs are {x_train.shape[1:]}, test inputs {x_test.shape[1:]}")

@@ -14,9 +14,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 @contextmanager
-def population_statistics(
-    model: nn.Module, x: Tensor, *, samples: int = 1024, batch: int = 256
-) -> Iterator[None]:
+def population_statistics(model: nn.Module, x: Tensor, *, samples: int = 1024, batch: int = 256) -> Iterator[None]:
     """Put ``model`` in eval mode with batch-norm statistics re-estimated on training inputs; undo everything at the end.
 
     The simple average over batches of the mean and of the unbiased variance, with the weights frozen (precise batch

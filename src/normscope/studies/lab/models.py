@@ -168,9 +168,7 @@ class DeepLinear(_Stacked):
         return x
 
 
-def mlp(
-    depth: int, width: int, *, inputs: int, classes: int, norm: Norm, seed: int, activation: str = "relu"
-) -> MLP:
+def mlp(depth: int, width: int, *, inputs: int, classes: int, norm: Norm, seed: int, activation: str = "relu") -> MLP:
     """Make MLP-``depth`` x ``width``: He-normal weights, zero biases.
 
     Args:

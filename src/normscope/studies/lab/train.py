@@ -112,7 +112,9 @@ def train(
 
     scope = None
     if probes:
-        scope = Scope(model, lambda net, at: criterion(net(at[0]), at[1]), optimizer, probes=list(probes), every=every, cell=cell)
+        scope = Scope(
+            model, lambda net, at: criterion(net(at[0]), at[1]), optimizer, probes=list(probes), every=every, cell=cell
+        )
     diverged = False
     labelled = not data.y_train.is_floating_point()
     model.train()
