@@ -1,0 +1,413 @@
+"""The backward pass of batch normalization: one term or three."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import nn
+
+from normscope.plots import Figure, Table, curves, number, versus_theory
+from normscope.records import Estimate, Outcome, Record, Verdict
+from normscope.records.store import Cell
+from normscope.stats import decide, interval, tost
+from normscope.studies._evidence import Evidence
+from normscope.studies._judging import unmeasured, usable
+from normscope.studies._study import AbstractStudy
+from normscope.studies.lab import norms
+from normscope.studies.lab.backward import measure
+from normscope.studies.lab.models import build
+from normscope.studies.lab.train import batch_indices, train
+
+if TYPE_CHECKING:
+    from normscope.studies.lab.data import Dataset
+
+EXACT = 1e-9
+HARM = math.log(1.2)
+ARMS = {
+    "full": "full backward pass",
+    "cut-mean": "mean taken for a constant",
+    "cut-variance": "variance taken for a constant",
+    "cut-both": "both taken for constants",
+    "none": "no batch norm",
+}
+
+
+class BnBackwardThreeTerms(AbstractStudy):
+    r"""The gradient through batch norm is more than a rescaling.
+
+    ## Claim
+    A lecture note gives the backward pass of batch normalization as :math:`g_\gamma = \hat z^\top g_y`,
+    :math:`g_\beta = g_y` and :math:`g_z = \gamma / \sqrt{\sigma_B^2 + \epsilon} \odot g_y` (note on batch norm, section
+    1). The first is right. The second lacks the sum over the batch. The third takes the batch's mean and variance for
+    constants and so leaves out two terms; the exact gradient is
+    :math:`\gamma/\sigma\,(g_y - \langle g_y\rangle - \hat z \langle g_y \hat z\rangle)` (Ioffe & Szegedy 2015, section
+    3; Santurkar et al. 2018, facts C.1 and C.2, theorem 4.1).
+
+    ## Method
+    A network of three hidden layers of 100 units on the digits in float64, at the first step and after 200 steps of SGD
+    at learning rate 0.1, for batches of 16, 64 and 256. In each layer, on the gradients that really arrive there:
+    E, the relative error of the note's :math:`g_z` against the exact gradient; its cosine; the share of gradient energy
+    that each left-out term removes; and the error of the weight gradients if every layer follows the note. The exact
+    gradient is that of automatic differentiation through elementary operations; the full formula is compared with it,
+    and with central differences. The claim is refuted if E is above 1 % (interval over seeds, batches of 64) in at
+    least 90 % of the layers while the full formula is right to 1e-9. Separately, networks are trained with the mean, the
+    variance or both cut out of the backward pass; a cut is harmful if the loss ends more than 1.2 times higher.
+
+    ## Prediction
+    Refuted. For a gradient that knows nothing of the normalized values the two terms remove a share 2/m of its energy,
+    so :math:`E \approx \sqrt{2/(m-2)}`: 0.378, 0.180 and 0.089 for m = 16, 64, 256; more in upper layers, where the
+    gradient correlates with the values, and there it does not vanish as m grows. Weight gradients are off by 50 to
+    100 %, because a layer's inputs are not centred and the left-out mean multiplies their mean. Yet training with both
+    terms cut survives an easy task: the loss ends higher, mostly through the mean, and pre-normalization biases drift.
+
+    ## Threats
+    The size of E depends on how much the arriving gradient correlates with the values: it is a property of network, task
+    and time, not a constant. That training survives the wrong rule holds for a shallow network on an easy task; the
+    harmful part says nothing of large networks. With the wrong rule every step differs, so the arms drift apart and the
+    loss compares trajectories, not single steps.
+    """
+
+    CODE = "bn-backward-three-terms"
+    CARD = 1
+    TOPIC = "gradient"
+    SOURCES = (
+        "Note on batch norm (2020), section 1",
+        "Ioffe & Szegedy 2015 (arXiv:1502.03167), section 3",
+        "Santurkar et al. 2018 (arXiv:1805.11604), facts C.1 and C.2, theorem 4.1",
+    )
+    CLAIM = "The input gradient of batch norm is the output gradient times gamma / sigma."
+    ENDPOINT = "Minus the relative error of that formula, mean over layers (0 = exact), batches of 64"
+    MARGIN = -0.01
+    PRESETS: Mapping[str, Mapping[str, Any]] = {
+        "quick": {
+            "network": {"name": "mlp", "depth": 3, "width": 100},
+            "batches": [16, 64, 256],
+            "judged": 64,
+            "steps": 200,
+            "lr": 0.1,
+            "train": None,
+            "test": None,
+            "training": {"steps": 400, "batch": 64, "lrs": [0.1, 1.0], "arms": list(ARMS)},
+        },
+        "full": {
+            "network": {"name": "vgg-a"},
+            "batches": [16, 64, 256],
+            "judged": 64,
+            "steps": 200,
+            "lr": 0.1,
+            "train": None,
+            "test": None,
+            "training": {"steps": 15000, "batch": 128, "lrs": [0.1, 0.5], "arms": list(ARMS)},
+        },
+    }
+
+    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield a measuring cell a batch size, and a training cell a cut and learning rate."""
+        for batch in settings["batches"]:
+            yield "full", {"task": "formula", "batch": batch, "lr": settings["lr"]}
+        training = settings["training"]
+        for lr in training["lrs"]:
+            for arm in training["arms"]:
+                yield arm, {"task": "training", "batch": training["batch"], "lr": lr}
+
+    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+        """Measure the formula at two times, or train with a cut."""
+        settings, batch, lr = cell.settings, int(cell.point["batch"]), float(cell.point["lr"])
+        formula = cell.point["task"] == "formula"
+        dtype = torch.float64 if formula else torch.float32
+        split = data.split(cell.seed, train=settings["train"], test=settings["test"], dtype=dtype).to(device)
+
+        def network(arm: str) -> nn.Module:
+            made = build(
+                norm=_factory(arm), shape=data.shape, classes=data.classes, seed=cell.seed, **settings["network"]
+            )
+            return made.to(device=device, dtype=dtype)
+
+        model = network(cell.arm)
+        if not formula:
+            training = settings["training"]
+            return train(
+                model,
+                split,
+                cell=cell.id,
+                seed=cell.seed,
+                steps=training["steps"],
+                lr=lr,
+                batch_size=batch,
+                watch=lambda step, net: _parameters(cell.id, step, net, training["steps"]),
+            )
+        steps = settings["steps"]
+        order = batch_indices(len(split.y_train), batch, steps + 1, cell.seed)
+        note = network("cut-both")
+        records = list(measure(cell.id, 0, model, note, split, order[0]))
+        trained = train(model, split, cell=cell.id, seed=cell.seed, steps=steps, lr=lr, batch_size=batch)
+        records += [record for record in trained if record.name != "accuracy"]
+        records += measure(cell.id, steps, model, note, split, order[steps])
+        return records
+
+    def judge(self, evidence: Evidence) -> Verdict:
+        """Refute the formula where its error is above 1 % in at least 90 % of layers and the full one is exact."""
+        settings, level = evidence.settings, evidence.level
+        judged = settings["judged"]
+        formula = evidence.select(probe="backward_terms", task="formula")
+        at = formula.filter((pl.col("batch") == judged) & (pl.col("name") == "error"))
+        layers = at.select("site", "step").unique().sort("site", "step").rows()
+        estimates = [
+            interval(evidence.per_seed(at.filter((pl.col("site") == s) & (pl.col("step") == t))), level=level)
+            for s, t in layers
+        ]
+        off = sum(estimate.low > -self.MARGIN for estimate in estimates)
+        exact = float(formula.filter(pl.col("name") == "full_error")["value"].max() or math.nan)  # type: ignore[arg-type]
+        errors = evidence.per_seed(at)
+        effect = interval(-errors, level=level)
+        outcome, p = decide(-errors, margin=self.MARGIN, level=level)
+        if outcome is Outcome.REFUTED and (off < 0.9 * len(layers) or not exact < EXACT):
+            outcome = Outcome.INCONCLUSIVE
+        reason = (
+            f"The formula is off by {_percent(errors.mean())} of the gradient's length on average; the interval lies above "
+            f"1 % in {off} of {len(layers)} (layer, time) pairs. With the two left-out terms the error is at most "
+            f"{exact:.0e}."
+        )
+        parts = [
+            self._exact(
+                evidence, "full_error", "the three terms together are the exact gradient", "elementary operations"
+            ),
+            self._exact(
+                evidence, "norm_error", "theorem 4.1's identity for the gradient's length", "the measured length"
+            ),
+            self._theory(evidence),
+            self._vanishes(evidence),
+            self._weights(evidence),
+            *self._harm(evidence),
+        ]
+        return self.verdict(outcome, effect, reason=reason, p_value=p, primary=True, parts=parts)
+
+    def _exact(self, evidence: Evidence, name: str, what: str, against: str) -> Verdict:
+        frame = evidence.select(probe="backward_terms", name=name)
+        worst = evidence.per_seed(frame, pl.col("value").max())
+        largest = float(worst.max())
+        outcome = Outcome.SUPPORTED if largest < EXACT else Outcome.REFUTED if largest > 0.01 else Outcome.INCONCLUSIVE
+        return self.verdict(
+            outcome,
+            Estimate(
+                -largest, -largest, -float(worst.min()), evidence.level, len(worst), "largest over seeds", "value"
+            ),
+            claim=what[0].upper() + what[1:] + ".",
+            endpoint=f"Minus the largest relative error against {against}, float64",
+            margin=-EXACT,
+            p_value=0.0 if outcome is not Outcome.INCONCLUSIVE else None,
+            reason=f"The largest relative error over all seeds, layers, batch sizes and times is {largest:.1e}.",
+        )
+
+    def _theory(self, evidence: Evidence) -> Verdict:
+        judged = evidence.settings["judged"]
+        frame = evidence.select(probe="backward_terms", name="error", site="blocks.0.norm", batch=judged)
+        ratio = np.log(evidence.per_seed(frame.filter(pl.col("step") == 0)) / _expected(judged))
+        equal, p, estimate = tost(ratio, low=-HARM, high=HARM, level=evidence.level)
+        return self.verdict(
+            Outcome.SUPPORTED if equal else Outcome.INCONCLUSIVE,
+            Estimate(
+                estimate.point, estimate.low, estimate.high, estimate.level, estimate.n, estimate.method, "log-ratio"
+            ),
+            claim=f"In the first layer at the first step the error is sqrt(2/(m-2)) = {_expected(judged):.3f}.",
+            endpoint="Measured error over theory, first layer, step 0 (within 1.2 times either way)",
+            margin=HARM,
+            p_value=p,
+            reason=f"Measured over theory is {math.exp(estimate.point):.2f}.",
+        )
+
+    def _vanishes(self, evidence: Evidence) -> Verdict:
+        largest = max(evidence.settings["batches"])
+        frame = evidence.select(probe="backward_terms", name="error", batch=largest)
+        top = sorted(frame["site"].unique().to_list(), key=lambda site: int(site.split(".")[1]))[-1]
+        values = -evidence.per_seed(frame.filter(pl.col("site") == top))
+        outcome, p = decide(values, margin=self.MARGIN, level=evidence.level)
+        return self.verdict(
+            outcome,
+            interval(values, level=evidence.level),
+            claim=f"What the formula leaves out vanishes in large batches: under 1 % at {largest}.",
+            endpoint=f"Minus the relative error in the top layer, batches of {largest}",
+            margin=self.MARGIN,
+            p_value=p,
+            reason=f"The error in the top layer is still {_percent(-values.mean())} at {largest}, "
+            f"where theory for an uninformative gradient has {_percent(_expected(largest))}.",
+        )
+
+    def _weights(self, evidence: Evidence) -> Verdict:
+        frame = evidence.select(probe="backward_terms", name="weight_error", batch=evidence.settings["judged"])
+        values = -evidence.per_seed(frame)
+        outcome, p = decide(values, margin=self.MARGIN, level=evidence.level)
+        return self.verdict(
+            outcome,
+            interval(values, level=evidence.level),
+            claim="Weight gradients computed with the formula in every layer are right.",
+            endpoint="Minus the relative error of the weight gradients, mean over layers",
+            margin=self.MARGIN,
+            p_value=p,
+            reason=f"They are off by {_percent(-values.mean())} of their length: layer inputs are not centred, and the "
+            "left-out mean multiplies their mean.",
+        )
+
+    def _harm(self, evidence: Evidence) -> Iterator[Verdict]:
+        training = evidence.settings["training"]
+        for lr in training["lrs"]:
+            full = _final_loss(evidence, "full", lr)
+            for arm in ("cut-both", "cut-mean", "cut-variance"):
+                if arm not in training["arms"]:
+                    continue
+                ratio = np.log(_final_loss(evidence, arm, lr)) - np.log(full)
+                ratio = ratio[usable(ratio)]
+                if not len(ratio):
+                    effect, outcome, p = unmeasured(0, evidence.level, "log-ratio"), Outcome.INCONCLUSIVE, 1.0
+                else:
+                    effect = interval(ratio, scale="log-ratio", level=evidence.level)
+                    outcome, p = decide(ratio, margin=HARM, level=evidence.level)
+                drift = evidence.per_seed(
+                    evidence.select(probe="parameters", name="bias_max", arm=arm, lr=lr, task="training"),
+                    pl.col("value").sort_by("step").last(),
+                )
+                yield self.verdict(
+                    outcome,
+                    effect,
+                    claim=f"Training with {ARMS[arm].replace(' taken for', ' taken for')} is harmed.",
+                    endpoint=f"Loss after {training['steps']} steps over that of the full backward pass, "
+                    f"{ARMS[arm]}, learning rate {lr:g}",
+                    margin=HARM,
+                    p_value=p,
+                    reason=f"The loss ends {math.exp(effect.point):.2f} times as high; the largest bias in front of a "
+                    f"batch norm reaches {float(np.nanmean(drift)):.1e}, which the exact gradient would leave at rest.",
+                )
+
+    def figures(self, evidence: Evidence) -> Sequence[Figure]:
+        """Draw error against batch size with theory, the training losses, and the drift of biases."""
+        settings = evidence.settings
+        errors = evidence.select(probe="backward_terms", name="error")
+        layer = pl.lit("layer ") + (pl.col("site").str.extract(r"blocks\.(\d+)").cast(pl.Int64) + 1).cast(pl.String)
+        first = errors.filter(pl.col("step") == 0).with_columns(layer.alias("layer"))
+        per_seed = first.group_by("batch", "layer", "seed").agg(pl.col("value").mean())
+        batches = settings["batches"]
+        theory = pl.DataFrame(
+            {"batch": batches, "value": [_expected(m) for m in batches], "layer": ["theory"] * len(batches)}
+        )
+        ends = {
+            name: evidence.per_seed(
+                first.filter((pl.col("layer") == name) & (pl.col("batch") == settings["judged"]))
+            ).mean()
+            for name in sorted(first["layer"].unique().to_list())
+        }
+        said = ", ".join(f"{_percent(value)} in {name}" for name, value in ends.items())
+        losses = evidence.select(probe="training", name="loss", task="training", lr=settings["training"]["lrs"][0])
+        biases = evidence.select(probe="parameters", name="bias_max", task="training")
+        return [
+            versus_theory(
+                per_seed,
+                theory,
+                x="batch",
+                by="layer",
+                slug="error-by-batch",
+                title="What the rescaling formula misses, against batch size",
+                x_title="Batch size m",
+                y_title="Relative error of the input gradient at the first step",
+                log=True,
+                log_x=True,
+                caption=f"With batches of {settings['judged']} the formula misses {said}; theory for a gradient that knows "
+                f"nothing of the values has {_percent(_expected(settings['judged']))}.",
+            ),
+            curves(
+                losses,
+                y="loss",
+                slug="loss-by-cut",
+                title=f"Training with parts of the backward pass cut out, learning rate {settings['training']['lrs'][0]:g}",
+                y_title="Training loss (cross-entropy of a batch)",
+                log=True,
+                arms=list(ARMS),
+                labels=ARMS,
+                caption="All train; the order at the end tells the price. " + _losses_said(evidence),
+            ),
+            curves(
+                biases,
+                y="bias_max",
+                facet="lr",
+                slug="bias-drift",
+                title="Biases in front of a batch norm drift when the mean is cut out",
+                y_title="Largest absolute bias",
+                log=True,
+                arms=list(ARMS),
+                labels=ARMS,
+                caption="The exact gradient of such a bias is zero, so it only moves by rounding; cut the mean out and it "
+                "drifts.",
+            ),
+        ]
+
+    def tables(self, evidence: Evidence) -> Sequence[Table]:
+        """Tabulate error, shares and theory by batch size, layer and time."""
+        frame = evidence.select(probe="backward_terms")
+        names = ("error", "cosine", "mean_share", "variance_share", "weight_error", "weight_cosine")
+        rows = []
+        for batch in evidence.settings["batches"]:
+            for step in sorted(frame["step"].unique().to_list()):
+                for site in sorted(frame["site"].unique().to_list()):
+                    here = frame.filter(
+                        (pl.col("batch") == batch) & (pl.col("step") == step) & (pl.col("site") == site)
+                    )
+                    means = [
+                        number(float(np.nanmean(evidence.per_seed(here.filter(pl.col("name") == name)))), 3)
+                        for name in names
+                    ]
+                    rows.append((batch, step, int(site.split(".")[1]) + 1, number(_expected(batch), 3), *means))
+        columns = ("Batch", "Step", "Layer", "Theory", "Error", "Cosine", "Mean's share", "Variance's share")
+        return [
+            Table(
+                "The rescaling formula against the exact gradient",
+                (*columns, "Weight error", "Weight cosine"),
+                tuple(rows),
+                "Means over seeds. Theory is sqrt(2/(m-2)); shares are those of the gradient's energy that the left-out "
+                "terms remove.",
+            )
+        ]
+
+
+def _factory(arm: str) -> norms.Factory:
+    cuts = {"cut-mean": (True, False), "cut-variance": (False, True), "cut-both": (True, True)}
+    if arm in cuts:
+        mean, variance = cuts[arm]
+        return norms.detached(mean=mean, variance=variance)
+    return norms.none() if arm == "none" else norms.batch()
+
+
+def _expected(m: int) -> float:
+    """Return the relative error for an uninformative gradient, sqrt(2/(m-2))."""
+    return math.sqrt(2 / (m - 2))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * float(value):.0f} %" if value >= 0.0995 else f"{100 * float(value):.1f} %"
+
+
+def _parameters(cell: str, step: int, model: nn.Module, steps: int) -> Iterator[Record]:
+    """Yield the largest bias in front of a normalization and the length of the hidden weights, now and then."""
+    if step % max(1, steps // 40) and step != steps - 1:
+        return
+    linears = [block.linear for block in model.blocks]  # type: ignore[union-attr]
+    bias = max(float(linear.bias.detach().abs().max()) for linear in linears)
+    length = math.sqrt(sum(float(linear.weight.detach().square().sum()) for linear in linears))
+    yield Record(cell, step, "parameters", "", "bias_max", bias)
+    yield Record(cell, step, "parameters", "", "weight_norm", length)
+
+
+def _final_loss(evidence: Evidence, arm: str, lr: float) -> np.ndarray:
+    """Return per seed the mean loss of the last 20 steps; chance where the run diverged."""
+    frame = evidence.select(probe="training", name="loss", arm=arm, lr=lr, task="training")
+    values = evidence.per_seed(frame, pl.col("value").sort_by("step").tail(20).mean())
+    ended = evidence.per_seed(evidence.select(probe="training", name="diverged", arm=arm, lr=lr, task="training"))
+    return np.where(ended == 1, np.log(10), values)
+
+
+def _losses_said(evidence: Evidence) -> str:
+    lr = evidence.settings["training"]["lrs"][0]
+    arms = evidence.settings["training"]["arms"]
+    said = (f"{np.nanmean(_final_loss(evidence, arm, lr)):.3g} with {ARMS[arm]}" for arm in arms)
+    return f"Mean loss of the last 20 steps: {', '.join(said)}."
