@@ -153,7 +153,7 @@ def _section(judged: Judged) -> Section:
         title=found.study.title(),
         claim=found.study.CLAIM,
         page=found.study.page(),
-        verdicts=(judged.verdict, *judged.verdict.parts),
+        verdicts=(judged.verdict,),
         figures=tuple(found.figures()),
         tables=tuple(found.tables()),
         command=found.command(),

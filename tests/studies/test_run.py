@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from polars.testing import assert_frame_equal
 
-import tiny
 from normscope import studies
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.records import Outcome

@@ -6,6 +6,7 @@ ignored). Altair is imported when a figure is drawn, not here.
 
 from normscope.plots._figure import Figure as Figure
 from normscope.plots._figure import Table as Table
+from normscope.plots._names import readable as readable
 from normscope.plots._theme import PALETTE as PALETTE
 from normscope.plots._theme import theme as theme
 from normscope.plots._words import (

@@ -19,8 +19,8 @@ _GROUNDS = {
     "dark": {"ground": "#171b22", "text": "#e8ebf1", "soft": "#aab3c2", "line": "#465062", "grid": "#272e39"},
 }
 _PLAIN = {"none", "standard", "plain", "nonorm", "nobn", "off", "without", "unnormalised", "unnormalized"}
-_BATCH = {"bn", "batchnorm", "batchnormalization", "batchnormalisation"}
-_NOISY = {"noisybn", "noisybatchnorm", "noisy", "bnnoise", "bnnoisy"}
+_BATCH = {"bn", "batch", "batchnorm", "batchnormalization", "batchnormalisation"}
+_NOISY = {"noisybn", "noisybatch", "noisybatchnorm", "noisy", "bnnoise", "bnnoisy"}
 
 
 def theme(mode: str = "light") -> dict[str, Any]:
