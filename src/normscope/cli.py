@@ -173,8 +173,7 @@ def _run(slugs: Sequence[str], *, out: Path, as_json: bool, **settings: Any) -> 
 
 
 def _finish(runs: Sequence["Judged"], out: Path, as_json: bool) -> None:
-    from normscope import _face
-    from normscope import report as page
+    from normscope import _face, report as page
 
     verdicts = [judged.verdict for judged in runs]
     path = _face.write_report(runs, out / "report.html")

@@ -4,21 +4,13 @@ Frames are those of ``Store.frame``: columns ``arm``, ``seed``, ``step``, ``site
 ignored). Altair is imported when a figure is drawn, not here.
 """
 
-from normscope.plots._figure import Figure as Figure
-from normscope.plots._figure import Table as Table
+from normscope.plots._figure import Figure as Figure, Table as Table
 from normscope.plots._names import readable as readable
-from normscope.plots._theme import PALETTE as PALETTE
-from normscope.plots._theme import theme as theme
+from normscope.plots._theme import PALETTE as PALETTE, theme as theme
 from normscope.plots._words import (
     effect_words as effect_words,
-)
-from normscope.plots._words import (
     margin_words as margin_words,
-)
-from normscope.plots._words import (
     number as number,
-)
-from normscope.plots._words import (
     outcome_icon as outcome_icon,
 )
 from normscope.plots.by_depth import by_depth as by_depth
