@@ -37,10 +37,11 @@ def sections_of(frame: "polars.DataFrame", probes: Sequence[AbstractProbe]) -> l
             Section(
                 slug=kind.CODE.replace("_", "-"),
                 title=kind.title(),
-                claim=page["Measures"].partition("\n\n")[0],
-                page=page,
+                claim=page["Measures"],
+                page={heading: text for heading, text in page.items() if heading != "Measures"},
                 verdicts=(),
                 figures=tuple(_figures(records)),
+                kind="probe",
             )
         )
     return found

@@ -37,6 +37,7 @@ class Section:
         command: The command that runs it again.
         notes: Sentences that a reader must not miss; shown before the figures.
         topic: What it is about, for the filter of a page of many studies.
+        kind: ``"study"``, or ``"probe"`` where nothing is claimed or judged.
     """
 
     slug: str
@@ -49,6 +50,7 @@ class Section:
     command: str = ""
     notes: tuple[str, ...] = ()
     topic: str = ""
+    kind: str = "study"
 
 
 def write(
@@ -177,13 +179,14 @@ def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, A
     others = [v for verdict in section.verdicts for v in ((verdict, *verdict.parts) if verdict.primary else (verdict,))]
     parts = [_verdict(v) for v in others if v is not primary]
     folds = {
-        head: text for head, text in section.page.items() if head not in _OPEN and head != "Claim" and text.strip()
+        head: text for head, text in section.page.items() if head not in _OPEN and not (head == "Claim" and section.kind == "study") and text.strip()
     }
     return {
         "anchor": anchor,
         "slug": section.slug,
         "title": section.title,
         "topic": section.topic,
+        "kind": section.kind,
         "claim": section.claim or (primary.claim if primary else ""),
         "verdict": _verdict(primary) if primary else None,
         "parts": parts,
