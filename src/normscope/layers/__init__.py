@@ -1,1 +1,6 @@
 """Normalization layers, one a file: each a choice of axes and of a statistics set over an operation."""
+
+from normscope.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normscope.layers.time_varying_noise import TimeVaryingNoise
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "TimeVaryingNoise"]

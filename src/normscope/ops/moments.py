@@ -1,0 +1,68 @@
+r"""Merge means and sums of squared deviations of parts into those of the whole.
+
+With counts :math:`n`, means :math:`\mu` and sums of squared deviations :math:`M`, and
+:math:`\delta = \mu_b - \mu_a` (Chan, Golub & LeVeque, 1979, eq. 2.1),
+
+.. math:: n = n_a + n_b, \quad \mu = \mu_a + \delta\, n_b / n, \quad M = M_a + M_b + \delta^2 n_a n_b / n .
+
+A mean of 1e6 in float32 lies on a grid of 0.06, so the part of it that falls between the grid points is carried
+along: the mean is ``mean + low``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What a set of values says about its mean and variance.
+
+    Attributes:
+        count: How many values each statistic is taken over.
+        mean: The mean, rounded to its own precision.
+        low: What the mean has beyond ``mean``; add it last.
+        m2: Sum of squared deviations from the mean, in squared units of the values.
+    """
+
+    count: int
+    mean: Tensor
+    low: Tensor
+    m2: Tensor
+
+    def variance(self, *, unbiased: bool = False) -> Tensor:
+        """Return the variance; NaN where there are too few values for one."""
+        return self.m2 / (self.count - 1 if unbiased else self.count) if self.count > unbiased else self.m2 * torch.nan
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Return the moments of the union of two disjoint sets of values.
+
+    Merging is commutative and associative to rounding; a set of no values changes nothing.
+
+    Args:
+        a: Moments of one set.
+        b: Moments of the other, of the same shape.
+
+    Returns:
+        The moments of both together.
+
+    Example:
+        >>> one, two = (Moments(1, torch.tensor(v), torch.tensor(0.0), torch.tensor(0.0)) for v in (1.0, 3.0))
+        >>> merge(one, two).mean, merge(one, two).variance()
+        (tensor(2.), tensor(1.))
+    """
+    if a.count == 0 or b.count == 0:
+        return a if b.count == 0 else b
+    count = a.count + b.count
+    delta = (b.mean - a.mean) + (b.low - a.low)
+    mean, low = two_sum(a.mean, delta * (b.count / count) + a.low)
+    return Moments(count, mean, low, a.m2 + b.m2 + delta.square() * (a.count * (b.count / count)))
+
+
+def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rounded sum and exactly what rounding took from it (Knuth, 1969, 4.2.2 theorem B)."""
+    total = a + b
+    from_b = total - a
+    return total, (a - (total - from_b)) + (b - from_b)

@@ -1,0 +1,224 @@
+r"""Subtract the mean, divide by the standard deviation, then scale and shift: the operation under every norm.
+
+Each channel of ``(N, C, *)`` has :math:`n` elements; angle brackets are their mean, bars are cotangents.
+
+.. math:: \hat x = (x - \mu)\, r, \qquad r = (\sigma^2 + \epsilon)^{-1/2}, \qquad y = \gamma \hat x + \beta,
+
+.. math:: \bar x = \gamma r \bigl(\bar y - \langle \bar y \rangle - \hat x \langle \hat x\, \bar y \rangle \bigr)
+          + \bigl(\bar\mu - r^2 \hat x\, \bar r \bigr) / n,
+          \qquad \bar\gamma = \sum \hat x\, \bar y, \qquad \bar\beta = \sum \bar y .
+
+The Jacobian of :math:`\hat x` is symmetric, so its tangent rule is its cotangent rule.
+Ioffe & Szegedy (2015), section 3; Santurkar et al. (2018), fact C.1.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from normscope.ops.statistics import channel_axes, channelwise, shifted
+
+# Above this many values a channel the fused kernel's plain sums, where it takes them, are off by more than 1e-5.
+_PLAIN_SUM_LIMIT = 2**17
+
+
+def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    """Return ``y``; then one a channel: mean, reciprocal standard deviation, and unbiased variance."""
+    axes, n = channel_axes(x), x.numel() // x.shape[1]
+    mean = x.mean(axes)
+    centred = x - channelwise(mean, x)
+    var = centred.square().mean(axes)
+    rstd = (var + eps).rsqrt()
+    return affine(centred * channelwise(rstd, x), weight, bias), mean, rstd, var * (n / max(n - 1, 1))
+
+
+def backward(
+    g: Tensor | None,
+    g_mean: Tensor | None,
+    g_rstd: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return the cotangents of ``x``, ``weight`` and ``bias``; a cotangent of None is zero."""
+    axes, n = channel_axes(x), x.numel() // x.shape[1]
+    xhat = (x - channelwise(mean, x)) * channelwise(rstd, x)
+    g_x = g_weight = g_bias = None
+    if g is not None:
+        scale = rstd if weight is None else rstd * weight
+        g_x = channelwise(scale, x) * project(g, xhat)
+        g_weight, g_bias = (g * xhat).sum(axes), g.sum(axes)
+    if g_mean is not None:
+        g_x = (channelwise(g_mean / n, x) + (0 if g_x is None else g_x)).expand_as(x)
+    if g_rstd is not None:
+        g_x = channelwise(-g_rstd * rstd.square() / n, x) * xhat + (0 if g_x is None else g_x)
+    return g_x, g_weight, g_bias
+
+
+def tangent(
+    t: Tensor | None,
+    t_weight: Tensor | None,
+    t_bias: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the tangents of ``y``, mean and reciprocal standard deviation; a tangent of None is zero."""
+    axes = channel_axes(x)
+    xhat = (x - channelwise(mean, x)) * channelwise(rstd, x)
+    t = torch.zeros_like(x) if t is None else t
+    t_y = affine(channelwise(rstd, x) * project(t, xhat), weight, t_bias)
+    if t_weight is not None:
+        t_y = t_y + xhat * channelwise(t_weight, x)
+    return t_y, t.mean(axes), -rstd.square() * (t * xhat).mean(axes)
+
+
+def project(t: Tensor, xhat: Tensor) -> Tensor:
+    """Remove from each channel of ``t`` its mean and its component along ``xhat``."""
+    axes = channel_axes(t)
+    return t - t.mean(axes, keepdim=True) - xhat * (t * xhat).mean(axes, keepdim=True)
+
+
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Scale and shift each channel of ``(N, C, *)``; None for a gain of 1, or a shift of 0."""
+    if weight is None:
+        return x if bias is None else x + channelwise(bias, x)
+    if bias is None:
+        return x * channelwise(weight, x)
+    return torch.addcmul(channelwise(bias, x), x, channelwise(weight, x))
+
+
+def _fused_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    """Do what ``forward`` does with torch's kernel, which is right for values near zero mean."""
+    n = x.numel() // x.shape[1]
+    if n > _PLAIN_SUM_LIMIT and (x.ndim == 2 or not x.is_contiguous()):
+        # Across channels side by side in memory the kernel adds plainly; torch's own sums go by halves.
+        mean = x.mean(channel_axes(x))
+        var = x.square().mean(channel_axes(x)) - mean.square()
+        y, _, _ = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)
+        return y, mean, (var + eps).rsqrt(), var * (n / (n - 1))
+    # rstd does not hold a variance far below eps; run with momentum 1, the running variance is the variance itself.
+    unused, var = x.new_zeros(2, x.shape[1]).unbind()
+    y, mean, rstd = torch.native_batch_norm(x, weight, bias, unused, var, True, 1.0, eps)
+    return y, mean, rstd, var
+
+
+class _Standardize(Function):
+    """The three rules above, and torch's fused kernels where nothing will be differentiated through them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        return _fused_forward(x, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, _, ctx.eps = inputs
+        _, mean, rstd, var = output
+        ctx.mark_non_differentiable(var)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.save_for_forward(x, weight, mean, rstd)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_mean: Tensor | None, g_rstd: Tensor | None, _: Any) -> tuple[Any, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        # A kernel cannot be differentiated: neither again (grad mode is on here under create_graph only) nor forward.
+        differentiated = torch.is_grad_enabled() or _is_dual(x) or (g is not None and _is_dual(g))
+        if g is None or g_mean is not None or g_rstd is not None or differentiated:
+            found = backward(g, g_mean, g_rstd, x, weight, mean, rstd)
+        else:
+            found = torch.ops.aten.native_batch_norm_backward(
+                g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted
+            )
+        return *(part if want else None for part, want in zip(found, wanted, strict=True)), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        t, t_weight, t_bias, _ = tangents
+        x, weight, mean, rstd = ctx.saved_tensors
+        return *tangent(t, t_weight, t_bias, x, weight, mean, rstd), None
+
+
+class _Eager(Function):
+    """The same in the older form, which torch.func refuses and which costs a third outside it."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _Standardize.forward(*inputs)
+        _Standardize.setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_Standardize.backward)
+    jvp = staticmethod(_Standardize.jvp)
+
+
+def _is_dual(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None
+
+
+def standardize_affine(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Standardize each channel, then scale and shift it.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        weight: One gain a channel ``(C,)``, or None for 1.
+        bias: One shift a channel ``(C,)``, or None for 0.
+        eps: Added to the variance, in squared units of ``x``.
+
+    Returns:
+        ``y`` in the type of ``x``; then ``(C,)`` each, float32 or wider: a constant near the mean, what the mean has
+        beyond that constant, the reciprocal standard deviation, and the unbiased variance. ``y``, the second and the
+        third are differentiable.
+    """
+    d, shift = shifted(x)
+    if x.dtype != d.dtype:
+        weight, bias = (None if p is None else p.to(d.dtype) for p in (weight, bias))
+    if torch.compiler.is_compiling():  # the compiler refuses a jvp of one's own, and fuses the forward by itself
+        y, low, rstd, var = forward(d, weight, bias, eps)
+    elif torch._C._are_functorch_transforms_active():
+        y, low, rstd, var = _Standardize.apply(d, weight, bias, eps)
+    else:
+        y, low, rstd, var = _Eager.apply(d, weight, bias, eps)
+    return (y if y.dtype == x.dtype else y.to(x.dtype)), shift, low, rstd, var
+
+
+def standardize(x: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
+    """Standardize ``x`` over ``axes``.
+
+    Args:
+        x: Values of any shape.
+        axes: Axes whose elements share one mean and one variance.
+        eps: Added to the variance, in squared units of ``x``.
+
+    Returns:
+        The standardized values in the type of ``x``, and the reciprocal standard deviation with the reduced axes kept,
+        float32 or wider. Both are differentiable.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
+        >>> xhat, rstd = standardize(x, (1,), eps=0.0)
+        >>> xhat[0].equal(xhat[1])  # rows that differ in scale alone are the same afterwards
+        True
+    """
+    axes = tuple(sorted(axis % x.ndim for axis in axes))
+    kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    rstd_shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    if kept == (1,):
+        xhat, _, _, rstd, _ = standardize_affine(x, None, None, eps)
+        return xhat, rstd.view(rstd_shape)
+    order = axes + kept
+    front = x.permute(order)
+    columns = front.reshape(-1, math.prod(rstd_shape))
+    xhat, _, _, rstd, _ = standardize_affine(columns, None, None, eps)
+    back = sorted(range(x.ndim), key=order.__getitem__)
+    return xhat.view(front.shape).permute(back), rstd.view(rstd_shape)
