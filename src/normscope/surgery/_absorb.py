@@ -23,32 +23,32 @@ LINEAR: dict[type, int] = {
 }
 
 
-def scale_and_shift(norm: nn.Module, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """Return what a batch norm with the statistics ``mean`` and ``var`` does to each channel, in float64."""
     gain = torch.ones(()) if norm.weight is None else norm.weight.detach()
-    shift = torch.zeros(()) if norm.bias is None else norm.bias.detach()  # type: ignore[union-attr, operator]
-    s = gain.double() * (var.double() + norm.eps).rsqrt()  # type: ignore[operator]
-    return s, shift.double() - s * mean.double()  # type: ignore[operator]
+    shift = torch.zeros(()) if norm.bias is None else norm.bias.detach()
+    s = gain.double() * (var.double() + norm.eps).rsqrt()
+    return s, shift.double() - s * mean.double()
 
 
-def channels(linear: nn.Module, *, into: bool) -> int:
+def channels(linear: Any, *, into: bool) -> int:
     """Return the number of channels that go into, or come out of, a linear or convolutional layer."""
     if isinstance(linear, nn.Linear):
         return linear.in_features if into else linear.out_features
-    return linear.in_channels if into else linear.out_channels  # type: ignore[return-value]
+    return linear.in_channels if into else linear.out_channels
 
 
-def before(linear: nn.Module, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def before(linear: Any, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the layer that does what ``linear`` and then ``s y + t`` did."""
-    w = linear.weight.detach().double()  # type: ignore[union-attr, operator]
-    b = torch.zeros_like(t) if linear.bias is None else linear.bias.detach().double()  # type: ignore[union-attr, operator]
+    w = linear.weight.detach().double()
+    b = torch.zeros_like(t) if linear.bias is None else linear.bias.detach().double()
     return _by_output(linear, w) * s.view(-1, *(1,) * (w.ndim - 1)), b * s + t
 
 
-def after(linear: nn.Module, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def after(linear: Any, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the layer that does what ``s x + t`` and then ``linear`` did; see ``why_not_after``."""
-    w = linear.weight.detach().double()  # type: ignore[union-attr, operator]
-    b = 0.0 if linear.bias is None else linear.bias.detach().double()  # type: ignore[union-attr, operator]
+    w = linear.weight.detach().double()
+    b = 0.0 if linear.bias is None else linear.bias.detach().double()
     by_output = _by_output(linear, w)  # (out, in / groups, ...)
     groups = getattr(linear, "groups", 1)
     # Output channel o of group g reads input channels g * (in / groups) ...: one row of scales per output channel.
@@ -58,7 +58,7 @@ def after(linear: nn.Module, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return by_output * rows.view(*rows.shape, *(1,) * (w.ndim - 2)), b + extra
 
 
-def stored(linear: nn.Module, by_output: Tensor) -> Tensor:
+def stored(linear: Any, by_output: Tensor) -> Tensor:
     """Return a weight ``(out, in / groups, *)`` in the layout in which ``linear`` keeps it."""
     if not isinstance(linear, _ConvTransposeNd):
         return by_output
@@ -67,7 +67,7 @@ def stored(linear: nn.Module, by_output: Tensor) -> Tensor:
     return parts.transpose(1, 2).reshape(g * by_output.shape[1], by_output.shape[0] // g, *by_output.shape[2:])
 
 
-def _by_output(linear: nn.Module, weight: Tensor) -> Tensor:
+def _by_output(linear: Any, weight: Tensor) -> Tensor:
     """Return a weight as ``(out, in / groups, *)``; transposed convolutions keep ``(in, out / groups, *)``."""
     if not isinstance(linear, _ConvTransposeNd):
         return weight
@@ -76,7 +76,7 @@ def _by_output(linear: nn.Module, weight: Tensor) -> Tensor:
     return parts.transpose(1, 2).reshape(g * weight.shape[1], weight.shape[0] // g, *weight.shape[2:])
 
 
-def why_not_after(linear: nn.Module, t: Tensor) -> str | None:
+def why_not_after(linear: Any, t: Tensor) -> str | None:
     """Say why a shift ``t`` cannot be moved through ``linear`` into its bias, or None if it can.
 
     What a convolution pads with zeros is shifted before it, but not within it; so the border would differ. Without a
@@ -86,7 +86,7 @@ def why_not_after(linear: nn.Module, t: Tensor) -> str | None:
         return None
     one = all(k == 1 for k in linear.kernel_size)
     if isinstance(linear, _ConvTransposeNd):
-        plain = one and all(s == 1 for s in linear.stride) and not any((*linear.padding, *linear.output_padding))  # type: ignore[arg-type]
+        plain = one and all(s == 1 for s in linear.stride) and not any((*linear.padding, *linear.output_padding))
         return None if plain else "a transposed convolution reads fewer inputs at some places: the shift would differ"
     none = (
         linear.padding == "valid"
@@ -102,7 +102,7 @@ def why_not_after(linear: nn.Module, t: Tensor) -> str | None:
 class Kept:
     """A layer's weight and bias as they were, to go back to."""
 
-    linear: nn.Module
+    linear: Any
     weight: Tensor
     bias: Tensor | None
     had_bias: nn.Parameter | None
@@ -110,14 +110,14 @@ class Kept:
     @torch.no_grad()
     def restore(self) -> None:
         """Put the old values back."""
-        self.linear.weight.copy_(self.weight)  # type: ignore[union-attr, operator]
+        self.linear.weight.copy_(self.weight)
         self.linear._parameters["bias"] = self.had_bias
         if self.had_bias is not None and self.bias is not None:
             self.had_bias.copy_(self.bias)
 
 
 @torch.no_grad()
-def write(linear: nn.Module, by_output: Tensor, bias: Tensor) -> Kept:
+def write(linear: Any, by_output: Tensor, bias: Tensor) -> Kept:
     """Give ``linear`` a weight ``(out, in / groups, *)`` and a bias, creating that if there is none.
 
     The weight stays the same ``Parameter``, so that an optimizer and an average still hold it.
@@ -139,7 +139,7 @@ def widened(module: nn.Module) -> nn.Module:
     return type(twin).eval(twin)
 
 
-def sample_input(linear: nn.Module) -> Tensor:
+def sample_input(linear: Any) -> Tensor:
     """Return normal values of a shape that ``linear`` takes, the same each time."""
     rank = LINEAR[type(linear)]
     generator = torch.Generator().manual_seed(0)
@@ -151,7 +151,7 @@ def sample_input(linear: nn.Module) -> Tensor:
             for d, k, s, p in zip(linear.dilation, linear.kernel_size, linear.stride, pads, strict=True)
         ]
     shape = (4, channels(linear, into=True), *sizes)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(linear.weight.device)  # type: ignore[union-attr, arg-type]
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(linear.weight.device)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from normscope.surgery._run import arguments, run
 from normscope.surgery._transaction import traceless
 
 
-class Unseen(Exception):
+class UnseenError(Exception):
     """The model's flow could not be seen this way."""
 
 
@@ -64,7 +64,7 @@ def flow(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any, missin
         try:
             with traceless(model):
                 return way(), ""
-        except Unseen as error:
+        except UnseenError as error:
             why.append(str(error))
     return None, "; ".join(why) + ("; an example may show more" if example is missing else "")
 
@@ -82,7 +82,7 @@ def by_fx(model: nn.Module, leaves: Mapping[nn.Module, str]) -> Flow:
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         graph = Tracer().trace(model, concrete_args=defaults or None)
     except Exception as error:
-        raise Unseen(f"torch.fx: {_first_line(error)}") from error
+        raise UnseenError(f"torch.fx: {_first_line(error)}") from error
     seen = Flow("torch.fx symbolic trace")
 
     def name(node: Any) -> str:
@@ -111,7 +111,7 @@ def by_export(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) -
     try:
         program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
-        raise Unseen(f"torch.export: {_first_line(error)}") from error
+        raise UnseenError(f"torch.export: {_first_line(error)}") from error
     seen = Flow("torch.export of the example")
     signature = program.graph_signature
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -224,9 +224,9 @@ def by_example(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) 
             with watch:
                 output = run(model, example)
     except Exception as error:
-        raise Unseen(f"an example forward: {_first_line(error)}") from error
+        raise UnseenError(f"an example forward: {_first_line(error)}") from error
     if watch.values:
-        raise Unseen(f"an example forward: Python reads values of tensors ({', '.join(sorted(watch.values))})")
+        raise UnseenError(f"an example forward: Python reads values of tensors ({', '.join(sorted(watch.values))})")
     reads = watch.reads + [
         (watch.made[id(t)][1], "(the model's output)") for t in tree_leaves(output) if id(t) in watch.made
     ]

@@ -28,8 +28,9 @@ The function of the model changes, except between batch norms. New running stati
 ``surgery.recalibrate`` sets them.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ _INSTANCE = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _MISSING = object()
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """This norm cannot be converted; the message is the reason."""
 
 
@@ -90,9 +91,8 @@ def convert(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> _ = convert(model, to="group", groups=4)
-        >>> model[1]
-        GroupNorm(4, 8, eps=1e-05, affine=True)
+        >>> convert(model, to="group", groups=4)["1"].what
+        'BatchNorm2d -> GroupNorm(4, 8)'
     """
     if isinstance(to, str) and to not in KINDS:
         raise UsageError(f"no norm is called {to!r}: one of {', '.join(KINDS)}, or a function of the old norm")
@@ -100,13 +100,14 @@ def convert(
     skipped: list[Skip] = []
     with transaction(model):
         chosen = norms(model, only)
+        near = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
         ranks = _ranks(model, chosen, example) if example is not _MISSING else {}
         for site in chosen:
             try:
                 _why_not(site, to)
-                new, detail = _build(site.module, to, ranks.get(site.path), dims, groups, options)
+                new, detail = _build(site.module, to, ranks.get(site.path), dims, groups, options, near)
                 details = [detail, *_carry(site.module, new, inserted=not callable(to))]
-            except _Refused as refusal:
+            except _RefusedError as refusal:
                 skipped.append(Skip(site.path, str(refusal)))
                 continue
             site.replace(new)
@@ -117,13 +118,15 @@ def convert(
 
 def _why_not(site: Site, to: str | Builder) -> None:
     if not site.slots:
-        raise _Refused("is the model itself and cannot be replaced in place: put it into a Sequential")
+        raise _RefusedError("is the model itself and cannot be replaced in place: put it into a Sequential")
     if callable(to):
         return
     if opaque := why_opaque(site.module):
-        raise _Refused(opaque)
+        raise _RefusedError(opaque)
     if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in site.slots):
-        raise _Refused("torch's TransformerEncoderLayer reads its norms' weights without calling them (its fast path)")
+        raise _RefusedError(
+            "torch's TransformerEncoderLayer reads its norms' weights without calling them (its fast path)"
+        )
 
 
 def _ranks(model: nn.Module, chosen: list[Site], example: Any) -> dict[str, set[int]]:
@@ -142,84 +145,89 @@ def _ranks(model: nn.Module, chosen: list[Site], example: Any) -> dict[str, set[
 
 
 def _build(
-    old: nn.Module, to: str | Builder, ranks: set[int] | None, dims: int | None, groups: int, options: dict[str, Any]
+    old: Any,
+    to: str | Builder,
+    ranks: set[int] | None,
+    dims: int | None,
+    groups: int,
+    options: dict[str, Any],
+    near: Any,
 ) -> tuple[nn.Module, str]:
     if callable(to):
         new = to(old)
         if new is None or new is old:
-            raise _Refused("the given function left it")
+            raise _RefusedError("the given function left it")
         return new, ""
     weight, bias = (getattr(old, name, None) for name in ("weight", "bias"))
     if to == "none":
         lost = weight is not None or bias is not None
         return nn.Identity(), "gain and shift are lost: to='affine' keeps them" if lost else ""
     if ranks is not None and len(ranks) > 1:
-        raise _Refused(f"sees inputs of {' and '.join(map(str, sorted(ranks)))} axes: no one norm takes all of them")
+        raise _RefusedError(
+            f"sees inputs of {' and '.join(map(str, sorted(ranks)))} axes: no one norm takes all of them"
+        )
     if ranks is not None and not ranks:
-        raise _Refused("was not called with the example: its input's layout is not known")
+        raise _RefusedError("was not called with the example: its input's layout is not known")
     rank = next(iter(ranks)) if ranks else None
     last = isinstance(old, (nn.LayerNorm, nn.RMSNorm))
     if last:
         channels, weight, bias, last = _of_last_axes(old, to, rank)
     else:
-        channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features  # type: ignore[assignment]
+        channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
         declared = {**BATCH, **INSTANCE}.get(type(old))
         if rank is None and dims is not None:
             rank = dims + 2
         elif rank is None and declared is not None:
             rank = declared + 2 if declared > 1 or isinstance(old, nn.modules.instancenorm._InstanceNorm) else None
         if isinstance(old, nn.modules.instancenorm._InstanceNorm) and rank == (declared or 0) + 1:
-            raise _Refused("sees one unbatched sample: other norms would take its channels for samples")
+            raise _RefusedError("sees one unbatched sample: other norms would take its channels for samples")
     eps = options.get("eps", getattr(old, "eps", None))
     if eps is None:  # torch's RMSNorm: the machine precision of its input, which is taken to be that of its gain
         eps = torch.finfo(torch.get_default_dtype() if weight is None else weight.dtype).eps
     settings = {"eps": eps, **options}
-    new, detail = _make(to, old, channels, rank, groups, settings, weight, bias, -1 if last else 1)
-    return (
-        (ChannelsLast(new), f"{detail}; on the last axis".strip("; "))
-        if _needs_wrap(new, last, rank)
-        else (
-            new,
-            detail,
-        )
-    )
+    new, detail = _make(to, old, channels, rank, groups, settings, weight, bias, -1 if last else 1, near)
+    if _needs_wrap(new, last, rank):
+        return ChannelsLast(new), f"{detail}; on the last axis".strip("; ")
+    return new, detail
 
 
 def _needs_wrap(new: nn.Module, last: bool, rank: int | None) -> bool:
     return last and rank != 2 and not isinstance(new, (ChannelAffine, nn.LayerNorm))
 
 
-def _of_last_axes(old: nn.Module, to: str, rank: int | None) -> tuple[int, Any, Any, bool]:
+def _of_last_axes(old: Any, to: str, rank: int | None) -> tuple[int, Any, Any, bool]:
     """Return channels, gain, shift, and whether channels are last, of a norm over the last axes."""
-    shape = tuple(old.normalized_shape)  # type: ignore[union-attr, arg-type]
+    shape = tuple(old.normalized_shape)
     weight, bias = old.weight, getattr(old, "bias", None)
     if len(shape) == 1:
         if to == "layer" and isinstance(old, nn.LayerNorm):
-            raise _Refused("is a layer norm already")
+            raise _RefusedError("is a layer norm already")
         if rank is None and to not in ("rms", "affine", "layer"):
-            raise _Refused("acts on the last axis, and where the channels are is not known: give an example")
+            raise _RefusedError("acts on the last axis, and where the channels are is not known: give an example")
         return shape[0], weight, bias, True
     if rank != len(shape) + 1:
-        raise _Refused(f"acts on the last {len(shape)} axes {shape}; give an example that shows a batch of just these")
+        raise _RefusedError(
+            f"acts on the last {len(shape)} axes {shape}; give an example that shows a batch of just these"
+        )
     reduced = []
     for values in (weight, bias):
         if values is not None:
             flat = values.detach().flatten(1)
             if not torch.equal(flat, flat[:, :1].expand_as(flat)):
-                raise _Refused("its gain or shift differs by position; the new norm has one per channel")
-            values = nn.Parameter(flat[:, 0].clone(), values.requires_grad)  # type: ignore[arg-type]
+                raise _RefusedError("its gain or shift differs by position; the new norm has one per channel")
+            values = nn.Parameter(flat[:, 0].clone(), values.requires_grad)
         reduced.append(values)
     return shape[0], reduced[0], reduced[1], False
 
 
 def _make(
-    to: str, old: nn.Module, channels: int, rank: int | None, groups: int, settings: dict[str, Any], weight: Any,
-    bias: Any, axis: int,
+    to: str, old: Any, channels: int, rank: int | None, groups: int, settings: dict[str, Any], weight: Any,
+    bias: Any, axis: int, near: Any,
 ) -> tuple[nn.Module, str]:  # fmt: skip
     affine = settings.pop("affine", weight is not None or bias is not None)
-    anchor = weight if weight is not None else bias if bias is not None else next(old.buffers(), None)
-    place = {} if anchor is None or not anchor.is_floating_point() else {"dtype": anchor.dtype, "device": anchor.device}
-    detail = ""
+    anchor = next((t for t in (weight, bias, *old.buffers(), near) if t is not None and t.is_floating_point()), None)
+    place: dict[str, Any] = {} if anchor is None else {"dtype": anchor.dtype, "device": anchor.device}
+    detail, kind, arguments = "", cast(Any, None), (channels,)
     if to in ("rms", "affine"):
         if affine and weight is None:
             weight = nn.Parameter(torch.ones(channels, **place))
@@ -227,19 +235,18 @@ def _make(
             return ChannelAffine(weight, bias, axis), ""
         return RMSNorm(weight, bias, axis, eps=_only_eps(to, settings)), ""
     if to == "layer" and axis == -1:
-        kind, arguments = nn.LayerNorm, (channels,)
+        kind = nn.LayerNorm
         settings = {"elementwise_affine": affine, **settings}
     elif to in ("group", "layer"):
         taken, detail = _groups(channels, groups, rank) if to == "group" else (1, "")
         if channels == 1 and rank in (None, 2):
-            raise _Refused("has one channel and, it may be, no positions: one value per statistic")
-        kind, arguments = nn.GroupNorm, (taken, channels)
+            raise _RefusedError("has one channel and, it may be, no positions: one value per statistic")
+        kind, arguments = nn.GroupNorm, (taken, channels)  # type: ignore[assignment]
         if type(old) is nn.GroupNorm and old.num_groups == taken and set(settings) == {"eps"}:
-            raise _Refused("is such a group norm already")
+            raise _RefusedError("is such a group norm already")
         settings = {"affine": affine, **settings}
     else:
         kind, extra = _kind(to, old, rank, anchor)
-        arguments = (channels,)
         inherited = {"momentum": getattr(old, "momentum", 0.1), "track_running_stats": to != "instance"}
         if to != "instance" and isinstance(old, nn.modules.batchnorm._BatchNorm):
             inherited["track_running_stats"] = old.track_running_stats
@@ -278,24 +285,24 @@ def _kind(to: str, old: nn.Module, rank: int | None, anchor: Any) -> tuple[Any, 
     """Return the class of a batch or instance norm for inputs of ``rank`` axes, and arguments it needs beside."""
     if to == "sync" and anchor is not None and anchor.is_cuda:
         if type(old) is nn.SyncBatchNorm:
-            raise _Refused("is a synchronised batch norm already")
+            raise _RefusedError("is a synchronised batch norm already")
         return nn.SyncBatchNorm, {}
     declared = BATCH.get(type(old))
     if rank is None and declared is None:
-        raise _Refused(f"{type(old).__name__} does not say how many axes its input has: give an example or dims")
+        raise _RefusedError(f"{type(old).__name__} does not say how many axes its input has: give an example or dims")
     number = declared or 1 if rank is None else max(1, rank - 2)
     if number > 3:
-        raise _Refused(f"there is no {to} norm for inputs of {rank} axes")
+        raise _RefusedError(f"there is no {to} norm for inputs of {rank} axes")
     if to == "instance":
         if rank is None or rank == 2:
             why = "one value per statistic" if rank == 2 else "its input may be (N, C): give an example or dims=1"
-            raise _Refused(f"instance norm needs positions: {why}")
+            raise _RefusedError(f"instance norm needs positions: {why}")
         return _INSTANCE[number], {}
     if to == "sync":
-        import inspect
-
         if "statistics" not in inspect.signature(_OURS[number].__init__).parameters:
-            raise _Refused("torch's SyncBatchNorm refuses tensors on the CPU, and no other synchronised norm is here")
+            raise _RefusedError(
+                "torch's SyncBatchNorm refuses tensors on the CPU, and no other synchronised norm is here"
+            )
         return _OURS[number], {"statistics": "sync"}
     return (_OURS if to == "batch" else _TORCH)[number], {}
 
@@ -308,7 +315,7 @@ def _carry(old: nn.Module, new: nn.Module, *, inserted: bool) -> list[str]:
     has = getattr(inner, "running_mean", None) is not None
     if inserted:
         if type(inner) is type(old) and repr(inner) == repr(old).replace(", frozen", ""):
-            raise _Refused(f"is such a {type(old).__name__} already")
+            raise _RefusedError(f"is such a {type(old).__name__} already")
         if had and has:
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 inner._buffers[name] = old._buffers[name]

@@ -42,8 +42,9 @@ class _Folded:
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
-        norm, linear = pair.norm.module, pair.linear.module
-        s, t = _absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
+        norm: Any = pair.norm.module
+        linear: Any = pair.linear.module
+        s, t = _absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)
         x = _absorb.sample_input(linear) if pair.input is None else pair.input.double()
         with torch.no_grad():
             expected = self._both(x)
@@ -131,10 +132,11 @@ def _try(site: Site, order: Literal["before", "after"], seen: Search, bound: flo
     pair = seen.pair(site, order)
     if isinstance(pair, str):
         return pair
-    norm, linear = site.module, pair.linear.module
-    if not linear.weight.is_floating_point() or linear.weight.is_meta:  # type: ignore[union-attr, operator]
+    norm: Any = site.module
+    linear: Any = pair.linear.module
+    if not linear.weight.is_floating_point() or linear.weight.is_meta:
         return f"{pair.linear.path} has no real floating-point weights"
-    s, t = _absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
+    s, t = _absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)
     if not (s.isfinite().all() and t.isfinite().all()):
         return "its scale or shift is not finite: a running statistic is, or a variance is below -eps"
     if order == "after" and (why := _absorb.why_not_after(linear, t)):

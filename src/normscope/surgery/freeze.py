@@ -17,6 +17,8 @@ part is the usual mistake in fine-tuning. A norm whose statistics are still the 
 and the report says so.
 """
 
+from typing import Any
+
 from torch import nn
 
 from normscope.surgery._report import Change, Report, Skip
@@ -167,9 +169,9 @@ def _freeze(site: Site, affine: bool, *, statistics: bool = True) -> Change:
     return Change(site.path, "frozen: " + ", ".join(parts), detail)
 
 
-def _initial(module: nn.Module) -> bool:
+def _initial(module: Any) -> bool:
     mean, var = module.running_mean, module.running_var
-    return bool((mean == 0).all()) and bool((var == 1).all())  # type: ignore[union-attr, operator, arg-type]
+    return bool((mean == 0).all()) and bool((var == 1).all())
 
 
 def _learns(module: nn.Module) -> bool:

@@ -32,7 +32,7 @@ error in one process is raised in all of them.
 (arXiv:2105.07576, section 3) compare it with moving averages and with averaging moments.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import torch
@@ -177,7 +177,7 @@ class _Passes:
             from rich.console import Console
             from rich.progress import track
 
-            total = limit if limit is not None else len(batches) if hasattr(batches, "__len__") else None
+            total = limit if limit is not None else len(batches) if isinstance(batches, Sized) else None
             batches = track(batches, "recalibrating", total, console=Console(stderr=True))
         for number, batch in enumerate(batches):
             yield batch
@@ -219,7 +219,7 @@ def _chosen(model: nn.Module, only: Only, frozen: bool) -> tuple[list[Site], lis
 
 
 def _require(loader: Iterable[Any]) -> None:
-    if hasattr(loader, "__len__") and len(loader) == 0:
+    if isinstance(loader, Sized) and len(loader) == 0:
         raise DataError("the loader gave no batches: there are no statistics to take")
 
 

@@ -133,7 +133,7 @@ def _strip_preserving(model: nn.Module, chosen: list[Site], example: Any, *, fro
     seen = search(model, example)
     taken = _batch_statistics(model, chosen, example) if from_batch else {}
     for site in chosen:
-        module = site.module
+        module: Any = site.module
         why = why_not_fixed(site)
         if from_batch and type(module) in BATCH and site.slots:
             calls = taken.get(site.path, [])
@@ -144,7 +144,7 @@ def _strip_preserving(model: nn.Module, chosen: list[Site], example: Any, *, fro
         mean, var = module.running_mean, module.running_var
         if from_batch:
             mean, var = taken[site.path][0].mean + taken[site.path][0].low, taken[site.path][0].variance()
-        s, t = _absorb.scale_and_shift(module, mean, var)  # type: ignore[arg-type]
+        s, t = _absorb.scale_and_shift(module, mean, var)
         if not (s.isfinite().all() and t.isfinite().all()):
             raise NonFiniteError(f"{site.path}: its scale or shift is not finite; reset or recalibrate it first")
         done.append(_absorbed(site, seen, s, t))
@@ -154,7 +154,7 @@ def _strip_preserving(model: nn.Module, chosen: list[Site], example: Any, *, fro
 def _absorbed(site: Site, seen: Search, s: Tensor, t: Tensor) -> Change:
     reasons = []
     for order in ("before", "after"):
-        pair = seen.pair(site, order)  # type: ignore[arg-type]
+        pair = seen.pair(site, order)
         if isinstance(pair, str):
             reasons.append(pair)
             continue
@@ -166,14 +166,11 @@ def _absorbed(site: Site, seen: Search, s: Tensor, t: Tensor) -> Change:
         _absorb.write(linear, *(_absorb.before if order == "before" else _absorb.after)(linear, s, t))
         _identity_for(site)
         return Change(site.path, f"taken into {pair.linear.path}", "a bias was created" if created else "")
-    weight, bias = site.module.weight, site.module.bias
+    weight: Any = site.module.weight
+    bias: Any = site.module.bias
     like: Any = weight if weight is not None else next((b for b in site.module.buffers() if b.is_floating_point()), s)
     learns = weight.requires_grad if isinstance(weight, Tensor) else False
-    kept = [
-        _like(old, values.to(like), learns)
-        for old, values in ((weight, s), (bias, t))  # type: ignore[arg-type]
-    ]
-    new = ChannelAffine(*kept).train(site.module.training)
+    new = ChannelAffine(_like(weight, s.to(like), learns), _like(bias, t.to(like), learns)).train(site.module.training)
     keep_hooks(site.module, new)
     site.replace(new)
     return Change(site.path, "replaced by its scale and shift", "; ".join(dict.fromkeys(reasons)))
