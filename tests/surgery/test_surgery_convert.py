@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from surgery_nets import alive, assert_same, images, net, state, twin
 from torch import nn
 
@@ -41,7 +42,8 @@ def expected(kind, x, w, b, eps):
 
 
 @pytest.mark.parametrize(
-    ("of", "to"), list(itertools.product(MAKERS, ["batch", "torch-batch", "group", "layer", "instance", "rms", "affine"]))
+    ("of", "to"),
+    list(itertools.product(MAKERS, ["batch", "torch-batch", "group", "layer", "instance", "rms", "affine"])),
 )
 def test_every_pair_has_the_function_of_the_new_norm_with_the_old_gain(of, to):
     model = alive(nn.Sequential(nn.Identity(), MAKERS[of](6))).double()
@@ -272,6 +274,14 @@ def test_a_frozen_norm_stays_frozen():
     assert "still frozen" in report["1"].detail
     assert not model.train()[1].training
     assert "no longer frozen" in surgery.convert(model, "group", only="1")["1"].detail
+
+
+def test_a_fused_activation_is_not_dropped():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), layers.BatchNorm2d(3)).eval()
+    model[1].activation = "relu"
+    for report in (surgery.convert(model, "group"), surgery.fold(model), surgery.strip(model, "population")):
+        assert not report.done
+        assert "'relu' fused" in report.skipped[0].why
 
 
 def test_the_model_itself_is_not_replaced():

@@ -120,13 +120,14 @@ def by_export(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) -
         """Return the module of interest in whose call a node arose, and that call; words if there is none."""
         if node.op == "output":
             return "(the model's output)", ""
-        for path, _ in reversed((node.meta.get("nn_module_stack") or {}).values()):
+        # The key tells one call of a module from the next; the path does not.
+        for key, (path, _) in reversed((node.meta.get("nn_module_stack") or {}).items()):
             try:
                 module = model.get_submodule(path.partition("@")[0])
             except AttributeError:
                 continue
             if module in leaves:
-                return leaves[module], path
+                return leaves[module], key
         return (f"({node.target})" if node.op == "call_function" else "(the model's input)"), str(node.name)
 
     calls: dict[tuple[str, str], None] = {}

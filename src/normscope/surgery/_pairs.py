@@ -62,7 +62,7 @@ class Search:
             return f"is called {seen.calls[norm.path]} times in one forward"
         if order == "before":
             first, second = seen.source.get(norm.path, "(nothing)"), norm.path
-            if first not in self.by_path or type(self.by_path[first].module) not in LINEAR:
+            if first not in self.by_path or not isinstance(self.by_path[first].module, tuple(LINEAR)):
                 return f"its input comes from {_words(first)}, not from a linear layer or convolution"
             other = first
         else:
@@ -70,15 +70,15 @@ class Search:
             if len(readers) != 1 or readers[0] not in self.by_path:
                 return f"its output goes to {_words(*readers)}, not to one linear layer or convolution alone"
             other = readers[0]
-            if type(self.by_path[other].module) not in LINEAR:
+            if not isinstance(self.by_path[other].module, tuple(LINEAR)):
                 return f"its output goes to {other}, which is no linear layer or convolution"
             first, second = norm.path, other
+        if seen.calls[other] > 1:
+            return f"{other} is called {seen.calls[other]} times in one forward"
         if seen.readers.get(first) != [second]:
             return f"the output of {first} is used more than once: by {_words(*seen.readers.get(first, []))}"
         if seen.source.get(second) != first:
             return f"{second} has another input than the output of {first}"
-        if seen.calls[other] > 1:
-            return f"{other} is called {seen.calls[other]} times in one forward"
         linear = self.by_path[other]
         return self._fitting(norm, linear, order, self.inputs.get(first)) or Pair(
             norm, linear, order, self.inputs.get(first)
@@ -98,6 +98,8 @@ class Search:
                 return f"{site.path} {hooked}"
         if is_parametrized(module) or set(module._parameters) != {"weight", "bias"}:
             return f"{linear.path} is parametrised or reparametrised: its weight is computed"
+        if type(module) not in LINEAR:
+            return f"{linear.path} is a {type(module).__name__}, a subclass that may compute something else"
         if channels(module, into=order == "after") != norm.module.num_features:
             return f"{linear.path} and the norm differ in channels: the norm acts on another axis"
         dims, rank = LINEAR[type(module)], BATCH[type(norm.module)]
@@ -116,7 +118,7 @@ class Search:
 def search(model: nn.Module, example: Any = MISSING) -> Search:
     """See the model's flow and, with an example, what every layer is given; the model is left as it was."""
     found = sites(model)
-    chosen = {s.module: s for s in found if type(s.module) in BATCH or type(s.module) in LINEAR}
+    chosen = {s.module: s for s in found if isinstance(s.module, (*BATCH, *LINEAR))}
     seen, unseen = flow(model, {module: site.path for module, site in chosen.items()}, example, MISSING)
     inputs: dict[str, Tensor] = {}
     if example is not MISSING:

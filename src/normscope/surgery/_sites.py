@@ -100,6 +100,8 @@ def why_opaque(module: nn.Module) -> str | None:
     if type(module) not in (*BATCH, *INSTANCE, *OTHER):
         base = next(c.__name__ for c in type(module).__mro__[1:] if c in (*BATCH, *INSTANCE, *OTHER, *_FAMILIES))
         return f"is a {type(module).__name__}, a subclass of {base} that may compute something else: use a callable"
+    if getattr(module, "activation", None) not in (None, "none"):
+        return f"has {module.activation!r} fused into it, which is no part of a norm: apply that outside first"
     if set(module._parameters) - {"weight", "bias"}:
         return "is reparametrised (its gain is computed from other parameters): undo that first"
     return None

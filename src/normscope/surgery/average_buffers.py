@@ -1,7 +1,8 @@
 r"""Decide what the buffers of an averaged model (EMA, SWA) are.
 
-Averaged *weights* with anyone else's running statistics make a model that is neither: ``AveragedModel`` by default
-leaves its buffers as they were when it was made, and evaluates far from either. One of three policies, said out loud:
+Averaged *weights* with anyone else's running statistics make a model that is neither. ``AveragedModel`` by default
+takes the source's latest buffers; an average written by hand over ``parameters()`` keeps the statistics of the
+untrained model it was copied from; either may evaluate far from both. One of three policies, said out loud:
 
 - ``"recalibrate"``: take the statistics anew from data, with the averaged weights. The only one that is right whatever
   the weights; needs a loader and a pass.
