@@ -6,7 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._unit import Unit
 from normscope.ops import batch_norm
-from normscope.ops.track import weight_of_batch
+from normscope.ops.track import share_of_batch
 
 
 class AbstractLayer(Module, Unit):
@@ -32,24 +32,24 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             ValueError: Not the number of axes that this layer takes.
         """
         self._check_input_dim(input)
-        tracks = self.track_running_stats and self.running_mean is not None
-        updates = self.training and tracks
-        seen = self.num_batches_tracked
-        # Counted before the numbers move and stored after: a forward that raises leaves no trace.
+        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        training = self.training
         share = 0.0
-        if updates:
-            share = weight_of_batch(self.momentum, None if seen is None else seen + 1)
+        if training:
+            if self.track_running_stats:
+                share = share_of_batch(self.momentum, seen)
+            else:  # buffers that were left behind when tracking was switched off stay as they are
+                running_mean = running_var = seen = None
         y = batch_norm(
             input,
             self.weight,
             self.bias,
             eps=self.eps,
-            # Buffers of a layer that no longer tracks are read outside training, and left alone in it.
-            running_mean=self.running_mean if tracks or not self.training else None,
-            running_var=self.running_var if tracks or not self.training else None,
-            training=self.training or (self.running_mean is None and self.running_var is None),
+            running_mean=running_mean,
+            running_var=running_var,
+            training=training or (running_mean is None and running_var is None),
             momentum=share,
         )
-        if updates and seen is not None:
+        if training and seen is not None:  # only now: a forward that raises is not counted
             seen.add_(1)
         return y

@@ -113,15 +113,15 @@ class TimeVaryingNoise(AbstractLayer):
         """
         # Drawn on the CPU in float32: the same numbers on every device and for every type of the input.
         generator = torch.Generator().manual_seed((self.seed * _STRIDE + int(self.draws)) % _SEEDS)
-        channels = 2 * torch.rand(2, self.num_features, generator=generator, dtype=torch.float32) - 1
-        mu = channelwise(self.mean_bound * channels[0], like)
-        sigma = channelwise(1 + (self.scale_bound - 1) * (channels[1] + 1) / 2, like)
+        channels = torch.rand(2, self.num_features, generator=generator, dtype=torch.float32)
+        mu = channelwise(self.mean_bound * (2 * channels[0] - 1), like)
+        sigma = channelwise(1 + (self.scale_bound - 1) * channels[1], like)
         m, s = mu, sigma
-        if self.per_sample and self.mean:
-            unit = 2 * torch.rand(like.shape, generator=generator, dtype=torch.float32) - 1
-            m = mu + self.sample_mean_spread * unit
-        if self.per_sample and self.scale:
-            s = sigma + self.sample_scale_spread * torch.randn(like.shape, generator=generator, dtype=torch.float32)
+        if self.per_sample:  # both parts are drawn though one may be off: arms that differ in parts stay paired
+            uniform = torch.rand(like.shape, generator=generator, dtype=torch.float32)
+            normal = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+            m = mu + self.sample_mean_spread * (2 * uniform - 1)
+            s = sigma + self.sample_scale_spread * normal
         s = 1 + self.strength * (s - 1) if self.scale else torch.ones_like(sigma)
         m = self.strength * m if self.mean else torch.zeros_like(mu)
         return s.to(like), m.to(like)

@@ -1,11 +1,15 @@
 """Batch normalization of a tensor ``(N, C, *)``: statistics per channel, of this batch or given."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.ops.standardize import affine, standardize_affine
 from normscope.ops.statistics import channelwise, wide
 from normscope.ops.track import track
+
+_NAMES = ("weight", "bias", "running_mean", "running_var")
 
 
 class ShapeError(UsageError, ValueError):
@@ -77,10 +81,15 @@ def batch_norm_given(
         The normalized values in the type and shape of ``x``.
     """
     dtype = wide(x.dtype)
+    d = x - channelwise(mean.to(dtype), x)
+    if x.dtype != dtype:
+        weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
+    if not torch.is_grad_enabled():
+        # One pass instead of two. Its gradient has no forward derivative, so it is for where there is no gradient.
+        y = F.batch_norm(d, torch.zeros_like(mean, dtype=dtype), var.to(dtype), weight, bias, False, 0.0, eps)
+        return y.to(x.dtype)
     scale = (var.to(dtype) + eps).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    return affine(x - channelwise(mean.to(dtype), x), scale, bias).to(x.dtype)
+    return affine(d, scale if weight is None else scale * weight, bias).to(x.dtype)
 
 
 def _check(
@@ -96,9 +105,8 @@ def _check(
     if not x.is_floating_point():
         raise ShapeError(f"expected an input of a floating type, got {x.dtype}: convert it with .float()")
     channels = x.shape[1]
-    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, values in given.items():
-        if values is not None and values.shape != (channels,):
+    for name, values in zip(_NAMES, (weight, bias, running_mean, running_var), strict=True):
+        if values is not None and (values.ndim != 1 or values.shape[0] != channels):
             raise ShapeError(
                 f"{name} should have one value for each of the {channels} channels of an input of shape "
                 f"{tuple(x.shape)}, got shape {tuple(values.shape)}"

@@ -109,22 +109,21 @@ def _fused_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
 
 
 class _Standardize(Function):
-    """The three rules above, and torch's fused kernels where nothing will be differentiated through them."""
+    """The rules above, and torch's fused kernels where nothing will be differentiated through them.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-        return _fused_forward(x, weight, bias, eps)
+    In the older form, with the context in ``forward``: ``setup_context`` doubles what a small batch costs, because
+    torch inspects the signature at every call, and is there for torch.func alone, which does not come here.
+    """
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, _, ctx.eps = inputs
-        _, mean, rstd, var = output
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        y, mean, rstd, var = _fused_forward(x, weight, bias, eps)
+        ctx.eps = eps
         ctx.mark_non_differentiable(var)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.save_for_forward(x, weight, mean, rstd)
+        return y, mean, rstd, var
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_mean: Tensor | None, g_rstd: Tensor | None, _: Any) -> tuple[Any, ...]:
@@ -145,19 +144,6 @@ class _Standardize(Function):
         t, t_weight, t_bias, _ = tangents
         x, weight, mean, rstd = ctx.saved_tensors
         return *tangent(t, t_weight, t_bias, x, weight, mean, rstd), None
-
-
-class _Eager(Function):
-    """The same in the older form, which torch.func refuses and which costs a third outside it."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _Standardize.forward(*inputs)
-        _Standardize.setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_Standardize.backward)
-    jvp = staticmethod(_Standardize.jvp)
 
 
 def _is_dual(x: Tensor) -> bool:
@@ -183,12 +169,10 @@ def standardize_affine(
     d, shift = shifted(x)
     if x.dtype != d.dtype:
         weight, bias = (None if p is None else p.to(d.dtype) for p in (weight, bias))
-    if torch.compiler.is_compiling():  # the compiler refuses a jvp of one's own, and fuses the forward by itself
-        y, low, rstd, var = forward(d, weight, bias, eps)
-    elif torch._C._are_functorch_transforms_active():
-        y, low, rstd, var = _Standardize.apply(d, weight, bias, eps)
-    else:
-        y, low, rstd, var = _Eager.apply(d, weight, bias, eps)
+    # The compiler refuses a jvp of one's own, and fuses the forward by itself; torch.func differentiates and batches
+    # the forward rightly, where a jvp inside a jvp of any Function comes out as zero.
+    written_out = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    y, low, rstd, var = (forward if written_out else _Standardize.apply)(d, weight, bias, eps)
     return (y if y.dtype == x.dtype else y.to(x.dtype)), shift, low, rstd, var
 
 

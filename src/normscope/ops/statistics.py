@@ -32,7 +32,7 @@ def shifted(x: Tensor) -> tuple[Tensor, Tensor]:
     """Take a constant near its mean off each channel.
 
     The constant is the mean as plainly summed: at an offset of 1e6 it misses the true mean by a tenth of a standard
-    deviation, which is near enough. (A channel's first value would cost no pass over ``x``, but may be an outlier.)
+    deviation, which is near enough. (A channel's first value would cost no pass over ``x``, but may lie far from it.)
 
     Args:
         x: Values ``(N, C, *)`` of any floating type.

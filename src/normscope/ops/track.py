@@ -4,19 +4,19 @@ import torch
 from torch import Tensor
 
 
-def weight_of_batch(momentum: float | None, batches_seen: Tensor | int | None) -> float:
+def share_of_batch(momentum: float | None, batches_before: Tensor | None) -> float:
     """Return the share that the newest batch gets in the running statistics.
 
     Args:
         momentum: That share, or None for the plain average of all batches.
-        batches_seen: Batches tracked so far, the newest included; read only where ``momentum`` is None.
+        batches_before: Batches tracked before this one; read only where ``momentum`` is None.
 
     Returns:
-        ``momentum``; else one over ``batches_seen`` (0 where batches are not counted).
+        ``momentum``; else one over the number of batches (0 where they are not counted).
     """
     if momentum is not None:
         return momentum
-    return 0.0 if batches_seen is None else 1.0 / float(batches_seen)
+    return 0.0 if batches_before is None else 1.0 / (float(batches_before) + 1.0)
 
 
 def track(running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, momentum: float) -> None:
@@ -32,4 +32,5 @@ def track(running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor,
     with torch.no_grad():
         for running, batch in ((running_mean, mean), (running_var, var)):
             if running is not None:
-                running.lerp_(batch if batch.dtype == running.dtype else batch.to(running.dtype), momentum)
+                # Not lerp_, for which vmap has no rule.
+                running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
