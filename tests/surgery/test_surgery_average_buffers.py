@@ -22,9 +22,7 @@ def trained():
         nn.functional.mse_loss(model(data[start : start + 16]), target[start : start + 16]).backward()
         optimizer.step()
         average.update_parameters(model)
-    by_hand.load_state_dict(
-        {n: p for n, p in average.module.state_dict().items() if n in dict(model.named_parameters())}, strict=False
-    )
+    by_hand.load_state_dict(dict(average.module.named_parameters()), strict=False)
     return model, average, by_hand, data, target
 
 

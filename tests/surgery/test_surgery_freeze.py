@@ -116,6 +116,22 @@ def test_thawed_mode_is_the_last_asked():
     assert not model[1].training
 
 
+def test_other_operations_do_not_touch_what_a_freeze_remembers():
+    model = net().train()
+    surgery.freeze(model, affine=True)
+
+    def call(m, batch):
+        m.eval()
+        m(batch)
+
+    surgery.convert(model, "batch", example=images())
+    surgery.recalibrate(model, [images()], call, frozen=True)
+    surgery.fold(surgery.strip(copy.deepcopy(model), "batch", example=images()).model, images())
+    surgery.unfreeze(model)
+    assert model[1].training
+    assert model[1].weight.requires_grad
+
+
 def test_only_and_skips():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.LayerNorm(2), nn.BatchNorm1d(2, track_running_stats=False))
     report = surgery.freeze(model)
@@ -146,6 +162,8 @@ def test_frozen_models_compile_and_trace():
     surgery.freeze(model)
     model.train()
     model[8].p = 0.0
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images()), model(images()))
     traced = torch.fx.symbolic_trace(model)
     torch.testing.assert_close(traced(images()), model(images()))
     exported = torch.export.export(model, (images(),)).module()

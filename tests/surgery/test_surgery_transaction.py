@@ -1,10 +1,13 @@
 """All or nothing: whatever is done to a model within, an exception undoes."""
 
+import importlib
+
 import pytest
 import torch
 from surgery_nets import assert_same, images, net, state
 from torch import nn
 
+from normscope import surgery
 from normscope._errors import UsageError
 from normscope.surgery._transaction import traceless, transaction
 
@@ -93,3 +96,48 @@ def test_versions_of_untouched_tensors_stand():
 def test_lazy_parameters_are_refused():
     with pytest.raises(UsageError, match="no shape yet"), transaction(nn.Sequential(nn.LazyLinear(3))):
         pass
+
+
+def fails_at(number, function):
+    """Return ``function``, which raises at its ``number``-th call."""
+    calls = []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            raise RuntimeError("planted")
+        return function(*args, **kwargs)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("where", "operation"),
+    [
+        ("_absorb.write", lambda m: surgery.fold(m.eval(), images())),
+        ("_absorb.write", lambda m: surgery.strip(m, "population", example=images())),
+        ("strip._identity_for", lambda m: surgery.strip(m)),
+        ("convert._carry", lambda m: surgery.convert(m, "group")),
+        ("freeze._install", lambda m: surgery.freeze(m, affine=True)),
+        ("freeze.thaw", lambda m: surgery.unfreeze(m)),
+        ("recalibrate._write", lambda m: surgery.recalibrate(m, [images()], sequential=True)),
+        ("average_buffers._inner", lambda m: surgery.average_buffers(m, net(), "copy")),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_operation_that_fails_midway_leaves_the_model_bit_identical(where, operation, number, monkeypatch):
+    model = net().eval()
+    if where == "freeze.thaw":
+        surgery.freeze(model, affine=True)
+    before = state(model)
+    file, _, name = where.partition(".")
+    module = importlib.import_module(f"normscope.surgery.{file}")
+    monkeypatch.setattr(module, name, fails_at(number, getattr(module, name)))
+    try:
+        operation(model)
+    except RuntimeError as error:
+        assert "planted" in str(error)
+        assert_same(before, state(model))
+    else:
+        assert where == "average_buffers._inner"
+        assert number == 3

@@ -41,6 +41,12 @@ def to_device(model: nn.Module, values: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.to(anchor.device), values)
 
 
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Put every module into a mode: not through ``train()``, which a frozen norm remembers and does not obey."""
+    for module in model.modules():
+        module.training = training
+
+
 @torch.no_grad()
 def run(model: nn.Module, example: Any) -> Any:
     """Call a model with an example."""

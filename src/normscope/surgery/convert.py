@@ -39,7 +39,7 @@ from normscope import layers
 from normscope._errors import UsageError
 from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._run import run
+from normscope.surgery._run import run, set_mode
 from normscope.surgery._sites import BATCH, INSTANCE, Only, Site, keep_hooks, norms, why_opaque
 from normscope.surgery._transaction import traceless, transaction
 from normscope.surgery.freeze import is_frozen, refreeze
@@ -133,7 +133,7 @@ def _ranks(model: nn.Module, chosen: list[Site], example: Any) -> dict[str, set[
     """Run the model once and see how many axes each norm's input has."""
     seen: dict[str, set[int]] = {site.path: set() for site in chosen}
     with traceless(model):
-        model.eval()
+        set_mode(model, False)
         for site in chosen:
 
             def look(_: nn.Module, args: tuple[Any, ...], path: str = site.path) -> None:

@@ -25,17 +25,19 @@ from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import Only, Site, is_norm, norms
 from normscope.surgery._transaction import transaction
 
+# The attribute of a frozen module that holds the mode last asked for, under "asked", and what parameters required a
+# gradient before, under their names. A plain dictionary, so that a failed operation restores it with the module.
+_STATE = "_before_freeze"
+
 
 class _Frozen:
-    """Stands in for ``train`` on one instance: a callable with a state, so that copies and pickles carry it."""
+    """Stands in for ``train`` on one instance: a callable object, so that copies and pickles carry it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.asked = module.training
-        self.required_grad: dict[str, bool] = {}
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        self.asked = mode
+        vars(self.module)[_STATE]["asked"] = mode
         type(self.module).train(self.module, False)
         return self.module
 
@@ -114,8 +116,7 @@ def unfreeze(model: nn.Module, *, only: Only = None) -> Report:
     with transaction(model):
         for site in norms(model, only):
             module = site.module
-            frozen = vars(module).get("train")
-            if not isinstance(frozen, _Frozen):
+            if not is_frozen(module):
                 skipped.append(Skip(site.path, "is not frozen"))
                 continue
             thaw(module)
@@ -125,44 +126,40 @@ def unfreeze(model: nn.Module, *, only: Only = None) -> Report:
 
 def thaw(module: nn.Module) -> None:
     """Undo the freezing of one module."""
-    frozen = vars(module).pop("train")
+    before = vars(module).pop(_STATE)
+    del vars(module)["train"]
     vars(module).pop("extra_repr", None)
-    for name, required in frozen.required_grad.items():
-        parameter = getattr(module, name)
-        if parameter is not None:
-            parameter.requires_grad_(required)
-    module.train(frozen.asked)
+    for name, parameter in module._parameters.items():
+        if parameter is not None and name in before:
+            parameter.requires_grad_(before[name])
+    module.train(before["asked"])
 
 
 def refreeze(old: nn.Module, new: nn.Module) -> None:
     """Freeze ``new``, which takes the place of the frozen ``old``, as that was frozen."""
-    before = vars(old)["train"]
-    new.train(before.asked)
-    mark = _install(new)
-    mark.required_grad.update(before.required_grad)
+    _install(new).update(vars(old)[_STATE])
 
 
-def _install(module: nn.Module) -> _Frozen:
-    mark = vars(module).get("train")
-    if not isinstance(mark, _Frozen):
-        mark = _Frozen(module)
+def _install(module: nn.Module) -> dict[str, bool]:
+    if not is_frozen(module):
         # Into __dict__ directly: for torch these are no submodules, and a subclass's __setattr__ is not our business.
-        vars(module)["train"] = mark
+        vars(module)[_STATE] = {"asked": module.training}
+        vars(module)["train"] = mark = _Frozen(module)
         vars(module)["extra_repr"] = _FrozenRepr(module)
-        mark(mark.asked)
-    return mark
+        mark(module.training)
+    return vars(module)[_STATE]
 
 
 def _freeze(site: Site, affine: bool, *, statistics: bool = True) -> Change:
     module = site.module
     parts = ["running statistics"] if statistics else []
-    mark = _install(module)
+    before = _install(module)
     if affine:
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                mark.required_grad.setdefault(name, parameter.requires_grad)
+                before.setdefault(name, parameter.requires_grad)
                 parameter.requires_grad_(False)
-        parts += ["gain and shift"] * bool(mark.required_grad)
+        parts += ["gain and shift"] * any(p is not None for p in module._parameters.values())
     detail = ""
     if statistics and _initial(module):
         detail = "its statistics are the initial mean 0 and variance 1: recalibrate before relying on them"

@@ -41,7 +41,7 @@ from torch import nn
 from normscope._errors import DataError, UsageError
 from normscope.surgery._measure import Meter, Pooled, in_step
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._run import call_batch
+from normscope.surgery._run import call_batch, set_mode
 from normscope.surgery._sites import BATCH, Only, Site, norms
 from normscope.surgery._transaction import traceless, transaction
 from normscope.surgery.freeze import is_frozen
@@ -165,9 +165,7 @@ class _Passes:
 
     def _modes(self) -> None:
         """Put everything into the mode asked for and each norm into evaluation; the meters choose for their own."""
-        for module in self.model.modules():
-            # Not through train(): a frozen norm's would not listen, and one may be asked for.
-            module.training = self.dropout
+        set_mode(self.model, self.dropout)
         for site in norms(self.model):
             site.module.training = False
 

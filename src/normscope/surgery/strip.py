@@ -33,7 +33,7 @@ from normscope.surgery import _absorb
 from normscope.surgery._modules import ChannelAffine
 from normscope.surgery._pairs import MISSING, Search, search, why_not_fixed
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._run import run
+from normscope.surgery._run import run, set_mode
 from normscope.surgery._sites import BATCH, Only, Site, keep_hooks, norms
 from normscope.surgery._transaction import traceless, transaction
 
@@ -116,7 +116,7 @@ def _scale_in_order(
         return output * factors[module]
 
     with traceless(model):
-        model.eval()  # nothing random: dropout would add its own variance to what is measured
+        set_mode(model, False)  # nothing random: dropout would add its own variance to what is measured
         for module in linear:
             module.register_forward_hook(scale)
         run(model, example)
@@ -185,7 +185,7 @@ def _batch_statistics(model: nn.Module, chosen: list[Site], example: Any) -> dic
     """Return the moments of each batch norm's inputs, all of them normalizing by the batch."""
     taken: dict[str, list[Moments]] = {}
     with traceless(model):
-        model.eval()
+        set_mode(model, False)
         for site in norms(model):
             if type(site.module) in BATCH:
                 site.module.training = True
