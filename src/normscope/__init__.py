@@ -18,6 +18,7 @@ _FACE = {
     "stats": ("normscope.stats", None),
     "plots": ("normscope.plots", None),
     "studies": ("normscope.studies", None),
+    "surgery": ("normscope.surgery", None),
 }
 
 if TYPE_CHECKING:
