@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _FACE = {
     "Scope": ("normscope._face", "Scope"),
     "study": ("normscope._face", "study"),
+    "builders": ("normscope.builders", None),
     "layers": ("normscope.layers", None),
     "ops": ("normscope.ops", None),
     "probes": ("normscope.probes", None),

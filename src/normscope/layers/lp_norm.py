@@ -24,9 +24,9 @@ class LpNorm(AbstractLayer):
 
     With ``centred=True`` the norm is that of :math:`x - \mu`; for :math:`p = 2` this is batch normalization. With
     ``gaussian=True`` it is also multiplied by what makes it the standard deviation of Gaussian values:
-    :math:`\sqrt{\pi/2}` for :math:`p = 1`; for the maximum over :math:`n` values
-    :math:`(1 + \sqrt{\pi \ln 4}) / (2\sqrt{2 \ln n})`. Both together are the variants of Hoffer et al. (who average the
-    ten largest values where this takes the maximum).
+    :math:`\sqrt{\pi/2}` for :math:`p = 1`; for the maximum over :math:`n` values one over its expectation, which grows
+    as :math:`\sqrt{2 \ln n}`. Both together are the variants of Hoffer et al. (who average the ten largest values where
+    this takes the maximum, with a constant for that).
 
     ## Statistics
     In training the mean and norm of the channel over the batch and all positions; outside it their running averages

@@ -15,6 +15,7 @@ mean of :math:`q` is taken off. With :math:`p = 2` and :math:`b = x - \mu` this 
 Santurkar et al. (2018), section 3.3; Hoffer et al. (2018), section 4; Zhang & Sennrich (2019), eq. 4.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -173,18 +174,23 @@ def divide(x: Tensor, by: Divisor, eps: float) -> tuple[Tensor, Tensor, Tensor, 
     return y, shift, low, power
 
 
+@torch.compiler.assume_constant_result
+@functools.cache
 def gaussian_factor(p: float, n: int) -> float:
     r"""Return what turns the average norm of ``n`` centred Gaussian values into their standard deviation.
 
-    Exactly :math:`\sqrt{\pi/2}` for :math:`p = 1` and 1 for 2, in the limit of large ``n``. For the maximum the
-    constant of Hoffer et al., :math:`(1 + \sqrt{\pi \ln 4}) / (2 \sqrt{2 \ln n})`, a rough one.
+    :math:`\sqrt{\pi/2}` for :math:`p = 1` and 1 for 2, in the limit of large ``n``. For the maximum, one over
+    :math:`E \max |z| = \int_0^\infty 1 - \mathrm{erf}(t/\sqrt 2)^n\, dt`, of which :math:`\sqrt{2 \ln n}` is the
+    leading term. (The :math:`(1 + \sqrt{\pi \ln 4}) / (2 \sqrt{2 \ln n})` in the code of Hoffer et al. goes with the
+    average of the ten largest; with the maximum it gives 1.3 to 1.4 standard deviations.)
 
     Args:
         p: 1, 2 or ``math.inf``.
-        n: How many values the norm is taken over; at least 2.
+        n: How many values the norm is taken over.
     """
     if p == math.inf:
-        return 0.5 * (1 + math.sqrt(math.pi * math.log(4))) / math.sqrt(2 * math.log(n))
+        step, most = 0.01, 12.0  # the trapezoidal rule is spectral here but for the slope at 0, which is 0 for n > 1
+        return 1 / (step * (0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** n for i in range(1, int(most / step)))))
     return math.sqrt(math.pi / 2) if p == 1 else 1.0
 
 
