@@ -127,7 +127,7 @@ def weight_standardize(
 
     Example:
         >>> layer = weight_standardize(torch.nn.Linear(100, 10), torch.relu)
-        >>> round(float(layer.weight.square().sum(1).mean().sqrt()), 4)
+        >>> round(layer.weight.norm(dim=1).mean().item(), 4)
         1.7128
     """
     weight = getattr(module, name, None)

@@ -126,20 +126,16 @@ def _centred(t: Tensor) -> Tensor:
 
 
 class _Divide(Function):
-    """The three rules above."""
-
-    generate_vmap_rule = True
+    """The three rules above; torch.func, which wants another form of Function, does not come here."""
 
     @staticmethod
-    def forward(x: Tensor, shift: Tensor, by: Divisor, eps: float) -> tuple[Tensor, ...]:
-        return forward(x, shift, by, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, shift, ctx.by, ctx.eps = inputs
+    def forward(ctx: Any, x: Tensor, shift: Tensor, by: Divisor, eps: float) -> tuple[Tensor, ...]:
+        y, low, power = forward(x, shift, by, eps)
+        ctx.by, ctx.eps = by, eps
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, shift, *output[1:])
-        ctx.save_for_forward(x, shift, *output[1:])
+        ctx.save_for_backward(x, shift, low, power)
+        ctx.save_for_forward(x, shift, low, power)
+        return y, low, power
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
@@ -168,9 +164,10 @@ def divide(x: Tensor, by: Divisor, eps: float) -> tuple[Tensor, Tensor, Tensor, 
     d, shift = shifted(x)
     if not by.centre and not by.centred:
         shift = torch.zeros_like(shift)
-    # The compiler refuses a jvp of one's own, and fuses the forward by itself.
-    run = forward if torch.compiler.is_compiling() else _Divide.apply
-    y, low, power = run(x.to(d.dtype), shift, by, eps)
+    # The compiler refuses a jvp of one's own, and fuses the forward by itself; torch.func differentiates and batches
+    # the forward rightly, where a jvp inside a jvp of any Function comes out as zero.
+    written_out = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    y, low, power = (forward if written_out else _Divide.apply)(x.to(d.dtype), shift, by, eps)
     return y, shift, low, power
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from normscope.ops.batch_norm import ShapeError, batch_norm_given
 from normscope.ops.lp import Divisor, divide
+from normscope.ops.rows import columnwise, standardize_rows
 from normscope.ops.standardize import affine, standardize_affine
 from normscope.ops.statistics import wide
 from normscope.ops.track import track
@@ -39,8 +40,10 @@ def layer_norm(
         ShapeError: The last axes of ``x``, or a parameter, are not of ``normalized_shape``; ``x`` is not floating.
     """
     rows = _leading(x, normalized_shape, weight, bias)
-    xhat = _rows_standardized(x, rows, eps)[0] if x.numel() else x
-    return _elementwise(xhat, weight, bias).to(x.dtype)
+    if x.numel() == 0:
+        return columnwise(x, weight, bias).to(x.dtype)
+    gain, shift = (None if values is None else values.reshape(-1) for values in (weight, bias))
+    return standardize_rows(x.reshape(rows, -1), gain, shift, eps).view(x.shape).to(x.dtype)
 
 
 def rms_norm(
@@ -65,10 +68,10 @@ def rms_norm(
     """
     rows = _leading(x, normalized_shape, weight)
     if x.numel() == 0:
-        return _elementwise(x, weight, None).to(x.dtype)
+        return columnwise(x, weight, None).to(x.dtype)
     eps = torch.finfo(wide(x.dtype)).eps if eps is None else eps
     y, *_ = divide(x.reshape(1, rows, -1), Divisor(2, centre=False), eps)
-    return _elementwise(y.view(x.shape), weight, None).to(x.dtype)
+    return columnwise(y.view(x.shape), weight, None).to(x.dtype)
 
 
 def group_norm(
@@ -97,8 +100,8 @@ def group_norm(
         raise ShapeError(f"{x.shape[1]} channels do not split into {num_groups} equal groups: give a divisor")
     if x.numel() == 0:
         return affine(x, weight, bias).to(x.dtype)
-    xhat, *_ = _rows_standardized(x, x.shape[0] * num_groups, eps)
-    return affine(xhat, weight, bias).to(x.dtype)
+    xhat = standardize_rows(x.reshape(x.shape[0] * num_groups, -1), None, None, eps)
+    return affine(_like(xhat, x), weight, bias).to(x.dtype)
 
 
 def instance_norm(
@@ -145,32 +148,24 @@ def instance_norm(
         if running_mean is None or running_var is None:
             raise ShapeError("running_mean and running_var are needed here: give them, or use_input_stats=True")
         return batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps)
-    xhat, mean, var = _rows_standardized(x, x.shape[0] * x.shape[1], eps)
-    if running_mean is not None or running_var is not None:
-        mean, var = (values.view(x.shape[:2]).mean(0) for values in (mean, var))
-        track(running_mean, running_var, mean, var, momentum)
-    return affine(xhat, weight, bias).to(x.dtype)
+    rows = x.shape[0] * x.shape[1]
+    if running_mean is None and running_var is None:
+        xhat = standardize_rows(x.reshape(rows, -1), None, None, eps)
+    else:
+        xhat, shift, low, _, var = standardize_affine(x.to(wide(x.dtype)).reshape(1, rows, -1), None, None, eps)
+        means, variances = (values.view(x.shape[:2]).mean(0) for values in (shift + low.detach(), var.detach()))
+        track(running_mean, running_var, means, variances, momentum)
+    return affine(_like(xhat, x), weight, bias).to(x.dtype)
 
 
-def _rows_standardized(x: Tensor, rows: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardize ``rows`` equal parts of ``x``, in its order of elements.
-
-    Returns:
-        The values in the shape and layout of ``x``, then a mean and an unbiased variance for each row (constants);
-        float32 or wider.
-    """
-    xhat, shift, low, _, var = standardize_affine(x.to(wide(x.dtype)).reshape(1, rows, -1), None, None, eps)
+def _like(xhat: Tensor, x: Tensor) -> Tensor:
+    """Give values in the order of ``x``'s elements its shape, and its layout if that is channels-last."""
     xhat = xhat.view(x.shape)
     if not x.is_contiguous() and x.ndim in (4, 5) and not torch._C._are_functorch_transforms_active():
         channels_last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         if x.is_contiguous(memory_format=channels_last):
             xhat = xhat.contiguous(memory_format=channels_last)
-    return xhat, shift + low.detach(), var.detach()
-
-
-def _elementwise(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    y = xhat if weight is None else xhat * weight
-    return y if bias is None else y + bias
+    return xhat
 
 
 def _leading(x: Tensor, normalized_shape: Sequence[int], *parameters: Tensor | None) -> int:
