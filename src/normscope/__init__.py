@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _FACE = {
     "Scope": ("normscope._face", "Scope"),
     "study": ("normscope._face", "study"),
+    "builders": ("normscope.builders", None),
     "layers": ("normscope.layers", None),
     "ops": ("normscope.ops", None),
     "probes": ("normscope.probes", None),
@@ -22,10 +23,23 @@ _FACE = {
 }
 
 if TYPE_CHECKING:
-    from normscope import layers, ops, plots, probes, records, stats, studies
+    from normscope import builders, layers, ops, plots, probes, records, stats, studies, surgery
     from normscope._face import Scope, study
 
-__all__ = ["Scope", "__version__", "layers", "ops", "plots", "probes", "records", "stats", "studies", "study"]
+__all__ = [
+    "Scope",
+    "__version__",
+    "builders",
+    "layers",
+    "ops",
+    "plots",
+    "probes",
+    "records",
+    "stats",
+    "studies",
+    "study",
+    "surgery",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from surgery_nets import Residual, alive, assert_same, images, net, state, twin
 from torch import nn
 

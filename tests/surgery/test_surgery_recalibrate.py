@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from surgery_nets import alive, assert_same, images, net, state, twin
 from torch import nn
 from torch.optim.swa_utils import update_bn
