@@ -138,7 +138,7 @@ def growth(arm, seed, *, width=1000, batch=64, depth=24):
 @pytest.mark.parametrize(("arm", "within"), [("relu", 0.01), ("linear", 0.01), ("no norm", 0.02)])
 def test_growth_at_initialization_is_the_theorem(arm, within):
     assert theory("relu", 64) == pytest.approx(1.493, abs=5e-4)
-    measured = np.mean([growth(arm, seed) for seed in range(6)])
+    measured = np.mean([growth(arm, seed) for seed in range(4)])
     assert measured == pytest.approx(theory(arm, 64), rel=within)
 
 
