@@ -89,7 +89,7 @@ class BnBackwardThreeTerms(AbstractStudy):
             "lr": 0.1,
             "train": None,
             "test": None,
-            "training": {"steps": 400, "batch": 64, "lrs": [0.1, 1.0], "arms": list(ARMS)},
+            "training": {"steps": 300, "batch": 64, "lrs": [0.1, 1.0], "arms": list(ARMS)},
         },
         "full": {
             "network": {"name": "vgg-a"},

@@ -89,7 +89,7 @@ class NoisyBatchnorm(AbstractStudy):
         "quick": {
             "network": {"name": "mlp", "depth": 8, "width": 64},
             "batch": 128,
-            "steps": 250,
+            "steps": 200,
             "lr": 0.1,
             "lrs": [0.03, 0.1, 0.3],
             "controls": [arm for arm in ARMS if arm not in (*MAIN, "noisy-4")],
