@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -39,7 +40,7 @@ class Null(AbstractStudy):
     CLAIM = "The second arm trains faster."
     ENDPOINT = "Loss of the first arm over that of the second"
     MARGIN = 0.0
-    PRESETS = {"quick": {"steps": 4, "lrs": [0.1, 1.0]}, "full": {"steps": 8, "lrs": [0.1]}}
+    PRESETS: ClassVar = {"quick": {"steps": 4, "lrs": [0.1, 1.0]}, "full": {"steps": 8, "lrs": [0.1]}}
 
     def grid(self, settings):
         for lr in settings["lrs"]:

@@ -1,13 +1,26 @@
 """The records of a run's complete seeds, and how a judge reads them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-Floats = np.ndarray
+from normscope.plots import number
+
+Floats = NDArray[np.float64]
+
+
+def typical(values: Floats, *, logs: bool = False) -> str:
+    """Write the mean over seeds, those without a value left out; of logarithms the geometric mean they stand for."""
+    kept = values[np.isfinite(values)]
+    if not len(kept):
+        return ""
+    mean = float(kept.mean())
+    return number(math.exp(mean) if logs else mean)
 
 
 @dataclass(frozen=True)
@@ -73,12 +86,28 @@ class Evidence:
         found = dict(frame.group_by("seed").agg(rule.alias("value")).select("seed", "value").iter_rows())
         return np.array([found.get(seed, np.nan) for seed in self.seeds], dtype=np.float64)
 
+    def final(self, name: str, *, window: int = 20, **where: Any) -> Floats:
+        """Return per seed the mean of the last ``window`` training records of a name (``"loss"``, ``"accuracy"``)."""
+        frame = self.select(probe="training", name=name, **where)
+        return self.per_seed(frame, pl.col("value").sort_by("step").tail(window).mean())
+
+    def final_losses(self, labels: Mapping[str, str], **where: Any) -> str:
+        """Say how the arms named by ``labels`` end, in a sentence for a caption."""
+        ends = (f"{typical(self.final('loss', arm=arm, **where))} with {label}" for arm, label in labels.items())
+        return f"Mean loss of the last 20 steps: {', '.join(ends)}."
+
+    def mean_log(self, frame: pl.DataFrame) -> Floats:
+        """Return per seed the mean logarithm of the values that have one; NaN where none has."""
+        return self.per_seed(
+            frame.filter(pl.col("value").is_finite() & (pl.col("value") > 0)), pl.col("value").log().mean()
+        )
+
     def curves(self, frame: pl.DataFrame) -> dict[int, tuple[Floats, Floats]]:
         """Return per seed the (steps, values) of the records of one quantity at one site, in order of steps."""
         ordered = frame.sort("step")
         return {
             seed: (part["step"].to_numpy(), part["value"].to_numpy())
-            for (seed,), part in ordered.group_by(["seed"], maintain_order=True)  # type: ignore[misc]
+            for (seed,), part in ordered.group_by(["seed"], maintain_order=True)
         }
 
     def steps_to(self, target: float, *, horizon: int, window: int = 5, **where: Any) -> tuple[Floats, int]:

@@ -7,11 +7,12 @@ from normscope._unit import discover
 from normscope.studies._study import AbstractStudy
 
 
-def all_studies() -> list[AbstractStudy]:
+def all() -> list[AbstractStudy]:
     """Return every study, in the order of its card."""
     from normscope import studies
 
-    return sorted((kind() for kind in discover(studies, AbstractStudy)), key=lambda study: study.CARD)
+    found = discover(studies, AbstractStudy)  # type: ignore[type-abstract]
+    return sorted((kind() for kind in found), key=lambda study: study.CARD)
 
 
 def get(slug: str) -> AbstractStudy:
@@ -20,7 +21,7 @@ def get(slug: str) -> AbstractStudy:
     Raises:
         UsageError: No study has it; the message names the nearest.
     """
-    found = {study.CODE: study for study in all_studies()}
+    found = {study.CODE: study for study in all()}
     if slug in found:
         return found[slug]
     near = difflib.get_close_matches(slug, found, n=3, cutoff=0.4) or sorted(found)[:5]

@@ -74,14 +74,6 @@ def interpolate(x: ArrayLike, y: ArrayLike, at: float) -> float:
     return float(np.interp(where, logs, values))
 
 
-def usable(*columns: Floats) -> np.ndarray:
-    """Return which seeds have a finite value in every column."""
-    keep = np.ones(len(columns[0]), dtype=bool)
-    for column in columns:
-        keep &= np.isfinite(column)
-    return keep
-
-
-def unmeasured(n: int, level: float, scale: str) -> Estimate:
+def unmeasured(level: float, scale: str) -> Estimate:
     """Return the estimate of something that no seed allows to estimate."""
-    return Estimate(math.nan, -math.inf, math.inf, level, n, "not measured", scale)
+    return Estimate(math.nan, -math.inf, math.inf, level, 0, "not measured", scale)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
-from normscope.records import Outcome, Record, Verdict
-from normscope.records.store import Cell, Store
+from normscope.records import Cell, Outcome, Record, Store, Verdict
 from normscope.studies._evidence import Evidence
 from normscope.studies._find import get
 from normscope.studies._study import AbstractStudy, Progress
@@ -163,10 +162,8 @@ def load(folder: str | Path) -> list[Run]:
         UsageError: A run is of a study that this version does not have.
     """
     root = Path(folder)
-    if (root / "run.json").is_file():
-        folders = [root]
-    else:
-        folders = sorted(path.parent for path in root.glob("*/run.json"))
+    here = (root / "run.json").is_file()
+    folders = [root] if here else sorted(path.parent for path in root.glob("*/run.json"))
     runs = []
     for path in folders:
         store = Store.open(path)

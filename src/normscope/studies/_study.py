@@ -5,11 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from normscope._errors import UsageError
 from normscope._unit import Unit
-from normscope.records import Estimate, Outcome, Record, Verdict
-from normscope.records.store import Cell
+from normscope.records import Cell, Estimate, Outcome, Record, Verdict
+from normscope.stats import decide, interval
 from normscope.studies._evidence import Evidence
+from normscope.studies._judging import unmeasured
 
 if TYPE_CHECKING:
     from normscope.plots import Figure, Table
@@ -121,6 +125,49 @@ class AbstractStudy(Unit, ABC):
             p_value=p_value,
             primary=primary,
             parts=tuple(parts),
+        )
+
+    def part(
+        self,
+        evidence: Evidence,
+        values: ArrayLike,
+        *,
+        endpoint: str,
+        reason: str | Callable[[Estimate], str],
+        claim: str = "",
+        scale: str = "difference",
+        margin: float | None = None,
+        refuted_below: float | None = None,
+        primary: bool = False,
+    ) -> Verdict:
+        """Judge one endpoint from one number per seed.
+
+        Args:
+            evidence: Gives the level.
+            values: One number per seed, positive in the direction of the claim; seeds whose number is not finite are
+                left out, and the reason says so.
+            endpoint: What was measured, in words.
+            reason: A sentence, or what makes one of the estimate.
+            claim: The claim; the study's own if left out.
+            scale: What the numbers are: ``"difference"``, ``"log-ratio"`` or ``"value"``.
+            margin: Smallest effect of interest; the study's own if left out.
+            refuted_below: Where refutation begins, if not at the margin.
+            primary: Whether this is the endpoint that decides the claim.
+        """
+        margin = self.MARGIN if margin is None else margin
+        numbers = np.asarray(values, dtype=np.float64)
+        kept = numbers[np.isfinite(numbers)]
+        if not len(kept):
+            effect = unmeasured(evidence.level, scale)
+            outcome, p, said = Outcome.INCONCLUSIVE, 1.0, "Not one seed could be measured."
+        else:
+            effect = interval(kept, scale=scale, level=evidence.level)
+            outcome, p = decide(kept, margin=margin, refuted_below=refuted_below, level=evidence.level)
+            said = reason if isinstance(reason, str) else reason(effect)
+            if len(kept) < len(numbers):
+                said += f" {len(numbers) - len(kept)} of {len(numbers)} seeds could not be measured."
+        return self.verdict(
+            outcome, effect, reason=said, p_value=p, claim=claim, endpoint=endpoint, margin=margin, primary=primary
         )
 
     def run(

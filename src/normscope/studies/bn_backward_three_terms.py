@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -10,11 +11,9 @@ import torch
 from torch import nn
 
 from normscope.plots import Figure, Table, curves, number, versus_theory
-from normscope.records import Estimate, Outcome, Record, Verdict
-from normscope.records.store import Cell
-from normscope.stats import decide, interval, tost
-from normscope.studies._evidence import Evidence
-from normscope.studies._judging import unmeasured, usable
+from normscope.records import Cell, Estimate, Outcome, Record, Verdict
+from normscope.stats import interval, tost
+from normscope.studies._evidence import Evidence, typical
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.backward import measure
@@ -48,26 +47,26 @@ class BnBackwardThreeTerms(AbstractStudy):
 
     ## Method
     A network of three hidden layers of 100 units on the digits in float64, at the first step and after 200 steps of SGD
-    at learning rate 0.1, for batches of 16, 64 and 256. In each layer, on the gradients that really arrive there:
-    E, the relative error of the note's :math:`g_z` against the exact gradient; its cosine; the share of gradient energy
+    at learning rate 0.1, for batches of 16, 64 and 256. In each layer, on the gradients that really arrive there: E,
+    the relative error of the note's :math:`g_z` against the exact gradient; its cosine; the share of gradient energy
     that each left-out term removes; and the error of the weight gradients if every layer follows the note. The exact
     gradient is that of automatic differentiation through elementary operations; the full formula is compared with it,
     and with central differences. The claim is refuted if E is above 1 % (interval over seeds, batches of 64) in at
-    least 90 % of the layers while the full formula is right to 1e-9. Separately, networks are trained with the mean, the
-    variance or both cut out of the backward pass; a cut is harmful if the loss ends more than 1.2 times higher.
+    least 90 % of the layers while the full formula is right to 1e-9. Separately, networks are trained with the mean,
+    the variance or both cut out of the backward pass; a cut is harmful if the loss ends more than 1.2 times higher.
 
     ## Prediction
     Refuted. For a gradient that knows nothing of the normalized values the two terms remove a share 2/m of its energy,
     so :math:`E \approx \sqrt{2/(m-2)}`: 0.378, 0.180 and 0.089 for m = 16, 64, 256; more in upper layers, where the
-    gradient correlates with the values, and there it does not vanish as m grows. Weight gradients are off by 50 to
-    100 %, because a layer's inputs are not centred and the left-out mean multiplies their mean. Yet training with both
+    gradient correlates with the values, and there it does not vanish as m grows. Weight gradients are off by 50 to 100
+    %, because a layer's inputs are not centred and the left-out mean multiplies their mean. Yet training with both
     terms cut survives an easy task: the loss ends higher, mostly through the mean, and pre-normalization biases drift.
 
     ## Threats
-    The size of E depends on how much the arriving gradient correlates with the values: it is a property of network, task
-    and time, not a constant. That training survives the wrong rule holds for a shallow network on an easy task; the
-    harmful part says nothing of large networks. With the wrong rule every step differs, so the arms drift apart and the
-    loss compares trajectories, not single steps.
+    The size of E depends on how much the arriving gradient correlates with the values: it is a property of network,
+    task and time, not a constant. That training survives the wrong rule holds for a shallow network on an easy task;
+    the harmful part says nothing of large networks. With the wrong rule every step differs, so the arms drift apart and
+    the loss compares trajectories, not single steps.
     """
 
     CODE = "bn-backward-three-terms"
@@ -81,7 +80,7 @@ class BnBackwardThreeTerms(AbstractStudy):
     CLAIM = "The input gradient of batch norm is the output gradient times gamma / sigma."
     ENDPOINT = "Minus the relative error of that formula, mean over layers (0 = exact), batches of 64"
     MARGIN = -0.01
-    PRESETS: Mapping[str, Mapping[str, Any]] = {
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "batches": [16, 64, 256],
@@ -90,7 +89,7 @@ class BnBackwardThreeTerms(AbstractStudy):
             "lr": 0.1,
             "train": None,
             "test": None,
-            "training": {"steps": 400, "batch": 64, "lrs": [0.1, 1.0], "arms": list(ARMS)},
+            "training": {"steps": 300, "batch": 64, "lrs": [0.1, 1.0], "arms": list(ARMS)},
         },
         "full": {
             "network": {"name": "vgg-a"},
@@ -150,68 +149,66 @@ class BnBackwardThreeTerms(AbstractStudy):
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Refute the formula where its error is above 1 % in at least 90 % of layers and the full one is exact."""
-        settings, level = evidence.settings, evidence.level
-        judged = settings["judged"]
-        formula = evidence.select(probe="backward_terms", task="formula")
-        at = formula.filter((pl.col("batch") == judged) & (pl.col("name") == "error"))
+        judged = evidence.settings["judged"]
+        at = evidence.select(probe="backward_terms", name="error", batch=judged)
         layers = at.select("site", "step").unique().sort("site", "step").rows()
-        estimates = [
-            interval(evidence.per_seed(at.filter((pl.col("site") == s) & (pl.col("step") == t))), level=level)
+        lows = [
+            interval(
+                evidence.per_seed(at.filter((pl.col("site") == s) & (pl.col("step") == t))), level=evidence.level
+            ).low
             for s, t in layers
         ]
-        off = sum(estimate.low > -self.MARGIN for estimate in estimates)
-        exact = float(formula.filter(pl.col("name") == "full_error")["value"].max() or math.nan)  # type: ignore[arg-type]
-        errors = evidence.per_seed(at)
-        effect = interval(-errors, level=level)
-        outcome, p = decide(-errors, margin=self.MARGIN, level=level)
-        if outcome is Outcome.REFUTED and (off < 0.9 * len(layers) or not exact < EXACT):
-            outcome = Outcome.INCONCLUSIVE
-        reason = (
-            f"The formula is off by {_percent(errors.mean())} of the gradient's length on average; the interval lies above "
-            f"1 % in {off} of {len(layers)} (layer, time) pairs. With the two left-out terms the error is at most "
-            f"{exact:.0e}."
+        off = sum(low > -self.MARGIN for low in lows)
+        full = self._exact(evidence, "full_error", "The three terms together are the exact gradient.")
+        exact = full.outcome is Outcome.SUPPORTED
+        found = self.part(
+            evidence,
+            -evidence.per_seed(at),
+            scale="value",
+            endpoint=self.ENDPOINT,
+            reason=lambda effect: (
+                f"The formula is off by {_percent(-effect.point)} of the gradient's length on average; the interval "
+                f"lies above 1 % in {off} of {len(layers)} (layer, time) pairs. With the two left-out terms the error "
+                f"is at most {-full.effect.point:.0e}."
+            ),
+            primary=True,
         )
-        parts = [
-            self._exact(
-                evidence, "full_error", "the three terms together are the exact gradient", "elementary operations"
-            ),
-            self._exact(
-                evidence, "norm_error", "theorem 4.1's identity for the gradient's length", "the measured length"
-            ),
+        outcome = found.outcome
+        if outcome is Outcome.REFUTED and (off < 0.9 * len(layers) or not exact):
+            outcome = Outcome.INCONCLUSIVE
+        parts = (
+            full,
+            self._exact(evidence, "norm_error", "Theorem 4.1 gives the length of the exact gradient."),
             self._theory(evidence),
             self._vanishes(evidence),
             self._weights(evidence),
             *self._harm(evidence),
-        ]
-        return self.verdict(outcome, effect, reason=reason, p_value=p, primary=True, parts=parts)
+        )
+        return replace(found, outcome=outcome, parts=parts)
 
-    def _exact(self, evidence: Evidence, name: str, what: str, against: str) -> Verdict:
+    def _exact(self, evidence: Evidence, name: str, claim: str) -> Verdict:
         frame = evidence.select(probe="backward_terms", name=name)
         worst = evidence.per_seed(frame, pl.col("value").max())
-        largest = float(worst.max())
+        largest, smallest = float(worst.max()), float(worst.min())
         outcome = Outcome.SUPPORTED if largest < EXACT else Outcome.REFUTED if largest > 0.01 else Outcome.INCONCLUSIVE
         return self.verdict(
             outcome,
-            Estimate(
-                -largest, -largest, -float(worst.min()), evidence.level, len(worst), "largest over seeds", "value"
-            ),
-            claim=what[0].upper() + what[1:] + ".",
-            endpoint=f"Minus the largest relative error against {against}, float64",
+            Estimate(-largest, -largest, -smallest, evidence.level, len(worst), "largest of all seeds", "value"),
+            claim=claim,
+            endpoint="Minus the largest relative error over seeds, layers, batch sizes and times, float64",
             margin=-EXACT,
-            p_value=0.0 if outcome is not Outcome.INCONCLUSIVE else None,
-            reason=f"The largest relative error over all seeds, layers, batch sizes and times is {largest:.1e}.",
+            p_value=None if outcome is Outcome.INCONCLUSIVE else 0.0,
+            reason=f"The largest relative error is {largest:.1e}.",
         )
 
     def _theory(self, evidence: Evidence) -> Verdict:
         judged = evidence.settings["judged"]
         frame = evidence.select(probe="backward_terms", name="error", site="blocks.0.norm", batch=judged)
         ratio = np.log(evidence.per_seed(frame.filter(pl.col("step") == 0)) / _expected(judged))
-        equal, p, estimate = tost(ratio, low=-HARM, high=HARM, level=evidence.level)
+        equal, p, estimate = tost(ratio, low=-HARM, high=HARM, level=evidence.level, scale="log-ratio")
         return self.verdict(
             Outcome.SUPPORTED if equal else Outcome.INCONCLUSIVE,
-            Estimate(
-                estimate.point, estimate.low, estimate.high, estimate.level, estimate.n, estimate.method, "log-ratio"
-            ),
+            estimate,
             claim=f"In the first layer at the first step the error is sqrt(2/(m-2)) = {_expected(judged):.3f}.",
             endpoint="Measured error over theory, first layer, step 0 (within 1.2 times either way)",
             margin=HARM,
@@ -222,63 +219,53 @@ class BnBackwardThreeTerms(AbstractStudy):
     def _vanishes(self, evidence: Evidence) -> Verdict:
         largest = max(evidence.settings["batches"])
         frame = evidence.select(probe="backward_terms", name="error", batch=largest)
-        top = sorted(frame["site"].unique().to_list(), key=lambda site: int(site.split(".")[1]))[-1]
-        values = -evidence.per_seed(frame.filter(pl.col("site") == top))
-        outcome, p = decide(values, margin=self.MARGIN, level=evidence.level)
-        return self.verdict(
-            outcome,
-            interval(values, level=evidence.level),
+        top = max(frame["site"].unique().to_list(), key=lambda site: int(site.split(".")[1]))
+        return self.part(
+            evidence,
+            -evidence.per_seed(frame.filter(pl.col("site") == top)),
+            scale="value",
             claim=f"What the formula leaves out vanishes in large batches: under 1 % at {largest}.",
             endpoint=f"Minus the relative error in the top layer, batches of {largest}",
-            margin=self.MARGIN,
-            p_value=p,
-            reason=f"The error in the top layer is still {_percent(-values.mean())} at {largest}, "
-            f"where theory for an uninformative gradient has {_percent(_expected(largest))}.",
+            reason=lambda effect: (
+                f"The error in the top layer is still {_percent(-effect.point)} at {largest}, "
+                f"where theory for an uninformative gradient has {_percent(_expected(largest))}."
+            ),
         )
 
     def _weights(self, evidence: Evidence) -> Verdict:
         frame = evidence.select(probe="backward_terms", name="weight_error", batch=evidence.settings["judged"])
-        values = -evidence.per_seed(frame)
-        outcome, p = decide(values, margin=self.MARGIN, level=evidence.level)
-        return self.verdict(
-            outcome,
-            interval(values, level=evidence.level),
+        return self.part(
+            evidence,
+            -evidence.per_seed(frame),
+            scale="value",
             claim="Weight gradients computed with the formula in every layer are right.",
             endpoint="Minus the relative error of the weight gradients, mean over layers",
-            margin=self.MARGIN,
-            p_value=p,
-            reason=f"They are off by {_percent(-values.mean())} of their length: layer inputs are not centred, and the "
-            "left-out mean multiplies their mean.",
+            reason=lambda effect: (
+                f"They are off by {_percent(-effect.point)} of their length: layer inputs are not "
+                "centred, and the left-out mean multiplies their mean."
+            ),
         )
 
     def _harm(self, evidence: Evidence) -> Iterator[Verdict]:
         training = evidence.settings["training"]
         for lr in training["lrs"]:
-            full = _final_loss(evidence, "full", lr)
+            full = np.log(_final_loss(evidence, "full", lr))
             for arm in ("cut-both", "cut-mean", "cut-variance"):
-                if arm not in training["arms"]:
-                    continue
-                ratio = np.log(_final_loss(evidence, arm, lr)) - np.log(full)
-                ratio = ratio[usable(ratio)]
-                if not len(ratio):
-                    effect, outcome, p = unmeasured(0, evidence.level, "log-ratio"), Outcome.INCONCLUSIVE, 1.0
-                else:
-                    effect = interval(ratio, scale="log-ratio", level=evidence.level)
-                    outcome, p = decide(ratio, margin=HARM, level=evidence.level)
+                ratio = np.log(_final_loss(evidence, arm, lr)) - full
                 drift = evidence.per_seed(
                     evidence.select(probe="parameters", name="bias_max", arm=arm, lr=lr, task="training"),
                     pl.col("value").sort_by("step").last(),
                 )
-                yield self.verdict(
-                    outcome,
-                    effect,
-                    claim=f"Training with {ARMS[arm].replace(' taken for', ' taken for')} is harmed.",
+                yield self.part(
+                    evidence,
+                    ratio,
+                    scale="log-ratio",
+                    claim=f"Training is harmed by a backward pass with the {ARMS[arm]}.",
                     endpoint=f"Loss after {training['steps']} steps over that of the full backward pass, "
                     f"{ARMS[arm]}, learning rate {lr:g}",
                     margin=HARM,
-                    p_value=p,
-                    reason=f"The loss ends {math.exp(effect.point):.2f} times as high; the largest bias in front of a "
-                    f"batch norm reaches {float(np.nanmean(drift)):.1e}, which the exact gradient would leave at rest.",
+                    reason=f"The loss ends {typical(ratio, logs=True)} times as high; the largest bias in front of a "
+                    f"batch norm reaches {typical(drift)}, which the exact gradient leaves at rest.",
                 )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
@@ -299,7 +286,8 @@ class BnBackwardThreeTerms(AbstractStudy):
             for name in sorted(first["layer"].unique().to_list())
         }
         said = ", ".join(f"{_percent(value)} in {name}" for name, value in ends.items())
-        losses = evidence.select(probe="training", name="loss", task="training", lr=settings["training"]["lrs"][0])
+        rate = settings["training"]["lrs"][0]
+        losses = evidence.select(probe="training", name="loss", task="training", lr=rate)
         biases = evidence.select(probe="parameters", name="bias_max", task="training")
         return [
             versus_theory(
@@ -313,14 +301,14 @@ class BnBackwardThreeTerms(AbstractStudy):
                 y_title="Relative error of the input gradient at the first step",
                 log=True,
                 log_x=True,
-                caption=f"With batches of {settings['judged']} the formula misses {said}; theory for a gradient that knows "
-                f"nothing of the values has {_percent(_expected(settings['judged']))}.",
+                caption=f"With batches of {settings['judged']} the formula misses {said}; theory for a gradient that "
+                f"knows nothing of the values has {_percent(_expected(settings['judged']))}.",
             ),
             curves(
                 losses,
                 y="loss",
                 slug="loss-by-cut",
-                title=f"Training with parts of the backward pass cut out, learning rate {settings['training']['lrs'][0]:g}",
+                title=f"Training with parts of the backward pass cut out, learning rate {rate:g}",
                 y_title="Training loss (cross-entropy of a batch)",
                 log=True,
                 arms=list(ARMS),
@@ -337,8 +325,8 @@ class BnBackwardThreeTerms(AbstractStudy):
                 log=True,
                 arms=list(ARMS),
                 labels=ARMS,
-                caption="The exact gradient of such a bias is zero, so it only moves by rounding; cut the mean out and it "
-                "drifts.",
+                caption="The exact gradient of such a bias is zero, so it only moves by rounding; cut the mean out and "
+                "it drifts.",
             ),
         ]
 
@@ -353,10 +341,7 @@ class BnBackwardThreeTerms(AbstractStudy):
                     here = frame.filter(
                         (pl.col("batch") == batch) & (pl.col("step") == step) & (pl.col("site") == site)
                     )
-                    means = [
-                        number(float(np.nanmean(evidence.per_seed(here.filter(pl.col("name") == name)))), 3)
-                        for name in names
-                    ]
+                    means = [typical(evidence.per_seed(here.filter(pl.col("name") == name))) for name in names]
                     rows.append((batch, step, int(site.split(".")[1]) + 1, number(_expected(batch), 3), *means))
         columns = ("Batch", "Step", "Layer", "Theory", "Error", "Cosine", "Mean's share", "Variance's share")
         return [
@@ -364,8 +349,8 @@ class BnBackwardThreeTerms(AbstractStudy):
                 "The rescaling formula against the exact gradient",
                 (*columns, "Weight error", "Weight cosine"),
                 tuple(rows),
-                "Means over seeds. Theory is sqrt(2/(m-2)); shares are those of the gradient's energy that the left-out "
-                "terms remove.",
+                "Means over seeds. Theory is sqrt(2/(m-2)); shares are those of the gradient's energy that the "
+                "left-out terms remove.",
             )
         ]
 
@@ -400,14 +385,12 @@ def _parameters(cell: str, step: int, model: nn.Module, steps: int) -> Iterator[
 
 def _final_loss(evidence: Evidence, arm: str, lr: float) -> np.ndarray:
     """Return per seed the mean loss of the last 20 steps; chance where the run diverged."""
-    frame = evidence.select(probe="training", name="loss", arm=arm, lr=lr, task="training")
-    values = evidence.per_seed(frame, pl.col("value").sort_by("step").tail(20).mean())
-    ended = evidence.per_seed(evidence.select(probe="training", name="diverged", arm=arm, lr=lr, task="training"))
-    return np.where(ended == 1, np.log(10), values)
+    where: dict[str, Any] = {"arm": arm, "lr": lr, "task": "training"}
+    ended = evidence.per_seed(evidence.select(probe="training", name="diverged", **where))
+    return np.where(ended == 1, np.log(10), evidence.final("loss", **where))
 
 
 def _losses_said(evidence: Evidence) -> str:
-    lr = evidence.settings["training"]["lrs"][0]
-    arms = evidence.settings["training"]["arms"]
-    said = (f"{np.nanmean(_final_loss(evidence, arm, lr)):.3g} with {ARMS[arm]}" for arm in arms)
+    training = evidence.settings["training"]
+    said = (f"{typical(_final_loss(evidence, arm, training['lrs'][0]))} with {ARMS[arm]}" for arm in training["arms"])
     return f"Mean loss of the last 20 steps: {', '.join(said)}."

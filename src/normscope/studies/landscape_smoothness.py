@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import polars as pl
 
-from normscope.plots import Figure, Table, curves, landscape_band, number
-from normscope.probes import LandscapeAlongGradient
-from normscope.records import Outcome, Record, Verdict
-from normscope.records.store import Cell
-from normscope.stats import decide, interval
-from normscope.studies._evidence import Evidence
-from normscope.studies._judging import conjunction, unmeasured, usable
+from normscope.plots import Figure, Table, curves, landscape_band
+from normscope.probes.landscape import LandscapeAlongGradient
+from normscope.records import Cell, Outcome, Record, Verdict
+from normscope.studies._evidence import Evidence, typical
+from normscope.studies._judging import conjunction
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.models import build
@@ -54,9 +52,9 @@ class LandscapeSmoothness(AbstractStudy):
     Every few steps, on the step's own batch, the loss and its gradient are taken along the gradient at a grid of
     distances. Endpoints: (a) the range of the loss (primary), (b) the largest change of the gradient, also relative to
     its length, (c) effective beta, the largest change per distance over a dense grid, and the curvature
-    :math:`g^\top H g / g^\top g` at distance 0. Each is compared at three matchings, since networks whose gradients differ
-    in scale are not compared by equal distances: the same step sizes (1/2 to 4 times the learning rate, as in the
-    source), the same steps relative to the weights, the same predicted decrease of the loss. The effect is the
+    :math:`g^\top H g / g^\top g` at distance 0. Each is compared at three matchings, since networks whose gradients
+    differ in scale are not compared by equal distances: the same step sizes (1/2 to 4 times the learning rate, as in
+    the source), the same steps relative to the weights, the same predicted decrease of the loss. The effect is the
     log-ratio of the network without to that with batch norm, averaged over the first 30 % of training. An endpoint is
     supported if the interval lies above log 1.5 at all three; it is a scale artefact if only at the same step sizes;
     refuted if at one of the three the interval lies below log 1.5, corrected for looking at three. Also for shallower
@@ -83,7 +81,7 @@ class LandscapeSmoothness(AbstractStudy):
     CLAIM = "Along the gradient, batch norm gives a narrower range of losses."
     ENDPOINT = "Range of the loss along the gradient, without over with batch norm, worst of three matchings"
     MARGIN = math.log(1.5)
-    PRESETS: Mapping[str, Mapping[str, Any]] = {
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "network": {"name": "mlp", "width": 64},
             "depth": 8,
@@ -205,21 +203,15 @@ class LandscapeSmoothness(AbstractStudy):
 
     def _ratio(self, evidence: Evidence, name: str, depth: int, arm: str, *, claim: str, endpoint: str) -> Verdict:
         plain, normed = (_mean_log(evidence, name, one, depth) for one in ("none", arm))
-        ratio = (plain - normed)[usable(plain, normed)]
-        if not len(ratio):
-            effect = unmeasured(0, evidence.level, "log-ratio")
-            return self.verdict(
-                Outcome.INCONCLUSIVE,
-                effect,
-                claim=claim,
-                endpoint=endpoint,
-                p_value=1.0,
-                reason="Nothing was measured.",
-            )
-        outcome, p = decide(ratio, margin=self.MARGIN, level=evidence.level)
-        effect = interval(ratio, scale="log-ratio", level=evidence.level)
-        reason = f"{_typical(plain)} without, {_typical(normed)} with {ARMS[arm]} (geometric means)."
-        return self.verdict(outcome, effect, claim=claim, endpoint=endpoint, p_value=p, reason=reason)
+        return self.part(
+            evidence,
+            plain - normed,
+            scale="log-ratio",
+            claim=claim,
+            endpoint=endpoint,
+            reason=f"{typical(plain, logs=True)} without, {typical(normed, logs=True)} with {ARMS[arm]} "
+            "(geometric means).",
+        )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the bands of loss, the change of the gradient, beta, the loss, and the range by depth."""
@@ -228,7 +220,7 @@ class LandscapeSmoothness(AbstractStudy):
         common: dict[str, Any] = {"arms": list(ARMS), "labels": {**ARMS, **MATCHINGS}}
 
         def said(name: str) -> str:
-            found = (f"{_typical(_mean_log(evidence, name, arm, depth))} with {ARMS[arm]}" for arm in ARMS)
+            found = (f"{typical(_mean_log(evidence, name, arm, depth), logs=True)} with {ARMS[arm]}" for arm in ARMS)
             return ", ".join(found)
 
         ranges = evidence.select(probe="landscape", name="loss_range@same-step", arm=["none", "batch"])
@@ -240,7 +232,8 @@ class LandscapeSmoothness(AbstractStudy):
                 y_title="Loss on the step's batch",
                 log=True,
                 caption=f"Width of the band in the first 30 % of training, at the same step sizes: "
-                f"{said('loss_range@same-step')}; at the same predicted decrease: {said('loss_range@predicted-decrease')}.",
+                f"{said('loss_range@same-step')}; at the same predicted decrease: "
+                f"{said('loss_range@predicted-decrease')}.",
                 **common,
             ),
             landscape_band(
@@ -274,7 +267,7 @@ class LandscapeSmoothness(AbstractStudy):
                 title="Training loss",
                 y_title="Cross-entropy of the step's batch",
                 log=True,
-                caption=f"Learning rate {settings['lr']:g}. {_ends(evidence, depth)}",
+                caption=f"Learning rate {settings['lr']:g}. {evidence.final_losses(ARMS, depth=depth)}",
                 **common,
             ),
         ]
@@ -316,8 +309,7 @@ def _mean_log(evidence: Evidence, name: str, arm: str, depth: int) -> np.ndarray
     frame = evidence.select(
         probe="landscape", name=name, arm=arm, depth=depth or 0, before=WINDOW * evidence.settings["steps"]
     )
-    fine = frame.filter(pl.col("value").is_finite() & (pl.col("value") > 0))
-    return evidence.per_seed(fine, pl.col("value").log().mean())
+    return evidence.mean_log(frame)
 
 
 def _ratio_at(evidence: Evidence, depth: int) -> np.ndarray:
@@ -325,31 +317,18 @@ def _ratio_at(evidence: Evidence, depth: int) -> np.ndarray:
     return plain - normed
 
 
-def _typical(logs: np.ndarray) -> str:
-    kept = logs[np.isfinite(logs)]
-    return number(math.exp(float(kept.mean()))) if len(kept) else ""
-
-
 def _deep(evidence: Evidence, depth: int) -> str:
     """Say the depth where it is not the main one."""
     return "" if (depth or 0) == (evidence.settings["depth"] or 0) else f", {depth} hidden layers"
-
-
-def _ends(evidence: Evidence, depth: int) -> str:
-    said = []
-    for arm, label in ARMS.items():
-        frame = evidence.select(probe="training", name="loss", arm=arm, depth=depth)
-        ends = evidence.per_seed(frame, pl.col("value").sort_by("step").tail(20).mean())
-        if np.isfinite(ends).any():
-            said.append(f"{np.nanmean(ends):.3g} with {label}")
-    return f"Mean of the last 20 steps: {', '.join(said)}."
 
 
 def _rows(evidence: Evidence) -> Iterator[tuple[Any, ...]]:
     for depth in evidence.settings["depths"]:
         for name, (title, _) in ENDPOINTS.items():
             for matching, how in MATCHINGS.items():
-                values = (_typical(_mean_log(evidence, f"{name}@{matching}", arm, depth or 0)) for arm in ARMS)
+                values = (
+                    typical(_mean_log(evidence, f"{name}@{matching}", arm, depth or 0), logs=True) for arm in ARMS
+                )
                 yield (depth or "", title, how, *values)
-        values = (_typical(_mean_log(evidence, "curvature", arm, depth or 0)) for arm in ARMS)
+        values = (typical(_mean_log(evidence, "curvature", arm, depth or 0), logs=True) for arm in ARMS)
         yield (depth or "", "Curvature along the gradient", "distance 0", *values)

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import polars as pl
 
 from normscope.plots import Figure, Table, curves, number, percentiles
-from normscope.records import Estimate, Outcome, Record, Verdict
-from normscope.records.store import Cell
+from normscope.probes.activation_distribution import ActivationDistribution
+from normscope.records import Cell, Estimate, Outcome, Record, Verdict
 from normscope.stats import decide, interval, ratio_interval
-from normscope.studies._evidence import Evidence
-from normscope.studies._judging import best_rate, unmeasured, usable
+from normscope.studies._evidence import Evidence, typical
+from normscope.studies._judging import best_rate, unmeasured
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.meters import ChannelShift
@@ -52,15 +52,15 @@ class NoisyBatchnorm(AbstractStudy):
 
     ## Method
     Three arms that share initial weights and batches: no batch norm, batch norm, and batch norm followed by algorithm 1
-    of the source (:math:`n_\mu = 0.5`, :math:`n_\sigma = 1.25`, :math:`r_\mu = r_\sigma = 0.1`). T is the number of steps
-    until the training accuracy, averaged over 5 steps, reaches 80 %; a run that never does counts with all its steps.
-    The share of the gain that is kept is G = (T without - T noisy) / (T without - T batch norm), ratio of means over
-    seeds with Fieller's interval, at the source's learning rate of 0.1. Supported if the interval lies above 0.7 and
-    the noisy network's shift (mean absolute change of a channel's mean between consecutive steps) is more than twice
-    that of the network without; refuted if it lies below 0.3, whatever the shift. Controls: noise on the mean or on the scale alone; one
-    noise for all samples of a unit (a pure shift); that in front of batch norm, which takes it out; other strengths;
-    and the noise without batch norm, plain and in units of the activations' spread. Each arm also at its own best
-    learning rate by validation loss.
+    of the source (:math:`n_\mu = 0.5`, :math:`n_\sigma = 1.25`, :math:`r_\mu = r_\sigma = 0.1`). T is the number of
+    steps until the training accuracy, averaged over 5 steps, reaches 80 %; a run that never does counts with all its
+    steps. The share of the gain that is kept is G = (T without - T noisy) / (T without - T batch norm), ratio of means
+    over seeds with Fieller's interval, at the source's learning rate of 0.1. Supported if the interval lies above 0.7
+    and the noisy network's shift (mean absolute change of a channel's mean between consecutive steps) is more than
+    twice that of the network without; refuted if it lies below 0.3, whatever the shift. Controls: noise on the mean or
+    on the scale alone; one noise for all samples of a unit (a pure shift); that in front of batch norm, which takes it
+    out; other strengths; and the noise without batch norm, plain and in units of the activations' spread. Each arm also
+    at its own best learning rate by validation loss.
 
     ## Prediction
     Supported on a convolutional network of VGG type at learning rate 0.1, as in the source. Not on small dense
@@ -69,10 +69,10 @@ class NoisyBatchnorm(AbstractStudy):
 
     ## Threats
     The noise is bounded and drawn anew for each sample, so later layers can average it; a drift that persists is not
-    tested. Noise in one sense (distribution of activations) says nothing about shift in the other (change of gradients).
-    Where batch norm itself gains little, the share kept has a wide interval or none. Noise added to activations without
-    normalization is a larger disturbance where their spread is small: hence the rescaled control. A small dense network
-    need not speak for large convolutional ones.
+    tested. Noise in one sense (distribution of activations) says nothing about shift in the other (change of
+    gradients). Where batch norm itself gains little, the share kept has a wide interval or none. Noise added to
+    activations without normalization is a larger disturbance where their spread is small: hence the rescaled control. A
+    small dense network need not speak for large convolutional ones.
     """
 
     CODE = "noisy-batchnorm"
@@ -85,16 +85,14 @@ class NoisyBatchnorm(AbstractStudy):
     CLAIM = "Batch norm keeps its gain when noise behind it makes activations shift more than without batch norm."
     ENDPOINT = "Share of the gain in steps to 80 % training accuracy that noisy batch norm keeps"
     MARGIN = 0.7
-    PRESETS: Mapping[str, Mapping[str, Any]] = {
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "network": {"name": "mlp", "depth": 8, "width": 64},
             "batch": 128,
-            "steps": 250,
+            "steps": 200,
             "lr": 0.1,
             "lrs": [0.03, 0.1, 0.3],
-            "controls": [
-                "noisy-mean", "noisy-scale", "noisy-unit", "noise-before", "noisy-0.5", "noisy-2", "noise", "noise-rescaled",
-            ],
+            "controls": [arm for arm in ARMS if arm not in (*MAIN, "noisy-4")],
             "every": 10,
             "train": 6000,
             "test": 2000,
@@ -121,7 +119,7 @@ class NoisyBatchnorm(AbstractStudy):
             "train": None,
             "test": None,
         },
-    }  # fmt: skip
+    }
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the main arms at every learning rate, the controls at the source's."""
@@ -143,11 +141,7 @@ class NoisyBatchnorm(AbstractStudy):
             **settings["network"],
         ).to(device)
         sites = [f"blocks.{i}.norm" for i in range(len(model.blocks))]  # type: ignore[arg-type]
-        probes = []
-        if cell.arm in MAIN and cell.point["lr"] == settings["lr"]:
-            from normscope.probes import ActivationDistribution
-
-            probes = [ActivationDistribution(sites[-1:])]
+        watched = cell.arm in MAIN and cell.point["lr"] == settings["lr"]
         return train(
             model,
             split,
@@ -156,7 +150,7 @@ class NoisyBatchnorm(AbstractStudy):
             steps=settings["steps"],
             lr=float(cell.point["lr"]),
             batch_size=settings["batch"],
-            probes=probes,
+            probes=[ActivationDistribution(sites[-1:])] if watched else [],
             every=settings["every"],
             meters=[ChannelShift(model, sites, every=settings["every"])],
         )
@@ -173,20 +167,20 @@ class NoisyBatchnorm(AbstractStudy):
             self._gain(evidence, lr),
             shift,
             self._shift(evidence, lr, "variance_shift", "variance"),
-            self._part(evidence, "noisy", lr=lr, target=0.95, how=f"steps to 95 %, learning rate {lr:g}"),
+            self._keeps(evidence, "noisy", lr=lr, target=0.95, how=f"steps to 95 %, learning rate {lr:g}"),
         ]
         if len(evidence.settings["lrs"]) > 1:
             rates = {arm: best_rate(evidence, arm) for arm in MAIN}
             chosen = ", ".join(f"{ARMS[arm]} {rate:g}" for arm, rate in rates.items())
-            parts.append(self._part(evidence, "noisy", lr=rates, target=0.8, how=f"own best learning rates: {chosen}"))
+            parts.append(self._keeps(evidence, "noisy", lr=rates, target=0.8, how=f"own best learning rates: {chosen}"))
         for arm in evidence.settings["controls"]:
             if arm.startswith("noise") and arm != "noise-before":
                 parts.append(self._prevents(evidence, arm, lr))
             else:
-                parts.append(self._part(evidence, arm, lr=lr, target=0.8, how=f"learning rate {lr:g}"))
+                parts.append(self._keeps(evidence, arm, lr=lr, target=0.8, how=f"learning rate {lr:g}"))
         return self.verdict(outcome, effect, reason=reason, p_value=p, primary=True, parts=parts)
 
-    def _part(self, evidence: Evidence, arm: str, *, lr: Any, target: float, how: str) -> Verdict:
+    def _keeps(self, evidence: Evidence, arm: str, *, lr: Any, target: float, how: str) -> Verdict:
         effect, outcome, p, said = _kept(evidence, arm, lr=lr, target=target)
         return self.verdict(
             outcome,
@@ -198,52 +192,41 @@ class NoisyBatchnorm(AbstractStudy):
         )
 
     def _gain(self, evidence: Evidence, lr: float) -> Verdict:
-        horizon, margin = evidence.settings["steps"], math.log(1.2)
+        horizon = evidence.settings["steps"]
         (plain, _), (normed, _) = (evidence.steps_to(0.8, horizon=horizon, arm=arm, lr=lr) for arm in ("none", "batch"))
-        ratio = np.log(plain / normed)
-        outcome, p = decide(ratio, margin=margin, level=evidence.level)
-        return self.verdict(
-            outcome,
-            interval(ratio, scale="log-ratio", level=evidence.level),
+        return self.part(
+            evidence,
+            np.log(plain / normed),
+            scale="log-ratio",
             claim="Batch norm speeds training up in the first place.",
             endpoint=f"Steps to 80 % without over with batch norm, learning rate {lr:g}",
-            margin=margin,
-            p_value=p,
+            margin=math.log(1.2),
             reason=f"{plain.mean():.0f} steps without, {normed.mean():.0f} with batch norm.",
         )
 
     def _shift(self, evidence: Evidence, lr: float, name: str, what: str) -> Verdict:
-        logs = pl.col("value").filter(pl.col("value") > 0).log().mean()
         noisy, plain = (
-            evidence.per_seed(evidence.select(probe="channel_shift", name=name, arm=arm, lr=lr), logs)
+            evidence.mean_log(evidence.select(probe="channel_shift", name=name, arm=arm, lr=lr))
             for arm in ("noisy", "none")
         )
-        ratio = (noisy - plain)[usable(noisy, plain)]
-        claim = f"The noisy network's channels shift in {what} more than twice as far as those without batch norm."
-        endpoint = f"Change of a channel's {what} from step to step, noisy over without batch norm"
-        if not len(ratio):
-            effect, outcome, p = unmeasured(0, evidence.level, "log-ratio"), Outcome.INCONCLUSIVE, 1.0
-        else:
-            effect = interval(ratio, scale="log-ratio", level=evidence.level)
-            outcome, p = decide(ratio, margin=SHIFT, level=evidence.level)
-        reason = f"{math.exp(effect.point):.1f} times as far, geometric mean over layers and steps."
-        return self.verdict(outcome, effect, claim=claim, endpoint=endpoint, margin=SHIFT, p_value=p, reason=reason)
+        return self.part(
+            evidence,
+            noisy - plain,
+            scale="log-ratio",
+            claim=f"The noisy network's channels shift in {what} more than twice as far as those without batch norm.",
+            endpoint=f"Change of a channel's {what} from step to step, noisy over without batch norm",
+            margin=SHIFT,
+            reason=lambda effect: f"{math.exp(effect.point):.1f} times as far, geometric mean over layers and steps.",
+        )
 
     def _prevents(self, evidence: Evidence, arm: str, lr: float) -> Verdict:
-        final = evidence.per_seed(
-            evidence.select(probe="training", name="accuracy", arm=arm, lr=lr),
-            pl.col("value").sort_by("step").tail(20).mean(),
-        )
-        values = 0.5 - final
-        outcome, p = decide(values, margin=0.0, level=evidence.level)
-        return self.verdict(
-            outcome,
-            interval(values, scale="difference", level=evidence.level),
+        return self.part(
+            evidence,
+            0.5 - evidence.final("accuracy", arm=arm, lr=lr),
             claim=f"The network with {ARMS[arm]} cannot be trained.",
             endpoint=f"One half minus the training accuracy at the end, {ARMS[arm]}, learning rate {lr:g}",
             margin=0.0,
-            p_value=p,
-            reason=f"It ends at {100 * final.mean():.0f} % training accuracy.",
+            reason=lambda effect: f"It ends at {100 * (0.5 - effect.point):.0f} % training accuracy.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
@@ -251,10 +234,10 @@ class NoisyBatchnorm(AbstractStudy):
         lr, horizon = evidence.settings["lr"], evidence.settings["steps"]
         at = evidence.frame.filter(pl.col("lr") == lr)
         main = at.filter(pl.col("arm").is_in(list(MAIN)))
-        words = {arm: label for arm, label in ARMS.items() if arm in at["arm"].unique().to_list()}
-        times = {arm: evidence.steps_to(0.8, horizon=horizon, arm=arm, lr=lr)[0].mean() for arm in words}
+        present = (*MAIN, *evidence.settings["controls"])
+        times = {arm: evidence.steps_to(0.8, horizon=horizon, arm=arm, lr=lr)[0].mean() for arm in present}
         reached = ", ".join(f"{times[arm]:.0f} steps with {ARMS[arm]}" for arm in MAIN)
-        common = {"arms": list(ARMS), "labels": ARMS}
+        common: dict[str, Any] = {"arms": list(ARMS), "labels": ARMS}
         found = [
             curves(
                 main.filter(pl.col("probe") == "training"),
@@ -273,7 +256,7 @@ class NoisyBatchnorm(AbstractStudy):
                 title=f"Training loss, learning rate {lr:g}",
                 y_title="Cross-entropy of the step's batch",
                 log=True,
-                caption=_ends(evidence, lr),
+                caption=evidence.final_losses({arm: ARMS[arm] for arm in MAIN}, lr=lr),
                 **common,
             ),
         ]
@@ -287,15 +270,17 @@ class NoisyBatchnorm(AbstractStudy):
                     title=f"All arms, learning rate {lr:g}",
                     y_title="Accuracy on the step's batch",
                     band="none",
-                    caption=f"Fastest to 80 %: {ARMS[order[0]]} ({times[order[0]]:.0f} steps); slowest: {ARMS[order[-1]]} "
-                    f"({times[order[-1]]:.0f}).",
+                    caption=f"Fastest to 80 %: {ARMS[order[0]]} ({times[order[0]]:.0f} steps); slowest: "
+                    f"{ARMS[order[-1]]} ({times[order[-1]]:.0f}).",
                     **common,
                 )
             )
         shift = main.filter(pl.col("probe") == "channel_shift")
-        sizes = {
-            arm: shift.filter((pl.col("arm") == arm) & (pl.col("name") == "mean_shift"))["value"].mean() for arm in MAIN
-        }
+        moved = (
+            f"{typical(evidence.per_seed(shift.filter((pl.col('arm') == arm) & (pl.col('name') == 'mean_shift'))))} "
+            f"with {ARMS[arm]}"
+            for arm in MAIN
+        )
         found.append(
             curves(
                 shift,
@@ -304,9 +289,7 @@ class NoisyBatchnorm(AbstractStudy):
                 title="How far a channel's mean and variance move from step to step",
                 y_title="Absolute change, mean over channels and layers",
                 log=True,
-                caption="On average a channel's mean moves by "
-                + ", ".join(f"{size:.2g} with {ARMS[arm]}" for arm, size in sizes.items() if isinstance(size, float))
-                + ".",
+                caption=f"On average a channel's mean moves by {', '.join(moved)}.",
                 **common,
             )
         )
@@ -378,7 +361,7 @@ def _kept(evidence: Evidence, arm: str, *, lr: Any, target: float) -> tuple[Esti
     said += f" (never within {horizon} steps: {', '.join(censored)})." if censored else "."
     if not interval(gain, scale="difference", level=evidence.level).low > 0:
         # A share of a gain that is absent, or of a loss, means nothing, whatever its interval.
-        effect = unmeasured(len(gain), evidence.level, "value")
+        effect = unmeasured(evidence.level, "ratio")
         return effect, Outcome.INCONCLUSIVE, 1.0, f"Batch norm gains nothing here that could be kept. {said}"
     effect = ratio_interval(times["none"] - times[arm], gain, level=evidence.level)
     outcome, p = decide(effect, margin=NoisyBatchnorm.MARGIN, refuted_below=REFUTED_BELOW)
@@ -400,23 +383,8 @@ def _rows(evidence: Evidence) -> Iterator[tuple[Any, ...]]:
                 ("training", "accuracy"), ("training", "val_loss"), ("training", "test_accuracy"),
                 ("channel_shift", "mean_shift"), ("channel_shift", "relative_mean_shift"),
             ):  # fmt: skip
-                values = evidence.per_seed(evidence.select(probe=probe, name=name, arm=arm, lr=lr))
-                kept = values[np.isfinite(values)]
-                means.append(number(float(kept.mean()), 3) if len(kept) else "")
+                means.append(typical(evidence.per_seed(evidence.select(probe=probe, name=name, arm=arm, lr=lr))))
             yield (ARMS[arm], lr, *times, *means)
-
-
-def _ends(evidence: Evidence, lr: float) -> str:
-    ends = {
-        arm: np.nanmean(
-            evidence.per_seed(
-                evidence.select(probe="training", name="loss", arm=arm, lr=lr),
-                pl.col("value").sort_by("step").tail(20).mean(),
-            )
-        )
-        for arm in MAIN
-    }
-    return "Mean loss of the last 20 steps: " + ", ".join(f"{v:.3g} with {ARMS[a]}" for a, v in ends.items()) + "."
 
 
 def _spread(main: pl.DataFrame) -> str:

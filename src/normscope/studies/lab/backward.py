@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope import ops
 from normscope.records import Record
@@ -20,7 +21,7 @@ def measure(cell: str, step: int, model: nn.Module, note: nn.Module, data: Split
     the exact input gradient; ``full_error`` of the sum of the three terms; ``difference_error`` of automatic
     differentiation against a central difference along one direction; ``norm_error`` of the identity for the gradient's
     length (Santurkar et al. 2018, theorem 4.1); ``mean_share`` and ``variance_share`` of the gradient's energy that the
-    terms remove; ``weight_error`` and ``weight_cosine`` of the weight gradient in front, if every layer follows the rule.
+    terms remove; ``weight_error`` and ``weight_cosine`` of the weight gradient in front, if all layers follow the rule.
 
     Args:
         cell: Name of the run in its records.
@@ -43,7 +44,7 @@ def measure(cell: str, step: int, model: nn.Module, note: nn.Module, data: Split
 
         return hook
 
-    sites = [f"blocks.{i}" for i in range(len(model.get_submodule("blocks")))]  # type: ignore[arg-type]
+    sites = [name.removesuffix(".norm") for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     for site in sites:
         model.get_submodule(f"{site}.norm").register_forward_hook(look(site))
     loss_fn(model, batch).backward()
@@ -51,13 +52,15 @@ def measure(cell: str, step: int, model: nn.Module, note: nn.Module, data: Split
     loss_fn(note.train(), batch).backward()
     for site in sites:
         norm = model.get_submodule(f"{site}.norm")
+        assert isinstance(norm, _BatchNorm)
         x, y = seen[site]
-        if y.grad is None:
-            raise AssertionError("the output of a normalization has a gradient after a backward pass")
-        values = _layer(x.detach(), y.grad, norm.weight.detach(), float(norm.eps))  # type: ignore[union-attr,arg-type]
-        exact, wrong = (net.get_submodule(f"{site}.linear").weight.grad for net in (model, note))
-        values["weight_error"] = _relative(wrong, exact)  # type: ignore[arg-type]
-        values["weight_cosine"] = _cosine(wrong, exact)  # type: ignore[arg-type]
+        assert y.grad is not None
+        values = _layer(x.detach(), y.grad, norm.weight.detach(), norm.eps)
+        exact, wrong = (net.get_parameter(f"{site}.linear.weight").grad for net in (model, note))
+        assert exact is not None
+        assert wrong is not None
+        values["weight_error"] = _relative(wrong, exact)
+        values["weight_cosine"] = _cosine(wrong, exact)
         for name, value in values.items():
             yield Record(cell, step, "backward_terms", f"{site}.norm", name, value)
 

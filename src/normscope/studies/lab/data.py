@@ -149,7 +149,7 @@ def load(source: str) -> Dataset:
 
     Args:
         source: ``"digits"`` (scikit-learn's, always there), ``"fashion-mnist"`` or ``"cifar10"`` (downloaded once, with
-            their checksums), or a path: a folder of idx files named as MNIST's, gzipped or not, or an ``.npz`` file with
+            their checksums), or a path: a folder of idx files named as MNIST's, gzipped or not, or an ``.npz`` file of
             ``x_train``, ``y_train``, ``x_test`` and ``y_test``, images as uint8 or float, channels first or last.
 
     Raises:

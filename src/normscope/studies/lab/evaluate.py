@@ -15,7 +15,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 @contextmanager
 def population_statistics(model: nn.Module, x: Tensor, *, samples: int = 1024, batch: int = 256) -> Iterator[None]:
-    """Put ``model`` in eval mode with batch-norm statistics re-estimated on training inputs; undo everything at the end.
+    """Put ``model`` in eval mode with batch-norm statistics re-estimated on training inputs; undo it all at the end.
 
     The simple average over batches of the mean and of the unbiased variance, with the weights frozen (precise batch
     norm, Wu & Johnson 2021, section 3). Noise and dropout rest meanwhile.
@@ -27,29 +27,29 @@ def population_statistics(model: nn.Module, x: Tensor, *, samples: int = 1024, b
         batch: Inputs of one batch; a last batch of fewer is left out, so that every batch has the same weight.
     """
     modes = {module: module.training for module in model.modules()}
-    normalizers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    normalizers: list[_BatchNorm] = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     momenta = [module.momentum for module in normalizers]
     try:
         model.eval()
         if normalizers:
-            for module in normalizers:
-                module.train()
-                module.reset_running_stats()
-                module.momentum = None  # the cumulative average
+            for normalizer in normalizers:
+                normalizer.train()
+                normalizer.reset_running_stats()
+                normalizer.momentum = None  # the cumulative average
             batch = min(batch, len(x))
             used = min(samples, len(x)) // batch * batch
             with torch.no_grad():
                 for chunk in x[:used].split(batch):
                     model(chunk)
-            for module in normalizers:
-                module.eval()
+            for normalizer in normalizers:
+                normalizer.eval()
         yield
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-        for module, momentum in zip(normalizers, momenta, strict=True):
-            module.momentum = momentum
+        for normalizer, momentum in zip(normalizers, momenta, strict=True):
+            normalizer.momentum = momentum
         for module, mode in modes.items():
             module.training = mode

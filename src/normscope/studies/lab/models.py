@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +212,7 @@ def deep_linear(*, norm: Norm, seed: int, depth: int = 25, size: int = 10, last:
     return _initialise(DeepLinear(size, depth, norm, last=last), seed, gain=1.0)
 
 
-def build(name: str, *, shape: Sequence[int], classes: int, norm: Norm, seed: int, **options: int) -> nn.Module:
+def build(name: str, *, shape: Sequence[int], classes: int, norm: Norm, seed: int, **options: Any) -> nn.Module:
     """Make a network by the name that a study's preset gives.
 
     Args:
