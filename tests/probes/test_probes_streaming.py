@@ -7,8 +7,7 @@ import numpy as np
 import probe_nets as nets
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from normscope._errors import UsageError
