@@ -14,6 +14,7 @@ from normscope._errors import UsageError
 from normscope._unit import Unit
 from normscope.probes._replay import Replay, Start
 from normscope.probes._sites import leading_tensor
+from normscope.probes._start import without_autocast
 from normscope.records import Record
 
 Reader = Callable[[Tensor], None]
@@ -26,17 +27,29 @@ class Step:
     Attributes:
         cell: Name of the run.
         index: Optimizer steps taken before this one.
-        model: The model; from the exit of the step on at its updated parameters.
+        model: The model, out of its wrappers; from the exit of the step on at its updated parameters.
         lr: Learning rate of the first optimizer's first parameter group as the step began; None without optimizer.
+        scale: Loss scale of the user's backward pass; gradients are handed to readers without it.
     """
 
-    def __init__(self, cell: str, index: int, model: Module, optimizers: Sequence[Optimizer], report: Guard) -> None:
-        self.cell, self.index, self.model = cell, index, model
+    def __init__(
+        self,
+        cell: str,
+        index: int,
+        model: Module,
+        optimizers: Sequence[Optimizer],
+        report: Guard,
+        *,
+        scale: float = 1.0,
+    ) -> None:
+        self.cell, self.index, self.model, self.scale = cell, index, model, scale
         self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
         self.start: Start | None = None
+        self.gradients_scaled = scale != 1
         self._replay: Replay | None = None
         self._report = report
         self._handles: list[RemovableHandle] = []
+        self._listeners: dict[Module, _Listener] = {}
         self._notes: dict[int, dict[str, Any]] = {}
 
     @property
@@ -50,8 +63,8 @@ class Step:
             raise UsageError("a probe that evaluates the loss again must declare REPLAYS = True")
         return self._replay
 
-    def begin_replay(self, replay: Replay) -> None:
-        """Hand the step its replay; done by the scope on exit."""
+    def begin_replay(self, replay: Replay | None) -> None:
+        """Hand the step its replay, or take it away; done by the scope on exit."""
         self._replay = replay
 
     def notes(self, probe: "AbstractProbe") -> dict[str, Any]:
@@ -63,31 +76,45 @@ class Step:
 
         ``output`` is detached and must be read at once: an operation in place may overwrite it later.
         """
-
-        def hook(_module: Module, _inputs: Any, output: Any) -> None:
-            tensor = leading_tensor(output)
-            if tensor is not None and torch.is_grad_enabled():
-                self._guarded(probe, read, tensor.detach())
-
-        self._handles.append(module.register_forward_hook(hook))
+        self._listener(module).outputs.append((probe, read))
 
     def on_output_gradient(self, probe: "AbstractProbe", module: Module, read: Reader) -> None:
         """Call ``read(gradient)`` with the gradient of the loss with respect to each output of ``module``."""
+        self._listener(module).gradients.append((probe, read))
 
-        def hook(_module: Module, _inputs: Any, output: Any) -> None:
-            tensor = leading_tensor(output)
-            if tensor is not None and tensor.requires_grad:
-                handle = tensor.register_hook(lambda gradient: self._guarded(probe, read, gradient.detach()))
-                self._handles.append(handle)
+    def _listener(self, module: Module) -> "_Listener":
+        if module not in self._listeners:
+            self._listeners[module] = _Listener(self._guarded, self._handles.append, 1 / self.scale)
+        return self._listeners[module]
 
-        self._handles.append(module.register_forward_hook(hook))
+    def listening(self) -> set["AbstractProbe"]:
+        """Return the probes that read module outputs or their gradients."""
+        return {
+            probe
+            for listener in self._listeners.values()
+            for readers in (listener.outputs, listener.gradients)
+            for probe, _ in readers
+        }
 
-    def _guarded(self, probe: "AbstractProbe", read: Reader, tensor: Tensor) -> None:
-        try:
-            with torch.no_grad():
+    def attach(self) -> None:
+        """Set one hook at each module that is listened to."""
+        for module, listener in self._listeners.items():
+            self._handles.append(module.register_forward_hook(listener))
+
+    def gradient(self, parameter: Parameter) -> Tensor | None:
+        """Return the gradient in ``parameter.grad``, detached and without loss scale; None if there is none."""
+        gradient = parameter.grad
+        if gradient is None:
+            return None
+        gradient = gradient.detach()
+        return _unscaled(gradient, 1 / self.scale) if self.gradients_scaled else gradient
+
+    def _guarded(self, readers: Sequence[tuple["AbstractProbe", Reader]], tensor: Tensor) -> None:
+        for probe, read in readers:
+            try:
                 read(tensor)
-        except Exception as error:
-            self._report(probe, error)
+            except Exception as error:
+                self._report(probe, error)
 
     def keep(self, handle: RemovableHandle) -> None:
         """Have ``handle`` removed when the step ends."""
@@ -98,6 +125,38 @@ class Step:
         for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()
+
+
+class _Listener:
+    """The one hook at a module: hands its outputs, and their gradients, to all that asked for them."""
+
+    __slots__ = ("_guarded", "_keep", "_unscale", "gradients", "outputs")
+
+    def __init__(self, guarded: Callable[..., None], keep: Callable[[RemovableHandle], None], unscale: float) -> None:
+        self._guarded, self._keep, self._unscale = guarded, keep, unscale
+        self.outputs: list[tuple[AbstractProbe, Reader]] = []
+        self.gradients: list[tuple[AbstractProbe, Reader]] = []
+
+    def __call__(self, _module: Module, _inputs: Any, output: Any) -> None:
+        tensor = leading_tensor(output)
+        if tensor is None or not torch.is_grad_enabled():
+            return
+        if self.outputs:
+            with torch.no_grad(), without_autocast():
+                self._guarded(self.outputs, tensor.detach())
+        if self.gradients and tensor.requires_grad:
+            self._keep(tensor.register_hook(self._gradient))
+
+    def _gradient(self, gradient: Tensor) -> None:
+        with torch.no_grad(), without_autocast():
+            gradient = gradient.detach()
+            self._guarded(self.gradients, gradient if self._unscale == 1 else _unscaled(gradient, self._unscale))
+
+
+def _unscaled(gradient: Tensor, factor: float) -> Tensor:
+    """Take a loss scale off; a half gradient would leave its range by that and becomes a float."""
+    wide = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
+    return wide * factor
 
 
 class AbstractProbe(Unit, ABC):

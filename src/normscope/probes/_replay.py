@@ -17,13 +17,13 @@ from torch.nn import Module, Parameter
 from torch.nn.modules import module as torch_module
 
 from normscope._errors import UsageError
+from normscope.probes._own_pass import OwnPass
+from normscope.probes._start import Slot as Slot, Start as Start, copy_all
 from normscope.probes._state import HOOKS, RngState, Snapshot
 
 LossFn = Callable[[Any, Any], Tensor]
 Vector = list[Tensor]
 """One flat tensor for each kind (dtype, device) of trainable parameter."""
-
-_ALIGN = 64  # bytes: each parameter begins at a cache line, as it would on its own
 
 
 def dot(a: Vector, b: Vector) -> float:
@@ -41,47 +41,6 @@ def difference(a: Vector, b: Vector) -> Vector:
     return [p - q for p, q in zip(a, b, strict=True)]
 
 
-@dataclass(eq=False, slots=True)
-class Slot:
-    """Where one parameter lies in the flat buffers.
-
-    Attributes:
-        name: Qualified name under which the parameter is first registered.
-        parameter: The user's own parameter.
-        places: Every module and attribute that holds it; more than one if the weight is shared.
-        kind: Index of the flat buffer.
-        at: First element in that buffer.
-        trainable: Whether it required a gradient when the step began.
-    """
-
-    name: str
-    parameter: Parameter
-    places: list[tuple[Module, str]]
-    kind: int
-    at: int
-    trainable: bool
-
-    def padding(self) -> int:
-        """Number of unused elements up to the next parameter."""
-        return -self.parameter.numel() % _line(self.parameter)
-
-    def of(self, flat: Sequence[Tensor]) -> Tensor:
-        """View this parameter, in its own shape and memory layout, in flat buffers."""
-        part = flat[self.kind][self.at : self.at + self.parameter.numel()]
-        if self.parameter.is_contiguous():
-            return part.view(self.parameter.shape)
-        # A dense layout such as channels_last: the same strides over the same number of elements.
-        return part.as_strided(self.parameter.shape, _dense_strides(self.parameter), part.storage_offset())
-
-
-def _line(tensor: Tensor) -> int:
-    return max(1, _ALIGN // tensor.element_size())
-
-
-def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    return torch.empty_like(tensor, device="meta").stride()
-
-
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Loss, a scalar detached from its graph, and its gradient; the gradient is empty if none was asked for."""
@@ -90,55 +49,13 @@ class Evaluation:
     gradient: Vector
 
 
-class Start:
-    """Parameters, buffers, random streams and modes as they are when a step begins.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One of the batches that a step accumulates: its share in the loss, and the random streams at its beginning."""
 
-    Cost: one copy of parameters and buffers.
-    """
-
-    def __init__(self, model: Module) -> None:
-        self.rng = RngState(model)
-        self.modes = [(module, module.training) for module in model.modules()]
-        self.buffers: list[tuple[list[tuple[Module, str]], Tensor]] = []
-        shared: dict[int, list[tuple[Module, str]]] = {}
-        for module in model.modules():
-            for key, buffer in module._buffers.items():
-                if buffer is None:
-                    continue
-                if id(buffer) not in shared:
-                    shared[id(buffer)] = []
-                    self.buffers.append((shared[id(buffer)], buffer.detach().clone()))
-                shared[id(buffer)].append((module, key))
-        self.slots, sizes = self._lay_out(model)
-        self.flat = [
-            torch.zeros(size, dtype=dtype, device=device) for (dtype, device, trainable), size in sizes.items()
-        ]
-        self.trainable_kinds = [index for index, (_, _, trainable) in enumerate(sizes) if trainable]
-        with torch.no_grad():
-            for slot in self.slots:
-                slot.of(self.flat).copy_(slot.parameter)
-
-    @staticmethod
-    def _lay_out(model: Module) -> tuple[list[Slot], dict[tuple[torch.dtype, torch.device, bool], int]]:
-        slots: dict[int, Slot] = {}
-        sizes: dict[tuple[torch.dtype, torch.device, bool], int] = {}
-        for name, module in model.named_modules():
-            for key, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                if id(parameter) not in slots:
-                    kind = (parameter.dtype, parameter.device, parameter.requires_grad)
-                    at = sizes.setdefault(kind, 0)
-                    sizes[kind] = at + parameter.numel() + -parameter.numel() % _line(parameter)
-                    slots[id(parameter)] = Slot(
-                        f"{name}.{key}".lstrip("."), parameter, [], list(sizes).index(kind), at, kind[2]
-                    )
-                slots[id(parameter)].places.append((module, key))
-        return list(slots.values()), sizes
-
-    def note_modes(self, model: Module) -> None:
-        """Take the modes anew: called as the user's forward pass begins."""
-        self.modes = [(module, module.training) for module in model.modules()]
+    batch: Any
+    share: float
+    rng: RngState
 
 
 class Replay:
@@ -151,12 +68,25 @@ class Replay:
     Args:
         model: The model, at its updated parameters.
         loss_fn: ``loss_fn(model, batch) -> scalar``.
-        batch: The batch of the step, passed through as it is. A ``loss_fn`` that writes into it is read wrongly.
+        batch: The batch of the step, passed through as it is. A ``loss_fn`` that writes into it is read wrongly. A list
+            of ``Piece`` if the step accumulates: then the loss is their weighted sum.
         start: Taken when the step began.
+        own: The user's own pass, to be used where it is proven to be the origin.
+        scale: Loss scale for backward passes; gradients are handed out unscaled.
     """
 
-    def __init__(self, model: Module, loss_fn: LossFn, batch: Any, start: Start) -> None:
+    def __init__(
+        self,
+        model: Module,
+        loss_fn: LossFn,
+        batch: Any,
+        start: Start,
+        *,
+        own: OwnPass | None = None,
+        scale: float = 1.0,
+    ) -> None:
         self.model, self.start = model, start
+        self._own, self._scale = own, scale
         self._loss_fn, self._batch = loss_fn, batch
         self.flat = [part.clone() for part in start.flat]
         self._leaves = [Parameter(slot.of(self.flat), requires_grad=slot.trainable) for slot in start.slots]
@@ -196,15 +126,20 @@ class Replay:
 
     def move(self, direction: Vector, s: float) -> None:
         """Go to ``theta - s * direction``, theta being the parameters with which the step began."""
-        self.reset()
-        for kind, along in zip(self.start.trainable_kinds, direction, strict=True):
-            torch.add(self.start.flat[kind], along, alpha=-s, out=self.flat[kind])
+        along = dict(zip(self.start.trainable_kinds, direction, strict=True))
+        for kind, (part, start) in enumerate(zip(self.flat, self.start.flat, strict=True)):
+            if kind in along:
+                torch.add(start, along[kind], alpha=-s, out=part)
+            else:
+                part.copy_(start)
 
     def advance(self, slots: Sequence[Slot]) -> None:
         """Give these parameters the values that they have after the user's update."""
-        with torch.no_grad():
-            for slot in slots:
-                slot.of(self.flat).copy_(slot.parameter)
+        wanted = set(map(id, slots))
+        pairs = [
+            (leaf, slot.parameter) for slot, leaf in zip(self.slots, self._leaves, strict=True) if id(slot) in wanted
+        ]
+        copy_all([leaf for leaf, _ in pairs], [parameter for _, parameter in pairs])
 
     def trainable(self, flat: Sequence[Tensor]) -> Vector:
         """Select the trainable part of flat buffers."""
@@ -214,7 +149,7 @@ class Replay:
         """Loss and gradient at the parameters with which the step began; computed once, shared by all probes."""
         if self._origin is None:
             self.reset()
-            self._origin = self.evaluate()
+            self._origin = self.evaluate() if self._own is None else self._own.origin(self)
         return self._origin
 
     def evaluate(self, wanted: Sequence[Slot] | None = None, *, gradient: bool = True) -> Evaluation:
@@ -233,32 +168,47 @@ class Replay:
         for slot, leaf in zip(self.slots, self._leaves, strict=True):
             leaf.requires_grad_(slot.trainable and id(slot) in asked)
         chosen = [(slot, leaf) for slot, leaf in zip(self.slots, self._leaves, strict=True) if leaf.requires_grad]
-        loss = self.loss()
-        if not gradient:
-            return Evaluation(loss.detach(), [])
+        found: Evaluation | None = None
+        for loss in self._losses():  # one graph at a time
+            part = Evaluation(loss.detach(), self._gradient(loss, chosen, wanted is None) if gradient else [])
+            found = part if found is None else _added(found, part)
+        assert found is not None
+        return found
+
+    def _gradient(self, loss: Tensor, chosen: Sequence[tuple[Slot, Parameter]], whole: bool) -> Vector:
         if not loss.requires_grad:
             raise UsageError("loss_fn returned a loss that depends on no trainable parameter of the model")
-        parts = torch.autograd.grad(loss, [leaf for _, leaf in chosen], allow_unused=True)
-        if wanted is not None:
+        scaled = loss if self._scale == 1 else loss * self._scale
+        parts = torch.autograd.grad(scaled, [leaf for _, leaf in chosen], allow_unused=True)
+        if whole:
+            flat = self._gather([slot for slot, _ in chosen], parts)
+        else:
             flat = [_dense(part, leaf).reshape(-1) for part, (_, leaf) in zip(parts, chosen, strict=True)]
-            return Evaluation(loss.detach(), flat)
-        return Evaluation(loss.detach(), self._gather([slot for slot, _ in chosen], parts))
+        return flat if self._scale == 1 else [part * (1 / self._scale) for part in flat]
 
     def loss(self) -> Tensor:
         """Run ``loss_fn`` once, from the buffers and random streams with which the step began."""
+        losses = list(self._losses())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _losses(self) -> Iterator[Tensor]:
+        """Yield the loss, or each piece's share of it one after the other."""
         if not self._open:
             raise UsageError("a replay evaluates only while it is open")
         for places, value in self.start.buffers:
             substitute = value.clone()
             for module, key in places:
                 module._buffers[key] = substitute
-        self.start.rng.restore(beside_torch=self.draws_beside_torch is not False)
-        loss = self._loss_fn(self.model, self._batch)
-        if self.draws_beside_torch is None:
-            self.draws_beside_torch = self.start.rng.drawn_beside_torch()
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise UsageError("loss_fn(model, batch) must return a scalar tensor")
-        return loss.reshape(())
+        pieces = self._batch if _is_pieces(self._batch) else [Piece(self._batch, 1.0, self.start.rng)]
+        for piece in pieces:
+            piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
+            with self.start.autocasting():
+                loss = self._loss_fn(self.model, piece.batch)
+            if self.draws_beside_torch is None:
+                self.draws_beside_torch = piece.rng.drawn_beside_torch()
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise UsageError("loss_fn(model, batch) must return a scalar tensor")
+            yield loss.reshape(()) if piece.share == 1 else loss.reshape(()) * piece.share
 
     def hessian_product(self, direction: Vector) -> Vector:
         """Multiply the Hessian at the start of the step by ``direction``, exactly, by a double backward pass.
@@ -314,6 +264,14 @@ class Replay:
             if rest := slot.padding():
                 pieces[slot.kind].append(dense.new_zeros(rest))
         return [torch.cat(pieces[kind]) for kind in self.start.trainable_kinds]
+
+
+def _is_pieces(batch: Any) -> bool:
+    return isinstance(batch, list) and bool(batch) and all(isinstance(one, Piece) for one in batch)
+
+
+def _added(a: Evaluation, b: Evaluation) -> Evaluation:
+    return Evaluation(a.loss + b.loss, [p + q for p, q in zip(a.gradient, b.gradient, strict=True)])
 
 
 def _dense(part: Tensor | None, like: Tensor) -> Tensor:

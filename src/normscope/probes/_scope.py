@@ -1,21 +1,24 @@
 """The scope: attach probes to any training loop."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import LossFn, Replay, Start
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._replay import LossFn
+from normscope.probes._start import Layout
+from normscope.probes._step_guard import StepGuard
+from normscope.probes._wrapped import rank_of_many
 from normscope.records import MemoryStore, Record, Store
 
 if TYPE_CHECKING:
     import polars
+    from torch.amp import GradScaler
 
 
 class ProbeWarning(UserWarning):
@@ -41,10 +44,28 @@ class Scope:
     Training with a scope attached is bit-identical to training without. Steps that are not due cost a comparison.
     A probe that fails is reported once by a ``ProbeWarning`` with its name and switched off.
 
+    How it meets a loop's machinery:
+
+    - *Several losses*: ``loss_fn`` returns their sum. Modules' output gradients are read per backward pass.
+    - *Gradient accumulation*: call ``scope.micro_batch(batch)`` before each forward pass; the loss of the step is then
+      the mean of the micro-batches', and costly probes evaluate it over all of them.
+    - *Mixed precision*: costly probes repeat the autocast that the model's own forward pass ran under. Give a
+      gradient scaler as ``scaler``: gradients are read without its scale.
+    - *Compiled models* (``torch.compile``): what is compiled stays as it is. Probes that listen to modules hear one
+      eager pass of ``loss_fn`` instead, at the same parameters, buffers and random streams: one plain step more at
+      due steps, shared with the costly probes, and rounding as of eager code.
+    - *Several processes* (``DistributedDataParallel``): each process records its own batch as a cell of its own,
+      ``CELL.rank0``, ``CELL.rank1``, ..., into the same run folder; they exchange nothing. Make the scope after the
+      process group. Layers that communicate in their forward pass (synchronised batch norm) need the same probes on
+      every rank.
+    - *The user's own gradient* serves as the gradient of the step where that is proven bit for bit: once wholly,
+      and at every due step in what the loss sends back into the model's output.
+
     Args:
-        model: Any module.
-        loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on. Used only by probes that
-            evaluate the loss again; it must reach the parameters through ``model``.
+        model: Any module, also compiled or wrapped for data-parallel training.
+        loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
+            by probes that evaluate the loss again; it must reach the parameters through ``model``, which is handed to
+            it out of its wrappers.
         optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
             ``.grad`` when the step ends, and probes that need a learning rate must be given one.
         probes: Probes, or their codes.
@@ -52,9 +73,11 @@ class Scope:
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
             ``append``, ``flush`` and ``frame``.
         cell: Name under which the records are filed.
+        scaler: The gradient scaler of a mixed-precision loop. Needs ``optimizer``.
 
     Raises:
-        UsageError: A code names no probe, ``every`` is below 1, or what was given is no model or optimizer.
+        UsageError: A code names no probe, ``every`` is below 1, what was given is no model or optimizer, or a scaler
+            comes without optimizer.
         StoreError: ``record_to`` is a folder that cannot be written or holds another run.
 
     Example:
@@ -77,25 +100,33 @@ class Scope:
         every: int = 50,
         record_to: "str | PathLike[str] | RecordSink | None" = None,
         cell: str = "scope",
+        scaler: "GradScaler | None" = None,
     ) -> None:
         if every < 1:
             raise UsageError(f"every={every} must be 1 or more")
         if not isinstance(model, Module):
             raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-        self.model, self.loss_fn, self.every, self.cell = model, loss_fn, every, cell
+        rank = rank_of_many()
+        self.model, self.loss_fn, self.every = model, loss_fn, every
+        self.cell = cell if rank is None else f"{cell}.rank{rank}"
         given = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
         if not all(hasattr(one, "param_groups") for one in given):
             raise UsageError("optimizer must be a torch optimizer or a sequence of them")
+        if scaler is not None and not given:
+            raise UsageError("with a gradient scaler the scope needs the optimizer too")
         self.optimizers: list[Optimizer] = given
+        self.scaler = scaler
         self.probes = [_probe(probe) for probe in probes]
         self.index = 0
         self._records: list[Record] = []
         self._drained = 0
         self._sink = _sink(record_to, cell)
         self._off: set[int] = set()
-        self._inside = False
+        self._inside: StepGuard | None = None
+        self._layout: Layout | None = None
+        self._proven: dict[tuple[Any, ...], bool] = {}
 
-    def step(self, batch: Any) -> "_Step":
+    def step(self, batch: Any) -> "StepGuard":
         """Return the context manager around one training step.
 
         The update that the costly probes see is the difference of the parameters between its entry and its exit, so
@@ -105,7 +136,24 @@ class Scope:
         Args:
             batch: What ``loss_fn`` takes, of any structure. Evaluated again as it is.
         """
-        return _Step(self, batch)
+        return StepGuard(self, batch)
+
+    def micro_batch(self, batch: Any, share: float | None = None) -> None:
+        """Say that a step accumulates gradients, right before the forward pass of one of its batches.
+
+        The step's loss is the sum of ``share * loss_fn(model, batch)`` over its micro-batches, and what
+        ``step(batch)`` was given is passed over.
+
+        Args:
+            batch: What ``loss_fn`` takes. Kept until the step ends.
+            share: Its weight in the step's loss; None for all alike, with sum 1.
+
+        Raises:
+            UsageError: Called outside a step.
+        """
+        if self._inside is None:
+            raise UsageError("scope.micro_batch() belongs inside `with scope.step(...)`")
+        self._inside.add(batch, share)
 
     def due(self, index: int) -> list[AbstractProbe]:
         """Return the probes that read at step ``index``."""
@@ -159,117 +207,6 @@ class Scope:
             ProbeWarning,
             stacklevel=4,  # the line of the user's with statement
         )
-
-
-class _Step:
-    """One step of a scope. Due steps take a start, set hooks, and read on exit; others only count."""
-
-    __slots__ = ("_batch", "_due", "_failed", "_scope", "_step")
-
-    def __init__(self, scope: Scope, batch: Any) -> None:
-        self._scope, self._batch = scope, batch
-        self._due: list[AbstractProbe] = []
-        self._step: Step | None = None
-        self._failed: dict[int, tuple[AbstractProbe, Exception]] = {}
-
-    def __enter__(self) -> None:
-        scope = self._scope
-        if scope._inside:
-            raise UsageError("scope.step() was entered inside another step of the same scope")
-        self._due = scope.due(scope.index)
-        scope._inside = True
-        if not self._due:
-            return
-        try:
-            self._begin()
-        except BaseException:
-            scope._inside = False
-            if self._step is not None:
-                self._step.detach()
-            raise
-
-    def _begin(self) -> None:
-        scope = self._scope
-        step = self._step = Step(scope.cell, scope.index, scope.model, scope.optimizers, self._fail)
-        replaying = [probe for probe in self._due if probe.REPLAYS]
-        if replaying:
-            try:
-                start = step.start = Start(scope.model)
-                step.keep(scope.model.register_forward_pre_hook(_once(lambda: start.note_modes(scope.model))))
-            except Exception as error:
-                for probe in replaying:
-                    self._fail(probe, error)
-        for probe in self._due:
-            self._try(probe, probe.watch, step)
-        for optimizer in scope.optimizers:
-            if hasattr(optimizer, "register_step_pre_hook"):
-                step.keep(optimizer.register_step_pre_hook(self._before_update))
-
-    def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
-        parameters = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
-        for probe in self._due:
-            step = self._step
-            assert step is not None
-            self._try(probe, probe.before_update, step, parameters)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        scope, step = self._scope, self._step
-        scope._inside = False
-        try:
-            if step is None:
-                return
-            step.detach()
-            if error is None:
-                self._read(step)
-        finally:
-            if error is None:
-                scope.index += 1
-
-    def _read(self, step: Step) -> None:
-        scope = self._scope
-        found: dict[int, list[Record]] = {}
-
-        def read(probe: AbstractProbe) -> None:
-            found[id(probe)] = list(probe.read(step))
-
-        for probe in self._due:
-            if not probe.REPLAYS:
-                self._try(probe, read, probe)
-        replaying = [probe for probe in self._due if probe.REPLAYS and id(probe) not in self._failed]
-        if replaying and step.start is not None:
-            replay = Replay(scope.model, scope.loss_fn, self._batch, step.start)
-            with replay.opened():
-                step.begin_replay(replay)
-                for probe in replaying:
-                    self._try(probe, read, probe)
-        # In the order of the probes; what a probe had yielded before it failed is not kept.
-        scope._take([record for probe in self._due for record in found.get(id(probe), ())])
-        for probe, error in self._failed.values():
-            scope._switch_off(probe, error)
-
-    def _try(self, probe: AbstractProbe, act: Callable[..., None], *args: Any) -> None:
-        if id(probe) in self._failed:
-            return
-        try:
-            act(*args)
-        except Exception as error:
-            self._fail(probe, error)
-
-    def _fail(self, probe: AbstractProbe, error: Exception) -> None:
-        """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""
-        self._failed.setdefault(id(probe), (probe, error))
-
-
-def _once(act: Callable[[], None]) -> Callable[..., None]:
-    called = False
-
-    def hook(*_: Any) -> None:
-        nonlocal called
-        if not called:
-            called = True
-            act()
-
-    return hook
 
 
 def _probe(probe: AbstractProbe | str) -> AbstractProbe:

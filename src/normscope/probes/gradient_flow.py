@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from normscope._errors import UsageError
+from normscope.probes._host import to_floats
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._sites import chosen, own_parameters, weight_layers
 from normscope.records import Record
@@ -30,12 +31,13 @@ class GradientFlow(AbstractProbe):
     ReLU, Gaussian weights and a large batch it is :math:`\pi/(\pi-1) = 1.467` at initialization.
 
     ## Cost
-    One reduction for each layer's output gradient and parameter gradient, one copy to the host.
+    One reduction for each layer's output gradient and parameter gradient, one transfer to the host a step.
 
     ## Reads wrongly when
-    Gradients carry a loss scale (mixed precision), or were clipped before the update: then ``norm`` has it too. With
-    several backward passes through one forward pass, squares are pooled over the passes. ``growth`` assumes that
-    layers follow one another: with branches or skips the order of first use is not a depth.
+    Gradients carry a loss scale of which the scope does not know (give it ``scaler``), or were clipped before the
+    update: then ``norm`` has it too. With several backward passes through one forward pass, squares are pooled over
+    the passes; over micro-batches ``output_norm`` is that of all their outputs. ``growth`` assumes that layers follow
+    one another: with branches or skips the order of first use is not a depth.
 
     Args:
         sites: Qualified names of the layers; all that bear weight if None.
@@ -67,7 +69,8 @@ class GradientFlow(AbstractProbe):
         """Count calls of the layers, and reduce each output gradient as it passes."""
         layers = weight_layers(step.model) if self.sites is None else chosen(step.model, self.sites)
         notes = step.notes(self)
-        notes["layers"], notes["norms"] = layers, {}
+        notes["own"] = {site: [p for _, p in own_parameters(module)] for site, module in layers.items()}
+        notes["norms"] = {}
         squares: dict[str, list[tuple[Tensor, int]]] = {}
         notes["squares"] = squares
         for site, module in layers.items():
@@ -88,38 +91,32 @@ class GradientFlow(AbstractProbe):
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
         """Take the norms of the gradients that this optimizer is about to use."""
         notes = step.notes(self)
-        self._take_norms(
-            [
-                parameter
-                for module in notes["layers"].values()
-                for _, parameter in own_parameters(module)
-                if id(parameter) in parameters
-            ],
-            notes["norms"],
-        )
+        self._take_norms(step, [p for own in notes["own"].values() for p in own if id(p) in parameters], notes["norms"])
 
     @staticmethod
-    def _take_norms(parameters: Sequence[Parameter], norms: dict[int, Tensor]) -> None:
-        held = {id(parameter): parameter.grad for parameter in parameters if parameter.grad is not None}
-        norms.update({key: _norm(gradient.detach()) for key, gradient in held.items()})
+    def _take_norms(step: Step, parameters: Sequence[Parameter], norms: dict[int, Tensor]) -> None:
+        held = {id(p): gradient for p in parameters if (gradient := step.gradient(p)) is not None}
+        norms.update(zip(held, _norms(list(held.values())), strict=True))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield ``norm`` and ``output_norm`` by layer, in the order of first use, and ``growth``."""
         notes = step.notes(self)
-        layers: dict[str, Module] = notes["layers"]
+        own: dict[str, list[Parameter]] = notes["own"]
         squares: dict[str, list[tuple[Tensor, int]]] = notes["squares"]
         norms: dict[int, Tensor] = notes["norms"]
-        unread = [p for module in layers.values() for _, p in own_parameters(module) if id(p) not in norms]
-        self._take_norms(unread, norms)
+        self._take_norms(step, [p for held in own.values() for p in held if id(p) not in norms], norms)
+        roots = [root for passes in squares.values() for root, _ in passes]
+        values = iter(to_floats([*norms.values(), *roots]))
+        lengths = {key: next(values) for key in norms}
         means: list[float] = []
-        for site in [*squares, *(site for site in layers if site not in squares)]:
-            own = [norms[id(p)] for _, p in own_parameters(layers[site]) if id(p) in norms]
-            if own:
-                yield self.record(step, site, "norm", math.hypot(*map(float, own)))
-            passes = squares.get(site)
+        by_site = {site: [(next(values) ** 2, count) for _, count in passes] for site, passes in squares.items()}
+        for site in [*squares, *(site for site in own if site not in squares)]:
+            held = [lengths[id(p)] for p in own[site] if id(p) in lengths]
+            if held:
+                yield self.record(step, site, "norm", math.hypot(*held))
+            passes = by_site.get(site)
             if passes:
-                total = math.fsum(float(root) ** 2 for root, _ in passes)
-                means.append(total / sum(count for _, count in passes))
+                means.append(math.fsum(square for square, _ in passes) / sum(count for _, count in passes))
                 yield self.record(step, site, "output_norm", math.sqrt(means[-1]))
         yield self.record(step, "", "growth", self._growth(means))
 
@@ -136,5 +133,16 @@ class GradientFlow(AbstractProbe):
 def _norm(gradient: Tensor) -> Tensor:
     if gradient.layout != torch.strided:
         gradient = gradient.coalesce().values()
-    wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32  # a half would overflow in the sum
-    return torch.linalg.vector_norm(gradient, dtype=wide)
+    return torch.linalg.vector_norm(gradient, dtype=_wide(gradient))
+
+
+def _norms(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Take all norms in one call where they are of one kind."""
+    kinds = {(gradient.layout, gradient.dtype, gradient.device) for gradient in gradients}
+    if len(kinds) != 1 or gradients[0].layout != torch.strided:
+        return [_norm(gradient) for gradient in gradients]
+    return list(torch._foreach_norm(list(gradients), 2, dtype=_wide(gradients[0])))
+
+
+def _wide(gradient: Tensor) -> torch.dtype:
+    return torch.float64 if gradient.dtype == torch.float64 else torch.float32  # a half would overflow in the sum
