@@ -17,6 +17,7 @@ from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from normscope.probes._replay import Replay
+from normscope.probes._sites import walk
 
 
 class NotRepeatable(Exception):  # noqa: N818  (a finding, not an error: the general way is taken)
@@ -77,6 +78,9 @@ class WatchedPass:
         return tuple(id(call.module) for call in self._calls)
 
     def _watch(self) -> None:
+        # What code between two calls draws is put down to the later one: when that is skipped, the code has drawn
+        # again, and the streams stand where they are set to.
+        self._streams = _streams()
         with _patched(self._replay.model, self._watching):
             self._replay.evaluate(gradient=False)
         if self._replay.draws_beside_torch:
@@ -89,14 +93,14 @@ class WatchedPass:
             self.first.setdefault(module, (len(self.first), len(self._calls)))
             if not childless:
                 return forward(*args, **kwargs)
-            inputs = [(tensor, tensor._version) for tensor in pytree.tree_leaves((args, kwargs)) if _is_tensor(tensor)]
-            before = _streams()
+            inputs = [(tensor, tensor._version) for tensor in _tensors((args, kwargs))]
             output = forward(*args, **kwargs)
-            after = _streams()
+            before, after = self._streams, _streams()
+            self._streams = after
             index = len(self._calls)
             self._note_overwriting(inputs, index)
-            kept = pytree.tree_map(lambda part: self._keep(part, index), output)
-            watched = [(part, part._version) for part in pytree.tree_leaves(output) if _is_tensor(part)]
+            kept = _mapped(lambda part: self._keep(part, index), output)
+            watched = [(part, part._version) for part in _tensors(output)]
             drew = not all(map(torch.equal, before, after))
             self._calls.append(_Call(module, kept, after if drew else None, watched))
             return output
@@ -133,7 +137,7 @@ class WatchedPass:
         modules = [call.module for call in self._calls]
         if any(modules.count(module) > 1 and module._buffers for module in set(modules)):
             self.repeatable = "a module with buffers is called more than once"
-        elif not all(isinstance(part, known) for call in self._calls for part in pytree.tree_leaves(call.output)):
+        elif not all(isinstance(part, known) for call in self._calls for part in _leaves(call.output)):
             self.repeatable = "a module returns something other than tensors"
         for call in self._calls:
             call.watched.clear()  # lets go of what is not needed any more
@@ -159,7 +163,7 @@ class WatchedPass:
                 if call.streams is not None:
                     _set_streams(call.streams)
                 if call.overwritten or any(other >= count for other in call.overwriters):
-                    return pytree.tree_map(lambda part: part.clone() if _is_tensor(part) else part, call.output)
+                    return _mapped(lambda part: part.clone() if _is_tensor(part) else part, call.output)
                 return call.output
 
             return run
@@ -174,8 +178,27 @@ def _is_tensor(part: Any) -> bool:
     return isinstance(part, Tensor)
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors in a structure; what modules are mostly called with needs no walk."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if type(tree) in (tuple, list):
+        return [tensor for part in tree for tensor in _tensors(part)]
+    if tree is None or (type(tree) is dict and not tree):
+        return []
+    return [part for part in pytree.tree_leaves(tree) if _is_tensor(part)]
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
+
+
+def _mapped(act: Callable[[Any], Any], tree: Any) -> Any:
+    return act(tree) if isinstance(tree, Tensor) else pytree.tree_map(act, tree)
+
+
 def _childless(module: Module) -> bool:
-    return next(module.children(), None) is None
+    return not any(child is not None for child in module._modules.values())
 
 
 def _streams() -> list[Tensor]:
@@ -195,7 +218,7 @@ def _patched(
     only: Callable[[Module], bool] = lambda module: True,
 ) -> Iterator[None]:
     """Shadow ``forward`` of the modules by an attribute of the instance, and take it away again."""
-    kept = [(module, vars(module).get("forward")) for module in model.modules() if only(module)]
+    kept = [(module, vars(module).get("forward")) for _, module in walk(model) if only(module)]
     try:
         for module, _ in kept:
             vars(module)["forward"] = make(module, module.forward)

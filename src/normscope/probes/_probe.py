@@ -14,7 +14,7 @@ from normscope._errors import UsageError
 from normscope._unit import Unit
 from normscope.probes._replay import Replay, Start
 from normscope.probes._sites import leading_tensor
-from normscope.probes._start import without_autocast
+from normscope.probes._start import no_grad, without_autocast
 from normscope.records import Record
 
 Reader = Callable[[Tensor], None]
@@ -142,13 +142,13 @@ class _Listener:
         if tensor is None or not torch.is_grad_enabled():
             return
         if self.outputs:
-            with torch.no_grad(), without_autocast():
+            with no_grad(), without_autocast():
                 self._guarded(self.outputs, tensor.detach())
         if self.gradients and tensor.requires_grad:
             self._keep(tensor.register_hook(self._gradient))
 
     def _gradient(self, gradient: Tensor) -> None:
-        with torch.no_grad(), without_autocast():
+        with no_grad(), without_autocast():
             gradient = gradient.detach()
             self._guarded(self.gradients, gradient if self._unscale == 1 else _unscaled(gradient, self._unscale))
 

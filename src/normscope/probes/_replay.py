@@ -89,7 +89,10 @@ class Replay:
         self._own, self._scale = own, scale
         self._loss_fn, self._batch = loss_fn, batch
         self.flat = [part.clone() for part in start.flat]
-        self._leaves = [Parameter(slot.of(self.flat), requires_grad=slot.trainable) for slot in start.slots]
+        self._leaves = [
+            Parameter(view, requires_grad=slot.trainable)
+            for slot, view in zip(start.slots, start.layout.views(self.flat), strict=True)
+        ]
         self._origin: Evaluation | None = None
         self._open = False
         # Found out at the first evaluation: where the loss draws from torch's streams only, the others need no setting.
@@ -106,7 +109,7 @@ class Replay:
         snapshot = Snapshot(self.model)
         with _no_global_hooks(), torch.enable_grad():
             try:
-                for module in self.model.modules():
+                for module in self.start.layout.modules:
                     _silence(module)
                 for module, mode in self.start.modes:
                     module.training = mode

@@ -1,7 +1,8 @@
 """Where probes look: weight-bearing layers, norms, and the tensor in whatever a module returns."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 from torch.nn import GroupNorm, LayerNorm, LocalResponseNorm, Module, Parameter
@@ -14,7 +15,9 @@ _NORMS = (_NormBase, GroupNorm, LayerNorm, LocalResponseNorm)
 
 def own_parameters(module: Module) -> Iterator[tuple[str, Parameter]]:
     """Yield the parameters that belong to ``module`` itself: its own, and those behind its parametrizations."""
-    yield from module.named_parameters(recurse=False)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter
     hidden = module._modules.get("parametrizations")
     if hidden is not None:
         for name, parameter in hidden.named_parameters():
@@ -34,14 +37,51 @@ def bears_weight(module: Module) -> bool:
 
 def named_sites(model: Module) -> Iterator[tuple[str, Module]]:
     """Yield every module once under its first qualified name, leaving out the insides of parametrizations."""
-    for name, module in model.named_modules():
+    for name, module in walk(model):
         if "parametrizations" not in name.split("."):
             yield name, module
 
 
+_Found = tuple[list[tuple[int, type, int]], list[tuple[str, "ref[Module]"]]]
+_found: "WeakKeyDictionary[Module, dict[Callable[[Module], bool], _Found]]" = WeakKeyDictionary()
+
+
+def sites_where(model: Module, wanted: Callable[[Module], bool]) -> dict[str, Module]:
+    """Return the modules for which ``wanted`` holds by qualified name, in the order in which they are registered.
+
+    The answer is kept as long as the model has the same modules with as many parameters: asked at every step, it is
+    a walk over the tree. ``wanted`` must be a function of the module alone.
+    """
+    tree = [(id(module), type(module), len(module._parameters)) for _, module in walk(model)]
+    known = _found.setdefault(model, {})
+    if wanted in known and known[wanted][0] == tree:
+        found = {name: module for name, held in known[wanted][1] if (module := held()) is not None}
+        if len(found) == len(known[wanted][1]):
+            return found
+    found = {name: module for name, module in named_sites(model) if wanted(module)}
+    known[wanted] = tree, [(name, ref(module)) for name, module in found.items()]
+    return found
+
+
+def walk(model: Module) -> list[tuple[str, Module]]:
+    """Return every module once with its qualified name, as ``named_modules`` yields them, at a fraction of its time."""
+    seen: set[Module] = set()
+    found: list[tuple[str, Module]] = []
+
+    def visit(module: Module, name: str) -> None:
+        seen.add(module)
+        found.append((name, module))
+        for key, child in module._modules.items():
+            if child is not None and child not in seen:
+                visit(child, f"{name}.{key}" if name else key)
+
+    visit(model, "")
+    return found
+
+
 def weight_layers(model: Module) -> dict[str, Module]:
     """Return the weight-bearing layers by qualified name, in the order in which they are registered."""
-    return {name: module for name, module in named_sites(model) if bears_weight(module)}
+    return sites_where(model, bears_weight)
 
 
 def chosen(model: Module, sites: Sequence[str]) -> dict[str, Module]:

@@ -1,13 +1,15 @@
 """What a step begins with: where parameters lie in flat buffers, and the state from which its loss is evaluated."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from normscope.probes._sites import walk
 from normscope.probes._state import RngState
 
 _ALIGN = 64  # bytes: each parameter begins at a cache line, as it would on its own
@@ -71,6 +73,11 @@ class Layout:
         self.slots, self.sizes = self._lay_out()
         self.trainable_kinds = [index for index, (_, _, trainable) in enumerate(self.sizes) if trainable]
 
+        self._padded = [slot.padding() > 0 for slot in self.slots]
+        self._splits: list[list[int]] = [[] for _ in self.sizes]
+        for slot in self.slots:
+            self._splits[slot.kind] += [slot.parameter.numel(), *([slot.padding()] if slot.padding() else ())]
+
     def fits(self, model: Module) -> bool:
         """Whether the model still has these modules, parameters and frozen parameters."""
         now = walk(model)
@@ -103,25 +110,14 @@ class Layout:
 
     def views(self, flat: Sequence[Tensor]) -> list[Tensor]:
         """View every parameter in flat buffers."""
-        return [slot.of(flat) for slot in self.slots]
-
-
-def walk(model: Module) -> list[tuple[str, Module]]:
-    """Return every module once with its qualified name, as ``named_modules`` yields them, at a fraction of its time."""
-    seen: set[int] = set()
-    found: list[tuple[str, Module]] = []
-
-    def visit(module: Module, name: str) -> None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        found.append((name, module))
-        for key, child in module._modules.items():
-            if child is not None:
-                visit(child, f"{name}.{key}" if name else key)
-
-    visit(model, "")
-    return found
+        parts = [iter(whole.split(sizes)) for whole, sizes in zip(flat, self._splits, strict=True)]
+        found = []
+        for slot, padded in zip(self.slots, self._padded, strict=True):
+            part = next(parts[slot.kind])
+            if padded:
+                next(parts[slot.kind])
+            found.append(part.view(slot.parameter.shape) if slot.parameter.is_contiguous() else slot.of(flat))
+        return found
 
 
 class Start:
@@ -172,12 +168,22 @@ class Start:
         return stack
 
 
-def without_autocast() -> ExitStack:
+_NOTHING = nullcontext()
+
+
+def no_grad() -> AbstractContextManager[Any]:
+    """Return ``torch.no_grad()`` where gradients are recorded; in a backward pass they are not."""
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
+
+
+def without_autocast() -> AbstractContextManager[Any]:
     """Return a context in which a probe's own arithmetic is not cast down by the user's autocast."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if not kinds:
+        return _NOTHING
     stack = ExitStack()
-    for kind in {"cpu", "cuda"} if torch.cuda.is_initialized() else {"cpu"}:
-        if torch.is_autocast_enabled(kind):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+    for kind in kinds:
+        stack.enter_context(torch.autocast(kind, enabled=False))
     return stack
 
 

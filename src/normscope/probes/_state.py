@@ -9,6 +9,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Module, Parameter
 
+from normscope.probes._sites import walk
+
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -88,9 +90,9 @@ def repr_state(state: Any) -> tuple[Any, ...]:
 
 
 def _generators(model: Module | None) -> Iterator[Generator]:
-    for module in model.modules() if model is not None else ():
+    for _, module in walk(model) if model is not None else ():
         for value in vars(module).values():
-            if isinstance(value, Generator):
+            if type(value) is Generator:  # isinstance asks a metaclass, in Python, a thousand times a step
                 yield value
 
 
@@ -163,7 +165,7 @@ class Snapshot:
     def __init__(self, model: Module) -> None:
         self._model = model
         self._rng = RngState(model)
-        self._modules = [(name, module, dict(vars(module))) for name, module in model.named_modules()]
+        self._modules = [(name, module, dict(vars(module))) for name, module in walk(model)]
         self._contents = [
             (module, key, value, value.copy())
             for _, module, attributes in self._modules

@@ -7,6 +7,8 @@ import torch
 from torch.nn import DataParallel, Module
 from torch.nn.parallel import DistributedDataParallel
 
+from normscope.probes._sites import walk
+
 
 def unwrap(model: Module) -> Module:
     """Return the model inside ``torch.compile`` and data-parallel wrappers."""
@@ -21,11 +23,14 @@ def unwrap(model: Module) -> Module:
 
 def is_compiled(model: Module) -> bool:
     """Whether the model or a module of it runs compiled."""
-    return any(
-        "_orig_mod" in module._modules
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        for module in model.modules()
+    return any(_runs_compiled(vars(module)) for _, module in walk(model))
+
+
+def _runs_compiled(attributes: dict[str, Any]) -> bool:
+    return (
+        "_orig_mod" in attributes["_modules"]
+        or attributes.get("_compiled_call_impl") is not None
+        or hasattr(attributes.get("forward"), "_torchdynamo_orig_callable")
     )
 
 

@@ -14,7 +14,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.probes._host import to_floats
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import bears_weight, chosen, is_norm, named_sites
+from normscope.probes._sites import bears_weight, chosen, is_norm, sites_where
 from normscope.records import Record
 
 _LEVELS = (0.15, 0.50, 0.85)
@@ -26,8 +26,8 @@ class _Call:
     """One output of a site: number of elements, mean, sum of squared deviations, and the subsample."""
 
     count: int
-    mean: Tensor
-    square: Tensor
+    mean: Tensor | float
+    square: Tensor | float
     sample: Tensor
 
 
@@ -88,8 +88,7 @@ class ActivationDistribution(AbstractProbe):
         flat = flat if flat.dtype == torch.float64 else flat.float()
         count = flat.numel()
         if count == 0:
-            nothing = torch.full((), math.nan, device=flat.device)
-            return _Call(0, nothing, nothing, flat)
+            return _Call(0, math.nan, math.nan, flat)
         stride = 1 if count <= self.sample else _stride(count, self.sample)
         return _Call(count, *_moments(flat), flat[::stride].clone())
 
@@ -118,20 +117,19 @@ class ActivationDistribution(AbstractProbe):
                 yield self.record(step, site, name, value)
 
 
-def _moments(flat: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(flat: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """Return mean and sum of squared deviations, by calls that read memory as seldom as accuracy allows."""
     if flat.device.type != "cpu":
-        variance, mean = torch.var_mean(flat, 0, correction=0)
-        return mean, variance * flat.numel()
-    mean = flat.mean()
-    total = torch.dot(flat, flat)
-    square = float(total) - flat.numel() * float(mean) ** 2
+        variance, centre = torch.var_mean(flat, 0, correction=0)
+        return centre, variance * flat.numel()
+    count, mean, total = flat.numel(), float(flat.mean()), float(torch.dot(flat, flat))
+    square = total - count * mean * mean
     # Half of the square is deviation: the subtraction has cost one bit. If not, once more, around the mean. (A
     # comparison with NaN is false; torch.var_mean takes thirty times as long on a CPU.)
-    if square > 0.5 * float(total):
-        return mean, torch.tensor(square, dtype=torch.float64)
+    if square > 0.5 * total:
+        return mean, square
     centred = flat - mean
-    return mean, torch.dot(centred, centred)
+    return mean, float(torch.dot(centred, centred))
 
 
 def _to_host(samples: list[Tensor]) -> list[np.ndarray]:
@@ -153,7 +151,11 @@ def _joined(values: list[np.ndarray]) -> np.ndarray:
 
 
 def _default_sites(model: Module) -> dict[str, Module]:
-    return {site: module for site, module in named_sites(model) if is_norm(module) or bears_weight(module)}
+    return sites_where(model, _is_default)
+
+
+def _is_default(module: Module) -> bool:
+    return is_norm(module) or bears_weight(module)
 
 
 def _in_memory_order(output: Tensor) -> Tensor:
@@ -165,8 +167,9 @@ def _in_memory_order(output: Tensor) -> Tensor:
 
 
 def _percentiles(values: np.ndarray) -> list[float]:
-    """Interpolate linearly between order statistics, as ``numpy.percentile`` does; NaN if any value is."""
-    ordered = np.sort(values)  # with vector instructions several times faster than a selection; NaN comes last
+    """Sort in place, and interpolate between order statistics as ``numpy.percentile`` does; NaN if any value is."""
+    values.sort()  # with vector instructions several times faster than a selection; NaN comes last
+    ordered = values
     if math.isnan(ordered[-1]):
         return [math.nan] * len(_LEVELS)
     found = []

@@ -12,7 +12,7 @@ from normscope._errors import UsageError
 from normscope.probes._prefix import NotRepeatable, WatchedPass
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm
-from normscope.probes._sites import chosen, weight_layers
+from normscope.probes._sites import chosen, walk, weight_layers
 from normscope.records import Record
 
 METHODS = ("auto", "prefix", "general")
@@ -37,8 +37,8 @@ class CovariateShift(AbstractProbe):
     from its first use. The first layer's shift is 0 unless a norm comes before it.
 
     ## Cost
-    With n layers, in plain steps: 1 for all :math:`G` (shared with other probes), and for the :math:`G'` about
-    n/3 + 1/3 by ``prefix`` (the updated prefix is run once; each layer then needs only the old suffix, and the backward
+    With n layers, in plain steps: nothing for :math:`G` where the user's own pass is proven to be it, else 1 (shared
+    with other probes), and for the :math:`G'` about n/3 + 1/3 by ``prefix`` (the updated prefix is run once; each layer then needs only the old suffix, and the backward
     pass only down to its own weight), n/2 + 1/3 by ``general`` (each layer runs the whole forward pass). ``auto`` takes
     the first where the pass can be repeated from kept outputs, and checks it once against the second. Memory: the
     outputs of all childless modules, and four copies of the parameters.
@@ -161,9 +161,10 @@ class _Order:
     def __init__(self, model: Module, first: Mapping[Module, tuple[int, int]]) -> None:
         self._first = first
         self._around: dict[Module, Module] = {}
-        for parent in model.modules():
-            for child in parent.children():
-                self._around.setdefault(child, parent)
+        for _, parent in walk(model):
+            for child in parent._modules.values():
+                if child is not None:
+                    self._around.setdefault(child, parent)
 
     def _seen(self, module: Module) -> Module | None:
         at: Module | None = module

@@ -50,9 +50,10 @@ class LandscapeAlongGradient(AbstractProbe):
     What is not finite is recorded so. Where s has no sense (no decrease predicted, zero gradient) values are NaN.
 
     ## Cost
-    One forward and backward pass for each grid point, 1 for :math:`g` (shared with other probes) and 3 (linear
-    layers) to 5 (convolutions) for the curvature: with the defaults, 6 points a matching and 3 dense ones, about 33
-    plain steps; ``matchings=("same-step",), curvature=False`` takes 10. Memory: five copies of the parameters.
+    One forward and backward pass for each point, and 3 (linear layers) to 5 (convolutions) plain steps for the
+    curvature; :math:`g` is that of the user's own pass where it is proven to be, else a pass shared with other probes.
+    With the defaults, 6 points a matching and 3 dense ones, about 32 plain steps; ``matchings=("same-step",),
+    curvature=False, points=9, dense=()`` takes 9, with ``gradients=False`` 4. Memory: five copies of the parameters.
 
     ## Reads wrongly when
     ``loss_fn`` is not the loss of the loop, reaches parameters other than through the model, writes into the batch, or
@@ -72,6 +73,9 @@ class LandscapeAlongGradient(AbstractProbe):
         relative: Range of the relative step.
         decrease: Range of the predicted decrease as a share of the loss.
         curvature: Whether to take the curvature.
+        gradients: Whether to take gradients along the line; without them a point costs a forward pass, the names
+            ``gradient_difference``, ``gradient_difference_relative`` and ``effective_beta`` are left out, and
+            ``dense`` is not walked.
         every: Read at every so-many-th step; None takes the scope's schedule.
 
     Raises:
@@ -97,6 +101,7 @@ class LandscapeAlongGradient(AbstractProbe):
         relative: tuple[float, float] = (1e-3, 3e-2),
         decrease: tuple[float, float] = (0.02, 0.5),
         curvature: bool = True,
+        gradients: bool = True,
         every: int | None = None,
     ) -> None:
         super().__init__(every=every)
@@ -110,9 +115,9 @@ class LandscapeAlongGradient(AbstractProbe):
         if points < 1 or any(step <= 0 for step in dense) or (lr is not None and lr <= 0):
             raise UsageError(f"{self.CODE}: lr, points and the dense steps must be positive")
         self.lr, self.points, self.matchings = lr, points, tuple(matchings)
-        self.curvature = curvature
+        self.curvature, self.gradients = curvature, gradients
         self._ranges = {"same-step": (low, high), "relative-step": relative, "predicted-decrease": decrease}
-        self._dense = np.asarray(dense, dtype=float) / low
+        self._dense = np.asarray(dense if gradients else (), dtype=float) / low
 
     def read(self, step: Step) -> Iterator[Record]:
         """Walk the line, and yield the values of every matching."""
@@ -153,7 +158,9 @@ class LandscapeAlongGradient(AbstractProbe):
 
     def _look(self, replay: Replay, gradient: Vector, s: float) -> _Point:
         replay.move(gradient, s)
-        there = replay.evaluate()
+        there = replay.evaluate(gradient=self.gradients)
+        if not self.gradients:
+            return _Point(s, float(there.loss), math.nan)
         return _Point(s, float(there.loss), norm(difference(there.gradient, gradient)))
 
     def _curvature(self, replay: Replay, origin: Evaluation, length: float) -> float:
@@ -169,17 +176,18 @@ class LandscapeAlongGradient(AbstractProbe):
         losses = np.array([point.loss for point in band])
         # NumPy's minimum and maximum hand NaN on, so a line that leaves the numbers says so.
         least, most = float(losses.min()), float(losses.max())
-        change = float(np.max([point.change for point in band]))
-        betas = [_ratio(point.change, point.s * length) for point in (*band, *tail)]
         values = {
             "loss_min": least,
             "loss_max": most,
             "loss_range": most - least,
             "loss_log_range": math.log(most / least) if 0 < least <= most < math.inf else math.nan,
-            "gradient_difference": change,
-            "gradient_difference_relative": _ratio(change, length),
-            "effective_beta": float(np.max(betas)),
         }
+        if self.gradients:
+            change = float(np.max([point.change for point in band]))
+            betas = [_ratio(point.change, point.s * length) for point in (*band, *tail)]
+            values["gradient_difference"] = change
+            values["gradient_difference_relative"] = _ratio(change, length)
+            values["effective_beta"] = float(np.max(betas))
         for name, value in values.items():
             yield self.record(step, "", f"{name}@{matching}", value)
 
