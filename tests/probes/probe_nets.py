@@ -55,6 +55,41 @@ class Residual(nn.Module):
         return self.outlet(h.mean((2, 3)))
 
 
+class Recurrent(nn.Module):
+    """Two recurrent kinds over a sequence, with dropout between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.GRU(3, 6, batch_first=True)
+        self.dropout = nn.Dropout(0.2)
+        self.second = nn.LSTM(6, 6, batch_first=True)
+        self.outlet = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.first(x)
+        h, (last, _) = self.second(self.dropout(h))
+        return self.outlet(last[-1])
+
+
+class Transformer(nn.Module):
+    """Embeddings of position, two encoder layers with attention and dropout, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(3, 8)
+        self.position = nn.Embedding(5, 8)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True) for _ in range(2)
+        )
+        self.norm, self.outlet = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inlet(x) + self.position(torch.arange(x.shape[1], device=x.device))
+        for layer in self.layers:
+            h = layer(h)
+        return self.outlet(self.norm(h).mean(1))
+
+
 class NumpyNoise(nn.Module):
     """Draws from NumPy's and Python's streams."""
 
@@ -94,6 +129,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shared": (Shared, (12,)),
     "residual": (Residual, (3, 6, 6)),
     "numpy": (lambda: nn.Sequential(mlp(), NumpyNoise()), (12,)),
+    "recurrent": (Recurrent, (5, 3)),
+    "transformer": (Transformer, (5, 3)),
     "eval": (lambda: mlp().eval(), (12,)),
 }
 
@@ -155,6 +192,8 @@ def train(name: str, attach: Attach = lambda model, optimizer: None, *, steps: i
         "modes": [module.training for module in model.modules()],
         "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
         "hook counts": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        "other hooks": [(len(m._backward_hooks), len(m._backward_pre_hooks)) for m in model.modules()],
+        "parameter hooks": [len(parameter._backward_hooks or ()) for parameter in model.parameters()],
         "optimizer hooks": len(optimizer._optimizer_step_pre_hooks),
         "attributes": [sorted(vars(module)) for module in model.modules()],
         "hooks fired": hooked,

@@ -12,7 +12,7 @@ from normscope import probes
 from normscope.probes import Scope
 from normscope.probes._state import RngState
 
-NETS = [name for name in nets.NETS if name != "numpy"]
+NETS = [name for name in nets.NETS if name not in ("numpy", "transformer")]
 TOLERANCE = 1e-10
 
 
@@ -43,6 +43,7 @@ ORDER = {
     "dropout": ["0", "1", "4", "5", "8", "9", "12"],
     "channels": ["0", "1", "2", "5", "6", "9"],
     "cnn": ["0", "1", "2", "5", "6", "9"],
+    "recurrent": ["first", "second", "outlet"],
     "shared": ["inlet", "shared", "recurrent", "norm", "outlet"],
     "residual": ["inlet", "norm1", "middle", "norm2", "frozen", "outlet"],
 }

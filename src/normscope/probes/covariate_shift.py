@@ -38,10 +38,10 @@ class CovariateShift(AbstractProbe):
 
     ## Cost
     With n layers, in plain steps: nothing for :math:`G` where the user's own pass is proven to be it, else 1 (shared
-    with other probes), and for the :math:`G'` about n/3 + 1/3 by ``prefix`` (the updated prefix is run once; each layer then needs only the old suffix, and the backward
-    pass only down to its own weight), n/2 + 1/3 by ``general`` (each layer runs the whole forward pass). ``auto`` takes
-    the first where the pass can be repeated from kept outputs, and checks it once against the second. Memory: the
-    outputs of all childless modules, and four copies of the parameters.
+    with other probes); for the :math:`G'` about n/4 + 1/3 by ``prefix`` (the updated prefix is run once; each layer
+    then needs only the old suffix, and the backward pass only down to its own weight), n/2 + 1/3 by ``general`` (each
+    layer runs the whole forward pass). ``auto`` takes the first where the pass can be repeated from kept outputs, and
+    checks it once against the second. Memory: the outputs of all childless modules, and four copies of the parameters.
 
     ## Reads wrongly when
     ``loss_fn`` is not the loss of the loop, reaches parameters other than through the model, or writes into the batch.
