@@ -1,4 +1,4 @@
-"""The command line: demo, study, report, explain. Thin: it reads words, calls the rooms, prints.
+"""The command line: demo, study, report, bench, explain. Thin: it reads words, calls the rooms, prints.
 
 Heavy rooms are imported inside the commands, so that help answers at once.
 """
@@ -38,6 +38,13 @@ study_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(study_app, name="study")
+bench_app = typer.Typer(
+    help="What normscope's parts cost, measured on this machine.",
+    epilog="Example:  normscope bench probes --model mlp",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(bench_app, name="bench")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]
@@ -134,6 +141,40 @@ def report(
         webbrowser.open((run / "report.html").resolve().as_uri())
 
 
+@bench_app.command("probes", epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")
+def bench_probes(
+    model: Annotated[list[str] | None, typer.Option(help="mlp or vgg; may be repeated.  [default: both]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; five times as many on a fast model.")] = 20,
+    out: Annotated[Path | None, typer.Option("--out", help="Markdown file to write the table into.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each probe adds to a training step, in plain steps, beside what other tools cost."""
+    from normscope.bench import _page, probes
+
+    try:
+        with _progress(as_json) as progress:
+            result = probes.measure(model, rounds=rounds, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo("normscope: interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None
+    if out is not None:
+        _write(out, _page.markdown(result))
+    if as_json:
+        _print_json(result)
+        return
+    console, table = _console(), _table(*_page.COLUMNS)
+    for row in _page.rows(result):
+        table.add_row(*row)
+    console.print(table)
+    peers = _table("other tools", "mlp", "vgg", "trace, conduct")
+    for peer in result["peers"]:
+        peers.add_row(peer["tool"], peer["mlp"], peer["vgg"], peer["conduct"])
+    console.print(peers)
+    console.print(_page.conditions(result), highlight=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example:  normscope explain noisy-batchnorm")
 def explain(
     name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe or a layer.")], as_json: Json = False
@@ -222,6 +263,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
             bars.update(tasks[study], completed=done, total=total)
 
         yield show
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
 
 
 def _explain(unit: Any, as_json: bool) -> None:

@@ -1,0 +1,1 @@
+"""What normscope's parts cost, measured on the machine at hand."""

@@ -1,0 +1,88 @@
+"""The cost of the probes as text: rows for the terminal, a page in Markdown for the repository."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = ("what is attached", "model", "cost", "quartiles", "at most", "holds")
+
+
+def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the measured table, case by case: one tuple of ``COLUMNS`` for each case and model."""
+    cases = list(dict.fromkeys(cost["case"] for cost in result["costs"]))
+    ordered = sorted(result["costs"], key=lambda cost: cases.index(cost["case"]))
+    return [
+        (
+            cost["case"],
+            cost["model"],
+            _ratio(cost["ratio"]),
+            f"{_ratio(cost['low'])} to {_ratio(cost['high'])}",
+            ""
+            if cost["target"] is None
+            else f"{cost['target']:g}{'' if cost['ratio'] <= cost['target'] else ' missed'}",
+            _bytes(cost["held"]),
+        )
+        for cost in ordered
+    ]
+
+
+def conditions(result: Mapping[str, Any]) -> str:
+    """Say in a sentence on what machine, with what, and under what load the numbers were made."""
+    made = result["provenance"]
+    load = [value for value in result["load"].values() if value is not None]
+    busy = f"; load {load[0]:.1f} before, {load[-1]:.1f} after" if load else ""
+    cores = made["cores"]["usable"]
+    return (
+        f"{made['cpu']}, {cores} {'core' if cores == 1 else 'cores'}, torch {made['versions']['torch']}, one thread, "
+        f"{made['utc'][:10]}{busy}."
+    )
+
+
+def markdown(result: Mapping[str, Any], *, notes: str = "") -> str:
+    """Return the whole page.
+
+    Args:
+        result: What ``measure`` returned.
+        notes: Paragraphs to put between the table and the peers.
+    """
+    models = "\n".join(
+        f"- **{name}**: {about}; a plain step takes {result['plain_ms'][name]:.2f} ms"
+        for name, about in result["about"].items()
+    )
+    peers = [(peer["tool"], peer["mlp"], peer["vgg"], peer["conduct"]) for peer in result["peers"]]
+    return f"""# What the probes cost
+
+Processor time of (step + probe) / plain step at a step at which the probe reads. One process; in each round the plain
+step and every case once, in random order; the median over rounds of the ratio within a round, and its quartiles.
+*Holds*: bytes of tensors alive at the peak of the step, beyond the plain step's own peak. *At most*: the bound that was
+set beforehand.
+
+{conditions(result)} Made by `normscope bench probes --out benchmarks/results/probes.md`.
+
+{models}
+
+{_table(COLUMNS, rows(result))}
+{notes.strip()}{chr(10) * 2 if notes.strip() else chr(10)}## What other tools cost
+
+Measured once, with torch 2.13 on the CPU of a two-core machine, on the same two models and by the same measure; not
+measured again here.
+
+{_table(("tool", "mlp", "vgg", "trace it leaves, conduct with batch norm"), peers)}"""
+
+
+def _table(columns: Sequence[str], found: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *found]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _bound(cost: Mapping[str, Any]) -> str:
+    if cost["target"] is None:
+        return ""
+    return f"{cost['target']:g}" if cost["ratio"] <= cost["target"] else f"{cost['target']:g} missed"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 9.95 else f"{value:.1f}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB" if count < 10 * 2**20 else f"{count / 2**20:.0f} MiB"
