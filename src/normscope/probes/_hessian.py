@@ -52,7 +52,10 @@ class Hessian:
             self.exact = False
             self.gradient = replay.origin().gradient
             self._parts: list[tuple[Slot, Tensor]] = []
+            flat = whole(replay, self.gradient)
+            self._used = {id(slot) for slot in self._slots if bool(slot.of(flat).any())}
             return
+        self._used = {id(slot) for slot, part in zip(self._slots, parts, strict=True) if part is not None}
         self.gradient = replay.gather(self._slots, parts)
         self._parts = [
             (slot, part)
@@ -68,6 +71,10 @@ class Hessian:
             replay.cache.pop("hessian", None)  # the old graph goes before the new one is made
             kept = replay.cache["hessian"] = Hessian(replay)
         return kept
+
+    def reaches(self, slots: Iterable[Slot]) -> bool:
+        """Whether the loss depends on any of these parameters."""
+        return any(id(slot) in self._used for slot in slots)
 
     def product(
         self, direction: Vector, *, along: Sequence[Slot] | None = None, wanted: Sequence[Slot] | None = None
@@ -224,8 +231,10 @@ def drawn(replay: Replay, stream: Generator, kind: str = "normal", slots: Sequen
             continue
         # Drawn one parameter at a time: the padding between them stays zero.
         shape = slot.parameter.shape
-        values = torch.randn(shape, generator=stream, dtype=torch.float32)
-        slot.of(flat).copy_(values if kind == "normal" else torch.where(values < 0, -1.0, 1.0))
+        if kind == "normal":
+            slot.of(flat).copy_(torch.randn(shape, generator=stream, dtype=torch.float32))
+        else:
+            slot.of(flat).copy_(torch.randint(2, shape, generator=stream, dtype=torch.int8)).mul_(2).sub_(1)
     return found
 
 

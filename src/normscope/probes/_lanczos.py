@@ -44,7 +44,7 @@ class _Basis:
 
     def __init__(self, like: Vector) -> None:
         self._rows = [part.new_empty(4, part.numel()) for part in like]
-        self.count = 0
+        self.count, self._lost = 0, 0.0
 
     def append(self, vector: Vector) -> None:
         for index, part in enumerate(vector):
@@ -57,14 +57,23 @@ class _Basis:
         return [rows[index] for rows in self._rows]
 
     def remove_from(self, vector: Vector) -> Vector:
-        """Take from ``vector`` its part in the span; twice, as once leaves rounding (Kahan and Parlett)."""
-        for _ in range(2):
-            along = sum((rows[: self.count] @ part).double() for rows, part in zip(self._rows, vector, strict=True))
-            assert isinstance(along, Tensor)
-            vector = [
-                part - rows[: self.count].T @ along.to(part) for rows, part in zip(self._rows, vector, strict=True)
-            ]
+        """Take from ``vector`` its part in the span; again, if so much went that what is left is rounding.
+
+        A pass over all rows is as dear as a product in a small net, so the last two vectors, the only ones along which
+        there is a part but for rounding, go first.
+        """
+        for first in (max(self.count - 2, 0), 0):
+            vector = self._remove_rows(vector, first)
+        before = norm(vector)
+        vector = self._remove_rows(vector, 0) if self._lost > 0.1 * before else vector
         return vector
+
+    def _remove_rows(self, vector: Vector, first: int) -> Vector:
+        rows = [one[first : self.count] for one in self._rows]
+        along = sum((one @ part).to(vector[0].device, torch.float64) for one, part in zip(rows, vector, strict=True))
+        assert isinstance(along, Tensor)
+        self._lost = float(torch.linalg.vector_norm(along))
+        return [torch.addmv(part, one.T, along.to(part), alpha=-1) for one, part in zip(rows, vector, strict=True)]
 
     def combine(self, coefficients: NDArray[np.float64]) -> Vector:
         return [torch.as_tensor(coefficients).to(rows) @ rows[: self.count] for rows in self._rows]
