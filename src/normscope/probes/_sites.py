@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import GroupNorm, LayerNorm, LocalResponseNorm, Module, Parameter
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normscope._errors import UsageError
 
@@ -42,6 +42,26 @@ def named_sites(model: Module) -> Iterator[tuple[str, Module]]:
 def weight_layers(model: Module) -> dict[str, Module]:
     """Return the weight-bearing layers by qualified name, in the order in which they are registered."""
     return {name: module for name, module in named_sites(model) if bears_weight(module)}
+
+
+def pre_activations(model: Module) -> dict[str, Module]:
+    """Return the norms and the layers that bear weight: their outputs are what non-linearities see."""
+    return {name: module for name, module in named_sites(model) if is_norm(module) or bears_weight(module)}
+
+
+def batch_norms(model: Module) -> dict[str, Module]:
+    """Return the batch norms, torch's and those made from them."""
+    return {name: module for name, module in named_sites(model) if isinstance(module, _BatchNorm)}
+
+
+def uses_batch(module: Module) -> bool:
+    """Whether a batch norm normalizes by the statistics of the batch at hand rather than by running ones."""
+    return module.training or getattr(module, "running_mean", None) is None
+
+
+def weights(module: Module) -> list[Parameter]:
+    """Return the module's own parameters of two axes or more."""
+    return [parameter for _, parameter in own_parameters(module) if parameter.ndim >= 2]
 
 
 def chosen(model: Module, sites: Sequence[str]) -> dict[str, Module]:
