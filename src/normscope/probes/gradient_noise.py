@@ -15,7 +15,7 @@ class GradientNoise(AbstractProbe):
 
     ## Measures
     With :math:`G_B` the gradient on the step's batch of B samples and :math:`G_b` those on its ``parts`` equal parts of
-    b samples, all at the parameters with which the step began:
+    b samples (what remains is in :math:`G_B` only), all at the parameters with which the step began:
 
     - ``gradient_square``: :math:`(B \lVert G_B\rVert^2 - b\,\overline{\lVert G_b\rVert^2}) / (B - b)`, the squared
       length of the true gradient, without bias;
@@ -55,18 +55,9 @@ class GradientNoise(AbstractProbe):
         """Take the gradients, and yield the estimates."""
         replay, batch = step.replay, batch_of(step.replay)
         small = batch_size(batch, self.axis) // self.parts
-        large = small * self.parts
+        large = batch_size(batch, self.axis)
         pieces = [part(batch, index, self.parts, self.axis) for index in range(self.parts)]
-        if large == batch_size(batch, self.axis):
-            whole = norm(replay.origin().gradient) ** 2
-        else:
-            replay.reset()
-            whole = (
-                norm(
-                    beside(replay, part(batch, 0, batch_size(batch, self.axis) // large, self.axis)).evaluate().gradient
-                )
-                ** 2
-            )
+        whole = norm(replay.origin().gradient) ** 2
         squares = []
         for piece in pieces:
             replay.reset()
