@@ -156,7 +156,7 @@ def test_update_ratio_is_the_change_over_the_weight(net, kind):
     }[net]  # fmt: skip
     for site in by_name(found, "update_ratio"):
         own = {n: p for n, p in model.named_parameters() if n.rpartition(".")[0] == site and p.ndim >= 2}
-        change = math.sqrt(sum(float((p - before[n]).double().square().sum()) for n, p in own.items()))
+        change = math.sqrt(sum(float((p.detach() - before[n]).double().square().sum()) for n, p in own.items()))
         size = math.sqrt(sum(float(before[n].double().square().sum()) for n in own))
         assert found[site, "update_norm"] == pytest.approx(change, rel=1e-4)
         assert found[site, "update_ratio"] == pytest.approx(change / size, rel=1e-4)

@@ -1,7 +1,7 @@
 """Moments of every channel of a batch ``(N, C, *)``, in two reads of it, and the way of small results to the host."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_CACHE = 1 << 19  # bytes of a tensor that are read at a time where it is read more than once
 _FAR = 1e3  # square of mean over standard deviation from which on squares are taken about the mean
 
 
@@ -62,11 +63,14 @@ def channels(x: Tensor) -> Channels:
     x = x.flatten(2)
     size, _, positions = x.shape
     count = size * positions
-    total = x.sum(2).double()
-    mean = total.sum(0) / count
     on_host = x.device.type == "cpu"
     if on_host:
-        squares = _square_sums(x)
+        total, norms = _by_pieces(x, lambda piece: (piece.sum(2), torch.linalg.vector_norm(piece, dim=2)), x)
+        total, squares = total.double(), norms.double().square()
+    else:
+        total = x.sum(2).double()
+    mean = total.sum(0) / count
+    if on_host:
         squares = squares - 2 * mean * total + positions * mean * mean
         variance = squares.sum(0).clamp(min=0) / count
     if not on_host or bool((mean * mean > _FAR * variance).any()):
@@ -88,17 +92,34 @@ def _sums(other: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     other = other.to(values.dtype)
     if values.ndim == 2:
         return other.sum(0), (other * other).sum(0), (other * values).sum(0)
-    if values.device.type == "cpu":  # torch would write the product out
-        product = torch.from_numpy(np.einsum("ncp,ncp->nc", other.numpy(), values.numpy()))
-    else:
-        product = torch.linalg.vecdot(other, values)
-    return other.sum(2).double().sum(0), _square_sums(other).sum(0), product.double().sum(0)
+
+    def of(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return one.sum(2), torch.linalg.vector_norm(one, dim=2), row_products(one, two)
+
+    total, norms, product = _by_pieces(other, of, other, values) if other.device.type == "cpu" else of(other, values)
+    return total.double().sum(0), norms.double().square().sum(0), product.double().sum(0)
+
+
+def _by_pieces(x: Tensor, act: Callable[..., tuple[Tensor, ...]], *whole: Tensor) -> tuple[Tensor, ...]:
+    """Do several reductions by sample on pieces that stay in a processor's cache between them."""
+    each = max(1, _CACHE // (x[0].numel() * x.element_size()))
+    if each >= len(x):
+        return act(*whole)
+    found = [act(*pieces) for pieces in zip(*(tensor.split(each) for tensor in whole), strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products of ``a`` and ``b`` along the last axis, without writing their product out."""
+    if a.device.type != "cpu":
+        return torch.linalg.vecdot(a, b)
+    return torch.from_numpy(np.einsum("...p,...p->...", a.numpy(), b.numpy()))
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
     """Bring tensors to the host as float64 arrays of their shapes, in one transfer a device."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
-        return [tensor.double().numpy() for tensor in tensors]
+        return [_plain(tensor).numpy().astype(np.float64) for tensor in tensors]
     found: list[Any] = [None] * len(tensors)
     for device in {tensor.device for tensor in tensors}:
         here = [index for index, tensor in enumerate(tensors) if tensor.device == device]
@@ -108,6 +129,11 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float
         for index, part in zip(here, np.split(flat, ends[:-1]), strict=True):
             found[index] = part.reshape(tensors[index].shape)
     return found
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Give a type that NumPy knows."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def scalars(tensors: Sequence[Tensor]) -> list[float]:

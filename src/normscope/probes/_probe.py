@@ -42,6 +42,7 @@ class Step:
         self._report = report
         self._handles: list[RemovableHandle] = []
         self._notes: dict[int, dict[str, Any]] = {}
+        self._found: dict[Any, dict[str, Module]] = {}
         self._values: dict[int, Tensor] = {}
         self._seen: tuple[Tensor, int] | None = None
         self._memo: dict[str, Any] = {}
@@ -60,6 +61,12 @@ class Step:
     def begin_replay(self, replay: Replay) -> None:
         """Hand the step its replay; done by the scope on exit."""
         self._replay = replay
+
+    def modules(self, find: Callable[[Module], dict[str, Module]]) -> dict[str, Module]:
+        """Return ``find(model)``, looked up once for all probes of this step."""
+        if find not in self._found:
+            self._found[find] = find(self.model)
+        return self._found[find]
 
     def notes(self, probe: "AbstractProbe") -> dict[str, Any]:
         """Return what ``probe`` keeps until the step ends: an empty dict at its first use."""

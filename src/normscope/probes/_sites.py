@@ -27,6 +27,11 @@ def is_norm(module: Module) -> bool:
     return isinstance(module, _NORMS) or named
 
 
+def norms(model: Module) -> dict[str, Module]:
+    """Return the modules that normalize."""
+    return {name: module for name, module in named_sites(model) if is_norm(module)}
+
+
 def bears_weight(module: Module) -> bool:
     """Whether ``module`` owns a parameter of two axes or more: Linear, Conv, Embedding, recurrent layers, ..."""
     return not is_norm(module) and any(parameter.ndim >= 2 for _, parameter in own_parameters(module))

@@ -15,6 +15,7 @@ from normscope.probes._sites import chosen, pre_activations
 from normscope.records import Record
 
 _LEVELS = (0.15, 0.50, 0.85)
+_NAMES = ("p15", "p50", "p85")
 
 
 class ActivationDistribution(AbstractProbe):
@@ -61,7 +62,7 @@ class ActivationDistribution(AbstractProbe):
     def watch(self, step: Step) -> None:
         """Reduce each site's output as it is made."""
         notes = step.notes(self)
-        sites = pre_activations(step.model) if self.sites is None else chosen(step.model, self.sites)
+        sites = step.modules(pre_activations) if self.sites is None else chosen(step.model, self.sites)
         for site, module in sites.items():
             step.on_output(self, module, partial(self._take, step, notes, site))
 
@@ -76,20 +77,29 @@ class ActivationDistribution(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""
-        for site, calls in step.notes(self).items():
-            host = to_host([part for _, *parts in calls for part in parts])
-            counts = np.concatenate(
-                [np.full(len(mean), count) for (count, *_), mean in zip(calls, host[::3], strict=True)]
-            )
-            means, variances = np.concatenate(host[::3]), np.concatenate(host[1::3])
-            total = counts.sum()
-            mean = counts.dot(means) / total
-            # The law of total variance: within channels and calls, and between them.
-            square = counts.dot(variances + (means - mean) ** 2)
+        notes: dict[str, list[tuple[int, Tensor, Tensor, Tensor]]] = step.notes(self)
+        every = [call for calls in notes.values() for call in calls]
+        if not every:
+            return
+        host = to_host([part for _, *parts in every for part in parts])
+        samples = host[2::3]
+        # Channels of all sites and calls side by side: as many operations for fifty layers as for one.
+        widths = [mean.size for mean in host[::3]]
+        counts = np.repeat([float(count) for count, *_ in every], widths)
+        means, variances = np.concatenate(host[::3]), np.concatenate(host[1::3])
+        sizes = np.cumsum([0, *(len(calls) for calls in notes.values())])
+        starts = np.cumsum([0, *widths])[sizes]
+        total, sums = np.add.reduceat([counts, counts * means], starts[:-1], axis=1)
+        centre = sums / total
+        # The law of total variance: within channels and calls, and between them.
+        spread = variances + (means - np.repeat(centre, np.diff(starts))) ** 2
+        deviation = np.sqrt(np.add.reduceat(counts * spread, starts[:-1]) / total)
+        for index, (site, mean, std) in enumerate(zip(notes, centre.tolist(), deviation.tolist(), strict=True)):
             yield self.record(step, site, "mean", mean)
-            yield self.record(step, site, "std", math.sqrt(square / total))
-            for level, value in zip(_LEVELS, _percentiles(np.concatenate(host[2::3])), strict=True):
-                yield self.record(step, site, f"p{round(100 * level)}", value)
+            yield self.record(step, site, "std", std)
+            sampled = samples[sizes[index] : sizes[index + 1]]
+            for name, value in zip(_NAMES, _percentiles(np.concatenate(sampled)), strict=True):
+                yield self.record(step, site, name, value)
 
 
 def _percentiles(values: np.ndarray) -> list[float]:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.probes._channels import channels, to_host
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import chosen, is_norm, named_sites, uses_batch
+from normscope.probes._sites import chosen, norms, uses_batch
 from normscope.records import Record
 
 _PARTS = ("weight", "bias")
@@ -59,10 +59,10 @@ class AffineDrift(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Keep gain and shift, and the statistics that batch norms are about to use."""
-        named = named_sites(step.model) if self.sites is None else chosen(step.model, self.sites).items()
+        layers = step.modules(norms) if self.sites is None else chosen(step.model, self.sites)
         found = step.notes(self).setdefault("found", {})
-        for site, module in named:
-            values = {part: getattr(module, part, None) for part in _PARTS} if is_norm(module) else {}
+        for site, module in layers.items():
+            values = {part: getattr(module, part, None) for part in _PARTS}
             kept = {part: value for part, value in values.items() if isinstance(value, Tensor)}
             if not kept:
                 continue

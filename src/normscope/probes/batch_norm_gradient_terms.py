@@ -59,7 +59,9 @@ class BatchNormGradientTerms(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Reduce input and output gradient of each call."""
-        for site, module in (batch_norms(step.model) if self.sites is None else chosen(step.model, self.sites)).items():
+        for site, module in (
+            step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
+        ).items():
             step.on_call(self, module, partial(self._called, step, site, module))
 
     def _called(self, step: Step, site: str, module: Module, x: Tensor, _: Tensor) -> Callable[[Tensor], None] | None:

@@ -82,11 +82,11 @@ class Conditioning(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Keep some input vectors of each layer, and the output and its gradient of the last."""
-        layers = weight_layers(step.model) if self.sites is None else chosen(step.model, self.sites)
+        layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
         for site, module in layers.items():
             step.on_input(self, module, partial(self._take, step, site, module))
         if self.fisher:
-            for site, module in weight_layers(step.model).items():
+            for site, module in step.modules(weight_layers).items():
                 step.on_call(self, module, partial(self._called, step, site, module))
 
     def _take(self, step: Step, site: str, module: Module, x: Tensor) -> None:

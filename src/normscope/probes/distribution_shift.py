@@ -113,7 +113,7 @@ class DistributionShift(AbstractProbe):
             batch = kept(batch_of(replay)) if self.batch is None else self.batch
             known = self._watched[step.model] = _Watched(batch, replay.start.rng)
         seen: dict[str, list[np.ndarray]] = {}
-        layers = pre_activations(step.model) if self.sites is None else chosen(step.model, self.sites)
+        layers = step.modules(pre_activations) if self.sites is None else chosen(step.model, self.sites)
         handles = [module.register_forward_hook(partial(self._look, seen, site)) for site, module in layers.items()]
         try:
             replay.reset()

@@ -11,9 +11,9 @@ from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
-from normscope.probes._channels import scalars
+from normscope.probes._channels import row_products, scalars
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import chosen, is_norm, leading_tensor, named_sites, weight_layers, weights
+from normscope.probes._sites import chosen, leading_tensor, norms, weight_layers, weights
 from normscope.records import Record
 
 
@@ -63,7 +63,7 @@ class ScaleInvariance(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Keep the weights, and see which outputs norms take in."""
-        layers = weight_layers(step.model) if self.sites is None else chosen(step.model, self.sites)
+        layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
         owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
         notes = step.notes(self)
         notes["weights"] = {site: own[0] for site, own in owned.items() if own}
@@ -72,9 +72,8 @@ class ScaleInvariance(AbstractProbe):
         made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         for site in notes["weights"]:
             step.keep(layers[site].register_forward_hook(_note_made(made, site)))
-        for _, norm in named_sites(step.model):
-            if is_norm(norm):
-                step.keep(norm.register_forward_pre_hook(_note_taken(made, notes["norms"])))
+        for norm in step.modules(norms).values():
+            step.keep(norm.register_forward_pre_hook(_note_taken(made, notes["norms"])))
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
         """Take what is about to be used of the gradients."""
@@ -90,7 +89,7 @@ class ScaleInvariance(AbstractProbe):
                 # By output unit: inner products, squared lengths of weight and gradient.
                 w, g = step.value_before(weight).flatten(1), weight.grad.to_dense().flatten(1)
                 w, g = (part if part.dtype == torch.float64 else part.float() for part in (w, g))
-                inner = torch.stack([(w * g).sum(1), (w * w).sum(1), (g * g).sum(1)])
+                inner = torch.stack([row_products(w, g), row_products(w, w), row_products(g, g)])
                 tiny = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
                 unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=tiny)).abs().max()
                 gradients[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
@@ -99,8 +98,8 @@ class ScaleInvariance(AbstractProbe):
         """Yield the quantities of each weight before a norm."""
         notes = step.notes(self)
         gradients: dict[int, Tensor] = notes["gradients"]
-        norms: dict[str, Module] = notes["norms"]
-        sites = [site for site in notes["weights"] if self.sites is not None or site in norms]
+        after: dict[str, Module] = notes["norms"]
+        sites = [site for site in notes["weights"] if self.sites is not None or site in after]
         layers: dict[str, Parameter] = {site: notes["weights"][site] for site in sites}
         self._look(step, [weight for weight in layers.values() if id(weight) not in gradients])
         layers = {site: weight for site, weight in layers.items() if id(weight) in gradients}
@@ -111,7 +110,7 @@ class ScaleInvariance(AbstractProbe):
         for index, (site, weight) in enumerate(layers.items()):
             inner, w2, g2, unit, moved2, moved_inner = values[6 * index : 6 * index + 6]
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
-            if isinstance(norms.get(site), _NormBase):
+            if isinstance(after.get(site), _NormBase):
                 yield self.record(step, site, "unit_radial_cosine", unit)
             yield self.record(step, site, "weight_norm", math.sqrt(w2))
             yield from self._dynamics(step, site, weight, w2, g2, moved2, moved_inner)

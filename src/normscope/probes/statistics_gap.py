@@ -63,7 +63,9 @@ class StatisticsGap(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Keep the running statistics, and reduce what each layer takes in."""
-        layers: Mapping[str, Module] = batch_norms(step.model) if self.sites is None else chosen(step.model, self.sites)
+        layers: Mapping[str, Module] = (
+            step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
+        )
         notes = step.notes(self).setdefault("layers", {})
         for site, module in layers.items():
             mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
@@ -98,7 +100,7 @@ class StatisticsGap(AbstractProbe):
 
     def _losses(self, step: Step) -> Iterator[Record]:
         replay = step.replay
-        norms = set(batch_norms(step.model).values())
+        norms = set(step.modules(batch_norms).values())
         train = _loss(replay, lambda module, mode: mode)
         held = _loss(replay, lambda module, mode: False)
         using = any(uses_batch(module) for module in norms)

@@ -75,7 +75,7 @@ class StatisticsNoise(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Reduce the input of each layer to the moments of its parts."""
-        layers: dict[str, Module] = batch_norms(step.model) if self.sites is None else chosen(step.model, self.sites)
+        layers: dict[str, Module] = step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
         for site, module in layers.items():
             step.on_input(self, module, partial(self._take, step, site))
 

@@ -41,7 +41,7 @@ class UpdateRatio(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Keep the weights as they are before the update."""
-        layers = weight_layers(step.model) if self.sites is None else chosen(step.model, self.sites)
+        layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
         notes = step.notes(self)
         notes["layers"] = {site: [p for p in weights(module) if p.requires_grad] for site, module in layers.items()}
         notes["used"] = set()
