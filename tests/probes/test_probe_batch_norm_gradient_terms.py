@@ -165,8 +165,9 @@ def test_channel_moments_are_those_of_the_batch(size, width, rest, mean, dtype):
     sample = list(range(2, x.ndim))
     offsets = deviations.sum(sample) if sample else deviations
     squares = deviations.square().sum(sample) if sample else deviations.square()
-    torch.testing.assert_close(seen.offset.double(), offsets, **within)
-    torch.testing.assert_close(seen.squares.double(), squares, **within)
+    offset, square = seen.deviations()
+    torch.testing.assert_close(offset.double(), offsets, **within)
+    torch.testing.assert_close(square.double(), squares, **within)
     total, square, product = seen.inner(other)
     torch.testing.assert_close(total.double(), other.double().sum(axes), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(square.double(), other.double().square().sum(axes), rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CACHE = 1 << 19  # bytes of a tensor that are read at a time where it is read more than once
+_CACHE = 1 << 20  # bytes of a tensor that are read at a time where it is read more than once
 _FAR = 1e3  # square of mean over standard deviation from which on squares are taken about the mean
 
 
@@ -23,9 +23,11 @@ class Channels:
         count: Values a channel, N * P.
         mean: Mean of each channel ``(C,)``.
         variance: Its variance ``(C,)``, divisor ``count``.
-        offset: Sum of the deviations from the channel's mean, for each sample ``(N, C)``.
-        squares: Sum of their squares, for each sample ``(N, C)``.
         about: What ``values`` have been taken about: the mean ``(C,)``, or None for zero.
+        shift: Mean of ``values`` of each channel ``(C,)``: what rounding the mean has left, where it was taken off.
+        total: Sum of ``values`` for each sample ``(N, C)``.
+        raw: Sum of their squares for each sample ``(N, C)``.
+        top: Largest of ``values`` for each sample ``(N, C)``; None without positions.
     """
 
     values: Tensor
@@ -33,14 +35,27 @@ class Channels:
     count: int
     mean: Tensor
     variance: Tensor
-    offset: Tensor
-    squares: Tensor
     about: Tensor | None
+    shift: Tensor | None
+    total: Tensor
+    raw: Tensor
+    top: Tensor | None
+
+    def peaks(self) -> Tensor | None:
+        """Return the largest value of each channel ``(C,)``, NaN if any is; None where it is not known to the last bit."""
+        return None if self.top is None or self.about is not None else self.top.amax(0)
+
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """Return for each sample ``(N, C)`` the sums of the deviations from the channel's mean and of their squares."""
+        if self.shift is None:
+            return self.total, self.raw
+        offset = self.total - self.positions * self.shift
+        return offset, self.raw - self.shift * (self.total + offset)
 
     def inner(self, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sums over each channel of ``other``, of its square, and of it times the deviations."""
         total, squares, product = _sums(other.reshape(self.values.shape), self.values)
-        return total, squares, product if self.about is not None else product - self.mean * total
+        return total, squares, product if self.shift is None else product - self.shift * total
 
 
 def channels(x: Tensor) -> Channels:
@@ -54,38 +69,39 @@ def channels(x: Tensor) -> Channels:
         x: Batch ``(N, C, *)``.
     """
     x = x if x.dtype == torch.float64 else x.float()
+    size = x.shape[0]
     if x.ndim <= 2 or x[0, 0].numel() == 1:
-        x = x.reshape(x.shape[0], -1)
-        mean = x.sum(0) / x.shape[0]
-        deviations = x - mean
-        squares = deviations * deviations
-        return Channels(deviations, 1, x.shape[0], mean, squares.sum(0) / x.shape[0], deviations, squares, about=mean)
+        x = x.reshape(size, -1)
+        mean = x.sum(0) / size
+        values = x - mean
+        squares = values * values
+        return Channels(values, 1, size, mean, squares.sum(0) / size, mean, None, values, squares, None)
     x = x.flatten(2)
-    size, _, positions = x.shape
+    positions = x.shape[2]
     count = size * positions
-    on_host = x.device.type == "cpu"
-    if on_host:
-        total, norms = _by_pieces(x, lambda piece: (piece.sum(2), torch.linalg.vector_norm(piece, dim=2)), x)
-        total, squares = total.double(), norms.double().square()
+    if x.device.type == "cpu":
+        total, raw, top, shift, variance = _sums_by_sample(x, count)
+        mean = shift
+        if not bool((mean * mean > _FAR * variance).any()):
+            return Channels(x, positions, count, mean, variance, None, shift, total, raw, top)
     else:
-        total = x.sum(2).double()
+        mean = x.sum((0, 2)).double() / count
+    about = mean.to(x.dtype)
+    x = x - about[:, None]
+    total, raw, top, shift, variance = _sums_by_sample(x, count)
+    return Channels(x, positions, count, about.double() + shift, variance, about, shift, total, raw, top)
+
+
+def _sums_by_sample(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return sums, sums of squares and maxima of ``(N, C, P)`` by sample, and mean and variance by channel."""
+
+    def of(piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return piece.sum(2), torch.linalg.vector_norm(piece, dim=2), piece.amax(2)
+
+    total, norms, top = _by_pieces(x, of, x)
+    total, raw = total.double(), norms.double().square_()
     mean = total.sum(0) / count
-    if on_host:
-        squares = squares - 2 * mean * total + positions * mean * mean
-        variance = squares.sum(0).clamp(min=0) / count
-    if not on_host or bool((mean * mean > _FAR * variance).any()):
-        about = mean.to(x.dtype)
-        x = x - about[:, None]
-        offset = x.sum(2).double()
-        shift = offset.sum(0) / count  # what rounding the mean has left
-        squares = _square_sums(x) - 2 * shift * offset + positions * shift * shift
-        variance = squares.sum(0).clamp(min=0) / count
-        return Channels(x, positions, count, mean, variance, offset - positions * shift, squares, about)
-    return Channels(x, positions, count, mean, variance, total - positions * mean, squares, None)
-
-
-def _square_sums(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=2).double().square()
+    return total, raw, top, mean, (raw.sum(0) / count - mean * mean).clamp_(min=0)
 
 
 def _sums(other: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,12 +112,14 @@ def _sums(other: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def of(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return one.sum(2), torch.linalg.vector_norm(one, dim=2), row_products(one, two)
 
-    total, norms, product = _by_pieces(other, of, other, values) if other.device.type == "cpu" else of(other, values)
+    total, norms, product = _by_pieces(other, of, other, values)
     return total.double().sum(0), norms.double().square().sum(0), product.double().sum(0)
 
 
 def _by_pieces(x: Tensor, act: Callable[..., tuple[Tensor, ...]], *whole: Tensor) -> tuple[Tensor, ...]:
     """Do several reductions by sample on pieces that stay in a processor's cache between them."""
+    if x.device.type != "cpu":
+        return act(*whole)
     each = max(1, _CACHE // (x[0].numel() * x.element_size()))
     if each >= len(x):
         return act(*whole)

@@ -95,6 +95,11 @@ class Step:
             self._memo[key] = make(tensor)
         return self._memo[key]
 
+    def recall(self, tensor: Tensor, key: str) -> Any:
+        """Return what ``memo`` has kept of this tensor, or None."""
+        known = self._seen is not None and _same_content(tensor, *self._seen)
+        return self._memo.get(key) if known else None
+
     def on_input(self, probe: "AbstractProbe", module: Module, read: Reader) -> None:
         """Call ``read(input)`` before each forward pass of ``module`` that records gradients.
 

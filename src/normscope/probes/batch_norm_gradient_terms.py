@@ -39,7 +39,7 @@ class BatchNormGradientTerms(AbstractProbe):
     Two reads of each layer's input and three of its output gradient; the input's are shared with other probes.
 
     ## Reads wrongly when
-    Something between the layer's output and the loss is not differentiated. Statistics are synchronised over replicas:
+    Several backward passes are made through one forward pass: only the first is read. Statistics are synchronised over replicas:
     the terms are then those of this replica's share alone. A gradient of zero has no shares: NaN.
 
     Args:
@@ -73,7 +73,16 @@ class BatchNormGradientTerms(AbstractProbe):
         weight = getattr(module, "weight", None)
         kept = None if weight is None else weight.detach().clone()
         eps = float(getattr(module, "eps", 0.0))
-        return lambda gradient: notes[site].append(self._of(seen, gradient, kept, eps))
+        inputs = [seen]
+
+        def read(gradient: Tensor) -> None:
+            # The input is let go of at once: held until the whole backward pass ends, it would raise the peak of memory
+            # and take the place that the next gradients are written to.
+            if inputs:
+                notes[site].append(self._of(inputs.pop(), gradient, kept, eps))
+
+        del seen
+        return read
 
     @staticmethod
     def _of(seen: Channels, gradient: Tensor, weight: Tensor | None, eps: float) -> dict[str, Any]:

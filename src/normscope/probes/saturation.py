@@ -58,7 +58,8 @@ class Saturation(AbstractProbe):
     another model starts anew; with ``every`` above 1 what happened between is not seen.
 
     ## Cost
-    One read of each activation's input (a maximum by channel), and a few operations on the sample.
+    One read of each activation's input (a maximum by channel), none where another probe reads what comes before it, and
+    a few operations on the sample.
 
     ## Reads wrongly when
     The activation is a function in a container's ``forward``: it has no module to watch; name the module whose output
@@ -121,7 +122,7 @@ class Saturation(AbstractProbe):
         if x.numel():
             calls = step.notes(self).setdefault(site, (module, []))[1]
             tails = next((tails for kind, tails in _TAILS.items() if isinstance(function, kind)), None)
-            calls.append(self._rectifier(function, x) if tails is None else self._tails(function, x, *tails))
+            calls.append(self._rectifier(step, function, x) if tails is None else self._tails(function, x, *tails))
 
     def _sampled(self, x: Tensor) -> Tensor:
         flat = in_memory_order(x)
@@ -138,11 +139,14 @@ class Saturation(AbstractProbe):
         counts = [torch.count_nonzero(size > far), torch.count_nonzero(size > saturated)]
         return [torch.stack([*(count.to(x.dtype) for count in counts), (slope * slope).sum(), x.new_tensor(x.numel())])]
 
-    def _rectifier(self, function: Module, x: Tensor) -> list[Tensor]:
+    def _rectifier(self, step: Step, function: Module, x: Tensor) -> list[Tensor]:
         # The largest value of a unit says whether it was ever active.
         axis = self.unit_axis % x.ndim if x.ndim > 1 else 0
         others = [other for other in range(x.ndim) if other != axis]
-        peaks = x.amax(others) if others else x
+        seen = step.recall(x, "channels") if axis == 1 else None
+        peaks = None if seen is None else seen.peaks()
+        if peaks is None:
+            peaks = x.amax(others) if others else x
         values = self._sampled(x)
         inactive = torch.count_nonzero(values <= 0)
         if type(function) is nn.ReLU:

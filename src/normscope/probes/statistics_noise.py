@@ -86,7 +86,7 @@ class StatisticsNoise(AbstractProbe):
         seen = step.memo(x, "channels", channels)
         parts = torch.cat(
             [
-                *(self._fold(part, size) for part in (seen.offset, seen.squares)),
+                *(self._fold(part, size) for part in seen.deviations()),
                 seen.variance[None],
                 self._fourth(seen)[None],
             ]
@@ -98,8 +98,8 @@ class StatisticsNoise(AbstractProbe):
 
     def _fourth(self, seen: Channels) -> Tensor:
         """Mean fourth power of the deviations of each channel."""
-        if seen.positions == 1:
-            return (seen.squares * seen.squares).sum(0) / seen.count
+        if seen.shift is None:
+            return (seen.raw * seen.raw).sum(0) / seen.count
         stride = -(-seen.values.numel() // self.sample)
         while seen.positions % stride == 0 and 1 < stride < seen.positions:
             stride += 1
