@@ -42,7 +42,7 @@ class Channels:
     top: Tensor | None
 
     def peaks(self) -> Tensor | None:
-        """Return the largest value of each channel ``(C,)``, NaN if any is; None where it is not known to the last bit."""
+        """Return the largest value of each channel ``(C,)``, NaN if any is; None where it is not known exactly."""
         return None if self.top is None or self.about is not None else self.top.amax(0)
 
     def deviations(self) -> tuple[Tensor, Tensor]:

@@ -39,8 +39,8 @@ class BatchNormGradientTerms(AbstractProbe):
     Two reads of each layer's input and three of its output gradient; the input's are shared with other probes.
 
     ## Reads wrongly when
-    Several backward passes are made through one forward pass: only the first is read. Statistics are synchronised over replicas:
-    the terms are then those of this replica's share alone. A gradient of zero has no shares: NaN.
+    Several backward passes are made through one forward pass: only the first is read. Statistics are synchronised over
+    replicas: the terms are then those of this replica's share alone. A gradient of zero has no shares: NaN.
 
     Args:
         sites: Qualified names of batch norms; all if None.

@@ -87,7 +87,7 @@ class Saturation(AbstractProbe):
         self,
         sites: Sequence[str] | Mapping[str, str] | None = None,
         *,
-        sample: int | None = 32768,
+        sample: int | None = 16384,
         unit_axis: int = 1,
         every: int | None = None,
     ) -> None:

@@ -64,7 +64,7 @@ class StatisticsNoise(AbstractProbe):
         sites: Sequence[str] | None = None,
         *,
         groups: int = 8,
-        sample: int = 32768,
+        sample: int = 16384,
         every: int | None = None,
     ) -> None:
         super().__init__(every=every)
