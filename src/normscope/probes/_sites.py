@@ -14,7 +14,11 @@ _NORMS = (_NormBase, GroupNorm, LayerNorm, LocalResponseNorm)
 
 def own_parameters(module: Module) -> Iterator[tuple[str, Parameter]]:
     """Yield the parameters that belong to ``module`` itself: its own, and those behind its parametrizations."""
-    yield from module.named_parameters(recurse=False)
+    seen: set[int] = set()  # not by named_parameters: this is asked of every module at every step
+    for name, parameter in module._parameters.items():
+        if parameter is not None and id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield name, parameter
     hidden = module._modules.get("parametrizations")
     if hidden is not None:
         for name, parameter in hidden.named_parameters():
