@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor
 from torch.nn import GroupNorm, LayerNorm, LocalResponseNorm, Module, Parameter
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normscope._errors import UsageError
 
@@ -15,8 +15,10 @@ _NORMS = (_NormBase, GroupNorm, LayerNorm, LocalResponseNorm)
 
 def own_parameters(module: Module) -> Iterator[tuple[str, Parameter]]:
     """Yield the parameters that belong to ``module`` itself: its own, and those behind its parametrizations."""
+    seen: set[int] = set()  # not by named_parameters: this is asked of every module at every step
     for name, parameter in module._parameters.items():
-        if parameter is not None:
+        if parameter is not None and id(parameter) not in seen:
+            seen.add(id(parameter))
             yield name, parameter
     hidden = module._modules.get("parametrizations")
     if hidden is not None:
@@ -28,6 +30,11 @@ def is_norm(module: Module) -> bool:
     """Whether ``module`` normalizes: one of torch's kinds, a subclass, or a childless module named like one."""
     named = "norm" in type(module).__name__.lower() and next(module.children(), None) is None
     return isinstance(module, _NORMS) or named
+
+
+def norms(model: Module) -> dict[str, Module]:
+    """Return the modules that normalize."""
+    return sites_where(model, is_norm)
 
 
 def bears_weight(module: Module) -> bool:
@@ -82,6 +89,34 @@ def walk(model: Module) -> list[tuple[str, Module]]:
 def weight_layers(model: Module) -> dict[str, Module]:
     """Return the weight-bearing layers by qualified name, in the order in which they are registered."""
     return sites_where(model, bears_weight)
+
+
+def pre_activations(model: Module) -> dict[str, Module]:
+    """Return the norms and the layers that bear weight: their outputs are what non-linearities see."""
+    return sites_where(model, _pre_activates)
+
+
+def batch_norms(model: Module) -> dict[str, Module]:
+    """Return the batch norms, torch's and those made from them."""
+    return sites_where(model, _is_batch_norm)
+
+
+def _pre_activates(module: Module) -> bool:
+    return is_norm(module) or bears_weight(module)
+
+
+def _is_batch_norm(module: Module) -> bool:
+    return isinstance(module, _BatchNorm)
+
+
+def uses_batch(module: Module) -> bool:
+    """Whether a batch norm normalizes by the statistics of the batch at hand rather than by running ones."""
+    return module.training or getattr(module, "running_mean", None) is None
+
+
+def weights(module: Module) -> list[Parameter]:
+    """Return the module's own parameters of two axes or more."""
+    return [parameter for _, parameter in own_parameters(module) if parameter.ndim >= 2]
 
 
 def chosen(model: Module, sites: Sequence[str]) -> dict[str, Module]:
