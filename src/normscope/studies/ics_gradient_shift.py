@@ -313,7 +313,6 @@ class IcsGradientShift(AbstractStudy):
                     title=f"Loss of the deep linear network, learning rate {rate:g}",
                     y_title="Half the sum of squared errors",
                     log=True,
-                    caption="Full-batch gradient descent.",
                     **common,
                 ),
             ]

@@ -41,6 +41,17 @@ KINDS = ("noisy-mean", "noisy-scale", "noisy-unit", "noise-before")
 STRENGTHS = ("noisy-0.5", "noisy-2", "noisy-4", "noise", "noise-rescaled")
 REFUTED_BELOW = 0.3
 SHIFT = math.log(2)
+_QUICK: dict[str, Any] = {
+    "network": {"name": "mlp", "depth": 8, "width": 64},
+    "batch": 128,
+    "steps": 200,
+    "lr": 0.1,
+    "lrs": [0.03, 0.1, 0.3],
+    "controls": [arm for arm in ARMS if arm not in (*MAIN, "noisy-4")],
+    "every": 10,
+    "train": 6000,
+    "test": 2000,
+}
 
 
 class NoisyBatchnorm(AbstractStudy):
@@ -88,28 +99,8 @@ class NoisyBatchnorm(AbstractStudy):
     ENDPOINT = "Share of the gain in steps to 80 % training accuracy that noisy batch norm keeps"
     MARGIN = 0.7
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
-            "network": {"name": "mlp", "depth": 8, "width": 64},
-            "batch": 128,
-            "steps": 200,
-            "lr": 0.1,
-            "lrs": [0.03, 0.1, 0.3],
-            "controls": [arm for arm in ARMS if arm not in (*MAIN, "noisy-4")],
-            "every": 10,
-            "train": 6000,
-            "test": 2000,
-        },
-        "conv": {
-            "network": {"name": "cnn-s"},
-            "batch": 128,
-            "steps": 300,
-            "lr": 0.1,
-            "lrs": [0.1],
-            "controls": [],
-            "every": 10,
-            "train": 6000,
-            "test": 2000,
-        },
+        "quick": _QUICK,
+        "conv": _QUICK | {"network": {"name": "cnn-s"}, "steps": 300, "lrs": [0.1], "controls": []},
         "full": {
             "network": {"name": "vgg-a"},
             "batch": 128,
