@@ -46,7 +46,7 @@ _QUICK: dict[str, Any] = {
     "batch": 128,
     "steps": 200,
     "lr": 0.1,
-    "lrs": [0.03, 0.1, 0.3],
+    "lrs": [0.1, 0.3, 1.0],
     "controls": [arm for arm in ARMS if arm not in (*MAIN, "noisy-4")],
     "every": 10,
     "train": 6000,
