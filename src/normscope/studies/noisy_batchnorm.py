@@ -165,7 +165,12 @@ class NoisyBatchnorm(AbstractStudy):
         if len(evidence.settings["lrs"]) > 1:
             rates = {arm: best_rate(evidence, arm) for arm in MAIN}
             chosen = ", ".join(f"{ARMS[arm]} {rate:g}" for arm, rate in rates.items())
-            parts.append(self._keeps(evidence, "noisy", lr=rates, target=0.8, how=f"own best learning rates: {chosen}"))
+            own = self._keeps(evidence, "noisy", lr=rates, target=0.8, how=f"own best learning rates: {chosen}")
+            parts.append(own)
+            if own.outcome is not outcome and math.isfinite(own.effect.point):
+                reason += (
+                    f" With each arm at its own best learning rate it keeps {own.effect.point:.2f}: {own.outcome}."
+                )
         for arm in evidence.settings["controls"]:
             if arm.startswith("noise") and arm != "noise-before":
                 parts.append(self._prevents(evidence, arm, lr))
