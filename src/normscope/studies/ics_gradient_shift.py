@@ -83,7 +83,7 @@ class IcsGradientShift(AbstractStudy):
             "batch": 128,
             "steps": 200,
             "lr": 0.1,
-            "lrs": [0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
+            "lrs": [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
             "every": 4,
             "sites": None,
             "train": 6000,
@@ -313,7 +313,6 @@ class IcsGradientShift(AbstractStudy):
                     title=f"Loss of the deep linear network, learning rate {rate:g}",
                     y_title="Half the sum of squared errors",
                     log=True,
-                    caption="Full-batch gradient descent.",
                     **common,
                 ),
             ]

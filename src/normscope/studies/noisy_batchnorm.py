@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import polars as pl
 
-from normscope.plots import Figure, Table, curves, number, percentiles
+from normscope.plots import Figure, Table, curves, percentiles
 from normscope.probes.activation_distribution import ActivationDistribution
 from normscope.records import Cell, Estimate, Outcome, Record, Verdict
 from normscope.stats import decide, interval, ratio_interval
@@ -37,8 +37,21 @@ ARMS = {
     "noise": "noise, no batch norm",
     "noise-rescaled": "noise in units of spread, no batch norm",
 }
+KINDS = ("noisy-mean", "noisy-scale", "noisy-unit", "noise-before")
+STRENGTHS = ("noisy-0.5", "noisy-2", "noisy-4", "noise", "noise-rescaled")
 REFUTED_BELOW = 0.3
 SHIFT = math.log(2)
+_QUICK: dict[str, Any] = {
+    "network": {"name": "mlp", "depth": 8, "width": 64},
+    "batch": 128,
+    "steps": 200,
+    "lr": 0.1,
+    "lrs": [0.03, 0.1, 0.3],
+    "controls": [arm for arm in ARMS if arm not in (*MAIN, "noisy-4")],
+    "every": 10,
+    "train": 6000,
+    "test": 2000,
+}
 
 
 class NoisyBatchnorm(AbstractStudy):
@@ -86,28 +99,8 @@ class NoisyBatchnorm(AbstractStudy):
     ENDPOINT = "Share of the gain in steps to 80 % training accuracy that noisy batch norm keeps"
     MARGIN = 0.7
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
-            "network": {"name": "mlp", "depth": 8, "width": 64},
-            "batch": 128,
-            "steps": 200,
-            "lr": 0.1,
-            "lrs": [0.03, 0.1, 0.3],
-            "controls": [arm for arm in ARMS if arm not in (*MAIN, "noisy-4")],
-            "every": 10,
-            "train": 6000,
-            "test": 2000,
-        },
-        "conv": {
-            "network": {"name": "cnn-s"},
-            "batch": 128,
-            "steps": 300,
-            "lr": 0.1,
-            "lrs": [0.1],
-            "controls": [],
-            "every": 10,
-            "train": 6000,
-            "test": 2000,
-        },
+        "quick": _QUICK,
+        "conv": _QUICK | {"network": {"name": "cnn-s"}, "steps": 300, "lrs": [0.1], "controls": []},
         "full": {
             "network": {"name": "vgg-a"},
             "batch": 128,
@@ -260,21 +253,28 @@ class NoisyBatchnorm(AbstractStudy):
                 **common,
             ),
         ]
-        if evidence.settings["controls"]:
-            order = sorted(times, key=lambda arm: float(times[arm]))
-            found.append(
-                curves(
-                    at.filter(pl.col("probe") == "training"),
-                    y="accuracy",
-                    slug="accuracy-controls",
-                    title=f"All arms, learning rate {lr:g}",
-                    y_title="Accuracy on the step's batch",
-                    band="none",
-                    caption=f"Fastest to 80 %: {ARMS[order[0]]} ({times[order[0]]:.0f} steps); slowest: "
-                    f"{ARMS[order[-1]]} ({times[order[-1]]:.0f}).",
-                    **common,
+        for slug, title, group in (
+            ("kinds", "Which part of the noise costs", KINDS),
+            ("strengths", "How much noise, and noise without batch norm", STRENGTHS),
+        ):
+            held = [arm for arm in group if arm in times]
+            shown = [*MAIN, *held]
+            order = sorted(shown, key=lambda arm: float(times[arm]))
+            if held:
+                found.append(
+                    curves(
+                        at.filter((pl.col("probe") == "training") & pl.col("arm").is_in(shown)),
+                        y="accuracy",
+                        slug=f"accuracy-{slug}",
+                        title=f"{title}, learning rate {lr:g}",
+                        y_title="Accuracy on the step's batch",
+                        band="none",
+                        arms=shown,
+                        labels=ARMS,
+                        caption=f"Fastest to 80 %: {ARMS[order[0]]} ({times[order[0]]:.0f} steps); slowest: "
+                        f"{ARMS[order[-1]]} ({times[order[-1]]:.0f}).",
+                    )
                 )
-            )
         shift = main.filter(pl.col("probe") == "channel_shift")
         moved = (
             f"{typical(evidence.per_seed(shift.filter((pl.col('arm') == arm) & (pl.col('name') == 'mean_shift'))))} "
@@ -298,7 +298,7 @@ class NoisyBatchnorm(AbstractStudy):
                 main.filter(pl.col("probe") == "activation_distribution"),
                 title="What enters the last hidden layer's activation",
                 slug="percentiles",
-                caption=_spread(main),
+                caption=_spread(evidence, lr),
                 **common,
             )
         )
@@ -387,13 +387,10 @@ def _rows(evidence: Evidence) -> Iterator[tuple[Any, ...]]:
             yield (ARMS[arm], lr, *times, *means)
 
 
-def _spread(main: pl.DataFrame) -> str:
-    held = main.filter(pl.col("probe") == "activation_distribution")
+def _spread(evidence: Evidence, lr: float) -> str:
+    held: dict[str, Any] = {"probe": "activation_distribution", "lr": lr}
     said = []
     for arm in MAIN:
-        ends = [
-            held.filter((pl.col("arm") == arm) & (pl.col("name") == name))["value"].mean() for name in ("p15", "p85")
-        ]
-        if all(isinstance(end, float) for end in ends):
-            said.append(f"{number(ends[0], 2)} to {number(ends[1], 2)} with {ARMS[arm]}")  # type: ignore[arg-type]
+        ends = [typical(evidence.per_seed(evidence.select(name=name, arm=arm, **held))) for name in ("p15", "p85")]
+        said.append(f"{' to '.join(ends)} with {ARMS[arm]}")
     return f"The middle 70 % of the values lies, on average over time, at {'; '.join(said)}."
