@@ -89,6 +89,7 @@ def cnn() -> nn.Module:
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, (12,)),
     "cnn": (cnn, (3, 6, 6)),
+    "channels": (lambda: cnn().to(memory_format=torch.channels_last), (3, 6, 6)),
     "dropout": (lambda: mlp(dropout=0.3), (12,)),
     "shared": (Shared, (12,)),
     "residual": (Residual, (3, 6, 6)),

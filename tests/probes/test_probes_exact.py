@@ -41,6 +41,7 @@ ORDER = {
     "mlp": ["0", "1", "3", "4", "6", "7", "9"],
     "eval": ["0", "1", "3", "4", "6", "7", "9"],
     "dropout": ["0", "1", "4", "5", "8", "9", "12"],
+    "channels": ["0", "1", "2", "5", "6", "9"],
     "cnn": ["0", "1", "2", "5", "6", "9"],
     "shared": ["inlet", "shared", "recurrent", "norm", "outlet"],
     "residual": ["inlet", "norm1", "middle", "norm2", "frozen", "outlet"],

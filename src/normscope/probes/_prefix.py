@@ -6,20 +6,17 @@ watched pass instead of computing it. What containers compute between such calls
 activations) runs again on those outputs, so skips and branches come out right too.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from normscope.probes._replay import Replay
-from normscope.probes._state import repr_state
 
 
 class NotRepeatable(Exception):  # noqa: N818  (a finding, not an error: the general way is taken)
@@ -82,9 +79,7 @@ class WatchedPass:
     def _watch(self) -> None:
         with _patched(self._replay.model, self._watching):
             self._replay.evaluate(gradient=False)
-        start = self._replay.start.rng
-        drawn = repr_state(np.random.get_state()) != repr_state(start.numpy) or random.getstate() != start.python  # noqa: NPY002
-        if drawn:
+        if self._replay.draws_beside_torch:
             self.repeatable = "the forward pass draws from NumPy's or Python's stream"
 
     def _watching(self, module: Module, forward: Callable[..., Any]) -> Callable[..., Any]:

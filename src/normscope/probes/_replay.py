@@ -61,6 +61,10 @@ class Slot:
     at: int
     trainable: bool
 
+    def padding(self) -> int:
+        """Number of unused elements up to the next parameter."""
+        return -self.parameter.numel() % _line(self.parameter)
+
     def of(self, flat: Sequence[Tensor]) -> Tensor:
         """View this parameter, in its own shape and memory layout, in flat buffers."""
         part = flat[self.kind][self.at : self.at + self.parameter.numel()]
@@ -68,6 +72,10 @@ class Slot:
             return part.view(self.parameter.shape)
         # A dense layout such as channels_last: the same strides over the same number of elements.
         return part.as_strided(self.parameter.shape, _dense_strides(self.parameter), part.storage_offset())
+
+
+def _line(tensor: Tensor) -> int:
+    return max(1, _ALIGN // tensor.element_size())
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
@@ -121,8 +129,7 @@ class Start:
                 if id(parameter) not in slots:
                     kind = (parameter.dtype, parameter.device, parameter.requires_grad)
                     at = sizes.setdefault(kind, 0)
-                    line = max(1, _ALIGN // parameter.element_size())
-                    sizes[kind] = at + -(-parameter.numel() // line) * line
+                    sizes[kind] = at + parameter.numel() + -parameter.numel() % _line(parameter)
                     slots[id(parameter)] = Slot(
                         f"{name}.{key}".lstrip("."), parameter, [], list(sizes).index(kind), at, kind[2]
                     )
@@ -155,6 +162,8 @@ class Replay:
         self._leaves = [Parameter(slot.of(self.flat), requires_grad=slot.trainable) for slot in start.slots]
         self._origin: Evaluation | None = None
         self._open = False
+        # Found out at the first evaluation: where the loss draws from torch's streams only, the others need no setting.
+        self.draws_beside_torch: bool | None = None
 
     @property
     def slots(self) -> list[Slot]:
@@ -243,8 +252,10 @@ class Replay:
             substitute = value.clone()
             for module, key in places:
                 module._buffers[key] = substitute
-        self.start.rng.restore()
+        self.start.rng.restore(beside_torch=self.draws_beside_torch is not False)
         loss = self._loss_fn(self.model, self._batch)
+        if self.draws_beside_torch is None:
+            self.draws_beside_torch = self.start.rng.drawn_beside_torch()
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise UsageError("loss_fn(model, batch) must return a scalar tensor")
         return loss.reshape(())
@@ -291,11 +302,18 @@ class Replay:
         return [part / (2 * h) for part in difference(ahead, behind)]
 
     def _gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> Vector:
-        flat = [torch.zeros_like(part) for part in self.flat]
+        """Join the gradients of all trainable parameters, in the layout of the flat buffers."""
+        pieces: list[list[Tensor]] = [[] for _ in self.flat]
         for slot, part in zip(slots, parts, strict=True):
-            if part is not None:
-                slot.of(flat).copy_(_dense(part.detach(), slot.parameter))
-        return self.trainable(flat)
+            dense = _dense(None if part is None else part.detach(), slot.parameter)
+            if slot.parameter.is_contiguous():
+                pieces[slot.kind].append(dense.reshape(-1))
+            else:
+                laid_out = torch.empty_like(slot.parameter).copy_(dense)
+                pieces[slot.kind].append(laid_out.as_strided((dense.numel(),), (1,)))
+            if rest := slot.padding():
+                pieces[slot.kind].append(dense.new_zeros(rest))
+        return [torch.cat(pieces[kind]) for kind in self.start.trainable_kinds]
 
 
 def _dense(part: Tensor | None, like: Tensor) -> Tensor:

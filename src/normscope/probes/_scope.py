@@ -157,7 +157,7 @@ class Scope:
             f"probe {probe.CODE!r} failed at step {self.index} and is switched off; training goes on: "
             f"{type(error).__name__}: {error}",
             ProbeWarning,
-            stacklevel=3,
+            stacklevel=4,  # the line of the user's with statement
         )
 
 

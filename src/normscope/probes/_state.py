@@ -48,15 +48,22 @@ class RngState:
         self.python = random.getstate()
         self.generators = [(generator, generator.get_state()) for generator in _generators(model)]
 
-    def restore(self) -> None:
-        """Set every stream back to the state it had."""
+    def restore(self, *, beside_torch: bool = True) -> None:
+        """Set every stream back to the state it had; those of NumPy and Python only if asked for."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state_all(self.cuda)
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        random.setstate(self.python)
         for generator, state in self.generators:
             generator.set_state(state)
+        if not beside_torch:
+            return
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
+
+    def drawn_beside_torch(self) -> bool:
+        """Whether NumPy's or Python's stream has moved on since."""
+        now = repr_state(np.random.get_state())  # noqa: NPY002
+        return now != repr_state(self.numpy) or random.getstate() != self.python
 
     def differences(self, other: "RngState") -> list[str]:
         """Name the streams whose states differ between ``self`` and ``other``."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -28,11 +29,11 @@ class ActivationDistribution(AbstractProbe):
 
     Percentiles of more than ``sample`` elements are those of a subsample: every k-th element in memory order, with k
     the smallest step that leaves at most ``sample`` elements and has no factor in common with their number, so that all
-    channels and positions are met evenly. No random number is drawn. The standard error of a percentile from 16384
-    independent normal values is about 0.01 standard deviations. ``mean`` and ``std`` always use every element.
+    channels and positions are met evenly. No random number is drawn. The standard error of a percentile from 8192
+    independent normal values is about 0.015 standard deviations. ``mean`` and ``std`` always use every element.
 
     ## Cost
-    One pass over each site's output for the moments, and a sort of at most ``sample`` elements.
+    One pass over each site's output for the moments, and a partial sort of at most ``sample`` elements.
 
     ## Reads wrongly when
     The distribution differs strongly between channels: these are statistics of the layer, not of a unit. Forward
@@ -51,7 +52,7 @@ class ActivationDistribution(AbstractProbe):
         "Chan, Golub and LeVeque 1983, Algorithms for Computing the Sample Variance (merging of moments)",
     )
 
-    def __init__(self, sites: Sequence[str] | None = None, *, sample: int = 16384, every: int | None = None) -> None:
+    def __init__(self, sites: Sequence[str] | None = None, *, sample: int = 8192, every: int | None = None) -> None:
         super().__init__(every=every)
         if sample < 2:
             raise UsageError(f"{self.CODE}: sample={sample} must be 2 or more")
@@ -74,7 +75,9 @@ class ActivationDistribution(AbstractProbe):
         if flat.numel() == 0:
             nothing = torch.full((), math.nan)
             return 0, nothing, nothing, flat
-        variance, mean = torch.var_mean(flat, correction=0)
+        mean = flat.mean()
+        centred = flat - mean  # two passes, for their accuracy; a tenth of the time of torch.var_mean on a CPU
+        variance = torch.dot(centred, centred) / flat.numel()
         stride = 1 if flat.numel() <= self.sample else _stride(flat.numel(), self.sample)
         return flat.numel(), mean, variance, flat[::stride].clone()
 
@@ -93,9 +96,8 @@ class ActivationDistribution(AbstractProbe):
                 continue
             yield self.record(step, site, "mean", mean)
             yield self.record(step, site, "std", math.sqrt(square / count))
-            values = torch.cat([sampled for *_, sampled in calls])
-            levels = torch.quantile(values, torch.tensor(_LEVELS, dtype=values.dtype, device=values.device))
-            for level, value in zip(_LEVELS, levels.tolist(), strict=True):
+            values = torch.cat([sampled for *_, sampled in calls]).cpu().numpy()
+            for level, value in zip(_LEVELS, _percentiles(values), strict=True):
                 yield self.record(step, site, f"p{round(100 * level)}", value)
 
 
@@ -107,6 +109,21 @@ def _in_memory_order(output: Tensor) -> Tensor:
     """Flatten without a copy where the elements lie dense; their order does not matter to a distribution."""
     by_stride = sorted(range(output.ndim), key=output.stride, reverse=True)
     return output.permute(by_stride).reshape(-1)
+
+
+def _percentiles(values: np.ndarray) -> list[float]:
+    """Interpolate linearly between order statistics, as ``numpy.percentile`` does; NaN if any value is."""
+    if np.isnan(values).any():
+        return [math.nan] * len(_LEVELS)
+    places = [level * (values.size - 1) for level in _LEVELS]
+    below = [math.floor(place) for place in places]
+    above = [min(place + 1, values.size - 1) for place in below]
+    ordered = np.partition(values, sorted({*below, *above})).astype(np.float64)
+    return [
+        # Equal neighbours first: between two infinities there is nothing to interpolate.
+        float(low if low == high else low + (high - low) * (place - math.floor(place)))
+        for place, low, high in zip(places, ordered[below], ordered[above], strict=True)
+    ]
 
 
 def _stride(count: int, sample: int) -> int:

@@ -50,9 +50,9 @@ class LandscapeAlongGradient(AbstractProbe):
     What is not finite is recorded so. Where s has no sense (no decrease predicted, zero gradient) values are NaN.
 
     ## Cost
-    One forward and backward pass for each grid point, 1 for :math:`g` (shared with other probes) and about 3 for the
-    curvature: with the defaults 6 points a matching and 3 dense ones, about 25 plain steps; one matching without
-    curvature 10. Memory: five copies of the parameters.
+    One forward and backward pass for each grid point, 1 for :math:`g` (shared with other probes) and 3 (linear
+    layers) to 5 (convolutions) for the curvature: with the defaults, 6 points a matching and 3 dense ones, about 33
+    plain steps; ``matchings=("same-step",), curvature=False`` takes 10. Memory: five copies of the parameters.
 
     ## Reads wrongly when
     ``loss_fn`` is not the loss of the loop, reaches parameters other than through the model, writes into the batch, or

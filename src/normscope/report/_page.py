@@ -179,7 +179,9 @@ def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, A
     others = [v for verdict in section.verdicts for v in ((verdict, *verdict.parts) if verdict.primary else (verdict,))]
     parts = [_verdict(v) for v in others if v is not primary]
     folds = {
-        head: text for head, text in section.page.items() if head not in _OPEN and not (head == "Claim" and section.kind == "study") and text.strip()
+        head: text
+        for head, text in section.page.items()
+        if head not in _OPEN and not (head == "Claim" and section.kind == "study") and text.strip()
     }
     return {
         "anchor": anchor,
