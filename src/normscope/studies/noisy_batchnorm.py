@@ -319,8 +319,7 @@ class NoisyBatchnorm(AbstractStudy):
                     "Validation loss", "Test accuracy", "Mean's shift", "in units of spread",
                 ),
                 tuple(_rows(evidence)),
-                f"Means over {len(evidence.seeds)} seeds; a run that does not get there counts with all its "
-                f"{evidence.settings['steps']} steps, their number in brackets.",
+                f"Means over {len(evidence.seeds)} seeds; runs that do not get there count in full, number in brackets.",
             )
         ]  # fmt: skip
 
@@ -365,7 +364,7 @@ def _kept(evidence: Evidence, arm: str, *, lr: Any, target: float) -> tuple[Esti
     )
     said += f" (never within {horizon} steps: {', '.join(censored)})." if censored else "."
     if not interval(gain, scale="difference", level=evidence.level).low > 0:
-        # A share of a gain that is absent, or of a loss, means nothing, whatever its interval.
+        # A share of an absent gain means nothing, whatever its interval.
         effect = unmeasured(evidence.level, "ratio")
         return effect, Outcome.INCONCLUSIVE, 1.0, f"Batch norm gains nothing here that could be kept. {said}"
     effect = ratio_interval(times["none"] - times[arm], gain, level=evidence.level)
