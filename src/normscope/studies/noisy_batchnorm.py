@@ -364,7 +364,6 @@ def _kept(evidence: Evidence, arm: str, *, lr: Any, target: float) -> tuple[Esti
     )
     said += f" (never within {horizon} steps: {', '.join(censored)})." if censored else "."
     if not interval(gain, scale="difference", level=evidence.level).low > 0:
-        # A share of an absent gain means nothing, whatever its interval.
         effect = unmeasured(evidence.level, "ratio")
         return effect, Outcome.INCONCLUSIVE, 1.0, f"Batch norm gains nothing here that could be kept. {said}"
     effect = ratio_interval(times["none"] - times[arm], gain, level=evidence.level)
