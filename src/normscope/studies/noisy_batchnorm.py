@@ -319,7 +319,7 @@ class NoisyBatchnorm(AbstractStudy):
                     "Validation loss", "Test accuracy", "Mean's shift", "in units of spread",
                 ),
                 tuple(_rows(evidence)),
-                f"Means over {len(evidence.seeds)} seeds; runs that do not get there count in full, number in brackets.",
+                f"Means over {len(evidence.seeds)} seeds; runs that do not get there count in full (how many).",
             )
         ]  # fmt: skip
 
