@@ -107,6 +107,10 @@ def study_run(
     data: Data = "digits",
     device: Device = "cpu",
     workers: Workers = None,
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="Run as many seeds again where inconclusive, at the level that pays for it."),
+    ] = False,
     out: Out = Path("runs/study"),
     as_json: Json = False,
 ) -> None:
@@ -116,7 +120,8 @@ def study_run(
     if run_all == bool(slugs):
         raise UsageError("name the studies to run, or say --all; `normscope study list` shows them")
     chosen = [unit.CODE for unit in studies.all()] if run_all else list(slugs or ())
-    _run(chosen, seeds=seeds, preset=preset, data=data, device=device, workers=workers, out=out, as_json=as_json)
+    settings = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
+    _run(chosen, **settings, extend=extend, out=out, as_json=as_json)
 
 
 @app.command(epilog="Example:  normscope report runs/demo --open")
