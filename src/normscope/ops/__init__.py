@@ -1,8 +1,10 @@
 """Operations on tensors, with forward, backward and tangent written out. The one door to the mathematics."""
 
 from normscope.ops.backward_terms import GradientTerms, batch_norm_backward_terms
-from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given
-from normscope.ops.moments import Moments, merge
+from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given, batch_renorm, ghost_batch_norm
+from normscope.ops.inplace import batch_norm_in_place
+from normscope.ops.moments import Moments, merge, merge_all
+from normscope.ops.normalize import normalize
 from normscope.ops.standardize import standardize
 from normscope.ops.statistics import moments_of
 
@@ -13,7 +15,12 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward_terms",
     "batch_norm_given",
+    "batch_norm_in_place",
+    "batch_renorm",
+    "ghost_batch_norm",
     "merge",
+    "merge_all",
     "moments_of",
+    "normalize",
     "standardize",
 ]
