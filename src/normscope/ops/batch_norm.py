@@ -184,8 +184,9 @@ def check_batch_norm(
     running_var: Tensor | None,
     training: bool,
     over: StatisticsSet = BATCH,
+    refuse_one: bool = True,
 ) -> None:
-    """Refuse tensors that do not fit together; see ``batch_norm`` for what must."""
+    """Refuse tensors that do not fit together, and one value a channel if so wanted; see ``batch_norm``."""
     if x.ndim < 2:
         raise ShapeError(f"expected an input (N, C, *) with a channel axis, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -197,7 +198,7 @@ def check_batch_norm(
                 f"{name} should have one value for each of the {channels} channels of an input of shape "
                 f"{tuple(x.shape)}, got shape {tuple(values.shape)}"
             )
-    if training and x.numel() == channels and over is BATCH:
+    if training and refuse_one and x.numel() == channels and over is BATCH:
         raise ShapeError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}: "
             "one value has no variance; use a larger batch, drop the last incomplete one, or call .eval()"

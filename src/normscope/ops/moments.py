@@ -35,7 +35,7 @@ class Moments:
     def variance(self, *, unbiased: bool = False) -> Tensor:
         """Return the variance; NaN where there are too few values for one."""
         if isinstance(self.count, Tensor):
-            return torch.where(self.count > unbiased, self.m2 / (self.count - unbiased), torch.nan)
+            return torch.where(self.count > int(unbiased), self.m2 / (self.count - int(unbiased)), torch.nan)
         return self.m2 / (self.count - 1 if unbiased else self.count) if self.count > unbiased else self.m2 * torch.nan
 
     def detach(self) -> "Moments":

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
@@ -15,6 +14,7 @@ from normscope.ops.standardize import (
     backward,
     differentiated,
     forward,
+    fused_backward,
     fused_forward,
     is_written_out,
     size_of_set,
@@ -55,9 +55,7 @@ class _Normalize(Function):
         if differentiated(x, g):
             mean, rstd = _statistics(x, ctx.eps, over, ctx.count)
         elif over is BATCH:
-            found = torch.ops.aten.native_batch_norm_backward(
-                g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted[:3]
-            )
+            found = fused_backward(g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted[:3])
             return *found, None, None, None  # what is not wanted comes as None
         g_x, g_weight, g_bias = backward(g, None, None, x, weight, mean, rstd, over, ctx.count)
         return g_x, g_weight if wanted[1] else None, g_bias if wanted[2] else None, None, None, None

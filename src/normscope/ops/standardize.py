@@ -25,6 +25,7 @@ from normscope.ops.statistics import channel_axes, channelwise, shifted
 
 # Above this many values a channel the fused kernel's plain sums, where it takes them, are off by more than 1e-5.
 PLAIN_SUM_LIMIT = 2**17
+fused_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 def forward(
@@ -179,9 +180,7 @@ class _Standardize(Function):
         if g is None or g_mean is not None or g_rstd is not None or differentiated(x, g):
             found = backward(g, g_mean, g_rstd, x, weight, mean, rstd)
         else:
-            found = torch.ops.aten.native_batch_norm_backward(
-                g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted
-            )
+            found = fused_backward(g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
         return *(part if want else None for part, want in zip(found, wanted, strict=True)), None
 
     @staticmethod

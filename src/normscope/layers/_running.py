@@ -1,0 +1,211 @@
+"""A batch norm with options: which statistics normalize, and what becomes of them."""
+
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from normscope._errors import NonFiniteError, UsageError
+from normscope.ops import Moments, ShapeError, batch_norm_given, batch_norm_in_place, batch_renorm, ghost_batch_norm
+from normscope.ops.batch_norm import check_batch_norm
+from normscope.ops.normalize import normalize
+from normscope.ops.recomputation import in_backward, is_recomputation
+from normscope.ops.sets import BATCH, Masked, StatisticsSet, Synchronised, mask_of_lengths
+from normscope.ops.sets.synchronised import is_synchronising
+from normscope.ops.standardize import affine, is_written_out
+from normscope.ops.track import accumulate, is_sound, share_of_batch, track
+
+if TYPE_CHECKING:
+    from normscope.layers._norm import AbstractBatchNorm
+
+
+class Recorder:
+    """Stands in a layer while its statistics are recorded: each forward adds a mean and a biased variance."""
+
+    def __init__(self) -> None:
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+
+
+class Given:
+    """Stands in a layer while its statistics are given: each forward takes the next, and the last leads to the first.
+
+    So a layer that is used several times in a network has its own statistics at every use.
+    """
+
+    def __init__(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
+        self.statistics = statistics
+        self.uses = 0
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return the statistics of the use that is due."""
+        self.uses += 1
+        return self.statistics[(self.uses - 1) % len(self.statistics)]
+
+
+def forward(
+    layer: "AbstractBatchNorm",
+    x: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    population: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Normalize as the layer's options say, and track what is to be tracked."""
+    if lengths is not None:
+        if mask is not None:
+            raise UsageError("a mask and lengths say the same: give one of them")
+        mask = mask_of_lengths(lengths, x)
+    weight, bias, eps = layer.weight, layer.bias, layer.eps
+    within = BATCH if mask is None else Masked(mask, x)
+    if population is None and isinstance(layer._population, Given):
+        population = layer._population.next()
+    if population is not None:
+        check_batch_norm(x, weight, bias, *population, training=False)
+        return within.keep(batch_norm_given(x, *population, weight, bias, eps=eps))
+    recording = layer._population if isinstance(layer._population, Recorder) else None
+
+    running_mean, running_var = layer.running_mean, layer.running_var
+    has_running = running_mean is not None and running_var is not None
+    uses = not layer.training if layer.use_running is None else layer.use_running
+    uses = uses and has_running and recording is None
+    moves = (
+        layer.training and layer.update_statistics and layer.track_running_stats and has_running and recording is None
+    )
+    renorms = layer.statistics == "renorm" and layer.training and recording is None
+    over: StatisticsSet = within
+    if layer.training and (layer.statistics == "sync" or layer.process_group is not None):
+        over = Synchronised(layer.process_group, within) if is_synchronising(layer.process_group) else within
+    check_batch_norm(x, weight, bias, running_mean, running_var, training=not uses, over=over, refuse_one=False)
+    if x.numel() == 0 and not isinstance(over, Synchronised):
+        return affine(x, weight, bias).to(x.dtype)  # nothing to take statistics of: the running ones stay
+
+    running = None
+    if uses or renorms:
+        assert running_mean is not None
+        assert running_var is not None
+        assert layer.num_batches_tracked is not None
+        running = (running_mean, running_var, layer.num_batches_tracked)
+        if moves:
+            running = _as_before(layer, running)
+    moments: Moments | None = None
+    if uses:
+        assert running is not None
+        y = within.keep(batch_norm_given(x, running[0], running[1], weight, bias, eps=eps))
+        moments = over.moments(x.detach()) if moves else None
+    elif renorms and layer.renorm is not None:
+        assert running is not None
+        y, moments = batch_renorm(x, weight, bias, *running, renorm=layer.renorm, eps=eps, over=over)
+    elif layer.statistics == "ghost" and layer.training and recording is None:
+        assert layer.group_size is not None
+        y, moments = ghost_batch_norm(x, weight, bias, group_size=layer.group_size, eps=eps, mask=mask)
+    elif layer.inplace and layer.training and over is BATCH and recording is None:
+        slope = layer.negative_slope if layer.activation == "leaky_relu" else 1.0
+        y, moments = batch_norm_in_place(x, weight, bias, eps, slope)
+    else:
+        y, moments = normalize(x, weight, bias, eps, over)
+    if recording is not None:
+        exact = over.moments(x)  # differentiable, as what is recorded must be
+        recording.statistics.append((exact.mean + exact.low, exact.variance()))
+    if moments is None:
+        return y
+    if not uses and _too_few(layer, x, moments):
+        if layer.on_bad_update == "track" or not has_running or recording is not None:
+            raise ShapeError(
+                f"Expected more than 1 value per channel when training, got input size {x.shape}"
+                f"{' with all but one masked' if mask is not None else ''}: one value has no variance; use a larger "
+                "batch, drop the last incomplete one, or call .eval()"
+            )
+        _refuse(layer, "one value a channel", "normalized by the running statistics")
+        assert running_mean is not None
+        assert running_var is not None
+        return within.keep(batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps))
+    if moves:
+        _update(layer, moments)
+    return y
+
+
+def _too_few(layer: "AbstractBatchNorm", x: Tensor, moments: Moments) -> bool:
+    if not isinstance(moments.count, Tensor):
+        return moments.count < 2
+    if is_written_out():
+        return False
+    # A channel of which nothing counts is like an empty batch, and is left as it is.
+    return bool((moments.count == 1).any())
+
+
+def _as_before(layer: "AbstractBatchNorm", running: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the running statistics as the forward saw them, where this is that forward run again in a backward."""
+    if is_written_out():
+        return running
+    if in_backward():
+        return running if layer._before is None else layer._before
+    mean, var, seen = running
+    layer._before = (mean.clone(), var.clone(), seen.clone())
+    return layer._before
+
+
+def _update(layer: "AbstractBatchNorm", moments: Moments) -> None:
+    """Move the running statistics, unless the options or the numbers are against it."""
+    running_mean, running_var, seen = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    assert running_mean is not None
+    again = is_recomputation(running_mean)
+    if again is True:
+        return
+    where: bool | Tensor = True if again is False else torch.logical_not(torch.as_tensor(again))
+    if is_written_out():
+        if layer.on_bad_update != "track":
+            where = is_sound(moments) & where
+        elif isinstance(moments.count, Tensor):
+            where = (moments.count > 1).all() & where
+    elif isinstance(moments.count, Tensor) and not bool((moments.count > 1).all()):
+        if bool((moments.count > 0).any()):
+            _refuse(layer, "a channel without values", "running statistics left as they were")
+        return
+    elif layer.on_bad_update != "track" and not bool(is_sound(moments)):
+        _refuse(layer, "a batch that is not finite", "running statistics left as they were")
+        return
+    if layer.accumulate > 1:
+        assert layer.pending is not None
+        moments, where = accumulate(layer.pending, moments, layer.accumulate, where)
+        if not is_written_out():
+            if not bool(where):
+                return
+            where = True
+    share: float | Tensor
+    if layer.momentum is None and is_written_out() and seen is not None:
+        share = 1 / (seen + 1).to(moments.mean.dtype)
+    else:
+        share = share_of_batch(layer.momentum, seen)
+    var = moments.variance(unbiased=layer.unbiased_variance)
+    track(running_mean, running_var, moments.mean + moments.low, var, share, where)
+    if seen is not None:
+        seen.add_(1 if where is True else torch.as_tensor(where).to(seen.dtype))
+
+
+def _refuse(layer: "AbstractBatchNorm", what: str, consequence: str) -> None:
+    """Say that an update was refused, as loudly as the layer's option has it."""
+    if layer.on_bad_update in ("track", "skip"):
+        return
+    message = f"{name_of(layer)}: {what}; {consequence}"
+    if layer.on_bad_update == "raise":
+        raise NonFiniteError(
+            f"{name_of(layer)}: refused an update of the running statistics by {what}: look at its input"
+        )
+    warnings.warn(message, stacklevel=2)
+
+
+def name_of(layer: Module) -> str:
+    """Return the path of a layer in the model that is running it, or else how it shows itself.
+
+    A layer does not know its model. But who called it does: the outermost module on the stack that contains it.
+    """
+    found = None
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Module) and owner is not layer:
+            found = next((path for path, module in owner.named_modules() if module is layer), found)
+        frame = frame.f_back  # type: ignore[assignment]
+    return f"layer '{found}'" if found else repr(layer)
