@@ -52,6 +52,8 @@ def batch_norm(
         ShapeError: ``x`` has no channel axis, a parameter does not have one value a channel, there is one value a
             channel to take statistics over, or running statistics are wanted and missing.
     """
+    if x.ndim == 1 and x.numel() == 0:  # nothing at all, which torch lets pass
+        return x.clone()
     check_batch_norm(x, weight, bias, running_mean, running_var, training, over)
     if not training:
         assert running_mean is not None

@@ -52,9 +52,11 @@ class _InPlace(Function):
         rstd = (moments.variance() + eps).rsqrt()
         z = x.to(rstd.dtype)
         z.sub_(channelwise(moments.mean, x)).sub_(channelwise(moments.low, x))
-        z.mul_(channelwise(rstd if weight is None else rstd * weight, x))
-        if bias is not None:
-            z.add_(channelwise(bias, x))
+        scale = channelwise(rstd if weight is None else rstd * weight, x)
+        if bias is None:
+            z.mul_(scale)
+        else:
+            torch.addcmul(channelwise(bias, x), z, scale, out=z)  # one rounding less than in two steps
         if slope != 1:
             torch.nn.functional.leaky_relu_(z, slope)
         if z is not x:

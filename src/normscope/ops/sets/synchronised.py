@@ -42,6 +42,42 @@ class _AllReduce(Function):
         return all_reduce(t, group), in_dims[0]
 
 
+class _AllGather(Function):
+    """The tensors of all processes, stacked; a constant to autograd. A Function so that vmap can pass through it."""
+
+    @staticmethod
+    def forward(t: Tensor, group: Any) -> Tensor:
+        t = t.contiguous()
+        parts = [torch.empty_like(t) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, t, group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], t: Tensor, group: Any) -> tuple[Tensor, int]:
+        return all_gather(t.movedim(in_dims[0], 0), group), 1
+
+
+def all_gather(t: Tensor, group: Any) -> Tensor:
+    """Stack the tensors of all processes of a group.
+
+    Args:
+        t: The same shape in every process; a constant to autograd.
+        group: The process group, or None for all processes.
+
+    Returns:
+        The tensors ``(processes, *)`` in the order of ranks, the same in every process.
+    """
+    if torch.compiler.is_compiling():
+        from torch.distributed import _functional_collectives as functional
+
+        return functional.all_gather_tensor(t.unsqueeze(0), 0, dist.group.WORLD if group is None else group)
+    return _AllGather.apply(t, group)
+
+
 def all_reduce(t: Tensor, group: Any) -> Tensor:
     """Sum a tensor over the processes of a group, differentiably.
 
@@ -82,15 +118,14 @@ class Synchronised(StatisticsSet):
 
     def moments(self, x: Tensor) -> Moments:
         """Return the moments of all processes together, merged exactly from those of each: one exchange."""
-        own = self.within.moments(x) if x.numel() else None
-        channels = x.shape[1]
         # float64 holds a float32 mean and its low part in one number, and any count.
-        sent = torch.zeros(3, channels, dtype=torch.float64, device=x.device)
-        if own is not None:
-            sent[0] = own.count
-            sent[1] = own.mean.detach().double() + own.low.detach()
-            sent[2] = own.m2.detach()
-        gathered = self._gather(sent)
+        if x.numel():
+            own = self.within.moments(x).detach()
+            mean = own.mean.double() + own.low.double()
+            sent = torch.stack([torch.zeros_like(mean) + own.count, mean, own.m2.double()])
+        else:
+            sent = torch.stack([x.sum(channel_axes(x)).double()] * 3)  # zeros, under vmap as many as there are inputs
+        gathered = all_gather(sent, self.group)
         count, mean, m2 = gathered.unbind(1)
         pooled = merge_all(Moments(count, mean, torch.zeros_like(mean), m2))
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -102,17 +137,6 @@ class Synchronised(StatisticsSet):
         """Average over the batches of all processes: one exchange."""
         total = all_reduce(self.within.keep(t).sum(channel_axes(t)), self.group)
         return total / (count.clamp(min=1) if isinstance(count, Tensor) else count)
-
-    def _gather(self, sent: Tensor) -> Tensor:
-        processes = dist.get_world_size(self.group)
-        if torch.compiler.is_compiling():
-            from torch.distributed import _functional_collectives as functional
-
-            group = dist.group.WORLD if self.group is None else self.group
-            return functional.all_gather_tensor(sent.unsqueeze(0), 0, group)
-        parts = [torch.empty_like(sent) for _ in range(processes)]
-        dist.all_gather(parts, sent, group=self.group)
-        return torch.stack(parts)
 
 
 def is_synchronising(group: Any) -> bool:
