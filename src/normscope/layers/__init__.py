@@ -2,6 +2,7 @@
 
 from normscope.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normscope.layers.lazy_batch_norm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
+from normscope.layers.population import given_statistics, population_of, record_statistics
 from normscope.layers.time_varying_noise import TimeVaryingNoise
 
 __all__ = [
@@ -12,4 +13,7 @@ __all__ = [
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
     "TimeVaryingNoise",
+    "given_statistics",
+    "population_of",
+    "record_statistics",
 ]

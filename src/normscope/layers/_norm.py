@@ -14,6 +14,7 @@ from normscope.layers import _running
 from normscope.ops import batch_norm
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
+from normscope.ops.shapes import RangeError
 from normscope.ops.standardize import is_written_out
 from normscope.ops.statistics import wide
 from normscope.ops.track import share_of_batch
@@ -150,6 +151,8 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             self.running_var = self.running_var.to(wide(self.running_var.dtype))
 
     def _check_options(self) -> None:
+        if self.eps < 0:
+            raise RangeError(f"eps is added to a variance: give at least 0, not {self.eps}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} is one of {choices}: got {getattr(self, name)!r}")

@@ -12,7 +12,7 @@ from normscope._errors import NonFiniteError, UsageError
 from normscope.ops import Moments, ShapeError, batch_norm_given, batch_norm_in_place, batch_renorm, ghost_batch_norm
 from normscope.ops.batch_norm import check_batch_norm
 from normscope.ops.normalize import normalize
-from normscope.ops.recomputation import in_backward, is_recomputation
+from normscope.ops.recomputation import in_backward, is_recomputation, snapshot
 from normscope.ops.sets import BATCH, Masked, StatisticsSet, Synchronised, mask_of_lengths
 from normscope.ops.sets.synchronised import is_synchronising
 from normscope.ops.standardize import affine, is_written_out
@@ -137,13 +137,13 @@ def _too_few(layer: "AbstractBatchNorm", x: Tensor, moments: Moments) -> bool:
 
 def _as_before(layer: "AbstractBatchNorm", running: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the running statistics as the forward saw them, where this is that forward run again in a backward."""
-    if is_written_out():
-        return running
-    if in_backward():
+    if not is_written_out() and in_backward():
         return running if layer._before is None else layer._before
     mean, var, seen = running
-    layer._before = (mean.clone(), var.clone(), seen.clone())
-    return layer._before
+    before = snapshot(mean), snapshot(var), snapshot(seen)
+    if not is_written_out():
+        layer._before = before
+    return before
 
 
 def _update(layer: "AbstractBatchNorm", moments: Moments) -> None:
@@ -153,6 +153,7 @@ def _update(layer: "AbstractBatchNorm", moments: Moments) -> None:
     again = is_recomputation(running_mean)
     if again is True:
         return
+    _refuse_unstacked(running_mean, moments)
     where: bool | Tensor = True if again is False else torch.logical_not(torch.as_tensor(again))
     if is_written_out():
         if layer.on_bad_update != "track":
@@ -182,6 +183,17 @@ def _update(layer: "AbstractBatchNorm", moments: Moments) -> None:
     track(running_mean, running_var, moments.mean + moments.low, var, share, where)
     if seen is not None:
         seen.add_(1 if where is True else torch.as_tensor(where).to(seen.dtype))
+
+
+def _refuse_unstacked(running_mean: Tensor, moments: Moments) -> None:
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
+    batched = torch._C._functorch.is_batchedtensor
+    if batched(moments.mean) and not batched(running_mean):
+        raise UsageError(
+            "vmap over the batches of one batch norm would give one running statistic many values: stack the buffers "
+            "(torch.func.stack_module_state), or set update_statistics=False"
+        )
 
 
 def _refuse(layer: "AbstractBatchNorm", what: str, consequence: str) -> None:

@@ -34,9 +34,10 @@ class Moments:
 
     def variance(self, *, unbiased: bool = False) -> Tensor:
         """Return the variance; NaN where there are too few values for one."""
-        if isinstance(self.count, Tensor):
-            return torch.where(self.count > int(unbiased), self.m2 / (self.count - int(unbiased)), torch.nan)
-        return self.m2 / (self.count - 1 if unbiased else self.count) if self.count > unbiased else self.m2 * torch.nan
+        over = self.count - int(unbiased)
+        if isinstance(over, Tensor):
+            return torch.where(over > 0, self.m2 / over, torch.nan)
+        return self.m2 / over if over > 0 else self.m2 * torch.nan
 
     def detach(self) -> "Moments":
         """Return the same numbers, constants to autograd."""

@@ -10,6 +10,7 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("normscope", "FRAGMENT")
 # Tagged as random, so that the compiler neither folds it into a constant nor takes one call's answer for another's.
 _LIBRARY.define("in_backward(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_LIBRARY.define("snapshot(Tensor values) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 
 
 def in_backward() -> bool:
@@ -27,6 +28,7 @@ def _shape(like: Tensor) -> Tensor:
 
 _LIBRARY.impl("in_backward", _as_tensor, "CompositeExplicitAutograd")
 _LIBRARY.impl("in_backward", _shape, "Meta")
+_LIBRARY.impl("snapshot", torch.clone, "CompositeExplicitAutograd")
 
 
 def is_recomputation(like: Tensor) -> bool | Tensor:
@@ -43,3 +45,14 @@ def is_recomputation(like: Tensor) -> bool | Tensor:
             return False
         return torch.ops.normscope.in_backward(like)
     return in_backward()
+
+
+def snapshot(values: Tensor) -> Tensor:
+    """Return a copy of values that will be overwritten, for a backward that needs them as they are.
+
+    The compiler would rather take them again in the backward than keep the copy, and by then they have moved; so to it
+    this is an operation that cannot be repeated.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return torch.ops.normscope.snapshot(values)
+    return values.clone()
