@@ -31,7 +31,7 @@ def whole_batch(sizes, offset=10.0, dtype=F64):
 
 def layer_pair(group, dtype=F64, **options):
     """Return a layer over the group's processes, and one for a single process, of equal state."""
-    single = {k: v for k, v in options.items() if k != "statistics"}
+    single = {k: v for k, v in options.items() if k not in ("statistics", "process_group")}
     if options.get("statistics", "sync") == "renorm":
         single["statistics"] = "renorm"
     torch.manual_seed(3)
@@ -62,7 +62,6 @@ def check_step(group, sizes, part, *, masked=False, offset=10.0, dtype=F64, step
     x, g, _, mask = whole_batch(sizes, offset, dtype)
     found = {}
     for step in range(steps):
-        mine, all_ = (1 + step) * x[part].clone().requires_grad_(), None
         leaf = x[part].clone().requires_grad_()
         mine, whole = (1 + step) * leaf, x.clone().requires_grad_()
         all_ = (1 + step) * whole
@@ -85,7 +84,7 @@ def check_step(group, sizes, part, *, masked=False, offset=10.0, dtype=F64, step
 def check_second_order(group, sizes, part):
     """Penalise the norm of the input gradient, and differentiate that."""
     sync, alone = layer_pair(group)
-    x, g, t, _ = whole_batch(sizes)
+    x, g, *_ = whole_batch(sizes)
 
     def penalty(layer, x, g):
         (dx,) = torch.autograd.grad((torch.tanh(layer(x)) * g).sum(), x, create_graph=True)

@@ -332,7 +332,7 @@ def test_a_train_method_that_is_replaced_freezes_too():
 
 
 def test_use_and_update_are_switched_separately():
-    x, z = batches(2)
+    (x,) = batches(1)
     for use in (None, True, False):
         for update in (True, False):
             for training in (True, False):

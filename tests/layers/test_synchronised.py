@@ -1,5 +1,6 @@
-"""Statistics of two and of four processes over gloo, with batches of unequal sizes and of none, are those of the whole."""
+"""Statistics of two and of four processes over gloo, with batches of unequal sizes and of none, are the whole's."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,27 +17,24 @@ def run_processes(folder, *more):
     out = folder / "out.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    logs = [open(folder / f"log{rank}", "w+") for rank in range(4)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), "4", folder / "rendezvous", out, *more],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    said = []
-    for log in logs:
-        log.seek(0)
-        said.append(log.read()[-3000:])
-        log.close()
-    assert codes == [0] * 4, "\n".join(said)
+    logs = [folder / f"log{rank}" for rank in range(4)]
+    with contextlib.ExitStack() as stack:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, WORKER, str(rank), "4", folder / "rendezvous", out, *more],
+                env=environment,
+                stdout=stack.enter_context(log.open("w")),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            codes = [process.wait(240) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    assert codes == [0] * 4, "\n".join(log.read_text()[-3000:] for log in logs)
     return json.loads(out.read_text())
 
 

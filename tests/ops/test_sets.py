@@ -1,5 +1,7 @@
 """Every statistics set: derivatives of all kinds, and what it is by definition."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -196,7 +198,7 @@ def test_ghost_batches_are_batches(samples, size, positions, sizes, masked):
     y, moments = ops.ghost_batch_norm(x, w, b, group_size=size, mask=mask)
     ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
     assert ends[-1] == samples
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in itertools.pairwise(ends):
         over = BATCH if mask is None else Masked(mask[start:end], x[start:end])
         torch.testing.assert_close(y[start:end], ops.normalize(x[start:end], w, b, 1e-5, over)[0])
     whole = (BATCH if mask is None else Masked(mask, x)).moments(x)

@@ -29,7 +29,7 @@ class AbstractLazyBatchNorm(_LazyNormBase, AbstractBatchNorm):
             self.register_parameter("bias", None)
         self._set_options(**options)
 
-    def initialize_parameters(self, input: torch.Tensor) -> None:  # type: ignore[override]
+    def initialize_parameters(self, input: torch.Tensor) -> None:
         """Take the number of channels from the first input."""
         waiting = self.has_uninitialized_params()
         super().initialize_parameters(input)

@@ -57,8 +57,8 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
         negative_slope: Of leaky ReLU.
         inplace: Whether the output may overwrite the input, in training; the backward takes what it needs from the
             output, so that one tensor less is kept. For no activation and leaky ReLU, over the batch. In float32 its
-            gradients are right to about 3e-7 of their largest. Where a gain is below 1e-6, or a shift beyond 8 gains, the
-            layer does it the usual way; more in `normscope.ops.inplace`.
+            gradients are right to about 3e-7 of their largest. Where a gain is below 1e-6, or a shift beyond 8 gains,
+            the layer does it the usual way; more in `normscope.ops.inplace`.
         statistics: Whose statistics normalize in training: those of the whole ``"batch"``; of a ``"ghost"`` batch,
             ``group_size`` consecutive samples; of the batches of all processes, ``"sync"``; or of the batch, corrected
             toward the running ones, ``"renorm"``.

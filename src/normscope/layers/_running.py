@@ -11,7 +11,7 @@ from torch.nn import Module
 from normscope._errors import NonFiniteError, UsageError
 from normscope.ops import Moments, ShapeError, batch_norm_given, batch_norm_in_place, batch_renorm, ghost_batch_norm
 from normscope.ops.batch_norm import check_batch_norm
-from normscope.ops.normalize import normalize
+from normscope.ops.normalize import normalize, statistics
 from normscope.ops.recomputation import in_backward, is_recomputation, snapshot
 from normscope.ops.sets import BATCH, Masked, StatisticsSet, Synchronised, mask_of_lengths
 from normscope.ops.sets.synchronised import is_synchronising
@@ -57,76 +57,81 @@ def forward(
         if mask is not None:
             raise UsageError("a mask and lengths say the same: give one of them")
         mask = mask_of_lengths(lengths, x)
-    weight, bias, eps = layer.weight, layer.bias, layer.eps
     within = BATCH if mask is None else Masked(mask, x)
-    if population is None and isinstance(layer._population, Given):
-        population = layer._population.next()
-    if population is not None:
-        check_batch_norm(x, weight, bias, *population, training=False)
-        return within.keep(batch_norm_given(x, *population, weight, bias, eps=eps))
-    recording = layer._population if isinstance(layer._population, Recorder) else None
-
-    running_mean, running_var = layer.running_mean, layer.running_var
-    has_running = running_mean is not None and running_var is not None
-    uses = not layer.training if layer.use_running is None else layer.use_running
-    uses = uses and has_running and recording is None
-    moves = (
-        layer.training and layer.update_statistics and layer.track_running_stats and has_running and recording is None
-    )
-    renorms = layer.statistics == "renorm" and layer.training and recording is None
     over: StatisticsSet = within
     if layer.training and (layer.statistics == "sync" or layer.process_group is not None):
         over = Synchronised(layer.process_group, within) if is_synchronising(layer.process_group) else within
-    check_batch_norm(x, weight, bias, running_mean, running_var, training=not uses, over=over, refuse_one=False)
+    weight, bias, eps = layer.weight, layer.bias, layer.eps
+    stand_in = layer._population
+    if population is None and isinstance(stand_in, Given):
+        population = stand_in.next()
+    if population is not None:
+        check_batch_norm(x, weight, bias, *population, training=False)
+        return within.keep(batch_norm_given(x, *population, weight, bias, eps=eps))
+
+    running = layer.running_mean, layer.running_var
+    check_batch_norm(x, weight, bias, *running, training=True, over=over, refuse_one=False)
+    if isinstance(stand_in, Recorder):
+        stand_in.statistics.append(statistics(x, over))
+        return normalize(x, weight, bias, eps, over)[0]
     if x.numel() == 0 and not isinstance(over, Synchronised):
         return affine(x, weight, bias).to(x.dtype)  # nothing to take statistics of: the running ones stay
-
-    running = None
-    if uses or renorms:
-        assert running_mean is not None
-        assert running_var is not None
-        assert layer.num_batches_tracked is not None
-        running = (running_mean, running_var, layer.num_batches_tracked)
+    has_running = running[0] is not None and running[1] is not None
+    moves = layer.training and layer.update_statistics and layer.track_running_stats and has_running
+    if has_running and (not layer.training if layer.use_running is None else layer.use_running):
+        mean, var, _ = _running(layer, moves)
+        y = within.keep(batch_norm_given(x, mean, var, weight, bias, eps=eps))
         if moves:
-            running = _as_before(layer, running)
-    moments: Moments | None = None
-    if uses:
-        assert running is not None
-        y = within.keep(batch_norm_given(x, running[0], running[1], weight, bias, eps=eps))
-        moments = over.moments(x.detach()) if moves else None
-    elif renorms and layer.renorm is not None:
-        assert running is not None
-        y, moments = batch_renorm(x, weight, bias, *running, renorm=layer.renorm, eps=eps, over=over)
-    elif layer.statistics == "ghost" and layer.training and recording is None:
-        assert layer.group_size is not None
-        y, moments = ghost_batch_norm(x, weight, bias, group_size=layer.group_size, eps=eps, mask=mask)
-    elif layer.inplace and layer.training and over is BATCH and recording is None:
-        slope = layer.negative_slope if layer.activation == "leaky_relu" else 1.0
-        y, moments = batch_norm_in_place(x, weight, bias, eps, slope)
-    else:
-        y, moments = normalize(x, weight, bias, eps, over)
-    if recording is not None:
-        exact = over.moments(x)  # differentiable, as what is recorded must be
-        recording.statistics.append((exact.mean + exact.low, exact.variance()))
-    if moments is None:
+            _update(layer, over.moments(x.detach()))
         return y
-    if not uses and _too_few(layer, x, moments):
-        if layer.on_bad_update == "track" or not has_running or recording is not None:
-            raise ShapeError(
-                f"Expected more than 1 value per channel when training, got input size {x.shape}"
-                f"{' with all but one masked' if mask is not None else ''}: one value has no variance; use a larger "
-                "batch, drop the last incomplete one, or call .eval()"
-            )
-        _refuse(layer, "one value a channel", "normalized by the running statistics")
-        assert running_mean is not None
-        assert running_var is not None
-        return within.keep(batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps))
+    y, moments = _by_batch(layer, x, mask, over, moves)
+    if _too_few(moments):
+        _refuse_one_value(layer, x, mask, has_running)
+        mean, var, _ = _running(layer, False)
+        return within.keep(batch_norm_given(x, mean, var, weight, bias, eps=eps))
     if moves:
         _update(layer, moments)
     return y
 
 
-def _too_few(layer: "AbstractBatchNorm", x: Tensor, moments: Moments) -> bool:
+def _by_batch(
+    layer: "AbstractBatchNorm", x: Tensor, mask: Tensor | None, over: StatisticsSet, moves: bool
+) -> tuple[Tensor, Moments]:
+    weight, bias, eps = layer.weight, layer.bias, layer.eps
+    if layer.training and layer.renorm is not None:
+        running = _running(layer, moves)
+        return batch_renorm(x, weight, bias, *running, renorm=layer.renorm, eps=eps, over=over)
+    if layer.training and layer.group_size is not None:
+        return ghost_batch_norm(x, weight, bias, group_size=layer.group_size, eps=eps, mask=mask)
+    if layer.training and layer.inplace:
+        slope = layer.negative_slope if layer.activation == "leaky_relu" else 1.0
+        if over is BATCH:
+            return batch_norm_in_place(x, weight, bias, eps, slope)
+        y, moments = normalize(x, weight, bias, eps, over)
+        return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments
+    return normalize(x, weight, bias, eps, over)
+
+
+def _running(layer: "AbstractBatchNorm", moves: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the running mean and variance and their number of updates, as a forward that moves them must see them.
+
+    That is, before it moves them; also where it is run again in a backward.
+    """
+    mean, var, seen = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    assert mean is not None
+    assert var is not None
+    assert seen is not None
+    if not moves:
+        return mean, var, seen
+    if not is_written_out() and in_backward():
+        return layer._before or (mean, var, seen)
+    before = snapshot(mean), snapshot(var), snapshot(seen)
+    if not is_written_out():
+        layer._before = before
+    return before
+
+
+def _too_few(moments: Moments) -> bool:
     if not isinstance(moments.count, Tensor):
         return moments.count < 2
     if is_written_out():
@@ -135,15 +140,14 @@ def _too_few(layer: "AbstractBatchNorm", x: Tensor, moments: Moments) -> bool:
     return bool((moments.count == 1).any())
 
 
-def _as_before(layer: "AbstractBatchNorm", running: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the running statistics as the forward saw them, where this is that forward run again in a backward."""
-    if not is_written_out() and in_backward():
-        return running if layer._before is None else layer._before
-    mean, var, seen = running
-    before = snapshot(mean), snapshot(var), snapshot(seen)
-    if not is_written_out():
-        layer._before = before
-    return before
+def _refuse_one_value(layer: "AbstractBatchNorm", x: Tensor, mask: Tensor | None, has_running: bool) -> None:
+    if layer.on_bad_update == "track" or not has_running:
+        raise ShapeError(
+            f"Expected more than 1 value per channel when training, got input size {x.shape}"
+            f"{' with all but one masked' if mask is not None else ''}: one value has no variance; use a larger "
+            "batch, drop the last incomplete one, or call .eval()"
+        )
+    _refuse(layer, "one value a channel", "normalized by the running statistics")
 
 
 def _update(layer: "AbstractBatchNorm", moments: Moments) -> None:

@@ -31,7 +31,7 @@ class LazyBatchNorm1d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm1d):
 
     CODE = "lazy_batch_norm_1d"
     SOURCES = ("arXiv:1502.03167 section 3",)
-    cls_to_become = BatchNorm1d  # type: ignore[assignment]
+    cls_to_become = BatchNorm1d
 
 
 class LazyBatchNorm2d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm2d):
@@ -59,7 +59,7 @@ class LazyBatchNorm2d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm2d):
 
     CODE = "lazy_batch_norm_2d"
     SOURCES = ("arXiv:1502.03167 section 3",)
-    cls_to_become = BatchNorm2d  # type: ignore[assignment]
+    cls_to_become = BatchNorm2d
 
 
 class LazyBatchNorm3d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm3d):
@@ -87,4 +87,4 @@ class LazyBatchNorm3d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm3d):
 
     CODE = "lazy_batch_norm_3d"
     SOURCES = ("arXiv:1502.03167 section 3",)
-    cls_to_become = BatchNorm3d  # type: ignore[assignment]
+    cls_to_become = BatchNorm3d

@@ -133,9 +133,8 @@ def ghost_batch_norm(
         over = BATCH if masks is None else Masked(ghost.fold_mask(masks[at], groups, x.shape[1]), folded)
         y, m = normalize(folded, ghost.repeat(weight, groups), ghost.repeat(bias, groups), eps, over)
         outputs.append(ghost.unfold(y, groups))
-        rows = (m.count, m.mean, m.low, m.m2)
-        count, *values = (v.view(groups, -1) if isinstance(v, Tensor) else v for v in rows)
-        pooled = merge_all(Moments(count, *values))
+        count = m.count.view(groups, -1) if isinstance(m.count, Tensor) else m.count
+        pooled = merge_all(Moments(count, *(v.view(groups, -1) for v in (m.mean, m.low, m.m2))))
         whole = pooled if whole is None else merge(whole, pooled)
     assert whole is not None
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)

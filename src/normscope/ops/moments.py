@@ -63,6 +63,7 @@ def merge(a: Moments, b: Moments) -> Moments:
         (tensor(2.), tensor(1.))
     """
     count = a.count + b.count
+    share: float | Tensor
     if isinstance(count, Tensor):
         share = b.count / count.clamp(min=1)
     elif a.count == 0 or b.count == 0:
@@ -88,7 +89,7 @@ def merge_all(parts: Moments) -> Moments:
     n = parts.mean.shape[0]
     same = parts.count
     count = same if isinstance(same, Tensor) else parts.mean.new_full((n, *(1,) * (parts.mean.ndim - 1)), same)
-    rows = (count, parts.mean, parts.low, parts.m2)
+    rows: tuple[Tensor, ...] = (count, parts.mean, parts.low, parts.m2)
     while (half := rows[0].shape[0] // 2) > 0:
         m = merge(Moments(*(row[:half] for row in rows)), Moments(*(row[half : 2 * half] for row in rows)))
         rows = tuple(

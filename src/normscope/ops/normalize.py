@@ -64,7 +64,8 @@ class _Normalize(Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, weight = ctx.saved_tensors
         mean, rstd = _statistics(x, ctx.eps, ctx.over, ctx.count)
-        return tangent(*tangents[:3], x, weight, mean, rstd, ctx.over, ctx.count)[0]
+        t, t_weight, t_bias, *_ = tangents
+        return tangent(t, t_weight, t_bias, x, weight, mean, rstd, ctx.over, ctx.count)[0]
 
 
 def _statistics(x: Tensor, eps: float, over: StatisticsSet, count: int | Tensor | None) -> tuple[Tensor, Tensor]:
@@ -135,6 +136,23 @@ def normalize(
     moments = over.moments(x.detach())
     d = over.keep(x - channelwise(moments.mean, x))
     return _normalize_shifted(x, d, moments.mean, weight, bias, eps, over, moments)
+
+
+def statistics(x: Tensor, over: StatisticsSet = BATCH) -> tuple[Tensor, Tensor]:
+    """Return the mean and the biased variance of each channel over a set, differentiable to any order.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        over: The set.
+
+    Returns:
+        Mean and variance ``(C,)``, float32 or wider.
+    """
+    moments = over.moments(x.detach())
+    d = over.keep(x - channelwise(moments.mean, x))
+    low = over.average(d, moments.count)
+    var = over.average(over.keep(d - channelwise(low, d)).square(), moments.count)
+    return moments.mean + low, var
 
 
 def _normalize_shifted(

@@ -133,11 +133,11 @@ def fused_forward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    running: tuple[Tensor | None, Tensor | None, float] | None = None,
+    running: tuple[Tensor, Tensor, float] | None = None,
 ) -> tuple[Tensor, ...]:
     """Do what ``forward`` does with torch's kernel, which is right for values near zero mean.
 
-    If a running mean, a running variance and a momentum are given, they are moved, and the variance is left out.
+    If a running mean, a running variance and a momentum are given, they are moved, and the moved variance is returned.
     """
     n = x.numel() // x.shape[1]
     if n > PLAIN_SUM_LIMIT and (x.ndim == 2 or not x.is_contiguous()):
@@ -148,7 +148,7 @@ def fused_forward(
         return y, mean, (var + eps).rsqrt(), var * (n / (n - 1))
     if running is not None:
         y, mean, rstd = torch.native_batch_norm(x, weight, bias, running[0], running[1], True, running[2], eps)
-        return y, mean, rstd, None
+        return y, mean, rstd, running[1]
     # rstd does not hold a variance far below eps; run with momentum 1, the running variance is the variance itself.
     unused, var = x.new_zeros(2, x.shape[1]).unbind()
     y, mean, rstd = torch.native_batch_norm(x, weight, bias, unused, var, True, 1.0, eps)

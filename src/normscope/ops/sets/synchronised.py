@@ -74,7 +74,7 @@ def all_gather(t: Tensor, group: Any) -> Tensor:
     if torch.compiler.is_compiling():
         from torch.distributed import _functional_collectives as functional
 
-        return functional.all_gather_tensor(t.unsqueeze(0), 0, dist.group.WORLD if group is None else group)
+        return functional.all_gather_tensor(t.unsqueeze(0), 0, _whole(group))
     return _AllGather.apply(t, group)
 
 
@@ -91,8 +91,7 @@ def all_reduce(t: Tensor, group: Any) -> Tensor:
     if torch.compiler.is_compiling():
         from torch.distributed import _functional_collectives as functional
 
-        group = dist.group.WORLD if group is None else group
-        return functional.wait_tensor(functional.all_reduce(t, "sum", group))
+        return functional.wait_tensor(functional.all_reduce(t, "sum", _whole(group)))
     return _AllReduce.apply(t, group)
 
 
@@ -127,16 +126,21 @@ class Synchronised(StatisticsSet):
             sent = torch.stack([x.sum(channel_axes(x)).double()] * 3)  # zeros, under vmap as many as there are inputs
         gathered = all_gather(sent, self.group)
         count, mean, m2 = gathered.unbind(1)
+        every = count.sum(0)
         pooled = merge_all(Moments(count, mean, torch.zeros_like(mean), m2))
         dtype = torch.promote_types(x.dtype, torch.float32)
         high = pooled.mean.to(dtype)
         low = ((pooled.mean - high) + pooled.low).to(dtype)
-        return Moments(pooled.count.to(dtype), high, low, pooled.m2.to(dtype))
+        return Moments(every.to(dtype), high, low, pooled.m2.to(dtype))
 
     def average(self, t: Tensor, count: int | Tensor) -> Tensor:
         """Average over the batches of all processes: one exchange."""
         total = all_reduce(self.within.keep(t).sum(channel_axes(t)), self.group)
         return total / (count.clamp(min=1) if isinstance(count, Tensor) else count)
+
+
+def _whole(group: Any) -> Any:
+    return dist.group.WORLD if group is None else group
 
 
 def is_synchronising(group: Any) -> bool:
