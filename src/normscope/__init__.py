@@ -4,13 +4,14 @@ The public names are imported where they are used first, so that ``import normsc
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 _FACE = {
     "Scope": ("normscope._face", "Scope"),
     "study": ("normscope._face", "study"),
+    "builders": ("normscope.builders", None),
     "layers": ("normscope.layers", None),
     "ops": ("normscope.ops", None),
     "probes": ("normscope.probes", None),
@@ -18,9 +19,27 @@ _FACE = {
     "stats": ("normscope.stats", None),
     "plots": ("normscope.plots", None),
     "studies": ("normscope.studies", None),
+    "surgery": ("normscope.surgery", None),
 }
 
-__all__ = ["__version__", *_FACE]
+if TYPE_CHECKING:
+    from normscope import builders, layers, ops, plots, probes, records, stats, studies, surgery
+    from normscope._face import Scope, study
+
+__all__ = [
+    "Scope",
+    "__version__",
+    "builders",
+    "layers",
+    "ops",
+    "plots",
+    "probes",
+    "records",
+    "stats",
+    "studies",
+    "study",
+    "surgery",
+]
 
 
 def __getattr__(name: str) -> Any:

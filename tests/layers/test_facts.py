@@ -8,8 +8,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from normscope import layers, ops
@@ -101,6 +100,7 @@ def test_update_bn_thaws_torch_but_not_a_frozen_layer():
     loader = [torch.randn(8, 2) + 5 for _ in range(3)]
     for kind, frozen in ((nn.BatchNorm1d, False), (layers.BatchNorm1d, True)):
         model = nn.Sequential(kind(2))
+        model(loader[0] + 1)
         if frozen:
             model[0].frozen = True
         else:

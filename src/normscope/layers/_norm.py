@@ -86,6 +86,9 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
     _population: "_running.Recorder | _running.Given | None" = None
     _before: tuple[Tensor, Tensor, Tensor] | None = None
     pending: Tensor | None
+    # Torch's constructor resets the statistics before there are options.
+    use_running: bool | None = None
+    update_statistics: bool = True
 
     def __init__(
         self,
@@ -269,7 +272,9 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
         return y
 
     def reset_running_stats(self) -> None:
-        """Forget all batches."""
+        """Forget all batches; a frozen layer does not, so that ``torch.optim.swa_utils.update_bn`` passes it by."""
+        if self.frozen:
+            return
         super().reset_running_stats()
         pending = self._buffers.get("pending")
         if pending is not None:

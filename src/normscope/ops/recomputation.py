@@ -7,6 +7,9 @@ inside the backward that needs its activations. What a forward leaves behind mus
 import torch
 from torch import Tensor
 
+# Torch before 2.7 does not tell exporting from compiling.
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)
+
 _LIBRARY = torch.library.Library("normscope", "FRAGMENT")
 # Tagged as random, so that the compiler neither folds it into a constant nor takes one call's answer for another's.
 _LIBRARY.define("in_backward(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
@@ -41,7 +44,7 @@ def is_recomputation(like: Tensor) -> bool | Tensor:
         True or False; under the compiler, which cannot know it in advance, a boolean tensor ``()``.
     """
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():  # a program for use elsewhere, with operators that all have
+        if _is_exporting():  # a program for use elsewhere, with operators that all have
             return False
         return torch.ops.normscope.in_backward(like)
     return in_backward()
@@ -53,6 +56,6 @@ def snapshot(values: Tensor) -> Tensor:
     The compiler would rather take them again in the backward than keep the copy, and by then they have moved; so to it
     this is an operation that cannot be repeated.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not _is_exporting():
         return torch.ops.normscope.snapshot(values)
     return values.clone()

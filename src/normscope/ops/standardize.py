@@ -215,7 +215,7 @@ def standardize_shifted(x: Tensor, weight: Tensor | None, bias: Tensor | None, e
 def standardize_affine(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """_Standardize each channel, then scale and shift it.
+    """Standardize each channel, then scale and shift it.
 
     Args:
         x: Values ``(N, C, *)``.
@@ -236,7 +236,7 @@ def standardize_affine(
 
 
 def standardize(x: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
-    """_Standardize ``x`` over ``axes``.
+    """Standardize ``x`` over ``axes``.
 
     Args:
         x: Values of any shape.

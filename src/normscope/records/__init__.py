@@ -3,7 +3,5 @@
 from normscope.records.cell import Cell as Cell
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.record import Record as Record
-from normscope.records.store import MemoryStore as MemoryStore
-from normscope.records.store import Store as Store
-from normscope.records.verdict import Outcome as Outcome
-from normscope.records.verdict import Verdict as Verdict
+from normscope.records.store import MemoryStore as MemoryStore, Store as Store
+from normscope.records.verdict import Outcome as Outcome, Verdict as Verdict

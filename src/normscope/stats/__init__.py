@@ -1,12 +1,9 @@
 """Statistics: arrays in, estimates out. Knows NumPy and SciPy, and nothing of networks."""
 
 from normscope.stats._values import censor as censor
-from normscope.stats.decide import decide as decide
-from normscope.stats.decide import judge as judge
+from normscope.stats.decide import decide as decide, judge as judge
 from normscope.stats.equivalence import tost as tost
-from normscope.stats.intervals import interval as interval
-from normscope.stats.intervals import paired_interval as paired_interval
-from normscope.stats.multiplicity import adjust as adjust
-from normscope.stats.multiplicity import holm as holm
+from normscope.stats.intervals import interval as interval, paired_interval as paired_interval
+from normscope.stats.multiplicity import adjust as adjust, holm as holm
 from normscope.stats.ratio import ratio_interval as ratio_interval
 from normscope.stats.slopes import slope_per_seed as slope_per_seed

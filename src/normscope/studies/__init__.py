@@ -1,1 +1,6 @@
-"""Studies, one a file: a claim, the experiment that tests it, and the rule that judges it."""
+"""Studies, one a file: a claim about batch normalization, the experiment that tests it, and its verdict."""
+
+from normscope.studies._evidence import Evidence as Evidence
+from normscope.studies._find import all as all, get as get
+from normscope.studies._run import Run as Run, load as load, run as run
+from normscope.studies._study import AbstractStudy as AbstractStudy, Progress as Progress

@@ -1,1 +1,4 @@
-"""What studies share: small models, data, and the one training loop."""
+"""What studies share: models, normalizations, data, the training loop, and the names of random streams.
+
+Import from the files themselves (``lab.models``, ``lab.data``, ...): each costs what it needs.
+"""

@@ -1,0 +1,103 @@
+r"""Instance normalization (Ulyanov, Vedaldi & Lempitsky, 2016): one layer, three ranks of input."""
+
+import torch
+
+from normscope.layers._instance_norm import AbstractInstanceNorm
+
+
+class InstanceNorm1d(AbstractInstanceNorm, torch.nn.InstanceNorm1d):
+    r"""Instance normalization of sequences ``(N, C, L)``.
+
+    ## Formula
+    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+
+    ## Statistics
+    Mean and biased variance of each channel of each sample over the length ``L``, in training and outside it, unless
+    ``track_running_stats``: then outside it running averages of the samples' means and unbiased variances. float32 or
+    wider whatever the input, and right where a mean is large beside its standard deviation.
+
+    ## Invariances
+    For each channel of each sample by itself: adding a constant, and scaling by a positive number while its variance is
+    large beside ``eps``. Hence adding a constant to a sample or to a channel, and scaling either. Permuting the
+    positions of a sample permutes the output.
+
+    A ``torch.nn.InstanceNorm1d`` with the same arguments, state dict and numbers, but that batches are counted where
+    torch leaves ``num_batches_tracked`` at 0, that ``momentum=None`` averages all batches as in batch norm where torch
+    then never moves the running statistics, and that a wrong number of channels is always an error.
+
+    Args:
+        num_features: Channels ``C``.
+        eps: Added to the variance, in squared units of the input.
+        momentum: Share of the newest batch in the running statistics; None for the average over all batches.
+        affine: Whether there are a gain (``weight``) and a shift (``bias``) to learn.
+        track_running_stats: Whether running statistics are kept, and used outside training.
+        device: Where parameters and buffers live.
+        dtype: Their type.
+    """
+
+    CODE = "instance_norm_1d"
+    SOURCES = ("arXiv:1607.08022 section 2",)
+
+
+class InstanceNorm2d(AbstractInstanceNorm, torch.nn.InstanceNorm2d):
+    r"""Instance normalization of images ``(N, C, H, W)``.
+
+    ## Formula
+    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+
+    ## Statistics
+    Mean and biased variance of each channel of each sample over all positions, in training and outside it, unless
+    ``track_running_stats``: then outside it running averages of the samples' means and unbiased variances. float32 or
+    wider whatever the input, and right where a mean is large beside its standard deviation.
+
+    ## Invariances
+    For each channel of each sample by itself: adding a constant, and scaling by a positive number while its variance is
+    large beside ``eps``. Hence adding a constant to a sample or to a channel, and scaling either. Permuting the
+    positions of a sample permutes the output.
+
+    A ``torch.nn.InstanceNorm2d`` with the exceptions of ``InstanceNorm1d``.
+
+    Args:
+        num_features: Channels ``C``.
+        eps: Added to the variance, in squared units of the input.
+        momentum: Share of the newest batch in the running statistics; None for the average over all batches.
+        affine: Whether there are a gain (``weight``) and a shift (``bias``) to learn.
+        track_running_stats: Whether running statistics are kept, and used outside training.
+        device: Where parameters and buffers live.
+        dtype: Their type.
+    """
+
+    CODE = "instance_norm_2d"
+    SOURCES = ("arXiv:1607.08022 section 2",)
+
+
+class InstanceNorm3d(AbstractInstanceNorm, torch.nn.InstanceNorm3d):
+    r"""Instance normalization of volumes ``(N, C, D, H, W)``.
+
+    ## Formula
+    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+
+    ## Statistics
+    Mean and biased variance of each channel of each sample over all positions, in training and outside it, unless
+    ``track_running_stats``: then outside it running averages of the samples' means and unbiased variances. float32 or
+    wider whatever the input, and right where a mean is large beside its standard deviation.
+
+    ## Invariances
+    For each channel of each sample by itself: adding a constant, and scaling by a positive number while its variance is
+    large beside ``eps``. Hence adding a constant to a sample or to a channel, and scaling either. Permuting the
+    positions of a sample permutes the output.
+
+    A ``torch.nn.InstanceNorm3d`` with the exceptions of ``InstanceNorm1d``.
+
+    Args:
+        num_features: Channels ``C``.
+        eps: Added to the variance, in squared units of the input.
+        momentum: Share of the newest batch in the running statistics; None for the average over all batches.
+        affine: Whether there are a gain (``weight``) and a shift (``bias``) to learn.
+        track_running_stats: Whether running statistics are kept, and used outside training.
+        device: Where parameters and buffers live.
+        dtype: Their type.
+    """
+
+    CODE = "instance_norm_3d"
+    SOURCES = ("arXiv:1607.08022 section 2",)

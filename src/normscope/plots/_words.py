@@ -1,0 +1,131 @@
+"""How an effect, a margin and an outcome are put into words: the one place that the page, plots and terminal share."""
+
+import math
+
+from normscope.records import Estimate, Outcome
+
+_ICONS = {Outcome.SUPPORTED: "✓", Outcome.REFUTED: "✕", Outcome.INCONCLUSIVE: "?"}
+UNBOUNDED = "no bound"
+UNMEASURED = "not measured"
+
+
+def outcome_icon(outcome: Outcome) -> str:
+    """Return the one-character sign of an outcome, for those who do not see its colour."""
+    return _ICONS[outcome]
+
+
+def natural(value: float, scale: str) -> float:
+    """Bring a number of an estimate to the scale people read: a log-ratio becomes a ratio, anything else stays."""
+    if scale != "log-ratio":
+        return value
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def number(value: float, decimals: int | None = None) -> str:
+    """Write a number for reading.
+
+    Args:
+        value: Any float.
+        decimals: Digits after the point; None keeps three significant ones.
+
+    Returns:
+        Fixed notation between 1e-3 and 1e5, else powers of ten; a true minus sign; ``no bound`` for infinities.
+    """
+    if math.isnan(value):
+        return UNMEASURED
+    if math.isinf(value):
+        return UNBOUNDED
+    size = abs(value)
+    if size and not 1e-3 <= size < 1e5:
+        text = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    elif decimals is None:
+        text = f"{value:.{_leading(size, 3)}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    else:
+        text = f"{value:.{decimals}f}"
+        text = text.lstrip("-") if float(text) == 0 else text
+    return text.replace("e-", "e−").replace("-", "−") if text.startswith("-") or "e-" in text else text
+
+
+def effect_words(estimate: Estimate, *, margin: float | None = None, style: str = "symbol") -> str:
+    """Write an estimate with its interval.
+
+    The interval shows as many digits as its width deserves, the point one more. Where rounding would lay an end of the
+    interval upon the margin that it does not touch, digits are added until it shows on which side it lies.
+
+    Args:
+        estimate: On any scale; a log-ratio is written as the ratio.
+        margin: Smallest effect of interest on the estimate's scale, if the text stands beside it.
+        style: ``"symbol"`` for ``×1.83 (1.5 to 2.2)``, ``"plain"`` for ``1.83 times (1.5 to 2.2)``.
+
+    Returns:
+        ``×1.83 (1.5 to 2.2)`` for a log-ratio, ``+0.12 (0.05 to 0.19)`` for a difference, ``0.18 (0.17 to 0.2)`` else.
+    """
+    if not math.isfinite(estimate.point):
+        return UNMEASURED
+    point, low, high = (natural(v, estimate.scale) for v in (estimate.point, estimate.low, estimate.high))
+    base = _decimals(point, low, high)
+    decimals = _clear_of(base, (low, high), None if margin is None else natural(margin, estimate.scale))
+    middle = number(point) if base is None or decimals is None else _point(point, decimals, max(base + 1, decimals))
+    if estimate.scale == "difference" and point > 0 and middle != UNBOUNDED:
+        middle = f"+{middle}"
+    if estimate.scale == "log-ratio" and middle != UNBOUNDED:
+        middle = f"{middle} times" if style == "plain" else f"×{middle}"
+    unbounded = [not math.isfinite(low) or (estimate.scale == "log-ratio" and low == 0), not math.isfinite(high)]
+    if all(unbounded):
+        return f"{middle} ({UNBOUNDED})"
+    ends = [UNBOUNDED if off else number(end, decimals) for end, off in zip((low, high), unbounded, strict=True)]
+    return f"{middle} ({ends[0]} to {ends[1]})"
+
+
+def margin_words(margin: float, scale: str) -> str:
+    """Write a margin: ``×1.5`` for a log-ratio, ``+0.05`` for a difference, ``0.01`` for a value."""
+    text = number(natural(margin, scale))
+    if scale == "log-ratio":
+        return f"×{text}"
+    return f"+{text}" if scale == "difference" and margin > 0 else text
+
+
+def scale_words(scale: str) -> str:
+    """Return what the axis of a scale measures."""
+    return {
+        "log-ratio": "ratio (1 = no difference)",
+        "difference": "difference (0 = none)",
+        "value": "value",
+    }.get(scale, scale[:24])
+
+
+def _leading(size: float, digits: int) -> int:
+    """Return the decimals that show ``digits`` significant digits of a positive size."""
+    return max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
+
+
+def _point(value: float, decimals: int, more: int) -> str:
+    """Write a point with up to ``more`` digits, without closing zeros beyond ``decimals``."""
+    text = number(value, more)
+    while more > decimals and text.endswith("0"):
+        more -= 1
+        text = number(value, more)
+    return text
+
+
+def _decimals(point: float, low: float, high: float) -> int | None:
+    """Return the decimals for the ends of an interval, or None where there is no width to go by."""
+    ends = [end for end in (low, high) if math.isfinite(end)]
+    width = max((abs(end - point) for end in ends), default=0.0) if math.isfinite(point) else 0.0
+    if width <= 0:
+        return None
+    return min(6, max(_leading(width, 1), _leading(abs(point), 2) if point else 0))
+
+
+def _clear_of(decimals: int | None, ends: tuple[float, float], margin: float | None) -> int | None:
+    """Add decimals until no end of an interval reads like the margin that it does not touch."""
+    if decimals is None or margin is None or not math.isfinite(margin):
+        return decimals
+    near = [end for end in ends if math.isfinite(end) and end != margin]
+    while decimals < 6 and any(number(end, decimals) == number(margin, decimals) for end in near):
+        decimals += 1
+    return decimals

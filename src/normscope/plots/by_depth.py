@@ -1,0 +1,114 @@
+"""By depth: a quantity of every layer, from input to output, at chosen steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from normscope.plots import _draw
+from normscope.plots._figure import Figure, finished
+from normscope.plots._frames import band_words, chosen, joined, layered, summarised
+from normscope.plots._names import readable
+from normscope.plots._theme import arm_styles
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def by_depth(
+    frame: "pl.DataFrame",
+    *,
+    y: str,
+    title: str,
+    steps: Sequence[int] | None = None,
+    slug: str | None = None,
+    log: bool = True,
+    center: str = "mean",
+    band: str = "p10-90",
+    y_title: str | None = None,
+    arms: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    shared: bool = True,
+    caption: str = "",
+    alt: str = "",
+) -> Figure:
+    """Draw a per-layer record against the layer's index, one line an arm, one panel a step.
+
+    Args:
+        frame: Records with ``site``; the index is the rank of the site within its arm, in natural order of names.
+        y: Name of the record.
+        title: What the figure shows, in a line.
+        steps: Steps to show, each moved to the nearest recorded one; None for the first, the middle and the last.
+        slug: Name of the figure.
+        log: Logarithmic vertical axis; the mean over seeds is then geometric.
+        center: ``"mean"`` or ``"median"`` over seeds.
+        band: As in ``curves``.
+        y_title: What is drawn upward, with its unit.
+        arms: All arms of the study in order.
+        labels: Words for the arms.
+        shared: Whether the panels share their vertical axis.
+        caption: Sentences before those on line and band.
+        alt: Description for those who do not see it.
+    """
+    import altair
+    import polars as pl
+
+    slug = slug or f"depth-{y}".replace("@", "-").replace("_", "-")
+    kept, notes = chosen(frame, [y], log=log)
+    if not kept.height:
+        return _draw.nothing(slug, title, joined(caption, *notes), alt)
+    recorded = kept["step"].unique().sort().to_list()
+    wanted = steps if steps is not None else (recorded[0], recorded[len(recorded) // 2], recorded[-1])
+    at = sorted({min(recorded, key=lambda step: abs(step - goal)) for goal in wanted})
+    ranked = layered(kept).filter(pl.col("step").is_in(at))
+    drawn = summarised(ranked, x="layer", panel="step", log=log, center=center, band=band)
+    words = dict(labels or {})
+    styles = {words.get(a, a): s for a, s in arm_styles(drawn.frame["arm"].unique().to_list(), arms).items()}
+    panels = [f"Step {step:,}" for step in at]
+    shown = drawn.frame.with_columns(
+        pl.col("arm").replace(words),
+        pl.col("panel").replace({str(step): name for step, name in zip(at, panels, strict=True)}),
+    )
+    data = _draw.rows(shown, {c: c for c in ("arm", "panel", "x", "mid", "low", "high")})
+    ticks = _draw.log_ticks(drawn.frame) if log else []
+    pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
+    across = altair.X(
+        "x:Q",
+        axis=altair.Axis(title="Layer, from input to output", tickMinStep=1, format="d", tickCount=8),
+        scale=altair.Scale(zero=False, nice=False),
+    )
+    up = _draw.upward(altair, "mid", log=log, ticks=ticks)
+    base = altair.Chart().encode(x=across)
+    faded = altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.1))
+    tips = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title="layer")]
+    tips += [
+        altair.Tooltip(f"{c}:Q", title=t, format=".4~g") for c, t in (("mid", center), ("low", "low"), ("high", "high"))
+    ]
+    layers = []
+    if band != "none" and drawn.seeds > 1:
+        area = base.mark_area().encode(
+            y=_draw.upward(altair, "low", log=log, ticks=ticks),
+            y2="high:Q",
+            color=_draw.colour(altair, styles),
+            opacity=altair.when(pick).then(altair.value(0.18)).otherwise(altair.value(0.03)),
+        )
+        layers.append(area)
+    layers.append(
+        base.mark_line(strokeWidth=2).encode(
+            y=up, color=_draw.colour(altair, styles), strokeDash=_draw.dash(altair, styles), opacity=faded
+        )
+    )
+    layers.append(
+        base.mark_point(filled=True, size=36).encode(
+            y=up, color=_draw.colour(altair, styles), opacity=faded, tooltip=tips
+        )
+    )
+    panelled = len(at) > 1
+    chart = altair.layer(*layers, data=data).properties(height=_draw.PANEL_HEIGHT if panelled else _draw.HEIGHT)
+    chart = chart.add_params(pick)
+    if panelled:
+        chart = _draw.panels(altair, chart, panels, independent=not shared)
+    subtitle = (y_title or readable(y)) + (", logarithmic axis" if log else "")
+    layout = "facet" if panelled else "single"
+    spec = finished(chart, layout=layout, subtitle=subtitle, panels=len(at), legend=tuple(styles))
+    where = f"At step {at[0]:,}." if len(at) == 1 else ""
+    told = joined(caption, where, band_words(drawn, center, band, log), *notes, *drawn.notes)
+    return Figure(slug, title, told, alt or f"{title}. Lines over the layer's index for {', '.join(styles)}.", spec)

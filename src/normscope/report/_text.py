@@ -1,0 +1,176 @@
+r"""From the markup of docstrings to HTML, with everything escaped.
+
+Understood: paragraphs, bullet and numbered lists, indented or fenced blocks, ``code``, **strong**, *emphasis*, web
+links, and roles: ``:math:`\gamma/\sigma``` becomes readable signs, any other role shows its content as code. What is
+not understood stands as it was written.
+"""
+
+import re
+from collections.abc import Iterator
+
+from markupsafe import Markup, escape
+
+_SIGNS = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "eta": "η", "theta": "θ",
+    "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ",
+    "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ",
+    "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω", "nabla": "∇", "partial": "∂", "sum": "Σ",
+    "prod": "∏", "int": "∫", "infty": "∞", "times": "×", "cdot": "·", "odot": "⊙", "pm": "±", "le": "≤", "leq": "≤",
+    "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "∼", "propto": "∝", "equiv": "≡", "to": "→",
+    "rightarrow": "→", "in": "∈", "langle": "⟨", "rangle": "⟩", "ell": "ℓ", "top": "ᵀ", "mid": "|", "ldots": "…",
+    "dots": "…", "quad": " ", "log": "log", "exp": "exp", "max": "max", "min": "min", "cos": "cos", "lVert": "‖",
+    "rVert": "‖", "Vert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "left": "", "right": "",
+    ",": " ", ";": " ", "!": "",
+}  # fmt: skip
+_ACCENTS = {
+    "hat": "\u0302",
+    "widehat": "\u0302",
+    "bar": "\u0304",
+    "overline": "\u0304",
+    "tilde": "\u0303",
+    "dot": "\u0307",
+}
+_INLINE = re.compile(
+    r"(?P<role>:[A-Za-z][\w:-]*:`(?P<rolebody>[^`]+)`)"
+    r"|(?P<double>``(?P<doublebody>.+?)``)"
+    r"|(?P<single>`(?P<singlebody>[^`]+)`)"
+    r"|(?P<link>\[(?P<linktext>[^\]]+)\]\((?P<href>https?://[^\s)]+)\))"
+    r"|(?P<strong>\*\*(?P<strongbody>[^*\n]+?)\*\*)"
+    r"|(?P<em>(?<![\w*])\*(?P<embody>[^*\s](?:[^*\n]*[^*\s])?)\*(?![\w*]))",
+    re.DOTALL,
+)
+_BULLET = re.compile(r"^\s*(?:[-*•]|(?P<number>\d+)[.)])\s+")
+
+
+def html(text: str) -> Markup:
+    """Render a text of several blocks.
+
+    Args:
+        text: Docstring markup from anyone; none of it reaches the page unescaped.
+    """
+    return Markup("\n").join(_blocks(text))
+
+
+def inline(text: str) -> Markup:
+    """Render a text within one block."""
+    out, last = Markup(""), 0
+    for match in _INLINE.finditer(text):
+        out += escape(text[last : match.start()]) + _span(match)
+        last = match.end()
+    return out + escape(text[last:])
+
+
+def mathematics(source: str) -> Markup:
+    r"""Write TeX as signs, superscripts and subscripts: ``\frac{\gamma}{\sigma}`` becomes ``γ/σ``."""
+    text = source.strip()
+    for _ in range(4):  # fractions and roots may hold one another
+        text = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", _fraction, text)
+        text = re.sub(r"\\sqrt\{([^{}]*)\}", r"√(\1)", text)
+        text = re.sub(r"\\(?:mathrm|mathbf|mathcal|mathbb|text|operatorname|boldsymbol)\{([^{}]*)\}", r"\1", text)
+        text = re.sub(r"\\(hat|widehat|bar|overline|tilde|dot)\{?(\\?\w)\}?", _accent, text)
+    text = re.sub(r"\\([A-Za-z]+|[|,;!])", lambda m: _SIGNS.get(m[1], m[1]), text)
+    out, last = Markup(""), 0
+    for match in re.finditer(r"([\^_])(?:\{([^{}]*)\}|(\S))", text):
+        tag = Markup("sup") if match[1] == "^" else Markup("sub")
+        out += escape(text[last : match.start()]) + Markup("<{0}>{1}</{0}>").format(tag, match[2] or match[3] or "")
+        last = match.end()
+    rest = out + escape(text[last:])
+    return Markup('<span class="math">{}</span>').format(Markup(str(rest).replace("{", "").replace("}", "")))
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """Write a fraction on one line, with brackets where a side has more than one term."""
+    sides = [f"({side})" if re.search(r"[+\-\s]", side.strip()) else side.strip() for side in match.groups()]
+    return "/".join(sides)
+
+
+def _accent(match: re.Match[str]) -> str:
+    """Put an accent over a letter; over a command the letter that it stands for is not known yet, so it goes before."""
+    return f"{match[2]}{_ACCENTS[match[1]]}" if not match[2].startswith("\\") else match[2]
+
+
+def _span(match: re.Match[str]) -> Markup:
+    """Render what one inline pattern found."""
+    kind = match.lastgroup or ""
+    if match["role"]:
+        body = match["rolebody"]
+        if match["role"].startswith(":math:"):
+            return mathematics(body)
+        shown = re.sub(r"\s*<[^>]*>$", "", body) or body
+        return Markup("<code>{}</code>").format(shown.lstrip("~"))
+    if match["double"] or match["single"]:
+        return Markup("<code>{}</code>").format(match["doublebody"] or match["singlebody"])
+    if match["link"]:
+        return Markup('<a href="{}" rel="noopener noreferrer">{}</a>').format(match["href"], match["linktext"])
+    if match["strong"]:
+        return Markup("<strong>{}</strong>").format(match["strongbody"])
+    return Markup("<em>{}</em>").format(match["embody"]) if match["em"] else escape(match[kind])
+
+
+def _blocks(text: str) -> Iterator[Markup]:
+    """Yield paragraphs, lists and preformatted blocks."""
+    for block in _split(text):
+        lines = block.split("\n")
+        if lines[0].startswith("```"):
+            yield Markup("<pre><code>{}</code></pre>").format("\n".join(lines[1:]))
+        elif all(line.startswith("    ") for line in lines if line) and not _BULLET.match(lines[0]):
+            yield Markup("<pre><code>{}</code></pre>").format("\n".join(line[4:] for line in lines))
+        else:
+            yield from _prose(lines)
+
+
+def _split(text: str) -> Iterator[str]:
+    """Split at blank lines, but not within a fence."""
+    block: list[str] = []
+    fenced = False
+    for line in [*text.strip("\n").expandtabs(4).split("\n"), ""]:
+        if line.strip().startswith("```"):
+            if fenced:
+                yield "\n".join(block)
+                block, fenced = [], False
+                continue
+            if block:
+                yield "\n".join(block)
+            block, fenced = ["```"], True
+        elif fenced or line.strip():
+            block.append(line)
+        elif block:
+            yield "\n".join(block)
+            block = []
+    if block:
+        yield "\n".join(block)
+
+
+def _prose(lines: list[str]) -> Iterator[Markup]:
+    """Yield a paragraph and the list that may follow it without a blank line."""
+    paragraph: list[str] = []
+    items: list[list[str]] = []
+    numbered = False
+    for line in lines:
+        bullet = _BULLET.match(line)
+        if bullet:
+            numbered = numbered or bool(bullet["number"])
+            items.append([line[bullet.end() :]])
+        elif items and line.startswith("  "):
+            items[-1].append(line.strip())
+        elif items:  # a line at the margin ends the list
+            yield from _flush(paragraph, items, numbered)
+            paragraph, items, numbered = [line], [], False
+        else:
+            paragraph.append(line)
+    yield from _flush(paragraph, items, numbered)
+
+
+def _flush(paragraph: list[str], items: list[list[str]], numbered: bool) -> Iterator[Markup]:
+    """Yield what was gathered."""
+    if paragraph:
+        joined = " ".join(line.strip() for line in paragraph)
+        head = re.match(r"^#{1,6}\s+(.*)$", joined)
+        yield (
+            Markup("<p><strong>{}</strong></p>").format(inline(head[1]))
+            if head
+            else Markup("<p>{}</p>").format(inline(joined))
+        )
+    if items:
+        rows = Markup("").join(Markup("<li>{}</li>").format(inline(" ".join(item))) for item in items)
+        yield Markup("<{0}>{1}</{0}>").format(Markup("ol" if numbered else "ul"), rows)

@@ -1,0 +1,138 @@
+"""The records of a run's complete seeds, and how a judge reads them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from normscope.plots import number
+
+Floats = NDArray[np.float64]
+
+
+def typical(values: Floats, *, logs: bool = False) -> str:
+    """Write the mean over seeds, those without a value left out; of logarithms the geometric mean they stand for."""
+    kept = values[np.isfinite(values)]
+    if not len(kept):
+        return ""
+    mean = float(kept.mean())
+    return number(math.exp(mean) if logs else mean)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a study is judged on.
+
+    Attributes:
+        frame: Records of the seeds of which every cell is complete; columns arm, seed, those of the points, step,
+            probe, site, name, value, unit.
+        settings: The preset's settings.
+        seeds: Those seeds, in order: the replicates.
+        level: Confidence level of the intervals.
+        data: Name of the data, for captions.
+    """
+
+    frame: pl.DataFrame
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    level: float = 0.95
+    data: str = "digits"
+
+    def select(
+        self,
+        *,
+        probe: str | None = None,
+        name: str | None = None,
+        arm: str | Sequence[str] | None = None,
+        site: str | None = None,
+        before: float | None = None,
+        **point: Any,
+    ) -> pl.DataFrame:
+        """Return the records that match.
+
+        Args:
+            probe: Code of the probe.
+            name: Which of its quantities.
+            arm: One arm or several.
+            site: Module path.
+            before: Only steps below this one.
+            point: Values of the point's columns.
+        """
+        found = self.frame
+        for column, value in {"probe": probe, "name": name, "site": site, **point}.items():
+            if value is not None:
+                found = found.filter(pl.col(column) == value)
+        if arm is not None:
+            found = found.filter(pl.col("arm").is_in([arm] if isinstance(arm, str) else list(arm)))
+        if before is not None:
+            found = found.filter(pl.col("step") < before)
+        return found
+
+    def per_seed(self, frame: pl.DataFrame, reduce: pl.Expr | None = None) -> Floats:
+        """Reduce records to one number per seed.
+
+        Args:
+            frame: Records of one arm at one point.
+            reduce: What to make of a seed's rows; the mean of the values if left out.
+
+        Returns:
+            Array (n,) in the order of ``seeds``; NaN where a seed has no rows.
+        """
+        rule = pl.col("value").mean() if reduce is None else reduce
+        found = dict(frame.group_by("seed").agg(rule.alias("value")).select("seed", "value").iter_rows())
+        return np.array([found.get(seed, np.nan) for seed in self.seeds], dtype=np.float64)
+
+    def final(self, name: str, *, window: int = 20, **where: Any) -> Floats:
+        """Return per seed the mean of the last ``window`` training records of a name (``"loss"``, ``"accuracy"``)."""
+        frame = self.select(probe="training", name=name, **where)
+        return self.per_seed(frame, pl.col("value").sort_by("step").tail(window).mean())
+
+    def final_losses(self, labels: Mapping[str, str], **where: Any) -> str:
+        """Say how the arms named by ``labels`` end, in a sentence for a caption."""
+        ends = (f"{typical(self.final('loss', arm=arm, **where))} with {label}" for arm, label in labels.items())
+        return f"Mean loss of the last 20 steps: {', '.join(ends)}."
+
+    def mean_log(self, frame: pl.DataFrame) -> Floats:
+        """Return per seed the mean logarithm of the values that have one; NaN where none has."""
+        return self.per_seed(
+            frame.filter(pl.col("value").is_finite() & (pl.col("value") > 0)), pl.col("value").log().mean()
+        )
+
+    def curves(self, frame: pl.DataFrame) -> dict[int, tuple[Floats, Floats]]:
+        """Return per seed the (steps, values) of the records of one quantity at one site, in order of steps."""
+        ordered = frame.sort("step")
+        return {
+            seed: (part["step"].to_numpy(), part["value"].to_numpy())
+            for (seed,), part in ordered.group_by(["seed"], maintain_order=True)
+        }
+
+    def steps_to(self, target: float, *, horizon: int, window: int = 5, **where: Any) -> tuple[Floats, int]:
+        """Return the steps until the running mean of the training accuracy reaches a target.
+
+        Args:
+            target: Accuracy in [0, 1].
+            horizon: Steps of a run: a seed that does not reach the target counts as this many (a restricted mean
+                over seeds follows), and so does one that diverged.
+            window: Steps of the running mean, which ends at the step reported.
+            where: Arm and point.
+
+        Returns:
+            Steps (n,) per seed, and how many of them are censored.
+        """
+        curves = self.curves(self.select(probe="training", name="accuracy", **where))
+        reached = np.full(len(self.seeds), np.inf)
+        for index, seed in enumerate(self.seeds):
+            if seed not in curves:
+                continue
+            steps, values = curves[seed]
+            if len(values) >= window:
+                smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+                hits = np.flatnonzero(smooth >= target - 1e-12)
+                if len(hits):
+                    reached[index] = steps[hits[0] + window - 1] + 1
+        censored = reached > horizon
+        return np.where(censored, float(horizon), reached), int(censored.sum())

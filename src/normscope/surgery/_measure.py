@@ -1,0 +1,156 @@
+"""Pool the moments of what norms are given, over batches and over processes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope._errors import DataError, NonFiniteError
+from normscope.ops import Moments, merge, moments_of
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What the data say of one norm's input.
+
+    Attributes:
+        moments: Moments per channel in float64; None where there were fewer than two values.
+        batches: Batches seen, by all processes together.
+        order: The measured norms in order of their first call.
+    """
+
+    moments: Moments | None
+    batches: int
+    order: tuple[str, ...] = ()
+
+
+class Meter:
+    """Measures what one norm is given, and decides by what it normalizes meanwhile.
+
+    Args:
+        path: The norm's name.
+        module: The norm.
+        settled: Whether it normalizes by its running statistics; else by each batch.
+    """
+
+    def __init__(self, path: str, module: Any, *, settled: bool) -> None:
+        self.path, self.module, self.settled = path, module, settled
+        self.moments: Moments | None = None
+
+    def attach(self, order: list[str]) -> None:
+        """Hook onto the norm; whoever calls takes the hooks off by restoring the model."""
+        self.order = order
+        self.module.register_forward_pre_hook(self._look, with_kwargs=True)
+        self.module.register_forward_hook(self._after)
+        if type(self.module) is nn.SyncBatchNorm:
+            # It would wait for the other processes at each forward, and refuses the CPU. Each normalizes by its own.
+            vars(self.module)["forward"] = self._locally
+
+    def _look(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).detach()
+        if self.path not in self.order:
+            self.order.append(self.path)
+        module.training = not self.settled
+        if x.numel() == 0:
+            module.training = False
+            return
+        # MPS has no float64; there the sums are float32, shifted, with the mean in two parts.
+        found = moments_of(x if x.device.type == "mps" else x.double())
+        if not (found.mean.isfinite().all() and found.m2.isfinite().all()):
+            raise NonFiniteError(f"{self.path} was given values that are not finite: find where they arise first")
+        self.moments = found if self.moments is None else merge(self.moments, found)
+        if found.count < 2 and not self.settled:  # one value is its own mean: normalize by what was pooled so far
+            module.training = False
+            if self.moments.count > 1:
+                module.running_mean.copy_(self.moments.mean + self.moments.low)
+                module.running_var.copy_(self.moments.variance(unbiased=True))
+
+    def _after(self, module: Any, args: Any, output: Any) -> None:
+        module.training = False
+
+    def _locally(self, x: Tensor) -> Tensor:
+        m = self.module
+        return nn.functional.batch_norm(
+            x, m.running_mean, m.running_var, m.weight, m.bias, training=m.training, momentum=0.0, eps=m.eps
+        )
+
+
+@dataclass
+class Step:
+    """A pass over the data: where it is, and what came of it."""
+
+    batch: int = 0
+    batches: int = 0
+    pooled: dict[str, Pooled] = field(default_factory=dict)
+
+
+@contextmanager
+def in_step(model: nn.Module, meters: Mapping[str, Meter]) -> Iterator[Step]:
+    """Pool what the block measures over all processes; what one raises, all raise, rather than wait for it forever.
+
+    Raises:
+        DataError: No process had a batch, or another process failed.
+    """
+    step = Step()
+    failure: BaseException | None = None
+    try:
+        yield step
+    except BaseException as error:
+        failure = error
+        if isinstance(error, NonFiniteError):
+            failure = NonFiniteError(f"batch {step.batch}: {error}")
+    order = next((m.order for m in meters.values() if hasattr(m, "order")), [])
+    told = _from_all((repr(failure) if failure else None, step.batches, list(order)))
+    if failure is not None:
+        raise failure
+    failed = [f"{rank}: {what}" for rank, (what, _, _) in enumerate(told) if what]
+    if failed:
+        raise DataError(f"recalibration failed in another process, {'; '.join(failed)}")
+    batches = sum(number for _, number, _ in told)
+    if meters and batches == 0:
+        raise DataError("the loader gave no batches: there are no statistics to take")
+    orders = [seen for _, _, seen in told if seen]
+    agreed = tuple(dict.fromkeys(path for seen in orders for path in seen))
+    for path, meter in meters.items():
+        moments = _pool(meter)
+        usable = moments is not None and moments.count > 1
+        step.pooled[path] = Pooled(moments if usable else None, batches, agreed)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _from_all(mine: Any) -> list[Any]:
+    """Return what each process has to say, by rank."""
+    if not _distributed():
+        return [mine]
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, mine)
+    return told
+
+
+def _pool(meter: Meter) -> Moments | None:
+    """Merge one norm's moments over all processes, in the order of ranks: the same bits everywhere."""
+    mine = meter.moments
+    if not _distributed():
+        return mine
+    channels = meter.module.num_features
+    device = meter.module.running_mean.device
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    flat = torch.zeros(1 + 3 * channels, dtype=kind, device=device)
+    if mine is not None:
+        flat = torch.cat(
+            [flat.new_tensor([mine.count]), *(v.flatten().to(flat) for v in (mine.mean, mine.low, mine.m2))]
+        )
+    parts = [torch.empty_like(flat) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, flat)
+    pooled: Moments | None = None
+    for part in parts:
+        if count := int(part[0].item()):
+            one = Moments(count, *part[1:].view(3, channels))
+            pooled = one if pooled is None else merge(pooled, one)
+    return pooled

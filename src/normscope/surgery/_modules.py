@@ -1,0 +1,86 @@
+"""The modules that surgery leaves behind where torch has none that fits."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelAffine(nn.Module):
+    """A gain and a shift per channel: what remains of a norm without its statistics.
+
+    Args:
+        weight: Gain ``(C,)``, or None for 1.
+        bias: Shift ``(C,)``, or None for 0.
+        axis: The channels' axis: 1 for ``(N, C, *)``, -1 for ``(N, *, C)``.
+    """
+
+    def __init__(self, weight: nn.Parameter | None, bias: nn.Parameter | None, axis: int = 1) -> None:
+        super().__init__()
+        self.axis = axis
+        self.weight, self.bias = weight, bias
+        if weight is None:
+            self.register_parameter("weight", None)
+        if bias is None:
+            self.register_parameter("bias", None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Scale and shift each channel of ``input``."""
+        y = input
+        if self.weight is not None:
+            y = y * _along(self.weight, input, self.axis)
+        return y if self.bias is None else y + _along(self.bias, input, self.axis)
+
+    def extra_repr(self) -> str:
+        """Show what there is."""
+        some = self.weight if self.weight is not None else self.bias
+        return f"{0 if some is None else some.numel()}, axis={self.axis}, bias={self.bias is not None}"
+
+
+class RMSNorm(ChannelAffine):
+    r"""Root-mean-square norm with a gain **and a shift**, for channels at the second or the last axis.
+
+    :math:`y = \gamma x / \sqrt{\langle x^2 \rangle + \epsilon} + \beta` (Zhang & Sennrich, 2019, eq. 4), the mean over
+    all channels and positions of a sample (``axis=1``, as ``GroupNorm(1, C)`` takes it) or over the channels of a
+    token (``axis=-1``, as ``torch.nn.RMSNorm``). ``torch.nn.RMSNorm`` has no shift and so cannot keep a learned one.
+
+    Args:
+        weight: Gain ``(C,)``, or None.
+        bias: Shift ``(C,)``, or None.
+        axis: The channels' axis, 1 or -1.
+        eps: Added to the mean square, in squared units of the input.
+    """
+
+    def __init__(
+        self, weight: nn.Parameter | None, bias: nn.Parameter | None, axis: int = 1, *, eps: float = 1e-5
+    ) -> None:
+        super().__init__(weight, bias, axis)
+        self.eps = eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, scale and shift; the mean square is float32 or wider."""
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))
+        axes = tuple(range(1, input.ndim)) if self.axis == 1 else (-1,)
+        return super().forward((wide * (wide.square().mean(axes, keepdim=True) + self.eps).rsqrt()).to(input.dtype))
+
+    def extra_repr(self) -> str:
+        """Show what there is."""
+        return f"{super().extra_repr()}, eps={self.eps}"
+
+
+class ChannelsLast(nn.Module):
+    """A norm of ``(N, C, *)`` applied to ``(N, *, C)``, where a layer norm stood.
+
+    Args:
+        norm: The norm.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Move the last axis to the second place, normalize, move it back."""
+        return self.norm(input.movedim(-1, 1)).movedim(1, -1)
+
+
+def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    return values if axis == -1 else values.view(-1, *(1,) * (x.ndim - 2))

@@ -1,0 +1,121 @@
+"""Which modules of a model are norms, where they hang, and how one is put in the place of another."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.parametrize import is_parametrized
+
+from normscope import layers
+from normscope._errors import UsageError
+
+Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
+
+BATCH: dict[type, int | None] = {
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+    nn.SyncBatchNorm: None,
+    layers.BatchNorm1d: 1,
+    layers.BatchNorm2d: 2,
+    layers.BatchNorm3d: 3,
+}
+INSTANCE: dict[type, int | None] = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
+OTHER: tuple[type, ...] = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_FAMILIES = (_BatchNorm, _InstanceNorm, *OTHER)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module and every place where it hangs.
+
+    Attributes:
+        path: Its first qualified name.
+        module: The module.
+        slots: Pairs of a parent and the name under which the parent has it; none for the model itself.
+    """
+
+    path: str
+    module: nn.Module
+    slots: tuple[tuple[nn.Module, str], ...]
+
+    def replace(self, new: nn.Module) -> None:
+        """Hang ``new`` wherever the module hangs now."""
+        for parent, name in self.slots:
+            # Not setattr: that would go through a parent's own __setattr__, and containers number their children.
+            parent._modules[name] = new
+
+
+def sites(model: nn.Module) -> list[Site]:
+    """Return every module of a model once, in the order of ``named_modules``."""
+    slots: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                slots.setdefault(child, []).append((parent, name))
+    return [Site(path, module, tuple(slots.get(module, ()))) for path, module in model.named_modules()]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Say whether a module is a batch, group, layer, instance or RMS norm, or of a class derived from one."""
+    return isinstance(module, _FAMILIES)
+
+
+def norms(model: nn.Module, only: Only = None) -> list[Site]:
+    """Return the norms of a model that ``only`` selects.
+
+    Args:
+        model: The model.
+        only: None for all; a predicate of path and module; or names, of which ``*`` stands for anything.
+
+    Raises:
+        UsageError: A name fits no norm.
+    """
+    found = [site for site in sites(model) if is_norm(site.module)]
+    if only is None:
+        return found
+    if callable(only):
+        return [site for site in found if only(site.path, site.module)]
+    names = [only] if isinstance(only, str) else list(only)
+    for name in names:
+        if not any(fnmatchcase(site.path, name) for site in found):
+            near = ", ".join(site.path for site in found[:5]) or "none at all"
+            raise UsageError(f"no norm of the model is named {name!r}; there are {near}{' ...' * (len(found) > 5)}")
+    return [site for site in found if any(fnmatchcase(site.path, name) for name in names)]
+
+
+def why_opaque(module: nn.Module) -> str | None:
+    """Say why a norm's forward cannot be taken for that of its family, or None if it can.
+
+    A class derived from a norm may compute anything; one that is parametrised computes its gain. Only classes that are
+    known exactly are replaced: converters that go by ``isinstance`` drop what the subclass adds.
+    """
+    if isinstance(module, _LazyNormBase):
+        return "is lazy and has no shape yet: run one forward of the model first"
+    if is_parametrized(module):
+        return "is parametrised (torch.nn.utils.parametrize): remove the parametrisation first"
+    if type(module) not in (*BATCH, *INSTANCE, *OTHER):
+        base = next(c.__name__ for c in type(module).__mro__[1:] if c in (*BATCH, *INSTANCE, *OTHER, *_FAMILIES))
+        return f"is a {type(module).__name__}, a subclass of {base} that may compute something else: use a callable"
+    if getattr(module, "activation", None) not in (None, "none"):
+        return f"has {module.activation!r} fused into it, which is no part of a norm: apply that outside first"
+    if set(module._parameters) - {"weight", "bias"}:
+        return "is reparametrised (its gain is computed from other parameters): undo that first"
+    return None
+
+
+def why_hooked(module: nn.Module) -> str | None:
+    """Say which forward hooks a module has, or None."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    found = [kind.strip("_").replace("_", " ") for kind in kinds if getattr(module, kind)]
+    return f"has {' and '.join(found)} that would see other values" if found else None
+
+
+def keep_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let ``new`` have the hooks of ``old``: the very dictionaries, so that their handles still remove them."""
+    for name, value in vars(old).items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and name in vars(new):
+            vars(new)[name] = value

@@ -1,0 +1,175 @@
+"""Freeze norms so that they stay frozen, and thaw them.
+
+**What it does.** A frozen norm normalizes with its running statistics and updates them no more, *whatever mode the
+model is put in*: ``model.train()`` at the start of each epoch, which undoes the customary ``norm.eval()``, passes it
+by. With ``affine=True`` its gain and shift take no gradient either.
+
+**How.** The module keeps its class, parameters, buffers and state dict; its ``train`` method is replaced on the
+instance by one that remembers the mode asked for and stays in evaluation. That travels with ``copy.deepcopy`` and
+``pickle`` (not with a state dict: freeze again after loading one into a new model). ``repr`` shows it.
+
+**What it does not do.** It cannot stop code that writes ``norm.training = True`` or calls
+``norm.reset_running_stats()`` (``torch.optim.swa_utils.update_bn`` does the latter; ``surgery.recalibrate`` does
+neither). Norms without running statistics have nothing to freeze but gain and shift.
+
+Freezing the statistics alone, or the gain and shift alone, leaves the other half drifting: freezing only the affine
+part is the usual mistake in fine-tuning. A norm whose statistics are still the initial 0 and 1 is frozen all the same,
+and the report says so.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from normscope.surgery._report import Change, Report, Skip
+from normscope.surgery._sites import Only, Site, is_norm, norms
+from normscope.surgery._transaction import transaction
+
+# The attribute of a frozen module that holds the mode last asked for, under "asked", and what parameters required a
+# gradient before, under their names. A plain dictionary, so that a failed operation restores it with the module.
+_STATE = "_before_freeze"
+
+
+class _Frozen:
+    """Stands in for ``train`` on one instance: a callable object, so that copies and pickles carry it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        vars(self.module)[_STATE]["asked"] = mode
+        type(self.module).train(self.module, False)
+        return self.module
+
+
+class _FrozenRepr:
+    """Stands in for ``extra_repr`` on one instance."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self) -> str:
+        shown = type(self.module).extra_repr(self.module)
+        return f"{shown}, frozen" if shown else "frozen"
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Say whether a module was frozen by :func:`freeze`.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> model = nn.Sequential(norm)
+        >>> _ = freeze(model)
+        >>> is_frozen(norm), model.train()[0].training
+        (True, False)
+    """
+    return isinstance(vars(module).get("train"), _Frozen)
+
+
+def freeze(model: nn.Module, *, only: Only = None, affine: bool = False) -> Report:
+    """Freeze the running statistics of norms, and on request their gain and shift.
+
+    Args:
+        model: The model, changed in place; a norm by itself is a model too.
+        only: Which norms: None for all; a predicate of path and module; or names, of which ``*`` stands for anything.
+        affine: Whether gain and shift are frozen too (``requires_grad=False``). An optimizer that decays the weights
+            of parameters without a gradient does not exist in torch: those are passed over.
+
+    Returns:
+        What was frozen, and what was skipped and why.
+
+    Raises:
+        UsageError: A name in ``only`` fits no norm.
+    """
+    done: list[Change] = []
+    skipped: list[Skip] = []
+    with transaction(model):
+        for site in norms(model, only):
+            module = site.module
+            tracks = getattr(module, "running_mean", None) is not None
+            if is_frozen(module) and not (affine and _learns(module)):
+                skipped.append(Skip(site.path, "is frozen already"))
+            elif tracks and getattr(module, "track_running_stats", True):
+                done.append(_freeze(site, affine))
+            elif affine and _learns(module):
+                done.append(_freeze(site, affine, statistics=False))
+            else:
+                skipped.append(Skip(site.path, f"{type(module).__name__} has no running statistics to freeze"))
+    return Report(model, tuple(done), tuple(skipped))
+
+
+def unfreeze(model: nn.Module, *, only: Only = None) -> Report:
+    """Thaw norms: back to the mode that was last asked of them, gain and shift learning again if they did.
+
+    Args:
+        model: The model, changed in place.
+        only: As for :func:`freeze`.
+
+    Returns:
+        What was thawed, and what was not frozen.
+
+    Raises:
+        UsageError: A name in ``only`` fits no norm.
+    """
+    done: list[Change] = []
+    skipped: list[Skip] = []
+    with transaction(model):
+        for site in norms(model, only):
+            module = site.module
+            if not is_frozen(module):
+                skipped.append(Skip(site.path, "is not frozen"))
+                continue
+            thaw(module)
+            done.append(Change(site.path, "thawed", f"in {'training' if module.training else 'evaluation'} mode"))
+    return Report(model, tuple(done), tuple(skipped))
+
+
+def thaw(module: nn.Module) -> None:
+    """Undo the freezing of one module."""
+    before = vars(module).pop(_STATE)
+    del vars(module)["train"]
+    vars(module).pop("extra_repr", None)
+    for name, parameter in module._parameters.items():
+        if parameter is not None and name in before:
+            parameter.requires_grad_(before[name])
+    module.train(before["asked"])
+
+
+def refreeze(old: nn.Module, new: nn.Module) -> None:
+    """Freeze ``new``, which takes the place of the frozen ``old``, as that was frozen."""
+    _install(new).update(vars(old)[_STATE])
+
+
+def _install(module: nn.Module) -> dict[str, bool]:
+    if not is_frozen(module):
+        # Into __dict__ directly: for torch these are no submodules, and a subclass's __setattr__ is not our business.
+        vars(module)[_STATE] = {"asked": module.training}
+        vars(module)["train"] = mark = _Frozen(module)
+        vars(module)["extra_repr"] = _FrozenRepr(module)
+        mark(module.training)
+    return vars(module)[_STATE]
+
+
+def _freeze(site: Site, affine: bool, *, statistics: bool = True) -> Change:
+    module = site.module
+    parts = ["running statistics"] if statistics else []
+    before = _install(module)
+    if affine:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                before.setdefault(name, parameter.requires_grad)
+                parameter.requires_grad_(False)
+        parts += ["gain and shift"] * any(p is not None for p in module._parameters.values())
+    detail = ""
+    if statistics and _initial(module):
+        detail = "its statistics are the initial mean 0 and variance 1: recalibrate before relying on them"
+    return Change(site.path, "frozen: " + ", ".join(parts), detail)
+
+
+def _initial(module: Any) -> bool:
+    mean, var = module.running_mean, module.running_var
+    return bool((mean == 0).all()) and bool((var == 1).all())
+
+
+def _learns(module: nn.Module) -> bool:
+    return is_norm(module) and any(p is not None and p.requires_grad for p in module._parameters.values())

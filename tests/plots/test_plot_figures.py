@@ -1,0 +1,244 @@
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import vl_convert
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+import _page_bench as _bench
+
+from normscope import plots
+from normscope._errors import StoreError, UsageError
+from normscope.plots._figure import fitted
+from normscope.plots._frames import chosen, layered, summarised
+from normscope.plots._theme import PALETTE, arm_styles, order_arms, theme
+from normscope.records import Estimate, Outcome, Verdict
+
+INF = math.inf
+COLUMNS = ["arm", "seed", "step", "site", "name", "value"]
+BUILDERS = {
+    "curves": lambda f: plots.curves(f, y="loss", title="t"),
+    "curves, several": lambda f: plots.curves(f, y=("loss", "accuracy"), title="t", log=True, band="ci"),
+    "curves, sites": lambda f: plots.curves(f, y="norm", facet="site", title="t", band="range", center="median"),
+    "landscape": lambda f: plots.landscape_band(f, title="t"),
+    "landscape, from zero": lambda f: plots.landscape_band(
+        f, title="t", low=None, high="gradient_difference", log=True
+    ),
+    "percentiles": lambda f: plots.percentiles(f, title="t"),
+    "depth": lambda f: plots.by_depth(f, y="norm", title="t"),
+    "heatmap": lambda f: plots.heatmap(f, y="norm", title="t", log=True),
+    "heatmap, two-sided": lambda f: plots.heatmap(f, y="cosine", title="t", middle=0),
+}
+
+
+def made(rows):
+    return pl.DataFrame(
+        rows, schema=dict(zip(COLUMNS, (pl.String, pl.Int64, pl.Int64, pl.String, pl.String, pl.Float64), strict=True)),
+        orient="row",
+    )  # fmt: skip
+
+
+def values(spec):
+    """All rows of all data sets of a spec."""
+    if isinstance(spec, list):
+        return [row for part in spec for row in values(part)]
+    if not isinstance(spec, dict):
+        return []
+    own = spec.get("data", {}).get("values", []) if isinstance(spec.get("data"), dict) else []
+    return own + [row for key, part in spec.items() if key != "data" for row in values(part)]
+
+
+@pytest.fixture(scope="module")
+def full():
+    return _bench.frame(every=1)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_figure_is_small_and_compiles_and_is_the_same_twice(name, full):
+    figure = BUILDERS[name](full)
+    text = json.dumps(figure.spec)
+    assert len(text) < 150_000
+    assert "config" not in figure.spec
+    assert figure.caption
+    assert figure.alt
+    assert "NaN" not in text
+    svg = vl_convert.vegalite_to_svg(fitted(figure.spec, 640), config=theme())
+    assert svg.count("<path") > 4
+    assert json.dumps(BUILDERS[name](full).spec) == text
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.head(0),
+        lambda f: f.filter(pl.col("seed") == 0),
+        lambda f: f.filter(pl.col("arm") == "bn"),
+        lambda f: f.filter(pl.col("step") == 0),
+        lambda f: f.with_columns(pl.lit(math.nan).alias("value")),
+        lambda f: f.with_columns(pl.lit(1.0).alias("value")),
+        lambda f: f.with_columns((-pl.col("value").abs()).alias("value")),
+        lambda f: f.with_columns(pl.when(pl.col("step") > 40).then(math.inf).otherwise("value").alias("value")),
+    ],
+    ids=["empty", "one seed", "one arm", "one step", "all NaN", "constant", "negative", "infinite later"],
+)
+def test_odd_frames_give_a_figure_that_compiles(name, change):
+    figure = BUILDERS[name](change(_bench.frame(seeds=3, steps=80, every=10, layers=3)))
+    vl_convert.vegalite_to_svg(fitted(figure.spec, 330), config=theme("dark"))
+
+
+def test_values_that_cannot_be_drawn_are_counted_in_the_caption():
+    rows = [("bn", 0, s, "", "loss", v) for s, v in enumerate((1.0, math.nan, math.inf, -INF, -2.0, 3.0))]
+    assert "Left out: 3 values not finite." in plots.curves(made(rows), y="loss", title="t").caption
+    logged = plots.curves(made(rows), y="loss", title="t", log=True)
+    assert "Left out: 1 value not positive" in logged.caption
+    assert {row["x"] for row in values(logged.spec)} == {0, 5}
+
+
+def test_a_missing_quantity_is_said_not_raised():
+    assert "no records of nothing" in plots.curves(_bench.frame(1, 10), y="nothing", title="t").caption
+
+
+@pytest.mark.parametrize(("log", "middle"), [(False, (1 + 100 + 4) / 3), (True, 400 ** (1 / 3))])
+def test_the_middle_is_the_mean_over_seeds_or_the_geometric_one(log, middle):
+    # seed 2 has two sites: it must count once, as its own (geometric) mean
+    rows = [("bn", 0, 0, "a", "l", 1.0), ("bn", 1, 0, "a", "l", 100.0)]
+    rows += [("bn", 2, 0, site, "l", v) for site, v in (("a", 2.0), ("b", 8.0 if log else 6.0))]
+    drawn = summarised(chosen(made(rows), ["l"])[0], x="step", panel=None, log=log)
+    assert drawn.frame["mid"].to_list() == pytest.approx([middle])
+    assert drawn.frame["n"].to_list() == [3]
+
+
+def test_bands_are_what_their_captions_say():
+    rng = np.random.default_rng(3)
+    sample = rng.normal(size=9)
+    frame = made([("bn", s, 0, "", "l", float(v)) for s, v in enumerate(sample)])
+    half = 2.306004135204166 * sample.std(ddof=1) / 3
+    ends = {"p10-90": np.quantile(sample, (0.1, 0.9)), "range": (sample.min(), sample.max())}
+    ends["ci"] = (sample.mean() - half, sample.mean() + half)
+    for band, (low, high) in ends.items():
+        row = summarised(chosen(frame, ["l"])[0], x="step", panel=None, band=band).frame.row(0, named=True)
+        assert (row["low"], row["high"]) == pytest.approx((low, high))
+    with pytest.raises(UsageError, match="band"):
+        summarised(chosen(frame, ["l"])[0], x="step", panel=None, band="sd")
+
+
+def test_depth_is_the_rank_of_a_site_within_its_arm():
+    sites = {"none": ["net.0", "net.2", "net.10"], "bn": ["net.0", "net.3", "net.15"]}
+    frame = made([(arm, 0, 0, site, "norm", 1.0) for arm, names in sites.items() for site in names])
+    ranks = {(a, s): rank for a, s, rank in layered(frame).select("arm", "site", "layer").rows()}
+    assert ranks == {(arm, site): i for arm, names in sites.items() for i, site in enumerate(names, start=1)}
+
+
+def test_thinning_keeps_the_first_and_the_last_step():
+    rows = [("bn", 0, s, "", "loss", 1.0 + s) for s in range(5000)]
+    figure = plots.curves(made(rows), y="loss", title="t")
+    steps = sorted({row["x"] for row in values(figure.spec)})
+    assert (steps[0], steps[-1]) == (0, 4999)
+    assert "of 5000 recorded steps" in figure.caption
+
+
+def test_the_percentiles_of_the_last_layer_are_those_of_its_records():
+    rows = [("bn", seed, 0, site, name, base + seed) for site, base in (("n.2", 0.0), ("n.10", 50.0))
+            for name, base in (("p15", base - 1), ("p50", base), ("p85", base + 1)) for seed in range(3)]  # fmt: skip
+    (row,) = values(plots.percentiles(made(rows), title="t").spec)
+    assert (row["low"], row["mid"], row["high"]) == (50, 51, 52)
+
+
+def test_landscape_bands_hold_the_medians_of_both_ends():
+    ends = {"loss_min@same-step": 1.0, "loss_max@same-step": 7.0}
+    rows = [("bn", seed, 0, "", name, v + seed) for name, v in ends.items() for seed in (0, 1, 50)]
+    (row,) = values(plots.landscape_band(made(rows), title="t").spec)
+    assert (row["low"], row["high"]) == (2, 8)
+
+
+def test_an_arm_has_one_colour_wherever_it_stands():
+    everyone = ("none", "bn", "noisy-bn", "layer-norm", "ghost")
+    whole = arm_styles(everyone, everyone)
+    for shown in (("bn",), ("ghost", "none"), ("layer-norm", "ghost", "bn")):
+        assert arm_styles(shown, everyone) == {arm: whole[arm] for arm in order_arms(shown, everyone)}
+    assert len({colour for colour, _ in whole.values()}) == 5
+    assert arm_styles(["BatchNorm"])["BatchNorm"] == arm_styles(["bn"])["bn"]
+    assert list(arm_styles(["zeta", "bn", "none"])) == ["none", "bn", "zeta"]
+    assert len(arm_styles([f"arm {i}" for i in range(20)])) == 20
+
+
+def luminance(colour):
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("colour", PALETTE)
+def test_every_colour_stands_out_from_both_grounds(mode, colour):
+    dim, bright = sorted((luminance(colour), luminance(theme(mode)["background"])))
+    assert (bright + 0.05) / (dim + 0.05) >= 3
+
+
+def verdict(point, low, high, scale="difference", margin=0.1, outcome=Outcome.INCONCLUSIVE):
+    return Verdict("s", "c", outcome, "e", Estimate(point, low, high, 0.95, 5, "m", scale), margin, "r")
+
+
+def test_the_forest_draws_ratios_where_they_are_and_cuts_what_has_no_bound():
+    rows = values(plots.forest([verdict(math.log(2), -INF, math.log(3), "log-ratio", math.log(1.5))]).spec)
+    (row,) = [r for r in rows if "mid" in r]
+    assert (row["mid"], row["to"], row["margin_at"]) == pytest.approx((2, 3, 1.5), rel=1e-4)
+    assert (row["cut_left"], row["cut_right"]) == (True, False)
+    assert row["words"] == "×2.0 (no bound to 3.0)"
+
+
+@pytest.mark.parametrize(
+    "verdicts",
+    [
+        [],
+        [verdict(math.nan, -INF, INF)],
+        [verdict(0.0, 0.0, 0.0, margin=0.0)],
+        [verdict(800.0, -900.0, 900.0, "log-ratio")],
+        [verdict(-INF, -INF, INF, "log-ratio")],
+        [verdict(1e-16, 0, 2e-16, "value", 1e-9), verdict(1, -INF, INF), verdict(0.1, 0, 0.2, "log-ratio")],
+    ],
+    ids=["none", "NaN", "zeros", "huge", "minus infinity", "mixed"],
+)
+def test_odd_verdicts_give_a_forest_that_compiles(verdicts):
+    figure = plots.forest(verdicts, parts=True)
+    vl_convert.vegalite_to_svg(fitted(figure.spec, 640), config=theme())
+
+
+def test_the_parts_of_a_verdict_follow_it():
+    smooth = _bench.verdicts()[0]
+    labels = [r["label"] for r in values(plots.forest([smooth], parts=True).spec) if "label" in r]
+    assert labels == ["landscape-smoothness", *(part.endpoint for part in smooth.parts)]
+
+
+def test_theory_takes_intervals_or_makes_them():
+    theory = pl.DataFrame({"m": [1, 2], "value": [1.0, 2.0]})
+    given = pl.DataFrame({"m": [1, 2], "point": [1.1, math.nan], "low": [-INF, 0.0], "high": [INF, 1.0]})
+    figure = plots.versus_theory(given, theory, x="m", title="t", y_title="y")
+    assert "1 point not finite" in figure.caption
+    (point,) = [row for row in values(figure.spec) if "low" in row]
+    assert point["low"] == point["mid"] == point["high"] == 1.1
+    seeds = pl.DataFrame({"m": [4] * 3, "seed": [0, 1, 2], "value": [1.0, 2.0, 3.0]})
+    made_here = plots.versus_theory(seeds, theory, x="m", title="t", y_title="y", log=True, log_x=True)
+    (point,) = [row for row in values(made_here.spec) if "low" in row]
+    assert (point["mid"], point["high"]) == pytest.approx((2, 2 + 4.302653 / math.sqrt(3)), rel=1e-4)
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<svg"), (".pdf", b"%PDF")])
+def test_a_figure_is_saved(tmp_path, suffix, start):
+    figure = plots.forest(_bench.verdicts())
+    written = figure.save(tmp_path / "new" / f"f{suffix}", mode="dark")
+    assert written.read_bytes().startswith(start)
+
+
+def test_saving_says_what_was_wrong(tmp_path):
+    figure = plots.forest(_bench.verdicts())
+    with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf, not as \.gif"):
+        figure.save(tmp_path / "f.gif")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="choose another path"):
+        figure.save(tmp_path / "file" / "f.svg")

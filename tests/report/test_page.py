@@ -1,0 +1,222 @@
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+from html.parser import HTMLParser
+
+import _page_bench as _bench
+import pytest
+from rich.console import Console
+
+from normscope import report
+from normscope._errors import StoreError
+from normscope.plots import Table
+from normscope.records import Estimate, Outcome, Verdict
+from normscope.report import Section, _text
+from normscope.report._page import duration
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}&amp;\u2028" + "x" * 300
+
+
+class Outline(HTMLParser):
+    """Collects what a page is made of."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.headings, self.ids, self.links, self.scripts = [], [], [], [], []
+        self._script = None
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.tags.append((tag, named))
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if "id" in named:
+            self.ids.append(named["id"])
+        if tag == "a":
+            self.links.append(named.get("href", ""))
+        if tag == "script":
+            self._script = [named.get("type", ""), ""]
+            self.scripts.append(self._script)
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self._script = None
+
+    def handle_data(self, text):
+        if self._script is not None:
+            self._script[1] += text
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "deep" / "report.html"
+    arguments = {"sections": _bench.sections(_bench.frame(every=20)), "provenance": _bench.PROVENANCE}
+    written = report.write(path, title="A report", times=_bench.TIMES, lede="Four claims.", **arguments)
+    assert written == path
+    return path.read_text(encoding="utf-8")
+
+
+def outline(page):
+    parser = Outline()
+    parser.feed(page)
+    return parser
+
+
+def test_the_page_refers_to_nothing_outside(page):
+    found = outline(page)
+    for tag, attributes in found.tags:
+        if tag in ("script", "img", "iframe", "source"):
+            assert "src" not in attributes
+        if tag == "link":
+            assert attributes["href"].startswith("data:")
+    assert not re.search(r"@import|url\(", page[page.index("<style>") : page.index("</style>")])
+
+
+def test_headings_go_down_one_step_at_a_time_and_addresses_exist_once(page):
+    found = outline(page)
+    assert found.headings[0] == 1
+    assert found.headings.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in zip(found.headings, found.headings[1:], strict=False))
+    assert len(found.ids) == len(set(found.ids))
+    assert {link[1:] for link in found.links if link.startswith("#")} <= set(found.ids)
+    assert [tag for tag, _ in found.tags].count("main") == 1
+
+
+def test_the_policy_admits_the_scripts_of_the_page_and_no_other(page):
+    found = outline(page)
+    (policy,) = [
+        a["content"] for t, a in found.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    hashes = re.findall(r"'sha256-([^']+)'", policy)
+    code = [text for kind, text in found.scripts if kind != "application/json"]
+    assert hashes == [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code]
+    assert "unsafe-eval" not in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_table_says_claim_verdict_effect_margin_and_source(page):
+    table = page[page.index('class="stack verdicts"') : page.index("How a verdict is made")]
+    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", table))
+    assert "1.83 times (1.52 to 2.20) ×1.5 10 Santurkar et al. 2018, section 3.1, Fig. 4a" in text
+    for outcome in Outcome:
+        assert outcome.value in text
+
+
+def test_every_section_shows_its_parts_tables_threats_and_command(page):
+    for words in ("gradient difference, matched by same step", "best learning rate", "Threats", "--out runs/demo",
+                  "The grid of steps was cut", "Method", "after Holm", "2 min 59 s in all", "torch"):  # fmt: skip
+        assert words in page
+    assert "s ∈ [1/2, 4]η" in page
+    assert "λ<sub>max</sub> ≈ 2/η" in page
+
+
+def hostile_section():
+    effect = Estimate(0.1, 0.0, 0.2, 0.95, 3, HOSTILE, HOSTILE)
+    verdict = Verdict(HOSTILE, HOSTILE, Outcome.SUPPORTED, HOSTILE, effect, 0.1, HOSTILE, (HOSTILE,))
+    figure = _bench.sections(_bench.frame(1, 20))[2].figures[0]
+    bad = type(figure)(HOSTILE, HOSTILE, HOSTILE, HOSTILE, figure.spec)
+    table = Table(HOSTILE, (HOSTILE, "b"), ((HOSTILE, 1.0), (None, True)), HOSTILE)
+    text = {"Threats": HOSTILE, HOSTILE: HOSTILE}
+    shown = ((verdict, verdict), (bad,), (table,))
+    return Section(HOSTILE, HOSTILE, HOSTILE, text, *shown, HOSTILE, (HOSTILE,), HOSTILE)
+
+
+def test_hostile_strings_stay_text(tmp_path):
+    section = hostile_section()
+    path = report.write(tmp_path / "r.html", title=HOSTILE, sections=[section, section], lede=HOSTILE,
+                        provenance={HOSTILE: {HOSTILE: HOSTILE}}, times={HOSTILE: 1.0})  # fmt: skip
+    found = outline(path.read_text(encoding="utf-8"))
+    assert [kind for kind, _ in found.scripts] == ["", "application/json", "", ""]
+    assert not [tag for tag, _ in found.tags if tag == "img"]
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    data = json.loads(found.scripts[1][1])
+    assert HOSTILE in [chart["alt"] for chart in data["charts"].values()]
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_the_check_for_hostile_strings_would_catch_a_leak():
+    assert [t for t, _ in outline(f"<p>{HOSTILE}</p>").tags if t in ("img", "script")]
+
+
+def test_a_page_without_studies_is_a_page(tmp_path):
+    path = report.write(tmp_path / "r.html", title="Nothing", sections=[], provenance={}, times={})
+    assert "Nothing was judged." in path.read_text(encoding="utf-8")
+    bare = Section("s", "S", "", {}, ())
+    assert "Is it" in report.write(path, title="Is it", sections=[bare]).read_text(encoding="utf-8")
+
+
+def test_a_path_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "r.html", tmp_path):
+        with pytest.raises(StoreError) as caught:
+            report.write(path, title="t", sections=[])
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_page_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "r.html"
+    path.write_text("old")
+
+    def refuse(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    with pytest.raises(StoreError, match="No space left"):
+        report.write(path, title="t", sections=[])
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["r.html"]
+
+
+@pytest.mark.parametrize(
+    ("markup", "html"),
+    [
+        ("a\nb\n\nc", "<p>a b</p>\n<p>c</p>"),
+        ("- a\n  more\n- b", "<ul><li>a more</li><li>b</li></ul>"),
+        ("so:\n1. a\n2. b\nend", "<p>so:</p>\n<ol><li>a</li><li>b</li></ol>\n<p>end</p>"),
+        ("`x<y` and ``*z*``", "<p><code>x&lt;y</code> and <code>*z*</code></p>"),
+        ("**a** *b* 2*3*4 a * b", "<p><strong>a</strong> <em>b</em> 2*3*4 a * b</p>"),
+        (":class:`~a.B` :func:`f <g>`", "<p><code>a.B</code> <code>f</code></p>"),
+        ("[x](https://a.b/c) [y](javascript:z)",
+         '<p><a href="https://a.b/c" rel="noopener noreferrer">x</a> [y](javascript:z)</p>'),
+        ("t:\n\n    code <b>\n      in", "<p>t:</p>\n<pre><code>code &lt;b&gt;\n  in</code></pre>"),
+        ("```py\na\n\nb\n```\nc", "<pre><code>a\n\nb</code></pre>\n<p>c</p>"),
+        (":math:`\\frac{\\gamma}{\\sigma+1}x^2_i`",
+         '<p><span class="math">γ/(σ+1)x<sup>2</sup><sub>i</sub></span></p>'),
+        ("<b>&", "<p>&lt;b&gt;&amp;</p>"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_markup(markup, html):
+    assert str(_text.html(markup)) == html
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.04, "0.0 s"), (9.96, "10.0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_terminal_table_fits_and_reads_nothing_as_markup(width):
+    strange = Verdict(
+        "s[red]", "[bold]claim[/] [/nope]", Outcome.REFUTED, "e", Estimate(0.1, 0, 0.2, 0.95, 3, "m"), 0.1, "[r]"
+    )
+    out = io.StringIO()
+    Console(file=out, width=width).print(report.console([*_bench.verdicts(), strange], reasons=True))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+    for words in ("✓ supported", "✕ refuted", "? inconclusive", "×1.83", "[bold]", "s[red]", "×1.5"):
+        assert words in text
+    coloured = io.StringIO()
+    Console(file=coloured, width=80, force_terminal=True, color_system="standard").print(
+        report.console(_bench.verdicts())
+    )
+    assert "\x1b[1;32m" in coloured.getvalue()

@@ -1,0 +1,204 @@
+"""The page in a browser: drawn, quiet, without a network, light and dark, wide and narrow."""
+
+import re
+import shutil
+
+import _page_bench as _bench
+import pytest
+from test_page import hostile_section
+
+from normscope import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+try:
+    from playwright.sync_api import sync_playwright
+except ImportError:
+    sync_playwright = None
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not looked at"),
+    pytest.mark.skipif(sync_playwright is None, reason="playwright is not installed: the page is not looked at"),
+]
+READY = "html[data-charts=ready]"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    sections = _bench.sections(_bench.frame(every=20))
+    return report.write(path, title="A report", sections=sections, provenance=_bench.PROVENANCE, times=_bench.TIMES)
+
+
+@pytest.fixture
+def opened(browser):
+    """Open a page and, at the end, hold it to having been quiet and alone."""
+    contexts, noise = [], []
+
+    def go(path, width=1280, scheme="light", **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
+        tab.on("pageerror", lambda error: noise.append(f"error: {error}"))
+        tab.on("dialog", lambda dialog: (noise.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        tab.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else noise.append(r.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_selector(READY, state="attached", timeout=60_000)
+        return tab
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert noise == []
+
+
+def overflow(tab):
+    return tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def brightness(colour):
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+
+
+def look(tab):
+    script = """() => ({
+      ground: getComputedStyle(document.body).backgroundColor,
+      text: getComputedStyle(document.body).color,
+      chart: getComputedStyle(document.querySelector('.chart svg .role-axis-label text')).fill,
+      panel: getComputedStyle(document.querySelector('.chart svg .background, .chart svg rect')).fill,
+    })"""
+    return tab.evaluate(script)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_chart_is_drawn_within_its_box_and_the_page_within_the_window(opened, written, width, scheme):
+    tab = opened(written, width, scheme)
+    boxes = tab.evaluate(
+        """() => [...document.querySelectorAll('.chart')].map(box => {
+          const svg = box.querySelector('svg.marks');
+          if (!svg) return [0, 0, 0];
+          return [box.clientWidth, Number(svg.getAttribute('width')), svg.querySelectorAll('path').length];
+        })"""
+    )
+    assert len(boxes) == 9
+    for box, svg, marks in boxes:
+        assert 0.9 * box < svg <= box
+        assert marks > 5
+    assert overflow(tab) <= 0
+    seen = look(tab)
+    light = scheme == "light"
+    assert (brightness(seen["ground"]) > 200) is light
+    assert (brightness(seen["chart"]) < 128) is light
+    assert (brightness(seen["text"]) < 128) is light
+
+
+def test_the_button_switches_the_colours_and_is_remembered(opened, written):
+    tab = opened(written)
+    before = look(tab)
+    tab.get_by_role("button", name="Switch to dark colours").click()
+    tab.wait_for_selector(READY, state="attached")
+    tab.wait_for_timeout(200)
+    tab.wait_for_selector(READY, state="attached")
+    after = look(tab)
+    assert brightness(after["ground"]) < 60 < brightness(before["ground"])
+    assert brightness(after["chart"]) > 128 > brightness(before["chart"])
+    tab.reload()
+    tab.wait_for_selector(READY, state="attached")
+    assert look(tab) == after
+    tab.get_by_role("button", name="Switch to light colours").click()
+    tab.wait_for_timeout(300)
+    assert brightness(look(tab)["ground"]) > 200
+
+
+def test_a_change_of_the_system_or_of_the_width_draws_again(opened, written):
+    tab = opened(written)
+    tab.emulate_media(color_scheme="dark")
+    tab.set_viewport_size({"width": 390, "height": 800})
+    tab.wait_for_timeout(500)
+    tab.wait_for_selector(READY, state="attached")
+    assert brightness(look(tab)["chart"]) > 128
+    assert overflow(tab) <= 0
+    assert tab.evaluate("Number(document.querySelector('.chart svg').getAttribute('width'))") <= 390
+
+
+def test_a_chart_is_saved_as_png_and_svg(opened, written, tmp_path):
+    tab = opened(written, accept_downloads=True)
+    figure = tab.locator("figure.picture").nth(1)
+    for kind, start in (("PNG", b"\x89PNG"), ("SVG", b"<svg")):
+        figure.locator("summary").click()
+        assert figure.locator(".vega-actions a").all_inner_texts() == ["Save as SVG", "Save as PNG"]
+        with tab.expect_download() as download:
+            figure.get_by_text(f"Save as {kind}").click()
+        target = tmp_path / download.value.suggested_filename
+        download.value.save_as(target)
+        assert target.name == f"normscope-band.{kind.lower()}"
+        assert target.read_bytes().lstrip().startswith(start)
+        figure.locator("summary").click()
+
+
+def test_a_click_on_the_legend_brings_one_arm_forward(opened, written):
+    tab = opened(written)
+    chart = tab.locator(".chart").nth(1)
+    faint = "els => els.filter(e => Number(getComputedStyle(e).opacity) < .15).length"
+    lines = "svg .mark-line path"
+    assert chart.locator(lines).evaluate_all(faint) == 0
+    chart.locator("svg .role-legend-label text").get_by_text("noisy batch norm", exact=True).click()
+    tab.wait_for_timeout(200)
+    assert chart.locator(lines).evaluate_all(faint) > 0
+
+
+def test_pointing_at_a_curve_shows_its_numbers(opened, written):
+    tab = opened(written)
+    box = tab.locator(".chart").nth(2)
+    box.scroll_into_view_if_needed()
+    place = box.locator("svg .mark-line path").first.bounding_box()
+    tab.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    tab.mouse.move(place["x"] + place["width"] / 2 + 3, place["y"] + place["height"] / 2 + 2, steps=4)
+    tip = tab.locator("#tip")
+    tip.wait_for(state="visible", timeout=5000)
+    words = tip.inner_text()
+    assert "optimizer step" in words
+    assert any(label in words for label in _bench.LABELS.values())
+    assert "undefined" not in words
+
+
+def test_hostile_strings_do_no_harm(opened, tmp_path):
+    section = hostile_section()
+    path = report.write(tmp_path / "r.html", title=section.title, sections=[section, section], lede=section.title,
+                        provenance={section.slug: section.slug}, times={section.slug: 2.0})  # fmt: skip
+    for width in (1280, 390):
+        tab = opened(path, width)
+        assert overflow(tab) <= 0
+        assert tab.locator("img").count() == 0
+        assert tab.locator(".chart svg.marks").count() == 3
+
+
+def test_the_keyboard_reaches_the_content_and_a_command_is_copied(opened, written):
+    tab = opened(written, permissions=["clipboard-read", "clipboard-write"])
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.id") == "main"
+    tab.get_by_role("button", name="Copy").first.click()
+    tab.get_by_role("button", name="Copied").wait_for(timeout=3000)
+    assert tab.evaluate("document.getElementById('said').textContent") == "The command was copied"
+
+
+def test_on_paper_the_page_is_light_and_unfolded(opened, written):
+    tab = opened(written, scheme="dark")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.emulate_media(media="print", color_scheme="dark")
+    tab.wait_for_selector(READY, state="attached")
+    assert tab.locator("details.fold:not([open])").count() == 0
+    assert brightness(look(tab)["chart"]) < 128
+    assert brightness(look(tab)["ground"]) > 200

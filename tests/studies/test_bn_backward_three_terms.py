@@ -1,0 +1,147 @@
+"""The backward pass: what is measured is what is there, and the judge finds what was planted."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from planted import Plant, jitter
+
+from normscope import studies
+from normscope.records import Outcome
+from normscope.studies.lab import norms
+from normscope.studies.lab.backward import _layer, measure
+from normscope.studies.lab.data import load
+from normscope.studies.lab.models import build
+
+STUDY = studies.get("bn-backward-three-terms")
+TRAINING = {"steps": 30, "batch": 64, "lrs": [0.1], "arms": ["full", "cut-both", "cut-mean", "cut-variance", "none"]}
+SETTINGS = {"batches": [16, 64, 256], "judged": 64, "steps": 200, "lr": 0.1, "training": TRAINING}
+
+
+def planted(error, *, exact=1e-15, cut=2.0, seeds=10):
+    plant = Plant(SETTINGS, seeds)
+    for seed in plant.seeds:
+        for batch in SETTINGS["batches"]:
+            for step in (0, 200):
+                for layer in range(3):
+                    where = {"probe": "backward_terms", "site": f"blocks.{layer}.norm", "step": step}
+                    where |= {"task": "formula", "batch": batch, "lr": 0.1}
+                    value = (error(layer, batch) if callable(error) else error) * math.exp(jitter(seed, 0.05, layer))
+                    plant.add("full", seed, "error", value, **where)
+                    plant.add("full", seed, "weight_error", 3 * value, **where)
+                    plant.add("full", seed, "full_error", exact, **where)
+                    plant.add("full", seed, "norm_error", 1e-15, **where)
+                    for name in ("cosine", "mean_share", "variance_share", "weight_cosine"):
+                        plant.add("full", seed, name, 0.5, **where)
+        for arm in TRAINING["arms"]:
+            loss = 0.1 * (cut if arm == "cut-both" else 1.0) * math.exp(jitter(seed, 0.02, len(arm)))
+            for step in range(30):
+                plant.add(arm, seed, "loss", loss, step=step, task="training", batch=64, lr=0.1)
+            plant.add(arm, seed, "diverged", 0, step=30, task="training", batch=64, lr=0.1)
+            plant.add(arm, seed, "bias_max", 0.1, probe="parameters", step=29, task="training", batch=64, lr=0.1)
+    return plant.evidence()
+
+
+@pytest.mark.parametrize(
+    ("error", "exact", "outcome"),
+    [
+        (0.18, 1e-15, Outcome.REFUTED),
+        (0.18, 1e-3, Outcome.INCONCLUSIVE),  # the yardstick itself is off
+        (1e-4, 1e-15, Outcome.SUPPORTED),
+        (0.01, 1e-15, Outcome.INCONCLUSIVE),  # at the margin
+        (lambda layer, batch: 0.5 if layer == 0 else 1e-6, 1e-15, Outcome.INCONCLUSIVE),  # in a third of layers only
+    ],
+)
+def test_the_judge_finds_what_was_planted(error, exact, outcome):
+    verdict = STUDY.judge(planted(error, exact=exact))
+    assert verdict.outcome is outcome
+    assert verdict.effect.point < 0
+
+
+@pytest.mark.parametrize(("cut", "outcome"), [(2.0, Outcome.SUPPORTED), (1.0, Outcome.REFUTED)])
+def test_harm_is_found_where_it_was_planted(cut, outcome):
+    parts = [part for part in STUDY.judge(planted(0.18, cut=cut)).parts if "both taken" in part.endpoint]
+    assert [part.outcome for part in parts] == [outcome]
+
+
+def test_theory_is_matched_or_not():
+    right = STUDY.judge(planted(lambda layer, m: math.sqrt(2 / (m - 2))))
+    wrong = STUDY.judge(planted(lambda layer, m: 2 * math.sqrt(2 / (m - 2))))
+    find = [next(part for part in verdict.parts if "over theory" in part.endpoint) for verdict in (right, wrong)]
+    assert find[0].outcome is Outcome.SUPPORTED
+    assert find[1].outcome is not Outcome.SUPPORTED
+
+
+def test_one_seed_decides_nothing():
+    assert STUDY.judge(planted(0.18, seeds=1)).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("m", [16, 64, 256])
+def test_error_for_an_uninformative_gradient_is_that_of_theory(m):
+    g = torch.Generator().manual_seed(m)
+    draw = lambda: torch.randn(m, 4000, dtype=torch.float64, generator=g)  # noqa: E731
+    found = _layer(3 + 2 * draw(), draw(), torch.full((4000,), 0.7, dtype=torch.float64), 1e-12)
+    assert found["error"] == pytest.approx(math.sqrt(2 / (m - 2)), rel=0.03)
+    assert found["mean_share"] + found["variance_share"] == pytest.approx(2 / m, rel=0.06)
+    assert found["cosine"] == pytest.approx(math.sqrt(1 - found["mean_share"] - found["variance_share"]), rel=1e-9)
+    assert max(found[name] for name in ("full_error", "norm_error")) < 1e-12
+    assert found["difference_error"] < 1e-6
+
+
+def test_a_wrong_formula_is_caught(monkeypatch):
+    """The test of the test: with one term's sign turned the error is no longer at rounding."""
+    from normscope import ops
+
+    right = ops.batch_norm_backward_terms
+
+    def wrong(*args, **options):
+        terms = right(*args, **options)
+        return terms._replace(mean_coupling=-terms.mean_coupling)
+
+    monkeypatch.setattr(ops, "batch_norm_backward_terms", wrong)
+    g = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(32, 5, dtype=torch.float64, generator=g) for _ in range(2))
+    assert _layer(x, grad + 0.5, torch.ones(5, dtype=torch.float64), 1e-5)["full_error"] > 1e-3
+
+
+def test_epsilon_is_taken_into_account():
+    g = torch.Generator().manual_seed(1)
+    x, grad = (torch.randn(8, 6, 3, 3, dtype=torch.float64, generator=g) for _ in range(2))
+    found = _layer(x, grad + x, torch.linspace(0.2, 2, 6, dtype=torch.float64), 0.5)
+    assert max(found[name] for name in ("full_error", "norm_error")) < 1e-12
+
+
+def test_measuring_changes_neither_network():
+    data = load("digits").split(0, train=100, dtype=torch.float64)
+    make = lambda norm: build(  # noqa: E731
+        "mlp", shape=(64,), classes=10, norm=norm, seed=0, depth=2, width=8
+    ).double()
+    model, note = make(norms.batch()), make(norms.detached(mean=True, variance=True))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    records = list(measure("c", 3, model, note, data, torch.arange(64)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert {record.site for record in records} == {"blocks.0.norm", "blocks.1.norm"}
+    assert np.isfinite([record.value for record in records]).all()
+
+
+def test_it_runs_as_a_whole(tmp_path, monkeypatch):
+    tiny = {
+        "network": {"name": "mlp", "depth": 2, "width": 8}, "batches": [16, 64], "judged": 64, "steps": 3, "lr": 0.1,
+        "train": 200, "test": 50, "training": TRAINING | {"steps": 25, "batch": 32},
+    }  # fmt: skip
+    monkeypatch.setattr(type(STUDY), "PRESETS", {"quick": tiny})
+    verdict = STUDY.run(out=tmp_path, seeds=2, workers=1)
+    (run,) = studies.load(tmp_path)
+    assert run.verdict() == verdict
+    assert {figure.slug for figure in run.figures()} == {"error-by-batch", "loss-by-cut", "bias-drift"}
+    assert len(run.tables()[0].rows) == 2 * 2 * 2
+    drift = run.store.frame(probe="parameters", name="bias_max")
+    last = drift.filter(drift["step"] == 24)
+    sizes = {
+        arm: last.filter(last["arm"] == arm)["value"].max() for arm in ("full", "cut-variance", "cut-mean", "cut-both")
+    }
+    assert max(sizes["full"], sizes["cut-variance"]) < 1e-7  # the exact gradient of a bias before batch norm is zero
+    assert min(sizes["cut-mean"], sizes["cut-both"]) > 1e-4

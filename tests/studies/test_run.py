@@ -1,0 +1,236 @@
+"""The machine that runs studies: same records however it is run, nothing supported without a difference."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from polars.testing import assert_frame_equal
+
+from normscope import studies
+from normscope._errors import DataError, StoreError, UsageError
+from normscope.records import Outcome
+from normscope.records.store import Store
+from normscope.studies._run import EXTENSION_LEVEL, Run, run
+
+HERE = Path(__file__).parent
+
+
+def frame(out: Path, study: str = "null"):
+    return Store.open(out / study).frame()
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "executed.log"
+    path.touch()
+    monkeypatch.setenv("TINY_LOG", str(path))
+    return path
+
+
+def test_equal_arms_are_not_supported(tmp_path):
+    verdict = run(tiny.Null(), out=tmp_path, seeds=6, workers=1)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert (verdict.effect.point, verdict.effect.low, verdict.effect.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 10])
+def test_arms_that_differ_by_chance_are_not_supported(tmp_path, seeds):
+    verdict = run(tiny.Twins(), out=tmp_path, seeds=seeds, workers=1)
+    assert verdict.outcome is not Outcome.SUPPORTED
+    assert verdict.effect.n == seeds
+
+
+def test_one_seed_is_inconclusive(tmp_path):
+    verdict = run(tiny.Twins(), out=tmp_path, seeds=1, workers=1)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.effect.n == 1
+
+
+def test_records_do_not_depend_on_workers_or_repetition(tmp_path):
+    verdicts = [run(tiny.Null(), out=tmp_path / str(w), seeds=2, workers=w) for w in (1, 2)]
+    again = run(tiny.Null(), out=tmp_path / "again", seeds=2, workers=1)
+    assert verdicts[0] == verdicts[1] == again
+    assert_frame_equal(frame(tmp_path / "1"), frame(tmp_path / "2"), check_exact=True)
+    assert_frame_equal(frame(tmp_path / "1"), frame(tmp_path / "again"), check_exact=True)
+
+
+def test_records_do_not_depend_on_the_callers_threads_or_random_state(tmp_path):
+    threads = torch.get_num_threads()
+    state = torch.random.get_rng_state()
+    try:
+        run(tiny.Unseeded(), out=tmp_path / "a", seeds=2, workers=1)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        torch.set_num_threads(2)
+        torch.rand(3)
+        run(tiny.Unseeded(), out=tmp_path / "b", seeds=2, workers=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+        torch.random.set_rng_state(state)
+    assert_frame_equal(frame(tmp_path / "a", "unseeded"), frame(tmp_path / "b", "unseeded"), check_exact=True)
+
+
+def test_running_again_runs_nothing(tmp_path, log):
+    first = run(tiny.Null(), out=tmp_path, seeds=2, workers=1)
+    assert len(log.read_text().split()) == 8
+    assert run(tiny.Null(), out=tmp_path, seeds=2, workers=1) == first
+    assert len(log.read_text().split()) == 8
+
+
+def test_more_seeds_run_only_the_new_ones_and_fewer_judge_only_those_asked_for(tmp_path, log):
+    run(tiny.Twins(), out=tmp_path, seeds=2, workers=1)
+    assert run(tiny.Twins(), out=tmp_path, seeds=4, workers=1).effect.n == 4
+    executed = log.read_text().split()
+    assert len(executed) == len(set(executed)) == 16
+    assert run(tiny.Twins(), out=tmp_path, seeds=2, workers=1).effect.n == 2
+
+
+def test_progress_counts_every_cell_once(tmp_path):
+    seen = []
+    run(tiny.Null(), out=tmp_path, seeds=2, workers=1, progress=lambda *args: seen.append(args))
+    assert [(done, total) for done, total, _ in seen] == [(done, 8) for done in range(9)]
+    assert seen[0][2] is None
+    assert len({cell.id for *_, cell in seen[1:]}) == 8
+    resumed = []
+    run(tiny.Null(), out=tmp_path, seeds=2, workers=1, progress=lambda *args: resumed.append(args))
+    assert resumed == [(8, 8, None)]
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found += [int(entry.name), *children(int(entry.name))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
+@pytest.mark.parametrize(("workers", "how"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)])
+def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how):
+    seeds, cells = 3, 12
+    environment = dict(os.environ, TINY_SLEEP="0.25", PYTHONPATH=os.pathsep.join([str(HERE), *sys.path]))
+    command = [sys.executable, str(HERE / "tiny.py"), "null", str(tmp_path / "killed"), str(seeds), str(workers)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        limit = time.monotonic() + 60
+        while len(list((tmp_path / "killed" / "null").glob("cell-*.json"))) < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        below = children(process.pid)
+        if how is signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does
+        else:
+            os.kill(process.pid, how)
+        process.wait(30)
+        limit = time.monotonic() + 30
+        while any(alive(pid) for pid in below):
+            assert time.monotonic() < limit, "workers outlive the process that started them"
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    done = Store.open(tmp_path / "killed" / "null").completed()
+    assert 3 <= len(done) < cells
+    assert set(log.read_text().split()) >= done
+    seen = []
+    resumed = run(
+        tiny.Null(), out=tmp_path / "killed", seeds=seeds, workers=workers, progress=lambda *args: seen.append(args)
+    )
+    assert seen[0] == (len(done), cells, None)
+    executed = [cell.id for *_, cell in seen[1:]]
+    assert len(executed) == cells - len(done)
+    assert not set(executed) & done
+    assert resumed == run(tiny.Null(), out=tmp_path / "whole", seeds=seeds, workers=1)
+    assert_frame_equal(frame(tmp_path / "killed"), frame(tmp_path / "whole"), check_exact=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_cell_fails_the_run_and_keeps_what_was_complete(tmp_path, workers):
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        run(tiny.Broken(), out=tmp_path, seeds=3, workers=workers)
+    kept = Run(tiny.Broken(), Store.open(tmp_path / "broken"))
+    assert 0 < len(kept.store.completed()) <= 8
+    if workers == 1:
+        assert kept.evidence().seeds == (0, 1)
+
+
+def test_incomplete_seeds_are_not_judged(tmp_path):
+    run(tiny.Null(), out=tmp_path, seeds=3, workers=1)
+    store = Store.open(tmp_path / "null")
+    lost = next(cell for cell in store.cells() if cell.seed == 1)
+    for path in (tmp_path / "null").glob(f"*{lost.id}*"):
+        path.unlink()
+    kept = Run(tiny.Null(), Store.open(tmp_path / "null"))
+    assert kept.evidence().seeds == (0, 2)
+    assert kept.verdict().effect.n == 2
+    for path in (tmp_path / "null").glob("cell-*"):
+        path.unlink()
+    with pytest.raises(DataError, match="no seed is complete"):
+        Run(tiny.Null(), Store.open(tmp_path / "null")).verdict()
+
+
+def test_an_inconclusive_run_is_extended_once_at_the_corrected_level(tmp_path):
+    verdict = run(tiny.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
+    assert verdict.effect.n == 4
+    assert verdict.effect.level == pytest.approx(EXTENSION_LEVEL)
+    with pytest.raises(StoreError, match="level"):
+        run(tiny.Twins(), out=tmp_path, seeds=2, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"seeds": 0}, UsageError, "--seeds"),
+        ({"workers": 0}, UsageError, "--workers"),
+        ({"preset": "huge"}, UsageError, "quick or full"),
+        ({"device": "no-such-device"}, UsageError, "no-such-device"),
+        ({"data": "no/such/path"}, DataError, "no such file"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(tmp_path, options, error, says):
+    with pytest.raises(error, match=says) as caught:
+        run(tiny.Null(), out=tmp_path / "out", **({"seeds": 1} | options))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_preset_needs_another_folder(tmp_path):
+    run(tiny.Null(), out=tmp_path, seeds=1, workers=1)
+    with pytest.raises(StoreError):
+        run(tiny.Null(), out=tmp_path, seeds=1, workers=1, preset="full")
+
+
+def test_out_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StoreError):
+        run(tiny.Null(), out=tmp_path / "out", seeds=1, workers=1)
+
+
+def test_load_says_where_nothing_lies(tmp_path):
+    with pytest.raises(StoreError, match="no run"):
+        studies.load(tmp_path)
+
+
+def test_a_run_of_an_unknown_study_is_named(tmp_path):
+    run(tiny.Null(), out=tmp_path, seeds=1, workers=1)
+    with pytest.raises(UsageError, match="null"):
+        studies.load(tmp_path)

@@ -1,0 +1,165 @@
+"""Studies small enough for tests, and a script that runs one: ``python tiny.py NAME OUT SEEDS WORKERS``."""
+
+import os
+import sys
+import time
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+
+from normscope.records import Record
+from normscope.stats import decide, interval
+from normscope.studies._run import run
+from normscope.studies._study import AbstractStudy
+from normscope.studies.lab import norms
+from normscope.studies.lab.models import mlp
+from normscope.studies.lab.train import train
+
+
+class Null(AbstractStudy):
+    """Two arms that are the same.
+
+    ## Claim
+    The second arm trains faster.
+
+    ## Method
+    The same network with the same seed.
+
+    ## Prediction
+    Never supported.
+
+    ## Threats
+    None.
+    """
+
+    CODE = "null"
+    CARD = 1000
+    TOPIC = "test"
+    SOURCES = ("nowhere",)
+    CLAIM = "The second arm trains faster."
+    ENDPOINT = "Loss of the first arm over that of the second"
+    MARGIN = 0.0
+    PRESETS: ClassVar = {"quick": {"steps": 4, "lrs": [0.1, 1.0]}, "full": {"steps": 8, "lrs": [0.1]}}
+
+    def grid(self, settings):
+        for lr in settings["lrs"]:
+            for arm in ("first", "second"):
+                yield arm, {"lr": lr}
+
+    def stream(self, cell):
+        return cell.seed
+
+    def run_cell(self, cell, data, device):
+        log = os.environ.get("TINY_LOG")
+        if log:
+            with open(log, "a") as file:
+                file.write(f"{cell.id}\n")
+        time.sleep(float(os.environ.get("TINY_SLEEP", "0")))
+        seed = self.stream(cell)
+        model = mlp(2, 8, inputs=64, classes=10, norm=norms.noisy_batch(seed), seed=seed)
+        return train(
+            model,
+            data.split(seed, train=200, test=50),
+            cell=cell.id,
+            seed=seed,
+            steps=cell.settings["steps"],
+            lr=float(cell.point["lr"]),
+            batch_size=32,
+            probes=self.probes(),
+            every=2,
+        )
+
+    def probes(self):
+        return ()
+
+    def judge(self, evidence):
+        def last(arm):
+            frame = evidence.select(probe="training", name="loss", arm=arm, lr=0.1)
+            return evidence.per_seed(frame, pl.col("value").sort_by("step").last())
+
+        values = np.log(last("first")) - np.log(last("second"))
+        outcome, p = decide(values, margin=self.MARGIN, level=evidence.level)
+        effect = interval(values, scale="log-ratio", level=evidence.level)
+        return self.verdict(outcome, effect, reason="They are equal.", p_value=p, primary=True)
+
+
+class Twins(Null):
+    """Two arms that differ in their random numbers only.
+
+    ## Claim
+    The second arm trains faster.
+
+    ## Method
+    The same network with other seeds.
+
+    ## Prediction
+    Not supported.
+
+    ## Threats
+    None.
+    """
+
+    CODE = "twins"
+    MARGIN = float(np.log(1.2))
+
+    def stream(self, cell):
+        return cell.seed + (1000 if cell.arm == "second" else 0)
+
+
+class Broken(Null):
+    """A study whose cells fail.
+
+    ## Claim
+    None.
+
+    ## Method
+    None.
+
+    ## Prediction
+    None.
+
+    ## Threats
+    None.
+    """
+
+    CODE = "broken"
+
+    def run_cell(self, cell, data, device):
+        if cell.seed == 2:
+            raise ZeroDivisionError("planted")
+        return super().run_cell(cell, data, device)
+
+
+class Unseeded(Null):
+    """A study that forgets to name its random numbers: it draws from the global generator.
+
+    ## Claim
+    None.
+
+    ## Method
+    None.
+
+    ## Prediction
+    None.
+
+    ## Threats
+    None.
+    """
+
+    CODE = "unseeded"
+
+    def run_cell(self, cell, data, device):
+        import torch
+
+        yield Record(cell.id, 0, "training", "", "loss", 1.0 + float(torch.rand(())))
+
+
+STUDIES = {study.CODE: study for study in (Null, Twins, Broken, Unseeded)}
+
+if __name__ == "__main__":
+    name, out, seeds, workers = sys.argv[1:]
+    # The class must come from an importable module, for workers to find it again.
+    import tiny
+
+    run(tiny.STUDIES[name](), out=out, seeds=int(seeds), workers=int(workers))

@@ -1,0 +1,167 @@
+"""The command line as a user types it: words in; text, files and exit codes out."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import normscope
+from normscope import cli
+
+HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
+
+
+Done = namedtuple("Done", "stdout stderr")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command line in this process; a subprocess is tried once, below."""
+
+    def run(*words, code=0):
+        capsys.readouterr()
+        stopped = 0
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            stopped = stop.code or 0
+        done = Done(*capsys.readouterr())
+        assert stopped == code, done
+        return done
+
+    return run
+
+
+@pytest.fixture
+def refuse(run):
+    """Run what must be refused: one line on standard error, exit code 2."""
+
+    def refuse(*words):
+        done = run(*words, code=2)
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("normscope: ")
+        assert done.stdout == ""
+        return lines[0]
+
+    return refuse
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["study", "run", "--help"], []])
+def test_help_imports_nothing_heavy(words):
+    probe = (
+        "import sys; from normscope.cli import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert out.rstrip().endswith("heavy: []")
+
+
+def test_every_command_has_help_with_an_example():
+    import typer.main
+
+    group = typer.main.get_command(cli.app)
+    commands = [*group.commands.values(), *group.commands["study"].commands.values()]
+    for command in commands:
+        assert command.help, command.name
+        assert "normscope" in (command.epilog or ""), command.name
+
+
+def test_version(run):
+    assert run("--version").stdout == f"normscope {normscope.__version__}\n"
+
+
+def test_study_list_and_show(run):
+    listed = json.loads(run("study", "list", "--json").stdout)
+    slugs = [row["slug"] for row in listed]
+    assert set(cli.DEMO) <= set(slugs)
+    text = run("study", "list").stdout
+    assert all(slug in text for slug in cli.DEMO)
+    shown = run("study", "show", cli.DEMO[0]).stdout
+    for heading in ("Claim", "Method", "Prediction", "Threats"):
+        assert f"\n{heading}\n" in shown
+
+
+@pytest.mark.parametrize("name", ["noisy-batchnorm", "gradient_flow", "batch_norm_2d"])
+def test_explain_knows_every_kind_of_unit(run, name):
+    assert run("explain", name).stdout.startswith(f"{name}\n")
+    assert json.loads(run("explain", name, "--json").stdout)["page"]
+
+
+def test_unknown_names_are_answered_with_near_ones(refuse):
+    assert "noisy-batchnorm" in refuse("explain", "noisy-batchnrm")
+    assert "noisy-batchnorm" in refuse("study", "run", "noisy-batchnrm")
+    assert "noisy-batchnorm" in refuse("study", "show", "noisy-batchnrm")
+
+
+def test_misuse_is_one_line(refuse, tmp_path):
+    assert "--all" in refuse("study", "run")
+    assert "--all" in refuse("study", "run", "--all", "noisy-batchnorm")
+    assert "preset" in refuse("study", "run", "noisy-batchnorm", "--preset", "slow", "--out", tmp_path)
+    assert "no run" in refuse("report", tmp_path)
+    refuse("report", tmp_path / "missing")
+
+
+def test_bad_data_is_one_line(refuse, tmp_path):
+    where = ("--out", tmp_path / "runs", "--seeds", 1)
+    assert "missing" in refuse("study", "run", "noisy-batchnorm", "--data", tmp_path / "missing", *where)
+    truncated = tmp_path / "truncated.npz"
+    np.savez(tmp_path / "whole.npz", x_train=np.zeros((9, 8, 8)), y_train=np.zeros(9, dtype=np.int64))
+    truncated.write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
+    refuse("study", "run", "noisy-batchnorm", "--data", truncated, *where)
+    assert "x_test" in refuse("study", "run", "noisy-batchnorm", "--data", tmp_path / "whole.npz", *where)
+    images = np.full((40, 8, 8), np.nan)
+    labels = np.arange(40) % 2
+    np.savez(tmp_path / "nan.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    refuse("study", "run", "noisy-batchnorm", "--data", tmp_path / "nan.npz", *where)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(refuse, tmp_path):
+    tmp_path.chmod(0o500)
+    refuse("study", "run", "noisy-batchnorm", "--seeds", 1, "--out", tmp_path / "runs")
+
+
+def test_a_file_where_the_folder_should_be(refuse, tmp_path):
+    (tmp_path / "runs").write_text("not a folder")
+    refuse("study", "run", "noisy-batchnorm", "--seeds", 1, "--out", tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_one_seed_is_inconclusive_and_the_report_can_be_written_again(run, tmp_path):
+    out = tmp_path / "runs"
+    slug = "bn-backward-three-terms"
+    words = ["study", "run", slug, "--seeds", "1", "--workers", "1", "--out", str(out), "--json"]
+    done = subprocess.run([sys.executable, "-m", "normscope", *words], capture_output=True, text=True, check=True)
+    assert done.stderr == ""  # no progress bar in a pipe
+    first = json.loads(done.stdout)
+    assert [row["outcome"] for row in first["verdicts"]] == ["inconclusive"]
+    page = Path(first["report"])
+    before = page.read_text(encoding="utf-8")
+    assert slug in before
+    page.unlink()
+    again = json.loads(run("report", out, "--json").stdout)
+    assert again["verdicts"] == first["verdicts"]
+    assert page.is_file()
+
+
+def test_interrupt_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    face = types.ModuleType("normscope._face")
+    face.run = interrupted
+    monkeypatch.setitem(sys.modules, "normscope._face", face)
+    monkeypatch.setattr(normscope, "_face", face, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo"])
+    assert stop.value.code == 130
+    assert "same command" in capsys.readouterr().err

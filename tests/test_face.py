@@ -1,0 +1,64 @@
+"""The public names, on a user's own loop."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import normscope as ns
+from normscope._errors import StoreError, UsageError
+
+
+def loss_fn(model, batch):
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def watched(steps=5, every=2, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), ns.layers.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probes = ["gradient_flow", "activation_distribution", "covariate_shift", "landscape"]
+    scope = ns.Scope(model, loss_fn, optimizer, probes=probes, every=every, **options)
+    for _ in range(steps):
+        batch = (torch.randn(16, 6), torch.randint(0, 3, (16,)))
+        with scope.step(batch):
+            optimizer.zero_grad()
+            loss_fn(model, batch).backward()
+            optimizer.step()
+    return scope
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_scope_writes_a_page_of_every_probe(tmp_path, stored):
+    scope = watched(record_to=tmp_path / "run" if stored else None)
+    frame = scope.records()
+    assert set(frame["step"]) == {0, 2, 4}
+    page = scope.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    for probe in ("gradient-flow", "activation-distribution", "covariate-shift", "landscape"):
+        assert re.search(rf'<section id="[a-z-]*{probe}"', page)
+    data = json.loads(re.search(r'id="page-data">(.*?)</script>', page, re.S).group(1))
+    drawn = json.dumps(data["charts"])
+    # Every quantity is drawn: a value of each is found among the charts' data.
+    for name in ("norm", "output_norm", "growth", "std", "l2", "relative", "cosine", "effective_beta@same-step"):
+        assert name in frame["name"].to_list()
+        assert ns.plots.readable(name.partition("@")[0]) in drawn or name in drawn, name
+    assert "Nothing was judged" not in page
+
+
+def test_a_scope_with_nothing_recorded_has_no_page(tmp_path):
+    with pytest.raises(UsageError, match="nothing was recorded"):
+        watched(steps=0).report(tmp_path / "page.html")
+    with pytest.raises(StoreError):
+        watched(steps=1).report(tmp_path)
+
+
+def test_public_names_are_there():
+    assert set(ns.__all__) <= set(dir(ns))
+    for name in ns.__all__:
+        assert getattr(ns, name) is not None
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = ns.nothing
+    assert ns.study("noisy-batchnorm").CODE == "noisy-batchnorm"
