@@ -106,6 +106,9 @@ def test_misuse_is_one_line(refuse, tmp_path):
     assert "--all" in refuse("study", "run")
     assert "--all" in refuse("study", "run", "--all", "noisy-batchnorm")
     assert "preset" in refuse("study", "run", "noisy-batchnorm", "--preset", "slow", "--out", tmp_path)
+    assert "--help" in refuse("study", "run", "noisy-batchnorm", "--seeds", 0)
+    assert "--help" in refuse("demos")
+    assert "--help" in refuse("demo", "--nothing")
     assert "no run" in refuse("report", tmp_path)
     refuse("report", tmp_path / "missing")
 
