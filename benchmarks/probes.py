@@ -53,6 +53,14 @@ CASES = {
     "landscape (1 point, curvature)": [
         lambda: probes.LandscapeAlongGradient(points=1, dense=(), matchings=("same-step",))
     ],
+    "curvature (top eigenvalue to 1 %, train)": [lambda: probes.Curvature(("eigenvalues",), modes=("train",))],
+    "curvature (default, both modes)": [probes.Curvature],
+    "curvature (layers, train)": [lambda: probes.Curvature(("layers",), modes=("train",))],
+    "curvature (adaptive, train)": [lambda: probes.Curvature(("adaptive",), modes=("train",))],
+    "curvature (batch, train)": [lambda: probes.Curvature(("batch",), modes=("train",))],
+    "descent": [probes.Descent],
+    "interaction": [probes.Interaction],
+    "output_moments (train)": [lambda: probes.OutputMoments(modes=("train",))],
     "all": [
         probes.GradientFlow,
         probes.ActivationDistribution,
@@ -91,7 +99,7 @@ def measure(build, rounds):
     base = statistics.median(times["plain"][2:])
     print(f"\n{build.__name__}: {size} parameters, plain step {1e3 * base:.2f} ms")
     for name, taken in times.items():
-        print(f"  {name:36} {statistics.median(taken[2:]) / base:7.2f}")
+        print(f"  {name:40} {statistics.median(taken[2:]) / base:7.2f}")
 
 
 if __name__ == "__main__":

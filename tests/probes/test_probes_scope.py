@@ -26,7 +26,9 @@ def run(scope, model, batches, optimizer=None, loss_fn=nets.loss_fn):
 
 
 def test_the_room_lists_its_probes_and_each_has_its_page():
-    assert CODES == ["activation_distribution", "covariate_shift", "gradient_flow", "landscape"]
+    assert sorted(CODES) == CODES
+    assert {"activation_distribution", "covariate_shift", "gradient_flow", "landscape"} <= set(CODES)
+    assert {"curvature", "descent", "interaction", "output_moments"} <= set(CODES)
     for probe in probes.all():
         assert probe.page().keys() == {"Measures", "Cost", "Reads wrongly when"}
         assert probe.SOURCES

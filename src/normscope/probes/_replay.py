@@ -17,6 +17,7 @@ from torch.nn import Module, Parameter
 from torch.nn.modules import module as torch_module
 
 from normscope._errors import UsageError
+from normscope.probes._sites import is_norm
 from normscope.probes._state import HOOKS, RngState, Snapshot
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -157,11 +158,13 @@ class Replay:
 
     def __init__(self, model: Module, loss_fn: LossFn, batch: Any, start: Start) -> None:
         self.model, self.start = model, start
-        self._loss_fn, self._batch = loss_fn, batch
+        self._loss_fn, self.batch = loss_fn, batch
         self.flat = [part.clone() for part in start.flat]
         self._leaves = [Parameter(slot.of(self.flat), requires_grad=slot.trainable) for slot in start.slots]
-        self._origin: Evaluation | None = None
+        self._origins: dict[str, Evaluation] = {}
         self._open = False
+        self.mode = "train"
+        self.cache: dict[str, Any] = {}
         # Found out at the first evaluation: where the loss draws from torch's streams only, the others need no setting.
         self.draws_beside_torch: bool | None = None
 
@@ -180,14 +183,60 @@ class Replay:
                     _silence(module)
                 for module, mode in self.start.modes:
                     module.training = mode
-                for slot, leaf in zip(self.slots, self._leaves, strict=True):
-                    for module, key in slot.places:
-                        module._parameters[key] = leaf
+                self._install(self._leaves)
                 self._open = True
                 yield self
             finally:
                 self._open = False
+                self.cache.clear()
                 snapshot.restore()
+
+    def leaves(self) -> list[Parameter]:
+        """Make further substitutes for the parameters, at the values with which the step began."""
+        flat = [part.clone() for part in self.start.flat]
+        return [Parameter(slot.of(flat), requires_grad=slot.trainable) for slot in self.slots]
+
+    @contextmanager
+    def substituted(self, leaves: Sequence[Parameter]) -> Iterator[None]:
+        """Compute with these substitutes, one for each of ``slots``, until the block ends."""
+        try:
+            self._install(leaves)
+            yield
+        finally:
+            self._install(self._leaves)
+
+    def _install(self, leaves: Sequence[Parameter]) -> None:
+        for slot, leaf in zip(self.slots, leaves, strict=True):
+            for module, key in slot.places:
+                module._parameters[key] = leaf
+
+    @contextmanager
+    def frozen(self, wanted: bool = True) -> Iterator[bool]:
+        """Have the norms in train mode compute with their running statistics until the block ends.
+
+        Everything else, such as dropout, stays in the mode of the user's own pass. Yields whether any norm changed.
+        """
+        norms = [module for module in self.model.modules() if wanted and module.training and _keeps_statistics(module)]
+        before = self.mode
+        try:
+            for module in norms:
+                module.training = False
+            self.mode = "frozen" if norms else before
+            yield bool(norms)
+        finally:
+            self.mode = before
+            for module in norms:
+                module.training = True
+
+    @contextmanager
+    def on(self, batch: Any) -> Iterator[None]:
+        """Evaluate the loss on another batch until the block ends."""
+        kept = self.batch, self._origins, self.cache
+        self.batch, self._origins, self.cache = batch, {}, {}
+        try:
+            yield
+        finally:
+            self.batch, self._origins, self.cache = kept
 
     def reset(self) -> None:
         """Go back to the parameters with which the step began."""
@@ -212,10 +261,10 @@ class Replay:
 
     def origin(self) -> Evaluation:
         """Loss and gradient at the parameters with which the step began; computed once, shared by all probes."""
-        if self._origin is None:
+        if self.mode not in self._origins:
             self.reset()
-            self._origin = self.evaluate()
-        return self._origin
+            self._origins[self.mode] = self.evaluate()
+        return self._origins[self.mode]
 
     def evaluate(self, wanted: Sequence[Slot] | None = None, *, gradient: bool = True) -> Evaluation:
         """Evaluate the loss where the walk stands.
@@ -242,7 +291,7 @@ class Replay:
         if wanted is not None:
             flat = [_dense(part, leaf).reshape(-1) for part, (_, leaf) in zip(parts, chosen, strict=True)]
             return Evaluation(loss.detach(), flat)
-        return Evaluation(loss.detach(), self._gather([slot for slot, _ in chosen], parts))
+        return Evaluation(loss.detach(), self.gather([slot for slot, _ in chosen], parts))
 
     def loss(self) -> Tensor:
         """Run ``loss_fn`` once, from the buffers and random streams with which the step began."""
@@ -253,55 +302,14 @@ class Replay:
             for module, key in places:
                 module._buffers[key] = substitute
         self.start.rng.restore(beside_torch=self.draws_beside_torch is not False)
-        loss = self._loss_fn(self.model, self._batch)
+        loss = self._loss_fn(self.model, self.batch)
         if self.draws_beside_torch is None:
             self.draws_beside_torch = self.start.rng.drawn_beside_torch()
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise UsageError("loss_fn(model, batch) must return a scalar tensor")
         return loss.reshape(())
 
-    def hessian_product(self, direction: Vector) -> Vector:
-        """Multiply the Hessian at the start of the step by ``direction``, exactly, by a double backward pass.
-
-        Where an operation has no second derivative (some fused attention and recurrent kernels), the central
-        difference of gradients at ``theta +- h direction`` is taken, ``h = eps^(1/3) |theta| / |direction|``.
-        """
-        self.reset()
-        trainable = [slot for slot in self.slots if slot.trainable]
-        leaves = [leaf for slot, leaf in zip(self.slots, self._leaves, strict=True) if slot.trainable]
-        for slot, leaf in zip(self.slots, self._leaves, strict=True):
-            leaf.requires_grad_(slot.trainable)
-        loss = self.loss()
-        whole = [torch.empty(0)] * len(self.flat)
-        for kind, along in zip(self.start.trainable_kinds, direction, strict=True):
-            whole[kind] = along
-        try:
-            parts = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-            along_gradient = [
-                (part * slot.of(whole)).sum()
-                for part, slot in zip(parts, trainable, strict=True)
-                if part is not None and part.requires_grad
-            ]
-            if not along_gradient:  # the loss is linear in the parameters
-                return [torch.zeros_like(part) for part in direction]
-            total = torch.stack([part.to(along_gradient[0]) for part in along_gradient]).sum()
-            if _refuses(total):
-                return self._central_product(direction)
-            return self._gather(trainable, torch.autograd.grad(total, leaves, allow_unused=True))
-        except RuntimeError:
-            return self._central_product(direction)
-
-    def _central_product(self, direction: Vector) -> Vector:
-        eps = max(torch.finfo(part.dtype).eps for part in direction)
-        h = eps ** (1 / 3) * norm(self.trainable(self.start.flat)) / max(norm(direction), 1e-300)
-        self.move(direction, -h)
-        ahead = self.evaluate().gradient
-        self.move(direction, h)
-        behind = self.evaluate().gradient
-        self.reset()
-        return [part / (2 * h) for part in difference(ahead, behind)]
-
-    def _gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> Vector:
+    def gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> Vector:
         """Join the gradients of all trainable parameters, in the layout of the flat buffers."""
         pieces: list[list[Tensor]] = [[] for _ in self.flat]
         for slot, part in zip(slots, parts, strict=True):
@@ -322,18 +330,9 @@ def _dense(part: Tensor | None, like: Tensor) -> Tensor:
     return part if part.layout == torch.strided else part.to_dense()
 
 
-def _refuses(value: Tensor) -> bool:
-    """Whether a function that is differentiable only once took part: torch would take its part as zero and not say."""
-    seen, waiting = set(), [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if type(node).__name__ in ("Error", "NotImplemented"):
-            return True
-        seen.add(node)
-        waiting += [before for before, _ in node.next_functions]
-    return False
+def _keeps_statistics(module: Module) -> bool:
+    buffers = module._buffers.values()
+    return is_norm(module) and any(buffer is not None and buffer.is_floating_point() for buffer in buffers)
 
 
 def _silence(module: Module) -> None:

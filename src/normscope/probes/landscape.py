@@ -1,18 +1,21 @@
 """The loss along the gradient: how far a step can be trusted."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Generator
 
 from normscope._errors import UsageError
+from normscope.probes._hessian import Hessian, drawn, generator, whole
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Evaluation, Replay, Vector, difference, norm
+from normscope.probes._replay import Replay, Vector, difference, dot, norm
 from normscope.records import Record
 
 MATCHINGS = ("same-step", "relative-step", "predicted-decrease")
+DIRECTIONS = ("gradient", "random", "filter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,19 @@ class LandscapeAlongGradient(AbstractProbe):
     no second derivative), filed also under each matching's name. For drawing, the points of the first matching:
     ``s@s=K`` and ``loss@s=K``, K = 0, 1, ...
 
+    Other ``directions`` than the gradient are drawn afresh at each step: ``random`` from a normal distribution,
+    ``filter`` with each filter of it scaled to the length of that filter of :math:`\theta`, parameters of one axis left
+    out (Li et al.). Both are then scaled to :math:`\lVert g\rVert`, so that at the same s the walk is as far from
+    :math:`\theta` as along the gradient. Their names begin with the direction: ``loss_range@random-same-step``,
+    ``curvature@random`` (:math:`d^T H d / d^T d`), ``s@random-s=K``.
+
     What is not finite is recorded so. Where s has no sense (no decrease predicted, zero gradient) values are NaN.
 
     ## Cost
-    One forward and backward pass for each grid point, 1 for :math:`g` (shared with other probes) and 3 (linear
-    layers) to 5 (convolutions) for the curvature: with the defaults, 6 points a matching and 3 dense ones, about 33
-    plain steps; ``matchings=("same-step",), curvature=False`` takes 10. Memory: five copies of the parameters.
+    For each direction one forward and backward pass for each grid point, once 1 for :math:`g` (shared with other
+    probes), and 2 (linear layers) to 5 (convolutions) for the curvature: with the defaults, 6 points a matching and 3
+    dense ones, about 33 plain steps; ``matchings=("same-step",), curvature=False`` takes 10. Memory: seven copies of
+    the parameters, and with the curvature the graph of a double backward pass.
 
     ## Reads wrongly when
     ``loss_fn`` is not the loss of the loop, reaches parameters other than through the model, writes into the batch, or
@@ -72,6 +82,8 @@ class LandscapeAlongGradient(AbstractProbe):
         relative: Range of the relative step.
         decrease: Range of the predicted decrease as a share of the loss.
         curvature: Whether to take the curvature.
+        directions: Along what to walk: ``"gradient"``, ``"random"``, ``"filter"``.
+        seed: Seeds the probe's own random stream, together with the number of the step.
         every: Read at every so-many-th step; None takes the scope's schedule.
 
     Raises:
@@ -81,6 +93,7 @@ class LandscapeAlongGradient(AbstractProbe):
     CODE = "landscape"
     SOURCES = (
         "Santurkar et al. 2018, section 3.1-3.2, figure 4 (arXiv:1805.11604)",
+        "Li et al. 2018, Visualizing the Loss Landscape of Neural Nets, section 4 (arXiv:1712.09913)",
         "Pearlmutter 1994, Fast Exact Multiplication by the Hessian",
     )
     REPLAYS = True
@@ -97,25 +110,31 @@ class LandscapeAlongGradient(AbstractProbe):
         relative: tuple[float, float] = (1e-3, 3e-2),
         decrease: tuple[float, float] = (0.02, 0.5),
         curvature: bool = True,
+        directions: Sequence[str] = ("gradient",),
+        seed: int = 0,
         every: int | None = None,
     ) -> None:
         super().__init__(every=every)
         unknown = [matching for matching in matchings if matching not in MATCHINGS]
         if unknown:
             raise UsageError(f"{self.CODE}: no matching {unknown[0]!r}; there are {', '.join(MATCHINGS)}")
+        strange = [direction for direction in directions if direction not in DIRECTIONS]
+        if strange or not directions:
+            named = repr(strange[0]) if strange else "at all"
+            raise UsageError(f"{self.CODE}: no direction {named}; there are {', '.join(DIRECTIONS)}")
         ranges = {"low, high": (low, high), "relative": relative, "decrease": decrease}
         for name, (least, most) in ranges.items():
             if not 0 < least <= most:
                 raise UsageError(f"{self.CODE}: {name} must be a range of positive numbers, not {least}, {most}")
-        if points < 1 or any(step <= 0 for step in dense) or (lr is not None and lr <= 0):
-            raise UsageError(f"{self.CODE}: lr, points and the dense steps must be positive")
+        if points < 1 or seed < 0 or any(step <= 0 for step in dense) or (lr is not None and lr <= 0):
+            raise UsageError(f"{self.CODE}: lr, points and the dense steps must be positive, and seed not negative")
         self.lr, self.points, self.matchings = lr, points, tuple(matchings)
-        self.curvature = curvature
+        self.curvature, self.directions, self.seed = curvature, tuple(directions), seed
         self._ranges = {"same-step": (low, high), "relative-step": relative, "predicted-decrease": decrease}
         self._dense = np.asarray(dense, dtype=float) / low
 
     def read(self, step: Step) -> Iterator[Record]:
-        """Walk the line, and yield the values of every matching."""
+        """Walk the lines, and yield the values of every matching."""
         replay = step.replay
         lr = self.lr if self.lr is not None else step.lr
         if lr is None and "same-step" in self.matchings:
@@ -124,44 +143,53 @@ class LandscapeAlongGradient(AbstractProbe):
         length, loss = norm(origin.gradient), float(origin.loss)
         yield self.record(step, "", "loss", loss)
         yield self.record(step, "", "gradient_norm", length)
-        curvature = self._curvature(replay, origin, length) if self.curvature else None
-        if curvature is not None:
-            yield self.record(step, "", "curvature", curvature)
         size = norm(replay.trainable(replay.start.flat))
         units = {
             "same-step": lr if lr is not None else math.nan,
             "relative-step": _ratio(size, length),
             "predicted-decrease": _ratio(loss, length**2),
         }
+        stream = generator(self.seed, step.index)
+        for name in self.directions:
+            prefix = "" if name == "gradient" else f"{name}-"
+            direction = origin.gradient if name == "gradient" else _direction(replay, stream, name, length)
+            yield from self._line(step, prefix, direction, length, units)
+
+    def _line(
+        self, step: Step, prefix: str, direction: Vector, length: float, units: Mapping[str, float]
+    ) -> Iterator[Record]:
+        replay = step.replay
+        curvature = self._curvature(replay, direction, length) if self.curvature else None
+        if curvature is not None:
+            yield self.record(step, "", f"curvature@{prefix[:-1]}" if prefix else "curvature", curvature)
         seen: dict[float, _Point] = {}
         for matching in self.matchings:
             grid = np.geomspace(*self._ranges[matching], self.points) * units[matching]
             dense = self._dense * grid[0]
             usable = math.isfinite(units[matching]) and units[matching] > 0
             for s in {*grid.tolist(), *dense.tolist()} - seen.keys() if usable else ():
-                seen[s] = self._look(replay, origin.gradient, s)
+                seen[s] = self._look(replay, direction, s)
             nothing = _Point(math.nan, math.nan, math.nan)
             band = [seen.get(s, nothing) for s in grid.tolist()]
             tail = [seen.get(s, nothing) for s in dense.tolist()]
-            yield from self._summary(step, matching, band, tail, length)
+            yield from self._summary(step, prefix + matching, band, tail, length)
             if curvature is not None:
-                yield self.record(step, "", f"curvature@{matching}", curvature)
+                yield self.record(step, "", f"curvature@{prefix}{matching}", curvature)
             if matching == self.matchings[0]:
                 for index, point in enumerate(band):
-                    yield self.record(step, "", f"s@s={index}", point.s)
-                    yield self.record(step, "", f"loss@s={index}", point.loss)
+                    yield self.record(step, "", f"s@{prefix}s={index}", point.s)
+                    yield self.record(step, "", f"loss@{prefix}s={index}", point.loss)
 
-    def _look(self, replay: Replay, gradient: Vector, s: float) -> _Point:
-        replay.move(gradient, s)
+    def _look(self, replay: Replay, direction: Vector, s: float) -> _Point:
+        replay.move(direction, s)
         there = replay.evaluate()
-        return _Point(s, float(there.loss), norm(difference(there.gradient, gradient)))
+        return _Point(s, float(there.loss), norm(difference(there.gradient, replay.origin().gradient)))
 
-    def _curvature(self, replay: Replay, origin: Evaluation, length: float) -> float:
+    def _curvature(self, replay: Replay, direction: Vector, length: float) -> float:
         if not math.isfinite(length) or length == 0:
             return math.nan
-        along = [part / length for part in origin.gradient]
-        product = replay.hessian_product(along)
-        return sum(float(torch.dot(p, q)) for p, q in zip(along, product, strict=True))
+        along = [part / length for part in direction]
+        return dot(along, Hessian.of(replay).product(along))
 
     def _summary(
         self, step: Step, matching: str, band: Sequence[_Point], tail: Sequence[_Point], length: float
@@ -187,3 +215,22 @@ class LandscapeAlongGradient(AbstractProbe):
 def _ratio(a: float, b: float) -> float:
     """``a / b`` with NaN in place of an error."""
     return a / b if b else math.nan
+
+
+def _direction(replay: Replay, stream: Generator, name: str, length: float) -> Vector:
+    """Draw a direction of the given length."""
+    direction = drawn(replay, stream)
+    if name == "filter":
+        flat, theta = whole(replay, direction), whole(replay, replay.trainable(replay.start.flat))
+        for slot in replay.slots:
+            if not slot.trainable:
+                continue
+            own, weight = slot.of(flat), slot.of(theta)
+            if own.ndim < 2:
+                own.zero_()
+                continue
+            axes = tuple(range(1, own.ndim))
+            lengths = [torch.linalg.vector_norm(part, dim=axes, keepdim=True) for part in (weight, own)]
+            own.mul_(lengths[0] / lengths[1])
+    size = norm(direction)
+    return [part * (length / size) for part in direction] if size else direction

@@ -1,0 +1,295 @@
+"""The curvature of the loss: how far a quadratic model of it reaches."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from normscope._errors import UsageError
+from normscope.probes._hessian import (
+    MODES,
+    Hessian,
+    Value,
+    check_modes,
+    count,
+    drawn,
+    generator,
+    in_modes,
+    weight_slots,
+    whole,
+    zeros,
+)
+from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
+from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._replay import Replay, Slot, Vector, norm
+from normscope.records import Record
+
+MEASURES = ("eigenvalues", "trace", "gradient", "density", "batch", "layers", "adaptive")
+LEVELS = {"p01": 0.01, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+class Curvature(AbstractProbe):
+    r"""Eigenvalues, trace, density and sharpness of the loss Hessian.
+
+    ## Measures
+    :math:`H = \nabla^2 L(\theta)` on the step's own batch, over all P trainable parameters, at those with which the
+    step began; in two modes, named behind an ``@``: ``train`` is the step's own pass, in which batch norm normalizes by
+    the statistics of the batch and H includes that they depend on the weights; in ``frozen`` the norms use their
+    running statistics as constants. What is measured, by the names given to ``measures``:
+
+    - *eigenvalues*: ``top_eigenvalue``, then ``eigenvalue_2``, ..., the algebraically largest, by Lanczos with full
+      reorthogonalization from a random start; ``residual`` (``residual_2``, ...) :math:`\lVert Hv-\lambda v\rVert`;
+      ``converged``, 1 if the error of each, the smaller of r and :math:`r^2/` gap, is within ``tolerance``
+      :math:`|\lambda|`, else 0; ``products``, how many Hessian-vector products it took;
+    - *trace*: ``trace`` by Hutchinson, the mean of :math:`v^T H v` over vectors of random signs (the start of each
+      Lanczos run counts as one), and ``trace_error``, its standard error;
+    - *gradient*: ``gradient_curvature`` :math:`g^T H g / g^T g`;
+    - *density*: ``density_p01``, ``_p10``, ``_p50``, ``_p90``, ``_p99``, quantiles of the eigenvalues, and
+      ``negative_share``, the share below zero, by stochastic Lanczos quadrature;
+    - *batch*: ``batch_sharpness`` :math:`E_B[g_B^T H_B g_B / g_B^T g_B]`, the mean over ``parts`` equal parts of the
+      batch, and ``batch_sharpness_error``, its standard error; left out where a batch cannot be cut. At the full batch
+      size it is the mean of ``gradient_curvature`` over steps;
+    - *layers*: ``layer_sharpness`` :math:`\lambda_{max}(\lVert W_l\rVert_F^2 H_{ll})` by layer, its maximum over layers
+      for the whole model, and ``layer_converged``;
+    - *adaptive*: ``adaptive_sharpness`` :math:`\max_{\lVert\delta/|w|\rVert_2\le\rho} L(w+\delta) - L(w)`, the largest
+      found by ``ascent`` projected steps; with one step :math:`\delta = \rho\, w^2 g / \lVert w g\rVert`, the solution
+      to first order.
+
+    Without a norm to freeze both modes are one, and are measured once. What is not finite is recorded as NaN.
+
+    ## Cost
+    In plain steps, for each mode: 1 to record the gradient's graph (shared with other probes in train mode), then 1.5
+    to 2.5 (linear layers) or 3.2 (convolutions) a product. Lanczos takes 3 to 6 products for one eigenvalue to 1 % in
+    training and 6 to 12 at initialization, the trace ``samples - 1``, *gradient* 1, *density* ``runs * depth``,
+    *batch* about 5 in all, *layers* 3 to 12 a layer, *adaptive* ``ascent``. One eigenvalue in train mode came to 15
+    plain steps in training and 29 at initialization (multilayer perceptron, three layers of 100), 21 at initialization
+    (eight convolutions). Memory: the graph of a double backward pass, and one copy of the parameters for each product
+    of the longest Lanczos run.
+
+    ## Reads wrongly when
+    ``converged`` is 0: then the value is only a lower bound. Lanczos sees one copy of a repeated eigenvalue. The kinks
+    of ReLU and max-pooling have no curvature here, though a step that crosses them meets some. Early in training the
+    running statistics of ``frozen`` are not yet those of the data. Raw eigenvalues and the trace change when a weight
+    before batch norm is rescaled, which changes no output: compare networks by the scale-free ``layer_sharpness`` and
+    ``adaptive_sharpness``. The latter is a maximum found, not proven. Where an operation has no second derivative,
+    products are differences of gradients, and kinks falsify them.
+
+    Args:
+        measures: Which of the measures to take.
+        modes: ``"train"``, ``"frozen"``, or both.
+        top: How many eigenvalues.
+        tolerance: Relative error of the eigenvalues at which Lanczos stops.
+        products: Most Hessian-vector products in a Lanczos run.
+        samples: Vectors for the trace.
+        runs: Lanczos runs for the density.
+        depth: Products in each of them.
+        parts: Into how many parts to cut the batch for the batch sharpness.
+        rho: Radius of the adaptive sharpness.
+        ascent: Its steps; from the second on each is ``2 rho / ascent`` long and costs a gradient.
+        seed: Seeds the probe's own random stream, together with the number of the step.
+        every: Read at every so-many-th step; None takes the scope's schedule.
+
+    Raises:
+        UsageError: An option is out of range.
+    """
+
+    CODE = "curvature"
+    SOURCES = (
+        "Pearlmutter 1994, Fast Exact Multiplication by the Hessian",
+        "Parlett 1980, The Symmetric Eigenvalue Problem, chapters 11 and 13",
+        "Hutchinson 1990, A Stochastic Estimator of the Trace",
+        "Ghorbani et al. 2019, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density "
+        "(arXiv:1901.10159)",
+        "Andreyev and Beneventano 2024, Edge of Stochastic Stability (arXiv:2412.20553)",
+        "Kwon et al. 2021, ASAM, equations 3 and 6 (arXiv:2102.11600)",
+    )
+    REPLAYS = True
+
+    def __init__(
+        self,
+        measures: Sequence[str] = ("eigenvalues", "trace", "gradient"),
+        *,
+        modes: Sequence[str] = MODES,
+        top: int = 1,
+        tolerance: float = 0.01,
+        products: int = 40,
+        samples: int = 4,
+        runs: int = 2,
+        depth: int = 12,
+        parts: int = 4,
+        rho: float = 0.5,
+        ascent: int = 1,
+        seed: int = 0,
+        every: int | None = None,
+    ) -> None:
+        super().__init__(every=every)
+        unknown = [measure for measure in measures if measure not in MEASURES]
+        if unknown:
+            raise UsageError(f"{self.CODE}: no measure {unknown[0]!r}; there are {', '.join(MEASURES)}")
+        if min(top, samples, runs, ascent) < 1 or min(depth, parts) < 2 or products <= top:
+            raise UsageError(
+                f"{self.CODE}: top, samples, runs and ascent must be 1 or more, depth and parts 2 or more, and "
+                "products more than top"
+            )
+        if tolerance <= 0 or rho <= 0 or seed < 0:
+            raise UsageError(f"{self.CODE}: tolerance and rho must be positive, and seed not negative")
+        self.measures, self.modes = tuple(measures), check_modes(self.CODE, modes)
+        self.top, self.tolerance, self.products = top, tolerance, products
+        self.samples, self.runs, self.depth, self.parts = samples, runs, depth, parts
+        self.rho, self.ascent, self.seed = rho, ascent, seed
+
+    def read(self, step: Step) -> Iterator[Record]:
+        """Yield the values of each mode."""
+        for site, name, value in in_modes(step.replay, self.modes, lambda: self._read(step)):
+            yield self.record(step, site, name, value)
+
+    def _read(self, step: Step) -> Iterator[Value]:
+        replay, stream = step.replay, generator(self.seed, step.index)
+        hessian, size = Hessian.of(replay), count(replay)
+        traces: list[float] = []
+        if "eigenvalues" in self.measures:
+            found = lanczos(
+                hessian.product,
+                drawn(replay, stream, "signs"),
+                wanted=self.top,
+                tolerance=self.tolerance,
+                most=self.products,
+            )
+            traces.append(size * found.first)
+            yield from _eigenvalues(found)
+        if "density" in self.measures:
+            spectra = [
+                lanczos(hessian.product, drawn(replay, stream, "signs"), wanted=0, most=self.depth)
+                for _ in range(self.runs)
+            ]
+            traces += [size * spectrum.first for spectrum in spectra]
+            for name, value in zip(LEVELS, quantiles(spectra, tuple(LEVELS.values())), strict=True):
+                yield "", f"density_{name}", float(value)
+            yield "", "negative_share", _negative(spectra)
+        if "trace" in self.measures:
+            while len(traces) < self.samples:
+                signs = drawn(replay, stream, "signs")
+                traces.append(_product(signs, hessian.product(signs)))
+            trace, error = hutchinson(traces)
+            yield "", "trace", trace
+            yield "", "trace_error", error
+        if "gradient" in self.measures:
+            yield "", "gradient_curvature", hessian.gradient_curvature()
+        if "layers" in self.measures:
+            yield from self._layers(step, hessian, stream)
+        if "adaptive" in self.measures:
+            yield "", "adaptive_sharpness", self._adaptive(replay, hessian)
+        if "batch" in self.measures:
+            yield from self._batch(replay)
+
+    def _layers(self, step: Step, hessian: Hessian, stream: Generator) -> Iterator[Value]:
+        values, converged = [], True
+        for site, slots in weight_slots(step.replay, step.model).items():
+            if not hessian.reaches(slots):
+                continue
+            found = lanczos(
+                lambda vector, slots=slots: hessian.product(vector, along=slots, wanted=slots),  # type: ignore[misc]
+                drawn(step.replay, stream, "signs", slots),
+                tolerance=self.tolerance,
+                most=self.products,
+            )
+            square = math.fsum(_length(step.replay, slot) ** 2 for slot in slots)
+            values.append(square * float(found.values[0]))
+            converged = converged and found.converged
+            yield site, "layer_sharpness", values[-1]
+        unknown = not values or any(math.isnan(value) for value in values)
+        yield "", "layer_sharpness", math.nan if unknown else max(values)
+        yield "", "layer_converged", float(converged)
+
+    def _adaptive(self, replay: Replay, hessian: Hessian) -> float:
+        size = [part.abs() for part in replay.trainable(replay.start.flat)]
+        moved, gradient = zeros(replay), hessian.gradient
+        length = self.rho if self.ascent == 1 else 2 * self.rho / self.ascent
+        losses = []
+        for index in range(self.ascent):
+            uphill = [scale * part for scale, part in zip(size, gradient, strict=True)]
+            steepest = norm(uphill)
+            if not 0 < steepest < math.inf:
+                break
+            moved = [at + length / steepest * part for at, part in zip(moved, uphill, strict=True)]
+            beyond = max(1.0, norm(moved) / self.rho)
+            moved = [at / beyond for at in moved]
+            replay.move([scale * at for scale, at in zip(size, moved, strict=True)], -1.0)
+            there = replay.evaluate(gradient=index + 1 < self.ascent)
+            losses.append(float(there.loss))
+            gradient = there.gradient
+        replay.reset()
+        if not losses or any(math.isnan(loss) for loss in losses):
+            return math.nan
+        return max(losses) - hessian.loss
+
+    def _batch(self, replay: Replay) -> Iterator[Value]:
+        batches = _cut(replay.batch, self.parts)
+        if batches is None:
+            return
+        values = []
+        for batch in batches:
+            with replay.on(batch):
+                values.append(Hessian.of(replay).gradient_curvature())
+        mean, error = hutchinson(values)
+        yield "", "batch_sharpness", mean
+        yield "", "batch_sharpness_error", error
+
+
+def _eigenvalues(found: Spectrum) -> Iterator[Value]:
+    for index, (value, residual) in enumerate(zip(found.values, found.residuals, strict=True), 1):
+        yield "", "top_eigenvalue" if index == 1 else f"eigenvalue_{index}", float(value)
+        yield "", "residual" if index == 1 else f"residual_{index}", float(residual)
+    yield "", "converged", float(found.converged)
+    yield "", "products", float(found.products)
+
+
+def _negative(spectra: Sequence[Spectrum]) -> float:
+    if any(math.isnan(float(spectrum.nodes[0])) for spectrum in spectra):
+        return math.nan
+    shares = [float(spectrum.weights[spectrum.nodes < 0].sum() / spectrum.weights.sum()) for spectrum in spectra]
+    return math.fsum(shares) / len(shares)
+
+
+def _product(a: Vector, b: Vector) -> float:
+    """Inner product in float64: the terms of a trace cancel."""
+    return math.fsum(float((p.double() * q.double()).sum()) for p, q in zip(a, b, strict=True))
+
+
+def _length(replay: Replay, slot: Slot) -> float:
+    return float(torch.linalg.vector_norm(slot.of(whole(replay, replay.trainable(replay.start.flat)))))
+
+
+def _cut(batch: Any, parts: int) -> list[Any] | None:
+    """Cut every tensor of a batch along its first axis; None if they differ in length or are too short."""
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in _tensors(batch)}
+    if len(lengths) != 1 or (length := lengths.pop()) < 2 * parts:
+        return None
+    size = length // parts
+    return [_slice(batch, slice(index * size, (index + 1) * size)) for index in range(parts)]
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from _tensors(part)
+    elif isinstance(batch, (tuple, list)):
+        for part in batch:
+            yield from _tensors(part)
+
+
+def _slice(batch: Any, rows: slice) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[rows]
+    if isinstance(batch, Mapping):
+        cut = {key: _slice(part, rows) for key, part in batch.items()}
+        return cut if type(batch) is dict else type(batch)(cut)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_slice(part, rows) for part in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(_slice(part, rows) for part in batch)
+    return batch

@@ -1,0 +1,129 @@
+"""What the updates of different layers do to each other."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from normscope._errors import UsageError
+from normscope.probes._hessian import Hessian, homes, restricted
+from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._replay import Replay, Slot, dot, norm
+from normscope.probes._sites import weight_layers
+from normscope.records import Record
+
+
+class Interaction(AbstractProbe):
+    r"""Cross-layer interaction and high-order remainder of a gradient step.
+
+    ## Measures
+    On the step's own batch at the parameters with which the step began, for the whole model. All trainable parameters
+    fall into groups: each layer that bears weight, with what follows it up to the next one (its norm's parameters). g_i
+    is the gradient of group i, :math:`H_{ij}` the Hessian's block:
+
+    - ``cross_share`` :math:`X = \sum_{i\ne j} g_i^T H_{ij} g_j \big/ \sum_{ij} |g_i^T H_{ij} g_j|`: 0 where each layer
+      bends the loss alone, between -1 and 1.
+
+    For a step :math:`-\alpha g` whose predicted decrease is a given share of the loss,
+    :math:`\alpha\lVert g\rVert^2 = c L`, named behind ``@c=``, everything over :math:`\alpha\lVert g\rVert^2`:
+
+    - ``remainder`` :math:`|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2|`, all that the first order leaves out;
+    - ``second_order`` :math:`\alpha^2 g^T H g / 2`, signed;
+    - ``third_order`` :math:`|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2 - \alpha^2 g^T H g / 2|`, what the second
+      leaves out;
+    - ``interaction``, the jackknife: the change of the loss by the whole step less the sum of its changes by the steps
+      of each group alone, signed; ``interaction_size``, its absolute value.
+
+    ## Cost
+    In plain steps, with n groups: 1 for the graph of the gradient (shared with other probes), about n/2 Hessian-vector
+    products of 1.4 (linear layers) to 3.2 (convolutions), each over later layers only, as the blocks are symmetric, and
+    (n + 1)/3 for each c. ``cross_share`` alone can be had by ``decreases=()``.
+
+    ## Reads wrongly when
+    Modules are not registered in the order of use: then a norm may be counted with another layer. With a gradient of
+    zero, a loss that is not positive, or anything not finite, values are NaN. In float32 a remainder below 1e-7/c is
+    rounding. It is the plain gradient's step, whatever the optimizer does.
+
+    Args:
+        decreases: Predicted decreases c as shares of the loss.
+        every: Read at every so-many-th step; None takes the scope's schedule.
+
+    Raises:
+        UsageError: A decrease is not positive.
+    """
+
+    CODE = "interaction"
+    SOURCES = (
+        "Goodfellow, Bengio and Courville 2016, Deep Learning, section 8.7.1",
+        "Efron 1982, The Jackknife",
+    )
+    REPLAYS = True
+
+    def __init__(self, decreases: Sequence[float] = (0.01, 0.1, 0.5), *, every: int | None = None) -> None:
+        super().__init__(every=every)
+        if any(not 0 < c < math.inf for c in decreases):
+            raise UsageError(f"{self.CODE}: decreases={tuple(decreases)} must be positive")
+        self.decreases = tuple(decreases)
+
+    def read(self, step: Step) -> Iterator[Record]:
+        """Yield the cross-layer share, and four values for each predicted decrease."""
+        replay, hessian = step.replay, Hessian.of(step.replay)
+        groups = parameter_groups(step)
+        blocks = self._blocks(replay, hessian, groups)
+        size = np.abs(blocks).sum()
+        cross = blocks.sum() - np.trace(blocks)
+        yield self.record(step, "", "cross_share", float(cross / size) if size else math.nan)
+        square = norm(hessian.gradient) ** 2
+        alone = [restricted(replay, hessian.gradient, group) for group in groups]
+        replay.reset()
+        loss = float(replay.evaluate(gradient=False).loss)
+        for c in self.decreases:
+            decrease = c * loss
+            alpha = decrease / square if square else math.nan
+            values = dict.fromkeys(
+                ("remainder", "second_order", "third_order", "interaction", "interaction_size"), math.nan
+            )
+            if 0 < alpha < math.inf:
+                changes = []
+                for direction in (hessian.gradient, *alone):
+                    replay.move(direction, alpha)
+                    changes.append(float(replay.evaluate(gradient=False).loss) - loss)
+                second = alpha**2 * float(blocks.sum()) / 2
+                beyond = changes[0] + decrease
+                together = changes[0] - math.fsum(changes[1:]) if all(map(math.isfinite, changes)) else math.nan
+                values = {
+                    "remainder": abs(beyond) / decrease,
+                    "second_order": second / decrease,
+                    "third_order": abs(beyond - second) / decrease,
+                    "interaction": together / decrease,
+                    "interaction_size": abs(together) / decrease,
+                }
+            for name, value in values.items():
+                yield self.record(step, "", f"{name}@c={c:g}", value)
+        replay.reset()
+
+    def _blocks(self, replay: Replay, hessian: Hessian, groups: Sequence[Sequence[Slot]]) -> np.ndarray:
+        blocks = np.zeros((len(groups), len(groups)))
+        for i, group in enumerate(groups):
+            # A product of a layer's gradient is needed only for the layers from it on: the pass is shorter.
+            later = [slot for one in groups[i:] for slot in one]
+            product = hessian.product(restricted(replay, hessian.gradient, group), along=group, wanted=later)
+            for j in range(i, len(groups)):
+                blocks[i, j] = blocks[j, i] = dot(restricted(replay, hessian.gradient, groups[j]), product)
+        return blocks
+
+
+def parameter_groups(step: Step) -> list[list[Slot]]:
+    """Cut the trainable parameters at each weight-bearing layer; what comes before the first goes with it."""
+    owner = {home: site for site, layer in weight_layers(step.model).items() for home in homes(layer)}
+    groups: list[list[Slot]] = []
+    current = None
+    for slot in step.replay.slots:
+        if not slot.trainable:
+            continue
+        site = owner.get(slot.places[0][0])
+        if not groups or (site is not None and current is not None and site != current):
+            groups.append([])
+        current = current if site is None else site
+        groups[-1].append(slot)
+    return groups
