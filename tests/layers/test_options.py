@@ -57,7 +57,7 @@ def test_options_are_by_keyword_and_shown():
         {"inplace": True, "activation": "leaky_relu", "negative_slope": 0.0},
         {"inplace": True, "statistics": "sync"},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options),
 )
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(UsageError):
