@@ -258,7 +258,7 @@ def test_a_running_mean_is_right_to_some_roundings(dtype, shape, offset):
     if x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     mean, var = torch.zeros(8), torch.ones(8)
-    batch_norm(x, running_mean=mean, running_var=var, momentum=1.0)
+    ops.batch_norm(x, running_mean=mean, running_var=var, momentum=1.0)
     axes = (0, *range(2, x.ndim))
     right = x.double().mean(axes)
     assert (mean - right).abs().max() < 12 * torch.finfo(torch.float32).eps * right.abs().max()
