@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from normscope import layers
+from normscope import layers, surgery
 from normscope._errors import UsageError
 from normscope.ops.sets import Renorm
 
@@ -247,6 +247,18 @@ def test_torch_ao_fuses_it():
     fused = quantization.fuse_modules(
         model, ["0", "1"], fuse_custom_config_dict={"additional_fuser_method_mapping": mapping}
     )
+    assert isinstance(fused[1], nn.Identity)
+    same(fused(images()), right)
+
+
+@QUIET
+def test_torch_ao_fuses_what_was_converted_back():
+    """Without a mapping: torch's layer of the same parameters and statistics, which torch's table has."""
+    quantization = pytest.importorskip("torch.ao.quantization", reason="this torch has no torch.ao.quantization")
+    model = network({}).eval()
+    right = model(images())
+    assert "1" in {change.path for change in surgery.convert(model, "torch-batch").done}
+    fused = quantization.fuse_modules(model, ["0", "1"])
     assert isinstance(fused[1], nn.Identity)
     same(fused(images()), right)
 

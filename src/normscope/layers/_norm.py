@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normscope._errors import UsageError
 from normscope._unit import Unit
 from normscope.layers import _running
+from normscope.layers._group import GroupOfProcesses
 from normscope.ops import batch_norm
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
@@ -86,6 +87,7 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
     _population: "_running.Recorder | _running.Given | None" = None
     _before: tuple[Tensor, Tensor, Tensor] | None = None
     pending: Tensor | None
+    _group: GroupOfProcesses | None = None
     # Torch's constructor resets the statistics before there are options.
     use_running: bool | None = None
     update_statistics: bool = True
@@ -180,6 +182,19 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
         for reason, refused in refusals.items():
             if refused:
                 raise UsageError(reason)
+
+    @property
+    def process_group(self) -> Any:
+        """The processes that statistics are synchronised over; None for all. Copies share it; pickles have its ranks.
+
+        Raises:
+            UsageError: The layer was unpickled among connected processes and was of some of them: set the group anew.
+        """
+        return None if self._group is None else self._group.found()
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self._group = None if group is None else GroupOfProcesses(group)
 
     @property
     def frozen(self) -> bool:

@@ -10,6 +10,7 @@ from normscope.ops.moments import Moments
 from normscope.ops.sets.batch import BATCH, StatisticsSet
 from normscope.ops.standardize import (
     PLAIN_SUM_LIMIT,
+    PLAIN_SUM_LIMIT_OF_HALVES,
     affine,
     backward,
     differentiated,
@@ -21,7 +22,7 @@ from normscope.ops.standardize import (
     standardize_shifted,
     tangent,
 )
-from normscope.ops.statistics import channelwise, shifted
+from normscope.ops.statistics import channelwise, remainder, shifted
 from normscope.ops.track import track
 
 
@@ -39,7 +40,17 @@ class _Normalize(Function):
         ctx.eps, ctx.over = eps, over
         if over is BATCH:
             ctx.count = None
-            y, mean, rstd, _ = fused_forward(x, weight, bias, eps, extra)
+            if extra is None:
+                y, mean, rstd, _ = fused_forward(x, weight, bias, eps)
+            else:
+                running_mean, running_var, share, shift, most = extra
+                few = x.numel() // x.shape[1] <= PLAIN_SUM_LIMIT_OF_HALVES  # no noise to speak of, and time matters
+                running = running_mean if few else None, running_var, share
+                y, mean, rstd, _ = fused_forward(x, weight, bias, eps, running, most)
+                if few:
+                    running_mean.add_(shift, alpha=share)  # the kernel saw what is left when the shift is taken off
+                else:
+                    running_mean.lerp_(shift + remainder(mean, shift), share)
         else:
             ctx.count, mean = extra.count, extra.low
             rstd = (extra.variance().nan_to_num() + eps).rsqrt()
@@ -108,11 +119,11 @@ def normalize_and_track(
         return y
     if x.dtype != dtype:
         weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
-    y = _Normalize.apply(d, weight, bias, eps, BATCH, None if running is None else (*running, share))
+    # Low precision leaves more digits to compare with, and the float32 copy of it has cost more than sums by halves do.
+    most = PLAIN_SUM_LIMIT if x.dtype == dtype else PLAIN_SUM_LIMIT_OF_HALVES
+    y = _Normalize.apply(d, weight, bias, eps, BATCH, None if running is None else (*running, share, shift, most))
     if running is not None:
-        mean, var = running
-        mean.add_(shift, alpha=share)  # the kernel saw what is left when the shift is taken off
-        increment_version(var)  # as any other in-place operation does; the kernel does not
+        increment_version(running)  # as any other in-place operation does; the kernel does not
     return y if x.dtype == dtype else y.to(x.dtype)
 
 
@@ -170,7 +181,7 @@ def _normalize_shifted(
     if moments is None:
         y, low, _, var = standardize_shifted(d, weight, bias, eps)
         n = x.numel() // x.shape[1]
-        moments = Moments(n, shift, low.detach(), var.detach() * (n - 1))
+        moments = Moments(n, shift, remainder(low.detach(), shift), var.detach() * (n - 1))
     elif is_written_out():
         y = forward(d, weight, bias, eps, over, moments.count)[0]
     else:

@@ -25,6 +25,7 @@ from normscope.ops.statistics import channel_axes, channelwise, shifted
 
 # Above this many values a channel the fused kernel's plain sums, where it takes them, are off by more than 1e-5.
 PLAIN_SUM_LIMIT = 2**17
+PLAIN_SUM_LIMIT_OF_HALVES = 2**11
 fused_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
@@ -133,22 +134,28 @@ def fused_forward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    running: tuple[Tensor, Tensor, float] | None = None,
+    running: tuple[Tensor | None, Tensor, float] | None = None,
+    most: int = PLAIN_SUM_LIMIT,
 ) -> tuple[Tensor, ...]:
     """Do what ``forward`` does with torch's kernel, which is right for values near zero mean.
 
-    If a running mean, a running variance and a momentum are given, they are moved, and the moved variance is returned.
+    If a running mean (or None), a running variance and a share of this batch in them are given, they are moved, and the
+    moved variance is returned. Above ``most`` values a channel the kernel's plain sums are not taken.
     """
     n = x.numel() // x.shape[1]
-    if n > PLAIN_SUM_LIMIT and (x.ndim == 2 or not x.is_contiguous()):
+    if n > most and (x.ndim == 2 or not x.is_contiguous()):
         # Across channels side by side in memory the kernel adds plainly; torch's own sums go by halves.
         mean = x.mean(channel_axes(x))
         var = x.square().mean(channel_axes(x)) - mean.square()
         y, _, _ = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)
-        return y, mean, (var + eps).rsqrt(), var * (n / (n - 1))
+        unbiased = var * (n / (n - 1))
+        if running is not None:
+            unbiased = running[1].mul_(1 - running[2]).add_(unbiased, alpha=running[2])
+        return y, mean, (var + eps).rsqrt(), unbiased
     if running is not None:
-        y, mean, rstd = torch.native_batch_norm(x, weight, bias, running[0], running[1], True, running[2], eps)
-        return y, mean, rstd, running[1]
+        unused, var, share = torch.empty_like(running[1]) if running[0] is None else running[0], *running[1:]
+        y, mean, rstd = torch.native_batch_norm(x, weight, bias, unused, var, True, share, eps)
+        return y, mean, rstd, var
     # rstd does not hold a variance far below eps; run with momentum 1, the running variance is the variance itself.
     unused, var = x.new_zeros(2, x.shape[1]).unbind()
     y, mean, rstd = torch.native_batch_norm(x, weight, bias, unused, var, True, 1.0, eps)
