@@ -33,5 +33,5 @@ def test_its_verdicts_are_of_studies_that_exist():
     rows = re.findall(r"^\| (.*?)<br>`([\w-]+)` \| \*\*(\w+)\*\*", table.group(1), re.M)
     assert rows
     for claim, slug, outcome in rows:
-        assert ns.study(slug).CLAIM == claim
+        assert claim == ns.study(slug).CLAIM
         assert outcome in {"supported", "refuted", "inconclusive"}
