@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +17,40 @@ from normscope import cli
 HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
 
 
-def run(*words, code=0, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "normscope", *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+Done = namedtuple("Done", "stdout stderr")
 
 
-def refuse(*words, **environment):
+@pytest.fixture
+def run(capsys):
+    """Run the command line in this process; a subprocess is tried once, below."""
+
+    def run(*words, code=0):
+        capsys.readouterr()
+        stopped = 0
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            stopped = stop.code or 0
+        done = Done(*capsys.readouterr())
+        assert stopped == code, done
+        return done
+
+    return run
+
+
+@pytest.fixture
+def refuse(run):
     """Run what must be refused: one line on standard error, exit code 2."""
-    done = run(*words, code=2, **environment)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("normscope: ")
-    assert done.stdout == ""
-    return lines[0]
+
+    def refuse(*words):
+        done = run(*words, code=2)
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("normscope: ")
+        assert done.stdout == ""
+        return lines[0]
+
+    return refuse
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["study", "run", "--help"], []])
@@ -62,11 +76,11 @@ def test_every_command_has_help_with_an_example():
         assert "normscope" in (command.epilog or ""), command.name
 
 
-def test_version():
+def test_version(run):
     assert run("--version").stdout == f"normscope {normscope.__version__}\n"
 
 
-def test_study_list_and_show():
+def test_study_list_and_show(run):
     listed = json.loads(run("study", "list", "--json").stdout)
     slugs = [row["slug"] for row in listed]
     assert set(cli.DEMO) <= set(slugs)
@@ -78,26 +92,29 @@ def test_study_list_and_show():
 
 
 @pytest.mark.parametrize("name", ["noisy-batchnorm", "gradient_flow", "batch_norm_2d"])
-def test_explain_knows_every_kind_of_unit(name):
+def test_explain_knows_every_kind_of_unit(run, name):
     assert run("explain", name).stdout.startswith(f"{name}\n")
     assert json.loads(run("explain", name, "--json").stdout)["page"]
 
 
-def test_unknown_names_are_answered_with_near_ones():
+def test_unknown_names_are_answered_with_near_ones(refuse):
     assert "noisy-batchnorm" in refuse("explain", "noisy-batchnrm")
     assert "noisy-batchnorm" in refuse("study", "run", "noisy-batchnrm")
     assert "noisy-batchnorm" in refuse("study", "show", "noisy-batchnrm")
 
 
-def test_misuse_is_one_line(tmp_path):
+def test_misuse_is_one_line(refuse, tmp_path):
     assert "--all" in refuse("study", "run")
     assert "--all" in refuse("study", "run", "--all", "noisy-batchnorm")
     assert "preset" in refuse("study", "run", "noisy-batchnorm", "--preset", "slow", "--out", tmp_path)
+    assert "--help" in refuse("study", "run", "noisy-batchnorm", "--seeds", 0)
+    assert "--help" in refuse("demos")
+    assert "--help" in refuse("demo", "--nothing")
     assert "no run" in refuse("report", tmp_path)
     refuse("report", tmp_path / "missing")
 
 
-def test_bad_data_is_one_line(tmp_path):
+def test_bad_data_is_one_line(refuse, tmp_path):
     where = ("--out", tmp_path / "runs", "--seeds", 1)
     assert "missing" in refuse("study", "run", "noisy-batchnorm", "--data", tmp_path / "missing", *where)
     truncated = tmp_path / "truncated.npz"
@@ -112,21 +129,24 @@ def test_bad_data_is_one_line(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_folder(tmp_path):
+def test_read_only_folder(refuse, tmp_path):
     tmp_path.chmod(0o500)
     refuse("study", "run", "noisy-batchnorm", "--seeds", 1, "--out", tmp_path / "runs")
 
 
-def test_a_file_where_the_folder_should_be(tmp_path):
+def test_a_file_where_the_folder_should_be(refuse, tmp_path):
     (tmp_path / "runs").write_text("not a folder")
     refuse("study", "run", "noisy-batchnorm", "--seeds", 1, "--out", tmp_path / "runs")
 
 
 @pytest.mark.slow
-def test_one_seed_is_inconclusive_and_the_report_can_be_written_again(tmp_path):
+def test_one_seed_is_inconclusive_and_the_report_can_be_written_again(run, tmp_path):
     out = tmp_path / "runs"
     slug = "bn-backward-three-terms"
-    first = json.loads(run("study", "run", slug, "--seeds", 1, "--workers", 1, "--out", out, "--json").stdout)
+    words = ["study", "run", slug, "--seeds", "1", "--workers", "1", "--out", str(out), "--json"]
+    done = subprocess.run([sys.executable, "-m", "normscope", *words], capture_output=True, text=True, check=True)
+    assert done.stderr == ""  # no progress bar in a pipe
+    first = json.loads(done.stdout)
     assert [row["outcome"] for row in first["verdicts"]] == ["inconclusive"]
     page = Path(first["report"])
     before = page.read_text(encoding="utf-8")

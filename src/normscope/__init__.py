@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 _FACE = {
     "Scope": ("normscope._face", "Scope"),
     "study": ("normscope._face", "study"),
+    "NormscopeError": ("normscope._errors", "NormscopeError"),
+    "NonFiniteError": ("normscope._errors", "NonFiniteError"),
     "builders": ("normscope.builders", None),
     "layers": ("normscope.layers", None),
     "ops": ("normscope.ops", None),
@@ -24,9 +26,12 @@ _FACE = {
 
 if TYPE_CHECKING:
     from normscope import builders, layers, ops, plots, probes, records, stats, studies, surgery
+    from normscope._errors import NonFiniteError, NormscopeError
     from normscope._face import Scope, study
 
 __all__ = [
+    "NonFiniteError",
+    "NormscopeError",
     "Scope",
     "__version__",
     "builders",

@@ -111,7 +111,7 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
         title="What does batch norm do to your network?",
         sections=[_section(judged) for judged in runs],
         provenance=made_by,
-        times={judged.run.study.CODE: _wall_seconds(judged) for judged in runs},
+        times=dict(_time(judged) for judged in runs),
         lede=_lede(runs),
     )
 
@@ -161,9 +161,10 @@ def _section(judged: Judged) -> Section:
     )
 
 
-def _wall_seconds(judged: Judged) -> float:
-    """Return what this call took, or, where records were only read, what their cells took in processor time."""
-    return judged.seconds or sum(judged.run.store.wall_times().values())
+def _time(judged: Judged) -> tuple[str, float]:
+    """Return what this call took; where records were only read, what their cells took one by one."""
+    slug = judged.run.study.CODE
+    return (slug, judged.seconds) if judged.seconds else (f"{slug}, cells", sum(judged.run.store.wall_times().values()))
 
 
 def _lede(runs: Sequence[Judged]) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEMO = ("bn-backward-three-terms", "noisy-batchnorm", "ics-gradient-shift", "landscape-smoothness")
 
+_USAGE: Any = typer.BadParameter.__bases__[0]  # what the parser raises for words that do not fit
+
 app = typer.Typer(
     name="normscope",
     help="Measure what normalization does to your network.",
@@ -114,6 +116,10 @@ def study_run(
     data: Data = "digits",
     device: Device = "cpu",
     workers: Workers = None,
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="Run as many seeds again where inconclusive, at the level that pays for it."),
+    ] = False,
     out: Out = Path("runs/study"),
     as_json: Json = False,
 ) -> None:
@@ -123,7 +129,8 @@ def study_run(
     if run_all == bool(slugs):
         raise UsageError("name the studies to run, or say --all; `normscope study list` shows them")
     chosen = [unit.CODE for unit in studies.all()] if run_all else list(slugs or ())
-    _run(chosen, seeds=seeds, preset=preset, data=data, device=device, workers=workers, out=out, as_json=as_json)
+    settings = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
+    _run(chosen, **settings, extend=extend, out=out, as_json=as_json)
 
 
 @app.command(epilog="Example:  normscope report runs/demo --open")
@@ -195,10 +202,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        app(args=words, prog_name="normscope", standalone_mode=True)
+        code = app(args=words, prog_name="normscope", standalone_mode=False)
     except NormscopeError as error:
         typer.echo(f"normscope: {error}", err=True)
         raise SystemExit(2) from None
+    except _USAGE as error:
+        asked = error.format_message().rstrip()
+        asked += "" if asked.endswith((".", "?", "!")) else "."
+        if "\n" in asked:  # a group without a command answers with its help
+            typer.echo(asked, err=True)
+        else:
+            path = error.ctx.command_path if error.ctx else "normscope"
+            typer.echo(f"normscope: {asked} See `{path} --help`.", err=True)
+        raise SystemExit(2) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def _run(slugs: Sequence[str], *, out: Path, as_json: bool, **settings: Any) -> None:

@@ -94,7 +94,8 @@ TABLE = {
 BARE = {"permute channels", "permute positions"}
 # The same code in other ranks, or no norm of the data.
 ELSEWHERE = {
-    "batch_norm_2d", "batch_norm_3d", "instance_norm_2d", "instance_norm_3d", "scalar_bias", "scalar_gain",
+    "batch_norm_2d", "batch_norm_3d", "instance_norm_2d", "instance_norm_3d", "lazy_batch_norm_1d",
+    "lazy_batch_norm_2d", "lazy_batch_norm_3d", "scalar_bias", "scalar_gain",
     "time_varying_noise", "weight_standardization",
 }  # fmt: skip
 

@@ -247,3 +247,20 @@ def test_the_output_has_the_bias_as_mean_and_the_weight_as_spread(size, seed):
     y = ops.batch_norm(x, w, b, eps=0.0)
     torch.testing.assert_close(y.mean((0, 2)), b)
     torch.testing.assert_close(y.var((0, 2), correction=0).sqrt(), w.abs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(4096, 8), (16, 8, 24, 24)])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_a_running_mean_is_right_to_some_roundings(dtype, shape, offset):
+    """Where the kernel adds plainly, side by side in memory, the noise of its sums is kept out."""
+    x = (offset + torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    mean, var = torch.zeros(8), torch.ones(8)
+    ops.batch_norm(x, running_mean=mean, running_var=var, momentum=1.0)
+    axes = (0, *range(2, x.ndim))
+    right = x.double().mean(axes)
+    assert (mean - right).abs().max() < 12 * torch.finfo(torch.float32).eps * right.abs().max()
+    if dtype != torch.float32:
+        torch.testing.assert_close(var.double(), x.double().var(axes), rtol=1e-6, atol=0)

@@ -115,13 +115,15 @@ def test_kernel_rule_and_autograd_agree(layout):
 
 
 WRONG = {
-    "mean-term-dropped": lambda t, xhat: t - xhat * (t * xhat).mean((0, 2), keepdim=True),
-    "variance-term-dropped": lambda t, xhat: t - t.mean((0, 2), keepdim=True),
-    "variance-term-sign": lambda t, xhat: (
+    "mean-term-dropped": lambda t, xhat, *_: t - xhat * (t * xhat).mean((0, 2), keepdim=True),
+    "variance-term-dropped": lambda t, xhat, *_: t - t.mean((0, 2), keepdim=True),
+    "variance-term-sign": lambda t, xhat, *_: (
         t - t.mean((0, 2), keepdim=True) + xhat * (t * xhat).mean((0, 2), keepdim=True)
     ),
-    "mean-term-sign": lambda t, xhat: t + t.mean((0, 2), keepdim=True) - xhat * (t * xhat).mean((0, 2), keepdim=True),
-    "mean-over-batch-only": lambda t, xhat: t - t.mean(0, keepdim=True) - xhat * (t * xhat).mean(0, keepdim=True),
+    "mean-term-sign": lambda t, xhat, *_: (
+        t + t.mean((0, 2), keepdim=True) - xhat * (t * xhat).mean((0, 2), keepdim=True)
+    ),
+    "mean-over-batch-only": lambda t, xhat, *_: t - t.mean(0, keepdim=True) - xhat * (t * xhat).mean(0, keepdim=True),
 }
 
 

@@ -69,7 +69,7 @@ def test_conjunction_of_three_equal_comparisons_keeps_its_level():
     shift=st.floats(-3, 3),
 )
 def test_interpolation_is_exact_for_what_is_linear_in_the_logarithm(at, slope, shift):
-    x = np.array([1.0, 0.01, 0.1, 10.0])
+    x = np.array([0.01, 0.1, 1.0, 10.0])
     y = shift + slope * np.log(x)
     assert interpolate(x, y, at) == pytest.approx(shift + slope * math.log(at), abs=1e-9)
 
@@ -80,6 +80,13 @@ def test_interpolation_does_not_reach_beyond_its_points():
     assert math.isnan(interpolate([math.nan, 1.0], [1, 2], 0.5))
     assert math.isnan(interpolate([0.1, 1.0], [1, 2], math.nan))
     assert interpolate([0.1, math.nan, 1.0], [1, 7, 3], 1.0) == 3
+
+
+def test_interpolation_stays_on_the_rising_branch():
+    """A learning rate that blows the weights up makes small updates again: another regime with the same x."""
+    x, y = [0.01, 0.1, 1.0, 0.3], [0.0, 1.0, 2.0, 50.0]
+    assert interpolate(x, y, 0.3) == pytest.approx(1 + math.log(3) / math.log(10))
+    assert math.isnan(interpolate([0.1, 0.1, 1.0], [1, 2, 3], 0.5))
 
 
 def test_best_rate_is_that_of_least_validation_loss_and_no_diverged_run():

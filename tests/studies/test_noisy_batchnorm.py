@@ -88,7 +88,7 @@ def test_it_runs_as_a_whole(tmp_path, monkeypatch):
     (run,) = studies.load(tmp_path)
     assert run.verdict() == verdict
     figures = {figure.slug: figure for figure in run.figures()}
-    assert {"accuracy", "loss", "shift", "percentiles", "accuracy-controls"} <= set(figures)
+    assert {"accuracy", "loss", "shift", "percentiles", "accuracy-kinds", "accuracy-strengths"} <= set(figures)
     assert all(figure.caption and figure.alt for figure in figures.values())
     (table,) = run.tables()
     assert len(table.rows) == 3 * 2 + 4

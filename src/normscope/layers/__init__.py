@@ -6,7 +6,9 @@ from normscope.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from normscope.layers.group_norm import GroupNorm
 from normscope.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normscope.layers.layer_norm import LayerNorm
+from normscope.layers.lazy_batch_norm import LazyBatchNorm1d, LazyBatchNorm2d, LazyBatchNorm3d
 from normscope.layers.lp_norm import LpNorm
+from normscope.layers.population import given_statistics, population_of, record_statistics
 from normscope.layers.rms_norm import RMSNorm
 from normscope.layers.scalars import ScalarBias, ScalarGain
 from normscope.layers.time_varying_noise import TimeVaryingNoise
@@ -21,12 +23,18 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
     "LpNorm",
     "RMSNorm",
     "ScalarBias",
     "ScalarGain",
     "TimeVaryingNoise",
     "WeightStandardization",
+    "given_statistics",
+    "population_of",
+    "record_statistics",
     "weight_norm",
     "weight_standardize",
 ]

@@ -21,7 +21,9 @@ class BatchNorm1d(AbstractBatchNorm, torch.nn.BatchNorm1d):
     ``eps``; hence the bias of the layer before it has no effect and the scale of its weight none on the function.
     The gradient at the input sums to zero over each channel and is orthogonal to it.
 
-    A ``torch.nn.BatchNorm1d`` with the same arguments, state dict and numbers.
+    A ``torch.nn.BatchNorm1d`` with the same arguments, state dict and numbers; and with options, by keyword, that
+    are described at ``AbstractBatchNorm``: which set the statistics come from (ghost, synchronised, renormalised,
+    masked, given), when running statistics are used and moved, a fused activation, and less memory.
 
     Args:
         num_features: Channels ``C``.
@@ -31,6 +33,7 @@ class BatchNorm1d(AbstractBatchNorm, torch.nn.BatchNorm1d):
         track_running_stats: Whether running statistics are kept; without them each batch has its own, in eval too.
         device: Where parameters and buffers live.
         dtype: Their type.
+        bias: With ``affine``, whether there is a shift; the other options likewise by keyword.
     """
 
     CODE = "batch_norm_1d"
@@ -53,7 +56,9 @@ class BatchNorm2d(AbstractBatchNorm, torch.nn.BatchNorm2d):
     ``eps``; hence the bias of the convolution before it has no effect and the scale of its filter none on the function.
     The gradient at the input sums to zero over each channel and is orthogonal to it.
 
-    A ``torch.nn.BatchNorm2d`` with the same arguments, state dict and numbers.
+    A ``torch.nn.BatchNorm2d`` with the same arguments, state dict and numbers; and with options, by keyword, that
+    are described at ``AbstractBatchNorm``: which set the statistics come from (ghost, synchronised, renormalised,
+    masked, given), when running statistics are used and moved, a fused activation, and less memory.
 
     Args:
         num_features: Channels ``C``.
@@ -63,6 +68,7 @@ class BatchNorm2d(AbstractBatchNorm, torch.nn.BatchNorm2d):
         track_running_stats: Whether running statistics are kept; without them each batch has its own, in eval too.
         device: Where parameters and buffers live.
         dtype: Their type.
+        bias: With ``affine``, whether there is a shift; the other options likewise by keyword.
     """
 
     CODE = "batch_norm_2d"
@@ -85,7 +91,9 @@ class BatchNorm3d(AbstractBatchNorm, torch.nn.BatchNorm3d):
     ``eps``; hence the bias of the convolution before it has no effect and the scale of its filter none on the function.
     The gradient at the input sums to zero over each channel and is orthogonal to it.
 
-    A ``torch.nn.BatchNorm3d`` with the same arguments, state dict and numbers.
+    A ``torch.nn.BatchNorm3d`` with the same arguments, state dict and numbers; and with options, by keyword, that
+    are described at ``AbstractBatchNorm``: which set the statistics come from (ghost, synchronised, renormalised,
+    masked, given), when running statistics are used and moved, a fused activation, and less memory.
 
     Args:
         num_features: Channels ``C``.
@@ -95,6 +103,7 @@ class BatchNorm3d(AbstractBatchNorm, torch.nn.BatchNorm3d):
         track_running_stats: Whether running statistics are kept; without them each batch has its own, in eval too.
         device: Where parameters and buffers live.
         dtype: Their type.
+        bias: With ``affine``, whether there is a shift; the other options likewise by keyword.
     """
 
     CODE = "batch_norm_3d"

@@ -1,10 +1,12 @@
 """Operations on tensors, with forward, backward and tangent written out. The one door to the mathematics."""
 
 from normscope.ops.backward_terms import GradientTerms, batch_norm_backward_terms
-from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given
+from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given, batch_renorm, ghost_batch_norm
 from normscope.ops.gaussian import GaussianMoments, gaussian_moments
+from normscope.ops.inplace import batch_norm_in_place
 from normscope.ops.lp import lp_norm
-from normscope.ops.moments import Moments, merge
+from normscope.ops.moments import Moments, merge, merge_all
+from normscope.ops.normalize import normalize
 from normscope.ops.per_sample import group_norm, instance_norm, layer_norm, rms_norm
 from normscope.ops.standardize import standardize
 from normscope.ops.statistics import moments_of
@@ -17,13 +19,18 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward_terms",
     "batch_norm_given",
+    "batch_norm_in_place",
+    "batch_renorm",
     "gaussian_moments",
+    "ghost_batch_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",
     "lp_norm",
     "merge",
+    "merge_all",
     "moments_of",
+    "normalize",
     "rms_norm",
     "standardize",
 ]

@@ -4,16 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normscope._errors import UsageError
-from normscope.ops.standardize import affine, standardize_affine
+from normscope.ops.moments import Moments, merge, merge_all
+from normscope.ops.normalize import normalize, normalize_and_track
+from normscope.ops.sets import BATCH, Masked, Renorm, StatisticsSet, ghost
+from normscope.ops.shapes import ShapeError
+from normscope.ops.standardize import affine
 from normscope.ops.statistics import channelwise, wide
 from normscope.ops.track import track
 
+__all__ = ["ShapeError", "batch_norm", "batch_norm_given", "batch_renorm", "check_batch_norm", "ghost_batch_norm"]
+
 _NAMES = ("weight", "bias", "running_mean", "running_var")
-
-
-class ShapeError(UsageError, ValueError):
-    """A tensor has a shape that cannot be normalized; a ValueError too, as torch raises it."""
 
 
 def batch_norm(
@@ -26,6 +27,7 @@ def batch_norm(
     running_var: Tensor | None = None,
     training: bool = True,
     momentum: float = 0.1,
+    over: StatisticsSet = BATCH,
 ) -> Tensor:
     """Normalize each channel by the statistics of this batch, or by given ones.
 
@@ -41,24 +43,30 @@ def batch_norm(
         running_var: Variance of each channel ``(C,)``: likewise.
         training: Normalize by the statistics of this batch; else by the running ones.
         momentum: Share of this batch in the running statistics.
+        over: The set that the statistics come from in training: this batch, its valid part, those of all processes.
 
     Returns:
-        The normalized values in the type and shape of ``x``.
+        The normalized values in the type and shape of ``x``; zero for elements outside the set.
 
     Raises:
         ShapeError: ``x`` has no channel axis, a parameter does not have one value a channel, there is one value a
             channel to take statistics over, or running statistics are wanted and missing.
     """
-    _check(x, weight, bias, running_mean, running_var, training)
-    if x.numel() == 0:  # nothing to take statistics of: the running ones stay as they are
-        return affine(x, weight, bias).to(x.dtype)
+    if x.ndim == 1 and x.numel() == 0:  # nothing at all, which torch lets pass
+        return x.clone()
+    check_batch_norm(x, weight, bias, running_mean, running_var, training, over)
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        return batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps)
-    y, shift, low, _, var = standardize_affine(x, weight, bias, eps)
-    if running_mean is not None or running_var is not None:
-        track(running_mean, running_var, shift + low.detach(), var.detach(), momentum)
+        return over.keep(batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps))
+    if over is BATCH:
+        if x.numel() == 0:  # nothing to take statistics of: the running ones stay as they are
+            return affine(x, weight, bias).to(x.dtype)
+        if (running_mean is None) == (running_var is None):
+            running = None if running_mean is None or running_var is None else (running_mean, running_var)
+            return normalize_and_track(x, weight, bias, eps, running, momentum)
+    y, moments = normalize(x, weight, bias, eps, over)
+    track(running_mean, running_var, moments.mean + moments.low, moments.variance(unbiased=True), momentum)
     return y
 
 
@@ -92,14 +100,94 @@ def batch_norm_given(
     return affine(d, scale if weight is None else scale * weight, bias).to(x.dtype)
 
 
-def _check(
+def ghost_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    group_size: int,
+    eps: float = 1e-5,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize groups of consecutive samples, each by its own statistics: Hoffer et al. (2017), algorithm 1.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        weight: Gain of each channel ``(C,)``, or None for 1.
+        bias: Shift of each channel ``(C,)``, or None for 0.
+        group_size: Samples of a group. The last has those left over, if that is more than one value a channel; else
+            they join the group before it.
+        eps: Added to the variances.
+        mask: True for values that count, ``(N, *)``, ``(N, 1, *)`` or ``(N, C, *)``; or None for all.
+
+    Returns:
+        The normalized values in the type of ``x``; and the moments ``(C,)`` of the whole batch, which those of the
+        groups merge to exactly, whatever their sizes.
+    """
+    parts = ghost.group_sizes(x.shape[0], group_size, x[0, 0].numel())
+    masks = None if mask is None else ghost.split(Masked(mask, x).mask, parts)
+    outputs: list[Tensor] = []
+    whole: Moments | None = None
+    for at, (part, (groups, _)) in enumerate(zip(ghost.split(x, parts), parts, strict=True)):
+        folded = ghost.fold(part, groups)
+        over = BATCH if masks is None else Masked(ghost.fold_mask(masks[at], groups, x.shape[1]), folded)
+        y, m = normalize(folded, ghost.repeat(weight, groups), ghost.repeat(bias, groups), eps, over)
+        outputs.append(ghost.unfold(y, groups))
+        count = m.count.view(groups, -1) if isinstance(m.count, Tensor) else m.count
+        pooled = merge_all(Moments(count, *(v.view(groups, -1) for v in (m.mean, m.low, m.m2))))
+        whole = pooled if whole is None else merge(whole, pooled)
+    assert whole is not None
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return y, whole
+
+
+def batch_renorm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    step: Tensor,
+    *,
+    renorm: Renorm,
+    eps: float = 1e-5,
+    over: StatisticsSet = BATCH,
+) -> tuple[Tensor, Moments]:
+    """Normalize by the statistics of a set, corrected toward the running ones: Ioffe (2017), algorithm 1.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        weight: Gain of each channel ``(C,)``, or None for 1.
+        bias: Shift of each channel ``(C,)``, or None for 0.
+        running_mean: Running mean ``(C,)``, a constant here.
+        running_var: Running variance ``(C,)``, likewise.
+        step: How many updates those have had, a whole number ``()``.
+        renorm: How far to correct at which step.
+        eps: Added to the variances.
+        over: The set that the statistics come from.
+
+    Returns:
+        The normalized values in the type of ``x``; and the moments of the set ``(C,)``.
+    """
+    xhat, moments = normalize(x.to(wide(x.dtype)), None, None, eps, over)
+    r, d = renorm.correction(moments, running_mean, running_var, step, eps)
+    if weight is not None:
+        r, d = weight * r, weight * d
+    y = affine(xhat, r, d if bias is None else d + bias)
+    return over.keep(y).to(x.dtype), moments
+
+
+def check_batch_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
+    over: StatisticsSet = BATCH,
+    refuse_one: bool = True,
 ) -> None:
+    """Refuse tensors that do not fit together, and one value a channel if so wanted; see ``batch_norm``."""
     if x.ndim < 2:
         raise ShapeError(f"expected an input (N, C, *) with a channel axis, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -111,7 +199,7 @@ def _check(
                 f"{name} should have one value for each of the {channels} channels of an input of shape "
                 f"{tuple(x.shape)}, got shape {tuple(values.shape)}"
             )
-    if training and x.numel() == channels:
+    if training and refuse_one and x.numel() == channels and over is BATCH:
         raise ShapeError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}: "
             "one value has no variance; use a larger batch, drop the last incomplete one, or call .eval()"

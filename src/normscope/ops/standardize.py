@@ -1,6 +1,7 @@
 r"""Subtract the mean, divide by the standard deviation, then scale and shift: the operation under every norm.
 
-Each channel of ``(N, C, *)`` has :math:`n` elements; angle brackets are their mean, bars are cotangents.
+Angle brackets are the mean over the statistics set, which has :math:`n` elements in a channel of ``(N, C, *)``: the
+batch, or any set of `normscope.ops.sets`. Bars are cotangents.
 
 .. math:: \hat x = (x - \mu)\, r, \qquad r = (\sigma^2 + \epsilon)^{-1/2}, \qquad y = \gamma \hat x + \beta,
 
@@ -19,20 +20,31 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from normscope.ops.sets.batch import BATCH, StatisticsSet
 from normscope.ops.statistics import channel_axes, channelwise, shifted
 
 # Above this many values a channel the fused kernel's plain sums, where it takes them, are off by more than 1e-5.
-_PLAIN_SUM_LIMIT = 2**17
+PLAIN_SUM_LIMIT = 2**17
+PLAIN_SUM_LIMIT_OF_HALVES = 2**11
+fused_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
-def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    over: StatisticsSet = BATCH,
+    count: int | Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """Return ``y``; then one a channel: mean, reciprocal standard deviation, and unbiased variance."""
-    axes, n = channel_axes(x), x.numel() // x.shape[1]
-    mean = x.mean(axes)
-    centred = x - channelwise(mean, x)
-    var = centred.square().mean(axes)
+    n = size_of_set(x, count)
+    mean = over.average(x, n)
+    centred = over.keep(x - channelwise(mean, x))
+    var = over.average(centred.square(), n)
     rstd = (var + eps).rsqrt()
-    return affine(centred * channelwise(rstd, x), weight, bias), mean, rstd, var * (n / max(n - 1, 1))
+    y = over.keep(affine(centred * channelwise(rstd, x), weight, bias))
+    return y, mean, rstd, var * (n / ((n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1, 1)))
 
 
 def backward(
@@ -43,20 +55,37 @@ def backward(
     weight: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    over: StatisticsSet = BATCH,
+    count: int | Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Return the cotangents of ``x``, ``weight`` and ``bias``; a cotangent of None is zero."""
-    axes, n = channel_axes(x), x.numel() // x.shape[1]
-    xhat = (x - channelwise(mean, x)) * channelwise(rstd, x)
+    xhat = over.keep((x - channelwise(mean, x)) * channelwise(rstd, x))
+    return backward_of_xhat(g, g_mean, g_rstd, xhat, weight, rstd, over, count)
+
+
+def backward_of_xhat(
+    g: Tensor | None,
+    g_mean: Tensor | None,
+    g_rstd: Tensor | None,
+    xhat: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    over: StatisticsSet = BATCH,
+    count: int | Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Do what ``backward`` does from the standardized values."""
+    axes, n = channel_axes(xhat), size_of_set(xhat, count)
     g_x = g_weight = g_bias = None
     if g is not None:
+        g = over.keep(g)
         scale = rstd if weight is None else rstd * weight
-        g_x = channelwise(scale, x) * project(g, xhat)
+        g_x = channelwise(scale, xhat) * project(g, xhat, over, n)
         g_weight, g_bias = (g * xhat).sum(axes), g.sum(axes)
     if g_mean is not None:
-        g_x = (channelwise(g_mean / n, x) + (0 if g_x is None else g_x)).expand_as(x)
+        g_x = (channelwise(g_mean / n, xhat) + (0 if g_x is None else g_x)).expand_as(xhat)
     if g_rstd is not None:
-        g_x = channelwise(-g_rstd * rstd.square() / n, x) * xhat + (0 if g_x is None else g_x)
-    return g_x, g_weight, g_bias
+        g_x = channelwise(-g_rstd * rstd.square() / n, xhat) * xhat + (0 if g_x is None else g_x)
+    return None if g_x is None else over.keep(g_x), g_weight, g_bias
 
 
 def tangent(
@@ -67,21 +96,23 @@ def tangent(
     weight: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    over: StatisticsSet = BATCH,
+    count: int | Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the tangents of ``y``, mean and reciprocal standard deviation; a tangent of None is zero."""
-    axes = channel_axes(x)
-    xhat = (x - channelwise(mean, x)) * channelwise(rstd, x)
-    t = torch.zeros_like(x) if t is None else t
-    t_y = affine(channelwise(rstd, x) * project(t, xhat), weight, t_bias)
+    n = size_of_set(x, count)
+    xhat = over.keep((x - channelwise(mean, x)) * channelwise(rstd, x))
+    t = torch.zeros_like(x) if t is None else over.keep(t)
+    t_y = affine(channelwise(rstd, x) * project(t, xhat, over, n), weight, t_bias)
     if t_weight is not None:
         t_y = t_y + xhat * channelwise(t_weight, x)
-    return t_y, t.mean(axes), -rstd.square() * (t * xhat).mean(axes)
+    return over.keep(t_y), over.average(t, n), -rstd.square() * over.average(t * xhat, n)
 
 
-def project(t: Tensor, xhat: Tensor) -> Tensor:
+def project(t: Tensor, xhat: Tensor, over: StatisticsSet = BATCH, count: int | Tensor | None = None) -> Tensor:
     """Remove from each channel of ``t`` its mean and its component along ``xhat``."""
-    axes = channel_axes(t)
-    return t - t.mean(axes, keepdim=True) - xhat * (t * xhat).mean(axes, keepdim=True)
+    n = size_of_set(t, count)
+    return t - channelwise(over.average(t, n), t) - xhat * channelwise(over.average(t * xhat, n), t)
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -93,15 +124,38 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return torch.addcmul(channelwise(bias, x), x, channelwise(weight, x))
 
 
-def _fused_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-    """Do what ``forward`` does with torch's kernel, which is right for values near zero mean."""
+def size_of_set(x: Tensor, count: int | Tensor | None) -> int | Tensor:
+    """Return how many values a channel has: those of the batch, where a set does not say."""
+    return x.numel() // x.shape[1] if count is None else count
+
+
+def fused_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: tuple[Tensor | None, Tensor, float] | None = None,
+    most: int = PLAIN_SUM_LIMIT,
+) -> tuple[Tensor, ...]:
+    """Do what ``forward`` does with torch's kernel, which is right for values near zero mean.
+
+    If a running mean (or None), a running variance and a share of this batch in them are given, they are moved, and the
+    moved variance is returned. Above ``most`` values a channel the kernel's plain sums are not taken.
+    """
     n = x.numel() // x.shape[1]
-    if n > _PLAIN_SUM_LIMIT and (x.ndim == 2 or not x.is_contiguous()):
+    if n > most and (x.ndim == 2 or not x.is_contiguous()):
         # Across channels side by side in memory the kernel adds plainly; torch's own sums go by halves.
         mean = x.mean(channel_axes(x))
         var = x.square().mean(channel_axes(x)) - mean.square()
         y, _, _ = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)
-        return y, mean, (var + eps).rsqrt(), var * (n / (n - 1))
+        unbiased = var * (n / (n - 1))
+        if running is not None:
+            unbiased = running[1].mul_(1 - running[2]).add_(unbiased, alpha=running[2])
+        return y, mean, (var + eps).rsqrt(), unbiased
+    if running is not None:
+        unused, var, share = torch.empty_like(running[1]) if running[0] is None else running[0], *running[1:]
+        y, mean, rstd = torch.native_batch_norm(x, weight, bias, unused, var, True, share, eps)
+        return y, mean, rstd, var
     # rstd does not hold a variance far below eps; run with momentum 1, the running variance is the variance itself.
     unused, var = x.new_zeros(2, x.shape[1]).unbind()
     y, mean, rstd = torch.native_batch_norm(x, weight, bias, unused, var, True, 1.0, eps)
@@ -117,7 +171,7 @@ class _Standardize(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-        y, mean, rstd, var = _fused_forward(x, weight, bias, eps)
+        y, mean, rstd, var = fused_forward(x, weight, bias, eps)
         ctx.eps = eps
         ctx.mark_non_differentiable(var)
         ctx.set_materialize_grads(False)
@@ -130,13 +184,10 @@ class _Standardize(Function):
         x, weight, mean, rstd = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         # A kernel cannot be differentiated: neither again (grad mode is on here under create_graph only) nor forward.
-        differentiated = torch.is_grad_enabled() or _is_dual(x) or (g is not None and _is_dual(g))
-        if g is None or g_mean is not None or g_rstd is not None or differentiated:
+        if g is None or g_mean is not None or g_rstd is not None or differentiated(x, g):
             found = backward(g, g_mean, g_rstd, x, weight, mean, rstd)
         else:
-            found = torch.ops.aten.native_batch_norm_backward(
-                g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted
-            )
+            found = fused_backward(g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted)
         return *(part if want else None for part, want in zip(found, wanted, strict=True)), None
 
     @staticmethod
@@ -146,8 +197,26 @@ class _Standardize(Function):
         return *tangent(t, t_weight, t_bias, x, weight, mean, rstd), None
 
 
-def _is_dual(x: Tensor) -> bool:
-    return forward_ad.unpack_dual(x).tangent is not None
+def differentiated(x: Tensor, g: Tensor) -> bool:
+    """Say whether a backward that is running is itself being differentiated."""
+    if torch.is_grad_enabled():
+        return True
+    # The level is below 0 but for a few users of dual numbers, and looking at it is ten times cheaper.
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(p).tangent is not None for p in (x, g))
+
+
+def is_written_out() -> bool:
+    """Say whether the written-out forward must run: no Function, no kernel, nothing that looks at values.
+
+    The compiler refuses a jvp of one's own, and fuses the forward by itself; torch.func differentiates and batches
+    the forward rightly, where a jvp inside a jvp of any Function comes out as zero.
+    """
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def standardize_shifted(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    """Do what ``forward`` does over the batch, by the rules where they are allowed; ``x`` is near zero mean."""
+    return (forward if is_written_out() else _Standardize.apply)(x, weight, bias, eps)
 
 
 def standardize_affine(
@@ -169,10 +238,7 @@ def standardize_affine(
     d, shift = shifted(x)
     if x.dtype != d.dtype:
         weight, bias = (None if p is None else p.to(d.dtype) for p in (weight, bias))
-    # The compiler refuses a jvp of one's own, and fuses the forward by itself; torch.func differentiates and batches
-    # the forward rightly, where a jvp inside a jvp of any Function comes out as zero.
-    written_out = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    y, low, rstd, var = (forward if written_out else _Standardize.apply)(d, weight, bias, eps)
+    y, low, rstd, var = standardize_shifted(d, weight, bias, eps)
     return (y if y.dtype == x.dtype else y.to(x.dtype)), shift, low, rstd, var
 
 

@@ -44,6 +44,24 @@ def shifted(x: Tensor) -> tuple[Tensor, Tensor]:
     return x - channelwise(shift, x), shift
 
 
+def remainder(low: Tensor, shift: Tensor) -> Tensor:
+    """Take the noise out of what a mean has beyond the constant that was taken off.
+
+    That constant is itself the mean, but for a few roundings of its own size: what lies beyond those is the rounding of
+    ``x - shift``, alike for all values of one binade, and of the kernel's sums, which together are more than the
+    constant is off where the mean is small beside the standard deviation.
+
+    Args:
+        low: The mean of ``x - shift``, as the kernel found it ``(C,)``.
+        shift: The constants ``(C,)``.
+
+    Returns:
+        ``low``, but not more than some roundings of ``shift``.
+    """
+    most = shift.abs() * (4 * torch.finfo(shift.dtype).eps)
+    return torch.minimum(torch.maximum(low, -most), most)
+
+
 def moments_of(x: Tensor) -> Moments:
     """Return count, mean and sum of squared deviations of each channel.
 

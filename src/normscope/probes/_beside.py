@@ -20,8 +20,7 @@ def batch_of(replay: Replay) -> Any:
 def beside(replay: Replay, batch: Any, streams: RngState | None = None) -> Replay:
     """Return a replay of the same open model and start on another batch, from other random streams if given."""
     other = copy.copy(replay)
-    other.batch, other.draws_beside_torch = batch, None
-    other._origins, other.cache = {}, {}
+    other.batch, other._origins, other.cache, other.draws_beside_torch = batch, {}, {}, None
     if streams is not None:
         other.start = copy.copy(replay.start)
         other.start.rng = streams

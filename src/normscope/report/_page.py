@@ -233,11 +233,22 @@ def _figure(figure: Figure, key: str, charts: dict[str, Any]) -> dict[str, Any]:
 def _table(table: Table) -> dict[str, Any]:
     """Return a table in words, with the columns that hold numbers marked."""
     numeric = [
-        bool(table.rows) and all(isinstance(row[i], int | float) or row[i] is None for row in table.rows)
+        bool(table.rows) and all(_is_number(row[i]) or row[i] in (None, "") for row in table.rows)
         for i in range(len(table.columns))
     ]
     rows = [[cell(value) for value in row] for row in table.rows]
     return {"title": table.title, "columns": table.columns, "rows": rows, "caption": table.caption, "numeric": numeric}
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a cell holds a number, also one that is written out already ("−1.2e−4")."""
+    if isinstance(value, int | float):
+        return True
+    try:
+        float(str(value).replace("−", "-").removesuffix("%"))
+    except ValueError:
+        return False
+    return True
 
 
 def _hash(script: str) -> str:

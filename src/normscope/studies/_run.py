@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from normscope import __version__
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict
@@ -131,6 +133,8 @@ def run(
         "data": {"name": data, "fingerprint": dataset.fingerprint()},
         "device": device,
         "level": level,
+        # Records of two versions are not replicates of one thing: such a run is refused, not continued.
+        "versions": {"normscope": __version__, "torch": metadata.version("torch")},
     }
     store = Store.create(Path(out) / study.CODE, config)
 

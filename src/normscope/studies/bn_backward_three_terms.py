@@ -288,7 +288,8 @@ class BnBackwardThreeTerms(AbstractStudy):
         said = ", ".join(f"{_percent(value)} in {name}" for name, value in ends.items())
         rate = settings["training"]["lrs"][0]
         losses = evidence.select(probe="training", name="loss", task="training", lr=rate)
-        biases = evidence.select(probe="parameters", name="bias_max", task="training")
+        biases = evidence.select(probe="parameters", name="bias_max", task="training").filter(pl.col("arm") != "none")
+        panels = {str(float(one)): f"learning rate {one:g}" for one in settings["training"]["lrs"]}
         return [
             versus_theory(
                 per_seed,
@@ -324,7 +325,7 @@ class BnBackwardThreeTerms(AbstractStudy):
                 y_title="Largest absolute bias",
                 log=True,
                 arms=list(ARMS),
-                labels=ARMS,
+                labels=ARMS | panels,
                 caption="The exact gradient of such a bias is zero, so it only moves by rounding; cut the mean out and "
                 "it drifts.",
             ),

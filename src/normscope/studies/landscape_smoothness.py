@@ -229,6 +229,7 @@ class LandscapeSmoothness(AbstractStudy):
                 at,
                 title="Loss values met along the gradient",
                 slug="loss-band",
+                matchings=list(MATCHINGS),
                 y_title="Loss on the step's batch",
                 log=True,
                 caption=f"Width of the band in the first 30 % of training, at the same step sizes: "
@@ -240,6 +241,7 @@ class LandscapeSmoothness(AbstractStudy):
                 at,
                 title="How much the gradient changes along itself, relative to its length",
                 slug="gradient-band",
+                matchings=list(MATCHINGS),
                 low=None,
                 high="gradient_difference_relative",
                 y_title="Largest |g(s) - g| / |g|",

@@ -35,6 +35,7 @@ class Flow:
         source: What made each module's input: another module's name, or words in parentheses.
         readers: What reads each module's output, likewise.
         loose: Parameters and buffers that are read outside the forward of their module.
+        several: Modules that are called with more than their input: a mask, say.
     """
 
     seen_by: str
@@ -42,6 +43,7 @@ class Flow:
     source: dict[str, str] = field(default_factory=dict)
     readers: dict[str, list[str]] = field(default_factory=dict)
     loose: set[str] = field(default_factory=set)
+    several: set[str] = field(default_factory=set)
 
 
 def flow(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any, missing: object) -> tuple[Flow | None, str]:
@@ -100,6 +102,8 @@ def by_fx(model: nn.Module, leaves: Mapping[nn.Module, str]) -> Flow:
             seen.loose.add(str(node.target))
         if node.op == "call_module" and not (path := name(node)).startswith("("):
             seen.calls[path] += 1
+            if len(node.args) + len(node.kwargs) > 1:
+                seen.several.add(path)
             seen.source[path] = name((*node.args, *node.kwargs.values(), None)[0])
             seen.readers.setdefault(path, []).extend(name(user) for user in node.users)
     return seen
@@ -206,6 +210,8 @@ def by_example(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         path = names[id(module)]
         seen.calls[path] += 1
+        if len(args) + len(kwargs) > 1:
+            seen.several.add(path)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [watch.made[id(t)][1] for t in given if id(t) in watch.made]
         seen.source[path] = known[0] if len(known) == len(given) == 1 else "(what no module of interest made)"

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from normscope._errors import DataError, NonFiniteError
+from normscope.layers._norm import AbstractBatchNorm
 from normscope.ops import Moments, merge, moments_of
+from normscope.ops.sets import Masked, mask_of_lengths
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Meter:
         if type(self.module) is nn.SyncBatchNorm:
             # It would wait for the other processes at each forward, and refuses the CPU. Each normalizes by its own.
             vars(self.module)["forward"] = self._locally
+        if isinstance(self.module, AbstractBatchNorm):
+            # By the batch or by the running statistics alone, and without waiting for other processes either.
+            self.module.statistics = "ghost" if self.module.statistics == "ghost" else "batch"
+            self.module.process_group = self.module.renorm = None
+            self.module.use_running = False if self.module.use_running is False else None
+            self.module.update_statistics = False
 
     def _look(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).detach()
@@ -58,13 +66,15 @@ class Meter:
             module.training = False
             return
         # MPS has no float64; there the sums are float32, shifted, with the mean in two parts.
-        found = moments_of(x if x.device.type == "mps" else x.double())
+        found = moments_given(module, x if x.device.type == "mps" else x.double(), args, kwargs)
+        if found is None:  # it was told what to normalize by
+            return
         if not (found.mean.isfinite().all() and found.m2.isfinite().all()):
             raise NonFiniteError(f"{self.path} was given values that are not finite: find where they arise first")
         self.moments = found if self.moments is None else merge(self.moments, found)
-        if found.count < 2 and not self.settled:  # one value is its own mean: normalize by what was pooled so far
+        if not enough(found) and not self.settled:  # one value is its own mean: normalize by what was pooled so far
             module.training = False
-            if self.moments.count > 1:
+            if enough(self.moments):
                 module.running_mean.copy_(self.moments.mean + self.moments.low)
                 module.running_var.copy_(self.moments.variance(unbiased=True))
 
@@ -76,6 +86,43 @@ class Meter:
         return nn.functional.batch_norm(
             x, m.running_mean, m.running_var, m.weight, m.bias, training=m.training, momentum=0.0, eps=m.eps
         )
+
+
+def moments_given(
+    module: nn.Module, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+) -> Moments | None:
+    """Return the moments of those values of a norm's input that count for it.
+
+    Args:
+        module: The norm; one of this library may be called with a mask or lengths.
+        x: Its input, in the type in which to sum.
+        args: All arguments of the call.
+        kwargs: Those by keyword.
+
+    Returns:
+        The moments; or None if the call said what statistics to normalize by.
+    """
+    if not isinstance(module, AbstractBatchNorm):
+        return moments_of(x)
+    said = dict(zip(("input", "mask", "lengths"), args, strict=False)) | dict(kwargs or {})
+    if said.get("population") is not None:
+        return None
+    mask, lengths = said.get("mask"), said.get("lengths")
+    if lengths is not None:
+        mask = mask_of_lengths(lengths, x)
+    if mask is None:
+        return moments_of(x)
+    found = Masked(mask, x).moments(x)
+    assert isinstance(found.count, Tensor)
+    count = found.count
+    if bool((count == count[0]).all()):
+        return Moments(int(count[0].item()), found.mean, found.low, found.m2)
+    return found
+
+
+def enough(moments: Moments) -> bool:
+    """Say whether every channel has two values at least."""
+    return bool((torch.as_tensor(moments.count) > 1).all())
 
 
 @dataclass
@@ -116,7 +163,7 @@ def in_step(model: nn.Module, meters: Mapping[str, Meter]) -> Iterator[Step]:
     agreed = tuple(dict.fromkeys(path for seen in orders for path in seen))
     for path, meter in meters.items():
         moments = _pool(meter)
-        usable = moments is not None and moments.count > 1
+        usable = moments is not None and enough(moments)
         step.pooled[path] = Pooled(moments if usable else None, batches, agreed)
 
 
@@ -141,16 +188,17 @@ def _pool(meter: Meter) -> Moments | None:
     channels = meter.module.num_features
     device = meter.module.running_mean.device
     kind = torch.float32 if device.type == "mps" else torch.float64
-    flat = torch.zeros(1 + 3 * channels, dtype=kind, device=device)
+    flat = torch.zeros(4 * channels, dtype=kind, device=device)
     if mine is not None:
-        flat = torch.cat(
-            [flat.new_tensor([mine.count]), *(v.flatten().to(flat) for v in (mine.mean, mine.low, mine.m2))]
-        )
+        count = torch.as_tensor(mine.count, dtype=kind, device=device).expand(channels)
+        flat = torch.cat([count, *(v.flatten().to(flat) for v in (mine.mean, mine.low, mine.m2))])
     parts = [torch.empty_like(flat) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, flat)
     pooled: Moments | None = None
     for part in parts:
-        if count := int(part[0].item()):
-            one = Moments(count, *part[1:].view(3, channels))
+        counts, mean, low, m2 = part.view(4, channels)
+        if counts.any():
+            alike = bool((counts == counts[0]).all())
+            one = Moments(int(counts[0].item()) if alike else counts, mean, low, m2)
             pooled = one if pooled is None else merge(pooled, one)
     return pooled

@@ -60,6 +60,8 @@ class Search:
             return f"is not called by the model, or only inside a module of torch's ({seen.seen_by})"
         if seen.calls[norm.path] > 1:
             return f"is called {seen.calls[norm.path]} times in one forward"
+        if norm.path in seen.several:
+            return "is called with more than its input: a mask, lengths or a population"
         if order == "before":
             first, second = seen.source.get(norm.path, "(nothing)"), norm.path
             if first not in self.by_path or not isinstance(self.by_path[first].module, tuple(LINEAR)):
@@ -144,6 +146,8 @@ def why_not_fixed(site: Site) -> str | None:
         return opaque
     if module.running_mean is None or module.running_var is None:
         return "has no running statistics: it normalizes with those of each batch"
+    if getattr(module, "use_running", None) is False:
+        return "is not to use its running statistics: it normalizes with those of each batch"
     if not site.slots:
         return "is the model itself"
     return None

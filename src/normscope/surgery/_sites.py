@@ -23,6 +23,7 @@ BATCH: dict[type, int | None] = {
     layers.BatchNorm2d: 2,
     layers.BatchNorm3d: 3,
 }
+OURS: tuple[type, ...] = (layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d)
 INSTANCE: dict[type, int | None] = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 OTHER: tuple[type, ...] = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _FAMILIES = (_BatchNorm, _InstanceNorm, *OTHER)
@@ -87,11 +88,15 @@ def norms(model: nn.Module, only: Only = None) -> list[Site]:
     return [site for site in found if any(fnmatchcase(site.path, name) for name in names)]
 
 
-def why_opaque(module: nn.Module) -> str | None:
+def why_opaque(module: nn.Module, *, activation: bool = False) -> str | None:
     """Say why a norm's forward cannot be taken for that of its family, or None if it can.
 
     A class derived from a norm may compute anything; one that is parametrised computes its gain. Only classes that are
     known exactly are replaced: converters that go by ``isinstance`` drop what the subclass adds.
+
+    Args:
+        module: The norm.
+        activation: Whether what takes its place can have its activation.
     """
     if isinstance(module, _LazyNormBase):
         return "is lazy and has no shape yet: run one forward of the model first"
@@ -100,7 +105,7 @@ def why_opaque(module: nn.Module) -> str | None:
     if type(module) not in (*BATCH, *INSTANCE, *OTHER):
         base = next(c.__name__ for c in type(module).__mro__[1:] if c in (*BATCH, *INSTANCE, *OTHER, *_FAMILIES))
         return f"is a {type(module).__name__}, a subclass of {base} that may compute something else: use a callable"
-    if getattr(module, "activation", None) not in (None, "none"):
+    if not activation and getattr(module, "activation", None) not in (None, "none"):
         return f"has {module.activation!r} fused into it, which is no part of a norm: apply that outside first"
     if set(module._parameters) - {"weight", "bias"}:
         return "is reparametrised (its gain is computed from other parameters): undo that first"

@@ -6,13 +6,16 @@ instance and RMS norms) is replaced wherever it hangs. A module that hangs in se
 **What is kept.** Gain and shift: *the same* ``Parameter`` objects, so ties between layers and the optimizer's hold on
 them survive (converters that build a fresh layer and forget to copy lose every learned gain); ``eps``; momentum and
 running statistics where both kinds have them (the same buffers); dtype, device, training mode, ``requires_grad``,
-forward hooks and their handles; a freeze by ``surgery.freeze``, if the new norm has running statistics.
+forward hooks and their handles; a freeze, if the new norm has running statistics; and from one batch norm of this
+library to another every option that applies (the activation, ``accumulate``, ``on_bad_update`` ...). The kind names the
+statistics: ``"batch"`` of a ghost norm is one of the whole batch. What is dropped is said.
 
 **What is refused, with the reason in the report.** Subclasses, parametrised and lazy norms, for their forward may be
-anything (``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` silently drops what a subclass adds); a gain that differs
-by position where the new norm has one per channel; torch's own synchronised norm on the CPU, which it cannot run on;
-norms inside ``torch.nn.TransformerEncoderLayer``, whose fast path reads their weights without calling them; and every
-case where the layout of the input decides and is not known:
+anything (``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` silently drops what a subclass adds); a gain that differs by
+position where the new norm has one per channel; a fused activation that the new norm has not; with an ``example`` that
+shows it, a norm that is called with a mask where the new one takes none; norms inside
+``torch.nn.TransformerEncoderLayer``, whose fast path reads their weights without calling them; and every case where the
+layout of the input decides and is not known:
 
 - ``LayerNorm(C)`` and RMS norm act on the *last* axis, the others on the second. For ``(N, C)`` that is the same; for
   ``(N, L, C)`` the new norm is wrapped so that it sees ``(N, C, L)``. Which it is, only an ``example`` tells.
@@ -28,7 +31,6 @@ The function of the model changes, except between batch norms. New running stati
 ``surgery.recalibrate`` sets them.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -38,19 +40,21 @@ from torch import nn
 from normscope import layers
 from normscope._errors import UsageError
 from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
+from normscope.surgery._options import OPTIONS, hand_over, inherited, not_in
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._run import run, set_mode
-from normscope.surgery._sites import BATCH, INSTANCE, Only, Site, keep_hooks, norms, why_opaque
+from normscope.surgery._sites import BATCH, INSTANCE, OURS, Only, Site, keep_hooks, norms, why_opaque
 from normscope.surgery._transaction import traceless, transaction
 from normscope.surgery.freeze import is_frozen, refreeze
 
 Builder = Callable[[nn.Module], nn.Module | None]
 
-KINDS = ("batch", "torch-batch", "sync", "group", "layer", "instance", "rms", "affine", "none")
+KINDS = ("batch", "ghost", "renorm", "sync", "torch-batch", "group", "layer", "instance", "rms", "affine", "none")
 _OURS = {1: layers.BatchNorm1d, 2: layers.BatchNorm2d, 3: layers.BatchNorm3d}
 _TORCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _MISSING = object()
+_STATISTICS = ("batch", "ghost", "renorm", "sync")  # of this library's batch norms
 
 
 class _RefusedError(Exception):
@@ -71,9 +75,11 @@ def convert(
 
     Args:
         model: The model, changed in place.
-        to: ``"batch"`` (this library's), ``"torch-batch"``, ``"sync"``, ``"group"``, ``"layer"``, ``"instance"``,
-            ``"rms"``, ``"affine"`` (gain and shift without statistics), ``"none"`` (the identity; gain and shift are
-            lost), or a function of the old norm that returns the new one, or None to leave it.
+        to: ``"batch"`` (this library's), ``"ghost"`` (it with ``group_size``), ``"renorm"``, ``"sync"`` (torch's on a
+            GPU unless the old norm or an option is this library's; else this library's), ``"torch-batch"``,
+            ``"group"``, ``"layer"``, ``"instance"``, ``"rms"``, ``"affine"`` (gain and shift without statistics),
+            ``"none"`` (the identity; gain and shift are lost), or a function of the old norm that returns the new one,
+            or None to leave it.
         only: Which norms: None for all; a predicate of path and module; or names, of which ``*`` stands for anything.
         example: Input to the model (one, a tuple of arguments, or a mapping of keyword arguments) that shows what
             shapes the norms see. Needed only where the old norm does not say; the model is run once, without a trace.
@@ -101,10 +107,14 @@ def convert(
     with transaction(model):
         chosen = norms(model, only)
         near = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
-        ranks = _ranks(model, chosen, example) if example is not _MISSING else {}
+        ranks, masked = _ranks(model, chosen, example) if example is not _MISSING else ({}, set())
         for site in chosen:
             try:
                 _why_not(site, to)
+                if site.path in masked and to not in _STATISTICS and not callable(to):
+                    raise _RefusedError(
+                        "is called with a mask, lengths or a population, which the new norm takes none of"
+                    )
                 new, detail = _build(site.module, to, ranks.get(site.path), dims, groups, options, near)
                 details = [detail, *_carry(site.module, new, inserted=not callable(to))]
             except _RefusedError as refusal:
@@ -121,7 +131,7 @@ def _why_not(site: Site, to: str | Builder) -> None:
         raise _RefusedError("is the model itself and cannot be replaced in place: put it into a Sequential")
     if callable(to):
         return
-    if opaque := why_opaque(site.module):
+    if opaque := why_opaque(site.module, activation=to in _STATISTICS):
         raise _RefusedError(opaque)
     if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in site.slots):
         raise _RefusedError(
@@ -129,19 +139,23 @@ def _why_not(site: Site, to: str | Builder) -> None:
         )
 
 
-def _ranks(model: nn.Module, chosen: list[Site], example: Any) -> dict[str, set[int]]:
-    """Run the model once and see how many axes each norm's input has."""
+def _ranks(model: nn.Module, chosen: list[Site], example: Any) -> tuple[dict[str, set[int]], set[str]]:
+    """Run the model once; return how many axes each norm's input has, and which norms are given a mask too."""
+    masked: set[str] = set()
     seen: dict[str, set[int]] = {site.path: set() for site in chosen}
     with traceless(model):
         set_mode(model, False)
         for site in chosen:
 
-            def look(_: nn.Module, args: tuple[Any, ...], path: str = site.path) -> None:
-                seen[path].update(x.ndim for x in args[:1])
+            def look(_: nn.Module, args: tuple[Any, ...], kwargs: Any, path: str = site.path) -> None:
+                given = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+                seen[path].update(x.ndim for x in given[:1])
+                if len(given) > 1:
+                    masked.add(path)
 
-            site.module.register_forward_pre_hook(look)
+            site.module.register_forward_pre_hook(look, with_kwargs=True)
         run(model, example)
-    return seen
+    return seen, masked
 
 
 def _build(
@@ -246,11 +260,14 @@ def _make(
             raise _RefusedError("is such a group norm already")
         settings = {"affine": affine, **settings}
     else:
-        kind, extra = _kind(to, old, rank, anchor)
-        inherited = {"momentum": getattr(old, "momentum", 0.1), "track_running_stats": to != "instance"}
+        kind, extra = _kind(to, old, rank, anchor, settings)
+        common = {"momentum": getattr(old, "momentum", 0.1), "track_running_stats": to != "instance"}
         if to != "instance" and isinstance(old, nn.modules.batchnorm._BatchNorm):
-            inherited["track_running_stats"] = old.track_running_stats
-        settings = {"affine": affine, **inherited, **extra, **settings}
+            common["track_running_stats"] = old.track_running_stats
+        if kind in OURS:
+            options, detail = inherited(old, {**extra, **settings})
+            extra = {**options, **extra}
+        settings = {"affine": affine, **common, **extra, **settings}
     try:
         new = kind(*arguments, **settings, **place)
     except TypeError as error:
@@ -281,9 +298,10 @@ def _only_eps(to: str, settings: dict[str, Any]) -> float:
     return float(settings["eps"])
 
 
-def _kind(to: str, old: nn.Module, rank: int | None, anchor: Any) -> tuple[Any, dict[str, Any]]:
+def _kind(to: str, old: nn.Module, rank: int | None, anchor: Any, asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the class of a batch or instance norm for inputs of ``rank`` axes, and arguments it needs beside."""
-    if to == "sync" and anchor is not None and anchor.is_cuda:
+    own = type(old) in OURS or any(name in OPTIONS and name != "process_group" for name in asked)
+    if to == "sync" and anchor is not None and anchor.is_cuda and not own:
         if type(old) is nn.SyncBatchNorm:
             raise _RefusedError("is a synchronised batch norm already")
         return nn.SyncBatchNorm, {}
@@ -298,13 +316,7 @@ def _kind(to: str, old: nn.Module, rank: int | None, anchor: Any) -> tuple[Any, 
             why = "one value per statistic" if rank == 2 else "its input may be (N, C): give an example or dims=1"
             raise _RefusedError(f"instance norm needs positions: {why}")
         return _INSTANCE[number], {}
-    if to == "sync":
-        if "statistics" not in inspect.signature(_OURS[number].__init__).parameters:
-            raise _RefusedError(
-                "torch's SyncBatchNorm refuses tensors on the CPU, and no other synchronised norm is here"
-            )
-        return _OURS[number], {"statistics": "sync"}
-    return (_OURS if to == "batch" else _TORCH)[number], {}
+    return (_OURS[number], {"statistics": to}) if to in _STATISTICS else (_TORCH[number], {})
 
 
 def _carry(old: nn.Module, new: nn.Module, *, inserted: bool) -> list[str]:
@@ -318,7 +330,9 @@ def _carry(old: nn.Module, new: nn.Module, *, inserted: bool) -> list[str]:
             raise _RefusedError(f"is such a {type(old).__name__} already")
         if had and has:
             for name in ("running_mean", "running_var", "num_batches_tracked"):
-                inner._buffers[name] = old._buffers[name]
+                hand_over(old, inner, name)
+            if getattr(inner, "accumulate", 1) == getattr(old, "accumulate", None):
+                hand_over(old, inner, "pending")
             if type(old) not in BATCH or type(inner) not in BATCH:
                 details.append("running statistics kept, though batch and instance norm mean different things by them")
         elif has:
@@ -327,6 +341,7 @@ def _carry(old: nn.Module, new: nn.Module, *, inserted: bool) -> list[str]:
             details.append("running statistics dropped")
         if type(old) in INSTANCE and type(new) in BATCH:
             details.append("its input is taken to be batched")
+        details.append(not_in(old, inner))
         keep_hooks(old, new)
     new.train(old.training)
     if is_frozen(old):

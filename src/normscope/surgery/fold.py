@@ -33,6 +33,7 @@ from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._run import run
 from normscope.surgery._sites import Only, Site, norms
 from normscope.surgery._transaction import traceless, transaction
+from normscope.surgery.freeze import is_frozen
 
 _ORDERS: tuple[Literal["before", "after"], ...] = ("before", "after")
 
@@ -113,7 +114,7 @@ def _fold_all(chosen: list[Site], seen: Search, bound: float) -> tuple[list[_Fol
     skipped: list[Skip] = []
     for site in chosen:
         why = why_not_fixed(site)
-        if why is None and site.module.training:
+        if why is None and site.module.training and not is_frozen(site.module):
             why = "is in training mode, where its statistics are those of each batch: call model.eval() first"
         reasons: list[str] = []
         for order in _ORDERS if why is None else ():

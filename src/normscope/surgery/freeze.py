@@ -2,7 +2,8 @@
 
 **What it does.** A frozen norm normalizes with its running statistics and updates them no more, *whatever mode the
 model is put in*: ``model.train()`` at the start of each epoch, which undoes the customary ``norm.eval()``, passes it
-by. With ``affine=True`` its gain and shift take no gradient either.
+by. With ``affine=True`` its gain and shift take no gradient either. A batch norm of this library may also be frozen by
+its own switches (``layer.frozen = True``): that is the same to all of surgery, and is thawed here too.
 
 **How.** The module keeps its class, parameters, buffers and state dict; its ``train`` method is replaced on the
 instance by one that remembers the mode asked for and stays in evaluation. That travels with ``copy.deepcopy`` and
@@ -21,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from normscope.layers._norm import AbstractBatchNorm
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import Only, Site, is_norm, norms
 from normscope.surgery._transaction import transaction
@@ -54,7 +56,7 @@ class _FrozenRepr:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Say whether a module was frozen by :func:`freeze`.
+    """Say whether a module was frozen, by :func:`freeze` or by its own switches.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -63,7 +65,7 @@ def is_frozen(module: nn.Module) -> bool:
         >>> is_frozen(norm), model.train()[0].training
         (True, False)
     """
-    return isinstance(vars(module).get("train"), _Frozen)
+    return _is_marked(module) or _is_switched(module)
 
 
 def freeze(model: nn.Module, *, only: Only = None, affine: bool = False) -> Report:
@@ -115,38 +117,58 @@ def unfreeze(model: nn.Module, *, only: Only = None) -> Report:
     skipped: list[Skip] = []
     with transaction(model):
         for site in norms(model, only):
-            module = site.module
+            module: Any = site.module
             if not is_frozen(module):
                 skipped.append(Skip(site.path, "is not frozen"))
                 continue
-            thaw(module)
+            switched = _is_switched(module)
+            if _is_marked(module):
+                thaw(module)
+            if switched:
+                module.frozen = False
             done.append(Change(site.path, "thawed", f"in {'training' if module.training else 'evaluation'} mode"))
     return Report(model, tuple(done), tuple(skipped))
 
 
 def thaw(module: nn.Module) -> None:
-    """Undo the freezing of one module."""
+    """Undo the freezing of one module by :func:`freeze`."""
     before = vars(module).pop(_STATE)
     del vars(module)["train"]
     vars(module).pop("extra_repr", None)
     for name, parameter in module._parameters.items():
         if parameter is not None and name in before:
             parameter.requires_grad_(before[name])
+    if before.get("unused") and isinstance(module, AbstractBatchNorm):
+        module.use_running = False
     module.train(before["asked"])
 
 
 def refreeze(old: nn.Module, new: nn.Module) -> None:
     """Freeze ``new``, which takes the place of the frozen ``old``, as that was frozen."""
-    _install(new).update(vars(old)[_STATE])
+    if _is_marked(old):
+        _install(new).update(vars(old)[_STATE])
+    elif not _is_switched(new):
+        _install(new)
+
+
+def _is_marked(module: nn.Module) -> bool:
+    return isinstance(vars(module).get("train"), _Frozen)
+
+
+def _is_switched(module: Any) -> bool:
+    return isinstance(module, AbstractBatchNorm) and module.frozen
 
 
 def _install(module: nn.Module) -> dict[str, bool]:
-    if not is_frozen(module):
+    if not _is_marked(module):
         # Into __dict__ directly: for torch these are no submodules, and a subclass's __setattr__ is not our business.
         vars(module)[_STATE] = {"asked": module.training}
         vars(module)["train"] = mark = _Frozen(module)
         vars(module)["extra_repr"] = _FrozenRepr(module)
         mark(module.training)
+        if isinstance(module, AbstractBatchNorm) and module.use_running is False and module.running_mean is not None:
+            module.use_running = None  # else it would normalize by the batch in evaluation too
+            vars(module)[_STATE]["unused"] = True
     return vars(module)[_STATE]
 
 

@@ -19,9 +19,15 @@ batches' averages (``torch.optim.swa_utils.update_bn``) gives 2 samples the say 
   statistics. One pass per norm; the result is the fixed point of evaluation: no statistic depends on the batch size,
   and recalibrating again changes nothing. The loader must give the same data each time it is iterated.
 
-**What is left alone.** Frozen norms, and norms in evaluation mode in a model that trains (someone put them there);
-``frozen=True`` includes both. In a model that is in evaluation mode as a whole, the norms are not taken to be frozen.
-All else is as before: modes, other buffers, gradients, hooks, random state. If anything raises, so are the statistics.
+**What counts.** A batch norm of this library that the model calls with a mask or lengths is given the statistics of
+what the mask lets through: padding does not count. One that is called with a ``population`` is not measured there.
+Options do not enter: renormalized and synchronised norms are measured like all others, merged over processes at the
+end.
+
+**What is left alone.** Frozen norms (by ``surgery.freeze`` or ``layer.frozen``), and norms in evaluation mode in a
+model that trains (someone put them there); ``frozen=True`` includes both. In a model that is in evaluation mode as a
+whole, the norms are not taken to be frozen. All else is as before: modes, other buffers, gradients, hooks, random
+state. If anything raises, so are the statistics.
 
 **Replicas.** Where ``torch.distributed`` is initialised, moments are merged over all processes, in the order of ranks,
 so that every replica has the same bits whatever its share of the data; loaders may differ in length or be empty. Under
@@ -82,7 +88,8 @@ def recalibrate(
     Returns:
         For each norm how far the old statistics were: ``mean_shift`` (largest and, as ``mean_shift_rms``, root mean
         square over channels, in units of the new standard deviation), ``variance_ratio_low`` and ``_high`` (new
-        variance over old), ``count`` (values per channel). Norms skipped, and why.
+        variance over old), ``count`` (values per channel; the fewest, where a mask has them
+            differ). Norms skipped, and why.
 
     Raises:
         DataError: No batches, or no norm was given at least two values per channel.
@@ -245,7 +252,7 @@ def _change(site: Site, pooled: Pooled, old: dict[nn.Module, tuple[torch.Tensor,
         "mean_shift_rms": shift.square().mean().sqrt().item(),
         "variance_ratio_low": ratio.min().item(),
         "variance_ratio_high": ratio.max().item(),
-        "count": float(moments.count),
+        "count": float(torch.as_tensor(moments.count).min()),
     }
     kept = "" if type(site.module) in BATCH else f"a {type(site.module).__name__}: the values it was given are pooled"
     return Change(site.path, "recalibrated", kept, numbers)

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from normscope._errors import DataError, NonFiniteError, UsageError
-from normscope.ops import Moments, merge, moments_of
+from normscope.ops import Moments, merge
 from normscope.surgery import _absorb
+from normscope.surgery._measure import moments_given
 from normscope.surgery._modules import ChannelAffine
 from normscope.surgery._pairs import MISSING, Search, search, why_not_fixed
 from normscope.surgery._report import Change, Report, Skip
@@ -80,6 +81,9 @@ def _strip_plainly(model: nn.Module, chosen: list[Site], example: Any, deviation
     for site in chosen:
         if not site.slots:
             skipped.append(Skip(site.path, "is the model itself and cannot be taken out of it"))
+            continue
+        if activation := getattr(site.module, "activation", None):
+            skipped.append(Skip(site.path, f"has {activation!r} fused into it: apply that outside first"))
             continue
         learned = any(p is not None for p in site.module._parameters.values())
         detail = "gain and shift are lost" if learned else ""
@@ -192,10 +196,12 @@ def _batch_statistics(model: nn.Module, chosen: list[Site], example: Any) -> dic
         for site in chosen:
             if type(site.module) in BATCH:
 
-                def look(_: nn.Module, args: tuple[Any, ...], path: str = site.path) -> None:
-                    taken.setdefault(path, []).append(moments_of(args[0].detach().double()))
+                def look(m: nn.Module, args: tuple[Any, ...], kwargs: Any, path: str = site.path) -> None:
+                    x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).detach().double()
+                    if (found := moments_given(m, x, args, kwargs)) is not None:
+                        taken.setdefault(path, []).append(found)
 
-                site.module.register_forward_pre_hook(look)
+                site.module.register_forward_pre_hook(look, with_kwargs=True)
         run(model, example)
     for path, calls in taken.items():
         if not merge(calls[0], calls[0]).m2.isfinite().all():

@@ -1,0 +1,90 @@
+"""Batch norms that learn their number of channels from their first input."""
+
+import torch
+
+from normscope.layers._lazy import AbstractLazyBatchNorm
+from normscope.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+
+class LazyBatchNorm1d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm1d):
+    r"""Batch normalization of vectors or sequences ``(N, C)`` or ``(N, C, L)`` with channels as they come.
+
+    ## Formula
+    That of ``BatchNorm1d``, which the layer is from its first forward on, with ``C`` of that input.
+
+    ## Statistics
+    As there.
+
+    ## Invariances
+    As there.
+
+    Args:
+        eps: Added to the variance, in squared units of the input.
+        momentum: Share of the newest batch in the running statistics; None for the average over all batches.
+        affine: Whether there are a gain (``weight``) and a shift (``bias``) to learn.
+        track_running_stats: Whether running statistics are kept; without them each batch has its own, in eval too.
+        device: Where parameters and buffers live.
+        dtype: Their type.
+        bias: With ``affine``, whether there is a shift.
+        **options: Those of ``BatchNorm1d``.
+    """
+
+    CODE = "lazy_batch_norm_1d"
+    SOURCES = ("arXiv:1502.03167 section 3",)
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm2d):
+    r"""Batch normalization of images ``(N, C, H, W)`` with channels as they come.
+
+    ## Formula
+    That of ``BatchNorm2d``, which the layer is from its first forward on, with ``C`` of that input.
+
+    ## Statistics
+    As there.
+
+    ## Invariances
+    As there.
+
+    Args:
+        eps: Added to the variance, in squared units of the input.
+        momentum: Share of the newest batch in the running statistics; None for the average over all batches.
+        affine: Whether there are a gain (``weight``) and a shift (``bias``) to learn.
+        track_running_stats: Whether running statistics are kept; without them each batch has its own, in eval too.
+        device: Where parameters and buffers live.
+        dtype: Their type.
+        bias: With ``affine``, whether there is a shift.
+        **options: Those of ``BatchNorm2d``.
+    """
+
+    CODE = "lazy_batch_norm_2d"
+    SOURCES = ("arXiv:1502.03167 section 3",)
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm3d):
+    r"""Batch normalization of volumes ``(N, C, D, H, W)`` with channels as they come.
+
+    ## Formula
+    That of ``BatchNorm3d``, which the layer is from its first forward on, with ``C`` of that input.
+
+    ## Statistics
+    As there.
+
+    ## Invariances
+    As there.
+
+    Args:
+        eps: Added to the variance, in squared units of the input.
+        momentum: Share of the newest batch in the running statistics; None for the average over all batches.
+        affine: Whether there are a gain (``weight``) and a shift (``bias``) to learn.
+        track_running_stats: Whether running statistics are kept; without them each batch has its own, in eval too.
+        device: Where parameters and buffers live.
+        dtype: Their type.
+        bias: With ``affine``, whether there is a shift.
+        **options: Those of ``BatchNorm3d``.
+    """
+
+    CODE = "lazy_batch_norm_3d"
+    SOURCES = ("arXiv:1502.03167 section 3",)
+    cls_to_become = BatchNorm3d

@@ -1,0 +1,119 @@
+r"""Batch norm that overwrites its input, and takes the standardized values back from its output.
+
+.. math:: \hat x = (\phi^{-1}(z) - \beta) / \gamma, \qquad z = \phi(\gamma \hat x + \beta),
+
+for no activation and for leaky ReLU :math:`\phi`, which can be inverted: neither the input nor the standardized
+values are kept (Rota Bulo, Porzi & Kontschieder, 2018, section 3, "In-Place ABN II"). ReLU cannot: the gradient needs
+:math:`\hat x` where the output is zero.
+
+Rounding :math:`z` moves :math:`\hat x` by :math:`(|\hat x| + |\beta / \gamma|)` units in the last place, so a channel
+with a gain near 0 or a far larger shift cannot be taken back: `can_be_inverted`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from normscope.ops.moments import Moments
+from normscope.ops.normalize import normalize
+from normscope.ops.standardize import backward_of_xhat, is_written_out
+from normscope.ops.statistics import channelwise, moments_of
+
+# The gain at least this, and the shift at most so many gains: then x-hat comes back to 8 units in the last place.
+LEAST_GAIN, MOST_SHIFT = 1e-6, 8.0
+
+
+def can_be_inverted(weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Say whether the standardized values can be taken back from the output in every channel.
+
+    That is, ``|weight| >= 1e-6`` and ``|bias| <= 8 |weight|``. Reads the values: on a GPU it waits for them.
+
+    Args:
+        weight: Gain of each channel ``(C,)``, or None for 1.
+        bias: Shift of each channel ``(C,)``, or None for 0.
+    """
+    with torch.no_grad():
+        if weight is None:
+            return bias is None or bool((bias.abs() <= MOST_SHIFT).all())
+        gain = weight.abs()
+        fits = gain >= LEAST_GAIN
+        return bool((fits if bias is None else fits & (bias.abs() <= MOST_SHIFT * gain)).all())
+
+
+class _InPlace(Function):
+    """Saves its own output. The deviation is an output too: what a second derivative has to be taken through."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, moments: Moments, slope: float
+    ) -> tuple[Tensor, Tensor]:
+        rstd = (moments.variance() + eps).rsqrt()
+        z = x.to(rstd.dtype)
+        z.sub_(channelwise(moments.mean, x)).sub_(channelwise(moments.low, x))
+        scale = channelwise(rstd if weight is None else rstd * weight, x)
+        if bias is None:
+            z.mul_(scale)
+        else:
+            torch.addcmul(channelwise(bias, x), z, scale, out=z)  # one rounding less than in two steps
+        if slope != 1:
+            torch.nn.functional.leaky_relu_(z, slope)
+        if z is not x:
+            x.copy_(z)
+        ctx.slope = slope
+        ctx.mark_dirty(x)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, rstd)
+        return x, rstd
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, g_rstd: Tensor | None) -> tuple[Any, ...]:
+        z, weight, bias, rstd = ctx.saved_tensors
+        y = z.to(rstd.dtype)
+        g_y = None if g is None else g.to(rstd.dtype)
+        if ctx.slope != 1:
+            negative = y < 0
+            y = torch.where(negative, y / ctx.slope, y)
+            g_y = None if g_y is None else torch.where(negative, g_y * ctx.slope, g_y)
+        xhat = y if bias is None else y - channelwise(bias, y)
+        xhat = xhat if weight is None else xhat / channelwise(weight, xhat)
+        found = backward_of_xhat(g_y, None, g_rstd, xhat, weight, rstd)
+        return *(part if want else None for part, want in zip(found, ctx.needs_input_grad, strict=False)), *[None] * 3
+
+
+def batch_norm_in_place(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float = 1.0
+) -> tuple[Tensor, Moments]:
+    """Normalize by the statistics of the batch, apply leaky ReLU, and write the result over the input.
+
+    The input is left alone, and the memory used, where the output cannot be inverted (see `can_be_inverted`), where
+    no gradient is wanted, under the compiler (which plans memory by itself), torch.func and forward derivatives, and
+    where it must not be overwritten: a leaf that wants a gradient, or a view.
+
+    Args:
+        x: Values ``(N, C, *)``; what came before must not need them in its backward.
+        weight: Gain of each channel ``(C,)``, or None for 1.
+        bias: Shift of each channel ``(C,)``, or None for 0.
+        eps: Added to the variance.
+        slope: Of leaky ReLU below 0, above 0 itself; 1 for no activation.
+
+    Returns:
+        The output, which is ``x`` where it was overwritten; and the moments of the batch ``(C,)``.
+    """
+    alone = (
+        not torch.is_grad_enabled()
+        or is_written_out()
+        or forward_ad._current_level >= 0
+        or x._is_view()
+        or not x.requires_grad
+        or x.is_leaf
+        or not can_be_inverted(weight, bias)
+    )
+    if alone:
+        y, moments = normalize(x, weight, bias, eps)
+        return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments
+    moments = moments_of(x.detach())
+    if x.dtype != moments.mean.dtype:
+        weight, bias = (None if p is None else p.to(moments.mean.dtype) for p in (weight, bias))
+    return _InPlace.apply(x, weight, bias, eps, moments, slope)[0], moments
