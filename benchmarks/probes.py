@@ -1,6 +1,6 @@
 """Cost of each probe in plain training steps: interleaved in random order in one process, medians of CPU time.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/probes.py [--rounds 20]
+Run: OMP_NUM_THREADS=1 python benchmarks/probes.py [--rounds 20] [--only streaming]
 """
 
 import argparse
@@ -39,11 +39,27 @@ def loss_fn(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
+# Those that are made to be read at every step, and those that read the user's own pass but decompose matrices.
+STREAMING = [
+    probes.GradientFlow,
+    probes.ActivationDistribution,
+    probes.Saturation,
+    probes.BatchNormGradientTerms,
+    probes.ScaleInvariance,
+    probes.StatisticsNoise,
+    probes.AffineDrift,
+    probes.UpdateRatio,
+]
 CASES = {
     "not due": [],
-    "gradient_flow": [probes.GradientFlow],
-    "activation_distribution": [probes.ActivationDistribution],
-    "both streaming": [probes.GradientFlow, probes.ActivationDistribution],
+    **{probe.CODE: [probe] for probe in STREAMING},
+    "all streaming": STREAMING,
+    "all streaming, but distributions": [probe for probe in STREAMING if probe is not probes.ActivationDistribution],
+    "conditioning": [probes.Conditioning],
+    "statistics_gap": [probes.StatisticsGap],
+    "statistics_gap (no losses)": [lambda: probes.StatisticsGap(loss=False)],
+    "distribution_shift": [probes.DistributionShift],
+    "gradient_noise": [probes.GradientNoise],
     "covariate_shift (prefix)": [lambda: probes.CovariateShift(method="prefix")],
     "covariate_shift (general)": [lambda: probes.CovariateShift(method="general")],
     "landscape (default)": [probes.LandscapeAlongGradient],
@@ -70,7 +86,7 @@ CASES = {
 }
 
 
-def measure(build, rounds):
+def measure(build, rounds, cases):
     torch.manual_seed(0)
     random.seed(0)
     model, shape = build()
@@ -83,9 +99,9 @@ def measure(build, rounds):
         optimizer.step()
 
     scopes = {
-        name: Scope(model, loss_fn, optimizer, [make() for make in makes], every=1) for name, makes in CASES.items()
+        name: Scope(model, loss_fn, optimizer, [make() for make in makes], every=1) for name, makes in cases.items()
     }
-    times = {name: [] for name in ("plain", *CASES)}
+    times = {name: [] for name in ("plain", *cases)}
     for _ in range(rounds + 2):
         for name, taken in random.sample(list(times.items()), len(times)):
             began = time.process_time()
@@ -105,6 +121,8 @@ def measure(build, rounds):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
-    measure(mlp, 5 * rounds)
-    measure(vgg, rounds)
+    parser.add_argument("--only", default="", help="part of the names of the cases to run")
+    arguments = parser.parse_args()
+    rounds, cases = arguments.rounds, {name: makes for name, makes in CASES.items() if arguments.only in name}
+    measure(mlp, 5 * rounds, cases)
+    measure(vgg, rounds, cases)

@@ -12,7 +12,8 @@ from torch import nn
 
 from normscope._errors import UsageError
 from normscope.probes import ActivationDistribution, GradientFlow, Scope
-from normscope.probes.activation_distribution import _percentiles, _stride
+from normscope.probes._channels import coprime_stride
+from normscope.probes.activation_distribution import _percentiles
 
 
 def read(model, loss_fn, batch, probe, optimizer=None, block=None):
@@ -194,7 +195,7 @@ def test_subsampled_percentiles_are_near_and_the_same_every_time():
 
 @given(st.integers(2, 10**7), st.integers(2, 10**5))
 def test_the_stride_meets_every_residue(count, sample):
-    stride = _stride(count, sample)
+    stride = coprime_stride(count, sample)
     assert math.gcd(stride, count) == 1
     assert -(-count // stride) <= max(sample, 1) or count <= sample
 

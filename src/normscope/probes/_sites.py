@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import GroupNorm, LayerNorm, LocalResponseNorm, Module, Parameter
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from normscope._errors import UsageError
 
@@ -14,7 +14,11 @@ _NORMS = (_NormBase, GroupNorm, LayerNorm, LocalResponseNorm)
 
 def own_parameters(module: Module) -> Iterator[tuple[str, Parameter]]:
     """Yield the parameters that belong to ``module`` itself: its own, and those behind its parametrizations."""
-    yield from module.named_parameters(recurse=False)
+    seen: set[int] = set()  # not by named_parameters: this is asked of every module at every step
+    for name, parameter in module._parameters.items():
+        if parameter is not None and id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield name, parameter
     hidden = module._modules.get("parametrizations")
     if hidden is not None:
         for name, parameter in hidden.named_parameters():
@@ -25,6 +29,11 @@ def is_norm(module: Module) -> bool:
     """Whether ``module`` normalizes: one of torch's kinds, a subclass, or a childless module named like one."""
     named = "norm" in type(module).__name__.lower() and next(module.children(), None) is None
     return isinstance(module, _NORMS) or named
+
+
+def norms(model: Module) -> dict[str, Module]:
+    """Return the modules that normalize."""
+    return {name: module for name, module in named_sites(model) if is_norm(module)}
 
 
 def bears_weight(module: Module) -> bool:
@@ -42,6 +51,26 @@ def named_sites(model: Module) -> Iterator[tuple[str, Module]]:
 def weight_layers(model: Module) -> dict[str, Module]:
     """Return the weight-bearing layers by qualified name, in the order in which they are registered."""
     return {name: module for name, module in named_sites(model) if bears_weight(module)}
+
+
+def pre_activations(model: Module) -> dict[str, Module]:
+    """Return the norms and the layers that bear weight: their outputs are what non-linearities see."""
+    return {name: module for name, module in named_sites(model) if is_norm(module) or bears_weight(module)}
+
+
+def batch_norms(model: Module) -> dict[str, Module]:
+    """Return the batch norms, torch's and those made from them."""
+    return {name: module for name, module in named_sites(model) if isinstance(module, _BatchNorm)}
+
+
+def uses_batch(module: Module) -> bool:
+    """Whether a batch norm normalizes by the statistics of the batch at hand rather than by running ones."""
+    return module.training or getattr(module, "running_mean", None) is None
+
+
+def weights(module: Module) -> list[Parameter]:
+    """Return the module's own parameters of two axes or more."""
+    return [parameter for _, parameter in own_parameters(module) if parameter.ndim >= 2]
 
 
 def chosen(model: Module, sites: Sequence[str]) -> dict[str, Module]:

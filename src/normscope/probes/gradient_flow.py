@@ -65,7 +65,7 @@ class GradientFlow(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Count calls of the layers, and reduce each output gradient as it passes."""
-        layers = weight_layers(step.model) if self.sites is None else chosen(step.model, self.sites)
+        layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
         notes = step.notes(self)
         notes["layers"], notes["norms"] = layers, {}
         squares: dict[str, list[tuple[Tensor, int]]] = {}

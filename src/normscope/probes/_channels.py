@@ -1,0 +1,177 @@
+"""Moments of every channel of a batch ``(N, C, *)``, in two reads of it, and the way of small results to the host."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CACHE = 1 << 20  # bytes of a tensor that are read at a time where it is read more than once
+_FAR = 1e3  # square of mean over standard deviation from which on squares are taken about the mean
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """What a batch says about the moments of its channels.
+
+    Attributes:
+        values: The batch ``(N, C, P)``, or ``(N, C)`` if it has no positions; as given or less ``about``.
+        positions: P; 1 without.
+        count: Values a channel, N * P.
+        mean: Mean of each channel ``(C,)``.
+        variance: Its variance ``(C,)``, divisor ``count``.
+        about: What ``values`` have been taken about: the mean ``(C,)``, or None for zero.
+        shift: Mean of ``values`` of each channel ``(C,)``: what rounding the mean has left, where it was taken off.
+        total: Sum of ``values`` for each sample ``(N, C)``.
+        raw: Sum of their squares for each sample ``(N, C)``.
+        top: Largest of ``values`` for each sample ``(N, C)``; None without positions.
+    """
+
+    values: Tensor
+    positions: int
+    count: int
+    mean: Tensor
+    variance: Tensor
+    about: Tensor | None
+    shift: Tensor | None
+    total: Tensor
+    raw: Tensor
+    top: Tensor | None
+
+    def peaks(self) -> Tensor | None:
+        """Return the largest value of each channel ``(C,)``, NaN if any is; None where it is not known exactly."""
+        return None if self.top is None or self.about is not None else self.top.amax(0)
+
+    def deviations(self) -> tuple[Tensor, Tensor]:
+        """Return for each sample ``(N, C)`` the sums of the deviations from the channel's mean and of their squares."""
+        if self.shift is None:
+            return self.total, self.raw
+        offset = self.total - self.positions * self.shift
+        return offset, self.raw - self.shift * (self.total + offset)
+
+    def inner(self, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sums over each channel of ``other``, of its square, and of it times the deviations."""
+        total, squares, product = _sums(other.reshape(self.values.shape), self.values)
+        return total, squares, product if self.shift is None else product - self.shift * total
+
+
+def channels(x: Tensor) -> Channels:
+    """Return the moments of ``x`` by channel, in float64 where there are positions, else in float32 or wider.
+
+    Without positions deviations are formed. With them, sums and sums of squares of each sample and channel are taken in
+    the type of ``x``; where a mean is more than 30 standard deviations (or wherever asking that would stall a device),
+    once more about the mean.
+
+    Args:
+        x: Batch ``(N, C, *)``.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    size = x.shape[0]
+    if x.ndim <= 2 or x[0, 0].numel() == 1:
+        x = x.reshape(size, -1)
+        mean = x.sum(0) / size
+        values = x - mean
+        squares = values * values
+        return Channels(values, 1, size, mean, squares.sum(0) / size, mean, None, values, squares, None)
+    x = x.flatten(2)
+    positions = x.shape[2]
+    count = size * positions
+    if x.device.type == "cpu":
+        total, raw, top, shift, variance = _sums_by_sample(x, count)
+        mean = shift
+        if not bool((mean * mean > _FAR * variance).any()):
+            return Channels(x, positions, count, mean, variance, None, shift, total, raw, top)
+    else:
+        mean = x.sum((0, 2)).double() / count
+    about = mean.to(x.dtype)
+    x = x - about[:, None]
+    total, raw, top, shift, variance = _sums_by_sample(x, count)
+    return Channels(x, positions, count, about.double() + shift, variance, about, shift, total, raw, top)
+
+
+def _sums_by_sample(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return sums, sums of squares and maxima of ``(N, C, P)`` by sample, and mean and variance by channel."""
+
+    def of(piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return piece.sum(2), torch.linalg.vector_norm(piece, dim=2), piece.amax(2)
+
+    total, norms, top = _by_pieces(x, of, x)
+    total, raw = total.double(), norms.double().square_()
+    mean = total.sum(0) / count
+    return total, raw, top, mean, (raw.sum(0) / count - mean * mean).clamp_(min=0)
+
+
+def _sums(other: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    other = other.to(values.dtype)
+    if values.ndim == 2:
+        return other.sum(0), (other * other).sum(0), (other * values).sum(0)
+
+    def of(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return one.sum(2), torch.linalg.vector_norm(one, dim=2), row_products(one, two)
+
+    total, norms, product = _by_pieces(other, of, other, values)
+    return total.double().sum(0), norms.double().square().sum(0), product.double().sum(0)
+
+
+def _by_pieces(x: Tensor, act: Callable[..., tuple[Tensor, ...]], *whole: Tensor) -> tuple[Tensor, ...]:
+    """Do several reductions by sample on pieces that stay in a processor's cache between them."""
+    if x.device.type != "cpu":
+        return act(*whole)
+    each = max(1, _CACHE // (x[0].numel() * x.element_size()))
+    if each >= len(x):
+        return act(*whole)
+    found = [act(*pieces) for pieces in zip(*(tensor.split(each) for tensor in whole), strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products of ``a`` and ``b`` along the last axis, without writing their product out."""
+    if a.device.type != "cpu":
+        return torch.linalg.vecdot(a, b)
+    return torch.from_numpy(np.einsum("...p,...p->...", a.numpy(), b.numpy()))
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
+    """Bring tensors to the host as float64 arrays of their shapes, in one transfer a device."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return [_plain(tensor).numpy().astype(np.float64) for tensor in tensors]
+    found: list[Any] = [None] * len(tensors)
+    for device in {tensor.device for tensor in tensors}:
+        here = [index for index, tensor in enumerate(tensors) if tensor.device == device]
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        flat = torch.cat([tensors[index].to(wide).reshape(-1) for index in here]).cpu().double().numpy()
+        ends = np.cumsum([tensors[index].numel() for index in here])
+        for index, part in zip(here, np.split(flat, ends[:-1]), strict=True):
+            found[index] = part.reshape(tensors[index].shape)
+    return found
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Give a type that NumPy knows."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def scalars(tensors: Sequence[Tensor]) -> list[float]:
+    """Bring tensors of one element to the host, in one transfer where they lie on one device."""
+    if len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1:
+        return torch.stack([tensor.reshape(()) for tensor in tensors]).tolist()
+    return [float(part) for part in to_host(tensors)]
+
+
+def in_memory_order(output: Tensor) -> Tensor:
+    """Flatten without a copy where the elements lie dense; their order does not matter to a distribution."""
+    if output.is_contiguous():
+        return output.reshape(-1)
+    by_stride = sorted(range(output.ndim), key=output.stride, reverse=True)
+    return output.permute(by_stride).reshape(-1)
+
+
+def coprime_stride(count: int, sample: int) -> int:
+    """Return the smallest step that leaves at most ``sample`` of ``count`` elements and shares no factor with it."""
+    stride = math.ceil(count / sample)
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return stride

@@ -1,0 +1,188 @@
+"""How much of a non-linearity's input lies where it hardly responds."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+
+from normscope._errors import UsageError
+from normscope.probes._channels import coprime_stride, in_memory_order, to_host
+from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._sites import chosen, named_sites
+from normscope.records import Record
+
+_TANH_TAIL = math.atanh(0.97)
+# Where the input and the output tail begin; a sigmoid is a tanh of half the input.
+_TAILS: dict[type[Module], tuple[float, float]] = {nn.Tanh: (3.0, _TANH_TAIL), nn.Sigmoid: (6.0, 2 * _TANH_TAIL)}
+_RECTIFIERS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+)
+_NAMED: dict[str, type[Module]] = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
+
+
+class Saturation(AbstractProbe):
+    r"""Tails of tanh and sigmoid, inactive and dead units of rectifiers, mean squared slope.
+
+    ## Measures
+    On the inputs :math:`x` of each activation :math:`\varphi` in the user's own pass. For all: ``squared_slope``,
+    :math:`E[\varphi'(x)^2]`, the share of the gradient's energy that passes.
+
+    Tanh and sigmoid: ``input_tail``, the share of :math:`|x| > 3` (sigmoid: 6, as :math:`\mathrm{sigmoid}(x) =
+    (1 + \tanh(x/2))/2`), and ``output_tail``, the share of outputs within 1.5 % of their range from an end:
+    :math:`|\tanh x| > 0.97`, for the sigmoid below 0.015 or above 0.985. For standard normal x and tanh 0.27 %, 3.64 %
+    and a squared slope of 0.464.
+
+    ReLU and its relatives (leaky, parametric, ELU, GELU, SiLU, ...): ``inactive_share``, the share of :math:`x \le 0`,
+    :math:`\Phi(-\beta/\gamma)` after a norm with gain and shift over normal values; ``silent_share``, the share of
+    units (channels) that are inactive on this whole batch; and ``dead_share``, of those inactive on all data seen.
+
+    Shares are of all elements up to ``sample``, beyond that of every k-th in memory order, k having no factor in common
+    with their number; ``silent_share`` and ``dead_share`` use every element.
+
+    **State**: for each activation, which units were ever active at a step that this probe read. A probe used for
+    another model starts anew; with ``every`` above 1 what happened between is not seen.
+
+    ## Cost
+    One read of each activation's input (a maximum by channel), none where another probe reads what comes before it, and
+    a few operations on the sample.
+
+    ## Reads wrongly when
+    The activation is a function in a container's ``forward``: it has no module to watch; name the module whose output
+    it takes in ``sites``. Units are not on axis 1 (transformers: ``unit_axis=-1``). NaN counts as active.
+
+    Args:
+        sites: Qualified names of activations, all known ones if None; or a mapping from names of any modules to
+            ``"tanh"``, ``"sigmoid"`` or ``"relu"``: then their outputs are read as inputs of that function.
+        sample: Number of elements beyond which shares are taken from a subsample; None for no bound.
+        unit_axis: Axis of the units in the input.
+        every: Read at every so-many-th step; None takes the scope's schedule.
+
+    Raises:
+        UsageError: ``sample`` is below 2, or a named function is not known.
+    """
+
+    CODE = "saturation"
+    SOURCES = (
+        "Karpathy, makemore part 3 (criterion |tanh| > 0.97)",
+        "Ioffe and Szegedy 2015, sections 1, 3.2 (arXiv:1502.03167)",
+        "Yang et al. 2019 (arXiv:1902.08129): the mean squared slope in the growth of gradients",
+    )
+
+    def __init__(
+        self,
+        sites: Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        sample: int | None = 16384,
+        unit_axis: int = 1,
+        every: int | None = None,
+    ) -> None:
+        super().__init__(every=every)
+        if sample is not None and sample < 2:
+            raise UsageError(f"{self.CODE}: sample={sample} must be 2 or more")
+        functions = sites.values() if isinstance(sites, Mapping) else ()
+        unknown = [function for function in functions if function not in _NAMED]
+        if unknown:
+            raise UsageError(f"{self.CODE}: no function {unknown[0]!r}; there are {', '.join(_NAMED)}")
+        self.sites, self.sample, self.unit_axis = sites, sample, unit_axis
+        self._alive: WeakKeyDictionary[Module, np.ndarray] = WeakKeyDictionary()
+
+    def watch(self, step: Step) -> None:
+        """Reduce the input of each activation before it is overwritten."""
+        if isinstance(self.sites, Mapping):
+            for site, module in chosen(step.model, tuple(self.sites)).items():
+                function = _NAMED[self.sites[site]]()
+                step.on_output(self, module, partial(self._take, step, site, module, function))
+            return
+        named = dict(named_sites(step.model)) if self.sites is None else chosen(step.model, self.sites)
+        for site, module in named.items():
+            if isinstance(module, (*_TAILS, *_RECTIFIERS)):
+                step.on_input(self, module, partial(self._take, step, site, module, module))
+            elif self.sites is not None:
+                raise UsageError(
+                    f"{site!r} is a {type(module).__name__}, no known activation: give sites as a mapping to "
+                    f"{', '.join(_NAMED)}"
+                )
+
+    def _take(self, step: Step, site: str, module: Module, function: Module, x: Tensor) -> None:
+        if x.numel():
+            calls = step.notes(self).setdefault(site, (module, []))[1]
+            tails = next((tails for kind, tails in _TAILS.items() if isinstance(function, kind)), None)
+            calls.append(self._rectifier(step, function, x) if tails is None else self._tails(function, x, *tails))
+
+    def _sampled(self, x: Tensor) -> Tensor:
+        flat = in_memory_order(x)
+        if self.sample is None or flat.numel() <= self.sample:
+            return flat
+        return flat[:: coprime_stride(flat.numel(), self.sample)]
+
+    def _tails(self, function: Module, x: Tensor, far: float, saturated: float) -> list[Tensor]:
+        x = self._sampled(x)
+        x = x if x.dtype == torch.float64 else x.float()
+        size = x.abs()
+        y = torch.tanh(x) if isinstance(function, nn.Tanh) else torch.sigmoid(x)
+        slope = 1 - y * y if isinstance(function, nn.Tanh) else y * (1 - y)
+        counts = [torch.count_nonzero(size > far), torch.count_nonzero(size > saturated)]
+        return [torch.stack([*(count.to(x.dtype) for count in counts), (slope * slope).sum(), x.new_tensor(x.numel())])]
+
+    def _rectifier(self, step: Step, function: Module, x: Tensor) -> list[Tensor]:
+        # The largest value of a unit says whether it was ever active.
+        axis = self.unit_axis % x.ndim if x.ndim > 1 else 0
+        others = [other for other in range(x.ndim) if other != axis]
+        seen = step.recall(x, "channels") if axis == 1 else None
+        peaks = None if seen is None else seen.peaks()
+        if peaks is None:
+            peaks = x.amax(others) if others else x
+        values = self._sampled(x)
+        inactive = torch.count_nonzero(values <= 0)
+        if type(function) is nn.ReLU:
+            slopes = values.numel() - inactive
+        elif isinstance(function, nn.PReLU) and function.num_parameters > 1:
+            values, slopes = x, (_slope(function, x) ** 2).sum()  # a slope a channel: no flat sample
+            inactive = torch.count_nonzero(values <= 0)
+        else:
+            slopes = (_slope(function, values) ** 2).sum()
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        sums = torch.stack([inactive.to(wide), slopes.to(wide), torch.full_like(inactive, values.numel(), dtype=wide)])
+        return [sums, (peaks > 0) | peaks.isnan()]
+
+    def read(self, step: Step) -> Iterator[Record]:
+        """Yield the shares of each activation, in the order of first use."""
+        for site, (module, calls) in step.notes(self).items():
+            host = [to_host(call) for call in calls]
+            *counts, size = np.sum([call[0] for call in host], axis=0).tolist()
+            names = (
+                ("input_tail", "output_tail", "squared_slope")
+                if len(counts) == 3
+                else ("inactive_share", "squared_slope")
+            )
+            for name, count in zip(names, counts, strict=True):
+                yield self.record(step, site, name, count / size)
+            if len(host[0]) > 1:
+                active = np.any([call[1] for call in host], axis=0)
+                alive = self._alive.get(module, np.zeros_like(active))
+                self._alive[module] = alive = active | alive
+                yield self.record(step, site, "silent_share", 1 - active.mean())
+                yield self.record(step, site, "dead_share", 1 - alive.mean())
+
+
+def _slope(function: Module, x: Tensor) -> Tensor:
+    """Return the derivative at each element; the module's own hooks are passed by, in-place or not."""
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        y = type(function).forward(function, leaf * 1)
+        return torch.autograd.grad(y.sum(), leaf)[0]

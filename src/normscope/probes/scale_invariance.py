@@ -1,0 +1,176 @@
+"""What normalization makes of a weight's length."""
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import SGD
+
+from normscope.probes._channels import row_products, scalars
+from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._sites import chosen, leading_tensor, norms, weight_layers, weights
+from normscope.records import Record
+
+
+class ScaleInvariance(AbstractProbe):
+    r"""Radial gradient, effective learning rate, rotation and norm equilibrium of normalized weights.
+
+    ## Measures
+    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient right before
+    the update, :math:`\eta` and :math:`\lambda` the learning rate and weight decay of its parameter group and
+    :math:`\Delta w` the change it really got. If the loss does not depend on the length of w:
+
+    - ``radial_cosine``: :math:`\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)`, 0 but for :math:`\epsilon`;
+      and before batch or instance norm ``unit_radial_cosine``, the largest size of the same over output units;
+    - ``weight_norm`` :math:`\lVert w\rVert` and ``effective_lr``: :math:`\eta/\lVert w\rVert^2`;
+    - ``angle``: the angle in radians between w before and after the update;
+    - ``norm_growth``: :math:`(\lVert w + \Delta w\rVert^2 - \lVert w\rVert^2) / \lVert \Delta w\rVert^2`, 1 where the
+      update is orthogonal to the weight (Pythagoras: plain SGD), less with weight decay, any value with momentum;
+    - with plain SGD (momentum :math:`\alpha`, no Nesterov) and :math:`\lambda > 0`, ``equilibrium_ratio``:
+      :math:`\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}` with :math:`\hat G = \lVert g\rVert^2
+      \lVert w\rVert^2`, and ``angle_ratio``: the angle over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
+
+    ## Cost
+    A copy of the weights, shared with other probes, and a few reductions of their size; none of activations.
+
+    ## Reads wrongly when
+    Layer and norm are joined by something else than a call: a functional norm, a view between. Name such layers in
+    ``sites``; any layer may be named, also to see that its weight is not invariant. A loss scale or clipping changes g
+    (not its cosine); after a norm in eval mode the cosine is not 0. :math:`\hat G` is of one step: average the ratio
+    over steps. The equilibrium holds for small :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a
+    constant learning rate.
+
+    Args:
+        sites: Qualified names of layers; those whose output a norm takes in if None.
+        every: Read at every so-many-th step; None takes the scope's schedule.
+    """
+
+    CODE = "scale_invariance"
+    SOURCES = (
+        "Arora, Li and Lyu 2018, lemma 2.4 (arXiv:1812.03981)",
+        "van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization (arXiv:1706.05350)",
+        "Wan et al. 2020, Spherical Motion Dynamics (arXiv:2006.08419): the equilibrium with momentum",
+    )
+
+    def __init__(self, sites: Sequence[str] | None = None, *, every: int | None = None) -> None:
+        super().__init__(every=every)
+        self.sites = None if sites is None else tuple(sites)
+
+    def watch(self, step: Step) -> None:
+        """Keep the weights, and see which outputs norms take in."""
+        layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
+        owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
+        notes = step.notes(self)
+        notes["weights"] = {site: own[0] for site, own in owned.items() if own}
+        notes["norms"], notes["gradients"] = {}, {}
+        step.keep_values(notes["weights"].values())
+        made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        for site in notes["weights"]:
+            step.keep(layers[site].register_forward_hook(_note_made(made, site)))
+        for norm in step.modules(norms).values():
+            step.keep(norm.register_forward_pre_hook(_note_taken(made, notes["norms"])))
+
+    def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
+        """Take what is about to be used of the gradients."""
+        wanted = {id(weight): weight for weight in step.notes(self)["weights"].values() if id(weight) in parameters}
+        self._look(step, list(wanted.values()))
+
+    def _look(self, step: Step, found: Sequence[Parameter]) -> None:
+        gradients: dict[int, Tensor] = step.notes(self)["gradients"]
+        with torch.no_grad():
+            for weight in found:
+                if weight.grad is None:
+                    continue
+                # By output unit: inner products, squared lengths of weight and gradient.
+                w, g = step.value_before(weight).flatten(1), weight.grad.to_dense().flatten(1)
+                w, g = (part if part.dtype == torch.float64 else part.float() for part in (w, g))
+                inner = torch.stack([row_products(w, g), row_products(w, w), row_products(g, g)])
+                tiny = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
+                unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=tiny)).abs().max()
+                gradients[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
+
+    def read(self, step: Step) -> Iterator[Record]:
+        """Yield the quantities of each weight before a norm."""
+        notes = step.notes(self)
+        gradients: dict[int, Tensor] = notes["gradients"]
+        after: dict[str, Module] = notes["norms"]
+        sites = [site for site in notes["weights"] if self.sites is not None or site in after]
+        layers: dict[str, Parameter] = {site: notes["weights"][site] for site in sites}
+        self._look(step, [weight for weight in layers.values() if id(weight) not in gradients])
+        layers = {site: weight for site, weight in layers.items() if id(weight) in gradients}
+        if not layers:
+            return
+        found = [torch.cat([gradients[id(weight)], _moved(step, weight)]) for weight in layers.values()]
+        values = scalars([part for row in found for part in row.unbind()])
+        for index, (site, weight) in enumerate(layers.items()):
+            inner, w2, g2, unit, moved2, moved_inner = values[6 * index : 6 * index + 6]
+            yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
+            if isinstance(after.get(site), _NormBase):
+                yield self.record(step, site, "unit_radial_cosine", unit)
+            yield self.record(step, site, "weight_norm", math.sqrt(w2))
+            yield from self._dynamics(step, site, weight, w2, g2, moved2, moved_inner)
+
+    def _dynamics(
+        self, step: Step, site: str, weight: Parameter, w2: float, g2: float, moved2: float, moved_inner: float
+    ) -> Iterator[Record]:
+        group, optimizer = _group(step, weight)
+        lr = float(group["lr"]) if group else None
+        if lr is not None:
+            yield self.record(step, site, "effective_lr", _ratio(lr, w2))
+        if moved2 == 0:
+            return
+        # The part of the move across the weight, over the part along it: exact for small angles.
+        across = math.sqrt(max(moved2 * w2 - moved_inner**2, 0.0)) if math.isfinite(moved2) else math.nan
+        angle = math.atan2(across, w2 + moved_inner)
+        yield self.record(step, site, "angle", angle, "rad")
+        yield self.record(step, site, "norm_growth", 1 + 2 * moved_inner / moved2)
+        decay = float(group.get("weight_decay", 0)) if group else 0.0
+        if lr and decay > 0 and type(optimizer) is SGD and not group["nesterov"] and not group["dampening"]:
+            momentum = float(group["momentum"])
+            fourth = lr * g2 * w2 / (2 * decay * (1 - momentum))
+            yield self.record(step, site, "equilibrium_ratio", _ratio(w2, math.sqrt(fourth)) ** 0.5)
+            yield self.record(step, site, "angle_ratio", angle / math.sqrt(2 * lr * decay / (1 + momentum)))
+
+
+def _note_made(made: dict[int, tuple[weakref.ref[Tensor], int, str]], site: str) -> Any:
+    def hook(_module: Module, _inputs: Any, output: Any) -> None:
+        tensor = leading_tensor(output)
+        if tensor is not None and torch.is_grad_enabled():
+            made[id(tensor)] = (weakref.ref(tensor), tensor._version, site)
+
+    return hook
+
+
+def _note_taken(made: dict[int, tuple[weakref.ref[Tensor], int, str]], norms: dict[str, Module]) -> Any:
+    def hook(module: Module, inputs: Any) -> None:
+        tensor = leading_tensor(inputs)
+        known = made.get(id(tensor))
+        if tensor is not None and known is not None and known[0]() is tensor and tensor._version == known[1]:
+            norms[known[2]] = module
+
+    return hook
+
+
+def _moved(step: Step, weight: Parameter) -> Tensor:
+    """Return the squared length of the update and its inner product with the weight before."""
+    before = step.value_before(weight)
+    wide = torch.float64 if before.dtype == torch.float64 else torch.float32
+    moved = (weight.detach().to(wide) - before.to(wide)).reshape(-1)
+    return torch.stack([torch.dot(moved, moved), torch.dot(moved, before.reshape(-1).to(wide))])
+
+
+def _group(step: Step, weight: Parameter) -> tuple[dict[str, Any], Any]:
+    for optimizer in step.optimizers:
+        for group in optimizer.param_groups:
+            if any(parameter is weight for parameter in group["params"]):
+                return group, optimizer
+    return {}, None
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan

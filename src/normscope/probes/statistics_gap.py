@@ -1,0 +1,129 @@
+"""How far running statistics are from those of the batch, and what that costs."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from normscope.probes._channels import channels, to_host
+from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._replay import Replay
+from normscope.probes._sites import batch_norms, chosen, uses_batch
+from normscope.records import Record
+
+_LEAST = 1e-6  # of the loss: gaps below are rounding, and have no shares
+
+
+class StatisticsGap(AbstractProbe):
+    r"""Running statistics against the batch's, and train loss against eval loss on one batch.
+
+    ## Measures
+    For each batch norm with running mean :math:`r` and running variance :math:`v` as the step began, and mean
+    :math:`\mu` and unbiased variance :math:`s^2` over all that it takes in during the step (several calls are pooled by
+    the law of total variance), over channels:
+
+    - ``mean_gap``: root mean square of :math:`(\mu - r) / \sqrt{v + \epsilon}`; from the noise of the batch alone
+      about :math:`1/\sqrt{m}` for m independent values a channel;
+    - ``variance_gap``: root mean square of :math:`\log ((s^2 + \epsilon)/(v + \epsilon))`; from noise alone about
+      :math:`\sqrt{2/m}`.
+
+    On the step's batch, at the parameters and running statistics with which it began: ``train_loss`` in the modes of
+    the user's pass, ``eval_loss`` with every module in eval mode, ``eval_gap``: the second less the first, and
+    ``statistics_share``: the share of that gap which is there when only the batch norms go over to eval mode (the rest
+    is dropout and its like, and how the two act together).
+
+    ## Cost
+    Three forward passes, and two reads of each layer's input, shared with other probes. Without ``loss`` no pass.
+
+    ## Reads wrongly when
+    Running statistics are young: ``num_batches_tracked`` times momentum below 5. The batch is small: see the noise
+    above. Train and eval mode differ in what is computed beside normalization (auxiliary heads): then ``eval_gap`` is
+    theirs too. A share of a gap below a millionth of the loss is NaN.
+
+    Args:
+        sites: Qualified names of batch norms; all that keep running statistics if None.
+        loss: Whether to evaluate the losses.
+        every: Read at every so-many-th step; None takes the scope's schedule.
+    """
+
+    CODE = "statistics_gap"
+    SOURCES = (
+        "Wu and Johnson 2021, Rethinking 'Batch' in BatchNorm (arXiv:2105.07576)",
+        "Ioffe and Szegedy 2015, section 3.1 (arXiv:1502.03167)",
+    )
+    REPLAYS = True
+
+    def __init__(self, sites: Sequence[str] | None = None, *, loss: bool = True, every: int | None = None) -> None:
+        super().__init__(every=every)
+        self.sites, self.loss = None if sites is None else tuple(sites), loss
+
+    def watch(self, step: Step) -> None:
+        """Keep the running statistics, and reduce what each layer takes in."""
+        layers: Mapping[str, Module] = (
+            step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
+        )
+        notes = step.notes(self).setdefault("layers", {})
+        for site, module in layers.items():
+            mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+            if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+                kept = torch.stack([mean.detach().double(), variance.detach().double()])
+                notes[site] = (module, kept, [])
+                step.on_input(self, module, partial(self._take, step, notes[site][2]))
+
+    @staticmethod
+    def _take(step: Step, calls: list[tuple[Tensor, int]], x: Tensor) -> None:
+        if x.numel():
+            seen = step.memo(x, "channels", channels)
+            calls.append((torch.stack([seen.mean.double(), seen.variance.double()]), seen.count))
+
+    def read(self, step: Step) -> Iterator[Record]:
+        """Yield the gaps of each layer, then the losses."""
+        layers = {site: found for site, found in step.notes(self).get("layers", {}).items() if found[2]}
+        for site, (module, kept, calls) in layers.items():
+            (running, *batches) = to_host([kept, *(stacked for stacked, _ in calls)])
+            counts = np.array([count for _, count in calls], dtype=float)
+            means, variances = np.stack(batches, axis=1)
+            count, eps = counts.sum(), float(getattr(module, "eps", 0.0))
+            mean = counts @ means / count
+            spread = counts @ (variances + (means - mean) ** 2) / max(count - 1, 1)
+            with np.errstate(all="ignore"):
+                shift = (mean - running[0]) / np.sqrt(running[1] + eps)
+                scale = np.log((spread + eps) / (running[1] + eps))
+            yield self.record(step, site, "mean_gap", _rms(shift))
+            yield self.record(step, site, "variance_gap", _rms(scale))
+        if self.loss:
+            yield from self._losses(step)
+
+    def _losses(self, step: Step) -> Iterator[Record]:
+        replay = step.replay
+        norms = set(step.modules(batch_norms).values())
+        train = _loss(replay, lambda module, mode: mode)
+        held = _loss(replay, lambda module, mode: False)
+        using = any(uses_batch(module) for module in norms)
+        only = _loss(replay, lambda module, mode: mode and module not in norms) if using else train
+        gap = held - train
+        yield self.record(step, "", "train_loss", train)
+        yield self.record(step, "", "eval_loss", held)
+        yield self.record(step, "", "eval_gap", gap)
+        clear = abs(gap) > _LEAST * abs(train)
+        yield self.record(step, "", "statistics_share", (only - train) / gap if clear else math.nan)
+
+
+def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:
+    """Evaluate the loss with other modes, and set those of the user's pass again."""
+    try:
+        for module, mode in replay.start.modes:
+            module.training = mode_of(module, mode)
+        replay.reset()
+        return float(replay.evaluate(gradient=False).loss)
+    finally:
+        for module, mode in replay.start.modes:
+            module.training = mode
+
+
+def _rms(values: np.ndarray) -> float:
+    return math.sqrt(values.dot(values) / values.size)

@@ -1,0 +1,73 @@
+"""How large updates are beside what they update."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch.nn import Parameter
+
+from normscope.probes._channels import scalars
+from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._sites import chosen, weight_layers, weights
+from normscope.records import Record
+
+
+class UpdateRatio(AbstractProbe):
+    r"""Size of the update beside the size of the weights.
+
+    ## Measures
+    For each layer, over its own parameters :math:`W` of two axes or more that require a gradient: ``update_norm``,
+    :math:`\lVert \Delta W\rVert_2`, and ``update_ratio``, :math:`\lVert \Delta W\rVert_2 / \lVert W\rVert_2`, with
+    :math:`W` as the step began and :math:`\Delta W` its change until the step ended, whatever made it: learning rate,
+    momentum, weight decay, clipping. A common rule of thumb wants about 1e-3.
+
+    ## Cost
+    A copy of the weights, shared with other probes, and two norms and a difference of the same size.
+
+    ## Reads wrongly when
+    The step ends before the update: then there is no change and nothing is recorded, unless gradients are there: then
+    0. Weights of zero give NaN or infinity.
+
+    Args:
+        sites: Qualified names of layers; all that bear weight if None.
+        every: Read at every so-many-th step; None takes the scope's schedule.
+    """
+
+    CODE = "update_ratio"
+    SOURCES = ("Karpathy, CS231n notes, Neural Networks part 3: ratio of weights to updates",)
+
+    def __init__(self, sites: Sequence[str] | None = None, *, every: int | None = None) -> None:
+        super().__init__(every=every)
+        self.sites = None if sites is None else tuple(sites)
+
+    def watch(self, step: Step) -> None:
+        """Keep the weights as they are before the update."""
+        layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
+        notes = step.notes(self)
+        notes["layers"] = {site: [p for p in weights(module) if p.requires_grad] for site, module in layers.items()}
+        notes["used"] = set()
+        step.keep_values(parameter for own in notes["layers"].values() for parameter in own)
+
+    def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
+        """Note which weights have a gradient: the others were not used."""
+        used: set[int] = step.notes(self)["used"]
+        used |= {key for key, parameter in parameters.items() if parameter.grad is not None}
+
+    def read(self, step: Step) -> Iterator[Record]:
+        """Yield norm and ratio of each layer's update."""
+        notes = step.notes(self)
+        layers: dict[str, list[Parameter]] = notes["layers"]
+        every = [parameter for own in layers.values() for parameter in own]
+        if not every:
+            return
+        now, before = [parameter.detach() for parameter in every], [step.value_before(p) for p in every]
+        norms = [*torch._foreach_norm(torch._foreach_sub(now, before)), *torch._foreach_norm(before)]
+        squares = iter([value**2 for value in scalars(norms)])
+        updates = {id(parameter): next(squares) for parameter in every}
+        sizes = {id(parameter): next(squares) for parameter in every}
+        for site, own in layers.items():
+            update = sum(updates[id(parameter)] for parameter in own) ** 0.5
+            size = sum(sizes[id(parameter)] for parameter in own) ** 0.5
+            if update == 0 and not any(p.grad is not None or id(p) in notes["used"] for p in own):
+                continue
+            yield self.record(step, site, "update_norm", update)
+            yield self.record(step, site, "update_ratio", update / size if size else float("nan"))
