@@ -29,7 +29,8 @@ demo: $(STAMP)
 	$(BIN)/normscope demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto
+	@# One thread a worker: more would have them wait for one another.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,3 +35,8 @@ def test_its_verdicts_are_of_studies_that_exist():
     for claim, slug, outcome in rows:
         assert claim == ns.study(slug).CLAIM
         assert outcome in {"supported", "refuted", "inconclusive"}
+
+
+def test_it_counts_the_probes():
+    words = {18: "Eighteen", 19: "Nineteen", 20: "Twenty"}
+    assert f"\n{words[len(ns.probes.all())]} probes, each" in README.read_text(encoding="utf-8")

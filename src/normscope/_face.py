@@ -1,6 +1,5 @@
 """The public face: what joins rooms that do not know each other. Studies meet statistics over several, and the page."""
 
-import difflib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from normscope import probes, studies
 from normscope._errors import UsageError
-from normscope._unit import Unit
+from normscope._unit import Unit, discover, near
 from normscope._watched import sections_of
 from normscope.records import Verdict, provenance
 from normscope.report import Section, write
@@ -123,7 +122,6 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
         UsageError: Nothing has that name; the message says what is near.
     """
     from normscope import layers
-    from normscope._unit import discover
     from normscope.layers._norm import AbstractLayer
 
     known: dict[str, Any] = {found.CODE: found for found in studies.all()}
@@ -132,9 +130,7 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
     if name in known:
         found: AbstractStudy | type[Unit] = known[name]
         return found
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`normscope study list` shows the studies"
-    raise UsageError(f"no study, probe or layer is called {name!r}: {hint}")
+    raise UsageError(f"no study, probe or layer is called {name!r}: did you mean {near(name, known)}?")
 
 
 def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judged]:

@@ -1,9 +1,10 @@
 """What layers, probes, rules and studies share: each describes itself, and is found by being there."""
 
+import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import ModuleType
 from typing import ClassVar, TypeVar
 
@@ -60,3 +61,8 @@ def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
         for _, member in inspect.getmembers(module, inspect.isclass):
             if issubclass(member, kind) and member.__module__ == module.__name__ and not inspect.isabstract(member):
                 yield member
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """Return the known names nearest to one that is not known, joined by "or"; the first few if none is near."""
+    return " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:5])

@@ -1,10 +1,9 @@
 """Probes, one a file: instruments that attach to a training loop and leave no trace."""
 
-import difflib
 import sys
 
 from normscope._errors import UsageError
-from normscope._unit import discover
+from normscope._unit import discover, near
 from normscope.probes._probe import AbstractProbe as AbstractProbe, Step as Step
 from normscope.probes._replay import Evaluation as Evaluation, Replay as Replay
 from normscope.probes._scope import ProbeWarning as ProbeWarning, Scope as Scope
@@ -24,8 +23,7 @@ def get(code: str) -> type[AbstractProbe]:
     """
     known = {probe.CODE: probe for probe in all()}
     if code not in known:
-        near = difflib.get_close_matches(code, known, cutoff=0.4) or sorted(known)
-        raise UsageError(f"no probe {code!r}; did you mean {', '.join(near)}?")
+        raise UsageError(f"no probe {code!r}; did you mean {near(code, known)}?")
     return known[code]
 
 

@@ -27,7 +27,7 @@ def collect() -> dict[str, Any]:
         accelerator), ``commit`` (null outside a checkout) and whether it was ``dirty``, ``utc`` (start, ISO 8601).
     """
     return {
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
@@ -39,7 +39,8 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,9 +1,7 @@
 """Find studies by slug."""
 
-import difflib
-
 from normscope._errors import UsageError
-from normscope._unit import discover
+from normscope._unit import discover, near
 from normscope.studies._study import AbstractStudy
 
 
@@ -24,5 +22,4 @@ def get(slug: str) -> AbstractStudy:
     found = {study.CODE: study for study in all()}
     if slug in found:
         return found[slug]
-    near = difflib.get_close_matches(slug, found, n=3, cutoff=0.4) or sorted(found)[:5]
-    raise UsageError(f"no study is called {slug!r}: did you mean {' or '.join(near)}?")
+    raise UsageError(f"no study is called {slug!r}: did you mean {near(slug, found)}?")

@@ -6,14 +6,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from normscope import __version__
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
-from normscope.records import Cell, Outcome, Record, Store, Verdict
+from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
 from normscope.studies._evidence import Evidence
 from normscope.studies._find import get
 from normscope.studies._study import AbstractStudy, Progress
@@ -134,7 +132,7 @@ def run(
         "device": device,
         "level": level,
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
-        "versions": {"normscope": __version__, "torch": metadata.version("torch")},
+        "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
     }
     store = Store.create(Path(out) / study.CODE, config)
 
