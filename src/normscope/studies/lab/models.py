@@ -63,11 +63,14 @@ class _Stacked(nn.Module):
 class MLP(_Stacked):
     """Hidden layers of equal width and a linear head without normalization. Inputs are flattened."""
 
-    def __init__(self, inputs: int, width: int, depth: int, classes: int, norm: Norm, activation: str) -> None:
+    def __init__(
+        self, inputs: int, width: int, depth: int, classes: int, norm: Norm, activation: str, bias: bool
+    ) -> None:
         super().__init__()
         sizes = [inputs] + [width] * depth
         self.blocks = nn.ModuleList(
-            Block(_linear(sizes[i], width), norm(Place(i, width)), _activation(activation)) for i in range(depth)
+            Block(_linear(sizes[i], width, bias=bias), norm(Place(i, width)), _activation(activation))
+            for i in range(depth)
         )
         self.head = _linear(sizes[-1], classes)
 
@@ -168,7 +171,18 @@ class DeepLinear(_Stacked):
         return x
 
 
-def mlp(depth: int, width: int, *, inputs: int, classes: int, norm: Norm, seed: int, activation: str = "relu") -> MLP:
+def mlp(
+    depth: int,
+    width: int,
+    *,
+    inputs: int,
+    classes: int,
+    norm: Norm,
+    seed: int,
+    activation: str = "relu",
+    bias: bool = True,
+    gain: float = 2.0,
+) -> MLP:
     """Make MLP-``depth`` x ``width``: He-normal weights, zero biases.
 
     Args:
@@ -178,9 +192,11 @@ def mlp(depth: int, width: int, *, inputs: int, classes: int, norm: Norm, seed: 
         classes: Number of logits.
         norm: What stands between each linear layer and its activation.
         seed: Seed of the initial weights; the same tensors for the same seed whatever ``norm`` is.
-        activation: ``relu``, ``tanh``, ``sigmoid``, ``softplus`` or ``linear``.
+        activation: ``relu``, ``tanh``, ``sigmoid``, ``softplus``, ``gelu``, ``leaky-relu`` or ``linear``.
+        bias: Whether the hidden linear layers have one; the head has.
+        gain: Variance of the weights times the number of inputs; 2 is He's, 2 s^2 is He's times s.
     """
-    return _initialise(MLP(inputs, width, depth, classes, norm, activation), seed)
+    return _initialise(MLP(inputs, width, depth, classes, norm, activation, bias), seed, gain)
 
 
 def cnn_s(*, shape: Sequence[int], classes: int, norm: Norm, seed: int, activation: str = "relu") -> CNN:
@@ -274,6 +290,8 @@ def _activation(name: str) -> nn.Module:
         "tanh": nn.Tanh,
         "sigmoid": nn.Sigmoid,
         "softplus": lambda: nn.Softplus(beta=10),
+        "gelu": nn.GELU,
+        "leaky-relu": lambda: nn.LeakyReLU(0.1),
         "linear": nn.Identity,
     }
     if name not in choices:

@@ -20,6 +20,7 @@ from normscope.studies.lab.streams import generator
 Batch = tuple[Tensor, Tensor]
 Watcher = Callable[[int, nn.Module], Iterable[Record]]
 Criterion = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class _DivergedError(Exception):
@@ -75,8 +76,9 @@ def train(
     watch: Watcher | None = None,
     evaluate_every: int = 0,
     criterion: Criterion = cross_entropy,
+    optimizer: MakeOptimizer | None = None,
 ) -> list[Record]:
-    """Train by plain SGD and return everything recorded, in order.
+    """Train, by plain SGD if nothing else is asked for, and return everything recorded, in order.
 
     Records of the loop itself, probe ``training``: ``loss`` and ``accuracy`` of every step's batch before the update;
     ``test_loss`` and ``test_accuracy`` every ``evaluate_every`` steps; at the end ``val_loss``, ``val_accuracy``,
@@ -89,7 +91,7 @@ def train(
         cell: Name of the run in its records.
         seed: Seed of the replicate, for the order of batches.
         steps: Number of updates.
-        lr: Learning rate.
+        lr: Learning rate of plain SGD.
         batch_size: Examples of a step.
         probes: Probes that read a step, on their schedule.
         every: Steps between two readings.
@@ -98,12 +100,13 @@ def train(
         watch: Called before every update with (step, model), gradients in place; its records are kept.
         evaluate_every: Steps between two evaluations; 0 for only at the end.
         criterion: Loss of (outputs, targets). Where targets are not labels there is no accuracy.
+        optimizer: Makes another optimizer of the model; it sees to the learning rate itself.
 
     Raises:
         NonFiniteError: The loss is not finite before the first update: the data or the initial weights are at fault,
             not the training.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    updates = torch.optim.SGD(model.parameters(), lr=lr) if optimizer is None else optimizer(model)
     order = batch_indices(len(data.y_train), batch_size, steps, seed).to(data.y_train.device)
     records: list[Record] = []
 
@@ -113,7 +116,7 @@ def train(
     scope = None
     if probes:
         scope = Scope(
-            model, lambda net, at: criterion(net(at[0]), at[1]), optimizer, probes=list(probes), every=every, cell=cell
+            model, lambda net, at: criterion(net(at[0]), at[1]), updates, probes=list(probes), every=every, cell=cell
         )
     diverged = False
     labelled = not data.y_train.is_floating_point()
@@ -129,7 +132,7 @@ def train(
                 scope = None
             try:
                 with _strict(), scope.step(batch) if scope is not None else nullcontext():
-                    optimizer.zero_grad(set_to_none=True)
+                    updates.zero_grad(set_to_none=True)
                     for meter in meters:
                         meter.active = meter.wants(step)
                     logits = model(batch[0])
@@ -147,7 +150,7 @@ def train(
                         records.extend(meter.read(cell, step))
                     if watch is not None:
                         records.extend(watch(step, model))
-                    optimizer.step()
+                    updates.step()
             except _DivergedError:
                 if step == 0:
                     raise NonFiniteError(
