@@ -3,6 +3,7 @@
 import json
 import re
 
+import polars
 import pytest
 import torch
 from torch import nn
@@ -16,11 +17,16 @@ def loss_fn(model, batch):
     return nn.functional.cross_entropy(model(x), y)
 
 
-def watched(steps=5, every=2, **options):
+FOUR = ("gradient_flow", "activation_distribution", "covariate_shift", "landscape")
+
+
+def watched(steps=5, every=2, blocks=1, probes=FOUR, **options):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), ns.layers.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    layers = [nn.Linear(6, 8)]
+    for _ in range(blocks):
+        layers += [ns.layers.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8)]
+    model = nn.Sequential(*layers[:-1], nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probes = ["gradient_flow", "activation_distribution", "covariate_shift", "landscape"]
     scope = ns.Scope(model, loss_fn, optimizer, probes=probes, every=every, **options)
     for _ in range(steps):
         batch = (torch.randn(16, 6), torch.randint(0, 3, (16,)))
@@ -46,6 +52,26 @@ def test_scope_writes_a_page_of_every_probe(tmp_path, stored):
         assert name in frame["name"].to_list()
         assert ns.plots.readable(name.partition("@")[0]) in drawn or name in drawn, name
     assert "Nothing was judged" not in page
+
+
+def test_a_deep_network_under_every_probe_is_drawn_by_depth_and_step(tmp_path):
+    blocks = 24
+    scope = watched(steps=3, blocks=blocks, probes=[probe.CODE for probe in ns.probes.all()])
+    page = scope.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="page-data">(.*?)</script>', page, re.S).group(1))
+    frame = scope.records()
+    for probe in ns.probes.all():
+        assert re.search(rf'<section id="[a-z-]*{probe.CODE.replace("_", "-")}"', page), probe.CODE
+        assert frame.filter(frame["probe"] == probe.CODE).height, probe.CODE
+    charts = data["charts"]
+    drawn = [json.dumps(chart) for chart in (charts.values() if isinstance(charts, dict) else charts)]
+    maps = [chart for chart in drawn if '"rect"' in chart]
+    layerwise = frame.group_by("probe", "name").agg(polars.col("site").n_unique().alias("sites"))
+    assert layerwise["sites"].max() >= blocks
+    # A quantity with a value at every layer has its map; and none is drawn as one line a layer.
+    assert len(maps) >= (layerwise["sites"] >= blocks - 1).sum() - 3  # the three percentiles share one drawing
+    assert not any(re.search(r'"color": \{[^{}]*"field": "site"', chart) for chart in drawn)
+    assert len(page) < 20e6
 
 
 def test_a_scope_with_nothing_recorded_has_no_page(tmp_path):

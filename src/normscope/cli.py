@@ -151,7 +151,8 @@ def report(
 @bench_app.command("probes", epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")
 def bench_probes(
     model: Annotated[list[str] | None, typer.Option(help="mlp or vgg; may be repeated.  [default: both]")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; five times as many on a fast model.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; five times as many on a fast model.")] = 12,
+    case: Annotated[str, typer.Option(help="Only what has this in its name.  [default: all]")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Markdown file to write the table into.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +161,7 @@ def bench_probes(
 
     try:
         with _progress(as_json) as progress:
-            result = probes.measure(model, rounds=rounds, progress=progress)
+            result = probes.measure(model, rounds=rounds, only=case, progress=progress)
     except KeyboardInterrupt:
         typer.echo("normscope: interrupted; nothing was written", err=True)
         raise typer.Exit(130) from None

@@ -123,6 +123,43 @@ def test_by_default_the_top_eigenvalue_is_within_one_percent_of_the_truth(seed):
     assert found["", "products@train"] <= 20
 
 
+def test_a_warm_start_is_as_right_and_takes_fewer_products():
+    products, errors = {True: 0.0, False: 0.0}, {True: [], False: []}
+    for seed in range(5):
+        for warm in products:
+            model = twins.tiny(seed, smooth=True)
+            probe = Curvature(("eigenvalues", "trace"), modes=("train",), warm=warm, products=60)
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            scope = Scope(model, nets.loss_fn, optimizer, [probe], every=1)
+            for index in range(8):
+                # Batches change at first, then one is kept: directions that come and go, and ones that stay.
+                batch = twins.batch_of(64, seed=100 * seed + min(index, 4))
+                truth = torch.linalg.eigvalsh(twins.explicit(model, batch)[2])[-1].item()
+                with scope.step(batch):
+                    optimizer.zero_grad()
+                    nets.loss_fn(model, batch).backward()
+                    optimizer.step()
+                found = {record.name: record.value for record in scope.drain()}
+                assert found["converged@train"] == 1
+                errors[warm].append(abs(found["top_eigenvalue@train"] / truth - 1))
+                products[warm] += found["products@train"] if index > 4 else 0
+    assert all(np.mean(np.array(found) > 0.01) <= 0.05 for found in errors.values())
+    assert products[True] < 0.85 * products[False]
+
+
+def test_a_warm_start_finds_a_direction_that_was_not_there_before():
+    model = nn.Linear(2, 2, bias=False).double()
+    probe = Curvature(("eigenvalues",), modes=("train",), warm=True)
+    for scales, sharpest in (((4.0, 1.0), 32.0), ((1.0, 9.0), 162.0)):
+        at = torch.tensor(scales, dtype=twins.DOUBLE)
+        found = twins.observe(model, at, probe, loss_fn=lambda net, scale: (net.weight * scale[:, None]).square().sum())
+        assert found["", "top_eigenvalue@train"] == pytest.approx(sharpest, rel=0.01)
+    other = nn.Linear(3, 2, bias=False).double()  # another shape: the kept vector does not fit and is not used
+    at = torch.tensor((4.0, 1.0), dtype=twins.DOUBLE)
+    found = twins.observe(other, at, probe, loss_fn=lambda net, scale: (net.weight * scale[:, None]).square().sum())
+    assert found["", "top_eigenvalue@train"] == pytest.approx(32.0, rel=0.01)
+
+
 def test_too_few_products_are_said_to_be_too_few():
     model, batch = twins.tiny(), twins.batch_of()
     found = twins.observe(model, batch, Curvature(("eigenvalues",), top=2, products=4, tolerance=1e-6))

@@ -106,6 +106,7 @@ def lanczos(
         return _nothing(wanted, 0)
     basis = _Basis(start)
     vector = [part / length for part in start]
+    good = False
     while True:
         basis.append(vector)
         image = product(vector)
@@ -119,8 +120,9 @@ def lanczos(
         scale = float(np.abs(nodes).max())
         # The start's Krylov space is closed: what it holds is exact, and there is nowhere to go on to.
         closed = beside[-1] <= 10 * _epsilon(start) * scale
+        held = good
         good = _good(nodes, residuals, wanted, tolerance) if wanted else False
-        if closed or len(diagonal) >= most or (good and len(diagonal) >= least):
+        if closed or len(diagonal) >= most or (good and held and len(diagonal) >= least):
             break
         vector = [part / beside[-1] for part in image]
     top = range(len(nodes) - 1, max(len(nodes) - 1 - wanted, -1), -1)

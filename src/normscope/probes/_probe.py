@@ -272,11 +272,13 @@ class AbstractProbe(Unit, ABC):
 
     Attributes:
         REPLAYS: Whether it evaluates the loss again through ``step.replay``.
+        STREAMING: Whether it is made to be read at every step: it reads the user's own pass, and decomposes nothing.
         every: As given.
     """
 
     HEADINGS = ("Measures", "Cost", "Reads wrongly when")
     REPLAYS: ClassVar[bool] = False
+    STREAMING: ClassVar[bool] = False
 
     def __init__(self, *, every: int | None = None) -> None:
         self.page()  # a probe that does not describe itself is refused here, not in the report

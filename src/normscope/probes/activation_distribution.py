@@ -47,6 +47,7 @@ class ActivationDistribution(AbstractProbe):
     """
 
     CODE = "activation_distribution"
+    STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 4.1, figure 1 (arXiv:1502.03167)",
         "Chan, Golub and LeVeque 1983, Algorithms for Computing the Sample Variance (merging of moments)",

@@ -47,6 +47,7 @@ class AffineDrift(AbstractProbe):
     """
 
     CODE = "affine_drift"
+    STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 3 (arXiv:1502.03167): the identity",
         "Santurkar et al. 2018, observation 4.3 (arXiv:1805.11604)",

@@ -48,6 +48,7 @@ class BatchNormGradientTerms(AbstractProbe):
     """
 
     CODE = "batch_norm_gradient_terms"
+    STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 3 (arXiv:1502.03167)",
         "Santurkar et al. 2018, facts C.1, C.2 (arXiv:1805.11604)",

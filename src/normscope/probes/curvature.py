@@ -27,6 +27,7 @@ from normscope.probes._replay import Replay, Slot, Vector, norm
 from normscope.records import Record
 
 MEASURES = ("eigenvalues", "trace", "gradient", "density", "batch", "layers", "adaptive")
+_LEAST_WARM = 5
 LEVELS = {"p01": 0.01, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -61,15 +62,18 @@ class Curvature(AbstractProbe):
 
     ## Cost
     In plain steps, for each mode: 1 to record the gradient's graph (shared with other probes in train mode), then 1.5
-    to 2.5 (linear layers) or 3.2 (convolutions) a product. Lanczos takes 3 to 6 products for one eigenvalue to 1 % in
-    training and 6 to 12 at initialization, the trace ``samples - 1``, *gradient* 1, *density* ``runs * depth``,
-    *batch* about 5 in all, *layers* 3 to 12 a layer, *adaptive* ``ascent``. One eigenvalue in train mode came to 15
-    plain steps in training and 29 at initialization (multilayer perceptron, three layers of 100), 21 at initialization
-    (eight convolutions). Memory: the graph of a double backward pass, and one copy of the parameters for each product
+    to 2.5 (linear layers) or 3.2 (convolutions) a product. Lanczos takes 4 to 7 products for one eigenvalue to 1 % in
+    training and 7 to 13 at initialization, the trace ``samples - 1``, *gradient* 1, *density* ``runs * depth``,
+    *batch* about 5 in all, *layers* 3 to 12 a layer, *adaptive* ``ascent``. One eigenvalue in train mode came to 36
+    plain steps (multilayer perceptron, three layers of 100) and 48 (eight convolutions), each time from a random start;
+    to 17 and 16 with ``warm``. Memory: the graph of a double backward pass, and one copy of the parameters for each product
     of the longest Lanczos run.
 
     ## Reads wrongly when
-    ``converged`` is 0: then the value is only a lower bound. Lanczos sees one copy of a repeated eigenvalue. The kinks
+    ``converged`` is 0: then the value is only a lower bound. A start that happens to be almost orthogonal to the
+    sharpest direction has the run settle on another one, with ``converged`` at 1: against that the error must be within
+    the tolerance after two products in a row; in a net of 120 parameters it was still so in 1 reading of 100. ``warm``
+    is as often wrong. Lanczos sees one copy of a repeated eigenvalue. The kinks
     of ReLU and max-pooling have no curvature here, though a step that crosses them meets some. Early in training the
     running statistics of ``frozen`` are not yet those of the data. Raw eigenvalues and the trace change when a weight
     before batch norm is rescaled, which changes no output: compare networks by the scale-free ``layer_sharpness`` and
@@ -88,6 +92,8 @@ class Curvature(AbstractProbe):
         parts: Into how many parts to cut the batch for the batch sharpness.
         rho: Radius of the adaptive sharpness.
         ascent: Its steps; from the second on each is ``2 rho / ascent`` long and costs a gradient.
+        warm: Whether Lanczos begins from the sum of the last reading's eigenvector and a random vector as long, and not
+            from a random vector alone. Cheaper where readings follow closely; see above.
         seed: Seeds the probe's own random stream, together with the number of the step.
         every: Read at every so-many-th step; None takes the scope's schedule.
 
@@ -121,6 +127,7 @@ class Curvature(AbstractProbe):
         parts: int = 4,
         rho: float = 0.5,
         ascent: int = 1,
+        warm: bool = False,
         seed: int = 0,
         every: int | None = None,
     ) -> None:
@@ -138,7 +145,8 @@ class Curvature(AbstractProbe):
         self.measures, self.modes = tuple(measures), check_modes(self.CODE, modes)
         self.top, self.tolerance, self.products = top, tolerance, products
         self.samples, self.runs, self.depth, self.parts = samples, runs, depth, parts
-        self.rho, self.ascent, self.seed = rho, ascent, seed
+        self.rho, self.ascent, self.warm, self.seed = rho, ascent, warm, seed
+        self._sharpest: dict[str, Vector] = {}
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the values of each mode."""
@@ -150,14 +158,20 @@ class Curvature(AbstractProbe):
         hessian, size = Hessian.of(replay), count(replay)
         traces: list[float] = []
         if "eigenvalues" in self.measures:
+            signs = drawn(replay, stream, "signs")
+            near = self._near(replay, signs)
             found = lanczos(
                 hessian.product,
-                drawn(replay, stream, "signs"),
+                signs if near is None else near,
                 wanted=self.top,
                 tolerance=self.tolerance,
+                least=1 if near is None else min(_LEAST_WARM, self.products),
                 most=self.products,
             )
-            traces.append(size * found.first)
+            if near is None:
+                traces.append(size * found.first)
+            if self.warm and found.vectors and found.converged:
+                self._sharpest[replay.mode] = found.vectors[0]
             yield from _eigenvalues(found)
         if "density" in self.measures:
             spectra = [
@@ -183,6 +197,14 @@ class Curvature(AbstractProbe):
             yield "", "adaptive_sharpness", self._adaptive(replay, hessian)
         if "batch" in self.measures:
             yield from self._batch(replay)
+
+    def _near(self, replay: Replay, signs: Vector) -> Vector | None:
+        """Return a start near the last eigenvector of this mode; None if there is none of this shape."""
+        last = self._sharpest.get(replay.mode) if self.warm else None
+        if last is None or [(part.shape, part.device) for part in last] != [(p.shape, p.device) for p in signs]:
+            return None
+        share = 1 / norm(signs)
+        return [part + share * random for part, random in zip(last, signs, strict=True)]
 
     def _layers(self, step: Step, hessian: Hessian, stream: Generator) -> Iterator[Value]:
         values, converged = [], True

@@ -47,6 +47,7 @@ class GradientFlow(AbstractProbe):
     """
 
     CODE = "gradient_flow"
+    STREAMING = True
     SOURCES = (
         "Yang et al. 2019, A Mean Field Theory of Batch Normalization, theorems 7-9 (arXiv:1902.08129)",
         "Luther 2020, Why Batch Norm Causes Exploding Gradients",

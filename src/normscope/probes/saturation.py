@@ -77,6 +77,7 @@ class Saturation(AbstractProbe):
     """
 
     CODE = "saturation"
+    STREAMING = True
     SOURCES = (
         "Karpathy, makemore part 3 (criterion |tanh| > 0.97)",
         "Ioffe and Szegedy 2015, sections 1, 3.2 (arXiv:1502.03167)",

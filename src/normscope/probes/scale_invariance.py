@@ -51,6 +51,7 @@ class ScaleInvariance(AbstractProbe):
     """
 
     CODE = "scale_invariance"
+    STREAMING = True
     SOURCES = (
         "Arora, Li and Lyu 2018, lemma 2.4 (arXiv:1812.03981)",
         "van Laarhoven 2017, L2 Regularization versus Batch and Weight Normalization (arXiv:1706.05350)",

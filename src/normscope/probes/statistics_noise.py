@@ -54,6 +54,7 @@ class StatisticsNoise(AbstractProbe):
     """
 
     CODE = "statistics_noise"
+    STREAMING = True
     SOURCES = (
         "Luo et al. 2019, Towards Understanding Regularization in Batch Normalization (arXiv:1809.00846)",
         "Joanes and Gill 1998, Comparing Measures of Sample Skewness and Kurtosis (the kurtosis without bias, G2)",

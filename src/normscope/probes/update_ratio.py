@@ -33,6 +33,7 @@ class UpdateRatio(AbstractProbe):
     """
 
     CODE = "update_ratio"
+    STREAMING = True
     SOURCES = ("Karpathy, CS231n notes, Neural Networks part 3: ratio of weights to updates",)
 
     def __init__(self, sites: Sequence[str] | None = None, *, every: int | None = None) -> None:
