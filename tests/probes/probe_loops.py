@@ -10,7 +10,7 @@ from normscope.probes import ProbeWarning, Scope
 from normscope.probes._state import RngState
 
 STREAMING = ["gradient_flow", "activation_distribution"]
-COSTLY = ["covariate_shift", "landscape"]
+COSTLY = ["covariate_shift", "landscape", "curvature", "descent", "interaction"]
 
 
 class Loop:

@@ -44,7 +44,8 @@ class Hessian:
         self.exact, parts = True, None
         self._along: Vector | None = None
         try:
-            parts = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+            # With the user's loss scale, as half-precision gradients would vanish without; taken off what is handed out.
+            parts = torch.autograd.grad(self._scaled(loss), leaves, create_graph=True, allow_unused=True)
         except RuntimeError:
             self.exact = False
         self.loss = float(loss.detach())
@@ -56,12 +57,18 @@ class Hessian:
             self._used = {id(slot) for slot in self._slots if bool(slot.of(flat).any())}
             return
         self._used = {id(slot) for slot, part in zip(self._slots, parts, strict=True) if part is not None}
-        self.gradient = replay.gather(self._slots, parts)
+        self.gradient = self._unscaled(replay.gather(self._slots, parts))
         self._parts = [
             (slot, part)
             for slot, part in zip(self._slots, parts, strict=True)
             if part is not None and part.requires_grad
         ]
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self._replay.scale == 1 else loss * self._replay.scale
+
+    def _unscaled(self, vector: Vector) -> Vector:
+        return vector if self._replay.scale == 1 else [part / self._replay.scale for part in vector]
 
     @staticmethod
     def of(replay: Replay) -> "Hessian":
@@ -111,13 +118,13 @@ class Hessian:
                 allow_unused=True,
             )
         if wanted is None:
-            return self._replay.gather(slots, parts)
+            return self._unscaled(self._replay.gather(slots, parts))
         found = zeros(self._replay)
         view = whole(self._replay, found)
         for slot, part in zip(slots, parts, strict=True):
             if part is not None:
                 slot.of(view).copy_(part if part.layout == torch.strided else part.to_dense())
-        return found
+        return self._unscaled(found)
 
     def _central(self, direction: Vector) -> Vector:
         replay = self._replay

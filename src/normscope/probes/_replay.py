@@ -87,7 +87,7 @@ class Replay:
         scale: float = 1.0,
     ) -> None:
         self.model, self.start = model, start
-        self._own, self._scale = own, scale
+        self._own, self.scale = own, scale
         self._loss_fn, self.batch, self._whole = loss_fn, batch, batch
         self.flat = [part.clone() for part in start.flat]
         self._leaves = [
@@ -231,13 +231,13 @@ class Replay:
     def _gradient(self, loss: Tensor, chosen: Sequence[tuple[Slot, Parameter]], whole: bool) -> Vector:
         if not loss.requires_grad:
             raise UsageError("loss_fn returned a loss that depends on no trainable parameter of the model")
-        scaled = loss if self._scale == 1 else loss * self._scale
+        scaled = loss if self.scale == 1 else loss * self.scale
         parts = torch.autograd.grad(scaled, [leaf for _, leaf in chosen], allow_unused=True)
         if whole:
             flat = self.gather([slot for slot, _ in chosen], parts)
         else:
             flat = [_dense(part, leaf).reshape(-1) for part, (_, leaf) in zip(parts, chosen, strict=True)]
-        return flat if self._scale == 1 else [part * (1 / self._scale) for part in flat]
+        return flat if self.scale == 1 else [part * (1 / self.scale) for part in flat]
 
     def loss(self) -> Tensor:
         """Run ``loss_fn`` once, from the buffers and random streams with which the step began."""

@@ -66,8 +66,8 @@ class Curvature(AbstractProbe):
     training and 7 to 13 at initialization, the trace ``samples - 1``, *gradient* 1, *density* ``runs * depth``,
     *batch* about 5 in all, *layers* 3 to 12 a layer, *adaptive* ``ascent``. One eigenvalue in train mode came to 36
     plain steps (multilayer perceptron, three layers of 100) and 48 (eight convolutions), each time from a random start;
-    to 17 and 16 with ``warm``. Memory: the graph of a double backward pass, and one copy of the parameters for each product
-    of the longest Lanczos run.
+    to 17 and 16 with ``warm``. Memory: the graph of a double backward pass, and one copy of the parameters for each
+    product of the longest Lanczos run.
 
     ## Reads wrongly when
     ``converged`` is 0: then the value is only a lower bound. A start that happens to be almost orthogonal to the
