@@ -64,9 +64,9 @@ class Curvature(AbstractProbe):
     In plain steps, for each mode: 1 to record the gradient's graph (shared with other probes in train mode), then 1.5
     to 2.5 (linear layers) or 3.2 (convolutions) a product. Lanczos takes 4 to 7 products for one eigenvalue to 1 % in
     training and 7 to 13 at initialization, the trace ``samples - 1``, *gradient* 1, *density* ``runs * depth``,
-    *batch* about 5 in all, *layers* 3 to 12 a layer, *adaptive* ``ascent``. One eigenvalue in train mode came to 36
-    plain steps (multilayer perceptron, three layers of 100) and 48 (eight convolutions), each time from a random start;
-    to 17 and 16 with ``warm``. Memory: the graph of a double backward pass, and one copy of the parameters for each
+    *batch* about 5 in all, *layers* 3 to 12 a layer, *adaptive* ``ascent``. One eigenvalue in train mode came to 37
+    plain steps (multilayer perceptron, three layers of 100) and 40 (eight convolutions), each time from a random start;
+    to 23 and 16 with ``warm``. Memory: the graph of a double backward pass, and one copy of the parameters for each
     product of the longest Lanczos run.
 
     ## Reads wrongly when
