@@ -91,6 +91,10 @@ class Evidence:
         frame = self.select(probe="training", name=name, **where)
         return self.per_seed(frame, pl.col("value").sort_by("step").tail(window).mean())
 
+    def last(self, name: str, *, probe: str = "training", **where: Any) -> Floats:
+        """Return per seed the last record of a name (``"test_accuracy"``)."""
+        return self.per_seed(self.select(probe=probe, name=name, **where), pl.col("value").sort_by("step").last())
+
     def final_losses(self, labels: Mapping[str, str], **where: Any) -> str:
         """Say how the arms named by ``labels`` end, in a sentence for a caption."""
         ends = (f"{typical(self.final('loss', arm=arm, **where))} with {label}" for arm, label in labels.items())

@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
 from normscope.records import Estimate, Outcome, Verdict
+from normscope.stats import decide, interval, tost
 from normscope.studies._evidence import Evidence
+
+if TYPE_CHECKING:
+    from normscope.studies._study import AbstractStudy
 
 Floats = np.ndarray
 
@@ -80,3 +86,94 @@ def interpolate(x: ArrayLike, y: ArrayLike, at: float) -> float:
 def unmeasured(level: float, scale: str) -> Estimate:
     """Return the estimate of something that no seed allows to estimate."""
     return Estimate(math.nan, -math.inf, math.inf, level, 0, "not measured", scale)
+
+
+def with_parts(verdict: Verdict, parts: Sequence[Verdict], reason: str = "") -> Verdict:
+    """Return a study's primary verdict with its other endpoints, and more to its reason if given."""
+    said = f"{verdict.reason} {reason}".strip()
+    return replace(verdict, parts=tuple(parts), reason=said, primary=True)
+
+
+def exact(
+    study: "AbstractStudy",
+    evidence: Evidence,
+    errors: ArrayLike,
+    bound: float,
+    *,
+    claim: str,
+    endpoint: str,
+    primary: bool = False,
+) -> Verdict:
+    """Judge an identity: supported if its error is below a bound in every seed, refuted if in none, else inconclusive.
+
+    The effect is how many powers of ten the error lies below the bound. No sampling is behind an identity: the p-value
+    is 0 where all seeds agree.
+
+    Args:
+        study: Whose claim it is.
+        evidence: Gives the level.
+        errors: One relative error per seed, the largest of all its checks; NaN counts as infinite.
+        bound: What rounding is allowed to make of it.
+        claim: The identity, in a sentence.
+        endpoint: What the error is of.
+        primary: Whether it decides the study.
+    """
+    found = np.nan_to_num(np.asarray(errors, dtype=np.float64), nan=np.inf)
+    below = math.log10(bound) - np.log10(np.clip(found, 1e-18, 1e18))
+    agree = "supported" if bool((below > 0).all()) else "refuted" if bool((below <= 0).all()) else "inconclusive"
+    effect = interval(below, scale="value", level=evidence.level)
+    return study.verdict(
+        Outcome(agree),
+        effect,
+        claim=claim,
+        endpoint=f"{endpoint}: powers of ten below {bound:g}",
+        margin=0.0,
+        p_value=1.0 if agree == "inconclusive" else 0.0,
+        reason=f"The largest error of {len(found)} seeds is {float(found.max()):.1e}; {bound:g} is allowed.",
+        primary=primary,
+    )
+
+
+def equivalent(
+    study: "AbstractStudy",
+    evidence: Evidence,
+    values: ArrayLike,
+    bound: float,
+    *,
+    claim: str,
+    endpoint: str,
+    reason: str,
+    scale: str = "difference",
+    primary: bool = False,
+) -> Verdict:
+    """Judge that two things are alike: supported if their difference lies within a bound, by two one-sided tests.
+
+    Refuted if the interval lies wholly outside the bound, on either side.
+
+    Args:
+        study: Whose claim it is.
+        evidence: Gives the level.
+        values: One difference (or log-ratio) per seed; those that are not finite are left out.
+        bound: Largest difference that counts as none, positive.
+        claim: The claim, in a sentence.
+        endpoint: What the difference is of.
+        reason: A sentence with the numbers.
+        scale: What the values are.
+        primary: Whether it decides the study.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    kept = numbers[np.isfinite(numbers)]
+    if not len(kept):
+        effect, outcome, p = unmeasured(evidence.level, scale), Outcome.INCONCLUSIVE, 1.0
+    else:
+        effect = interval(kept, scale=scale, level=evidence.level)
+        alike, p, _ = tost(kept, low=-bound, high=bound, level=evidence.level, scale=scale)
+        outcome = Outcome.SUPPORTED if alike else Outcome.INCONCLUSIVE
+        if not alike:
+            above, p_above = decide(kept, margin=bound, level=evidence.level)
+            below, p_below = decide(-kept, margin=bound, level=evidence.level)
+            if Outcome.SUPPORTED in (above, below):
+                outcome, p = Outcome.REFUTED, min(p_above, p_below)
+    return study.verdict(
+        outcome, effect, claim=claim, endpoint=endpoint, margin=bound, p_value=p, reason=reason, primary=primary
+    )
