@@ -1,7 +1,6 @@
 """Does the shift of batch norm overfit, beside the bias of the layer before?"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,10 +12,11 @@ from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, exact, with_parts
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab.arms import batch_norm, fit, network
-from normscope.studies.lab.streams import generator
+from normscope.studies.lab.evaluate import accuracy, population_statistics
+from normscope.studies.lab.labels import in_double, with_wrong_labels
 
 if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
+    from normscope.studies.lab.data import Dataset
 
 ARMS = {
     "bias, gamma, beta": (True, True, True),
@@ -92,12 +92,11 @@ class BetaOverfits(AbstractStudy):
         factory = batch_norm(learn_gain=gain, learn_shift=shift, dtype=torch.float64)
         sizes = {"bias": bias} if cell.settings["network"]["name"] == "mlp" else {}
         model = network(cell, data, factory, device, **sizes).double()
-        split = _wrong(data.split(cell.seed, train=size, test=cell.settings["test"]).to(device), cell)
+        split = data.split(cell.seed, train=size, test=cell.settings["test"]).to(device)
+        split = in_double(with_wrong_labels(split, float(cell.settings["noise"]), cell.seed))
         records = fit(model, split, cell)
         yield from records
         steps = int(cell.settings["steps"])
-        from normscope.studies.lab.evaluate import accuracy, population_statistics
-
         with population_statistics(model, split.x_train), torch.no_grad():
             yield Record(
                 cell.id, steps, "training", "", "train_accuracy", accuracy(model(split.x_train), split.y_train)
@@ -190,19 +189,6 @@ class BetaOverfits(AbstractStudy):
         )
         columns = ("Examples", "Arm", "Training accuracy", "Test accuracy", "Test loss")
         return [Table("How the arms end", columns, rows, f"Means over {len(evidence.seeds)} seeds.")]
-
-
-def _wrong(split: "Split", cell: Cell) -> "Split":
-    """Replace a share of the training labels by random ones, the same for all arms of a seed, in float64."""
-    stream = generator(cell.seed, "labels")
-    labels = split.y_train.clone()
-    count = round(float(cell.settings["noise"]) * len(labels))
-    chosen = torch.randperm(len(labels), generator=stream)[:count]
-    classes = int(labels.max()) + 1
-    labels[chosen] = torch.randint(classes, (count,), generator=stream).to(labels)
-    return replace(
-        split, y_train=labels, x_train=split.x_train.double(), x_val=split.x_val.double(), x_test=split.x_test.double()
-    )
 
 
 def _test(evidence: Evidence, arm: str, size: int) -> np.ndarray:
