@@ -67,6 +67,11 @@ def noise(seed: int, *, rescaled: bool = False) -> Factory:
     return make
 
 
+def lp(p: float) -> Factory:
+    """Mean-centring and division by the average lp norm (Santurkar et al. 2018, section 3.3), ``p`` 1, 2 or inf."""
+    return lambda place: layers.LpNorm(place.features, p=p)
+
+
 def detached(*, mean: bool, variance: bool) -> Factory:
     """Batch normalization whose backward pass takes batch statistics for constants.
 
