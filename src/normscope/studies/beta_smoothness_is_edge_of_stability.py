@@ -215,7 +215,9 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         ends = "; ".join(
             f"{words} {typical(_plateau(evidence, arm, rate) * rate / 2)}" for arm, words in labels.items()
         )
-        edge = evidence.select(probe="descent", name="sharpness", lr=rate).with_columns(value=pl.col("value") * rate / 2)
+        edge = evidence.select(probe="descent", name="sharpness", lr=rate).with_columns(
+            value=pl.col("value") * rate / 2
+        )
         return [
             curves(
                 edge,

@@ -37,9 +37,9 @@ class _Population(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs to logits."""
         if not self.training:
-            return self.inner(x)  # type: ignore[no-any-return]
+            return self.inner(x)
         with layers.population_of(self.inner, self.everything[0]):
-            return self.inner(x)  # type: ignore[no-any-return]
+            return self.inner(x)
 
 
 class BnNoiseRegularises(AbstractStudy):
@@ -238,5 +238,3 @@ def _factory(kind: str, number: str) -> norms.Factory:
         return layer(place.features, statistics="ghost", group_size=int(number))
 
     return make
-
-

@@ -233,11 +233,12 @@ def _identity(cell: Cell) -> Iterator[Record]:
     with torch.no_grad():
         layer.weight.fill_(math.sqrt(sigma**2 + eps))
         layer.bias.fill_(mean)
-        layer.running_mean.fill_(mean)
-        layer.running_var.fill_(sigma**2)
+        state = layer.state_dict() | {
+            "running_mean": torch.full((draws,), mean, dtype=torch.float64),
+            "running_var": torch.full((draws,), sigma**2, dtype=torch.float64),
+        }
         error = float((layer(x) - x).square().mean()) / sigma**2
-        layer.running_mean.fill_(mean)
-        layer.running_var.fill_(sigma**2)
+        layer.load_state_dict(state)
         single = layer.eval().float()
         yield note("eval_error", float((single(x.float()) - x.float()).abs().max()) / sigma)
     yield note("error_times_m", m * error)

@@ -205,7 +205,15 @@ class StableActivationDistributions(AbstractStudy):
             for rate in evidence.settings["lrs"]
             for arm, words in ARMS.items()
         )
-        columns = ("Learning rate", "Arm", "Path", "Path of the shape", "Settled after", "Steps to 90 %", "Test accuracy")
+        columns = (
+            "Learning rate",
+            "Arm",
+            "Path",
+            "Path of the shape",
+            "Settled after",
+            "Steps to 90 %",
+            "Test accuracy",
+        )
         return [Table("Distributions and training", columns, rows)]
 
 
