@@ -42,7 +42,8 @@ class BnOnlyTraining(AbstractStudy):
     network, and how far from everything.
 
     ## Prediction
-    Supported.
+    Supported: in published replications on CIFAR-10 the norms alone bring a ResNet-14 to 46-48 % and a ResNet-110 to
+    68-70 %, of 90 and 93 % with all parameters.
 
     ## Threats
     Random weights are one choice of as many parameters; whole units or the last layer might do better. The learning

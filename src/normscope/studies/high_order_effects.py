@@ -49,7 +49,8 @@ class HighOrderEffects(AbstractStudy):
     derivatives vanish.
 
     ## Prediction
-    Supported away from He's scale, less so at it; interactions do not vanish with batch norm either.
+    Supported away from He's scale, less so at it; interactions do not vanish with batch norm either, as the layers
+    between the norms are not linear.
 
     ## Threats
     A step of equal predicted decrease is a different learning rate in each arm. ReLU has no curvature but kinks, which
