@@ -40,8 +40,8 @@ class DropoutVarianceShift(AbstractStudy):
     estimated again, dropout off, less with the running ones; supported above half a percentage point.
 
     ## Prediction
-    The ratio is as theory says: p itself where the mean is 0, and .333 at p = .5 where the squared mean is the variance.
-    Harm grows with 1 - p and with depth.
+    The ratio is as theory says: p itself where the mean is 0, and .333 at p = .5 where the squared mean is the
+    variance. Harm grows with 1 - p and with depth.
 
     ## Threats
     Running statistics lag behind weights that move; the last steps are therefore taken at a learning rate of zero. The
