@@ -7,14 +7,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from normscope import probes, studies
+from normscope import probes, report, studies
 from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
 from normscope._watched import sections_of
 from normscope.records import Verdict, provenance
-from normscope.report import Section, write
+from normscope.report import Appendix, Section, write
 from normscope.stats import adjust
-from normscope.studies import AbstractStudy
+from normscope.studies import AbstractStudy, texts
 
 study = studies.get
 
@@ -112,6 +112,18 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
         provenance=made_by,
         times=dict(_time(judged) for judged in runs),
         lede=_lede(runs),
+        appendices=_appendices(runs),
+    )
+
+
+def condense(runs: Sequence[Judged]) -> dict[str, Any]:
+    """Return the verdicts of some runs as one small document, as ``normscope.report.condense`` makes it."""
+    return report.condense(
+        [_section(judged) for judged in runs],
+        provenance=runs[0].run.store.provenance,
+        times={judged.run.study.CODE: sum(judged.run.store.wall_times().values()) for judged in runs},
+        lede=_lede(runs),
+        appendices=_appendices(runs),
     )
 
 
@@ -154,7 +166,33 @@ def _section(judged: Judged) -> Section:
         tables=tuple(found.tables()),
         command=found.command(),
         topic=found.study.TOPIC,
+        texts=tuple(texts.TEXTS[key] for key in texts.texts_of(found.study.CODE)),
     )
+
+
+def _appendices(runs: Sequence[Judged]) -> list[Appendix]:
+    """Return the map of the texts' sentences and the errata, where more than a few of their studies were run."""
+    here = {judged.run.study.CODE for judged in runs}
+    sentences = [one for one in texts.SENTENCES if here & set(one.studies)]
+    errata = [one for one in texts.ERRATA if here & set(one.studies)]
+    if len(here) < 8:
+        return []
+    return [
+        Appendix(
+            "sentences",
+            "What the texts say, and which study answers",
+            "Four texts from forums, a review and a lecture note are where this project began; each of their claims.",
+            ("Text", "It says", "Studies"),
+            tuple(((texts.TEXTS[one.text], one.says), one.studies) for one in sentences),
+        ),
+        Appendix(
+            "errata",
+            "Errata of texts and papers",
+            "What is stated wrongly or left open there, and the study whose figures show it.",
+            ("Where", "Stated", "What holds", "Studies"),
+            tuple(((one.where, one.stated, one.correct), one.studies) for one in errata),
+        ),
+    ]
 
 
 def _time(judged: Judged) -> tuple[str, float]:

@@ -135,17 +135,48 @@ def study_run(
 
 @app.command(epilog="Example:  normscope report runs/demo --open")
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a folder of runs.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, a folder of runs, or a condensed file.")],
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    condensed: Annotated[
+        Path | None, typer.Option("--condense", help="JSON file to write the verdicts into, without the records.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Markdown file to write the verdicts into.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a run's records again and write its page, RUN/report.html."""
-    from normscope import _face
+    """Judge a run's records again and write its page, RUN/report.html; or a condensed file's verdicts as Markdown."""
+    from normscope import _face, report as page
 
-    runs = _face.load(run)
-    _finish(runs, run, as_json)
+    if run.is_file():
+        if markdown is None or condensed is not None or show:
+            raise UsageError(
+                f"{run} holds verdicts without records: say --markdown FILE, or give the folder of the runs"
+            )
+        document = page.read(run)
+        runs = None
+    else:
+        runs = _face.load(run)
+        document = _face.condense(runs) if condensed or markdown else {}
+    if condensed is not None:
+        page.save(condensed, page.dumps(document))
+    if markdown is not None:
+        page.save(markdown, page.markdown(document, command=_made_by(document)))
+    if runs is not None:
+        _finish(runs, run, as_json)
+    elif as_json:
+        _print_json(document)
+    else:
+        _console().print(page.console([page.verdict_of(one) for one in document["studies"]]))
     if show:
         webbrowser.open((run / "report.html").resolve().as_uri())
+
+
+def _made_by(document: dict[str, Any]) -> str:
+    """Return the command by which the studies of a condensed document are run again."""
+    options = {study["command"].partition(study["slug"])[2] for study in document["studies"]}
+    shared = options.pop() if len(options) == 1 else " --extend" if any("--extend" in one for one in options) else ""
+    return f"normscope study run --all{shared} --out runs/all\nnormscope report runs/all --markdown docs/evidence.md"
 
 
 @bench_app.command("probes", epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")

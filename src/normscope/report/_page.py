@@ -38,6 +38,7 @@ class Section:
         notes: Sentences that a reader must not miss; shown before the figures.
         topic: What it is about, for the filter of a page of many studies.
         kind: ``"study"``, or ``"probe"`` where nothing is claimed or judged.
+        texts: Titles of the texts whose claims it judges, for the filter.
     """
 
     slug: str
@@ -51,6 +52,26 @@ class Section:
     notes: tuple[str, ...] = ()
     topic: str = ""
     kind: str = "study"
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Appendix:
+    """A table behind the studies whose last column names some of them; the page links each to its section.
+
+    Attributes:
+        slug: Its address on the page.
+        title: Heading.
+        lede: What it lists, in a sentence.
+        columns: Titles, the last one that of the studies.
+        rows: For each its words, and the slugs; a slug without a section on the page stands unlinked.
+    """
+
+    slug: str
+    title: str
+    lede: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
 
 
 def write(
@@ -61,6 +82,7 @@ def write(
     provenance: Mapping[str, Any] | None = None,
     times: Mapping[str, float] | None = None,
     lede: str = "",
+    appendices: Sequence[Appendix] = (),
 ) -> Path:
     """Write the report: one HTML file with all it needs, which opens without a network.
 
@@ -71,6 +93,7 @@ def write(
         provenance: What made the numbers: versions, machine, commit; may be nested.
         times: Seconds by what took them.
         lede: What was run, in a sentence; under the title.
+        appendices: Tables behind the studies.
 
     Returns:
         The path written. The file appears whole or not at all.
@@ -79,7 +102,14 @@ def write(
         StoreError: The path cannot be written.
     """
     target = Path(path)
-    page = render(title=title, sections=sections, provenance=provenance or {}, times=times or {}, lede=lede)
+    page = render(
+        title=title,
+        sections=sections,
+        provenance=provenance or {},
+        times=times or {},
+        lede=lede,
+        appendices=appendices,
+    )
     if target.is_dir():
         raise StoreError(
             f"cannot write the report to {target}: it is a folder; name a file such as {target / 'report.html'}"
@@ -109,6 +139,7 @@ def render(
     provenance: Mapping[str, Any],
     times: Mapping[str, float],
     lede: str = "",
+    appendices: Sequence[Appendix] = (),
 ) -> str:
     """Return the page as text. Arguments as in ``write``."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -147,7 +178,9 @@ def render(
         bundle=scripts[1],
         js=scripts[2],
         script_hashes=" ".join(_hash(script) for script in scripts),
-        overview_rows=[(s["verdict"], s["anchor"]) for s in studies if s["verdict"]],
+        overview_rows=[(s["verdict"], s) for s in studies if s["verdict"]],
+        filters=_filters(studies),
+        appendices=[_appendix(one, dict(zip((s.slug for s in sections), studies, strict=True))) for one in appendices],
         level=_levels(primaries),
     )
 
@@ -188,17 +221,40 @@ def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, A
         "slug": section.slug,
         "title": section.title,
         "topic": section.topic,
+        "texts": "|".join(section.texts),
         "kind": section.kind,
         "claim": section.claim or (primary.claim if primary else ""),
         "verdict": _verdict(primary) if primary else None,
         "parts": parts,
-        "part_rows": [(part, anchor) for part in parts],
+        "part_rows": [(part, None) for part in parts],
         "notes": section.notes,
         "figures": [_figure(figure, f"{anchor}-{i}", charts) for i, figure in enumerate(section.figures, start=1)],
         "tables": [_table(table) for table in section.tables],
         "open": {head: section.page[head] for head in _OPEN if section.page.get(head, "").strip()},
         "folds": folds,
         "command": section.command,
+    }
+
+
+def _filters(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """Return (what, its name on the rows, its values) of what tells the verdicts apart; nothing for a short list."""
+    judged = [study for study in studies if study["verdict"]]
+    found = [
+        ("Verdict", "outcome", {study["verdict"]["outcome"] for study in judged}),
+        ("Topic", "topic", {study["topic"] for study in judged if study["topic"]}),
+        ("Source text", "texts", {text for study in judged for text in study["texts"].split("|") if text}),
+    ]
+    return [(what, key, sorted(values)) for what, key, values in found if len(judged) > 5 and len(values) > 1]
+
+
+def _appendix(appendix: Appendix, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the template shows of an appendix."""
+    return {
+        "anchor": _anchors([f"appendix-{appendix.slug}"])[0].removeprefix("study-"),
+        "title": appendix.title,
+        "lede": appendix.lede,
+        "columns": appendix.columns,
+        "rows": [(words, [(slug, studies.get(slug)) for slug in slugs]) for words, slugs in appendix.rows],
     }
 
 

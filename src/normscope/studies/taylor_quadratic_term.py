@@ -183,8 +183,8 @@ class TaylorQuadraticTerm(AbstractStudy):
                 caption=self._larger(evidence, depth, 1.0, "").reason,
             ),
             curves(
-                evidence.select(probe="descent", name="safe_step@train"),
-                y="safe_step@train",
+                evidence.select(probe="descent", name="safe_step"),
+                y="safe_step",
                 slug="training",
                 title="Safe step while training",
                 y_title="2 |g|^2 / g'Hg",

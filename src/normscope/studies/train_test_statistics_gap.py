@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import polars as pl
 import torch
 from torch import nn
 
@@ -138,8 +139,8 @@ class TrainTestStatisticsGap(AbstractStudy):
             frame = evidence.select(probe="evaluated", lr=lr, batch=batch, momentum=momentum)
             found.append(
                 curves(
-                    frame.with_columns(frame["name"].alias("statistics")),
-                    y="value",
+                    frame.with_columns(pl.col("name").alias("statistics"), pl.lit("accuracy").alias("name")),
+                    y="accuracy",
                     by="statistics",
                     slug=f"rate-{lr:g}-{batch}".replace(".", "-"),
                     title=f"Test accuracy by statistics: rate {lr:g}, batches of {batch}, momentum {momentum:g}",

@@ -249,6 +249,25 @@
     });
   }
 
+  // ---- the filters; without a script every row shows
+  for (const form of document.querySelectorAll(".filters")) {
+    form.hidden = false;
+    const rows = [...form.parentElement.querySelectorAll("table.verdicts tbody tr")];
+    const picks = [...form.querySelectorAll("select")];
+    const apply = () => {
+      let shown = 0;
+      for (const row of rows) {
+        const fits = picks.every((pick) => !pick.value || (row.dataset[pick.dataset.key] || "").split("|").includes(pick.value));
+        row.hidden = !fits;
+        shown += fits;
+      }
+      form.querySelector("output").textContent = `${shown} of ${rows.length} claims`;
+    };
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("change", apply);
+    apply();
+  }
+
   // ---- where one is, in the contents
   const links = new Map([...document.querySelectorAll(".contents a")].map((a) => [a.hash.slice(1), a]));
   const spy = new IntersectionObserver(
