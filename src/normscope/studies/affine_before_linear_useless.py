@@ -124,9 +124,7 @@ class AffineBeforeLinearUseless(AbstractStudy):
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the function class; padding, rectifiers and dynamics are parts."""
         errors = np.maximum(_seen(evidence, "linear"), _seen(evidence, "valid"))
-        primary = exact(
-            self, evidence, errors, 1e-12, claim=self.CLAIM, endpoint=self.ENDPOINT, primary=True
-        )
+        primary = exact(self, evidence, errors, 1e-12, claim=self.CLAIM, endpoint=self.ENDPOINT, primary=True)
         parts = [
             exact(
                 self,
@@ -172,7 +170,9 @@ class AffineBeforeLinearUseless(AbstractStudy):
                 )
             )
         shares = ", ".join(f"{100 * _border(evidence, n):.1f} % of {n}x{n}" for n in SIZES)
-        return with_parts(primary, parts, f"Before a zero-padded 3x3 convolution beta cannot be moved: it differs at {shares}.")
+        return with_parts(
+            primary, parts, f"Before a zero-padded 3x3 convolution beta cannot be moved: it differs at {shares}."
+        )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the loss of the arms before a linear layer and before a rectifier."""
@@ -229,7 +229,9 @@ def _algebra(cell: Cell) -> Iterator[Record]:
     gamma, beta = 0.5 + draw(12).abs(), draw(12)
     x, weight, bias = draw(40, 12), draw(7, 12), draw(7)
     z = (x - x.mean(0)) / x.var(0, correction=0).sqrt()
-    yield note("linear", off(F.linear(z, weight * gamma, bias + weight @ beta), F.linear(gamma * z + beta, weight, bias)))
+    yield note(
+        "linear", off(F.linear(z, weight * gamma, bias + weight @ beta), F.linear(gamma * z + beta, weight, bias))
+    )
     rectified = F.linear(torch.relu(gamma * z + beta), weight, bias)
     yield note("rectified_gamma", off(F.linear(torch.relu(z + beta / gamma), weight * gamma, bias), rectified))
     kernel = draw(7, 12, 3, 3)

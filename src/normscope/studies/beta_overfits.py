@@ -141,8 +141,8 @@ class BetaOverfits(AbstractStudy):
             evidence,
             both - gain,
             endpoint=f"{self.ENDPOINT}, {size} examples",
-            reason=f"The gap is {typical(both)} with gamma and beta, {typical(gain)} with gamma alone, at {size} examples "
-            f"of which {evidence.settings['noise']:.0%} have random labels.",
+            reason=f"The gap is {typical(both)} with gamma and beta, {typical(gain)} with gamma alone, at {size} "
+            f"examples of which {evidence.settings['noise']:.0%} have random labels.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:

@@ -92,7 +92,12 @@ class BiasBeforeBnRedundant(AbstractStudy):
         model = network(cell, data, batch_norm(dtype=kind), device, bias=cell.arm == "bias").to(kind)
         split = split_of(cell, data, device)
         split = type(split)(
-            split.x_train.to(kind), split.y_train, split.x_val.to(kind), split.y_val, split.x_test.to(kind), split.y_test
+            split.x_train.to(kind),
+            split.y_train,
+            split.x_val.to(kind),
+            split.y_val,
+            split.x_test.to(kind),
+            split.y_test,
         )
         note, steps = one(cell, "bias"), int(cell.settings["steps"])
         worst = 0.0
@@ -195,7 +200,5 @@ def _seen(evidence: Evidence, name: str, **where: Any) -> np.ndarray:
 
 
 def _apart(evidence: Evidence) -> np.ndarray:
-    one_, other = (
-        evidence.curves(evidence.select(probe="training", name="loss", arm=arm, bits=64)) for arm in ARMS
-    )
+    one_, other = (evidence.curves(evidence.select(probe="training", name="loss", arm=arm, bits=64)) for arm in ARMS)
     return np.array([float(np.abs(one_[seed][1] - other[seed][1]).max()) for seed in evidence.seeds])

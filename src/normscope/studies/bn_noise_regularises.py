@@ -238,5 +238,3 @@ def _factory(kind: str, number: str) -> norms.Factory:
         return layer(place.features, statistics="ghost", group_size=int(number))
 
     return make
-
-

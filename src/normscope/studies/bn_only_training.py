@@ -96,7 +96,9 @@ class BnOnlyTraining(AbstractStudy):
             _train_random(model, count, cell)
         elif cell.arm != "all":
             wanted = {id(p) for p in affine}
-            wanted |= {id(p) for n, p in model.named_parameters() if n.startswith("head")} if "head" in cell.arm else set()
+            wanted |= (
+                {id(p) for n, p in model.named_parameters() if n.startswith("head")} if "head" in cell.arm else set()
+            )
             for parameter in model.parameters():
                 parameter.requires_grad_(id(parameter) in wanted)
         records = fit(model, split_of(cell, data, device), cell)

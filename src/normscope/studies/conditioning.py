@@ -70,7 +70,9 @@ class ConditioningOfInputs(AbstractStudy):
         "Desjardins et al. 2015, from memory",
     )
     CLAIM = "Batch norm makes what layers are given better conditioned."
-    ENDPOINT = "Condition number of the layers' inputs at 95 % of the energy, no norm over batch norm before activations"
+    ENDPOINT = (
+        "Condition number of the layers' inputs at 95 % of the energy, no norm over batch norm before activations"
+    )
     MARGIN = math.log(2)
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
@@ -200,7 +202,9 @@ class ConditioningOfInputs(AbstractStudy):
                 title="Condition number of what each layer is given, at 95 % of the energy",
                 y_title="Largest over smallest eigenvalue",
                 labels=ARMS,
-                caption="; ".join(f"{words}: {typical(_kappa(evidence, arm), logs=True)}" for arm, words in ARMS.items())
+                caption="; ".join(
+                    f"{words}: {typical(_kappa(evidence, arm), logs=True)}" for arm, words in ARMS.items()
+                )
                 + " (hidden layers, geometric means).",
             ),
             curves(

@@ -16,8 +16,7 @@ from normscope.studies._judging import equivalent, with_parts
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, one, split_of
-from normscope.studies.lab.evaluate import accuracy as right
-from normscope.studies.lab.evaluate import population_statistics
+from normscope.studies.lab.evaluate import accuracy as right, population_statistics
 from normscope.studies.lab.models import Place
 
 if TYPE_CHECKING:
@@ -175,9 +174,14 @@ class DropoutVarianceShift(AbstractStudy):
         rows, ends = [], []
         for keep in evidence.settings["keeps"]:
             measured, theory = (float(np.nanmean(_seen(evidence, name, keep))) for name in ("measured", "theory"))
-            rows.append((f"variance ratio, keep {keep:g}", f"{measured:.4f}", f"{theory:.4f}", f"{measured / theory:.4f}"))
+            rows.append(
+                (f"variance ratio, keep {keep:g}", f"{measured:.4f}", f"{theory:.4f}", f"{measured / theory:.4f}")
+            )
             ends.append(
-                (f"{keep:g}", *(typical(_seen(evidence, name, keep)) for name in ("accuracy_running", "accuracy_again")))
+                (
+                    f"{keep:g}",
+                    *(typical(_seen(evidence, name, keep)) for name in ("accuracy_running", "accuracy_again")),
+                )
             )
         return [
             Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows)),

@@ -164,7 +164,8 @@ class ExplodingGradientAtInit(AbstractStudy):
             scale="log-ratio",
             claim="The growth rate is that of theory.",
             endpoint=f"Measured over theoretical growth, {arm}, batches of {batch}",
-            reason=f"{typical(found)} measured, {expected:.4f} in theory: ratio {float(np.mean(found)) / expected:.4f}.",
+            reason=f"{typical(found)} measured, {expected:.4f} in theory: ratio "
+            f"{float(np.mean(found)) / expected:.4f}.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:

@@ -155,8 +155,8 @@ class ExplodingGradientInTraining(AbstractStudy):
             margin=0.0,
             claim="The deepest network that trains has 10 to 24 times as many layers as gradients take to grow e-fold.",
             endpoint=f"Distance of the factor from the nearer end of 10 to 24, batches of {batch}",
-            reason=f"The deepest has {typical(deepest)} layers, {typical(factor)} times the length {length:.2f}; the grid "
-            f"ends at {most:.1f}.",
+            reason=f"The deepest has {typical(deepest)} layers, {typical(factor)} times the length {length:.2f}; the "
+            f"grid ends at {most:.1f}.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:

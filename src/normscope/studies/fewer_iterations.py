@@ -41,8 +41,9 @@ class FewerIterations(AbstractStudy):
     4.1, tanh, rectifiers with He's and with torch's initial weights; with and without batch norm, at four learning
     rates. The time is the first step at which the running training accuracy reaches 90 %; runs that never do are
     censored at the end, and restricted means are compared. Each arm is taken at its own best learning rate: that of the
-    least mean time, chosen over all seeds. Primary: time without over with batch norm for the sigmoid network, supported
-    above 1.5 times. Parts: the other networks, the same learning rate, and the accuracy at the end (within one point?).
+    least mean time, chosen over all seeds. Primary: time without over with batch norm for the sigmoid network,
+    supported above 1.5 times. Parts: the other networks, the same learning rate, and the accuracy at the end (within
+    one point?).
 
     ## Prediction
     Supported for saturating and badly scaled networks (nine times); no difference for shallow rectifiers with He's
@@ -105,7 +106,9 @@ class FewerIterations(AbstractStudy):
         """Judge the sigmoid network at own best rates; the rest are parts."""
         nets = evidence.settings["networks"]
         primary = self._faster(evidence, nets[0], None, self.ENDPOINT)
-        parts = [self._faster(evidence, net, None, f"Steps without over with, own best rates, {net}") for net in nets[1:]]
+        parts = [
+            self._faster(evidence, net, None, f"Steps without over with, own best rates, {net}") for net in nets[1:]
+        ]
         same = evidence.settings["same"]
         parts += [
             self._faster(evidence, net, same, f"Steps without over with, learning rate {same:g}, {net}") for net in nets

@@ -165,8 +165,8 @@ class GammaCuresVanishing(AbstractStudy):
             scale="log-ratio",
             claim=f"With {activation} normalization without gamma already makes training faster.",
             endpoint=f"Steps to 90 % without batch norm over with gamma fixed, {activation}",
-            reason=f"{typical(none)} steps without, {typical(fixed)} with gamma fixed at 1; {missed} of {len(none)} runs "
-            "without batch norm never get there.",
+            reason=f"{typical(none)} steps without, {typical(fixed)} with gamma fixed at 1; {missed} of {len(none)} "
+            "runs without batch norm never get there.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:

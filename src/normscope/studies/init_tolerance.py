@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-
 from torch.nn.functional import cross_entropy
 
 from normscope.plots import Figure, Table, curves
@@ -133,8 +132,7 @@ class InitTolerance(AbstractStudy):
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw accuracy by scale, and the losses at ten times He's."""
         said = "; ".join(
-            f"{words}: "
-            + ", ".join(typical(_end(evidence, arm, scale)) for scale in evidence.settings["scales"])
+            f"{words}: " + ", ".join(typical(_end(evidence, arm, scale)) for scale in evidence.settings["scales"])
             for arm, words in ARMS.items()
         )
         return [
@@ -218,5 +216,3 @@ def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
     base = losses(1.0)
     worst = max(float((np.abs(losses(c) - base) / base).max()) for c in (0.1, 10.0, 100.0))
     yield one(cell, "law")("difference", worst)
-
-

@@ -171,9 +171,7 @@ class LearningRateTolerance(AbstractStudy):
 
 
 def _at(evidence: Evidence, depth: int) -> Evidence:
-    return Evidence(
-        evidence.select(depth=depth), evidence.settings, evidence.seeds, evidence.level, evidence.data
-    )
+    return Evidence(evidence.select(depth=depth), evidence.settings, evidence.seeds, evidence.level, evidence.data)
 
 
 def _largest(evidence: Evidence, arm: str, depth: int) -> np.ndarray:

@@ -132,8 +132,8 @@ class TanhSaturation(AbstractStudy):
         trained = evidence.settings["trained"]
         reason = (
             f"At weights times {scale:g}, {typical(with_)} of the inputs lie beyond 3 with batch norm and "
-            f"{typical(without)} without; at the usual {trained:.3g} it is {typical(_share(evidence, 'batch', trained))} "
-            f"and {typical(_share(evidence, 'none', trained))}."
+            f"{typical(without)} without; at the usual {trained:.3g} it is "
+            f"{typical(_share(evidence, 'batch', trained))} and {typical(_share(evidence, 'none', trained))}."
         )
         parts = [low, high, *self._theory(evidence), self._chooses(evidence), self._gradient(evidence, scale)]
         return self.verdict(outcome, decisive.effect, reason=reason, p_value=p, primary=True, parts=parts)

@@ -128,8 +128,8 @@ class TaylorQuadraticTerm(AbstractStudy):
                 scale="value",
                 claim="Curvature along the gradient changes by one over sigma squared, as taken for a constant.",
                 endpoint="Log 2 less the distance of the measured log ratio of curvatures from theirs",
-                reason=f"Curvature with over without batch norm is {typical(ratio, logs=True)}; one over the variance is "
-                f"{typical(_logged(evidence, 'inverse_variance', 'batch', depth, 1.0), logs=True)}.",
+                reason=f"Curvature with over without batch norm is {typical(ratio, logs=True)}; one over the variance "
+                f"is {typical(_logged(evidence, 'inverse_variance', 'batch', depth, 1.0), logs=True)}.",
             )
         )
         return with_parts(primary, parts)

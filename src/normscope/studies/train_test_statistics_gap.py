@@ -14,8 +14,7 @@ from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import with_parts
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab.arms import fit, network, one, split_of
-from normscope.studies.lab.evaluate import accuracy as right
-from normscope.studies.lab.evaluate import population_statistics
+from normscope.studies.lab.evaluate import accuracy as right, population_statistics
 from normscope.studies.lab.models import Place
 
 if TYPE_CHECKING:

@@ -26,6 +26,4 @@ def with_wrong_labels(split: Split, share: float, seed: int) -> Split:
 
 def in_double(split: Split) -> Split:
     """Return the split with inputs in float64."""
-    return replace(
-        split, x_train=split.x_train.double(), x_val=split.x_val.double(), x_test=split.x_test.double()
-    )
+    return replace(split, x_train=split.x_train.double(), x_val=split.x_val.double(), x_test=split.x_test.double())
