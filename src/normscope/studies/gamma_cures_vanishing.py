@@ -41,10 +41,10 @@ class GammaCuresVanishing(AbstractStudy):
     Networks of ten hidden layers of 64, with rectifiers, tanh, and (where gradients really vanish) sigmoid with small
     weights. Primary, for rectifiers: steps to 90 % training accuracy with gamma fixed at 1 over those with gamma
     learnt (above 1.2 times for support, below 1.1 for refutation) and the mean learnt gamma (above 1, not above 1):
-    supported if both are, refuted if one is. Parts: each of the two by itself; scaling gamma and beta of one inner layer
-    together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum of gamma times its
-    gradient and beta times its own over a layer's channels is zero there; what tanh makes of it; and in the sigmoid
-    network the gain of normalization without gamma against the gain of gamma.
+    supported if both are, refuted if one is. Parts: each of the two by itself; scaling gamma and beta of one inner
+    layer together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum of gamma times
+    its gradient and beta times its own over a layer's channels is zero there; what tanh makes of it; and in the
+    sigmoid network the gain of normalization without gamma against the gain of gamma.
 
     ## Prediction
     Refuted. With a rectifier and a linear layer after it the next batch norm takes any scale out again. Learnt gammas
