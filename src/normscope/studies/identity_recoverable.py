@@ -42,8 +42,8 @@ class IdentityRecoverable(AbstractStudy):
     batch size m: the claim "exactly, in training too" is the primary endpoint, measured as minus that number, refuted
     if the interval lies below 0 by more than 0.5. Theory: :math:`1 + (\rho+2)/4`, rho the excess kurtosis, so 1.5 for
     normal data. Is it a linear transformation (with an offset)? The norm of :math:`f(x)+f(y)-f(0)-f(x+y)` over that of
-    :math:`f(x+y)-f(0)` for two batches, 0 in eval mode and :math:`\sqrt 2 - 1` in train mode, where f of a zero batch is
-    beta. In trained networks: the median over channels of :math:`|\gamma-\sigma|/\sigma`; "does not go there" if it is
+    :math:`f(x+y)-f(0)` for two batches, 0 in eval mode and :math:`\sqrt 2 - 1` in train mode, where f of a zero batch
+    is beta. In trained networks: the median over channels of :math:`|\gamma-\sigma|/\sigma`; "does not go there" if it is
     above 0.2 and its interval above 0.1. Batch norm at the identity is put into a network trained without it, and
     training goes on.
 
@@ -198,8 +198,8 @@ class IdentityRecoverable(AbstractStudy):
             claim="In practice gamma and beta do not become the original deviation and mean.",
             endpoint="Median of |gamma - sigma| / sigma over channels after training",
             reason=f"The median distance is {typical(away)}, of beta "
-            f"{typical(_seen(evidence, 'beta_away', arm='trained'))} sigma from the mean; from its start at 1 gamma has "
-            f"moved by {typical(_seen(evidence, 'gamma_moved', arm='trained'))}.",
+            f"{typical(_seen(evidence, 'beta_away', arm='trained'))} sigma from the mean; from its start at 1 gamma "
+            f"has moved by {typical(_seen(evidence, 'gamma_moved', arm='trained'))}.",
         )
         if part.outcome is Outcome.SUPPORTED and part.effect.point <= 0.2:
             part = replace(part, outcome=Outcome.INCONCLUSIVE, reason=f"{part.reason} That is not above 0.2.")
