@@ -37,9 +37,9 @@ class _Population(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map inputs to logits."""
         if not self.training:
-            return self.inner(x)  # type: ignore[no-any-return]
+            return self.inner(x)
         with layers.population_of(self.inner, self.everything[0]):
-            return self.inner(x)  # type: ignore[no-any-return]
+            return self.inner(x)
 
 
 class BnNoiseRegularises(AbstractStudy):

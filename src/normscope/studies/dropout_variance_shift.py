@@ -147,7 +147,9 @@ class DropoutVarianceShift(AbstractStudy):
     def _shift(self, evidence: Evidence, keep: float) -> Verdict:
         met = _seen(evidence, "evaluation", keep)
         frame = evidence.select(probe="dropout", name="evaluation_layer", keep=keep)
-        by_layer = [typical(evidence.per_seed(part)) for _, part in sorted(frame.group_by("site"))]
+        by_layer = [
+            typical(evidence.per_seed(part)) for _, part in sorted(frame.group_by("site"), key=lambda item: item[0])
+        ]
         return self.part(
             evidence,
             -np.log(met),
@@ -210,10 +212,6 @@ def _seen(evidence: Evidence, name: str, keep: float) -> np.ndarray:
     return evidence.last(name, probe="dropout", keep=keep)
 
 
-def _dropouts(model: nn.Module) -> list[_Watched]:
-    return [module for module in model.modules() if isinstance(module, _Watched)]
-
-
 def _batch_norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
@@ -242,6 +240,10 @@ class _Watched(nn.Module):
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean variance and the mean square of each channel."""
         return torch.as_tensor(self.variance) / self.batches, torch.as_tensor(self.square) / self.batches
+
+
+def _dropouts(model: nn.Module) -> list[_Watched]:
+    return [module for module in model.modules() if isinstance(module, _Watched)]
 
 
 def _settle(cell: Cell, model: nn.Module, split: "Split") -> None:

@@ -43,8 +43,8 @@ class IdentityRecoverable(AbstractStudy):
     if the interval lies below 0 by more than 0.5. Theory: :math:`1 + (\rho+2)/4`, rho the excess kurtosis, so 1.5 for
     normal data. Is it a linear transformation (with an offset)? The norm of :math:`f(x)+f(y)-f(0)-f(x+y)` over that of
     :math:`f(x+y)-f(0)` for two batches, 0 in eval mode and :math:`\sqrt 2 - 1` in train mode, where f of a zero batch
-    is beta. In trained networks: the median over channels of :math:`|\gamma-\sigma|/\sigma`; "does not go there" if it is
-    above 0.2 and its interval above 0.1. Batch norm at the identity is put into a network trained without it, and
+    is beta. In trained networks: the median over channels of :math:`|\gamma-\sigma|/\sigma`; "does not go there" if it
+    is above 0.2 and its interval above 0.1. Batch norm at the identity is put into a network trained without it, and
     training goes on.
 
     ## Prediction
@@ -264,13 +264,11 @@ def _identity(cell: Cell) -> Iterator[Record]:
     stream = generator(cell.seed, f"identity:{cell.arm}")
     mean, sigma, eps = 0.7, 1.8, 1e-5
     x = mean + sigma * _draw(cell.arm, m * draws, stream).reshape(m, draws)  # a channel a batch
-    layer = layers.BatchNorm1d(draws, eps=eps, dtype=torch.float64)
+    layer: Any = layers.BatchNorm1d(draws, eps=eps, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.fill_(math.sqrt(sigma**2 + eps))
         layer.bias.fill_(mean)
         error = float((layer(x) - x).square().mean()) / sigma**2
-        layer.running_mean.fill_(mean)
-        layer.running_var.fill_(sigma**2)
         yield note("nonlinear_train", _nonlinear(layer, x, _draw(cell.arm, m * draws, stream).reshape(m, draws)))
         layer.running_mean.fill_(mean)
         layer.running_var.fill_(sigma**2)

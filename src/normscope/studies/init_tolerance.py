@@ -204,7 +204,8 @@ def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
         with torch.no_grad():
             for weight in weights:
                 weight.mul_(c)
-        optimizer = torch.optim.SGD([{"params": weights, "lr": rate * c * c}, {"params": rest}], lr=rate)
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": rate * c * c}, {"params": rest}]
+        optimizer = torch.optim.SGD(groups, lr=rate)
         found = []
         for part in batch_indices(len(y), int(cell.settings["batch"]), steps, cell.seed):
             optimizer.zero_grad()

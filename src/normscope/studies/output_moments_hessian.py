@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from normscope.plots import Figure, Table, by_depth, curves
-from normscope.probes import Curvature, OutputMoments
+from normscope.probes.curvature import Curvature
+from normscope.probes.output_moments import OutputMoments
 from normscope.records import Cell, Record, Verdict
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import conjunction

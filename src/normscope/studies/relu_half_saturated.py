@@ -216,7 +216,7 @@ def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iter
         yield note("inactive", shares[-1], step, path)
         yield note("dead", off.all(2).all(0).double().mean(), step, path)
         if getattr(module.inner, "bias", None) is not None:
-            betas.append(float(module.inner.bias.detach().mean()))  # type: ignore[union-attr, operator]
+            betas.append(float(module.inner.bias.detach().mean()))  # type: ignore[operator]
         module.output = None
     yield note("inactive_mean", math.fsum(shares) / max(1, len(shares)), step)
     if betas:

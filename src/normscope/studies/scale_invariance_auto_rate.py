@@ -269,7 +269,8 @@ def _equilibrium(cell: Cell, data: "Dataset", split: "Split", device: str) -> It
     model = network(cell, data, batch_norm(), device, **cell.settings["decayed_network"])
     weights, rate, decay = _hidden(model), float(cell.settings["lr"]), float(cell.settings["decay"])
     rest = [p for p in model.parameters() if all(p is not w for w in weights)]
-    optimizer = torch.optim.SGD([{"params": weights, "weight_decay": decay}, {"params": rest}], lr=rate)
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}, {"params": rest}]
+    optimizer = torch.optim.SGD(groups, lr=rate)
     angles, ratios, steps = [], [], int(cell.settings["decayed_steps"])
     stream = torch.Generator().manual_seed(cell.seed)
     for index in range(steps):
