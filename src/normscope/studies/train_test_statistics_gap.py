@@ -138,8 +138,10 @@ class TrainTestStatisticsGap(AbstractStudy):
             frame = evidence.select(probe="evaluated", lr=lr, batch=batch, momentum=momentum)
             found.append(
                 curves(
-                    frame.with_columns(frame["name"].alias("statistics")),
-                    y="value",
+                    frame.rename(
+                        {"name": "statistics", "value": "accuracy"}
+                    ),  # a wide frame: the name tells lines apart
+                    y="accuracy",
                     by="statistics",
                     slug=f"rate-{lr:g}-{batch}".replace(".", "-"),
                     title=f"Test accuracy by statistics: rate {lr:g}, batches of {batch}, momentum {momentum:g}",
