@@ -25,6 +25,17 @@ class Plant:
             # The mean of 5 values is 0.8 once four of them are 1: three steps after the jump.
             self.add(arm, seed, "accuracy", step >= target_step - 4, step=step, **point)
 
+    def end(
+        self, arm, seed, test=0.9, *, step=100, train=None, val=None, val_loss=0.5, test_loss=0.5, diverged=0, **point
+    ):
+        """What a run leaves at its end: accuracies, losses, and whether it diverged."""
+        values = {"test_accuracy": test, "val_accuracy": test if val is None else val, "val_loss": val_loss}
+        values |= {"test_loss": test_loss, "diverged": diverged}
+        for name, value in values.items():
+            self.add(arm, seed, name, value, step=step, **point)
+        for name, value in {"loss": 0.1, "accuracy": test if train is None else train}.items():
+            self.add(arm, seed, name, value, step=step - 1, **point)
+
     def evidence(self, level=0.95):
         points = {key for row in self.rows for key in row} - set(SCHEMA)
         sample = {key: next(row[key] for row in self.rows if key in row) for key in points}
@@ -37,3 +48,15 @@ class Plant:
 def jitter(seed, scale, salt=0):
     """A reproducible wobble of a seed."""
     return scale * float(np.random.default_rng([seed, salt]).standard_normal())
+
+
+def parts(verdict, words):
+    """The parts of a verdict whose endpoint or claim has some words in it; there must be one."""
+    found = [part for part in verdict.parts if words in part.endpoint or words in part.claim]
+    assert found, f"no part with {words!r}: {[part.endpoint for part in verdict.parts]}"
+    return found
+
+
+def outcomes(verdict, words):
+    """Their outcomes, as a set of words."""
+    return {part.outcome.value for part in parts(verdict, words)}

@@ -19,12 +19,14 @@ def reached(evidence: Evidence, arm: str, target: float, **where: Any) -> tuple[
     return evidence.steps_to(target, horizon=int(evidence.settings["steps"]), arm=arm, **where)
 
 
-def loss_figure(evidence: Evidence, arms: Mapping[str, str], title: str = "Training loss", **where: Any) -> Figure:
-    """Draw the training loss of some arms."""
+def loss_figure(
+    evidence: Evidence, arms: Mapping[str, str], title: str = "Training loss", slug: str = "loss", **where: Any
+) -> Figure:
+    """Draw the training loss of some arms; a study that draws several gives each a slug of its own."""
     return curves(
         evidence.select(probe="training", arm=list(arms), **where),
         y="loss",
-        slug="loss",
+        slug=slug,
         title=title,
         y_title="Loss of the step's batch",
         log=True,

@@ -38,8 +38,8 @@ class BetaOverfits(AbstractStudy):
     ## Method
     Few examples (100 and 300), a fifth of the training labels replaced at random, dense networks of three hidden layers
     of 100 trained until they interpolate. Five arms: with bias, gamma and beta; without the bias; with gamma alone;
-    with beta alone; with neither. Primary endpoint: the generalisation gap (test loss less training loss, both in eval
-    mode on population statistics, in accuracy: training less test accuracy) with gamma and beta less that with gamma
+    with beta alone; with neither. Primary endpoint: the generalisation gap (training less test accuracy, both in eval
+    mode on population statistics, the training one with its wrong labels) with gamma and beta less that with gamma
     alone, 100 examples; supported above half a percentage point. Test accuracy alike is a part (two one-sided tests),
     and whether runs with and without the bias are the same run, to 1e-6 of the loss, in float64.
 

@@ -42,8 +42,8 @@ class BnOnlyTraining(AbstractStudy):
     network, and how far from everything.
 
     ## Prediction
-    Supported: in published replications on CIFAR-10 the norms alone bring a ResNet-14 to 46-48 % and a ResNet-110 to
-    68-70 %, of 90 and 93 % with all parameters.
+    Supported by a wide margin on digits (about .7 against the full network's .97); with the last layer trained as well
+    most of what is missing comes back.
 
     ## Threats
     Random weights are one choice of as many parameters; whole units or the last layer might do better. The learning
@@ -60,6 +60,7 @@ class BnOnlyTraining(AbstractStudy):
     CLAIM = "Training gamma and beta alone gives a far better network than training as many random weights."
     ENDPOINT = "Test accuracy with gamma and beta trained less with as many random weights trained, 3 hidden layers"
     MARGIN = 0.05
+    VERSION = 2
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "network": {"name": "mlp", "width": 100},
@@ -104,11 +105,10 @@ class BnOnlyTraining(AbstractStudy):
                 parameter.requires_grad_(id(parameter) in wanted)
         records = fit(model, split_of(cell, data, device), cell)
         yield from records
-        small = torch.cat([m.weight.detach().abs() for m in model.modules() if isinstance(m, nn.BatchNorm1d)] or
-                          [torch.ones(1)])  # fmt: skip
+        gammas = [m.weight.detach() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         note = one(cell, "affine")
         yield note("count", count)
-        yield note("off", (small < 0.01).double().mean(), int(cell.settings["steps"]))
+        yield note("off", (torch.cat(gammas).abs() < 0.01).double().mean(), int(cell.settings["steps"]))
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge gamma and beta against random weights; depth and the full network are parts."""

@@ -32,6 +32,7 @@ ARMS = {
     "layer": "layer norm",
 }
 UNITS = {"standardised": "features standardised", "raw": "features in different units", "normed": "batch norm on them"}
+SLOWER = {"raw": "features in different units", "normed": "features in different units that batch norm is put on"}
 WIDTHS = (64, 256)
 
 
@@ -56,8 +57,8 @@ class ConditioningOfInputs(AbstractStudy):
     equally fast, so that conditioning of inputs alone does not explain batch norm.
 
     ## Threats
-    The second moment of inputs is one factor of the curvature; the other is that of the gradients. With 128 samples in
-    a batch small eigenvalues are underestimated in every arm.
+    The second moment of inputs is one factor of the curvature; the other is that of the gradients. With 256
+    samples in a batch small eigenvalues are underestimated in every arm.
     """
 
     CODE = "conditioning"
@@ -66,7 +67,7 @@ class ConditioningOfInputs(AbstractStudy):
     SOURCES = (
         "Q&A on the gradient, answer on different units",
         "Q&A on the layer, quote on conditioning",
-        "LeCun et al. 1998, Efficient BackProp",
+        "LeCun et al. 1998, Efficient BackProp, as cited by Ioffe & Szegedy 2015",
         "Desjardins et al. 2015, from memory",
     )
     CLAIM = "Batch norm makes what layers are given better conditioned."
@@ -159,7 +160,7 @@ class ConditioningOfInputs(AbstractStudy):
                     evidence,
                     slow - base,
                     scale="log-ratio",
-                    claim=f"{UNITS[features].capitalize()} train slower than standardised features.",
+                    claim=f"Training is slower on {SLOWER[features]} than on standardised ones.",
                     endpoint=f"Steps to 90 %, {UNITS[features]} over standardised",
                     reason=f"{typical(slow, logs=True)} steps against {typical(base, logs=True)}.",
                 )

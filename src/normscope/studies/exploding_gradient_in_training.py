@@ -38,8 +38,8 @@ class ExplodingGradientInTraining(AbstractStudy):
     :math:`1/\log\lambda` with the growth rate of theory at that batch; the source's factor is 16, and 10 to 24 counts.
 
     ## Prediction
-    Both supported: at step 0 the spread is about :math:`\lambda^{(L-1)/2}`, and a step of :math:`\eta g \gg w` inverts
-    it, so that larger gradients make larger weights and these smaller gradients.
+    Both supported. At step 0 the spread is about :math:`\lambda^{(L-1)/2}`; a layer whose gradient is large takes a
+    large step, grows, and from then on gets a gradient smaller by as much.
 
     ## Threats
     The deepest of a short grid is a coarse measure, and a bound where the deepest one trains. How deep is trainable

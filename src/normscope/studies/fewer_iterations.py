@@ -42,8 +42,8 @@ class FewerIterations(AbstractStudy):
     rates. The time is the first step at which the running training accuracy reaches 90 %; runs that never do are
     censored at the end, and restricted means are compared. Each arm is taken at its own best learning rate: that of the
     least mean time, chosen over all seeds. Primary: time without over with batch norm for the sigmoid network,
-    supported above 1.5 times. Parts: the other networks, the same learning rate, and the accuracy at the end
-    (within one point?).
+    supported above 1.5 times. Parts: the other networks, the same learning rate, and the accuracy at the end (within
+    one point?).
 
     ## Prediction
     Supported for saturating and badly scaled networks (nine times); no difference for shallow rectifiers with He's

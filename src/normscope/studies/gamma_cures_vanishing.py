@@ -13,7 +13,7 @@ from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import ends_table, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
-from normscope.studies._judging import exact, with_parts
+from normscope.studies._judging import conjunction, exact
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
@@ -40,10 +40,11 @@ class GammaCuresVanishing(AbstractStudy):
     ## Method
     Networks of ten hidden layers of 64, with rectifiers, tanh, and (where gradients really vanish) sigmoid with small
     weights. Primary, for rectifiers: steps to 90 % training accuracy with gamma fixed at 1 over those with gamma
-    learnt; supported above 1.2 times, refuted below 1.1. Parts: the mean learnt gamma is above 1; scaling gamma and
-    beta of one inner layer together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum
-    of gamma times its gradient and beta times its own over a layer's channels is zero there; what tanh makes of it; and
-    in the sigmoid network the gain of normalization without gamma against the gain of gamma.
+    learnt (above 1.2 times for support, below 1.1 for refutation) and the mean learnt gamma (above 1, not above 1):
+    supported if both are, refuted if one is. Parts: each of the two by itself; scaling gamma and beta of one inner
+    layer together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum of gamma times
+    its gradient and beta times its own over a layer's channels is zero there; what tanh makes of it; and in the
+    sigmoid network the gain of normalization without gamma against the gain of gamma.
 
     ## Prediction
     Refuted. With a rectifier and a linear layer after it the next batch norm takes any scale out again. Learnt gammas
@@ -59,7 +60,7 @@ class GammaCuresVanishing(AbstractStudy):
     TOPIC = "affine"
     SOURCES = ("Note on batch norm (2020), section 2", "Yang et al. 2019 (arXiv:1902.08129), figure 4a")
     CLAIM = "Learning gamma makes training fast, by scaling gradients up."
-    ENDPOINT = "Steps to 90 % training accuracy with gamma fixed at 1 over gamma learnt, rectifiers"
+    ENDPOINT = "Steps to 90 % with gamma fixed at 1 over gamma learnt, and the learnt gamma less 1, rectifiers"
     MARGIN = math.log(1.2)
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
@@ -111,20 +112,20 @@ class GammaCuresVanishing(AbstractStudy):
             yield one(cell, "gamma")("mean", torch.stack(gains).mean(), int(cell.settings["steps"]))
 
     def judge(self, evidence: Evidence) -> Verdict:
-        """Judge speed with rectifiers; the learnt gamma, the exact invariance and other activations are parts."""
+        """Judge speed and learnt gamma with rectifiers together; invariance and other activations are parts too."""
         first = evidence.settings["activations"][0]
-        primary = self._slower(evidence, first)
         gamma = evidence.last("mean", probe="gamma", arm="learnt", activation=first)
-        parts = [
-            self.part(
-                evidence,
-                gamma - 1,
-                margin=0.0,
-                claim="Learnt gammas are above 1.",
-                endpoint="Mean gamma at the end less 1",
-                reason=f"The mean gamma ends at {typical(gamma)}.",
-            )
-        ]
+        above = self.part(
+            evidence,
+            gamma - 1,
+            margin=0.0,
+            claim="Learnt gammas are above 1.",
+            endpoint="Mean gamma at the end less 1",
+            reason=f"The mean gamma ends at {typical(gamma)}.",
+        )
+        both = [self._slower(evidence, first), above]
+        outcome, p, decisive = conjunction(both, 1 - evidence.level)
+        parts = [*both]
         if first == "relu":
             for name, claim in (
                 ("invariance", "Scaling an inner layer's gamma and beta changes no gradient of the first layer."),
@@ -138,7 +139,16 @@ class GammaCuresVanishing(AbstractStudy):
         for activation in evidence.settings["activations"][1:]:
             parts.append(self._slower(evidence, activation))
             parts.append(self._normalization(evidence, activation))
-        return with_parts(primary, parts, f"The mean gamma ends at {typical(gamma)}.")
+        return self.verdict(
+            outcome,
+            decisive.effect,
+            endpoint=f"{self.ENDPOINT}; decided by: {decisive.endpoint[0].lower()}{decisive.endpoint[1:]}",
+            margin=decisive.margin,
+            reason=" ".join(part.reason for part in both),
+            p_value=p,
+            primary=True,
+            parts=parts,
+        )
 
     def _steps(self, evidence: Evidence, arm: str, activation: str) -> tuple[np.ndarray, int]:
         return reached(evidence, arm, 0.9, activation=activation)
@@ -172,8 +182,8 @@ class GammaCuresVanishing(AbstractStudy):
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the loss of each activation, and the sensitivity to gamma."""
         found = [
-            loss_figure(evidence, ARMS, f"Training loss, {activation}", activation=activation)
-            for activation in (evidence.settings["activations"][0], evidence.settings["activations"][-1])
+            loss_figure(evidence, ARMS, f"Training loss, {activation}", f"loss-{activation}", activation=activation)
+            for activation in dict.fromkeys([evidence.settings["activations"][0], evidence.settings["activations"][-1]])
         ]
         found.append(
             curves(
@@ -190,7 +200,7 @@ class GammaCuresVanishing(AbstractStudy):
                 caption="With rectifiers the next batch norm takes any factor out: 1 at every one.",
             )
         )
-        return found[-2:] if len(evidence.settings["activations"]) == 1 else found
+        return found
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate how the arms end with each activation."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from normscope import layers
 from normscope.plots import Figure, Table, versus_theory
-from normscope.records import Cell, Record, Verdict
+from normscope.records import Cell, Outcome, Record, Verdict
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, exact, with_parts
 from normscope.studies._study import AbstractStudy
@@ -40,9 +41,11 @@ class IdentityRecoverable(AbstractStudy):
     identity in float32 (below 1e-6 of sigma). In train mode, the mean squared difference over the variance, times the
     batch size m: the claim "exactly, in training too" is the primary endpoint, measured as minus that number, refuted
     if the interval lies below 0 by more than 0.5. Theory: :math:`1 + (\rho+2)/4`, rho the excess kurtosis, so 1.5 for
-    normal data. In eval mode the layer is affine; in train mode it is not a function of one sample. In trained
-    networks: the median over channels of :math:`|\gamma-\sigma|/\sigma`, "does not go there" above 0.1. Batch norm at
-    the identity is put into a network trained without it, and training goes on.
+    normal data. Is it a linear transformation (with an offset)? The norm of :math:`f(x)+f(y)-f(0)-f(x+y)` over that of
+    :math:`f(x+y)-f(0)` for two batches, 0 in eval mode and :math:`\sqrt 2 - 1` in train mode, where f of a zero batch
+    is beta. In trained networks: the median over channels of :math:`|\gamma-\sigma|/\sigma`; "does not go there" if it
+    is above 0.2 and its interval above 0.1. Batch norm at the identity is put into a network trained without it, and
+    training goes on.
 
     ## Prediction
     Exact in eval mode; refuted in train mode: noise of 1.5 sigma^2/m stays, a regulariser that gamma and beta cannot
@@ -66,6 +69,7 @@ class IdentityRecoverable(AbstractStudy):
     CLAIM = "With the right gamma and beta batch norm is the identity in training too."
     ENDPOINT = "Minus batch size times mean squared difference from the identity over the variance (0 = the identity)"
     MARGIN = -0.5
+    VERSION = 2
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "network": {"name": "mlp", "depth": 3, "width": 100},
@@ -141,19 +145,8 @@ class IdentityRecoverable(AbstractStudy):
             )
             for kind in KINDS
         ]
-        away = _seen(evidence, "gamma_away", arm="trained")
-        parts.append(
-            self.part(
-                evidence,
-                away,
-                scale="value",
-                margin=0.1,
-                claim="In practice gamma and beta do not become the original deviation and mean.",
-                endpoint="Median of |gamma - sigma| / sigma over channels after training",
-                reason=f"The median distance is {typical(away)}; from its start at 1 gamma has moved by "
-                f"{typical(_seen(evidence, 'gamma_moved', arm='trained'))}.",
-            )
-        )
+        parts += self._linear(evidence, judged)
+        parts.append(self._goes_there(evidence))
         kept = _seen(evidence, "loss_change", arm="inserted")
         stays = _seen(evidence, "gamma_away", arm="inserted")
         parts.append(
@@ -169,6 +162,48 @@ class IdentityRecoverable(AbstractStudy):
         return with_parts(
             primary, parts, f"Put into a trained network at the identity, gamma then moves away by {typical(stays)}."
         )
+
+    def _linear(self, evidence: Evidence, judged: int) -> list[Verdict]:
+        """Judge whether batch norm is a linear transformation with an offset, in either mode."""
+        kind = {"arm": "normal", "m": judged}
+        off = _seen(evidence, "nonlinear_train", **kind)
+        return [
+            exact(
+                self,
+                evidence,
+                _seen(evidence, "nonlinear_eval", **kind),
+                1e-10,
+                claim="In eval mode batch norm is a linear transformation with an offset.",
+                endpoint="Relative error of adding two inputs, eval mode",
+            ),
+            self.part(
+                evidence,
+                off,
+                scale="value",
+                margin=0.1,
+                claim="In train mode batch norm is not a linear transformation of its batch.",
+                endpoint="Relative error of adding two batches, train mode",
+                reason=f"The error is {typical(off)} (theory {math.sqrt(2) - 1:.3f}).",
+            ),
+        ]
+
+    def _goes_there(self, evidence: Evidence) -> Verdict:
+        """Judge whether trained gammas stay away from sigma: two thresholds, one on the interval, one on the mean."""
+        away = _seen(evidence, "gamma_away", arm="trained")
+        part = self.part(
+            evidence,
+            away,
+            scale="value",
+            margin=0.1,
+            claim="In practice gamma and beta do not become the original deviation and mean.",
+            endpoint="Median of |gamma - sigma| / sigma over channels after training",
+            reason=f"The median distance is {typical(away)}, of beta "
+            f"{typical(_seen(evidence, 'beta_away', arm='trained'))} sigma from the mean; from its start at 1 gamma "
+            f"has moved by {typical(_seen(evidence, 'gamma_moved', arm='trained'))}.",
+        )
+        if part.outcome is Outcome.SUPPORTED and part.effect.point <= 0.2:
+            part = replace(part, outcome=Outcome.INCONCLUSIVE, reason=f"{part.reason} That is not above 0.2.")
+        return part
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the difference from the identity by batch size."""
@@ -229,19 +264,27 @@ def _identity(cell: Cell) -> Iterator[Record]:
     stream = generator(cell.seed, f"identity:{cell.arm}")
     mean, sigma, eps = 0.7, 1.8, 1e-5
     x = mean + sigma * _draw(cell.arm, m * draws, stream).reshape(m, draws)  # a channel a batch
-    layer = layers.BatchNorm1d(draws, eps=eps, dtype=torch.float64)
+    layer: Any = layers.BatchNorm1d(draws, eps=eps, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.fill_(math.sqrt(sigma**2 + eps))
         layer.bias.fill_(mean)
-        state = layer.state_dict() | {
-            "running_mean": torch.full((draws,), mean, dtype=torch.float64),
-            "running_var": torch.full((draws,), sigma**2, dtype=torch.float64),
-        }
         error = float((layer(x) - x).square().mean()) / sigma**2
-        layer.load_state_dict(state)
+        yield note("nonlinear_train", _nonlinear(layer, x, _draw(cell.arm, m * draws, stream).reshape(m, draws)))
+        layer.running_mean.fill_(mean)
+        layer.running_var.fill_(sigma**2)
+        layer.eval()
+        yield note("nonlinear_eval", _nonlinear(layer, x, _draw(cell.arm, m * draws, stream).reshape(m, draws)))
         single = layer.eval().float()
         yield note("eval_error", float((single(x.float()) - x.float()).abs().max()) / sigma)
     yield note("error_times_m", m * error)
+
+
+def _nonlinear(layer: nn.Module, x: Tensor, more: Tensor) -> float:
+    """Return how far a layer is from additive but for an offset: 0 for a linear transformation and an offset."""
+    y = float(x.std()) * more
+    offset = layer(torch.zeros_like(x))
+    together = layer(x + y) - offset
+    return float((layer(x) + layer(y) - 2 * offset - together).norm() / together.norm())
 
 
 def _batch_norms(model: nn.Module) -> list[Any]:
@@ -253,11 +296,17 @@ def _away(model: nn.Module) -> float:
     return float(torch.cat(found).median())
 
 
+def _shift_away(model: nn.Module) -> float:
+    found = [((m.bias - m.running_mean) / m.running_var.sqrt()).detach().abs() for m in _batch_norms(model)]
+    return float(torch.cat(found).median())
+
+
 def _trained(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
     note, steps = one(cell, "identity"), int(cell.settings["steps"])
     model = network(cell, data, norms.batch(), device)
     yield from fit(model, split_of(cell, data, device), cell)
     yield note("gamma_away", _away(model), steps)
+    yield note("beta_away", _shift_away(model), steps)
     yield note("gamma_moved", torch.cat([(m.weight - 1).detach().abs() for m in _batch_norms(model)]).median(), steps)
 
 
@@ -269,7 +318,6 @@ def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
     yield from fit(model, split, cell)
     with torch.no_grad():
         before = float(nn.functional.cross_entropy(model(split.x_test), split.y_test))
-        x = split.x_train.flatten(1) if split.x_train.ndim > 2 and hasattr(model, "head") else split.x_train
         seen: dict[nn.Module, Tensor] = {}
         handles = [
             block.linear.register_forward_hook(lambda module, _inputs, out: seen.__setitem__(module, out.detach()))
@@ -278,7 +326,6 @@ def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
         model(split.x_train)
         for handle in handles:
             handle.remove()
-        del x
         for block in model.blocks:
             out = seen[block.linear]
             kind = layers.BatchNorm2d if out.ndim == 4 else layers.BatchNorm1d

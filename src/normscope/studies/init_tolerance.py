@@ -16,6 +16,7 @@ from normscope.studies._judging import exact, with_parts
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
+from normscope.studies.lab.train import batch_indices
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -57,6 +58,7 @@ class InitTolerance(AbstractStudy):
     CLAIM = "Batch norm makes networks insensitive to the scale of the initial weights."
     ENDPOINT = "Decades of the scale of the initial weights that are usable, with less without batch norm"
     MARGIN = 1.0
+    VERSION = 2
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "network": {"name": "mlp", "depth": 5, "width": 64},
@@ -205,8 +207,7 @@ def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
         groups: list[dict[str, Any]] = [{"params": weights, "lr": rate * c * c}, {"params": rest}]
         optimizer = torch.optim.SGD(groups, lr=rate)
         found = []
-        for step in range(steps):
-            part = slice(64 * (step % 16), 64 * (step % 16) + 64)
+        for part in batch_indices(len(y), int(cell.settings["batch"]), steps, cell.seed):
             optimizer.zero_grad()
             loss = cross_entropy(model(x[part]), y[part])
             loss.backward()

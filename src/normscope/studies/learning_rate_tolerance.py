@@ -136,8 +136,8 @@ class LearningRateTolerance(AbstractStudy):
         plain = accuracy(evidence, "none", depth=depth, lr=own["none"])
         best = accuracy(evidence, "batch", depth=depth, lr=own["batch"])
         shared = accuracy(evidence, "batch", depth=depth, lr=own["none"])
-        gain = float((best - plain).mean())
-        left = (shared - plain) / gain if abs(gain) > 1e-6 else np.full(len(plain), math.nan)
+        gain = float((best - plain).mean())  # of a loss there is no share to explain
+        left = (shared - plain) / gain if gain > 0 else np.full(len(plain), math.nan)
         return self.part(
             evidence,
             0.3 - left,

@@ -38,8 +38,8 @@ class OutputMomentsHessian(AbstractStudy):
     hold. The control is the overlap of random vectors with the same span. In the source: 2246 over 128, and .80 to .86.
 
     ## Prediction
-    Supported: the covariate shift that matters is that of the outputs, not that of the layers' inputs. In the source
-    the ratio is 17.6 and the overlaps are .80 to .86.
+    Supported: the covariate shift that matters is that of the outputs, not that of the layers' inputs. In train
+    mode the means before a norm cannot reach the outputs at all.
 
     ## Threats
     Running statistics that lag behind the weights make the frozen network another one; the softmax ignores a common

@@ -16,6 +16,7 @@ from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, exact, with_parts
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
+from normscope.studies.lab.train import batch_indices
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset, Split
@@ -47,7 +48,8 @@ class ScaleInvarianceAutoRate(AbstractStudy):
 
     ## Threats
     Torch's eps of 1e-5 breaks the identity at the order of eps over the variance (3e-6 to 9e-6 here). Whether the
-    effect explains the benefit of batch norm is another question. Momentum changes the prefactor of the equilibrium.
+    effect explains the benefit of batch norm is another question. Momentum changes the prefactor of the equilibrium
+    (from memory, not checked against a text).
     """
 
     CODE = "scale-invariance-auto-rate"
@@ -56,12 +58,13 @@ class ScaleInvarianceAutoRate(AbstractStudy):
     SOURCES = (
         "Article on batch norm, list of benefits",
         "Ioffe & Szegedy 2015 (arXiv:1502.03167), section 3.3",
-        "Arora, Li and Lyu 2018 (arXiv:1812.03981), definition 2.1, lemma 2.4",
-        "van Laarhoven 2017 (arXiv:1706.05350)",
+        "Arora, Li and Lyu 2018 (arXiv:1812.03981), definition 2.1, lemma 2.4, quoted second hand",
+        "van Laarhoven 2017 (arXiv:1706.05350), second hand",
     )
     CLAIM = "The gradient of weights before batch norm is orthogonal to them: their scale changes nothing but the step."
     ENDPOINT = "Cosine of a unit's weights and their gradient, largest of units and times"
     MARGIN = 0.0
+    VERSION = 2
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "network": {"name": "mlp", "depth": 3, "width": 100},
@@ -250,8 +253,7 @@ def _identities(cell: Cell, data: "Dataset", split: "Split", device: str) -> Ite
     steps = 0.0
     rate = float(cell.settings["lr"])
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    for index in range(int(cell.settings["steps"])):
-        part = slice(64 * (index % 16), 64 * (index % 16) + 64)
+    for part in batch_indices(len(split.y_train), int(cell.settings["batch"]), int(cell.settings["steps"]), cell.seed):
         optimizer.zero_grad()
         cross_entropy(model(split.x_train[part].double()), split.y_train[part]).backward()
         steps += sum(float((rate * w.grad).square().sum()) for w in weights if w.grad is not None)

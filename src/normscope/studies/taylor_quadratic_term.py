@@ -59,7 +59,7 @@ class TaylorQuadraticTerm(AbstractStudy):
     SOURCES = (
         "Note on batch norm (2020), section 2",
         "Santurkar et al. 2018 (arXiv:1805.11604), theorem 4.2",
-        "Cohen et al. 2021 (arXiv:2103.00065)",
+        "Cohen et al. 2021 (arXiv:2103.00065), second hand",
     )
     CLAIM = "Batch norm enlarges the step that still lowers the loss, at He initialization."
     ENDPOINT = "Safe step 2 |g|^2 / g'Hg with batch norm over without, weights of He's size"
@@ -128,8 +128,20 @@ class TaylorQuadraticTerm(AbstractStudy):
                 scale="value",
                 claim="Curvature along the gradient changes by one over sigma squared, as taken for a constant.",
                 endpoint="Log 2 less the distance of the measured log ratio of curvatures from theirs",
-                reason=f"Curvature with over without batch norm is {typical(ratio, logs=True)}; one over the "
-                f"variance is {typical(_logged(evidence, 'inverse_variance', 'batch', depth, 1.0), logs=True)}.",
+                reason=f"Curvature with over without batch norm is {typical(ratio, logs=True)}; one over the variance "
+                f"is {typical(_logged(evidence, 'inverse_variance', 'batch', depth, 1.0), logs=True)}.",
+            )
+        )
+        raised = {arm: _raised(evidence, arm) for arm in ARMS}
+        parts.append(
+            self.part(
+                evidence,
+                raised["none"] - raised["batch"],
+                margin=0.0,
+                claim="With batch norm fewer training steps raise the loss of their own batch.",
+                endpoint="Share of the steps read that raise the loss of their own batch, without less with batch norm",
+                reason=", ".join(f"{typical(100 * raised[arm])} % with {words}" for arm, words in ARMS.items())
+                + f" at learning rate {evidence.settings['lr']:g}.",
             )
         )
         return with_parts(primary, parts)
@@ -208,6 +220,11 @@ class TaylorQuadraticTerm(AbstractStudy):
 
 def _logged(evidence: Evidence, name: str, arm: str, depth: int, scale: float) -> np.ndarray:
     return evidence.mean_log(evidence.select(probe="safe_step", name=name, arm=arm, depth=depth, scale=scale))
+
+
+def _raised(evidence: Evidence, arm: str) -> np.ndarray:
+    frame = evidence.select(probe="descent", name="raised", arm=arm)
+    return evidence.per_seed(frame.filter(frame["value"].is_finite()))
 
 
 def _safe_step(cell: Cell, model: nn.Module, x: Tensor, labels: Tensor) -> Iterator[Record]:

@@ -139,7 +139,9 @@ class TrainTestStatisticsGap(AbstractStudy):
             frame = evidence.select(probe="evaluated", lr=lr, batch=batch, momentum=momentum)
             found.append(
                 curves(
-                    frame.with_columns(pl.col("name").alias("statistics"), pl.lit("accuracy").alias("name")),
+                    frame.rename(
+                        {"name": "statistics", "value": "accuracy"}
+                    ),  # a wide frame: the name tells lines apart
                     y="accuracy",
                     by="statistics",
                     slug=f"rate-{lr:g}-{batch}".replace(".", "-"),

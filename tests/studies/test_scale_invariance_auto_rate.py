@@ -1,0 +1,57 @@
+"""Scale invariance: its laws hold in a small network, and the judge sees where one does not."""
+
+import pytest
+from planted import Plant, jitter, outcomes
+from small import cell_records, settings, values
+
+from normscope import studies
+
+SLUG = "scale-invariance-auto-rate"
+STUDY = studies.get(SLUG)
+LAWS = {"gradient_slope": -1.0, "curvature_slope": -2.0, "pythagoras": 1.0, "rotation": 1.0, "equilibrium": 1.0}
+
+
+def planted(cosine=1e-15, *, ends=(0.95, 0.2), **laws):
+    plant = Plant(settings(SLUG))
+    slow = plant.settings["lr"]
+    for seed in plant.seeds:
+        found = {"cosine": cosine} | {name: value * (1 + jitter(seed, 0.002)) for name, value in (LAWS | laws).items()}
+        for name, value in found.items():
+            plant.add("identities", seed, name, value, probe="scale", lr=slow)
+        for arm, accuracy in zip(("invariant", "variant"), ends, strict=True):
+            plant.end(arm, seed, accuracy + jitter(seed, 0.01), lr=30 * slow)
+    return plant.evidence()
+
+
+@pytest.mark.parametrize(("cosine", "outcome"), [(1e-15, "supported"), (1e-5, "refuted")])
+def test_the_judge_finds_what_was_planted(cosine, outcome):
+    assert STUDY.judge(planted(cosine)).outcome.value == outcome
+
+
+@pytest.mark.parametrize("name", list(LAWS))
+@pytest.mark.parametrize("factor", [-1, 1.2])
+def test_a_law_that_does_not_hold_is_found(name, factor):
+    right = [part.outcome.value for part in STUDY.judge(planted()).parts[:5]]
+    wrong = [part.outcome.value for part in STUDY.judge(planted(**{name: factor * LAWS[name]})).parts[:5]]
+    assert right == ["supported"] * 5
+    assert [name for name, one in zip(LAWS, wrong, strict=True) if one == "refuted"] == [name]
+
+
+@pytest.mark.parametrize(("ends", "outcome"), [((0.95, 0.2), "supported"), ((0.2, 0.95), "refuted")])
+def test_which_parameters_break_is_told_apart(ends, outcome):
+    assert outcomes(STUDY.judge(planted(ends=ends)), "less with it on all else") == {outcome}
+
+
+def test_slopes_cosine_and_growth_are_those_of_theory():
+    records = cell_records(SLUG, "identities", network={"name": "mlp", "depth": 3, "width": 16}, steps=30)
+    assert values(records, "cosine")[0] < 1e-12
+    assert values(records, "gradient_slope")[0] == pytest.approx(-1, abs=1e-6)
+    assert values(records, "curvature_slope")[0] == pytest.approx(-2, abs=1e-6)
+    assert values(records, "pythagoras")[0] == pytest.approx(1, abs=1e-9)
+
+
+def test_with_weight_decay_rotation_and_norm_settle_where_theory_says():
+    net = {"name": "mlp", "depth": 1, "width": 16}
+    records = cell_records(SLUG, "decay", decayed_network=net, decayed_steps=900, decay=0.03, train=None)
+    assert values(records, "rotation")[0] == pytest.approx(1, abs=0.15)
+    assert values(records, "equilibrium")[0] == pytest.approx(1, abs=0.1)
