@@ -3,18 +3,19 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from normscope import probes, report, studies
+from normscope import probes, studies
 from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
 from normscope._watched import sections_of
 from normscope.records import Verdict, provenance
-from normscope.report import Appendix, Section, write
+from normscope.report import Condensed, Evidence, Section, theory_rows, write
 from normscope.stats import adjust
-from normscope.studies import AbstractStudy, texts
+from normscope.studies import AbstractStudy
 
 study = studies.get
 
@@ -105,6 +106,7 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
         path: The HTML file to write.
     """
     made_by = runs[0].run.store.provenance
+    texts, whole = studies.texts(), _is_whole(runs)
     return write(
         path,
         title="What does batch norm do to your network?",
@@ -112,18 +114,20 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
         provenance=made_by,
         times=dict(_time(judged) for judged in runs),
         lede=_lede(runs),
-        appendices=_appendices(runs),
+        sentences=texts.sentences if whole else (),
+        errata=texts.errata if whole else (),
     )
 
 
-def condense(runs: Sequence[Judged]) -> dict[str, Any]:
-    """Return the verdicts of some runs as one small document, as ``normscope.report.condense`` makes it."""
-    return report.condense(
-        [_section(judged) for judged in runs],
-        provenance=runs[0].run.store.provenance,
-        times={judged.run.study.CODE: sum(judged.run.store.wall_times().values()) for judged in runs},
+def condense(runs: Sequence[Judged]) -> Evidence:
+    """Return the verdicts of some runs without their records, with what made them."""
+    texts, whole = studies.texts(), _is_whole(runs)
+    return Evidence(
         lede=_lede(runs),
-        appendices=_appendices(runs),
+        commands=_commands(runs),
+        studies=tuple(_condensed(judged) for judged in runs),
+        sentences=texts.sentences if whole else (),
+        errata=texts.errata if whole else (),
     )
 
 
@@ -154,45 +158,67 @@ def _telling(progress: Callable[[str, int, int], None], slug: str) -> studies.Pr
     return lambda done, total, cell: progress(slug, done, total)
 
 
+@lru_cache(maxsize=64)
 def _section(judged: Judged) -> Section:
+    """Return what is shown of a study; remembered, for the page and the condensed file both ask."""
     found = judged.run
+    evidence = found.evidence()
     return Section(
         slug=found.study.CODE,
         title=found.study.title(),
         claim=found.study.CLAIM,
         page=found.study.page(),
         verdicts=(judged.verdict,),
-        figures=tuple(found.figures()),
-        tables=tuple(found.tables()),
+        figures=tuple(found.study.figures(evidence)),
+        tables=tuple(found.study.tables(evidence)),
         command=found.command(),
         topic=found.study.TOPIC,
-        texts=tuple(texts.TEXTS[key] for key in texts.texts_of(found.study.CODE)),
+        texts=studies.texts().judged_by(found.study.CODE),
     )
 
 
-def _appendices(runs: Sequence[Judged]) -> list[Appendix]:
-    """Return the map of the texts' sentences and the errata, where more than a few of their studies were run."""
-    here = {judged.run.study.CODE for judged in runs}
-    sentences = [one for one in texts.SENTENCES if here & set(one.studies)]
-    errata = [one for one in texts.ERRATA if here & set(one.studies)]
-    if len(here) < 8:
-        return []
-    return [
-        Appendix(
-            "sentences",
-            "What the texts say, and which study answers",
-            "Four texts from forums, a review and a lecture note are where this project began; each of their claims.",
-            ("Text", "It says", "Studies"),
-            tuple(((texts.TEXTS[one.text], one.says), one.studies) for one in sentences),
-        ),
-        Appendix(
-            "errata",
-            "Errata of texts and papers",
-            "What is stated wrongly or left open there, and the study whose figures show it.",
-            ("Where", "Stated", "What holds", "Studies"),
-            tuple(((one.where, one.stated, one.correct), one.studies) for one in errata),
-        ),
+def _condensed(judged: Judged) -> Condensed:
+    found, section = judged.run, _section(judged)
+    config, made = found.store.config, found.store.provenance
+    return Condensed(
+        slug=found.study.CODE,
+        card=found.study.CARD,
+        title=section.title,
+        topic=section.topic,
+        texts=section.texts,
+        verdict=judged.verdict,
+        theory=tuple(theory_rows(section.tables)),
+        preset=str(config["preset"]),
+        data=str(config["data"]["name"]),
+        device=str(config["device"]),
+        seeds=found.evidence().seeds,
+        seconds=round(sum(found.store.wall_times().values()), 1),
+        normscope=str(config["versions"]["normscope"]),
+        torch=str(config["versions"]["torch"]),
+        cores=made.get("cores", {}).get("usable"),
+        cpu=str(made.get("cpu") or ""),
+        command=section.command,
+    )
+
+
+def _is_whole(runs: Sequence[Judged]) -> bool:
+    """Tell whether so many studies are shown that what the texts say of all of them belongs beside."""
+    return len(runs) >= 8
+
+
+def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
+    """Return what makes the committed files; studies that were run alike are run by one command."""
+    alike: dict[str, list[str]] = {}
+    for judged in runs:
+        _, slug, options = judged.run.command().partition(judged.run.study.CODE)
+        alike.setdefault(options, []).append(slug)
+    everything = [one.CODE for one in studies.all()]
+    lines = [
+        f"normscope study run {'--all' if slugs == everything else ' '.join(slugs)}{options} --out runs/all"
+        for options, slugs in alike.items()
     ]
+    lines.append("normscope report runs/all --condense docs/evidence.json")
+    return (*lines, "normscope report docs/evidence.json --markdown docs/evidence.md")
 
 
 def _time(judged: Judged) -> tuple[str, float]:

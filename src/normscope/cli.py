@@ -9,6 +9,7 @@ import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from normscope._errors import NormscopeError, UsageError
 
 if TYPE_CHECKING:
     from normscope._face import Judged
+    from normscope.report import Evidence
 
 DEMO = ("bn-backward-three-terms", "noisy-batchnorm", "ics-gradient-shift", "landscape-smoothness")
 
@@ -141,7 +143,8 @@ def report(
         Path | None, typer.Option("--condense", help="JSON file to write the verdicts into, without the records.")
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", help="Markdown file to write the verdicts into.")
+        Path | None,
+        typer.Option("--markdown", help="Markdown file for the verdicts; between its evidence marks, if it has them."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -153,30 +156,32 @@ def report(
             raise UsageError(
                 f"{run} holds verdicts without records: say --markdown FILE, or give the folder of the runs"
             )
-        document = page.read(run)
-        runs = None
-    else:
-        runs = _face.load(run)
-        document = _face.condense(runs) if condensed or markdown else {}
-    if condensed is not None:
-        page.save(condensed, page.dumps(document))
-    if markdown is not None:
-        page.save(markdown, page.markdown(document, command=_made_by(document)))
-    if runs is not None:
-        _finish(runs, run, as_json)
-    elif as_json:
-        _print_json(document)
-    else:
-        _console().print(page.console([page.verdict_of(one) for one in document["studies"]]))
+        evidence = page.read(run)
+        page.save(markdown, page.into(markdown, evidence))
+        _say_condensed(evidence, markdown, as_json)
+        return
+    runs = _face.load(run)
+    if condensed is not None or markdown is not None:
+        evidence = _face.condense(runs)
+        if condensed is not None:
+            page.save(condensed, page.dumps(evidence))
+        if markdown is not None:
+            page.save(markdown, page.into(markdown, evidence))
+    _finish(runs, run, as_json)
     if show:
         webbrowser.open((run / "report.html").resolve().as_uri())
 
 
-def _made_by(document: dict[str, Any]) -> str:
-    """Return the command by which the studies of a condensed document are run again."""
-    options = {study["command"].partition(study["slug"])[2] for study in document["studies"]}
-    shared = options.pop() if len(options) == 1 else " --extend" if any("--extend" in one for one in options) else ""
-    return f"normscope study run --all{shared} --out runs/all\nnormscope report runs/all --markdown docs/evidence.md"
+def _say_condensed(evidence: "Evidence", written: Path, as_json: bool) -> None:
+    """Print the verdicts of a condensed file, as those of runs are printed."""
+    from normscope import report as page
+
+    verdicts = [study.verdict for study in evidence.studies]
+    if as_json:
+        _print_json({"markdown": str(written), "verdicts": [asdict(verdict) for verdict in verdicts]})
+        return
+    _console().print(page.console(verdicts))
+    _console().print(f"Written to {written}", highlight=False, soft_wrap=True)
 
 
 @bench_app.command("probes", epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")
@@ -270,8 +275,6 @@ def _finish(runs: Sequence["Judged"], out: Path, as_json: bool) -> None:
     verdicts = [judged.verdict for judged in runs]
     path = _face.write_report(runs, out / "report.html")
     if as_json:
-        from dataclasses import asdict
-
         _print_json({"report": str(path), "verdicts": [asdict(verdict) for verdict in verdicts]})
         return
     console = _console()

@@ -4,4 +4,5 @@ from normscope.records.cell import Cell as Cell
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.record import Record as Record
 from normscope.records.store import MemoryStore as MemoryStore, Store as Store
+from normscope.records.text import Erratum as Erratum, Sentence as Sentence
 from normscope.records.verdict import Outcome as Outcome, Verdict as Verdict

@@ -1,13 +1,18 @@
-"""The report: verdicts, figures and tables in, one self-contained HTML page out; and a table for the terminal."""
+"""The report: verdicts, figures and tables in, one self-contained HTML page out; and a table for the terminal.
+
+Verdicts without their records go to one small JSON file, and from there to Markdown.
+"""
 
 from normscope.report._condensed import (
-    condense as condense,
+    Condensed as Condensed,
+    Evidence as Evidence,
+    TheoryRow as TheoryRow,
     dumps as dumps,
-    markdown as markdown,
     read as read,
-    row as row,
-    save as save,
-    verdict_of as verdict_of,
+    theory_rows as theory_rows,
 )
 from normscope.report._console import console as console
-from normscope.report._page import Appendix as Appendix, Section as Section, write as write
+from normscope.report._file import save as save
+from normscope.report._markdown import into as into, page as page
+from normscope.report._page import write as write
+from normscope.report._sections import Section as Section

@@ -3,75 +3,21 @@
 import base64
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from normscope import plots
-from normscope._errors import StoreError
 from normscope.plots import Figure, Table
-from normscope.records import Outcome, Verdict
-from normscope.report import _text
+from normscope.records import Erratum, Outcome, Sentence, Verdict
+from normscope.report import _overview, _text
+from normscope.report._file import save
+from normscope.report._sections import Section, cell, duration
 
 _OPEN = ("Threats",)  # headings that stand open; the others fold
 _HEADLINE = ("data", "preset", "seeds", "device", "normscope", "time_utc", "time", "created")
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One study on the page.
-
-    Attributes:
-        slug: Name of the study; the section's address on the page.
-        title: Its title.
-        claim: The claim in a sentence or two.
-        page: Text under each heading of the study's docstring.
-        verdicts: The verdicts, the primary one first.
-        figures: What answers the claim, in order.
-        tables: Numbers, in order.
-        command: The command that runs it again.
-        notes: Sentences that a reader must not miss; shown before the figures.
-        topic: What it is about, for the filter of a page of many studies.
-        kind: ``"study"``, or ``"probe"`` where nothing is claimed or judged.
-        texts: Titles of the texts whose claims it judges, for the filter.
-    """
-
-    slug: str
-    title: str
-    claim: str
-    page: Mapping[str, str]
-    verdicts: tuple[Verdict, ...]
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Table, ...] = ()
-    command: str = ""
-    notes: tuple[str, ...] = ()
-    topic: str = ""
-    kind: str = "study"
-    texts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Appendix:
-    """A table behind the studies whose last column names some of them; the page links each to its section.
-
-    Attributes:
-        slug: Its address on the page.
-        title: Heading.
-        lede: What it lists, in a sentence.
-        columns: Titles, the last one that of the studies.
-        rows: For each its words, and the slugs; a slug without a section on the page stands unlinked.
-    """
-
-    slug: str
-    title: str
-    lede: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
 
 
 def write(
@@ -82,7 +28,8 @@ def write(
     provenance: Mapping[str, Any] | None = None,
     times: Mapping[str, float] | None = None,
     lede: str = "",
-    appendices: Sequence[Appendix] = (),
+    sentences: Sequence[Sentence] = (),
+    errata: Sequence[Erratum] = (),
 ) -> Path:
     """Write the report: one HTML file with all it needs, which opens without a network.
 
@@ -93,7 +40,8 @@ def write(
         provenance: What made the numbers: versions, machine, commit; may be nested.
         times: Seconds by what took them.
         lede: What was run, in a sentence; under the title.
-        appendices: Tables behind the studies.
+        sentences: What texts claim, shown behind the studies with links to those that judge it.
+        errata: What texts and papers state wrongly, shown with the figures of studies.
 
     Returns:
         The path written. The file appears whole or not at all.
@@ -101,35 +49,16 @@ def write(
     Raises:
         StoreError: The path cannot be written.
     """
-    target = Path(path)
     page = render(
         title=title,
         sections=sections,
         provenance=provenance or {},
         times=times or {},
         lede=lede,
-        appendices=appendices,
+        sentences=sentences,
+        errata=errata,
     )
-    if target.is_dir():
-        raise StoreError(
-            f"cannot write the report to {target}: it is a folder; name a file such as {target / 'report.html'}"
-        )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-                file.write(page)
-            temporary.chmod(0o644)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write the report to {target}: {error.strerror or error}; choose another path"
-        ) from error
-    return target
+    return save(path, page, what="the report")
 
 
 def render(
@@ -139,7 +68,8 @@ def render(
     provenance: Mapping[str, Any],
     times: Mapping[str, float],
     lede: str = "",
-    appendices: Sequence[Appendix] = (),
+    sentences: Sequence[Sentence] = (),
+    errata: Sequence[Erratum] = (),
 ) -> str:
     """Return the page as text. Arguments as in ``write``."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -157,8 +87,15 @@ def render(
     charts: dict[str, Any] = {}
     studies = [_study(section, anchor, charts) for section, anchor in zip(sections, anchors, strict=True)]
     overview = None
-    if len(primaries) > 1:
+    many = len(primaries) > _overview.FEW
+    if len(primaries) > 1 and not many:
         overview = _figure(plots.forest(primaries, title="All effects"), "overview", charts)
+    far = _overview.reach(primaries)
+    if many:
+        for study in studies:
+            if study["verdict"]:
+                study["verdict"]["strip"] = _overview.strip(study["primary"], far)
+    by_slug = {study["slug"]: study for study in studies}
     data = {"charts": charts, "themes": {mode: plots.theme(mode) for mode in ("light", "dark")}}
     scripts = (_resource("early.js"), _bundle(), _resource("page.js"))
     return environment.get_template("page.html").render(
@@ -179,31 +116,15 @@ def render(
         js=scripts[2],
         script_hashes=" ".join(_hash(script) for script in scripts),
         overview_rows=[(s["verdict"], s) for s in studies if s["verdict"]],
-        filters=_filters(studies),
-        appendices=[_appendix(one, dict(zip((s.slug for s in sections), studies, strict=True))) for one in appendices],
+        many=many,
+        ticks=_overview.ticks(far),
+        size=(_overview.WIDTH, _overview.HEIGHT, _overview.position(0, far)),
+        filters=_overview.filters(studies),
+        sentences=_overview.said(sentences, by_slug),
+        errata=_overview.corrected(errata, by_slug),
+        theory=_overview.theory(sections, studies) if many else [],
         level=_levels(primaries),
     )
-
-
-def duration(seconds: float) -> str:
-    """Write a time for reading: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def cell(value: Any) -> str:
-    """Write the value of a table's cell."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return plots.number(value) if isinstance(value, float) else str(value)
 
 
 def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, Any]:
@@ -221,9 +142,10 @@ def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, A
         "slug": section.slug,
         "title": section.title,
         "topic": section.topic,
-        "texts": "|".join(section.texts),
+        "texts": section.texts or (_overview.EXTENSION,),
         "kind": section.kind,
         "claim": section.claim or (primary.claim if primary else ""),
+        "primary": primary,
         "verdict": _verdict(primary) if primary else None,
         "parts": parts,
         "part_rows": [(part, None) for part in parts],
@@ -233,28 +155,6 @@ def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, A
         "open": {head: section.page[head] for head in _OPEN if section.page.get(head, "").strip()},
         "folds": folds,
         "command": section.command,
-    }
-
-
-def _filters(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    """Return (what, its name on the rows, its values) of what tells the verdicts apart; nothing for a short list."""
-    judged = [study for study in studies if study["verdict"]]
-    found = [
-        ("Verdict", "outcome", {study["verdict"]["outcome"] for study in judged}),
-        ("Topic", "topic", {study["topic"] for study in judged if study["topic"]}),
-        ("Source text", "texts", {text for study in judged for text in study["texts"].split("|") if text}),
-    ]
-    return [(what, key, sorted(values)) for what, key, values in found if len(judged) > 5 and len(values) > 1]
-
-
-def _appendix(appendix: Appendix, studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the template shows of an appendix."""
-    return {
-        "anchor": _anchors([f"appendix-{appendix.slug}"])[0].removeprefix("study-"),
-        "title": appendix.title,
-        "lede": appendix.lede,
-        "columns": appendix.columns,
-        "rows": [(words, [(slug, studies.get(slug)) for slug in slugs]) for words, slugs in appendix.rows],
     }
 
 
@@ -277,13 +177,14 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         "sources": verdict.sources,
         "p": "" if p is None else ("p < 0.001" if p < 1e-3 else f"p = {p:.2g}"),
         "adjusted": verdict.adjusted_p is not None,
+        "strip": None,
     }
 
 
 def _figure(figure: Figure, key: str, charts: dict[str, Any]) -> dict[str, Any]:
     """Add a figure's spec to the page's charts and return the rest."""
     charts[key] = {"spec": figure.spec, "alt": figure.alt, "name": figure.slug}
-    return {"key": key, "title": figure.title, "caption": figure.caption, "alt": figure.alt}
+    return {"key": key, "slug": figure.slug, "title": figure.title, "caption": figure.caption, "alt": figure.alt}
 
 
 def _table(table: Table) -> dict[str, Any]:

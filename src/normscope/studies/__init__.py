@@ -4,3 +4,4 @@ from normscope.studies._evidence import Evidence as Evidence
 from normscope.studies._find import all as all, get as get
 from normscope.studies._run import Run as Run, load as load, run as run
 from normscope.studies._study import AbstractStudy as AbstractStudy, Progress as Progress
+from normscope.studies._texts import Texts as Texts, texts as texts

@@ -37,6 +37,7 @@ class AbstractStudy(Unit, ABC):
         MARGIN: Smallest effect of interest of the primary endpoint, on the scale of its effect.
         PRESETS: By name, everything that a run can vary: sizes, learning rates, steps, arms. Plain JSON values.
         VERSION: Raised when the procedure changes, so that older cells are not taken for new ones.
+        EXTENSION: Whether it judges what no sentence of the source texts says (see ``data/texts.toml``).
     """
 
     HEADINGS = ("Claim", "Method", "Prediction", "Threats")
@@ -47,6 +48,7 @@ class AbstractStudy(Unit, ABC):
     MARGIN: ClassVar[float]
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
     VERSION: ClassVar[int] = 1
+    EXTENSION: ClassVar[bool] = False
 
     @abstractmethod
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:

@@ -342,9 +342,12 @@ class BnBackwardThreeTerms(AbstractStudy):
                     here = frame.filter(
                         (pl.col("batch") == batch) & (pl.col("step") == step) & (pl.col("site") == site)
                     )
-                    means = [typical(evidence.per_seed(here.filter(pl.col("name") == name))) for name in names]
-                    rows.append((batch, step, int(site.split(".")[1]) + 1, number(_expected(batch), 3), *means))
-        columns = ("Batch", "Step", "Layer", "Theory", "Error", "Cosine", "Mean's share", "Variance's share")
+                    seeds = [evidence.per_seed(here.filter(pl.col("name") == name)) for name in names]
+                    error, *means = map(typical, seeds)
+                    theory = _expected(batch)
+                    ratio = number(float(np.nanmean(seeds[0])) / theory, 3)
+                    rows.append((batch, step, int(site.split(".")[1]) + 1, error, number(theory, 3), ratio, *means))
+        columns = ("Batch", "Step", "Layer", "Error", "Theory", "Ratio", "Cosine", "Mean's share", "Variance's share")
         return [
             Table(
                 "The rescaling formula against the exact gradient",

@@ -53,6 +53,7 @@ class BnOnlyTraining(AbstractStudy):
     CODE = "bn-only-training"
     CARD = 29
     TOPIC = "affine"
+    EXTENSION = True
     SOURCES = (
         "Frankle, Schwab and Morcos 2021 (arXiv:2003.00152), second hand",
         "Replication tdtce/BatchNorm_params_training, data read",

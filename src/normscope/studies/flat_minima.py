@@ -65,7 +65,7 @@ class FlatMinima(AbstractStudy):
     CARD = 17
     TOPIC = "landscape"
     SOURCES = (
-        "Review of Santurkar et al. 2018, discussion",
+        "Article on batch norm, what does it do then",
         "Santurkar et al. 2018 (arXiv:1805.11604), section 6",
         "Bjorck et al. 2018 (arXiv:1806.02375), section 2",
         "Dinh et al. 2017 (arXiv:1703.04933)",

@@ -50,6 +50,7 @@ class OutputMomentsHessian(AbstractStudy):
     CODE = "output-moments-hessian"
     CARD = 16
     TOPIC = "landscape"
+    EXTENSION = True
     SOURCES = (
         "Page 2019, How to Train Your ResNet 7: Batch Norm (myrtle.ai)",
         "Ghorbani et al. 2019 (arXiv:1901.10159), second hand",

@@ -50,6 +50,7 @@ class TrainTestStatisticsGap(AbstractStudy):
     CODE = "train-test-statistics-gap"
     CARD = 32
     TOPIC = "statistics"
+    EXTENSION = True
     SOURCES = ("Wu & Johnson 2021 (arXiv:2105.07576), second hand",)
     CLAIM = "Statistics estimated anew give a better evaluation than moving averages."
     ENDPOINT = "Test accuracy with statistics estimated anew less with moving averages, rate 1, batch 8, momentum 0.1"

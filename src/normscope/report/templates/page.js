@@ -117,7 +117,7 @@
   }
 
   async function draw(box) {
-    if (box.dataset.busy) return;
+    if (box.dataset.busy || folded(box)) return;
     box.dataset.busy = "1";
     try {
       for (;;) {
@@ -137,9 +137,11 @@
     report();
   }
 
+  // What is folded away has no width to draw in; it is drawn when its fold is opened.
+  const folded = (box) => Boolean(box.closest("details:not([open])"));
   const current = (box) => {
     const last = drawn.get(box);
-    return last && last.mode === mode() && !box.dataset.busy;
+    return folded(box) || (last && last.mode === mode() && !box.dataset.busy);
   };
 
   function report() {
@@ -152,6 +154,7 @@
     (entries) => {
       for (const entry of entries) {
         if (!entry.isIntersecting) continue;
+        if (folded(entry.target)) continue;
         watcher.unobserve(entry.target);
         draw(entry.target);
       }
@@ -173,6 +176,23 @@
     });
     Promise.all(near.map(draw)).then(fill);
   }
+
+  document.addEventListener("toggle", (event) => { if (event.target.open) fill(); }, true);
+
+  // ---- a link to a study opens it
+  function reveal() {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const whole = target && target.querySelector(":scope > details.whole");
+    if (!whole) return;
+    whole.open = true;
+    target.scrollIntoView();
+  }
+  addEventListener("hashchange", reveal);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest("a[href^='#']");
+    if (link && link.hash === location.hash) reveal(); // the address does not change, so nothing else would tell
+  });
+  reveal();
 
   report();
   boxes.forEach((box) => watcher.observe(box));
@@ -214,15 +234,15 @@
   label();
 
   // ---- paper: light charts, nothing folded
-  let folded = [];
+  let closed = [];
   addEventListener("beforeprint", () => {
-    folded = [...document.querySelectorAll("details.fold:not([open])")];
-    for (const fold of folded) fold.open = true;
+    closed = [...document.querySelectorAll("details.fold:not([open]), details.whole:not([open])")];
+    for (const fold of closed) fold.open = true;
     printing = true;
     boxes.forEach(draw);
   });
   addEventListener("afterprint", () => {
-    for (const fold of folded) fold.open = false;
+    for (const fold of closed) fold.open = false;
     printing = false;
     again();
   });
@@ -257,7 +277,7 @@
     const apply = () => {
       let shown = 0;
       for (const row of rows) {
-        const fits = picks.every((pick) => !pick.value || (row.dataset[pick.dataset.key] || "").split("|").includes(pick.value));
+        const fits = picks.every((pick) => !pick.value || (row.dataset[pick.dataset.key] || "").split("\n").includes(pick.value));
         row.hidden = !fits;
         shown += fits;
       }

@@ -1,0 +1,130 @@
+"""What stands before and behind the studies of a page: strips, filters, sentences of texts, errata, theory."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from normscope.records import Erratum, Sentence, Verdict
+from normscope.report._condensed import theory_rows
+from normscope.report._sections import Section
+
+#: More verdicts than this are a list to look things up in: it gets strips and filters, and the studies are folded.
+FEW = 5
+#: Stands for the text where a study judges what none of the texts says.
+EXTENSION = "None of them: an extension"
+WIDTH, HEIGHT = 260, 26
+_PAD = 9
+_TICKS = (1, 3, 10, 30, 100)
+_CLOSE = 3  # its label would touch that of 1 on a long axis
+
+Shown = Mapping[str, Any]  # what the template shows of a study
+
+
+def unit(verdict: Verdict) -> float:
+    """Return the length that a verdict's effect is drawn in: its margin's; without one, its interval's farther end."""
+    if verdict.margin and math.isfinite(verdict.margin):
+        return abs(verdict.margin)
+    effect = verdict.effect
+    return max((abs(v) for v in (effect.point, effect.low, effect.high) if math.isfinite(v)), default=1.0) or 1.0
+
+
+def reach(verdicts: Iterable[Verdict]) -> float:
+    """Return how many margins a strip extends to either side: all points, no fewer than 3 and no more than 100."""
+    points = [abs(v.effect.point) / unit(v) for v in verdicts if math.isfinite(v.effect.point)]
+    return min(100.0, max(3.0, 1.2 * max(points, default=1.0)))
+
+
+def strip(verdict: Verdict, far: float) -> dict[str, Any]:
+    """Return where the parts of a verdict's strip lie, in the units of its drawing.
+
+    Effects on different scales (ratios, differences, values) share one axis in margins: 0 is no effect, 1 the margin.
+    It is linear near 0 and logarithmic far from it, so that effects of a fifth and of fifty margins both show.
+
+    Args:
+        verdict: The verdict.
+        far: From `reach`.
+    """
+    length, effect = unit(verdict), verdict.effect
+    seen = math.isfinite(effect.point)
+    low, high = (
+        -math.inf if math.isnan(effect.low) else effect.low,
+        math.inf if math.isnan(effect.high) else effect.high,
+    )
+    kept = [min(max(v / length, -far), far) for v in (effect.point if seen else 0.0, low, high)]
+    point, start, end = (position(v, far) for v in kept)
+    margin = math.copysign(1.0, verdict.margin) if verdict.margin else 0.0
+    return {
+        "seen": seen,
+        "point": point,
+        "start": start,
+        "end": end,
+        "margin": position(margin, far),
+        "cut_low": low / length < -far,
+        "cut_high": high / length > far,
+    }
+
+
+def ticks(far: float) -> list[tuple[float, str]]:
+    """Return the (place, words) that label the axis of all strips."""
+    sizes = [0, *(size for size in _TICKS if size <= far)]
+    sizes = [size for size in sizes if size < 3 or size >= 10 or far < 10]
+    return [
+        (position(s * size, far), f"{'−' if s * size < 0 else ''}{size}")
+        for size in sizes
+        for s in (-1, 1)
+        if size or s > 0
+    ]
+
+
+def position(margins: float, far: float) -> float:
+    """Return where so many margins lie across a strip."""
+    return round(WIDTH / 2 + (WIDTH / 2 - _PAD) * math.asinh(margins) / math.asinh(far), 1)
+
+
+def filters(studies: Sequence[Shown]) -> list[tuple[str, str, list[str]]]:
+    """Return (what, its name on the rows, its values) of what tells the verdicts apart; nothing for a short list."""
+    judged = [study for study in studies if study["verdict"]]
+    found = [
+        ("Verdict", "outcome", {study["verdict"]["outcome"] for study in judged}),
+        ("Topic", "topic", {study["topic"] for study in judged if study["topic"]}),
+        ("Source text", "texts", {text for study in judged for text in study["texts"]}),
+    ]
+    return [(what, key, sorted(values)) for what, key, values in found if len(judged) > FEW and len(values) > 1]
+
+
+def said(sentences: Iterable[Sentence], studies: Mapping[str, Shown]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the sentences by text, each with the studies that judge it."""
+    texts: dict[str, list[dict[str, Any]]] = {}
+    for one in sentences:
+        row = {"place": one.place, "says": one.says, "note": one.note, "studies": _found(one.studies, studies)}
+        texts.setdefault(one.text, []).append(row)
+    return list(texts.items())
+
+
+def corrected(errata: Iterable[Erratum], studies: Mapping[str, Shown]) -> list[dict[str, Any]]:
+    """Return the errata, each with its studies and with the figure that shows it, if it is on the page."""
+    notes = []
+    for one in errata:
+        shown = [studies[slug] for slug in one.studies if slug in studies]
+        figures = [figure for study in shown for figure in study["figures"]]
+        named = [figure for figure in figures if figure["slug"] == one.figure]
+        notes.append(
+            {
+                "where": one.where,
+                "stated": one.stated,
+                "holds": one.holds,
+                "studies": _found(one.studies, studies),
+                "figure": next(iter(named or figures), None),
+            }
+        )
+    return notes
+
+
+def theory(sections: Sequence[Section], studies: Sequence[Shown]) -> list[tuple[Shown, list[Any]]]:
+    """Return for each study that has any its rows of measured and theoretical values."""
+    found = [(study, list(theory_rows(section.tables))) for section, study in zip(sections, studies, strict=True)]
+    return [(study, rows) for study, rows in found if rows]
+
+
+def _found(slugs: Iterable[str], studies: Mapping[str, Shown]) -> list[tuple[str, Shown | None]]:
+    return [(slug, studies.get(slug)) for slug in slugs]
