@@ -15,7 +15,8 @@ EXTENSION = "None of them: an extension"
 WIDTH, HEIGHT = 260, 26
 _PAD = 9
 _TICKS = (1, 3, 10, 30, 100)
-_CLOSE = 3  # its label would touch that of 1 on a long axis
+_APART = 22  # units between labels
+_WIDEN = 4  # gives the first margin to either side two fifths of the axis or so
 
 Shown = Mapping[str, Any]  # what the template shows of a study
 
@@ -38,7 +39,7 @@ def strip(verdict: Verdict, far: float) -> dict[str, Any]:
     """Return where the parts of a verdict's strip lie, in the units of its drawing.
 
     Effects on different scales (ratios, differences, values) share one axis in margins: 0 is no effect, 1 the margin.
-    It is linear near 0 and logarithmic far from it, so that effects of a fifth and of fifty margins both show.
+    It is compressed far from 0, so that effects of a fifth of a margin and of fifty margins both show.
 
     Args:
         verdict: The verdict.
@@ -65,20 +66,17 @@ def strip(verdict: Verdict, far: float) -> dict[str, Any]:
 
 
 def ticks(far: float) -> list[tuple[float, str]]:
-    """Return the (place, words) that label the axis of all strips."""
-    sizes = [0, *(size for size in _TICKS if size <= far)]
-    sizes = [size for size in sizes if size < 3 or size >= 10 or far < 10]
-    return [
-        (position(s * size, far), f"{'−' if s * size < 0 else ''}{size}")
-        for size in sizes
-        for s in (-1, 1)
-        if size or s > 0
-    ]
+    """Return the (place, words) that label the axis of all strips, none so near the one before that they touch."""
+    kept = [0]
+    for size in _TICKS:
+        if size <= far and position(size, far) - position(kept[-1], far) > _APART:
+            kept.append(size)
+    return [(position(at, far), str(at).replace("-", "−")) for at in sorted({*kept, *(-size for size in kept)})]
 
 
 def position(margins: float, far: float) -> float:
-    """Return where so many margins lie across a strip."""
-    return round(WIDTH / 2 + (WIDTH / 2 - _PAD) * math.asinh(margins) / math.asinh(far), 1)
+    """Return where so many margins lie across a strip: linear near 0, logarithmic beyond about 1."""
+    return round(WIDTH / 2 + (WIDTH / 2 - _PAD) * math.asinh(_WIDEN * margins) / math.asinh(_WIDEN * far), 1)
 
 
 def filters(studies: Sequence[Shown]) -> list[tuple[str, str, list[str]]]:

@@ -1,0 +1,63 @@
+"""The Markdown page says what the condensed file holds, the same every time, and keeps what is not its own."""
+
+import json
+import re
+
+import pytest
+from test_condensed import evidence
+
+from normscope import report
+from normscope._errors import StoreError
+from normscope.report import Evidence, _markdown
+
+
+def test_the_page_is_the_same_every_time_and_from_the_file(tmp_path):
+    path = report.save(tmp_path / "e.json", report.dumps(evidence()))
+    assert report.page(report.read(path)) == report.page(evidence()) == report.page(evidence())
+
+
+def test_it_says_verdicts_theory_sentences_errata_times_and_how_it_was_made():
+    page = report.page(evidence())
+    assert "2 claims judged: 1 supported, 0 refuted, 1 inconclusive." in page
+    assert page.index("## Affine") < page.index("## Gradients") < page.index("## Measured against theory")
+    assert "<br>`a-study` | **supported** | +0.70 (0.25 to no bound) | +0.2 | 20 | Because of numbers. |" in page
+    assert "| `a-study` | growth | 1.48 | 1.467 | 1.009 |" in page
+    assert "| It helps. | answer | `a-study` supported<br>`gone` |" in page
+    assert "| It is old. | comment | Nothing to measure. |" in page
+    assert "| A paper | Stated. | Holds. | `other` inconclusive |" in page
+    assert "| `a-study` | 12 s | `normscope study run a-study --seeds 3` |" in page
+    assert "```sh\nnormscope study run --all --out runs/all\n```" in page
+    assert "normscope 0.1.0 and torch 2.13.0; a processor, 2 cores; preset quick, data digits, device cpu" in page
+
+
+def test_cells_stay_cells_and_no_html_of_others_is_live():
+    page = report.page(evidence())
+    assert "It is \\| so &lt;img src=x>." in page
+    for block in re.findall(r"(?:^\|.*\n)+", page, re.M):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(bars) == 1, block
+    assert "\n\n\n" not in page
+
+
+def test_a_file_with_marks_keeps_all_but_what_is_between_them(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"# Mine\n\n{_markdown.BEGIN}\nold\n{_markdown.END}\n\nmore\n", encoding="utf-8")
+    for _ in range(2):
+        path.write_text(report.into(path, evidence()), encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(f"# Mine\n\n{_markdown.BEGIN}\n2 claims judged")
+    assert text.endswith(f"|\n{_markdown.END}\n\nmore\n")
+    assert text.count("`a-study`") == 1
+    assert "old" not in text
+    path.write_text(f"{_markdown.END} {_markdown.BEGIN}", encoding="utf-8")
+    with pytest.raises(StoreError, match="put both"):
+        report.into(path, evidence())
+    path.write_bytes(b"\xff")
+    with pytest.raises(StoreError, match="cannot read"):
+        report.into(path, evidence())
+
+
+def test_nothing_judged_is_a_page_too():
+    page = report.page(Evidence("Nothing.", (), (), (), ()))
+    assert "0 claims judged: 0 supported" in page
+    assert json.loads(report.dumps(Evidence("", (), (), (), ())))["studies"] == []
