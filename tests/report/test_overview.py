@@ -144,7 +144,7 @@ def test_few_claims_are_shown_as_ever(tmp_path):
 def test_sentences_errata_and_theory_lead_to_their_studies(tmp_path):
     page = written(tmp_path, many(), sentences=SENTENCES, errata=ERRATA)
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page[page.index('id="sentences"') :]))
-    assert "Text A It says Studies It helps. answer s1 ✕ refuted −2 (−3.0 to −1.0) gone not on this page" in text
+    assert "Text A It says Studies It helps. answer s1 ✕ refuted −2.0 (−3.0 to −1.0) gone not on this page" in text
     assert "It is old. comment Nothing to measure." in text
     assert "Text A Stated Stated. Holds Holds. s1" in text
     errata = page[page.index('id="errata"') : page.index('id="made"')]

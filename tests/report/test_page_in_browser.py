@@ -1,34 +1,15 @@
 """The page in a browser: drawn, quiet, without a network, light and dark, wide and narrow."""
 
 import re
-import shutil
 
 import _page_bench as _bench
 import pytest
+from _browser import IN_BROWSER, READY, overflow
 from test_page import hostile_section
 
 from normscope import report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    sync_playwright = None
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not looked at"),
-    pytest.mark.skipif(sync_playwright is None, reason="playwright is not installed: the page is not looked at"),
-]
-READY = "html[data-charts=ready]"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+pytestmark = IN_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -36,33 +17,6 @@ def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     sections = _bench.sections(_bench.frame(every=20))
     return report.write(path, title="A report", sections=sections, provenance=_bench.PROVENANCE, times=_bench.TIMES)
-
-
-@pytest.fixture
-def opened(browser):
-    """Open a page and, at the end, hold it to having been quiet and alone."""
-    contexts, noise = [], []
-
-    def go(path, width=1280, scheme="light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
-        tab.on("pageerror", lambda error: noise.append(f"error: {error}"))
-        tab.on("dialog", lambda dialog: (noise.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        tab.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else noise.append(r.url))
-        tab.goto(path.as_uri())
-        tab.wait_for_selector(READY, state="attached", timeout=60_000)
-        return tab
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert noise == []
-
-
-def overflow(tab):
-    return tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
 def brightness(colour):

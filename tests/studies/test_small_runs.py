@@ -65,6 +65,8 @@ def test_it_runs_as_a_whole(slug, tmp_path):
     assert len({figure.slug for figure in figures}) == len(figures)
     assert all(figure.caption and figure.alt for figure in figures)
     assert not [figure.slug for figure in figures if "nothing to draw" in figure.alt]
+    shown = {one.figure for one in studies.texts().errata if one.studies[:1] == (slug,)}
+    assert shown <= {figure.slug for figure in figures}
     tables = run.tables()
     assert tables
     for table in tables:

@@ -1,7 +1,5 @@
 """Every sentence of the texts leads to studies that exist, and every study to a sentence, or it is an extension."""
 
-import importlib.resources
-
 import pytest
 
 from normscope import studies
@@ -38,16 +36,6 @@ def test_a_study_judges_a_sentence_or_says_that_it_is_an_extension(study):
     assert bool(answered) != study.EXTENSION
     cited = {title for name, title in TEXTS.titles.items() if any(one.startswith(name) for one in study.SOURCES)}
     assert cited <= set(answered), "it cites a text of which no sentence leads to it"
-
-
-def test_figures_of_errata_are_those_of_their_study():
-    for erratum in TEXTS.errata:
-        for study in ALL:
-            if next(iter(erratum.studies), "") == study.CODE:
-                source = importlib.resources.files("normscope.studies") / f"{study.CODE.replace('-', '_')}.py"
-                said = source.read_text(encoding="utf-8")
-                stem = erratum.figure.rpartition("-")[0] or erratum.figure
-                assert f'"{erratum.figure}"' in said or f'"{stem}-' in said, (study.CODE, erratum.figure)
 
 
 def test_the_studies_of_a_text_are_found_by_its_title():

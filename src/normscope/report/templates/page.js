@@ -181,7 +181,7 @@
 
   // ---- a link to a study opens it
   function reveal() {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(location.hash.slice(1));
     const whole = target && target.querySelector(":scope > details.whole");
     if (!whole) return;
     whole.open = true;
