@@ -152,9 +152,37 @@ def test_one_seed_is_inconclusive_and_the_report_can_be_written_again(run, tmp_p
     before = page.read_text(encoding="utf-8")
     assert slug in before
     page.unlink()
-    again = json.loads(run("report", out, "--json").stdout)
+    small, text = tmp_path / "evidence.json", tmp_path / "evidence.md"
+    again = json.loads(run("report", out, "--json", "--condense", small).stdout)
     assert again["verdicts"] == first["verdicts"]
     assert page.is_file()
+    told = json.loads(run("report", small, "--markdown", text, "--json").stdout)
+    assert told["verdicts"] == first["verdicts"]
+    kept = json.loads(small.read_text(encoding="utf-8"))["studies"][0]
+    assert (kept["slug"], kept["card"], kept["preset"], kept["data"], kept["seeds"]) == (
+        slug,
+        1,
+        "quick",
+        "digits",
+        [0],
+    )
+    assert kept["seconds"] > 0
+    assert kept["cores"] >= 1
+    assert kept["torch"].startswith("2.")
+    assert len(kept["theory"]) == 3
+    assert f"normscope study run {slug} --preset quick --seeds 1" in text.read_text(encoding="utf-8")
+    run("report", out, "--markdown", tmp_path / "direct.md")
+    assert (tmp_path / "direct.md").read_bytes() == text.read_bytes()
+
+
+def test_a_condensed_file_that_is_none_is_one_line(refuse, tmp_path):
+    path = tmp_path / "evidence.json"
+    path.write_text('{"format": "normscope evidence", "ver', encoding="utf-8")
+    assert "--markdown" in refuse("report", path)
+    assert "not whole JSON" in refuse("report", path, "--markdown", tmp_path / "evidence.md")
+    path.write_text('{"name": "another"}', encoding="utf-8")
+    assert "no condensed verdicts" in refuse("report", path, "--markdown", tmp_path / "evidence.md")
+    assert [one.name for one in tmp_path.iterdir()] == ["evidence.json"]
 
 
 def test_interrupt_ends_in_one_line(monkeypatch, capsys):

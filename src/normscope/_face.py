@@ -13,7 +13,7 @@ from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
 from normscope._watched import sections_of
 from normscope.records import Verdict, provenance
-from normscope.report import Condensed, Evidence, Section, theory_rows, write
+from normscope.report import FEW, Condensed, Evidence, Section, theory_rows, write
 from normscope.stats import adjust
 from normscope.studies import AbstractStudy
 
@@ -203,14 +203,14 @@ def _condensed(judged: Judged) -> Condensed:
 
 def _is_whole(runs: Sequence[Judged]) -> bool:
     """Tell whether so many studies are shown that what the texts say of all of them belongs beside."""
-    return len(runs) >= 8
+    return len(runs) > FEW
 
 
 def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
     """Return what makes the committed files; studies that were run alike are run by one command."""
     alike: dict[str, list[str]] = {}
     for judged in runs:
-        _, slug, options = judged.run.command().partition(judged.run.study.CODE)
+        _, slug, options = _section(judged).command.partition(judged.run.study.CODE)
         alike.setdefault(options, []).append(slug)
     everything = [one.CODE for one in studies.all()]
     lines = [

@@ -138,6 +138,11 @@ def test_it_runs_as_a_whole(tmp_path, monkeypatch):
     assert run.verdict() == verdict
     assert {figure.slug for figure in run.figures()} == {"error-by-batch", "loss-by-cut", "bias-drift"}
     assert len(run.tables()[0].rows) == 2 * 2 * 2
+    against = {row[0]: [float(value) for value in row[1:]] for row in run.tables()[1].rows}
+    assert set(against) == {"error, m=16", "error, m=64"}
+    measured, theory, ratio = against["error, m=64"]
+    assert theory == pytest.approx(math.sqrt(2 / 62), abs=1e-4)
+    assert ratio == pytest.approx(measured / theory, rel=1e-2)
     drift = run.store.frame(probe="parameters", name="bias_max")
     last = drift.filter(drift["step"] == 24)
     sizes = {

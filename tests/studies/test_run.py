@@ -192,6 +192,9 @@ def test_an_inconclusive_run_is_extended_once_at_the_corrected_level(tmp_path):
     verdict = run(tiny.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
     assert verdict.effect.n == 4
     assert verdict.effect.level == pytest.approx(EXTENSION_LEVEL)
+    assert (
+        "--seeds 2 --data digits --device cpu --extend" in Run(tiny.Twins(), Store.open(tmp_path / "twins")).command()
+    )
     with pytest.raises(StoreError, match="level"):
         run(tiny.Twins(), out=tmp_path, seeds=2, workers=1)
 

@@ -14,5 +14,6 @@ from normscope.report._condensed import (
 from normscope.report._console import console as console
 from normscope.report._file import save as save
 from normscope.report._markdown import into as into, page as page
+from normscope.report._overview import FEW as FEW
 from normscope.report._page import write as write
 from normscope.report._sections import Section as Section

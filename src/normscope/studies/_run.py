@@ -71,6 +71,10 @@ class Run(NamedTuple):
         config = _config(self.store)
         seeds = 1 + max((cell.seed for cell in self.store.cells()), default=0)
         extend = " --extend" if config["level"] == EXTENSION_LEVEL else ""
+        if extend and seeds % 2 == 0:
+            # Half as many were asked for if they left it open: then the same command comes to all of these again.
+            first = self.study.judge(self.evidence(range(seeds // 2)))
+            seeds //= 2 if first.outcome is Outcome.INCONCLUSIVE else 1
         return (
             f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds}"
             f" --data {config['data']['name']} --device {config['device']}{extend}"

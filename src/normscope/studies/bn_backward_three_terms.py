@@ -342,12 +342,9 @@ class BnBackwardThreeTerms(AbstractStudy):
                     here = frame.filter(
                         (pl.col("batch") == batch) & (pl.col("step") == step) & (pl.col("site") == site)
                     )
-                    seeds = [evidence.per_seed(here.filter(pl.col("name") == name)) for name in names]
-                    error, *means = map(typical, seeds)
-                    theory = _expected(batch)
-                    ratio = number(float(np.nanmean(seeds[0])) / theory, 3)
-                    rows.append((batch, step, int(site.split(".")[1]) + 1, error, number(theory, 3), ratio, *means))
-        columns = ("Batch", "Step", "Layer", "Error", "Theory", "Ratio", "Cosine", "Mean's share", "Variance's share")
+                    means = [typical(evidence.per_seed(here.filter(pl.col("name") == name))) for name in names]
+                    rows.append((batch, step, int(site.split(".")[1]) + 1, number(_expected(batch), 3), *means))
+        columns = ("Batch", "Step", "Layer", "Theory", "Error", "Cosine", "Mean's share", "Variance's share")
         return [
             Table(
                 "The rescaling formula against the exact gradient",
@@ -355,8 +352,19 @@ class BnBackwardThreeTerms(AbstractStudy):
                 tuple(rows),
                 "Means over seeds. Theory is sqrt(2/(m-2)); shares are those of the gradient's energy that the "
                 "left-out terms remove.",
-            )
+            ),
+            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), self._against(evidence)),
         ]
+
+    def _against(self, evidence: Evidence) -> tuple[tuple[str, ...], ...]:
+        """Return what theory, which is of an uninformative gradient, says of the first layer before training."""
+        rows = []
+        for batch in evidence.settings["batches"]:
+            frame = evidence.select(probe="backward_terms", name="error", site="blocks.0.norm", batch=batch)
+            found = float(np.nanmean(evidence.per_seed(frame.filter(pl.col("step") == 0))))
+            expected = _expected(batch)
+            rows.append((f"error, m={batch}", f"{found:.4f}", f"{expected:.4f}", f"{found / expected:.4f}"))
+        return tuple(rows)
 
 
 def _factory(arm: str) -> norms.Factory:
