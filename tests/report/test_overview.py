@@ -132,6 +132,8 @@ def test_many_claims_get_bars_and_filters_and_folded_studies(tmp_path):
     for i in range(7):
         assert f'<a href="#study-s{i}">Claim of s{i}.</a>' in page
         assert f'<section id="study-s{i}" class="study folded"' in page
+        # The badge stands beside what it judges: the title may say what was found instead.
+        assert f'<summary><h2 id="study-s{i}-head">Claim {i}.</h2>' in page
 
 
 def test_few_claims_are_shown_as_ever(tmp_path):
