@@ -133,6 +133,39 @@ def study_run(
     _run(chosen, **settings, extend=extend, out=out, as_json=as_json)
 
 
+@study_app.command("calibrate", epilog="Example:  normscope study calibrate --studies 200 --seeds 5")
+def study_calibrate(
+    count: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies for each rule and truth.")] = 1000,
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds of each.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Simulate studies whose truth is known, and show how often the verdict engine is wrong, and its power."""
+    from normscope.studies import calibrate
+
+    with _progress(as_json) as progress:
+        told = None if progress is None else lambda done, total: progress("simulated studies", done, total)
+        rates = list(calibrate(studies=count, seeds=seeds, progress=told))
+    off = [rate for rate in rates if rate.off]
+    if as_json:
+        _print_json({"rates": [rate._asdict() | {"off": rate.off} for rate in rates], "off": len(off)})
+    else:
+        table = _table("Rule", "Noise", "No effect", "At the margin", "Allowed", "Power at twice the margin")
+        grouped: dict[tuple[str, str], dict[str, Any]] = {}
+        for rate in rates:
+            grouped.setdefault((rate.rule, rate.noise), {})[rate.truth] = rate
+        for (rule, noise), by_truth in grouped.items():
+            none, at, twice = (by_truth[truth] for truth in ("no effect", "at the margin", "twice the margin"))
+            wide = f"{at.share:.3f} ({at.low:.3f} to {at.high:.3f}){' OFF' if at.off else ''}"
+            table.add_row(rule, noise, f"{none.share:.3f}", wide, f"{at.allowed:.3f}", f"{twice.share:.2f}")
+        _console().print(table)
+        typer.echo(
+            f"Shares of {count} simulated studies of {seeds} seeds that came out supported. The margin is one standard "
+            "deviation of what a seed adds."
+        )
+    if off:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example:  normscope report runs/demo --open")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, a folder of runs, or a condensed file.")],
