@@ -156,7 +156,8 @@ class ReluHalfSaturated(AbstractStudy):
             0.02,
             claim="The inactive share is that of a normal variable, Phi(-beta/gamma)"
             f"{', below beta 0 too' if negative else ''}.",
-            endpoint=f"Inactive share less theory at initialization, worst of the betas {'below' if negative else 'from'} 0",
+            endpoint="Inactive share less theory at initialization, worst of the betas "
+            f"{'below' if negative else 'from'} 0",
             reason=f"The largest difference is {typical(worst)}.",
         )
 
