@@ -139,6 +139,8 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
     known: dict[str, Any] = {found.CODE: found for found in studies.all()}
     known |= {found.CODE: found for found in probes.all()}
     known |= {found.CODE: found for found in discover(layers, AbstractLayer)}
+    if name.endswith(".py"):
+        return studies.get(name)
     if name in known:
         found: AbstractStudy | type[Unit] = known[name]
         return found

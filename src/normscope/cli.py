@@ -109,7 +109,9 @@ def study_show(slug: str, as_json: Json = False) -> None:
 
 @study_app.command("run", epilog="Example:  normscope study run noisy-batchnorm --data ~/fashion-mnist --out runs/mine")
 def study_run(
-    slugs: Annotated[list[str] | None, typer.Argument(metavar="SLUG...", help="Studies to run.")] = None,
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="SLUG...", help="Studies to run; FILE.py for your own.")
+    ] = None,
     run_all: Annotated[bool, typer.Option("--all", help="Run every study.")] = False,
     preset: Preset = "quick",
     seeds: Seeds = 10,
@@ -131,6 +133,15 @@ def study_run(
     chosen = [unit.CODE for unit in studies.all()] if run_all else list(slugs or ())
     settings = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
     _run(chosen, **settings, extend=extend, out=out, as_json=as_json)
+
+
+@study_app.command("new", epilog="Example:  normscope study new my_claim.py && normscope study run my_claim.py")
+def study_new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A file that does not exist yet.")]) -> None:
+    """Write a template for a study of your own, which runs as it stands."""
+    from normscope import studies
+
+    made = studies.new(file)
+    typer.echo(f"Wrote {made}. Run it:  normscope study run {made}")
 
 
 @study_app.command("calibrate", epilog="Example:  normscope study calibrate --studies 200 --seeds 5")
@@ -170,6 +181,9 @@ def study_calibrate(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, a folder of runs, or a condensed file.")],
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    own: Annotated[
+        list[Path] | None, typer.Option("--study", help="File of a study of your own in there; it is executed.")
+    ] = None,
     condensed: Annotated[
         Path | None, typer.Option("--condense", help="JSON file to write the verdicts into, without the records.")
     ] = None,
@@ -181,6 +195,8 @@ def report(
     """Judge a run's records again and write its page, RUN/report.html; or a condensed file's verdicts as Markdown."""
     from normscope import _face, report as page
 
+    for file in own or ():
+        _face.study(str(file))
     if run.is_file():
         if markdown is None or condensed is not None or show:
             raise UsageError(

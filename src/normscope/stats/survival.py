@@ -29,7 +29,7 @@ def kaplan_meier(times: ArrayLike, reached: ArrayLike) -> tuple[Floats, Floats]:
     steps = np.unique(when[hit])
     at_risk = np.array([(when >= step).sum() for step in steps], dtype=np.float64)
     reaching = np.array([(hit & (when == step)).sum() for step in steps], dtype=np.float64)
-    left: Floats = np.cumprod(1 - reaching / at_risk)
+    left: Floats = np.cumprod(1 - reaching / at_risk, dtype=np.float64)
     return steps, left
 
 
