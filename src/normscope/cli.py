@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,8 @@ from normscope import __version__
 from normscope._errors import NormscopeError, UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from normscope._face import Judged
 
 DEMO = ("bn-backward-three-terms", "noisy-batchnorm", "ics-gradient-shift", "landscape-smoothness")
@@ -305,15 +307,18 @@ def _run(slugs: Sequence[str], *, out: Path, as_json: bool, **settings: Any) -> 
     from normscope import _face
 
     try:
-        with _progress(as_json) as progress:
-            runs = _face.run(slugs, out=out, progress=progress, **settings)
+        with _progress(as_json, studies=len(set(slugs))) as progress:
+            ended = None if as_json else _ending(progress, len(set(slugs)))
+            runs, failed = _face.run(slugs, out=out, progress=progress, ended=ended, **settings)
     except KeyboardInterrupt:
         typer.echo("normscope: interrupted; run the same command again to go on where it stopped", err=True)
         raise typer.Exit(130) from None
-    _finish(runs, out, as_json)
+    _finish(runs, out, as_json, failed)
+    if failed:
+        raise typer.Exit(1)
 
 
-def _finish(runs: Sequence["Judged"], out: Path, as_json: bool) -> None:
+def _finish(runs: Sequence["Judged"], out: Path, as_json: bool, failed: Mapping[str, str] | None = None) -> None:
     from normscope import _face, report as page
 
     verdicts = [judged.verdict for judged in runs]
@@ -321,18 +326,63 @@ def _finish(runs: Sequence["Judged"], out: Path, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        _print_json({"report": str(path), "verdicts": [asdict(verdict) for verdict in verdicts]})
+        took = {judged.verdict.study: round(judged.seconds, 1) for judged in runs if judged.seconds}
+        document = {"report": str(path), "verdicts": [asdict(verdict) for verdict in verdicts], "seconds": took}
+        _print_json(document | ({"failed": failed} if failed else {}))
         return
     console = _console()
     console.print(page.console(verdicts))
+    total = sum(judged.seconds for judged in runs)
     times = ", ".join(f"{judged.verdict.study} {judged.seconds:.0f} s" for judged in runs if judged.seconds)
     if times:
+        times += f"; {total:.0f} s in all" if len(runs) > 1 else ""
         console.print(f"Time in the studies: {times}", highlight=False)
     console.print(f"The page with the pictures: {path}", highlight=False, soft_wrap=True)
+    for slug, said in (failed or {}).items():
+        typer.echo(f"normscope: {slug} failed and is not in there: {said}", err=True)
+
+
+class _Bars:
+    """A bar for what is under way, and above it one for all of it where it has several parts."""
+
+    def __init__(self, bars: "Progress", parts: int) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._all = bars.add_task(f"{parts} studies", total=parts) if parts > 1 else None
+
+    def __call__(self, part: str, done: int, total: int) -> None:
+        """Show how far a part is."""
+        if part not in self._tasks:
+            self._tasks[part] = self._bars.add_task(part, total=total)
+        self._bars.update(self._tasks[part], completed=done, total=total)
+
+    def end(self, part: str, line: str) -> None:
+        """Put a line in the place of a part's bar."""
+        if self._all is not None and part in self._tasks:
+            self._bars.remove_task(self._tasks.pop(part))
+            self._bars.advance(self._all)
+        self._bars.console.print(line, highlight=False, markup=False)
+
+
+def _ending(bars: "_Bars | None", count: int) -> Callable[[str, str, float], None] | None:
+    """Return what says how studies ended, a line each on standard error: in a pipe that is all there is to see."""
+    if count < 2:
+        return None
+    ended = []
+
+    def say(slug: str, outcome: str, seconds: float) -> None:
+        ended.append(slug)
+        line = f"{len(ended)} of {count}: {slug} {outcome} (alone, before Holm's correction), {seconds:.0f} s"
+        if bars is None:
+            typer.echo(line, err=True)
+        else:
+            bars.end(slug, line)
+
+    return say
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+def _progress(quiet: bool, studies: int = 1) -> Iterator["_Bars | None"]:
     """Yield what the runner calls with (study, cells done, cells in all): a bar on a terminal, nothing in a pipe."""
     if quiet or not sys.stderr.isatty():
         yield None
@@ -355,14 +405,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(study: str, done: int, total: int) -> None:
-            if study not in tasks:
-                tasks[study] = bars.add_task(study, total=total)
-            bars.update(tasks[study], completed=done, total=total)
-
-        yield show
+        yield _Bars(bars, studies)
 
 
 def _write(path: Path, text: str) -> None:
