@@ -70,6 +70,6 @@ def test_below_beta_0_the_share_grows_with_depth():
 
 
 def test_a_learnt_beta_moves_and_gamma_does_not():
-    betas = values(cell_records(SLUG, "learnt from 1", {"depth": 1}), "beta")
+    betas = values(cell_records(SLUG, "learnt from 1", {"depth": 2}), "beta")
     assert betas[0] == 1.0
     assert betas[1] != 1.0
