@@ -160,7 +160,7 @@ def study_calibrate(
         rates = list(calibrate(studies=count, seeds=seeds, progress=told))
     off = [rate for rate in rates if rate.off]
     if as_json:
-        _print_json({"rates": [rate._asdict() | {"off": rate.off} for rate in rates], "off": len(off)})
+        _print_json({"rates": [rate._asdict() for rate in rates], "off": len(off)})
     else:
         table = _table("Rule", "Noise", "No effect", "At the margin", "Allowed", "Power at twice the margin")
         grouped: dict[tuple[str, str], dict[str, Any]] = {}

@@ -28,7 +28,7 @@ def test_an_engine_that_counts_steps_as_replicates_is_caught(monkeypatch):
         return decide(np.repeat(values, 20), **options)
 
     monkeypatch.setattr(_calibrate, "decide", counting_steps)
-    off = {rate.rule for rate in calibrate(studies=60, seed=2) if rate.off}
+    off = {rate.rule for rate in calibrate(studies=40, seed=2) if rate.off}
     assert {"beyond a margin", "beyond a margin, extended once", "slope per seed"} <= off
 
 

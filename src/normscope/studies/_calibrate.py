@@ -40,6 +40,7 @@ class Rate(NamedTuple):
         low: Lower end of its 95 % interval (Clopper & Pearson).
         high: Upper end.
         allowed: What the level allows where the claim is not true; NaN for power.
+        off: Whether the share is above that beyond chance (p < 0.001: dozens of rates are looked at).
     """
 
     rule: str
@@ -49,11 +50,7 @@ class Rate(NamedTuple):
     low: float
     high: float
     allowed: float
-
-    @property
-    def off(self) -> bool:
-        """Whether more studies came out supported than the level allows, beyond what chance explains."""
-        return self.low > self.allowed
+    off: bool
 
 
 def calibrate(
@@ -89,7 +86,8 @@ def calibrate(
         supported = sum(RULES[rule].judge(rng, noise, seeds, _TRUTHS[truth]) for _ in range(studies))
         ends = binomtest(supported, studies).proportion_ci(0.95)
         allowed = math.nan if truth == "twice the margin" else RULES[rule].allowed
-        yield Rate(rule, noise, truth, supported / studies, float(ends.low), float(ends.high), allowed)
+        off = not math.isnan(allowed) and binomtest(supported, studies, allowed, alternative="greater").pvalue < 1e-3
+        yield Rate(rule, noise, truth, supported / studies, float(ends.low), float(ends.high), allowed, bool(off))
     if progress is not None:
         progress(len(jobs), len(jobs))
 
