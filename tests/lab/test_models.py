@@ -112,3 +112,20 @@ def test_unknown_or_unfitting_network(name, shape):
 def test_unknown_activation():
     with pytest.raises(UsageError, match="relu"):
         models.mlp(1, 2, inputs=2, classes=2, norm=plain, seed=0, activation="maxout")
+
+
+def test_every_network_takes_the_activation_it_is_given():
+    for name in ("mlp", "cnn-s", "vgg-a"):
+        options = {"depth": 1, "width": 4} if name == "mlp" else {"width": 2} if name == "vgg-a" else {}
+        model = build(
+            name,
+            shape=(1, 8, 8),
+            classes=10,
+            norm=lambda place: torch.nn.Identity(),
+            seed=0,
+            activation="tanh",
+            **options,
+        )
+        kinds = {type(module) for module in model.modules()}
+        assert torch.nn.Tanh in kinds
+        assert torch.nn.ReLU not in kinds

@@ -10,7 +10,7 @@ FEW = {"train": 300, "test": 60}
 
 #: What differs from the quick preset, by slug.
 SMALL = {
-    "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.3], "steps": 10, **FEW},
+    "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.2], "steps": 10, **FEW},
     "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
     "beta-overfits": {"network": MLP, "sizes": [60, 100], "batch": 20, "steps": 10, "test": 60},
     "bias-before-bn-redundant": {"network": MLP, "steps": 25, **FEW},
