@@ -165,11 +165,19 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
             outcome,
             decisive.effect,
             margin=decisive.margin,
-            reason="Times half the learning rate: " + " ".join(part.reason for part in conditions),
+            reason=f"Times half the learning rate: {' '.join(part.reason for part in conditions)} {self._by_rate(evidence)}",
             p_value=p,
             primary=True,
             parts=parts,
         )
+
+    def _by_rate(self, evidence: Evidence) -> str:
+        told = (
+            f"{words}: "
+            + ", ".join(f"{typical(_plateau(evidence, arm, rate) * rate / 2)} at {rate:g}" for rate in _rates(evidence))
+            for arm, words in ARMS.items()
+        )
+        return f"By learning rate, {'; '.join(told)}."
 
     def _slopes(self, evidence: Evidence) -> Iterable[Verdict]:
         rates = _rates(evidence)
