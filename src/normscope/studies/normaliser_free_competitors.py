@@ -98,7 +98,7 @@ class NormaliserFreeCompetitors(AbstractStudy):
     }
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield every scheme at every learning rate; He's weights alone at smaller ones, as their gradients are huge."""
+        """Yield every scheme at every learning rate; He's weights alone at smaller ones: their gradients are huge."""
         for arm in ARMS:
             for rate in settings["plain_lrs" if arm == "none" else "lrs"]:
                 yield arm, {"lr": rate}
