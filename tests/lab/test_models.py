@@ -115,17 +115,8 @@ def test_unknown_activation():
 
 
 def test_every_network_takes_the_activation_it_is_given():
-    for name in ("mlp", "cnn-s", "vgg-a"):
-        options = {"depth": 1, "width": 4} if name == "mlp" else {"width": 2} if name == "vgg-a" else {}
-        model = build(
-            name,
-            shape=(1, 8, 8),
-            classes=10,
-            norm=lambda place: torch.nn.Identity(),
-            seed=0,
-            activation="tanh",
-            **options,
-        )
-        kinds = {type(module) for module in model.modules()}
-        assert torch.nn.Tanh in kinds
-        assert torch.nn.ReLU not in kinds
+    for name, sizes in (("mlp", {"depth": 1, "width": 4}), ("cnn-s", {}), ("vgg-a", {"width": 2})):
+        options = {"shape": (1, 8, 8), "classes": 10, "seed": 0, "activation": "tanh"} | sizes
+        kinds = {type(module) for module in build(name, norm=lambda place: nn.Identity(), **options).modules()}
+        assert nn.Tanh in kinds
+        assert nn.ReLU not in kinds
