@@ -68,28 +68,44 @@ def run(
     *,
     out: Path,
     progress: Callable[[str, int, int], None] | None = None,
+    ended: Callable[[str, str, float], None] | None = None,
     **settings: Any,
-) -> list[Judged]:
-    """Run studies one after the other into ``out`` and judge them together.
+) -> tuple[list[Judged], dict[str, str]]:
+    """Run studies one after the other into ``out`` and judge them together. One that fails does not lose the others.
 
     Args:
         slugs: The studies; a slug said twice is run once.
         out: Folder of runs; each study has a folder in it.
         progress: Called with (slug, cells complete, cells in all).
+        ended: Called when a study has ended, with (slug, its outcome alone or what went wrong, seconds).
         settings: As ``normscope.studies.run`` takes them.
 
+    Returns:
+        The studies that ended well, and by slug what went wrong with the others.
+
     Raises:
-        UsageError: A slug names no study; nothing has run then.
+        UsageError: A slug names no study; nothing has run then. Or the only study asked for failed.
     """
     chosen = [studies.get(slug) for slug in dict.fromkeys(slugs)]
-    seconds = []
+    seconds: dict[str, float] = {}
+    failed: dict[str, str] = {}
     for one in chosen:
         began = time.perf_counter()
         told = None if progress is None else _telling(progress, one.CODE)
-        studies.run(one, out=out, progress=told, **settings)
-        seconds.append(time.perf_counter() - began)
-    runs = [studies.load(out / one.CODE)[0] for one in chosen]
-    return _judged(runs, seconds)
+        try:
+            outcome = studies.run(one, out=out, progress=told, **settings).outcome.value
+        except Exception as error:
+            if len(chosen) == 1:
+                raise
+            outcome = failed[one.CODE] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        else:
+            seconds[one.CODE] = time.perf_counter() - began
+        if ended is not None:
+            ended(one.CODE, outcome, time.perf_counter() - began)
+    if not seconds:
+        raise UsageError(f"no study ended well: {'; '.join(f'{slug}: {said}' for slug, said in failed.items())}")
+    runs = [studies.load(out / slug)[0] for slug in seconds]
+    return _judged(runs, list(seconds.values())), failed
 
 
 def load(folder: Path) -> list[Judged]:
@@ -132,7 +148,7 @@ def condense(runs: Sequence[Judged]) -> Evidence:
 
 
 def unit(name: str) -> AbstractStudy | type[Unit]:
-    """Find a study, probe or layer by its code.
+    """Find a study, probe or layer by its code, with ``study:``, ``probe:`` or ``layer:`` before it where two share it.
 
     Raises:
         UsageError: Nothing has that name; the message says what is near.
@@ -140,9 +156,20 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
     from normscope import layers
     from normscope.layers._norm import AbstractLayer
 
-    known: dict[str, Any] = {found.CODE: found for found in studies.all()}
-    known |= {found.CODE: found for found in probes.all()}
-    known |= {found.CODE: found for found in discover(layers, AbstractLayer)}
+    kinds: dict[str, dict[str, Any]] = {
+        "study": {found.CODE: found for found in studies.all()},
+        "probe": {found.CODE: found for found in probes.all()},
+        "layer": {found.CODE: found for found in discover(layers, AbstractLayer)},
+    }
+    kind, _, rest = name.partition(":")
+    if rest and kind in kinds:
+        name, kinds = rest, {kind: kinds[kind]}
+    having = [kind for kind, units in kinds.items() if name in units]
+    if len(having) > 1:
+        raise UsageError(f"{name!r} is a {' and a '.join(having)}: say {' or '.join(f'{k}:{name}' for k in having)}")
+    known = {code: found for units in kinds.values() for code, found in units.items()}
+    if name.endswith(".py"):
+        return studies.get(name)
     if name in known:
         found: AbstractStudy | type[Unit] = known[name]
         return found

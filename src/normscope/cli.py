@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,8 @@ from normscope import __version__
 from normscope._errors import NormscopeError, UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from normscope._face import Judged
     from normscope.report import Evidence
 
@@ -111,7 +113,9 @@ def study_show(slug: str, as_json: Json = False) -> None:
 
 @study_app.command("run", epilog="Example:  normscope study run noisy-batchnorm --data ~/fashion-mnist --out runs/mine")
 def study_run(
-    slugs: Annotated[list[str] | None, typer.Argument(metavar="SLUG...", help="Studies to run.")] = None,
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="SLUG...", help="Studies to run; FILE.py for your own.")
+    ] = None,
     run_all: Annotated[bool, typer.Option("--all", help="Run every study.")] = False,
     preset: Preset = "quick",
     seeds: Seeds = 10,
@@ -135,10 +139,55 @@ def study_run(
     _run(chosen, **settings, extend=extend, out=out, as_json=as_json)
 
 
+@study_app.command("new", epilog="Example:  normscope study new my_claim.py && normscope study run my_claim.py")
+def study_new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A file that does not exist yet.")]) -> None:
+    """Write a template for a study of your own, which runs as it stands."""
+    from normscope import studies
+
+    made = studies.new(file)
+    typer.echo(f"Wrote {made}. Run it:  normscope study run {made}")
+
+
+@study_app.command("calibrate", epilog="Example:  normscope study calibrate --studies 200 --seeds 5")
+def study_calibrate(
+    count: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies for each rule and truth.")] = 1000,
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds of each.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Simulate studies whose truth is known, and show how often the verdict engine is wrong, and its power."""
+    from normscope.studies import calibrate
+
+    with _progress(as_json) as progress:
+        told = None if progress is None else lambda done, total: progress("simulated studies", done, total)
+        rates = list(calibrate(studies=count, seeds=seeds, progress=told))
+    off = [rate for rate in rates if rate.off]
+    if as_json:
+        _print_json({"rates": [rate._asdict() for rate in rates], "off": len(off)})
+    else:
+        table = _table("Rule", "Noise", "No effect", "At the margin", "Allowed", "Power at twice the margin")
+        grouped: dict[tuple[str, str], dict[str, Any]] = {}
+        for rate in rates:
+            grouped.setdefault((rate.rule, rate.noise), {})[rate.truth] = rate
+        for (rule, noise), by_truth in grouped.items():
+            none, at, twice = (by_truth[truth] for truth in ("no effect", "at the margin", "twice the margin"))
+            wide = f"{at.share:.3f} ({at.low:.3f} to {at.high:.3f}){' OFF' if at.off else ''}"
+            table.add_row(rule, noise, f"{none.share:.3f}", wide, f"{at.allowed:.3f}", f"{twice.share:.2f}")
+        _console().print(table)
+        typer.echo(
+            f"Shares of {count} simulated studies of {seeds} seeds that came out supported. The margin is one standard "
+            "deviation of what a seed adds."
+        )
+    if off:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example:  normscope report runs/demo --open")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, a folder of runs, or a condensed file.")],
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    own: Annotated[
+        list[Path] | None, typer.Option("--study", help="File of a study of your own in there; it is executed.")
+    ] = None,
     condensed: Annotated[
         Path | None, typer.Option("--condense", help="JSON file to write the verdicts into, without the records.")
     ] = None,
@@ -151,6 +200,8 @@ def report(
     """Judge a run's records again and write its page, RUN/report.html; or a condensed file's verdicts as Markdown."""
     from normscope import _face, report as page
 
+    for file in own or ():
+        _face.study(str(file))
     if run.is_file():
         if markdown is None or condensed is not None or show:
             raise UsageError(
@@ -261,32 +312,80 @@ def _run(slugs: Sequence[str], *, out: Path, as_json: bool, **settings: Any) -> 
     from normscope import _face
 
     try:
-        with _progress(as_json) as progress:
-            runs = _face.run(slugs, out=out, progress=progress, **settings)
+        with _progress(as_json, studies=len(set(slugs))) as progress:
+            ended = None if as_json else _ending(progress, len(set(slugs)))
+            runs, failed = _face.run(slugs, out=out, progress=progress, ended=ended, **settings)
     except KeyboardInterrupt:
         typer.echo("normscope: interrupted; run the same command again to go on where it stopped", err=True)
         raise typer.Exit(130) from None
-    _finish(runs, out, as_json)
+    _finish(runs, out, as_json, failed)
+    if failed:
+        raise typer.Exit(1)
 
 
-def _finish(runs: Sequence["Judged"], out: Path, as_json: bool) -> None:
+def _finish(runs: Sequence["Judged"], out: Path, as_json: bool, failed: Mapping[str, str] | None = None) -> None:
     from normscope import _face, report as page
 
     verdicts = [judged.verdict for judged in runs]
     path = _face.write_report(runs, out / "report.html")
     if as_json:
-        _print_json({"report": str(path), "verdicts": [asdict(verdict) for verdict in verdicts]})
+        took = {judged.verdict.study: round(judged.seconds, 1) for judged in runs if judged.seconds}
+        document = {"report": str(path), "verdicts": [asdict(verdict) for verdict in verdicts], "seconds": took}
+        _print_json(document | ({"failed": failed} if failed else {}))
         return
     console = _console()
     console.print(page.console(verdicts))
+    total = sum(judged.seconds for judged in runs)
     times = ", ".join(f"{judged.verdict.study} {judged.seconds:.0f} s" for judged in runs if judged.seconds)
     if times:
+        times += f"; {total:.0f} s in all" if len(runs) > 1 else ""
         console.print(f"Time in the studies: {times}", highlight=False)
     console.print(f"The page with the pictures: {path}", highlight=False, soft_wrap=True)
+    for slug, said in (failed or {}).items():
+        typer.echo(f"normscope: {slug} failed and is not in there: {said}", err=True)
+
+
+class _Bars:
+    """A bar for what is under way, and above it one for all of it where it has several parts."""
+
+    def __init__(self, bars: "Progress", parts: int) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+        self._all = bars.add_task(f"{parts} studies", total=parts) if parts > 1 else None
+
+    def __call__(self, part: str, done: int, total: int) -> None:
+        """Show how far a part is."""
+        if part not in self._tasks:
+            self._tasks[part] = self._bars.add_task(part, total=total)
+        self._bars.update(self._tasks[part], completed=done, total=total)
+
+    def end(self, part: str, line: str) -> None:
+        """Put a line in the place of a part's bar."""
+        if self._all is not None and part in self._tasks:
+            self._bars.remove_task(self._tasks.pop(part))
+            self._bars.advance(self._all)
+        self._bars.console.print(line, highlight=False, markup=False)
+
+
+def _ending(bars: "_Bars | None", count: int) -> Callable[[str, str, float], None] | None:
+    """Return what says how studies ended, a line each on standard error: in a pipe that is all there is to see."""
+    if count < 2:
+        return None
+    ended = []
+
+    def say(slug: str, outcome: str, seconds: float) -> None:
+        ended.append(slug)
+        line = f"{len(ended)} of {count}: {slug} {outcome} (alone, before Holm's correction), {seconds:.0f} s"
+        if bars is None:
+            typer.echo(line, err=True)
+        else:
+            bars.end(slug, line)
+
+    return say
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+def _progress(quiet: bool, studies: int = 1) -> Iterator["_Bars | None"]:
     """Yield what the runner calls with (study, cells done, cells in all): a bar on a terminal, nothing in a pipe."""
     if quiet or not sys.stderr.isatty():
         yield None
@@ -309,14 +408,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(study: str, done: int, total: int) -> None:
-            if study not in tasks:
-                tasks[study] = bars.add_task(study, total=total)
-            bars.update(tasks[study], completed=done, total=total)
-
-        yield show
+        yield _Bars(bars, studies)
 
 
 def _write(path: Path, text: str) -> None:

@@ -112,3 +112,11 @@ def test_unknown_or_unfitting_network(name, shape):
 def test_unknown_activation():
     with pytest.raises(UsageError, match="relu"):
         models.mlp(1, 2, inputs=2, classes=2, norm=plain, seed=0, activation="maxout")
+
+
+def test_every_network_takes_the_activation_it_is_given():
+    for name, sizes in (("mlp", {"depth": 1, "width": 4}), ("cnn-s", {}), ("vgg-a", {"width": 2})):
+        options = {"shape": (1, 8, 8), "classes": 10, "seed": 0, "activation": "tanh"} | sizes
+        kinds = {type(module) for module in build(name, norm=lambda place: nn.Identity(), **options).modules()}
+        assert nn.Tanh in kinds
+        assert nn.ReLU not in kinds

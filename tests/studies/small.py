@@ -10,8 +10,8 @@ FEW = {"train": 300, "test": 60}
 
 #: What differs from the quick preset, by slug.
 SMALL = {
-    "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.3], "steps": 10, **FEW},
-    "affine-before-linear-useless": {"network": MLP, "steps": 10, **FEW},
+    "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.2], "steps": 10, **FEW},
+    "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
     "beta-overfits": {"network": MLP, "sizes": [60, 100], "batch": 20, "steps": 10, "test": 60},
     "bias-before-bn-redundant": {"network": MLP, "steps": 25, **FEW},
     "bn-noise-regularises": {
@@ -21,24 +21,24 @@ SMALL = {
     "bn-only-training": {"network": WIDE, "depths": [1, 2], "steps": 10, **FEW},
     "conditioning": {"network": MLP, "batch": 64, "steps": 7, "every": 3, "samples": 2000, **FEW},
     "dropout-variance-shift": {"network": MLP, "keeps": [0.5, 1.0], "steps": 10, "settle": 10, **FEW},
-    "exploding-gradient-at-init": {"width": 32, "narrow": 16, "depth": 14, "batches": [8, 16], "judged": 16},
+    "exploding-gradient-at-init": {"width": 32, "narrow": 16, "depth": 12, "batches": [8, 16], "judged": 16},
     "exploding-gradient-in-training": {"network": WIDE, "depths": [2, 4], "judged": 4, "batches": [16], "steps": 22,
                                        **FEW},
     "fewer-iterations": {"network": MLP, "networks": ["sigmoid", "relu"], "lrs": [0.5, 2.0], "steps": 10, **FEW},
     "gamma-cures-vanishing": {"network": {"name": "mlp", "depth": 3, "width": 8}, "steps": 8, **FEW},
     "identity-recoverable": {"network": MLP, "batches": [8, 64], "draws": 50, "steps": 9, **FEW},
     "init-tolerance": {"network": MLP, "scales": [0.1, 1.0, 10.0], "steps": 10, "law_steps": 5, **FEW},
-    "learning-rate-tolerance": {"network": WIDE, "depths": [1, 2], "judged": 2, "lrs": [0.1, 1.0], "steps": 22, **FEW},
+    "learning-rate-tolerance": {"network": WIDE, "depths": [1, 2], "judged": 2, "lrs": [0.1, 1.0], "steps": 8, **FEW},
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
-    "relu-half-saturated": {"network": WIDE, "depths": [1, 2], "steps": 8, **FEW},
+    "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
     },
     "tanh-saturation": {"network": MLP, "scales": [1.0, 1.6667, 10.0], "steps": 8, **FEW},
     "taylor-quadratic-term": {"network": WIDE, "depths": [1, 2], "scales": [0.3, 1.0], "batch": 64, "steps": 5,
                               "every": 2, **FEW},
-    "train-test-statistics-gap": {"network": MLP, "steps": 45, "batches": [8, 64], **FEW},
+    "train-test-statistics-gap": {"network": MLP, "steps": 22, **FEW},
 }  # fmt: skip
 
 

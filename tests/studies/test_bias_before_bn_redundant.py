@@ -35,6 +35,13 @@ def test_runs_that_differ_at_one_step_are_found():
     assert outcomes(STUDY.judge(planted(apart=1e-4)), "same losses") == {"refuted"}
 
 
+def test_a_run_that_ended_early_is_another_run():
+    evidence = planted()
+    frame = evidence.frame
+    kept = frame.filter((frame["arm"] != "bias") | (frame["name"] != "loss") | (frame["step"] < 2))
+    assert outcomes(STUDY.judge(type(evidence)(kept, evidence.settings, evidence.seeds)), "same losses") == {"refuted"}
+
+
 @pytest.mark.parametrize(
     ("drifts", "outcome"),
     [((1e-9, 1e-9, 1e-3), "supported"), ((1e-3, 1e-9, 1e-9), "refuted"), ((1e-9, 1e-3, 1e-9), "refuted")],

@@ -47,12 +47,13 @@ TRAINED = {"loss", "accuracy", "test_accuracy", "val_loss", "diverged"}
 @pytest.mark.parametrize("slug", sorted(SMALL))
 def test_it_runs_as_a_whole(slug, tmp_path):
     verdict, run = run_small(slug, tmp_path)
-    assert run.verdict() == verdict
+    study, evidence = run.study, run.evidence()  # read once; run.verdict(), figures() and tables() do the same
+    assert study.judge(evidence) == verdict
     assert verdict.primary
     assert not any(part.primary for part in verdict.parts)
     assert verdict.reason
     assert all(part.claim and part.endpoint and part.reason for part in verdict.parts)
-    frame = run.evidence().frame
+    frame = evidence.frame
     found = {f"{probe}:{name}" for probe, name in frame.select("probe", "name").unique().rows()}
     promised = set(NAMES[slug])
     if any(name.startswith("training:") for name in found):
@@ -60,14 +61,14 @@ def test_it_runs_as_a_whole(slug, tmp_path):
     assert promised <= found
     bad = frame.filter(~frame["value"].is_finite() & ~frame["name"].is_in(list(LOOSE)))
     assert bad.is_empty(), bad
-    figures = run.figures()
+    figures = study.figures(evidence)
     assert figures
     assert len({figure.slug for figure in figures}) == len(figures)
     assert all(figure.caption and figure.alt for figure in figures)
     assert not [figure.slug for figure in figures if "nothing to draw" in figure.alt]
     shown = {one.figure for one in studies.texts().errata if one.studies[:1] == (slug,)}
     assert shown <= {figure.slug for figure in figures}
-    tables = run.tables()
+    tables = study.tables(evidence)
     assert tables
     for table in tables:
         assert table.rows

@@ -7,3 +7,4 @@ from normscope.stats.intervals import interval as interval, paired_interval as p
 from normscope.stats.multiplicity import adjust as adjust, holm as holm
 from normscope.stats.ratio import ratio_interval as ratio_interval
 from normscope.stats.slopes import slope_per_seed as slope_per_seed
+from normscope.stats.survival import kaplan_meier as kaplan_meier, restricted_mean as restricted_mean

@@ -14,6 +14,18 @@ def accuracy(evidence: Evidence, arm: str, name: str = "test_accuracy", **where:
     return np.nan_to_num(evidence.last(name, arm=arm, **where), nan=0.0)
 
 
+def apart(evidence: Evidence, one: str, other: str, **where: Any) -> Floats:
+    """Return per seed the largest difference of two arms' losses over steps; infinite if one of them ended earlier."""
+    first, second = (
+        evidence.curves(evidence.select(probe="training", name="loss", arm=arm, **where)) for arm in (one, other)
+    )
+    found = []
+    for seed in evidence.seeds:
+        a, b = first[seed][1], second[seed][1]
+        found.append(float(np.abs(a - b).max()) if len(a) == len(b) else np.inf)
+    return np.array(found, dtype=np.float64)
+
+
 def reached(evidence: Evidence, arm: str, target: float, **where: Any) -> tuple[Floats, int]:
     """Return the steps to a training accuracy, those that never get there counted as all, and how many these are."""
     return evidence.steps_to(target, horizon=int(evidence.settings["steps"]), arm=arm, **where)

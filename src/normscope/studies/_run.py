@@ -138,6 +138,9 @@ def run(
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
         "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
     }
+    if study.SOURCE_FILE:
+        # The rule stands before the run: records made under another text of the file are not continued or judged anew.
+        config["source_file"] = study.SOURCE_FILE
     store = Store.create(Path(out) / study.CODE, config)
 
     def look(count: int) -> Verdict:
@@ -175,10 +178,28 @@ def load(folder: str | Path) -> list[Run]:
         store = Store.open(path)
         config = _config(store, required=len(folders) == 1)
         if "study" in config:
-            runs.append(Run(get(config["study"]), store))
+            runs.append(Run(_study_of(store, config), store))
     if not runs:
         raise StoreError(f"{root}: no run of a study lies there: give the folder that was --out")
     return sorted(runs, key=lambda found: found.study.CARD)
+
+
+def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
+    """Return the study that made a run. Code of a user's own runs only if they named its file in this process."""
+    if "source_file" not in config:
+        return get(config["study"])
+    try:
+        study = get(config["study"])
+    except UsageError:
+        raise UsageError(
+            f"{store.path} is a run of a study of your own, {config['study']}: name its file with --study FILE.py"
+        ) from None
+    if config["source_file"] != study.SOURCE_FILE:
+        raise UsageError(
+            f"the file of {study.CODE} has changed since the records in {store.path} were made, and a rule stands "
+            "before its run: take the old file, or run the new one with another --out"
+        )
+    return study
 
 
 def _config(store: Store, *, required: bool = True) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ class AbstractStudy(Unit, ABC):
     (endpoint, margin, presets) is a class attribute, fixed before anything runs.
 
     Attributes:
-        CARD: Number of the study in the catalogue of claims.
+        CARD: Number of the study in the catalogue of claims; a user's own has none and comes last.
         TOPIC: What it is about, in a word or two; studies are listed and filtered by it.
         CLAIM: The claim in a sentence, as its source makes it.
         ENDPOINT: What the primary verdict measures, in words.
@@ -41,7 +41,7 @@ class AbstractStudy(Unit, ABC):
     """
 
     HEADINGS = ("Claim", "Method", "Prediction", "Threats")
-    CARD: ClassVar[int]
+    CARD: ClassVar[int] = 1000
     TOPIC: ClassVar[str]
     CLAIM: ClassVar[str]
     ENDPOINT: ClassVar[str]
@@ -49,6 +49,8 @@ class AbstractStudy(Unit, ABC):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
     VERSION: ClassVar[int] = 1
     EXTENSION: ClassVar[bool] = False
+    #: Fingerprint of the file of a user's own study, which its runs remember; empty for those of the package.
+    SOURCE_FILE: ClassVar[str] = ""
 
     @abstractmethod
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:

@@ -8,6 +8,7 @@ import torch
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
+from normscope.studies._common import apart
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, exact, with_parts
 from normscope.studies._study import AbstractStudy
@@ -124,7 +125,7 @@ class BetaOverfits(AbstractStudy):
             exact(
                 self,
                 evidence,
-                _apart(evidence, sizes[0]),
+                apart(evidence, "bias, gamma, beta", "gamma, beta", examples=sizes[0]),
                 1e-6,
                 claim="A bias before batch norm changes nothing.",
                 endpoint="Largest difference of the losses of runs with and without the bias",
@@ -193,12 +194,3 @@ class BetaOverfits(AbstractStudy):
 
 def _test(evidence: Evidence, arm: str, size: int) -> np.ndarray:
     return evidence.last("test_accuracy", arm=arm, examples=size)
-
-
-def _apart(evidence: Evidence, size: int) -> np.ndarray:
-    """Return per seed the largest difference of two runs' losses."""
-    one, other = (
-        evidence.curves(evidence.select(probe="training", name="loss", arm=arm, examples=size))
-        for arm in ("bias, gamma, beta", "gamma, beta")
-    )
-    return np.array([float(np.abs(one[seed][1] - other[seed][1]).max()) for seed in evidence.seeds])

@@ -88,8 +88,8 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
             "network": {"name": "mlp", "depth": 3, "width": 64, "activation": "tanh", "gain": 1.0},
             "examples": 500,
             "lrs": [0.15, 0.2, 0.25],
-            "steps": 2000,
-            "every": 40,
+            "steps": 3000,
+            "every": 50,
             "relative": [0.5, 1.0, 2.0, 4.0],
             "absolute": [0.1, 0.2, 0.4, 0.8],
             "plateau": 0.75,
@@ -165,11 +165,20 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
             outcome,
             decisive.effect,
             margin=decisive.margin,
-            reason="Times half the learning rate: " + " ".join(part.reason for part in conditions),
+            reason=f"Times half the learning rate: {' '.join(part.reason for part in conditions)} "
+            + self._by_rate(evidence),
             p_value=p,
             primary=True,
             parts=parts,
         )
+
+    def _by_rate(self, evidence: Evidence) -> str:
+        told = (
+            f"{words}: "
+            + ", ".join(f"{typical(_plateau(evidence, arm, rate) * rate / 2)} at {rate:g}" for rate in _rates(evidence))
+            for arm, words in ARMS.items()
+        )
+        return f"By learning rate, {'; '.join(told)}."
 
     def _slopes(self, evidence: Evidence) -> Iterable[Verdict]:
         rates = _rates(evidence)

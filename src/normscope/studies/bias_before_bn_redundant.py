@@ -10,7 +10,7 @@ from torch import nn
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
-from normscope.studies._common import accuracy
+from normscope.studies._common import accuracy, apart
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import exact, with_parts
 from normscope.studies._study import AbstractStudy
@@ -200,5 +200,4 @@ def _seen(evidence: Evidence, name: str, **where: Any) -> np.ndarray:
 
 
 def _apart(evidence: Evidence) -> np.ndarray:
-    one_, other = (evidence.curves(evidence.select(probe="training", name="loss", arm=arm, bits=64)) for arm in ARMS)
-    return np.array([float(np.abs(one_[seed][1] - other[seed][1]).max()) for seed in evidence.seeds])
+    return apart(evidence, *ARMS, bits=64)

@@ -127,7 +127,8 @@ class ConditioningOfInputs(AbstractStudy):
         if features != "standardised":
             split = _other_units(split, cell)
         if features == "normed":
-            model = nn.Sequential(nn.Flatten(), layers.BatchNorm1d(math.prod(data.shape)), model).to(device).train()
+            first = [nn.Flatten(), layers.BatchNorm1d(math.prod(data.shape)), nn.Unflatten(1, data.shape)]
+            model = nn.Sequential(*first, model).to(device).train()
         probes = [Conditioning()] if features == "standardised" else []
         yield from fit(model, split, cell, probes=probes, every=int(cell.settings["every"]))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
+from normscope.stats import restricted_mean
 from normscope.studies._common import accuracy
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, with_parts
@@ -164,13 +165,24 @@ class FewerIterations(AbstractStudy):
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate times at every rate."""
         rows = tuple(
-            (net, words, *(typical(_steps(evidence, arm, net, lr)[0]) for lr in evidence.settings["lrs"]))
+            (net, words, *(_restricted(evidence, arm, net, lr) for lr in evidence.settings["lrs"]))
             for net in evidence.settings["networks"]
             for arm, words in ARMS.items()
         )
         columns = ("Network", "Arm", *(f"learning rate {lr:g}" for lr in evidence.settings["lrs"]))
-        caption = f"Restricted means; {evidence.settings['steps']} stands for never."
+        caption = (
+            f"Kaplan-Meier means restricted to {evidence.settings['steps']} steps, with their "
+            f"{evidence.level:.0%} intervals; in brackets, how many runs never get there."
+        )
         return [Table("Steps to the target", columns, rows, caption)]
+
+
+def _restricted(evidence: Evidence, arm: str, net: str, lr: float) -> str:
+    steps, never = _steps(evidence, arm, net, lr)
+    horizon = float(evidence.settings["steps"])
+    found = restricted_mean(steps, steps < horizon, horizon, level=evidence.level)
+    said = f"{found.point:.0f} ({found.low:.0f} to {found.high:.0f})"
+    return f"{said} [{never}]" if never else said
 
 
 def _steps(evidence: Evidence, arm: str, net: str, lr: float) -> tuple[np.ndarray, int]:

@@ -121,7 +121,7 @@ class GammaCuresVanishing(AbstractStudy):
             margin=0.0,
             claim="Learnt gammas are above 1.",
             endpoint="Mean gamma at the end less 1",
-            reason=f"The mean gamma ends at {typical(gamma)}.",
+            reason=f"The mean gamma less 1 ends at {typical(gamma - 1)}.",
         )
         both = [self._slower(evidence, first), above]
         outcome, p, decisive = conjunction(both, 1 - evidence.level)

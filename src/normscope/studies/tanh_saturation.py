@@ -36,10 +36,10 @@ class TanhSaturation(AbstractStudy):
     ## Method
     Five hidden layers of 100 with tanh, weights s times :math:`1/\sqrt{d}`, s from 0.1 to 10, with batch norm and
     without. At initialization, per layer: the share of inputs of tanh beyond 3, the share of outputs beyond .97, the
-    mean squared slope, and the first layer's gradient over the last one's. Primary: at s = 10 the share beyond 3 is
-    below 1 % with batch norm and above 20 % without (both must hold). Then networks are trained at s = 5/3 with gamma
-    and beta learnt or fixed at four gammas: "chooses the best" is supported if the test accuracy with learnt ones is
-    not more than .3 points from that of the fixed gamma that is best on validation data.
+    mean squared slope, and the first layer's gradient over the last one's, each over its weights. Primary: at s = 10
+    the share beyond 3 is below 1 % with batch norm and above 20 % without (both must hold). Then networks are trained
+    at s = 5/3 with gamma and beta learnt or fixed at four gammas: "chooses the best" is supported if the test accuracy
+    with learnt ones is not more than .3 points below that of the fixed gamma that is best on validation data.
 
     ## Prediction
     Supported at initialization, with the shares of a normal variable (.27 %, 3.64 %, .464). While training gamma

@@ -1,5 +1,6 @@
 """Gradients through a random chain of wide layers: how fast they grow, measured and in theory."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -88,6 +89,7 @@ def rate(squares: Sequence[float], *, margin: int = 4) -> float:
     return math.exp(-float(np.polyfit(np.arange(len(logs)), logs, 1)[0]))
 
 
+@functools.cache  # an integral over a fine grid, asked for again by every judge, figure and table
 def theory(activation: str, batch: int | None = None, *, gain: float = 1.0, shift: float = 0.0) -> float:
     r"""Return the theoretical growth rate with batch norm.
 

@@ -249,7 +249,7 @@ def build(name: str, *, shape: Sequence[int], classes: int, norm: Norm, seed: in
     if len(shape) != 3:
         raise UsageError(f"{name} needs images of shape (channels, height, width), got {tuple(shape)}: use mlp")
     if name == "cnn-s":
-        return cnn_s(shape=shape, classes=classes, norm=norm, seed=seed)
+        return cnn_s(shape=shape, classes=classes, norm=norm, seed=seed, **options)
     return vgg_a(shape=shape, classes=classes, norm=norm, seed=seed, **options)
 
 

@@ -1,0 +1,60 @@
+"""Output moments: both of its numbers must speak for the claim, in the right direction."""
+
+import math
+
+import pytest
+from planted import Plant, jitter
+from small import cell_records, settings, values
+
+from normscope import studies
+
+SLUG = "output-moments-hessian"
+STUDY = studies.get(SLUG)
+
+
+def planted(frozen=200.0, train=10.0, overlap=0.85):
+    plant = Plant(settings(SLUG))
+    for seed in plant.seeds:
+        for arm in ("none", "batch"):
+            for mode, value in (("frozen", frozen), ("train", train)):
+                value *= math.exp(jitter(seed, 0.1, len(mode)))
+                plant.add(arm, seed, f"top_eigenvalue@{mode}", 1.0, probe="curvature", step=0)  # not the last
+                plant.add(arm, seed, f"top_eigenvalue@{mode}", value, probe="curvature", step=4)
+                for name, share in (("overlap_mean", overlap), ("random_overlap_mean", 0.01)):
+                    share += jitter(seed, 0.005)
+                    plant.add(arm, seed, f"{name}@{mode}", share, probe="output_moments", step=4)
+    return plant.evidence()
+
+
+@pytest.mark.parametrize(
+    ("frozen", "train", "overlap", "outcome"),
+    [
+        (200, 10, 0.85, "supported"),
+        (200, 10, 0.5, "refuted"),
+        (20, 10, 0.85, "refuted"),
+        (10, 200, 0.85, "refuted"),  # the other way round
+        (50, 10, 0.85, "inconclusive"),
+        (200, 10, 0.7, "inconclusive"),
+    ],
+)
+def test_the_judge_finds_what_was_planted(frozen, train, overlap, outcome):
+    verdict = STUDY.judge(planted(frozen, train, overlap))
+    assert verdict.outcome.value == outcome
+    assert verdict.parts[0].effect.point == pytest.approx(math.log(frozen / train), abs=0.2)
+
+
+def test_sharp_directions_move_the_outputs_more_than_random_ones():
+    records = cell_records(
+        SLUG, "batch", steps=21, every=20, batch=64, network={"name": "mlp", "depth": 2, "width": 12}
+    )
+    (overlap,), (control,) = (values(records, f"{name}_mean@frozen") for name in ("overlap", "random_overlap"))
+    assert 3 * control < overlap <= 1 + 1e-6
+    tops = {mode: values(records, f"top_eigenvalue@{mode}", "curvature") for mode in ("frozen", "train")}
+    assert len(tops["frozen"]) == len(tops["train"]) == 2
+    assert tops["frozen"][-1] > 1.2 * tops["train"][-1]
+
+
+def test_without_batch_norm_both_modes_are_one():
+    records = cell_records(SLUG, "none")
+    train, frozen = (values(records, f"top_eigenvalue@{mode}", "curvature") for mode in ("train", "frozen"))
+    assert train == frozen != []

@@ -1,0 +1,93 @@
+"""The safe step: measured rightly, compared the right way round."""
+
+import math
+
+import pytest
+import torch
+from planted import Plant, jitter, outcomes
+from small import cell_records, settings, values
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from normscope import studies
+from normscope.studies.lab.data import load
+from normscope.studies.taylor_quadratic_term import _safe_step
+
+SLUG = "taylor-quadratic-term"
+STUDY = studies.get(SLUG)
+
+
+def planted(none=0.5, batch=2.5, *, rises=1.0, raised=(0.4, 0.1), inverse=None):
+    plant = Plant(settings(SLUG, depths=[3], scales=[0.1, 1.0]))
+    for seed in plant.seeds:
+        for scale in plant.settings["scales"]:
+            for salt, (arm, value) in enumerate({"none": none, "batch": batch}.items()):
+                where = {"probe": "safe_step", "depth": 3, "scale": scale}
+                plant.add(arm, seed, "safe_step", value * math.exp(jitter(seed, 0.1, salt)), **where)
+                plant.add(arm, seed, "inverse_variance", none / batch if inverse is None else inverse, **where)
+                plant.add(arm, seed, "rises", rises, **where)
+        for arm, share in zip(("none", "batch"), raised, strict=True):
+            for step in range(10):
+                rose = float(step < round(10 * share) + (seed % 2))
+                plant.add(arm, seed, "raised", rose, probe="descent", step=step, depth=3, scale=1.0)
+    return plant.evidence()
+
+
+@pytest.mark.parametrize(
+    ("none", "batch", "outcome"),
+    [(0.5, 2.5, "supported"), (1.0, 1.0, "refuted"), (2.5, 0.5, "refuted"), (1.0, 1.5, "inconclusive")],
+)
+def test_the_judge_finds_what_was_planted(none, batch, outcome):
+    assert STUDY.judge(planted(none, batch)).outcome.value == outcome
+
+
+def test_steps_without_bound_are_left_out_and_counted():
+    verdict = STUDY.judge(planted(batch=math.inf))
+    assert verdict.outcome.value == "inconclusive"
+
+
+@pytest.mark.parametrize(("rises", "outcome"), [(1.0, "refuted"), (0.0, "supported")])
+def test_whether_some_step_raises_the_loss_is_told_apart(rises, outcome):
+    assert outcomes(STUDY.judge(planted(rises=rises)), "some step up to 10") == {outcome}
+
+
+@pytest.mark.parametrize(("raised", "outcome"), [((0.4, 0.1), "supported"), ((0.1, 0.4), "refuted")])
+def test_steps_that_raise_the_loss_are_compared_the_right_way_round(raised, outcome):
+    assert outcomes(STUDY.judge(planted(raised=raised)), "raise the loss of their own batch") == {outcome}
+
+
+@pytest.mark.parametrize(("inverse", "outcome"), [(None, "supported"), (5.0, "refuted")])
+def test_the_rule_of_the_note_is_held_against_the_measured_ratio(inverse, outcome):
+    assert outcomes(STUDY.judge(planted(inverse=inverse)), "one over sigma squared") == {outcome}
+
+
+def test_the_safe_step_is_that_of_the_curvature_along_the_gradient():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 3).double(), torch.randn(20, 5).double(), torch.randint(3, (20,))
+    cell = STUDY.cells("quick", [0], load("digits"))
+    (safe,) = values(list(_safe_step(cell[0], model, x, y)), "safe_step")
+    gradient = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+    start = [p.detach().clone() for p in model.parameters()]
+
+    def loss(step):
+        with torch.no_grad():
+            for p, at, g in zip(model.parameters(), start, gradient, strict=True):
+                p.copy_(at - step * g)
+            return float(cross_entropy(model(x), y))
+
+    h = 1e-3
+    bend = (loss(h) - 2 * loss(0) + loss(-h)) / h**2
+    assert safe == pytest.approx(2 * sum(float(g.square().sum()) for g in gradient) / bend, rel=1e-4)
+
+
+def test_with_batch_norm_the_safe_step_hardly_depends_on_the_scale_and_has_an_end():
+    net, steps = {"name": "mlp", "width": 32}, {}
+    for arm in ("none", "batch"):
+        for scale in (0.3, 3.0):
+            where = {"depth": 3, "scale": scale}
+            records = cell_records(SLUG, arm, where, network=net, depths=[3], scales=[0.3, 3.0], batch=128)
+            steps[arm, scale] = values(records, "safe_step", "safe_step")[0]
+            if arm == "batch":
+                assert values(records, "rises") == [1.0]
+    assert 0.4 < steps["batch", 0.3] / steps["batch", 3.0] < 2.5
+    assert steps["none", 0.3] / steps["none", 3.0] > 50

@@ -1,0 +1,51 @@
+"""Moving averages against statistics estimated anew: which is better is told apart, and lag is found where it is."""
+
+import pytest
+from planted import Plant, jitter, outcomes
+from small import cell_records, settings, values
+
+from normscope import studies
+
+SLUG = "train-test-statistics-gap"
+STUDY = studies.get(SLUG)
+
+
+def planted(anew=0.9, moving=0.8, *, others=(0.9, 0.9)):
+    plant = Plant(settings(SLUG))
+    for seed in plant.seeds:
+        for arm, point in STUDY.grid(plant.settings):
+            main = point == {"lr": 1.0, "batch": 8, "momentum": 0.1}
+            pair = (anew, moving) if main else others
+            for name, value in zip(("anew", "moving"), pair, strict=True):
+                for step in (20, 40):
+                    value += jitter(seed, 0.001, len(name))
+                    plant.add(arm, seed, name, value, probe="evaluated", step=step, **point)
+    return plant.evidence()
+
+
+@pytest.mark.parametrize(
+    ("anew", "moving", "outcome"),
+    [(0.9, 0.8, "supported"), (0.9, 0.9, "refuted"), (0.8, 0.9, "refuted"), (0.905, 0.9, "inconclusive")],
+)
+def test_the_judge_finds_what_was_planted(anew, moving, outcome):
+    assert STUDY.judge(planted(anew, moving)).outcome.value == outcome
+
+
+def test_the_other_corners_are_parts_and_decide_nothing():
+    verdict = STUDY.judge(planted(0.9, 0.9, others=(0.9, 0.8)))
+    assert verdict.outcome.value == "refuted"
+    assert outcomes(verdict, "Anew less moving") == {"supported"}
+    assert len(verdict.parts) == 7
+
+
+def test_averages_of_long_memory_lag_and_those_of_short_memory_do_not():
+    gaps = {}
+    for momentum in (0.1, 0.01):
+        where = {"lr": 0.1, "batch": 64, "momentum": momentum}
+        network = {"name": "mlp", "depth": 3, "width": 32}
+        records = cell_records(SLUG, "batch", where, network=network, steps=81, train=None, test=None)
+        anew, moving = (values(records, name) for name in ("anew", "moving"))
+        assert len(anew) == len(moving) == len(values(records, "own")) == 4
+        gaps[momentum] = sum(a - m for a, m in zip(anew, moving, strict=True)) / 4
+    assert gaps[0.01] > 0.02
+    assert gaps[0.01] > gaps[0.1]
