@@ -3,12 +3,9 @@
 Heavy rooms are imported inside the commands, so that help answers at once.
 """
 
-import json
-import math
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +14,10 @@ import typer
 
 from normscope import __version__
 from normscope._errors import NormscopeError, UsageError
+from normscope.cli._print import plain_table, print_json, say_page, wide, write_text
+from normscope.cli._progress import ending, progress_bar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from normscope._face import Judged
     from normscope.report import Evidence
 
@@ -95,12 +92,12 @@ def study_list(as_json: Json = False) -> None:
 
     found = [{"slug": unit.CODE, "card": unit.CARD, "title": unit.title()} for unit in studies.all()]
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    table = _table("Study", "What it tests")
+    table = plain_table("Study", "What it tests")
     for row in found:
         table.add_row(row["slug"], row["title"])
-    _console().print(table)
+    wide().print(table)
 
 
 @study_app.command("show", epilog="Example:  normscope study show landscape-smoothness")
@@ -108,7 +105,7 @@ def study_show(slug: str, as_json: Json = False) -> None:
     """Show a study's page: claim, method, prediction, threats."""
     from normscope import studies
 
-    _explain(studies.get(slug), as_json)
+    say_page(studies.get(slug), as_json)
 
 
 @study_app.command("run", epilog="Example:  normscope study run noisy-batchnorm --data ~/fashion-mnist --out runs/mine")
@@ -157,22 +154,22 @@ def study_calibrate(
     """Simulate studies whose truth is known, and show how often the verdict engine is wrong, and its power."""
     from normscope.studies import calibrate
 
-    with _progress(as_json) as progress:
+    with progress_bar(as_json) as progress:
         told = None if progress is None else lambda done, total: progress("simulated studies", done, total)
         rates = list(calibrate(studies=count, seeds=seeds, progress=told))
     off = [rate for rate in rates if rate.off]
     if as_json:
-        _print_json({"rates": [rate._asdict() for rate in rates], "off": len(off)})
+        print_json({"rates": [rate._asdict() for rate in rates], "off": len(off)})
     else:
-        table = _table("Rule", "Noise", "No effect", "At the margin", "Allowed", "Power at twice the margin")
+        table = plain_table("Rule", "Noise", "No effect", "At the margin", "Allowed", "Power at twice the margin")
         grouped: dict[tuple[str, str], dict[str, Any]] = {}
         for rate in rates:
             grouped.setdefault((rate.rule, rate.noise), {})[rate.truth] = rate
         for (rule, noise), by_truth in grouped.items():
             none, at, twice = (by_truth[truth] for truth in ("no effect", "at the margin", "twice the margin"))
-            wide = f"{at.share:.3f} ({at.low:.3f} to {at.high:.3f}){' OFF' if at.off else ''}"
-            table.add_row(rule, noise, f"{none.share:.3f}", wide, f"{at.allowed:.3f}", f"{twice.share:.2f}")
-        _console().print(table)
+            margin = f"{at.share:.3f} ({at.low:.3f} to {at.high:.3f}){' OFF' if at.off else ''}"
+            table.add_row(rule, noise, f"{none.share:.3f}", margin, f"{at.allowed:.3f}", f"{twice.share:.2f}")
+        wide().print(table)
         typer.echo(
             f"Shares of {count} simulated studies of {seeds} seeds that came out supported. The margin is one standard "
             "deviation of what a seed adds."
@@ -229,10 +226,10 @@ def _say_condensed(evidence: "Evidence", written: Path, as_json: bool) -> None:
 
     verdicts = [study.verdict for study in evidence.studies]
     if as_json:
-        _print_json({"markdown": str(written), "verdicts": [asdict(verdict) for verdict in verdicts]})
+        print_json({"markdown": str(written), "verdicts": [asdict(verdict) for verdict in verdicts]})
         return
-    _console().print(page.console(verdicts))
-    _console().print(f"Written to {written}", highlight=False, soft_wrap=True)
+    wide().print(page.console(verdicts))
+    wide().print(f"Written to {written}", highlight=False, soft_wrap=True)
 
 
 @bench_app.command("probes", epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")
@@ -247,21 +244,21 @@ def bench_probes(
     from normscope.bench import _page, probes
 
     try:
-        with _progress(as_json) as progress:
+        with progress_bar(as_json) as progress:
             result = probes.measure(model, rounds=rounds, only=case, progress=progress)
     except KeyboardInterrupt:
         typer.echo("normscope: interrupted; nothing was written", err=True)
         raise typer.Exit(130) from None
     if out is not None:
-        _write(out, _page.markdown(result))
+        write_text(out, _page.markdown(result))
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
-    console, table = _console(), _table(*_page.COLUMNS)
+    console, table = wide(), plain_table(*_page.COLUMNS)
     for row in _page.rows(result):
         table.add_row(*row)
     console.print(table)
-    peers = _table("other tools", "mlp", "vgg", "trace, conduct")
+    peers = plain_table("other tools", "mlp", "vgg", "trace, conduct")
     for peer in result["peers"]:
         peers.add_row(peer["tool"], peer["mlp"], peer["vgg"], peer["conduct"])
     console.print(peers)
@@ -277,7 +274,7 @@ def explain(
     """Explain a study, a probe or a layer: its page."""
     from normscope import _face
 
-    _explain(_face.unit(name), as_json)
+    say_page(_face.unit(name), as_json)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -312,8 +309,8 @@ def _run(slugs: Sequence[str], *, out: Path, as_json: bool, **settings: Any) -> 
     from normscope import _face
 
     try:
-        with _progress(as_json, studies=len(set(slugs))) as progress:
-            ended = None if as_json else _ending(progress, len(set(slugs)))
+        with progress_bar(as_json, studies=len(set(slugs))) as progress:
+            ended = None if as_json else ending(progress, len(set(slugs)))
             runs, failed = _face.run(slugs, out=out, progress=progress, ended=ended, **settings)
     except KeyboardInterrupt:
         typer.echo("normscope: interrupted; run the same command again to go on where it stopped", err=True)
@@ -331,9 +328,9 @@ def _finish(runs: Sequence["Judged"], out: Path, as_json: bool, failed: Mapping[
     if as_json:
         took = {judged.verdict.study: round(judged.seconds, 1) for judged in runs if judged.seconds}
         document = {"report": str(path), "verdicts": [asdict(verdict) for verdict in verdicts], "seconds": took}
-        _print_json(document | ({"failed": failed} if failed else {}))
+        print_json(document | ({"failed": failed} if failed else {}))
         return
-    console = _console()
+    console = wide()
     console.print(page.console(verdicts))
     total = sum(judged.seconds for judged in runs)
     times = ", ".join(f"{judged.verdict.study} {judged.seconds:.0f} s" for judged in runs if judged.seconds)
@@ -343,118 +340,3 @@ def _finish(runs: Sequence["Judged"], out: Path, as_json: bool, failed: Mapping[
     console.print(f"The page with the pictures: {path}", highlight=False, soft_wrap=True)
     for slug, said in (failed or {}).items():
         typer.echo(f"normscope: {slug} failed and is not in there: {said}", err=True)
-
-
-class _Bars:
-    """A bar for what is under way, and above it one for all of it where it has several parts."""
-
-    def __init__(self, bars: "Progress", parts: int) -> None:
-        self._bars = bars
-        self._tasks: dict[str, TaskID] = {}
-        self._all = bars.add_task(f"{parts} studies", total=parts) if parts > 1 else None
-
-    def __call__(self, part: str, done: int, total: int) -> None:
-        """Show how far a part is."""
-        if part not in self._tasks:
-            self._tasks[part] = self._bars.add_task(part, total=total)
-        self._bars.update(self._tasks[part], completed=done, total=total)
-
-    def end(self, part: str, line: str) -> None:
-        """Put a line in the place of a part's bar."""
-        if self._all is not None and part in self._tasks:
-            self._bars.remove_task(self._tasks.pop(part))
-            self._bars.advance(self._all)
-        self._bars.console.print(line, highlight=False, markup=False)
-
-
-def _ending(bars: "_Bars | None", count: int) -> Callable[[str, str, float], None] | None:
-    """Return what says how studies ended, a line each on standard error: in a pipe that is all there is to see."""
-    if count < 2:
-        return None
-    ended = []
-
-    def say(slug: str, outcome: str, seconds: float) -> None:
-        ended.append(slug)
-        line = f"{len(ended)} of {count}: {slug} {outcome} (alone, before Holm's correction), {seconds:.0f} s"
-        if bars is None:
-            typer.echo(line, err=True)
-        else:
-            bars.end(slug, line)
-
-    return say
-
-
-@contextmanager
-def _progress(quiet: bool, studies: int = 1) -> Iterator["_Bars | None"]:
-    """Yield what the runner calls with (study, cells done, cells in all): a bar on a terminal, nothing in a pipe."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        yield _Bars(bars, studies)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
-
-
-def _explain(unit: Any, as_json: bool) -> None:
-    page = unit.page()
-    if as_json:
-        _print_json({"code": unit.CODE, "title": unit.title(), "sources": list(unit.SOURCES), "page": page})
-        return
-    typer.echo(f"{unit.CODE}\n{unit.title()}")
-    for heading, text in page.items():
-        typer.echo(f"\n{heading}\n{'-' * len(heading)}\n{text}")
-    if unit.SOURCES:
-        typer.echo("\nSources\n-------\n" + "\n".join(unit.SOURCES))
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 100)
-
-
-def _table(*columns: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(_finite(document), indent=2, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """Put null for what JSON has no number for: an unbounded end of an interval."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
