@@ -1,6 +1,7 @@
 """The public face: what joins rooms that do not know each other. Studies meet statistics over several, and the page."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,11 +57,13 @@ class Judged:
         run: The study and its records.
         verdict: Its verdict, corrected over all studies judged together.
         seconds: Wall time of this call; 0 where records were only read.
+        command: The command that runs it again; runs that one command may have made have the same options.
     """
 
     run: studies.Run
     verdict: Verdict
     seconds: float = 0.0
+    command: str = ""
 
 
 def run(
@@ -178,7 +181,12 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
 
 def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judged]:
     verdicts = adjust([found.verdict() for found in runs])
-    return [Judged(*row) for row in zip(runs, verdicts, seconds, strict=True)]
+    asked = [found.asked() for found in runs]
+    (usual, _), *_ = Counter(count for counts in asked for count in counts).most_common(1)
+    commands = [
+        found.command(usual if usual in counts else counts[0]) for found, counts in zip(runs, asked, strict=True)
+    ]
+    return [Judged(*row) for row in zip(runs, verdicts, seconds, commands, strict=True)]
 
 
 def _telling(progress: Callable[[str, int, int], None], slug: str) -> studies.Progress:
@@ -198,7 +206,7 @@ def _section(judged: Judged) -> Section:
         verdicts=(judged.verdict,),
         figures=tuple(found.study.figures(evidence)),
         tables=tuple(found.study.tables(evidence)),
-        command=found.command(),
+        command=judged.command,
         topic=found.study.TOPIC,
         texts=studies.texts().judged_by(found.study.CODE),
     )
@@ -237,7 +245,7 @@ def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
     """Return what makes the committed files; studies that were run alike are run by one command."""
     alike: dict[str, list[str]] = {}
     for judged in runs:
-        _, slug, options = _section(judged).command.partition(judged.run.study.CODE)
+        _, slug, options = judged.command.partition(judged.run.study.CODE)
         alike.setdefault(options, []).append(slug)
     everything = [one.CODE for one in studies.all()]
     lines = [

@@ -1,5 +1,6 @@
 """The machine that runs studies: same records however it is run, nothing supported without a difference."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -192,11 +193,28 @@ def test_an_inconclusive_run_is_extended_once_at_the_corrected_level(tmp_path):
     verdict = run(tiny.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
     assert verdict.effect.n == 4
     assert verdict.effect.level == pytest.approx(EXTENSION_LEVEL)
-    assert (
-        "--seeds 2 --data digits --device cpu --extend" in Run(tiny.Twins(), Store.open(tmp_path / "twins")).command()
-    )
+    found = Run(tiny.Twins(), Store.open(tmp_path / "twins"))
+    assert found.asked() == (2,)
+    assert "--seeds 2 --data digits --device cpu --extend" in found.command()
     with pytest.raises(StoreError, match="level"):
         run(tiny.Twins(), out=tmp_path, seeds=2, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("undecided", "asked"),
+    [((), (4,)), ((4,), (4,)), ((2,), (4, 2)), ((2, 4), (2,))],
+    ids=["at once", "at four, so eight are still to come", "perhaps after two", "after two"],
+)
+def test_the_seeds_that_were_asked_for_are_told_from_the_seeds_that_are_there(tmp_path, monkeypatch, undecided, asked):
+    run(tiny.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
+    judge = tiny.Twins.judge
+
+    def planted(study, evidence):
+        outcome = Outcome.INCONCLUSIVE if len(evidence.seeds) in undecided else Outcome.SUPPORTED
+        return dataclasses.replace(judge(study, evidence), outcome=outcome)
+
+    monkeypatch.setattr(tiny.Twins, "judge", planted)
+    assert Run(tiny.Twins(), Store.open(tmp_path / "twins")).asked() == asked
 
 
 @pytest.mark.parametrize(

@@ -66,17 +66,34 @@ class Run(NamedTuple):
         """Make the study's tables from all complete seeds."""
         return self.study.tables(self.evidence())
 
-    def command(self) -> str:
-        """Return the command that runs the study again like this."""
-        config = _config(self.store)
+    def asked(self) -> tuple[int, ...]:
+        """Return the numbers of seeds that, asked for, come to the seeds that are here.
+
+        One, unless the run could be extended: then it may have been asked for as many, if these decide, or for half as
+        many, if the first half did not.
+        """
         seeds = 1 + max((cell.seed for cell in self.store.cells()), default=0)
+        if _config(self.store)["level"] != EXTENSION_LEVEL:
+            return (seeds,)
+        half = (seeds // 2,) if seeds % 2 == 0 and self._leave_open(seeds // 2) else ()
+        return half if half and self._leave_open(seeds) else (seeds, *half)
+
+    def _leave_open(self, seeds: int) -> bool:
+        try:
+            return self.study.judge(self.evidence(range(seeds))).outcome is Outcome.INCONCLUSIVE
+        except DataError:  # an interrupted run, of which none of these is complete
+            return False
+
+    def command(self, seeds: int | None = None) -> str:
+        """Return the command that runs the study again like this.
+
+        Args:
+            seeds: One of `asked`; its first if left out.
+        """
+        config = _config(self.store)
         extend = " --extend" if config["level"] == EXTENSION_LEVEL else ""
-        if extend and seeds % 2 == 0:
-            # Half as many were asked for if they left it open: then the same command comes to all of these again.
-            first = self.study.judge(self.evidence(range(seeds // 2)))
-            seeds //= 2 if first.outcome is Outcome.INCONCLUSIVE else 1
         return (
-            f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds}"
+            f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds or self.asked()[0]}"
             f" --data {config['data']['name']} --device {config['device']}{extend}"
         )
 
