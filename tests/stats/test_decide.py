@@ -153,15 +153,15 @@ def test_rule(low, high, options, outcome) -> None:
     assert decide(estimate(low, high, point), **options)[0] is outcome
 
 
-@given(SEEDS, METHODS, SIXTEENTHS, st.sampled_from(["greater", "less"]))
+@given(SEEDS, METHODS, SIXTEENTHS, st.sampled_from(["greater", "less"]), st.sampled_from(["value", "difference"]))
 @settings(max_examples=150, deadline=None)
-def test_interval_and_p_value_agree(values, method, margin, direction) -> None:
-    outcome, p = decide(values, margin=margin, direction=direction, method=method, draws=500)
+def test_interval_and_p_value_agree(values, method, margin, direction, scale) -> None:
+    outcome, p = decide(values, margin=margin, direction=direction, scale=scale, method=method, draws=500)
     assert 0 <= p <= 1
     # A tie of resampled means can sit exactly at an end: there the p-value is the level itself.
     if abs(p - 0.05) > 1e-6 and not touches(values, method, margin):
         assert (outcome is not U) == (p < 0.05)
-    made = interval(values, method=method, draws=500)
+    made = interval(values, scale=scale, method=method, draws=500)
     again, q = decide(made, margin=margin, direction=direction)
     assert again is outcome
     if abs(q - 0.05) > 1e-9:

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate
 from normscope.stats import censor, interval, paired_interval, ratio_interval, slope_per_seed
-from normscope.stats.intervals import WIDER, bootstrap
+from normscope.stats.intervals import SKEWED, WIDER, bootstrap, hall_ends, hall_p
 
 # Sixteenths: sums of these are exact, so that a law fails for its own reason and never for rounding.
 SIXTEENTHS = st.integers(-800, 800).map(lambda k: k / 16)
@@ -215,18 +215,65 @@ def test_point_lies_in_its_interval_and_level_widens(values, method) -> None:
 @given(SEEDS)
 @settings(max_examples=60, deadline=None)
 def test_auto_holds_both(values) -> None:
-    auto, t, bca = (interval(values, method=method, **FEW) for method in ("auto", "t", "bca"))
+    methods = ("auto", "t", "bca")
+    auto, t, bca = (interval(values, scale="difference", method=method, **FEW) for method in methods)
     assert auto.low <= t.low
     assert auto.high >= t.high
     if auto.method == WIDER:
         assert (auto.low, auto.high) == (min(t.low, bca.low), max(t.high, bca.high))
+    alone = interval(values, **FEW)
+    assert alone.low <= auto.low
+    assert alone.high >= auto.high
 
 
 def test_auto_trusts_t_alone_for_ten_normal_values_only() -> None:
     quantiles = scipy_stats.norm.ppf((np.arange(10) + 0.5) / 10)
-    assert interval(quantiles).method == "t"
-    assert interval(quantiles[:9]).method == WIDER
-    assert interval(np.exp(3 * quantiles)).method == WIDER
+    for values, compared, alone in (
+        (quantiles, "paired t", SKEWED[0]),
+        (quantiles[:9], WIDER, SKEWED[1]),
+        (np.exp(3 * quantiles), WIDER, SKEWED[1]),
+    ):
+        assert interval(values, scale="difference").method == compared
+        assert interval(values).method == alone
+    # Symmetric values have no skewness to be taken out.
+    assert close(interval(quantiles), *hall_ends(quantiles, 0.95))
+    student = interval(quantiles, method="t")
+    assert close(interval(quantiles), student.low, student.high)
+
+
+def hall(values: np.ndarray, mean: float) -> float:
+    """Hall's transformed statistic as his paper writes it, to be compared with a quantile of t."""
+    n, skewness = values.size, float(scipy_stats.skew(values))
+    w = (values.mean() - mean) / values.std(ddof=1)
+    return math.sqrt(n) * (w + skewness / 3 * w**2 + skewness**2 / 27 * w**3 + skewness / (6 * n))
+
+
+@given(SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_halls_ends_solve_his_equation(values) -> None:
+    array = np.array(values)
+    assume(np.ptp(array) > 0)
+    quantile = scipy_stats.t.ppf(0.95, array.size - 1)
+    low, high = hall_ends(array, 0.9)
+    assert hall(array, low) == pytest.approx(quantile, rel=1e-6)
+    assert hall(array, high) == pytest.approx(-quantile, rel=1e-6)
+    p = hall_p(array, low)
+    if low < array.mean():
+        assert p == pytest.approx(0.1, rel=1e-6)
+    mirrored = hall_ends(-array, 0.9)
+    assert mirrored == pytest.approx((-high, -low))
+
+
+def missed(runs: int = 1500, **options) -> float:
+    """Return the share of intervals of ten exponential values that end short of the truth."""
+    rng = np.random.default_rng(4)
+    return sum(interval(rng.exponential(size=10), draws=400, **options).high < 1 for _ in range(runs)) / runs
+
+
+def test_skewed_values_of_one_arm_are_missed_half_as_often_with_halls_ends() -> None:
+    student, compared, alone = missed(method="t"), missed(scale="difference"), missed()
+    assert alone < 0.065
+    assert alone < 0.7 * compared <= 0.7 * student
 
 
 @given(st.integers(0, 2**31))

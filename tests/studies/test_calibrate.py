@@ -14,6 +14,9 @@ def test_no_rule_supports_what_is_not_so_more_often_than_its_level_allows():
     rates = list(calibrate(studies=100, seed=1))
     assert {rate.rule for rate in rates} == set(_calibrate.RULES)
     for rate in rates:
+        if rate.rule == "a value of one arm":  # said to be above its level by the command and the page
+            assert rate.truth == "twice the margin" or rate.share <= 0.15, rate
+            continue
         assert not rate.off, rate
         assert rate.low <= rate.share <= rate.high
         if rate.truth == "no effect":

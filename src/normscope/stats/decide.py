@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
 from normscope.stats._values import as_values, check_level
-from normscope.stats.intervals import LARGE, Method, bootstrap, interval, looks_normal
+from normscope.stats.intervals import LARGE, PAIRED, Method, bootstrap, hall_p, interval, looks_normal
 
 Direction = Literal["greater", "less"]
 
@@ -91,7 +91,7 @@ def decide(
         estimate = interval(values, scale=scale, level=level, method=method, draws=draws, seed=seed)
 
         def p_value(bound: float) -> float:
-            return p_from_values(values, sign * bound, method=method, draws=draws, seed=seed)
+            return p_from_values(values, sign * bound, scale=scale, method=method, draws=draws, seed=seed)
 
     low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
     if low > upper:
@@ -108,13 +108,20 @@ judge = decide
 
 
 def p_from_values(
-    values: ArrayLike, bound: float, *, method: Method = "auto", draws: int = 10_000, seed: int = 0
+    values: ArrayLike,
+    bound: float,
+    *,
+    scale: str = "value",
+    method: Method = "auto",
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> float:
     """Return the two-sided p-value of "the mean is ``bound``" that belongs to `interval` on the same values.
 
     Args:
         values: One number per seed, shape ``(n,)``.
         bound: The mean under the null hypothesis.
+        scale: As given to `interval`.
         method: As given to `interval`.
         draws: As given to `interval`.
         seed: As given to `interval`.
@@ -135,6 +142,8 @@ def p_from_values(
     if method in ("auto", "t"):
         statistic = (ordered.mean() - bound) / (ordered.std(ddof=1) / np.sqrt(n))
         p = min(1.0, 2 * float(stdtr(n - 1, -abs(statistic))))
+    if method == "auto" and scale not in PAIRED:
+        p = max(p, hall_p(ordered, bound))
     if method == "bca" or (method == "auto" and not (n >= LARGE and looks_normal(ordered))):
         tail = bootstrap(ordered, draws=draws, seed=seed).probability(bound)
         p = max(p, min(1.0, 2 * min(tail, 1 - tail)))

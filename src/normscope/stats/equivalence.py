@@ -57,7 +57,7 @@ def tost(
     estimate = interval(array, scale=scale, level=round(2 * level - 1, 12), method=method, draws=draws, seed=seed)
 
     def one_sided(bound: float, inward: bool) -> float:
-        both = p_from_values(array, bound, method=method, draws=draws, seed=seed)
+        both = p_from_values(array, bound, scale=scale, method=method, draws=draws, seed=seed)
         return both / 2 if inward else 1 - both / 2
 
     if array.size == 1:

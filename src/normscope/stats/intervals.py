@@ -16,7 +16,8 @@ n = 5 and 5 % at n = 10 (normal values), and in 6 to 7 % at n = 10 for Laplace v
 freedom. Student's interval keeps its level for all of these, but misses on the long side of skewed values, where BCa
 reaches out. Taking the outer ends keeps the level in both cases, at the price of some width.
 
-Coverage at a nominal 95 %, measured over 10,000 samples (standard error 0.2 %, bootstrap with 2,000 resamples):
+Coverage at a nominal 95 %, measured over 10,000 samples (standard error 0.2 %, bootstrap with 2,000 resamples), of
+``"auto"`` as it is for differences:
 
 ===================  ====  ======  ===========================================
 values               n     method  coverage (interval above, below the truth)
@@ -31,6 +32,28 @@ log-normal           20    t       86.7 % (0.2 %, 13.1 %)
 log-normal           20    bca     87.4 % (2.4 %, 10.2 %)
 log-normal           20    auto    90.0 % (0.2 %, 9.9 %)
 ===================  ====  ======  ===========================================
+
+**Skewed values of one arm.** A difference of two arms is no more skewed to one side than to the other if they are
+alike; a value that compares nothing (a loss of accuracy, a distance) may be. Student's interval then ends too soon on
+the side of the long tail, and the bootstrap hardly helps at ten seeds. ``"auto"`` therefore takes in the ends of Hall's
+interval as well where values are no differences (Hall, P., "On the removal of skewness by transformation", J. Royal
+Statistical Society B 54 (1992) 221-228): with :math:`W = (\bar x - \mu) / s` and the skewness :math:`g`,
+
+.. math:: h(W) = W + \tfrac{g}{3} W^2 + \tfrac{g^2}{27} W^3 + \tfrac{g}{6 n}
+
+is monotone and nearly symmetric, and :math:`\sqrt n\, h(W)` is read as Student's t. It halves the error and does not
+remove it; share of samples whose interval ends short of the truth on the long side, 2.5 % being nominal
+(4,000 samples, standard error 0.2 to 0.6 %):
+
+===================  ====  ======  ======  ====================
+values               n     t       auto    auto, no difference
+===================  ====  ======  ======  ====================
+normal               10    2.5 %   2.5 %   2.1 %
+gamma, shape 2       10    6.7 %   6.5 %   4.4 %
+exponential          10    9.8 %   9.0 %   5.1 %
+log-normal           10    17 %    15 %    9.8 %
+exponential          20    8.1 %   6.9 %   4.4 %
+===================  ====  ======  ======  ====================
 """
 
 from dataclasses import dataclass
@@ -49,6 +72,8 @@ Method = Literal["auto", "t", "bca"]
 LARGE = 10
 #: Name of the method that takes the outer ends of the t and the BCa interval.
 WIDER = "wider of t and BCa bootstrap"
+#: Names of the same with Hall's interval, where values are no differences and skewed.
+SKEWED = ("wider of t and Hall's", "wider of t, Hall's and BCa bootstrap")
 #: Shapiro-Wilk p-value above which values are taken to look normal.
 NORMAL = 0.05
 
@@ -140,6 +165,53 @@ def t_ends(values: Floats, level: float) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
+def hall_ends(values: Floats, level: float) -> tuple[float, float]:
+    """Return the ends of Hall's interval of the mean of skewed values; see the module's page.
+
+    Args:
+        values: Shape ``(n,)``, n at least 2, not all equal.
+        level: Confidence level.
+    """
+    from scipy.special import stdtrit
+
+    third, offset = _skewness(values)
+    n, spread = values.size, float(values.std(ddof=1))
+    quantile = float(stdtrit(n - 1, (1 + level) / 2)) / np.sqrt(n)
+
+    def inverse(y: float) -> float:
+        y -= offset
+        if abs(third * y) < 1e-6:  # where the cube root loses the digits that the series keeps
+            return y - third * y * y
+        return float((np.cbrt(1 + 3 * third * y) - 1) / third)
+
+    mean = float(values.mean())
+    return mean - spread * inverse(quantile), mean - spread * inverse(-quantile)
+
+
+def hall_p(values: Floats, bound: float) -> float:
+    """Return the two-sided p-value of "the mean is ``bound``" that belongs to `hall_ends`.
+
+    It is one where Hall's interval lies on the other side of the bound than the mean does: then they do not agree
+    that anything is excluded.
+    """
+    from scipy.special import stdtr
+
+    third, offset = _skewness(values)
+    w = (values.mean() - bound) / values.std(ddof=1)
+    transformed = w + third * w * w + third * third * w**3 / 3 + offset
+    if transformed * w < 0:
+        return 1.0
+    return min(1.0, 2 * float(stdtr(values.size - 1, -abs(transformed) * np.sqrt(values.size))))
+
+
+def _skewness(values: Floats) -> tuple[float, float]:
+    """Return a third of the skewness, and the skewness over 6 n."""
+    deviation = values - values.mean()
+    deviation = deviation / np.abs(deviation).max()  # no power of it overflows or vanishes
+    skewness = float((deviation**3).mean() / (deviation**2).mean() ** 1.5)
+    return skewness / 3, skewness / (6 * values.size)
+
+
 def looks_normal(values: Floats) -> bool:
     """Say whether the t interval is trusted alone: at least `LARGE` values and a Shapiro-Wilk p above `NORMAL`."""
     from scipy.stats import shapiro
@@ -163,7 +235,8 @@ def interval(
         scale: What the numbers are; kept in the estimate.
         level: Confidence level of the two-sided interval, in (0, 1).
         method: ``"t"``, ``"bca"``, or ``"auto"``: t when n is at least 10 and the values look normal (Shapiro-Wilk
-            p > 0.05), else the outer ends of the t and the BCa interval (see the module's page for why not BCa alone).
+            p > 0.05), else the outer ends of the t and the BCa interval (see the module's page for why not BCa alone);
+            where the values are no differences, by ``scale``, the outer ends of these and Hall's interval.
         draws: Bootstrap resamples.
         seed: Seed of the resampling; the result is a function of the values and this number.
 
@@ -186,16 +259,20 @@ def interval(
     # Summed in sorted order, so that the order of seeds cannot change even the last bit.
     ordered = np.sort(array)
     point = float(ordered.mean())
-    if method == "t" or (method == "auto" and looks_normal(ordered)):
-        low, high = t_ends(ordered, level)
-        return Estimate(point, low, high, level, n, "paired t" if scale in PAIRED else "t", scale)
-    resampled = bootstrap(ordered, draws=draws, seed=seed)
-    low, high = resampled.quantile((1 - level) / 2), resampled.quantile((1 + level) / 2)
-    name = "BCa bootstrap"
-    if method == "auto":
-        t_low, t_high = t_ends(ordered, level)
-        low, high, name = min(low, t_low), max(high, t_high), WIDER
-    return Estimate(point, low, high, level, n, name, scale)
+    ends, name = [], "BCa bootstrap"
+    if method != "bca":
+        ends, name = [t_ends(ordered, level)], "paired t" if scale in PAIRED else "t"
+    normal = method == "auto" and looks_normal(ordered)
+    if method == "auto" and scale not in PAIRED:
+        ends.append(hall_ends(ordered, level))
+        name = SKEWED[0]
+    if method == "bca" or (method == "auto" and not normal):
+        resampled = bootstrap(ordered, draws=draws, seed=seed)
+        ends.append((resampled.quantile((1 - level) / 2), resampled.quantile((1 + level) / 2)))
+        if method == "auto":
+            name = WIDER if scale in PAIRED else SKEWED[1]
+    lows, highs = zip(*ends, strict=True)
+    return Estimate(point, min(lows), max(highs), level, n, name, scale)
 
 
 #: Scales on which each value already compares two arms of one seed.

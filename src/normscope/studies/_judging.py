@@ -170,8 +170,8 @@ def equivalent(
         alike, p, _ = tost(kept, low=-bound, high=bound, level=evidence.level, scale=scale)
         outcome = Outcome.SUPPORTED if alike else Outcome.INCONCLUSIVE
         if not alike:
-            above, p_above = decide(kept, margin=bound, level=evidence.level)
-            below, p_below = decide(-kept, margin=bound, level=evidence.level)
+            above, p_above = decide(kept, margin=bound, level=evidence.level, scale=scale)
+            below, p_below = decide(-kept, margin=bound, level=evidence.level, scale=scale)
             if Outcome.SUPPORTED in (above, below):
                 outcome, p = Outcome.REFUTED, min(p_above, p_below)
     return study.verdict(

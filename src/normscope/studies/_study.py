@@ -166,7 +166,7 @@ class AbstractStudy(Unit, ABC):
             outcome, p, said = Outcome.INCONCLUSIVE, 1.0, "Not one seed could be measured."
         else:
             effect = interval(kept, scale=scale, level=evidence.level)
-            outcome, p = decide(kept, margin=margin, refuted_below=refuted_below, level=evidence.level)
+            outcome, p = decide(kept, margin=margin, refuted_below=refuted_below, level=evidence.level, scale=scale)
             said = reason if isinstance(reason, str) else reason(effect)
             if len(kept) < len(numbers):
                 said += f" {len(numbers) - len(kept)} of {len(numbers)} seeds could not be measured."
