@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope._errors import UsageError
 from normscope.probes import GradientFlow, Saturation, Scope
 from normscope.probes._channels import channels
 from normscope.probes._sites import leading_tensor
@@ -80,6 +81,7 @@ class Training:
         call_logs: For each step how often each childless module was called.
         broken: First module whose output was not finite though its input was, and the step; None if there is none.
         batch_broken: Step of the first batch that was itself not finite; None if there is none.
+        failed: What a step raised, in one line, if a later one than the first did: then no more were made.
     """
 
     calls: list[NormCall] = field(default_factory=list)
@@ -91,6 +93,7 @@ class Training:
     call_logs: list[Counter[str]] = field(default_factory=list)
     broken: tuple[str, int] | None = None
     batch_broken: int | None = None
+    failed: str = ""
 
     def of(self, path: str, *, training: bool | None = None) -> list[NormCall]:
         """Return the calls of one norm, of one mode if asked for."""
@@ -143,11 +146,17 @@ class _Watch:
                 if seen.batch_broken is None and not _finite(_tensors(batch)):
                     seen.batch_broken = self._step
                 losses.clear()
-                with users_code(f"training step {self._step}"), torch.enable_grad(), scope.step(batch):
-                    if case.step is not None:
-                        case.step(case.model, batch)
-                    else:
-                        self._plain(loss_fn, batch)
+                try:
+                    with users_code(f"training step {self._step}"), torch.enable_grad(), scope.step(batch):
+                        if case.step is not None:
+                            case.step(case.model, batch)
+                        else:
+                            self._plain(loss_fn, batch)
+                except UsageError as error:
+                    if not self._step:
+                        raise
+                    seen.failed = str(error)
+                    break
                 seen.losses.append(losses[0] if losses else math.nan)
                 seen.call_logs.append(self._logs)
                 self._logs = Counter()
