@@ -93,11 +93,11 @@ def chosen(select: Iterable[str] | None, ignore: Iterable[str] | None = None) ->
     """
     rules = all()
     for prefix in [*(select or ()), *(ignore or ())]:
-        if not any(rule.CODE.startswith(prefix) or rule.SLUG == prefix for rule in rules):
+        if not any(rule.CODE.startswith(prefix) or prefix == rule.SLUG for rule in rules):
             raise UsageError(f"{prefix!r} fits no rule: they are {rules[0].CODE} to {rules[-1].CODE}, or NS for all")
 
     def fits(rule: AbstractRule, prefixes: Iterable[str]) -> bool:
-        return any(rule.CODE.startswith(prefix) or rule.SLUG == prefix for prefix in prefixes)
+        return any(rule.CODE.startswith(prefix) or prefix == rule.SLUG for prefix in prefixes)
 
     return [rule for rule in rules if (select is None or fits(rule, select)) and not fits(rule, ignore or ())]
 

@@ -45,9 +45,7 @@ class Evidence:
     @property
     def updating(self) -> dict[str, Any]:
         """The norms whose running statistics a training step would change: in train mode, tracking, not frozen."""
-        return {
-            path: module for path, module in self.tracking.items() if module.training and not self.frozen(module)
-        }
+        return {path: module for path, module in self.tracking.items() if module.training and not self.frozen(module)}
 
     @cached_property
     def optimised(self) -> set[int]:

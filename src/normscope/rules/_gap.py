@@ -160,9 +160,7 @@ def measure_gap(case: Case, count: int) -> Gap:
         _eval(model)
         last = mean_loss(case, evaluated, count)
         if norms:
-            marks.append(
-                ("running statistics", last, "running statistics are not those of the data: recalibrate them")
-            )
+            marks.append(("running statistics", last, "running statistics are not those of the data: recalibrate them"))
         if case.averaged is not None:
             _eval(case.averaged)
             last = mean_loss(case, evaluated, count, model=case.averaged)

@@ -97,9 +97,7 @@ class Training:
 
     def of(self, path: str, *, training: bool | None = None) -> list[NormCall]:
         """Return the calls of one norm, of one mode if asked for."""
-        return [
-            call for call in self.calls if call.path == path and (training is None or call.training is training)
-        ]
+        return [call for call in self.calls if call.path == path and (training is None or call.training is training)]
 
     def values(self, probe: str, name: str, *, step: int | None = 0) -> dict[str, float]:
         """Return a probe's values by site, of one step or (None) their mean over steps."""
