@@ -44,7 +44,7 @@ class Hessian:
         self.exact, parts = True, None
         self._along: Vector | None = None
         try:
-            # With the user's loss scale, as half-precision gradients would vanish without; taken off what is handed out.
+            # Under the loss scale, without which half-precision gradients vanish; it is taken off what is handed out.
             parts = torch.autograd.grad(self._scaled(loss), leaves, create_graph=True, allow_unused=True)
         except RuntimeError:
             self.exact = False
