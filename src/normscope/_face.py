@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from normscope import probes, studies
+from normscope import probes, rules, studies
 from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
 from normscope._watched import sections_of
@@ -115,8 +115,8 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
     )
 
 
-def unit(name: str) -> AbstractStudy | type[Unit]:
-    """Find a study, probe or layer by its code.
+def unit(name: str) -> Unit | type[Unit]:
+    """Find a study, probe, layer or rule by its code; a rule also by its name.
 
     Raises:
         UsageError: Nothing has that name; the message says what is near.
@@ -127,10 +127,11 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
     known: dict[str, Any] = {found.CODE: found for found in studies.all()}
     known |= {found.CODE: found for found in probes.all()}
     known |= {found.CODE: found for found in discover(layers, AbstractLayer)}
+    known |= {key: rule for rule in rules.all() for key in (rule.CODE, rule.SLUG)}
     if name in known:
-        found: AbstractStudy | type[Unit] = known[name]
+        found: Unit | type[Unit] = known[name]
         return found
-    raise UsageError(f"no study, probe or layer is called {name!r}: did you mean {near(name, known)}?")
+    raise UsageError(f"no study, probe, layer or rule is called {name!r}: did you mean {near(name, known)}?")
 
 
 def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judged]:

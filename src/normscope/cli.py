@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normscope import __version__
+from normscope import __version__, _checking
 from normscope._errors import NormscopeError, UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ bench_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench_app, name="bench")
+_checking.register(app)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]

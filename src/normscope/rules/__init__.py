@@ -1,7 +1,7 @@
 """Rules that find what is wrong with normalization in a training set-up, prove it with numbers, and repair it."""
 
 from normscope.rules._case import Case, ignore
-from normscope.rules._check import Findings, Fixed, all, check, check_state, fix, get
+from normscope.rules._check import Findings, Fixed, all, check, check_state, chosen, fix, get
 from normscope.rules._evidence import Evidence
 from normscope.rules._gap import Gap, Share
 from normscope.rules._rule import AbstractRule
@@ -17,6 +17,7 @@ __all__ = [
     "all",
     "check",
     "check_state",
+    "chosen",
     "fix",
     "get",
     "ignore",

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from normscope._errors import UsageError
+from normscope._errors import NormscopeError, UsageError
 from normscope._unit import discover, near
 from normscope.probes import ProbeWarning
 from normscope.records import Finding, Severity
@@ -110,6 +111,7 @@ def check(
     batches: int = 10,
     gap: bool = True,
     progress: Callable[[str], None] | None = None,
+    on_failure: Callable[[str, Exception], None] | None = None,
 ) -> Findings:
     """Look for defects of normalization in a training set-up.
 
@@ -124,6 +126,8 @@ def check(
         batches: Over how many batches statistics are taken.
         gap: Whether to take the gap between training and evaluation apart, where the case has evaluation data.
         progress: Called with what is being done, in words.
+        on_failure: Called with the code of a rule that could not be judged (``"gap"``: the gap), and what it raised;
+            the others are judged. Left out, it is raised. A mistake in the case's own code is raised in any case.
 
     Returns:
         The findings, worst first; what is ignored on purpose apart.
@@ -146,23 +150,47 @@ def check(
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
-            for finding in rule.examine(evidence):
+            for finding in _judged(rule.CODE, partial(rule.examine, evidence), on_failure):
                 reason = case.ignored(finding.code, finding.places)
                 if reason:
                     ignored.append((finding, reason))
                 else:
                     found.append(finding)
-        taken = evidence.gap if gap and case.eval_loader is not None else vars(evidence).get("gap")
+        if gap and case.eval_loader is not None:
+            _judged("gap", lambda: (evidence.gap and ()), on_failure)
+        taken = vars(evidence).get("gap")
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     return Findings(tuple(found), tuple(ignored), taken, tuple(rule.CODE for rule in rules))
 
 
-def check_state(state: Mapping[str, Any], select: Iterable[str] | None = None) -> Findings:
+def _judged(
+    code: str, look: Callable[[], Iterable[Finding]], on_failure: Callable[[str, Exception], None] | None
+) -> list[Finding]:
+    try:
+        return list(look())
+    except NormscopeError:
+        raise
+    except Exception as error:
+        if on_failure is None:
+            raise
+        on_failure(code, error)
+        return []
+
+
+def check_state(
+    state: Mapping[str, Any],
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    *,
+    on_failure: Callable[[str, Exception], None] | None = None,
+) -> Findings:
     """Look for the defects that a checkpoint's buffers show.
 
     Args:
         state: A state dict, possibly of several models, nested in mappings.
         select: As in ``check``.
+        ignore: As in ``check``.
+        on_failure: As in ``check``.
 
     Raises:
         UsageError: It holds no running statistics.
@@ -170,8 +198,15 @@ def check_state(state: Mapping[str, Any], select: Iterable[str] | None = None) -
     norms = _norms_of(state)
     if not norms:
         raise UsageError("the state dict holds no running_mean or running_var: there is no batch norm in it to check")
-    rules = [rule for rule in chosen(select) if rule.BUFFERS_ONLY]
-    found = [finding for rule in rules for finding in rule.examine_buffers(norms)]
+    away = next((path for path, kept in norms.items() for tensor in kept.values() if tensor.device.type == "meta"), None)
+    if away is not None:
+        raise UsageError(f"{away} lies on the meta device and has no value: materialise the model first")
+    rules = [rule for rule in chosen(select, ignore) if rule.BUFFERS_ONLY]
+    found = [
+        finding
+        for rule in rules
+        for finding in _judged(rule.CODE, partial(rule.examine_buffers, norms), on_failure)
+    ]
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     return Findings(tuple(found), rules=tuple(rule.CODE for rule in rules))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from normscope._errors import NormscopeError, UsageError
@@ -53,11 +54,14 @@ def sandbox(case: Case) -> Iterator[None]:
     """Undo at the end, however it ends, whatever happens to models, optimizer, loaders' streams and random streams.
 
     Raises:
-        UsageError: A parameter lies on the meta device, and so has no value.
+        UsageError: A parameter lies on the meta device, and so has no value, or is lazy, and so has no shape.
     """
     models = [model for model in (case.model, case.averaged) if model is not None]
     for model in models:
         named = [*model.named_parameters(), *model.named_buffers()]
+        lazy = next((name for name, tensor in named if is_lazy(tensor)), None)
+        if lazy is not None:
+            raise UsageError(f"{lazy} has no shape yet: run a batch through the lazy model first")
         away = next((name for name, tensor in named if tensor.device.type == "meta"), None)
         if away is not None:
             raise UsageError(f"{away} lies on the meta device and has no value: materialise the model first")
@@ -103,7 +107,7 @@ def users_code(doing: str) -> Iterator[None]:
         yield
     except (NormscopeError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = " ".join(str(error).split())
         raise UsageError(f"{doing} raised {type(error).__name__}: {said[:300]}") from error
 
