@@ -14,7 +14,6 @@ from normscope._watched import sections_of
 from normscope.records import Verdict, provenance
 from normscope.report import Section, write
 from normscope.stats import adjust
-from normscope.studies import AbstractStudy
 
 study = studies.get
 

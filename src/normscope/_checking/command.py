@@ -52,7 +52,9 @@ def _command(
             help="A function without arguments that returns an ns.Case, a tuple or dict of its arguments, or a module.",
         ),
     ] = None,
-    select: Annotated[Codes, typer.Option(help="Only rules whose codes begin so: NS1, NS102,NS105. May be repeated.")] = None,
+    select: Annotated[
+        Codes, typer.Option(help="Only rules whose codes begin so: NS1, NS102,NS105. May be repeated.")
+    ] = None,
     ignore: Annotated[Codes, typer.Option(help="Not the rules whose codes begin so. May be repeated.")] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Apply safe fixes, then check again.")] = False,
     unsafe_fixes: Annotated[
@@ -66,7 +68,9 @@ def _command(
     explain: Annotated[str | None, typer.Option(metavar="CODE", help="Print a rule's page and stop.")] = None,
     state_dict: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Check a checkpoint alone, by the rules that read buffers. Runs no code of it."),
+        typer.Option(
+            metavar="FILE", help="Check a checkpoint alone, by the rules that read buffers. Runs no code of it."
+        ),
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="Training batches over which statistics are taken.")] = 10,
     level: Annotated[Level, typer.Option(help="From which severity on findings make the exit code 1.")] = Level.ERROR,
@@ -218,5 +222,3 @@ def _bench(
     _print(rates.text(result))
     if out is not None:
         _print(f"Written to {out}\n")
-
-

@@ -121,8 +121,7 @@ def _of_case(case: rules.Case, words: str, target: Target, options: Options, tol
         found.found,
         found.ignored,
         _notes(found.rules),
-        gap
-        and GapNote(gap.train, gap.eval, gap.batches, tuple((s.cause, s.loss, s.explanation) for s in gap.shares)),
+        gap and GapNote(gap.train, gap.eval, gap.batches, tuple((s.cause, s.loss, s.explanation) for s in gap.shares)),
         failed,
         fixes,
         saved,

@@ -1,7 +1,5 @@
 """The report: verdicts, figures and tables in, one self-contained HTML page out; and a table for the terminal."""
 
-from normscope.report._console import console as console
-from normscope.report._page import Section as Section, write as write
 from normscope.report._check_json import check_json as check_json
 from normscope.report._check_sarif import check_sarif as check_sarif
 from normscope.report._check_text import check_text as check_text
@@ -11,3 +9,5 @@ from normscope.report._checked import (
     GapNote as GapNote,
     RuleNote as RuleNote,
 )
+from normscope.report._console import console as console
+from normscope.report._page import Section as Section, write as write

@@ -131,7 +131,11 @@ def _kept(fixed: FixNote) -> str:
 
 
 def _summary(checked: Checked) -> str:
-    words = {Severity.ERROR: ("error", "errors"), Severity.WARNING: ("warning", "warnings"), Severity.INFO: ("info",) * 2}
+    words = {
+        Severity.ERROR: ("error", "errors"),
+        Severity.WARNING: ("warning", "warnings"),
+        Severity.INFO: ("info",) * 2,
+    }
     counted = [f"{n} {words[severity][n != 1]}" for severity, n in checked.counts().items() if n]
     ran = f"{len(checked.rules)} {'rule' if len(checked.rules) == 1 else 'rules'}"
     took = f" in {checked.seconds:.1f} s" if checked.seconds else ""
@@ -145,7 +149,7 @@ def _summary(checked: Checked) -> str:
     if safe:
         parts.append(f"{safe} fixable with --fix")
     if len(fixable) > safe:
-        parts.append(f"{len(fixable) - safe} {'more ' if safe else ''}with --unsafe-fixes")
+        parts.append(f"{len(fixable) - safe} {'more' if safe else 'fixable'} with --unsafe-fixes")
     return "; ".join(parts)
 
 

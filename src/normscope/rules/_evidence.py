@@ -75,8 +75,9 @@ class Evidence:
     @cached_property
     def gap(self) -> Gap:
         """The loss of evaluation less that of training, taken apart."""
+        statistics = self.statistics if self.tracking else None
         self._told("the losses of training and evaluation")
-        return measure_gap(self.case, max(1, min(4, self.batches)))
+        return measure_gap(self.case, max(1, min(4, self.batches)), statistics)
 
     @cached_property
     def flow(self) -> Search:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from normscope._errors import NormscopeError
+from normscope.probes import RngState
 from normscope.rules._case import Case
 from normscope.rules._sandbox import batches, sandbox, users_code
 from normscope.surgery import recalibrate
@@ -106,7 +107,7 @@ def tracking(model: Module) -> dict[str, Any]:
     }
 
 
-def measure_gap(case: Case, count: int) -> Gap:
+def measure_gap(case: Case, count: int, statistics: Statistics | None = None) -> Gap:
     """Take the gap between training and evaluation apart.
 
     From the loss of training batches as they train, one thing is changed after another: dropout and other noise are
@@ -118,19 +119,23 @@ def measure_gap(case: Case, count: int) -> Gap:
     Args:
         case: With ``eval_loader``; without, the training data are evaluated and no data change.
         count: Batches a loss.
+        statistics: Pooled statistics of the training data, where they are known; else they are taken from ``count``
+            batches.
     """
     evaluated = case.eval_loader if case.eval_loader is not None else case.loader
     norms = bool(tracking(case.model))
     with sandbox(case):
         model = case.model
         train = mean_loss(case, case.loader, count)
-        _without_noise(model)
-        quiet = mean_loss(case, case.loader, count)
+        quiet = _quiet_loss(case, count, train)
         marks = [("dropout and other noise", quiet, "they act in training only: no defect")]
         if norms:
             _eval(model)
             with _kept(model):
-                _recalibrate(case, case.loader, count, dropout=False, frozen=True)
+                if statistics is None:
+                    _recalibrate(case, case.loader, count, dropout=False, frozen=True)
+                else:
+                    _put(model, statistics)
                 population = mean_loss(case, case.loader, count)
                 on_eval = mean_loss(case, evaluated, count) if case.eval_loader is not None else population
             marks.append(
@@ -170,6 +175,28 @@ def measure_gap(case: Case, count: int) -> Gap:
         shares.append(Share(cause, loss - at, explanation))
         at = loss
     return Gap(train, last, tuple(shares), count)
+
+
+def _quiet_loss(case: Case, count: int, train: float) -> float:
+    """Return the loss of training with noise switched off, and leave it off.
+
+    Noise that acts draws from a random stream or depends on a mode: if the first batch gives the same bits with it and
+    without, none does, and the loss is known already.
+    """
+    states = RngState(case.model)
+    noisy = mean_loss(case, case.loader, 1)
+    states.restore()
+    _without_noise(case.model)
+    if mean_loss(case, case.loader, 1) == noisy:
+        return train
+    return mean_loss(case, case.loader, count)
+
+
+@torch.no_grad()
+def _put(model: Module, statistics: Statistics) -> None:
+    for path, module in tracking(model).items():
+        module.running_mean.copy_(statistics.mean[path])
+        module.running_var.copy_(statistics.variance[path])
 
 
 def mean_loss(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> float:
