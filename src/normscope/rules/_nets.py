@@ -66,7 +66,7 @@ class ResidualCNN(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             x = torch.relu(x + block(x))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(x.mean((2, 3)))
 
 
 def residual(norm: Norm = nn.BatchNorm2d, *, bias: bool = False) -> nn.Module:
@@ -89,7 +89,7 @@ class SequenceNet(nn.Module):
         """Map sequences to logits."""
         x = torch.relu(self.norm1(self.inlet(x)))
         x = torch.relu(self.norm2(self.middle(x)))
-        return self.head(x.mean(2))  # type: ignore[no-any-return]
+        return self.head(x.mean(2))
 
 
 def sequence(norm: Norm = nn.BatchNorm1d, *, bias: bool = False) -> nn.Module:

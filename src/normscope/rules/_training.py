@@ -212,7 +212,7 @@ class _Watch:
             len(self._seen.calls),
             module.training,
             torch.is_grad_enabled(),
-            torch._C._current_graph_task_id() != -1,  # type: ignore[attr-defined]
+            torch._C._current_graph_task_id() != -1,
         )
         x = leading_tensor(inputs)
         self._seen.calls.append(call)
