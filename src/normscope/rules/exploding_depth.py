@@ -40,7 +40,7 @@ class _Deep(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             x = x + block(x) if self.skips else block(x)
-        return self.head(x.flatten(2).mean(2))  # type: ignore[no-any-return]
+        return self.head(x.flatten(2).mean(2))
 
 
 class ExplodingDepth(AbstractRule):
@@ -100,9 +100,10 @@ class ExplodingDepth(AbstractRule):
             return
         modules = evidence.norms
         young = bool(modules) and all(_as_made(module) for module in modules.values())
+        by_layer = max(growth, ratio ** (1 / len(sites)))
         yield self.finding(
-            f"gradients grow by {max(growth, ratio ** (1 / len(sites))):.3g} a layer over {len(sites)} layers: those of "
-            f"the first are {ratio:.3g} times those of the last",
+            f"over {len(sites)} layers gradients grow by {by_layer:.3g} a layer: those of the first are {ratio:.3g} "
+            "times those of the last",
             list(modules),
             quantity="gradient of the first layers over that of the last" if not steady else "growth a layer",
             measured=growth if steady else ratio,

@@ -46,14 +46,14 @@ class _SquashedMaps(nn.Module):
         self.act1, self.act2, self.head = nn.Tanh(), nn.Tanh(), nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.act2(self.two(self.act1(self.one(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(self.act2(self.two(self.act1(self.one(x)))).mean((2, 3)))
 
 
 def _probability(scale: float = 12.0) -> nn.Module:
     """A healthy network that ends in a sigmoid: sure of itself, which is no defect."""
-    net = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4), nn.Sigmoid())
-    nn.init.normal_(net[3].weight, std=scale)
-    return net
+    last = nn.Linear(16, 4)
+    nn.init.normal_(last.weight, std=scale)
+    return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), last, nn.Sigmoid())
 
 
 class VanishingDepth(AbstractRule):
@@ -128,7 +128,11 @@ class VanishingDepth(AbstractRule):
         """Put a batch norm before each activation of the finding."""
         modules = {path: module for path, module in case.model.named_modules() if path in finding.places}
         shapes: dict[str, Tensor] = {}
-        look(case, modules, 1, before=lambda path, x, _: shapes.setdefault(path, x[:1]))
+
+        def see(path: str, x: Tensor, _: Any) -> None:
+            shapes.setdefault(path, x[:1])
+
+        look(case, modules, 1, before=see)
         made = []
         for path, x in shapes.items():
             if x.ndim not in _NORMS:
