@@ -29,7 +29,8 @@ class Case:
         step: ``step(model, batch)`` makes one training step as the loop does, if it does more than zero the gradients,
             run ``loss_fn`` and its backward pass, and update. Its updates are undone.
         averaged: The model of averaged weights that is evaluated (EMA, SWA), if there is one.
-        exported: What is deployed, if anything: an exported program, or a scripted or traced module.
+        exported: What is deployed, if anything: an exported program, a scripted, traced or folded module, or
+            an ONNX model.
         ignore: Codes (or their beginnings) that are not to be reported, each with the reason.
 
     Raises:

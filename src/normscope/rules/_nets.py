@@ -66,7 +66,7 @@ class ResidualCNN(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             x = torch.relu(x + block(x))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(x.mean((2, 3)))
 
 
 def residual(norm: Norm = nn.BatchNorm2d, *, bias: bool = False) -> nn.Module:
@@ -89,7 +89,7 @@ class SequenceNet(nn.Module):
         """Map sequences to logits."""
         x = torch.relu(self.norm1(self.inlet(x)))
         x = torch.relu(self.norm2(self.middle(x)))
-        return self.head(x.mean(2))  # type: ignore[no-any-return]
+        return self.head(x.mean(2))
 
 
 def sequence(norm: Norm = nn.BatchNorm1d, *, bias: bool = False) -> nn.Module:
@@ -130,6 +130,7 @@ def case(
     size: int = 32,
     change: Callable[[nn.Module], Any] | None = None,
     seed: int = 0,
+    shape: Sequence[int] | None = None,
     **options: Any,
 ) -> Case:
     """Return a healthy set-up of a network: trained for some steps, in train mode, with data to evaluate on.
@@ -141,11 +142,12 @@ def case(
         size: Samples of a batch.
         change: Called with the trained model, to plant something.
         seed: Of weights and data.
+        shape: Of a sample, where the network is none of this file's.
         options: ``norm``, ``bias``, ... for the maker; anything else for ``Case``.
     """
     makes = {key: options.pop(key) for key in ("norm", "bias", "depth", "width") if key in options}
     model = seeded(lambda: net(**makes), seed)
-    shape = SHAPES[net]
+    shape = SHAPES[net] if shape is None else shape
     loader = data(shape, size=size, seed=seed + 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     model.train()

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from normscope._unit import Unit
 from normscope.records import Finding, Severity
@@ -36,7 +36,7 @@ class AbstractRule(Unit, ABC):
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Yield what is found: one finding a cause, with all its places."""
 
-    def examine_buffers(self, norms: "Mapping[str, Mapping[str, object]]") -> Iterable[Finding]:
+    def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
         """Yield what a checkpoint shows. Written by rules with ``BUFFERS_ONLY``.
 
         Args:

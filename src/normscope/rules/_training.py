@@ -40,7 +40,8 @@ class NormCall:
         variance: Variance of each channel ``(C,)``, divisor N * positions, float64.
         finite: Whether every value of the input was finite.
         tail: Share of positions ``(N, C, L)`` that lie in a constant tail of their sample; 0 for other shapes.
-        same_bits: Dtype of the input.
+        dtype: Dtype of the input.
+        channels_last: Whether the input lies in memory with its channels last.
         stale: Whether the running statistics had changed between this call in eval mode and its backward pass.
     """
 
@@ -59,6 +60,7 @@ class NormCall:
     finite: bool = True
     tail: float = 0.0
     dtype: torch.dtype = torch.float32
+    channels_last: bool = False
     stale: bool = False
 
     @property
@@ -210,7 +212,7 @@ class _Watch:
             len(self._seen.calls),
             module.training,
             torch.is_grad_enabled(),
-            torch._C._current_graph_task_id() != -1,  # type: ignore[attr-defined]
+            torch._C._current_graph_task_id() != -1,
         )
         x = leading_tensor(inputs)
         self._seen.calls.append(call)
@@ -219,6 +221,7 @@ class _Watch:
         with torch.no_grad():
             x = x.detach()
             call.dtype = x.dtype
+            call.channels_last = x.ndim > 3 and x.stride(1) == 1 and x.shape[1] > 1
             seen = channels(x)
             call.samples, call.positions = x.shape[0], x[0, 0].numel()
             call.mean, call.variance = seen.mean.double(), seen.variance.double()

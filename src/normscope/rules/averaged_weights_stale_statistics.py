@@ -72,7 +72,7 @@ class AveragedWeightsStaleStatistics(AbstractRule):
         case = evidence.case
         if case.averaged is None:
             return
-        source = {path: module for path, module in tracking(case.model).items()}
+        source = tracking(case.model)
         mine = {_bare(path): module for path, module in tracking(case.averaged).items()}
         pairs = {path: (module, mine[path]) for path, module in source.items() if path in mine}
         if not pairs or not _differ(case.model, case.averaged):

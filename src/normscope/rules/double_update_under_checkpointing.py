@@ -26,9 +26,9 @@ class _Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return self.inner(x)  # type: ignore[no-any-return]
+            return self.inner(x)
         x = x if x.requires_grad else x.detach().requires_grad_()
-        return checkpoint(self.inner, x, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
 
 
 def _checkpointed(net: Any, *, reentrant: bool = False, **options: Any) -> Case:
@@ -84,7 +84,7 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
         places = list(dict.fromkeys(call.path for call in again))
         each = len([call for call in seen.calls if call.updated and call.path in places]) / len(first)
         yield self.finding(
-            f"{len(places)} norms under activation checkpointing update their running statistics {each:.2g} times a step",
+            f"{len(places)} checkpointed norms update their running statistics {each:.2g} times a step",
             places,
             quantity="updates of running statistics in a training step",
             measured=each,

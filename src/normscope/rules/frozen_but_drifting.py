@@ -95,7 +95,7 @@ class FrozenButDrifting(AbstractRule):
             quantity="changes of running statistics",
             measured=float(len(calls)),
             bound=0.0,
-            cost="they normalize by the batch while training, and evaluation meets statistics that were never trained on",
+            cost="they normalize by the batch while training, and evaluation meets statistics never trained on",
             fix="freeze them so that model.train() does not undo it: normscope.surgery.freeze(model, only=[...])",
         )
 

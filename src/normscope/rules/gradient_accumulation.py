@@ -89,13 +89,13 @@ class GradientAccumulation(AbstractRule):
             return
         times, fewest = max(times for times, _ in found.values()), min(values for _, values in found.values())
         yield self.finding(
-            f"{len(found)} norms are called {times} times between two updates, on {fewest} values a channel at the least",
+            f"{len(found)} norms are called {times} times between two updates, on {fewest} values a channel or more",
             list(found),
             quantity="values a channel of a micro-batch",
             measured=float(fewest),
             bound=float(_VALUES),
             cost="each micro-batch is normalized by itself: the gradient is that of the small batch",
-            fix="pool the running statistics: normscope.surgery.convert(model, 'batch', accumulate=k); for the gradient "
+            fix="pool the running statistics: normscope.surgery.convert(model, 'batch', accumulate=k); for gradients "
             "use larger micro-batches or group normalization",
             details={"calls": float(times)},
         )

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
@@ -94,6 +94,6 @@ class LowPrecisionStatistics(AbstractRule):
         report = convert(case.model, "batch", only=list(finding.places), float32_statistics=True)
         return f"converted {len(report.done)} norms to keep their statistics in float32"
 
-    def examine_buffers(self, norms: Mapping[str, Mapping[str, Tensor]]) -> Iterable[Finding]:
+    def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
         """A checkpoint in half precision may be for inference only: nothing is concluded."""
         return ()

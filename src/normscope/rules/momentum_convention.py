@@ -79,5 +79,5 @@ class MomentumConvention(AbstractRule):
         momentum = finding.measured or 0.0
         new = 0.1 if momentum == 0 else round(1 - momentum, 12)
         for path in finding.places:
-            modules[path].momentum = new  # type: ignore[assignment]
+            modules[path].momentum = new
         return f"set momentum to {new:g} in {len(finding.places)} norms"

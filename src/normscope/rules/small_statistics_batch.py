@@ -71,7 +71,7 @@ class SmallStatisticsBatch(AbstractRule):
         if not places or len(places) < max(1, len(found) // 3):  # one layer in many: chance, or a rare channel
             return
         worst = max(places, key=lambda path: found[path][0])
-        # One cause, the size of the batch: whoever has as few values is meant, also where chance kept it below the bound.
+        # One cause, the size of the batch: whoever has as few values is meant, even if chance kept it below the bound.
         places = [path for path, (_, count) in found.items() if count <= found[worst][1]]
         yield self.finding(
             f"the variance of a batch scatters by {found[worst][0]:.0%} from batch to batch: it is taken over "

@@ -124,6 +124,5 @@ def _difference(module: Any, positions: int) -> float:
 
 
 def _rank(module: Any) -> int:
-    return {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(
-        next((kind for kind in (nn.BatchNorm2d, nn.BatchNorm3d) if isinstance(module, kind)), object), 1
-    )
+    ranks = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+    return next((rank for kind, rank in ranks.items() if isinstance(module, kind)), 1)

@@ -80,7 +80,7 @@ class UpdatesWithoutGrad(AbstractRule):
         places = list(dict.fromkeys(call.path for call in wrong))
         share = len(wrong) / max(1, sum(call.updated for call in seen.calls))
         yield self.finding(
-            f"{len(places)} norms change their running statistics in passes without gradient: {share:.0%} of all updates",
+            f"{len(places)} norms change running statistics in passes without gradient: {share:.0%} of all updates",
             places,
             quantity="share of updates made without gradient",
             measured=share,
