@@ -117,7 +117,9 @@ def _models(case: rules.Case) -> list[tuple[str, Module]]:
 def _settings(model: Module) -> dict[str, tuple[type, dict[str, Any]]]:
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        values = {key: value if isinstance(value, _PLAIN) else ... for key, value in vars(module).items()}
+        values: dict[str, Any] = {
+            key: value if isinstance(value, _PLAIN) else ... for key, value in vars(module).items()
+        }
         values["requires_grad"] = tuple(p.requires_grad for p in module._parameters.values() if p is not None)
         found[path] = type(module), values
     return found

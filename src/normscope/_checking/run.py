@@ -115,13 +115,16 @@ def _of_case(case: rules.Case, words: str, target: Target, options: Options, tol
             saved, more = repair.save(case, before, options.out)
             notes += more
         notes += _what_is_left_to_do(fixes, options.out, saved)
-    gap = found.gap
+    gap = None
+    if found.gap is not None:
+        shares = tuple((share.cause, share.loss, share.explanation) for share in found.gap.shares)
+        gap = GapNote(found.gap.train, found.gap.eval, found.gap.batches, shares)
     return Checked(
         words,
         found.found,
         found.ignored,
         _notes(found.rules),
-        gap and GapNote(gap.train, gap.eval, gap.batches, tuple((s.cause, s.loss, s.explanation) for s in gap.shares)),
+        gap,
         failed,
         fixes,
         saved,
@@ -171,8 +174,7 @@ def _what_is_left_to_do(fixes: Sequence[FixNote], out: Path | None, saved: Seque
         notes.append("the fixes were made on the objects of this process and end with it: --out FILE keeps the tensors")
     if any(fixed.beyond for fixed in done):
         notes.append(
-            "settings are in no state dict: make those changes where the model is built, or call ns.fix(case, findings) "
-            "there"
+            "settings are in no state dict: make those changes where the model is built, or call ns.fix(case, findings)"
         )
     return notes
 

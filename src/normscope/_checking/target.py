@@ -20,8 +20,8 @@ from normscope._unit import near
 from normscope.rules import Case
 
 _WANTED = (
-    "an ns.Case, a tuple (model, loss_fn, loader, optimizer, eval_loader) of which the last two may be left out, a dict "
-    "of Case's arguments, or a torch module"
+    "an ns.Case, a tuple (model, loss_fn, loader, optimizer, eval_loader) of which the last two may be left out, a "
+    "dict of Case's arguments, or a torch module"
 )
 
 

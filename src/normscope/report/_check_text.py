@@ -131,12 +131,12 @@ def _kept(fixed: FixNote) -> str:
 
 
 def _summary(checked: Checked) -> str:
-    words = {
-        Severity.ERROR: ("error", "errors"),
-        Severity.WARNING: ("warning", "warnings"),
-        Severity.INFO: ("info",) * 2,
-    }
-    counted = [f"{n} {words[severity][n != 1]}" for severity, n in checked.counts().items() if n]
+    plural = {Severity.ERROR: "errors", Severity.WARNING: "warnings"}
+    counted = [
+        f"{n} {severity.value if n == 1 else plural.get(severity, severity.value)}"
+        for severity, n in checked.counts().items()
+        if n
+    ]
     ran = f"{len(checked.rules)} {'rule' if len(checked.rules) == 1 else 'rules'}"
     took = f" in {checked.seconds:.1f} s" if checked.seconds else ""
     parts = [f"{', '.join(counted) or 'nothing found'}: {ran} looked at {checked.target}{took}"]

@@ -157,7 +157,7 @@ def check(
                 else:
                     found.append(finding)
         if gap and case.eval_loader is not None:
-            _judged("gap", lambda: evidence.gap and (), on_failure)
+            _judged("gap", lambda: [] if evidence.gap else [], on_failure)
         taken = vars(evidence).get("gap")
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     return Findings(tuple(found), tuple(ignored), taken, tuple(rule.CODE for rule in rules))
@@ -198,9 +198,8 @@ def check_state(
     norms = _norms_of(state)
     if not norms:
         raise UsageError("the state dict holds no running_mean or running_var: there is no batch norm in it to check")
-    away = next(
-        (path for path, kept in norms.items() for tensor in kept.values() if tensor.device.type == "meta"), None
-    )
+    tensors = ((path, tensor) for path, kept in norms.items() for tensor in kept.values())
+    away = next((path for path, tensor in tensors if tensor.device.type == "meta"), None)
     if away is not None:
         raise UsageError(f"{away} lies on the meta device and has no value: materialise the model first")
     rules = [rule for rule in chosen(select, ignore) if rule.BUFFERS_ONLY]
