@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from normscope import rules
+from normscope._checking.guard import said
 from normscope.records import provenance
 
 COLUMNS = ("rule", "sick", "found", "well", "quiet", "recall", "precision", "repaired", "beside", "ms")
@@ -31,19 +32,20 @@ def measure(select: Sequence[str] | None = None, *, progress: Callable[[str], No
         progress: Called with what is being done, in words.
 
     Returns:
-        ``rules``, a row a rule; ``provenance``; ``seconds``.
+        ``rules``, a row a rule; ``failed``, what rules raised on set-ups of others; ``provenance``; ``seconds``.
     """
     told = progress or (lambda what: None)
     every, began = rules.chosen(select), time.perf_counter()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failed: list[str] = []
     with torch.random.fork_rng(devices=[]):
         for rule in every:
             told(f"{rule.CODE} {rule.SLUG}")
             rows.append(_row(rule))
-        spoken = _beside(every, told)
+        spoken = _beside(every, told, lambda code, error: failed.append(f"{code}: {said(error)}"))
     for row in rows:
         row["beside"], row["beside_of"] = spoken[row["code"]]
-    return {"rules": rows, "provenance": provenance.collect(), "seconds": time.perf_counter() - began}
+    return {"rules": rows, "failed": sorted(set(failed)), "provenance": provenance.collect(), "seconds": time.perf_counter() - began}
 
 
 def _row(rule: rules.AbstractRule) -> dict[str, Any]:
@@ -77,7 +79,9 @@ def _row(rule: rules.AbstractRule) -> dict[str, Any]:
     }
 
 
-def _beside(every: Sequence[rules.AbstractRule], told: Callable[[str], None]) -> dict[str, tuple[int, int]]:
+def _beside(
+    every: Sequence[rules.AbstractRule], told: Callable[[str], None], failure: Callable[[str, Exception], None]
+) -> dict[str, tuple[int, int]]:
     """Return by code in how many well set-ups of other rules a rule speaks, and of how many."""
     spoken, of = dict.fromkeys((rule.CODE for rule in every), 0), dict.fromkeys((rule.CODE for rule in every), 0)
     for owner in every:
@@ -86,7 +90,8 @@ def _beside(every: Sequence[rules.AbstractRule], told: Callable[[str], None]) ->
         if not others:
             continue
         for make in owner.WELL:
-            codes = {finding.code for finding in rules.check(make(), others, gap=False)}
+            found = rules.check(make(), others, gap=False, on_failure=failure)
+            codes = {finding.code for finding in found}
             for code in others:
                 spoken[code] += code in codes
                 of[code] += 1
@@ -153,4 +158,6 @@ def _share(value: float | None) -> str:
 
 def _conditions(result: dict[str, Any]) -> str:
     made = result["provenance"]
-    return f"{made['cpu']}, torch {made['versions']['torch']}, {made['utc'][:10]}; {result['seconds']:.0f} s in all."
+    failed = "".join(f"\n\nCould not be judged on a set-up of another rule: {one}." for one in result["failed"])
+    took = f"{result['seconds']:.0f} s in all."
+    return f"{made['cpu']}, torch {made['versions']['torch']}, {made['utc'][:10]}; {took}{failed}"

@@ -157,10 +157,15 @@ def check(
                 else:
                     found.append(finding)
         if gap and case.eval_loader is not None:
-            _judged("gap", lambda: [] if evidence.gap else [], on_failure)
+            _judged("gap", lambda: _gap_alone(evidence), on_failure)
         taken = vars(evidence).get("gap")
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     return Findings(tuple(found), tuple(ignored), taken, tuple(rule.CODE for rule in rules))
+
+
+def _gap_alone(evidence: Evidence) -> list[Finding]:
+    _ = evidence.gap
+    return []
 
 
 def _judged(
