@@ -1,6 +1,9 @@
 """What the rules look at: measured once, shared by all of them, and only if one asks."""
 
-from collections.abc import Callable
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
 from typing import Any
 
@@ -84,8 +87,20 @@ class Evidence:
         """What each norm and linear layer reads, and who reads it: see ``surgery._pairs.Search``."""
         self._told("the flow between layers")
         inputs = self.training.inputs
-        with sandbox(self.case):
+        with sandbox(self.case), _hushed():
             if inputs is None:
                 return search(self.case.model)
             args, kwargs = inputs
             return search(self.case.model, dict(kwargs) if kwargs and not args else args)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep torch from printing the graph of a forward that it cannot trace: that is an answer here, not an accident."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

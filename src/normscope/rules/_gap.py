@@ -126,8 +126,15 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
     norms = bool(tracking(case.model))
     with sandbox(case):
         model = case.model
-        train = mean_loss(case, case.loader, count)
-        quiet = _quiet_loss(case, count, train)
+        states = RngState(model)
+        noisy = losses(case, case.loader, count)
+        train = sum(noisy) / len(noisy)
+        states.restore()
+        _without_noise(model)
+        # Noise draws from a random stream or depends on a mode. If the first batch gives the same bits with it and
+        # without, from the same state of the streams, then there is none, and the loss is known already.
+        silent = losses(case, case.loader, 1) == noisy[:1]
+        quiet = train if silent else mean_loss(case, case.loader, count)
         marks = [("dropout and other noise", quiet, "they act in training only: no defect")]
         if norms:
             _eval(model)
@@ -177,21 +184,6 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
     return Gap(train, last, tuple(shares), count)
 
 
-def _quiet_loss(case: Case, count: int, train: float) -> float:
-    """Return the loss of training with noise switched off, and leave it off.
-
-    Noise that acts draws from a random stream or depends on a mode: if the first batch gives the same bits with it and
-    without, none does, and the loss is known already.
-    """
-    states = RngState(case.model)
-    noisy = mean_loss(case, case.loader, 1)
-    states.restore()
-    _without_noise(case.model)
-    if mean_loss(case, case.loader, 1) == noisy:
-        return train
-    return mean_loss(case, case.loader, count)
-
-
 @torch.no_grad()
 def _put(model: Module, statistics: Statistics) -> None:
     for path, module in tracking(model).items():
@@ -205,13 +197,23 @@ def mean_loss(case: Case, loader: Iterable[Any], count: int, *, model: Module | 
     Raises:
         UsageError: The loader or the loss raises.
     """
-    losses = []
+    found = losses(case, loader, count, model=model)
+    return sum(found) / len(found)
+
+
+def losses(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> list[float]:
+    """Return the losses of the first batches, without gradient.
+
+    Raises:
+        UsageError: The loader or the loss raises.
+    """
+    found = []
     what = "eval_loader" if loader is case.eval_loader else "loader"
     with torch.no_grad():
         for index, batch in enumerate(batches(loader, count, what=what)):
             with users_code(f"the loss of batch {index} of the {what}"):
-                losses.append(float(case.loss_fn(case.model if model is None else model, batch)))
-    return sum(losses) / len(losses)
+                found.append(float(case.loss_fn(case.model if model is None else model, batch)))
+    return found
 
 
 def _recalibrate(case: Case, loader: Iterable[Any], count: int, **options: Any) -> None:
