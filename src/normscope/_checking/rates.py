@@ -45,7 +45,12 @@ def measure(select: Sequence[str] | None = None, *, progress: Callable[[str], No
         spoken = _beside(every, told, lambda code, error: failed.append(f"{code}: {said(error)}"))
     for row in rows:
         row["beside"], row["beside_of"] = spoken[row["code"]]
-    return {"rules": rows, "failed": sorted(set(failed)), "provenance": provenance.collect(), "seconds": time.perf_counter() - began}
+    return {
+        "rules": rows,
+        "failed": sorted(set(failed)),
+        "provenance": provenance.collect(),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _row(rule: rules.AbstractRule) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _of_case(case: rules.Case, words: str, target: Target, options: Options, tol
 
 def _check(case: rules.Case, options: Options, told: Told, failed: list[tuple[str, str]]) -> rules.Findings:
     with one_line("the check"):
-        return rules.check(
+        found = rules.check(
             case,
             options.select,
             options.ignore,
@@ -145,6 +145,8 @@ def _check(case: rules.Case, options: Options, told: Told, failed: list[tuple[st
             progress=told,
             on_failure=_noting(failed),
         )
+    failed += found.unmeasured
+    return found
 
 
 def _noting(failed: list[tuple[str, str]]) -> Callable[[str, Exception], None]:

@@ -162,7 +162,7 @@ def _case_of(made: Any, name: str) -> Case | Module:
 
 
 def _kind(made: Any) -> str:
-    return "None" if made is None else f"a {type(made).__name__}"
+    return "None" if made is None else f"an object of type {type(made).__name__}"
 
 
 def _place(found: Any, module: ModuleType) -> tuple[str, int]:

@@ -50,8 +50,11 @@ def check_text(checked: Checked, *, width: int = 100, color: bool = False) -> st
         _finding(console, finding)
     if checked.gap is not None:
         _gap(console, checked.gap)
+    reasons: dict[str, list[str]] = {}
     for code, why in checked.failed:
-        _line(console, "not judged", f"{code}: {why}", style="bold red")
+        reasons.setdefault(why, []).append(code)
+    for why, codes in reasons.items():
+        _line(console, "not judged", f"{', '.join(codes)}: {why}", style="bold red")
     for finding, reason in checked.ignored:
         _line(console, "ignored", f"{finding.code} {finding.slug} at {_places(finding.places)}: {reason}", style="dim")
     for note in checked.notes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from normscope._errors import NormscopeError, UsageError
+from normscope._errors import NonFiniteError, NormscopeError, UsageError
 from normscope._unit import discover, near
 from normscope.probes import ProbeWarning
 from normscope.records import Finding, Severity
@@ -28,12 +28,14 @@ class Findings(Sequence[Finding]):
         ignored: Findings that the case or a module says are on purpose, with the reason.
         gap: Where the loss of evaluation comes from; None where it was not measured.
         rules: Codes of the rules that ran.
+        unmeasured: Codes of rules (``"gap"``: the gap) that could not measure, as values were not finite, and the reason.
     """
 
     found: tuple[Finding, ...]
     ignored: tuple[tuple[Finding, str], ...] = ()
     gap: Gap | None = None
     rules: tuple[str, ...] = ()
+    unmeasured: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.found)
@@ -146,21 +148,22 @@ def check(
     evidence = Evidence(case, batches=batches, told=told)
     found: list[Finding] = []
     ignored: list[tuple[Finding, str]] = []
+    unmeasured: list[tuple[str, str]] = []
     with sandbox(case), warnings.catch_warnings():
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
-            for finding in _judged(rule.CODE, partial(rule.examine, evidence), on_failure):
+            for finding in _judged(rule.CODE, partial(rule.examine, evidence), on_failure, unmeasured):
                 reason = case.ignored(finding.code, finding.places)
                 if reason:
                     ignored.append((finding, reason))
                 else:
                     found.append(finding)
         if gap and case.eval_loader is not None:
-            _judged("gap", lambda: _gap_alone(evidence), on_failure)
+            _judged("gap", lambda: _gap_alone(evidence), on_failure, unmeasured)
         taken = vars(evidence).get("gap")
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
-    return Findings(tuple(found), tuple(ignored), taken, tuple(rule.CODE for rule in rules))
+    return Findings(tuple(found), tuple(ignored), taken, tuple(rule.CODE for rule in rules), tuple(unmeasured))
 
 
 def _gap_alone(evidence: Evidence) -> list[Finding]:
@@ -169,10 +172,16 @@ def _gap_alone(evidence: Evidence) -> list[Finding]:
 
 
 def _judged(
-    code: str, look: Callable[[], Iterable[Finding]], on_failure: Callable[[str, Exception], None] | None
+    code: str,
+    look: Callable[[], Iterable[Finding]],
+    on_failure: Callable[[str, Exception], None] | None,
+    unmeasured: list[tuple[str, str]],
 ) -> list[Finding]:
     try:
         return list(look())
+    except NonFiniteError as error:  # a finding of NS103's: the others cannot measure, and it must be heard
+        unmeasured.append((code, str(error)))
+        return []
     except NormscopeError:
         raise
     except Exception as error:
@@ -208,11 +217,12 @@ def check_state(
     if away is not None:
         raise UsageError(f"{away} lies on the meta device and has no value: materialise the model first")
     rules = [rule for rule in chosen(select, ignore) if rule.BUFFERS_ONLY]
+    unmeasured: list[tuple[str, str]] = []
     found = [
-        finding for rule in rules for finding in _judged(rule.CODE, partial(rule.examine_buffers, norms), on_failure)
+        finding for rule in rules for finding in _judged(rule.CODE, partial(rule.examine_buffers, norms), on_failure, unmeasured)
     ]
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
-    return Findings(tuple(found), rules=tuple(rule.CODE for rule in rules))
+    return Findings(tuple(found), rules=tuple(rule.CODE for rule in rules), unmeasured=tuple(unmeasured))
 
 
 def fix(case: Case, findings: Iterable[Finding], *, unsafe: bool = False) -> list[Fixed]:

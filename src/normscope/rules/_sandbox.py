@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from normscope._errors import NormscopeError, UsageError
 from normscope.probes import Snapshot
@@ -116,7 +117,7 @@ def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:
     """Yield the first batches of a loader.
 
     Raises:
-        UsageError: It gives none, or raises.
+        UsageError: It gives none, or an empty one, or raises.
     """
     count = 0
     with users_code(f"iterating the {what}"):
@@ -126,6 +127,9 @@ def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:
             batch = next(found, _END)
         if batch is _END:
             break
+        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        if tensors and not any(tensor.numel() for tensor in tensors):
+            raise UsageError(f"batch {count} of the {what} is empty: all of its tensors have no elements")
         yield batch
         count += 1
     if not count:

@@ -81,7 +81,8 @@ class Training:
         updates: Number of updates that the optimizer made; ``steps`` where none was given.
         inputs: Arguments of the first call of the model: positional ones and keywords, detached.
         call_logs: For each step how often each childless module was called.
-        broken: First module whose output was not finite though its input was, and the step; None if there is none.
+        broken: First module whose output was not finite though its input was, or words for the code between modules, and
+            the step; None if there is none.
         batch_broken: Step of the first batch that was itself not finite; None if there is none.
         failed: What a step raised, in one line, if a later one than the first did: then no more were made.
     """
@@ -201,8 +202,12 @@ class _Watch:
 
     def _log(self, path: str, _module: Module, inputs: Any, output: Any) -> None:
         self._logs[path] += 1
-        if self._seen.broken is None and not _finite(_tensors(output)) and _finite(_tensors(inputs)):
+        if self._seen.broken is not None or _finite(_tensors(output)):
+            return
+        if _finite(_tensors(inputs)):
             self._seen.broken = (path, self._step)
+        elif self._seen.batch_broken is None:  # no module has made it: it arose between them
+            self._seen.broken = (f"the code before {path}", self._step)
 
     def _before(self, path: str, module: Any, inputs: Any) -> None:
         call = NormCall(
