@@ -43,11 +43,8 @@ def test_models_of_transformers_built_from_a_config(kind):
         model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, **layers, **small))
 
     def batch():
-        inputs = (
-            {"input_ids": torch.randint(50, (16, 12))}
-            if kind == "bert"
-            else {"pixel_values": torch.randn(32, 3, 32, 32)}
-        )
+        images, words = {"pixel_values": torch.randn(32, 3, 32, 32)}, {"input_ids": torch.randint(50, (32, 12))}
+        inputs = words if kind == "bert" else images
         return inputs | {"labels": torch.randint(4, (len(next(iter(inputs.values()))),))}
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -361,11 +361,18 @@ def frozen_backbone_by_surgery():
 def frozen_backbone_by_hand():
     """Eval mode after ``train()``, and gradients off: as a loop that sets both at each epoch."""
     model = _nets.seeded(lambda: nn.Sequential(_nets.cnn(), nn.Linear(4, 4)))
-    fit(model, images())
+    fit(model, images(), optimizer=torch.optim.SGD(model.parameters(), lr=0.02))
     model[0].requires_grad_(False)
-    case = fit(model, images(), optimizer=torch.optim.SGD(model[1].parameters(), lr=0.05), epochs=0)
-    model[0].eval()
-    return case
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.05)
+
+    def step(model, batch):
+        model.train()
+        model[0].eval()
+        optimizer.zero_grad()
+        _nets.loss_fn(model, batch).backward()
+        optimizer.step()
+
+    return fit(model, images(), optimizer=optimizer, step=step)
 
 
 @healthy
