@@ -56,4 +56,8 @@ def test_models_of_transformers_built_from_a_config(kind):
             model(**one).loss.backward()
             optimizer.step()
     found = rules.check(rules.Case(model, lambda model, one: model(**one).loss, loader, optimizer))
-    assert [f"{one.code} {one.message}" for one in found if one.severity is not Severity.INFO] == []
+    said = [f"{one.code} {one.message}" for one in found if one.severity is not Severity.INFO]
+    if kind == "mobilenet_v2":  # its norms have another framework's momentum, 0.997: that one is no false alarm
+        assert [line[:5] for line in said] == ["NS108"]
+        return
+    assert said == []
