@@ -15,7 +15,7 @@ from normscope.rules._evidence import Evidence
 from normscope.rules._passes import look
 from normscope.rules._rule import AbstractRule
 
-_CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.01
+_CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.05
 _RELU = re.compile(r"\b(call (function|method|module) )?(aten\.)?(relu_?|clamp_min)(\.default)?\b")
 
 
@@ -59,7 +59,7 @@ class DeadChannel(AbstractRule):
     below ``eps`` / 10000, or below 10 ``eps`` and a millionth of that of the layer's median channel, in every batch and
     in the running variance, and the gain is not small; the gain is below a thousandth of the layer's median gain, but
     not zero, after training; or the output is never above zero and nobody but ReLU reads it. Found are networks in
-    which more than 1 % of all channels are dead. Gains that are zero exactly (residual branches at initialization,
+    which more than 5 % of all channels are dead. Gains that are zero exactly (residual branches at initialization,
     pruned channels) are no defect.
 
     ## Why it hurts
