@@ -64,7 +64,7 @@ def test_text_says_code_place_number_bound_cost_fix_and_page():
     assert "layers.3.norm" not in worst
     assert "measured   loss in eval mode over that with pooled statistics: 3.142 (bound: 1.2)" in worst
     assert "costs      the loss in eval mode is 3.1" in worst
-    assert "--unsafe-fixes applies it]" in worst
+    assert "--unsafe-fixes applies it]" in " ".join(worst.split())
     assert "normscope check --explain NS102" in worst
     assert "[safe: --fix applies it]" in parts["warning[NS110] double-update"]
     assert "at         the whole model" in parts["warning[NS113] gradient-accumulation"]

@@ -1,6 +1,6 @@
 """A training set-up, as it is handed to the check."""
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +31,8 @@ class Case:
         averaged: The model of averaged weights that is evaluated (EMA, SWA), if there is one.
         exported: What is deployed, if anything: an exported program, a scripted, traced or folded module, or
             an ONNX model.
+        replicas: The model as other processes of the same training have it, if they are at hand: loaded from the
+            checkpoint of each, say. Not needed where the model is ``DistributedDataParallel`` and all processes check.
         ignore: Codes (or their beginnings) that are not to be reported, each with the reason.
 
     Raises:
@@ -49,12 +51,15 @@ class Case:
         step: TrainStep | None = None,
         averaged: Module | None = None,
         exported: Any = None,
+        replicas: Sequence[Module] = (),
         ignore: Mapping[str, str] | None = None,
     ) -> None:
         if not isinstance(model, Module):
             raise UsageError(f"Case: model must be a torch.nn.Module, not {type(model).__name__}")
         if not callable(loss_fn):
             raise UsageError("Case: loss_fn must be a function loss_fn(model, batch) that returns a scalar")
+        if any(not isinstance(replica, Module) for replica in replicas):
+            raise UsageError("Case: replicas must be torch.nn.Modules, one for each other process")
         if optimizer is not None and not hasattr(optimizer, "param_groups"):
             raise UsageError(f"Case: optimizer must be a torch optimizer, not {type(optimizer).__name__}")
         for name, given in (("loader", loader), ("eval_loader", eval_loader)):
@@ -68,7 +73,7 @@ class Case:
                 raise DataError(f"Case: {name} is empty: give at least one batch")
         self.model, self.loss_fn, self.loader = model, loss_fn, loader
         self.optimizer, self.eval_loader, self.step = optimizer, eval_loader, step
-        self.averaged, self.exported = averaged, exported
+        self.averaged, self.exported, self.replicas = averaged, exported, tuple(replicas)
         self.ignore = dict(ignore or {})
         for code, reason in self.ignore.items():
             _check_reason(code, reason)

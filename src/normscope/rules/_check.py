@@ -28,7 +28,7 @@ class Findings(Sequence[Finding]):
         ignored: Findings that the case or a module says are on purpose, with the reason.
         gap: Where the loss of evaluation comes from; None where it was not measured.
         rules: Codes of the rules that ran.
-        unmeasured: Codes of rules (``"gap"``: the gap) that could not measure, as values were not finite, and the reason.
+        unmeasured: Codes of rules (``"gap"``: the gap) that could not measure, as values were not finite, and why.
     """
 
     found: tuple[Finding, ...]
@@ -218,9 +218,9 @@ def check_state(
         raise UsageError(f"{away} lies on the meta device and has no value: materialise the model first")
     rules = [rule for rule in chosen(select, ignore) if rule.BUFFERS_ONLY]
     unmeasured: list[tuple[str, str]] = []
-    found = [
-        finding for rule in rules for finding in _judged(rule.CODE, partial(rule.examine_buffers, norms), on_failure, unmeasured)
-    ]
+    found = []
+    for rule in rules:
+        found += _judged(rule.CODE, partial(rule.examine_buffers, norms), on_failure, unmeasured)
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     return Findings(tuple(found), rules=tuple(rule.CODE for rule in rules), unmeasured=tuple(unmeasured))
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.rules._case import Case
 from normscope.rules._gap import Gap, Statistics, measure_gap, pooled, tracking
+from normscope.rules._passes import example
 from normscope.rules._sandbox import sandbox
 from normscope.rules._training import Training, watch_training
 from normscope.surgery import is_frozen
@@ -90,8 +91,10 @@ class Evidence:
         with sandbox(self.case), _hushed():
             if inputs is None:
                 return search(self.case.model)
-            args, kwargs = inputs
-            return search(self.case.model, dict(kwargs) if kwargs and not args else args)
+            try:
+                return search(self.case.model, example(self.case.model, inputs))
+            except Exception:  # the call cannot be repeated outside of the loop: what is seen without it has to do
+                return search(self.case.model)
 
 
 @contextmanager

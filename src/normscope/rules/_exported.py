@@ -111,12 +111,6 @@ def _bare(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def example(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """Return arguments of a call as ``surgery`` takes an example."""
-    args, kwargs = inputs
-    return dict(kwargs) if kwargs and not args else args
-
-
 def exported_anew(model: nn.Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
     """Export a model that is in eval mode, for inputs of these shapes."""
     args, kwargs = inputs

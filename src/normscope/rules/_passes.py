@@ -1,5 +1,6 @@
 """Forward passes over the user's batches, watched at chosen modules, that leave nothing behind."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from normscope._errors import UsageError
 from normscope.probes._sites import leading_tensor
 from normscope.rules._case import Case
 from normscope.rules._sandbox import batches, sandbox, users_code
@@ -64,6 +66,22 @@ def look(
                     told(index)
                 with users_code(f"the loss of batch {index} of the loader"):
                     case.loss_fn(case.model, batch)
+
+
+def example(model: Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
+    """Return the arguments of a call as ``surgery`` takes an example: a tuple, or a mapping of keywords.
+
+    Raises:
+        UsageError: They are mixed, and cannot all be keywords.
+    """
+    args, kwargs = inputs
+    if not args or not kwargs:
+        return dict(kwargs) or args
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    kinds = {p.kind for name, p in bound.signature.parameters.items() if name in bound.arguments}
+    if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        raise UsageError("the model is called with positional arguments that have no names, and with keywords too")
+    return dict(bound.arguments)
 
 
 def childless(modules: Mapping[str, Module]) -> dict[str, Module]:

@@ -15,7 +15,7 @@ from normscope.rules._evidence import Evidence
 from normscope.rules._passes import look
 from normscope.rules._rule import AbstractRule
 
-_CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.01
+_CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.05
 _RELU = re.compile(r"\b(call (function|method|module) )?(aten\.)?(relu_?|clamp_min)(\.default)?\b")
 
 
@@ -56,10 +56,11 @@ class DeadChannel(AbstractRule):
 
     ## Finds
     Over a few training batches, channels of norms in train mode for which one of these holds: the input's variance is
-    below 10 ``eps`` in every batch, the running variance too, and the gain is not small; the gain is below a thousandth
-    of the layer's median gain, but not zero, after training; or the output is never above zero and nobody but ReLU
-    reads it. Found are networks in which more than 1 % of all channels are dead. Gains that are zero exactly (residual
-    branches at initialization, pruned channels) are no defect.
+    below ``eps`` / 10000, or below 10 ``eps`` and a millionth of that of the layer's median channel, in every batch and
+    in the running variance, and the gain is not small; the gain is below a thousandth of the layer's median gain, but
+    not zero, after training; or the output is never above zero and nobody but ReLU reads it. Found are networks in
+    which more than 5 % of all channels are dead. Gains that are zero exactly (residual branches at initialization,
+    pruned channels) are no defect.
 
     ## Why it hurts
     Dead channels cost time and memory and learn nothing. A channel that is constant but for rounding is worse: divided
@@ -145,7 +146,9 @@ def _dead(evidence: Evidence) -> dict[str, Tensor]:
         gain = module.weight.detach().abs()
         middle = float(gain.median())
         variance = torch.stack([call.variance for call in calls]).amax(0).to(gain)
-        limit = _CONSTANT * module.eps
+        # A whole layer may work on small values (eps of 1e-3 and weights of 0.02 do so): constant is what varies
+        # little beside its neighbours too, or so little that the norm puts out a hundredth of what it should.
+        limit = min(_CONSTANT * module.eps, max(1e-6 * float(variance.median()), 1e-4 * module.eps))
         constant = (variance < limit) & (module.running_var < limit) & (gain > _SMALL * max(middle, 1e-12))
         faint = (gain < _SMALL * middle) & (gain > 0)
         cut = torch.zeros_like(constant)

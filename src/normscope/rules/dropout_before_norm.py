@@ -32,7 +32,7 @@ def _dropped(
     return nn.Sequential(*parts, nn.Dropout(share) if after else nn.Identity(), nn.Linear(24, 4))
 
 
-def _dropped_maps(norm: _nets.Norm = nn.BatchNorm2d, *, share: float = 0.5) -> nn.Module:
+def _dropped_maps(norm: _nets.Norm = nn.BatchNorm2d, *, share: float = 0.7) -> nn.Module:
     """Dropout between convolutions."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),

@@ -14,7 +14,7 @@ from normscope.rules._case import Case
 from normscope.rules._evidence import Evidence
 from normscope.rules._rule import AbstractRule
 
-_RATIO, _GROWTH, _LAYERS, _TOTAL = 1e3, 1.15, 10, 50.0
+_RATIO, _GROWTH, _LAYERS, _TOTAL = 1e3, 1.12, 10, 40.0
 _SHIFT = 2.0
 
 
@@ -49,8 +49,8 @@ class ExplodingDepth(AbstractRule):
     ## Finds
     In the first training step, by layer that bears weight, the root mean square of the gradient at its output and the
     norm of that of its weights. Found is a network whose first layers have, by both measures, more than 1000 times the
-    gradient of its last; or in which both grow by more than 1.15 a layer (least squares over at least 10 layers), and
-    by more than 50 over the depth. Batch norm and ReLU at initialization give :math:`\sqrt{\pi/(\pi-1)} = 1.21` a layer
+    gradient of its last; or in which both grow by more than 1.12 a layer (least squares over at least 10 layers), and
+    by more than 40 over the depth. Batch norm and ReLU at initialization give :math:`\sqrt{\pi/(\pi-1)} = 1.21` a layer
     without skips: the second bound is met from about 20 layers. Networks with skips stay far below.
 
     ## Why it hurts

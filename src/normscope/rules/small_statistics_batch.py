@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from normscope import layers
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._case import Case
 from normscope.rules._evidence import Evidence
+from normscope.rules._passes import look
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import convert
 
@@ -59,14 +62,13 @@ class SmallStatisticsBatch(AbstractRule):
             calls = [call for call in evidence.training.of(path, training=True) if call.finite and call.count > 1]
             if len(calls) < _CALLS or getattr(module, "statistics", "batch") not in ("batch", "sync"):
                 continue
-            several = torch.stack([call.variance for call in calls])
-            mean = several.mean(0)
-            alive = mean > 0
-            if not bool(alive.any()):
-                continue
-            # The spread of so few draws is itself biased low: by c4 of their number for normal values.
-            spread = several.std(0)[alive] / mean[alive] / _C4[min(len(calls), 5)]
-            found[path] = float(spread.median()), calls[0].count
+            spread = _spread([call.variance for call in calls])
+            if spread is not None:
+                found[path] = spread, calls[0].count
+        if any(spread > _SPREAD for spread, _ in found.values()):
+            # Four draws of a spread are themselves a guess, and the weights moved between them: look again, longer.
+            again = _again(evidence, [path for path, (spread, _) in found.items() if spread > _SPREAD])
+            found |= {path: (spread, found[path][1]) for path, spread in again.items()}
         places = [path for path, (spread, _) in found.items() if spread > _SPREAD]
         if not places or len(places) < max(1, len(found) // 3):  # one layer in many: chance, or a rare channel
             return
@@ -90,4 +92,24 @@ class SmallStatisticsBatch(AbstractRule):
         return f"converted {len(report.done)} norms to group normalization, gains and shifts kept"
 
 
-_C4 = {3: 0.886, 4: 0.921, 5: 0.940}
+def _spread(variances: list[Tensor]) -> float | None:
+    """Return the standard deviation of batch variances over their mean, median over channels that vary at all."""
+    several = torch.stack(variances)
+    mean = several.mean(0)
+    alive = mean > 0
+    if not bool(alive.any()):
+        return None
+    # The spread of so few draws is itself biased low: by c4 of their number, 1 - 1 / 4n, for normal values.
+    return float((several.std(0)[alive] / mean[alive] * (1 + 0.25 / (len(variances) - 0.75))).median())
+
+
+def _again(evidence: Evidence, paths: list[str]) -> dict[str, float]:
+    taken: dict[str, list[Tensor]] = {}
+
+    def see(path: str, x: Tensor, _: Any) -> None:
+        if x.ndim > 1 and x.numel() > x.shape[1]:
+            taken.setdefault(path, []).append(x.double().transpose(0, 1).flatten(1).var(1, correction=0))
+
+    look(evidence.case, {path: evidence.norms[path] for path in paths}, max(evidence.batches, _CALLS), before=see)
+    several = {path: _spread(seen) for path, seen in taken.items() if len(seen) >= _CALLS}
+    return {path: spread for path, spread in several.items() if spread is not None}

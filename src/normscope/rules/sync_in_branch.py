@@ -133,8 +133,8 @@ class SyncInBranch(AbstractRule):
             return
         worst = max(found.values(), key=lambda pair: pair[1] - pair[0])
         yield self.finding(
-            f"{len(found)} synchronised norms are called as the data decide: {worst[0]} times for one batch, {worst[1]} "
-            "for another",
+            f"{len(found)} synchronised norms are called as the data decide: {worst[0]} times for one batch, "
+            f"{worst[1]} for another",
             list(found),
             quantity="difference between batches in the number of calls",
             measured=float(worst[1] - worst[0]),

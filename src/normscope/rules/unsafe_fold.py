@@ -13,7 +13,8 @@ from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._case import Case
 from normscope.rules._evidence import Evidence
-from normscope.rules._exported import Deployed, example, exported_anew
+from normscope.rules._exported import Deployed, exported_anew
+from normscope.rules._passes import example
 from normscope.rules._rule import AbstractRule
 from normscope.rules._sandbox import sandbox
 from normscope.surgery import fold
@@ -161,7 +162,7 @@ class UnsafeFold(AbstractRule):
         assert inputs is not None
         model = copy.deepcopy(case.model)
         set_mode(model, False)
-        report = fold(model, example(inputs))
+        report = fold(model, example(model, inputs))
         plain = isinstance(case.exported, nn.Module) and not isinstance(case.exported, torch.jit.ScriptModule)
         case.exported = model if plain else exported_anew(model, inputs)
         return f"folded anew: {len(report.done)} norms, {len(report.skipped)} left as they are: see case.exported"
