@@ -81,8 +81,8 @@ class Training:
         updates: Number of updates that the optimizer made; ``steps`` where none was given.
         inputs: Arguments of the first call of the model: positional ones and keywords, detached.
         call_logs: For each step how often each childless module was called.
-        broken: First module whose output was not finite though its input was, or words for code between modules, and the
-            step; None if there is none.
+        broken: First module whose output was not finite though its input was, or words for code between modules, and
+            the step; None if there is none.
         batch_broken: Step of the first batch that was itself not finite; None if there is none.
         failed: What a step raised, in one line, if a later one than the first did: then no more were made.
     """
