@@ -553,3 +553,59 @@ def test_it_runs_as_a_program(write):
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["version"] == "2.1.0"
     assert done.stderr == ""
+
+
+def _space(write, code=""):
+    path = write(code)
+    space = {}
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), space)
+    return space
+
+
+def test_what_a_check_costs_does_not_grow_with_the_data(write):
+    """Counted, not timed: a busy machine must not fail it."""
+    space, counts = _space(write), []
+    for length in (12, 60):
+        model = space["trained"]()
+        passes = [0, 0]
+
+        def count(module, inputs, output, passes=passes):
+            passes[torch.is_grad_enabled()] += 1
+
+        model.register_forward_hook(count)
+        loader = space["data"](length)
+        ns.check(ns.Case(model, space["loss_fn"], loader, torch.optim.SGD(model.parameters(), 0.1), loader))
+        counts.append(tuple(passes))
+    assert counts[0] == counts[1]
+    assert counts[0][0] <= 70
+    assert counts[0][1] <= 6
+
+
+def test_the_gap_finds_noise_that_is_there_and_none_that_is_not(write):
+    space = _space(write)
+    for noise in (False, True):
+        model = nn.Sequential(nn.Dropout(0.5 if noise else 0.0), space["trained"]()).train()
+        gap = ns.check(ns.Case(model, space["loss_fn"], space["data"](), None, space["data"](2)), ["NS103"]).gap
+        assert (gap.of("dropout and other noise") != 0) is noise
+        assert sum(share.loss for share in gap.shares) == pytest.approx(gap.total, abs=1e-6)
+
+
+def test_a_nan_that_arises_between_modules_is_located(write):
+    space = _space(write, HOSTILE["NaN inputs"])
+    case = ns.Case(space["Net"]().train(), space["loss_fn"], space["data"]())
+    (finding,) = ns.check(case, ["NS103"])
+    assert "the code before net.0" in finding.message
+    findings = ns.check(case)
+    assert "NS102" in dict(findings.unmeasured)
+    assert "not finite" in dict(findings.unmeasured)["NS102"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("shut", [">/dev/full", ">&-"])
+def test_output_that_cannot_be_written_is_one_line(write, shut):
+    path = write(POISONED)
+    command = f"{sys.executable} -m normscope check {path}:make --select NS103 {shut}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("normscope: ")
+    assert done.stderr.count("\n") == 1

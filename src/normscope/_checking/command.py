@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,8 +144,17 @@ def _say(checked: "Checked", form: Format) -> None:
 
 def _print(text: str) -> None:
     """Print, also where the locale has not every letter."""
+    if sys.stdout is None:
+        raise UsageError("there is no standard output to print to")
     encoding = sys.stdout.encoding or "utf-8"
-    typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
+    try:
+        typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with suppress(OSError, ValueError):
+            sys.stdout.close()  # or what is left in its buffer fails again when the program ends
+        raise UsageError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def _explain(code: str, form: Format) -> None:

@@ -62,7 +62,8 @@ def _flat(error: BaseException) -> str:
 def quiet_stdout() -> Iterator[None]:
     """Send what is printed to standard error, also by libraries and child processes that know the descriptor only."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        if stream is not None:
+            stream.flush()
     held = sys.stdout
     try:
         kept = os.dup(1)
