@@ -67,3 +67,8 @@ def test_a_padded_tail_longer_than_its_bound_matters_only_where_lengths_differ()
     assert rules.check(case, ["NS117"], gap=False)
     case.loader = fixed
     assert not rules.check(case, ["NS117"], gap=False)
+
+
+def test_a_check_of_a_model_that_cannot_be_exported_prints_nothing(capfd):
+    rules.check(rules.get("NS116").SICK[0]())
+    assert capfd.readouterr() == ("", "")

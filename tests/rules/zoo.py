@@ -443,6 +443,26 @@ def several_inputs():
 
 
 @healthy
+def one_block_used_three_times():
+    """Weights shared over depth: a norm is called several times in one pass, which is no accumulation."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.norm = nn.Linear(12, 16), nn.BatchNorm1d(16)
+            self.block = nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            h = self.norm(self.inlet(x))
+            for _ in range(3):
+                h = h + 0.3 * self.block(h)
+            return self.head(F.relu(h))
+
+    return fit(_nets.seeded(Shared), _nets.data((12,), size=48))
+
+
+@healthy
 def dict_batches_and_outputs():
     class Named(nn.Module):
         def __init__(self):
