@@ -141,3 +141,15 @@ def test_many_layers_are_one_finding():
     deep = partial(_nets.case, _nets.mlp, trained=0, depth=40, bias=True)
     found = rules.check(deep(), ["NS122", "NS126"], gap=False)
     assert [(finding.code, len(finding.places)) for finding in found] == [("NS126", 40), ("NS122", 40)]
+
+
+def test_a_negative_loss_is_no_gap_and_a_gap_in_it_is_found():
+    def below_zero(model, batch):
+        return _nets.loss_fn(model, batch) - 1.0
+
+    well = _nets.case(_nets.mlp)
+    well.loss_fn = below_zero
+    assert not rules.check(well, ["NS102"])
+    sick = rules.get("NS102").SICK[0]()
+    sick.loss_fn = below_zero
+    assert [finding.code for finding in rules.check(sick, ["NS102"])] == ["NS102"]

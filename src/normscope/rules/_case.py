@@ -69,7 +69,7 @@ class Case:
                 raise UsageError(f"Case: {name} must give batches when it is iterated, not {type(given).__name__}")
             if hasattr(given, "__next__"):
                 raise UsageError(f"Case: {name} is an iterator, which can be read once: give the loader or a list")
-            if isinstance(given, Sized) and len(given) == 0:
+            if length_of(given) == 0:
                 raise DataError(f"Case: {name} is empty: give at least one batch")
         self.model, self.loss_fn, self.loader = model, loss_fn, loader
         self.optimizer, self.eval_loader, self.step = optimizer, eval_loader, step
@@ -86,6 +86,14 @@ class Case:
         modules = dict(self.model.named_modules(remove_duplicate=False))
         reasons = [_reason(modules[place], code) if place in modules else "" for place in places]
         return reasons[0] if reasons and all(reasons) else ""
+
+
+def length_of(loader: Any) -> int | None:
+    """Return how many batches a loader says it has; None if it does not know, as over a stream of data."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader has a length only if its data have
+        return None
 
 
 def ignore(module: Module, code: str, reason: str) -> Module:

@@ -30,6 +30,7 @@ class NormCall:
         step: Number of the training step, from 0.
         update: Updates that the optimizer had made before.
         order: Number of the call among all calls of norms.
+        forward: Number of forward passes of the whole model that had begun; 0 where only parts of it are called.
         training: Whether the norm was in train mode.
         grad: Whether gradients were recorded.
         recomputed: Whether it happened inside a backward pass, as under activation checkpointing.
@@ -61,6 +62,7 @@ class NormCall:
     tail: float = 0.0
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    forward: int = 0
     stale: bool = False
 
     @property
@@ -126,7 +128,7 @@ def watch_training(case: Case, steps: int) -> Training:
 class _Watch:
     def __init__(self, case: Case, seen: Training) -> None:
         self._case, self._seen = case, seen
-        self._step = 0
+        self._step = self._forward = 0
         self._handles: list[Any] = []
         self._logs: Counter[str] = Counter()
 
@@ -197,6 +199,7 @@ class _Watch:
         self._seen.updates += 1
 
     def _note_inputs(self, _module: Module, args: Any, kwargs: Any) -> None:
+        self._forward += 1
         if self._seen.inputs is None:
             self._seen.inputs = _detached(args), _detached(kwargs)
 
@@ -219,6 +222,7 @@ class _Watch:
             torch.is_grad_enabled(),
             torch._C._current_graph_task_id() != -1,
         )
+        call.forward = self._forward
         x = leading_tensor(inputs)
         self._seen.calls.append(call)
         if x is None or x.ndim < 2 or not x.numel():

@@ -79,6 +79,8 @@ class GradientAccumulation(AbstractRule):
             for call in evidence.training.of(path, training=True):
                 if not call.recomputed and call.finite and call.grad:
                     by_update.setdefault(call.update, []).append(call)
+            # A norm that one forward pass uses several times does not accumulate: micro-batches have a pass each.
+            by_update = {update: _one_a_pass(calls) for update, calls in by_update.items()}
             several = [calls for calls in by_update.values() if len(calls) > 1]
             if len(several) < max(1, len(by_update) // 2):
                 continue
@@ -107,3 +109,9 @@ class GradientAccumulation(AbstractRule):
         times = int(finding.details["calls"])
         report = convert(case.model, "batch", only=list(finding.places), accumulate=times)
         return f"converted {len(report.done)} norms to update once for {times} micro-batches"
+
+
+def _one_a_pass(calls: list[Any]) -> list[Any]:
+    if not any(call.forward for call in calls):  # only parts of the model are called: nothing tells passes apart
+        return calls
+    return list({call.forward: call for call in calls}.values())

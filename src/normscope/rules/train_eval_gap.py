@@ -77,14 +77,15 @@ class TrainEvalGap(AbstractRule):
         paid = gap.of("running statistics")
         with_pooled = gap.eval - paid - gap.of("averaged weights")
         with_running = with_pooled + paid
-        if not with_running > _LOSS * with_pooled:
+        excess = 1 + paid / max(abs(with_pooled), 1e-12)  # of the size of the loss: some losses are negative
+        if not excess > _LOSS:
             return
         yield self.finding(
             f"running statistics are not those of the data in {len(places)} of {len(evidence.tracking)} norms: up to "
             f"{off_most:.0%} of a norm's channels are off, a mean by up to {worst:.2g} standard deviations",
             places,
             quantity="loss in eval mode over that with pooled statistics",
-            measured=with_running / max(with_pooled, 1e-12),
+            measured=excess,
             bound=_LOSS,
             cost=f"the loss in eval mode is {with_running:.4g}; with statistics of the data it is {with_pooled:.4g}",
             fix="put the statistics of the training data in the buffers: normscope.surgery.recalibrate(model, loader)",
