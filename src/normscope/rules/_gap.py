@@ -1,6 +1,6 @@
 """Why is eval worse than train? The gap between two losses, taken apart into steps that add up to it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +68,14 @@ class Statistics:
         variance: Its unbiased variance.
         shift: Largest distance of the running mean from it, in standard deviations, by channel.
         ratio: Running variance over it, by channel.
+        losses: Losses of the batches in that pass: noise off, each norm normalizing by the batch.
     """
 
     mean: Mapping[str, torch.Tensor]
     variance: Mapping[str, torch.Tensor]
     shift: Mapping[str, torch.Tensor]
     ratio: Mapping[str, torch.Tensor]
+    losses: Sequence[float] = ()
 
 
 def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
@@ -83,19 +85,26 @@ def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
         UsageError: The loader or the loss raises.
     """
     found: dict[str, list[torch.Tensor]] = {}
+    noted: list[float] = []
+
+    def noting(model: Any, batch: Any) -> Any:
+        loss = case.loss_fn(model, batch)
+        noted.append(float(loss))
+        return loss
+
     with sandbox(case):
         before = {
             path: (module.running_mean.clone(), module.running_var.clone())
             for path, module in tracking(case.model).items()
         }
-        _recalibrate(case, case.loader, count, dropout=dropout, frozen=True)
+        _recalibrate(case, case.loader, count, call=noting, dropout=dropout, frozen=True)
         for path, module in tracking(case.model).items():
             mean, variance = module.running_mean.double().clone(), module.running_var.double().clone()
             old_mean, old_variance = (part.double() for part in before[path])
             scale = (variance + module.eps).sqrt()
             found[path] = [mean, variance, (mean - old_mean) / scale, old_variance / variance.clamp(min=1e-30)]
     parts = [{path: values[index] for path, values in found.items()} for index in range(4)]
-    return Statistics(*parts)
+    return Statistics(parts[0], parts[1], parts[2], parts[3], noted)
 
 
 def tracking(model: Module) -> dict[str, Any]:
@@ -127,13 +136,18 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
     with sandbox(case):
         model = case.model
         states = RngState(model)
-        noisy = losses(case, case.loader, count)
-        train = sum(noisy) / len(noisy)
+        known = list(statistics.losses[:count]) if statistics is not None else []
+        noisy = losses(case, case.loader, 1)
         states.restore()
+        if noisy != known[:1]:
+            noisy = known = losses(case, case.loader, count)
+            states.restore()
+        train = sum(known) / len(known)
         _without_noise(model)
         # Noise draws from a random stream or depends on a mode. If the first batch gives the same bits with it and
-        # without, from the same state of the streams, then there is none, and the loss is known already.
-        silent = losses(case, case.loader, 1) == noisy[:1]
+        # without, from the same state of the streams, then there is none, and the loss is known already: from the pass
+        # that took the statistics, or from the one just made.
+        silent = known is not noisy or losses(case, case.loader, 1) == noisy[:1]
         quiet = train if silent else mean_loss(case, case.loader, count)
         marks = [("dropout and other noise", quiet, "they act in training only: no defect")]
         if norms:
@@ -216,10 +230,12 @@ def losses(case: Case, loader: Iterable[Any], count: int, *, model: Module | Non
     return found
 
 
-def _recalibrate(case: Case, loader: Iterable[Any], count: int, **options: Any) -> None:
+def _recalibrate(
+    case: Case, loader: Iterable[Any], count: int, *, call: Callable[..., Any] | None = None, **options: Any
+) -> None:
     with users_code("measuring statistics over the loader"):
         try:
-            recalibrate(case.model, loader, case.loss_fn, num_batches=count, **options)
+            recalibrate(case.model, loader, call or case.loss_fn, num_batches=count, **options)
         except NormscopeError as error:
             if "no norm was called" not in str(error) and "two values" not in str(error):
                 raise
