@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 _FACE = {
     "Scope": ("normscope._face", "Scope"),
     "study": ("normscope._face", "study"),
+    "Case": ("normscope.rules", "Case"),
+    "check": ("normscope.rules", "check"),
+    "fix": ("normscope.rules", "fix"),
+    "ignore": ("normscope.rules", "ignore"),
     "NormscopeError": ("normscope._errors", "NormscopeError"),
     "NonFiniteError": ("normscope._errors", "NonFiniteError"),
     "builders": ("normscope.builders", None),
@@ -18,6 +22,7 @@ _FACE = {
     "ops": ("normscope.ops", None),
     "probes": ("normscope.probes", None),
     "records": ("normscope.records", None),
+    "rules": ("normscope.rules", None),
     "stats": ("normscope.stats", None),
     "plots": ("normscope.plots", None),
     "studies": ("normscope.studies", None),
@@ -25,21 +30,27 @@ _FACE = {
 }
 
 if TYPE_CHECKING:
-    from normscope import builders, layers, ops, plots, probes, records, stats, studies, surgery
+    from normscope import builders, layers, ops, plots, probes, records, rules, stats, studies, surgery
     from normscope._errors import NonFiniteError, NormscopeError
     from normscope._face import Scope, study
+    from normscope.rules import Case, check, fix, ignore
 
 __all__ = [
+    "Case",
     "NonFiniteError",
     "NormscopeError",
     "Scope",
     "__version__",
     "builders",
+    "check",
+    "fix",
+    "ignore",
     "layers",
     "ops",
     "plots",
     "probes",
     "records",
+    "rules",
     "stats",
     "studies",
     "study",

@@ -9,14 +9,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from normscope import probes, studies
+from normscope import probes, rules, studies
 from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
 from normscope._watched import sections_of
 from normscope.records import Verdict, provenance
 from normscope.report import FEW, Condensed, Evidence, Section, theory_rows, write
 from normscope.stats import adjust
-from normscope.studies import AbstractStudy
 
 study = studies.get
 
@@ -150,8 +149,10 @@ def condense(runs: Sequence[Judged]) -> Evidence:
     )
 
 
-def unit(name: str) -> AbstractStudy | type[Unit]:
-    """Find a study, probe or layer by its code, with ``study:``, ``probe:`` or ``layer:`` before it where two share it.
+def unit(name: str) -> Unit | type[Unit]:
+    """Find a study, probe, layer or rule by its code; a rule also by its name.
+
+    Where two kinds share it, with ``study:``, ``probe:``, ``layer:`` or ``rule:`` before it.
 
     Raises:
         UsageError: Nothing has that name; the message says what is near.
@@ -163,6 +164,7 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
         "study": {found.CODE: found for found in studies.all()},
         "probe": {found.CODE: found for found in probes.all()},
         "layer": {found.CODE: found for found in discover(layers, AbstractLayer)},
+        "rule": {key: rule for rule in rules.all() for key in (rule.CODE, rule.SLUG)},
     }
     kind, _, rest = name.partition(":")
     if rest and kind in kinds:
@@ -174,9 +176,9 @@ def unit(name: str) -> AbstractStudy | type[Unit]:
     if name.endswith(".py"):
         return studies.get(name)
     if name in known:
-        found: AbstractStudy | type[Unit] = known[name]
+        found: Unit | type[Unit] = known[name]
         return found
-    raise UsageError(f"no study, probe or layer is called {name!r}: did you mean {near(name, known)}?")
+    raise UsageError(f"no study, probe, layer or rule is called {name!r}: did you mean {near(name, known)}?")
 
 
 def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judged]:

@@ -61,3 +61,12 @@ def test_half_precision_is_taken_in_float32(dtype):
     found = moments_of(x)
     assert found.m2.dtype == torch.float32
     torch.testing.assert_close(found.variance(unbiased=True).double(), x.double().var(0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (9, 3, 4), (5, 3, 2, 2)])
+def test_using_the_values_up_changes_no_moment(shape):
+    x = 1e6 + torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kept, used = moments_of(x), moments_of(x.clone(), overwrite=True)
+    assert used.count == kept.count
+    assert torch.equal(mean_of(used), mean_of(kept))
+    torch.testing.assert_close(used.m2, kept.m2, rtol=1e-14, atol=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normscope import __version__
+from normscope import __version__, _checking
 from normscope._errors import NormscopeError, UsageError
 from normscope.cli._print import plain_table, print_json, say_page, wide, write_text
 from normscope.cli._progress import ending, progress_bar
@@ -48,6 +48,7 @@ bench_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench_app, name="bench")
+_checking.register(app)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]
@@ -266,9 +267,9 @@ def bench_probes(
 
 @app.command(epilog="Example:  normscope explain noisy-batchnorm")
 def explain(
-    name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe or a layer.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer or a rule.")], as_json: Json = False
 ) -> None:
-    """Explain a study, a probe or a layer: its page."""
+    """Explain a study, a probe, a layer or a rule: its page."""
     from normscope import _face
 
     say_page(_face.unit(name), as_json)

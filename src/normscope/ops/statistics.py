@@ -62,15 +62,23 @@ def remainder(low: Tensor, shift: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(low, -most), most)
 
 
-def moments_of(x: Tensor) -> Moments:
+def moments_of(x: Tensor, *, overwrite: bool = False) -> Moments:
     """Return count, mean and sum of squared deviations of each channel.
 
     Args:
         x: Values ``(N, C, *)`` of any floating type.
+        overwrite: Whether ``x``, which must be float32 or wider, may be used up: half the time, as no memory is taken.
 
     Returns:
         The moments ``(C,)``, float32 or wider whatever the type of ``x``.
     """
+    if overwrite:
+        shift = x.mean(channel_axes(x))
+        d = x.sub_(channelwise(shift, x))
+        rest = d.mean(channel_axes(x))
+        mean, low = two_sum(shift, rest)
+        m2 = d.sub_(channelwise(rest, d)).square_().sum(channel_axes(x))
+        return Moments(x.numel() // x.shape[1], mean, low, m2)
     d, shift = shifted(x)
     rest = d.mean(channel_axes(x))
     mean, low = two_sum(shift, rest)

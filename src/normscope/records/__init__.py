@@ -2,6 +2,7 @@
 
 from normscope.records.cell import Cell as Cell
 from normscope.records.estimate import Estimate as Estimate
+from normscope.records.finding import Finding as Finding, Severity as Severity
 from normscope.records.record import Record as Record
 from normscope.records.store import MemoryStore as MemoryStore, Store as Store
 from normscope.records.text import Erratum as Erratum, Sentence as Sentence

@@ -3,6 +3,15 @@
 Verdicts without their records go to one small JSON file, and from there to Markdown.
 """
 
+from normscope.report._check_json import check_json as check_json
+from normscope.report._check_sarif import check_sarif as check_sarif
+from normscope.report._check_text import check_text as check_text
+from normscope.report._checked import (
+    Checked as Checked,
+    FixNote as FixNote,
+    GapNote as GapNote,
+    RuleNote as RuleNote,
+)
 from normscope.report._condensed import (
     Condensed as Condensed,
     Evidence as Evidence,

@@ -7,8 +7,11 @@
 """
 
 import inspect
+import io
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,11 +112,24 @@ def by_fx(model: nn.Module, leaves: Mapping[nn.Module, str]) -> Flow:
     return seen
 
 
+@contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Keep a logger silent: a refused export prints its whole graph, and the error says what there is to say."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def by_export(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) -> Flow:
     """See the flow in the exported program, whose nodes say in which module's call they arose."""
     args, kwargs = arguments(model, example)
     try:
-        program = torch.export.export(model, args, kwargs, strict=False)
+        with _unlogged("torch.fx.experimental.symbolic_shapes"), redirect_stderr(io.StringIO()):
+            program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise UnseenError(f"torch.export: {_first_line(error)}") from error
     seen = Flow("torch.export of the example")

@@ -66,7 +66,8 @@ class Meter:
             module.training = False
             return
         # MPS has no float64; there the sums are float32, shifted, with the mean in two parts.
-        found = moments_given(module, x if x.device.type == "mps" else x.double(), args, kwargs)
+        wide = x if x.device.type == "mps" else x.double()
+        found = moments_given(module, wide, args, kwargs, own=wide is not x)
         if found is None:  # it was told what to normalize by
             return
         if not (found.mean.isfinite().all() and found.m2.isfinite().all()):
@@ -89,7 +90,12 @@ class Meter:
 
 
 def moments_given(
-    module: nn.Module, x: Tensor, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    module: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    own: bool = False,
 ) -> Moments | None:
     """Return the moments of those values of a norm's input that count for it.
 
@@ -98,12 +104,13 @@ def moments_given(
         x: Its input, in the type in which to sum.
         args: All arguments of the call.
         kwargs: Those by keyword.
+        own: Whether ``x`` is a copy that may be used up.
 
     Returns:
         The moments; or None if the call said what statistics to normalize by.
     """
     if not isinstance(module, AbstractBatchNorm):
-        return moments_of(x)
+        return moments_of(x, overwrite=own)
     said = dict(zip(("input", "mask", "lengths"), args, strict=False)) | dict(kwargs or {})
     if said.get("population") is not None:
         return None
@@ -111,7 +118,7 @@ def moments_given(
     if lengths is not None:
         mask = mask_of_lengths(lengths, x)
     if mask is None:
-        return moments_of(x)
+        return moments_of(x, overwrite=own)
     found = Masked(mask, x).moments(x)
     assert isinstance(found.count, Tensor)
     count = found.count

@@ -102,6 +102,8 @@ class Search:
             return f"{linear.path} is parametrised or reparametrised: its weight is computed"
         if type(module) not in LINEAR:
             return f"{linear.path} is a {type(module).__name__}, a subclass that may compute something else"
+        if type(norm.module) not in BATCH:
+            return f"{norm.path} is a {type(norm.module).__name__}, a subclass that may compute something else"
         if channels(module, into=order == "after") != norm.module.num_features:
             return f"{linear.path} and the norm differ in channels: the norm acts on another axis"
         dims, rank = LINEAR[type(module)], BATCH[type(norm.module)]

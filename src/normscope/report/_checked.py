@@ -1,0 +1,105 @@
+"""What a check found, as the formats take it: plain words and numbers, no network and no tensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from normscope.records import Finding, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class RuleNote:
+    """A rule that ran, described.
+
+    Attributes:
+        code: As ``NS102``.
+        slug: Its name.
+        title: What it finds, in a line.
+        severity: Of its findings, where they do not say otherwise.
+        safe: Whether its fix is safe.
+        page: Its documentation by heading.
+    """
+
+    code: str
+    slug: str
+    title: str
+    severity: Severity
+    safe: bool = False
+    page: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GapNote:
+    """The loss in training, the loss in evaluation, and the steps from one to the other.
+
+    Attributes:
+        train: Loss in training.
+        eval: Loss in evaluation.
+        batches: How many batches each is the mean over.
+        shares: ``(cause, by how much the loss rises, explanation)`` of each step.
+    """
+
+    train: float
+    eval: float
+    batches: int
+    shares: tuple[tuple[str, float, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FixNote:
+    """What became of one finding when fixes were asked for.
+
+    Attributes:
+        finding: The finding.
+        done: What was done; empty if nothing was.
+        why_not: Why nothing was done.
+        tensors: Tensors of state dicts that it changed, added or took away.
+        beyond: What it changed that no state dict holds, in words.
+    """
+
+    finding: Finding
+    done: str = ""
+    why_not: str = ""
+    tensors: int = 0
+    beyond: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """All that a check has to say.
+
+    Attributes:
+        target: What was checked, in the user's words.
+        findings: What was found, worst first; after fixes what is left.
+        ignored: What is there on purpose, with the reason.
+        rules: The rules that ran.
+        gap: Where the loss of evaluation comes from, if that was measured.
+        failed: Codes of rules that could not be judged, and why.
+        fixes: What became of the findings that were there before fixes; empty if none were asked for.
+        saved: Files written with the repaired state.
+        notes: What else must be known to read the result, a sentence each.
+        file: The file in which the set-up is made, if there is one.
+        line: Line of that file.
+        seconds: Time that the check took.
+    """
+
+    target: str
+    findings: Sequence[Finding] = ()
+    ignored: Sequence[tuple[Finding, str]] = ()
+    rules: Sequence[RuleNote] = ()
+    gap: GapNote | None = None
+    failed: Sequence[tuple[str, str]] = ()
+    fixes: Sequence[FixNote] = ()
+    saved: Sequence[str] = ()
+    notes: Sequence[str] = field(default=())
+    file: str = ""
+    line: int = 0
+    seconds: float = 0.0
+
+    def counts(self) -> dict[Severity, int]:
+        """Return how many findings there are of each severity."""
+        return {severity: sum(finding.severity is severity for finding in self.findings) for severity in Severity}
+
+
+def place_words(place: str) -> str:
+    """Return a place in words: the whole model has no path."""
+    return place or "the whole model"

@@ -1,0 +1,130 @@
+"""A training set-up, as it is handed to the check."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from normscope._errors import DataError, UsageError
+
+LossFn = Callable[[Any, Any], Tensor]
+TrainStep = Callable[[Module, Any], Any]
+
+_IGNORED = "_normscope_ignored"
+
+
+class Case:
+    """A model and how it is trained and evaluated. Nothing of it is changed by checking.
+
+    Args:
+        model: The model, in the modes in which it trains: call ``model.train()`` first, and put what is to stay frozen
+            in eval mode after that, as the training loop does.
+        loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that training descends.
+        loader: Training batches, in the order and of the size of training. Iterated several times: a list or a
+            ``DataLoader``, not an iterator.
+        optimizer: What updates the parameters, if there is one.
+        eval_loader: Batches of the data that evaluation uses.
+        step: ``step(model, batch)`` makes one training step as the loop does, if it does more than zero the gradients,
+            run ``loss_fn`` and its backward pass, and update. Its updates are undone.
+        averaged: The model of averaged weights that is evaluated (EMA, SWA), if there is one.
+        exported: What is deployed, if anything: an exported program, a scripted, traced or folded module, or
+            an ONNX model.
+        replicas: The model as other processes of the same training have it, if they are at hand: loaded from the
+            checkpoint of each, say. Not needed where the model is ``DistributedDataParallel`` and all processes check.
+        ignore: Codes (or their beginnings) that are not to be reported, each with the reason.
+
+    Raises:
+        UsageError: Something is not of its kind; a reason is empty; the loader is an iterator, which can be read once.
+        DataError: The loader says that it is empty.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss_fn: LossFn,
+        loader: Iterable[Any],
+        optimizer: Optimizer | None = None,
+        eval_loader: Iterable[Any] | None = None,
+        *,
+        step: TrainStep | None = None,
+        averaged: Module | None = None,
+        exported: Any = None,
+        replicas: Sequence[Module] = (),
+        ignore: Mapping[str, str] | None = None,
+    ) -> None:
+        if not isinstance(model, Module):
+            raise UsageError(f"Case: model must be a torch.nn.Module, not {type(model).__name__}")
+        if not callable(loss_fn):
+            raise UsageError("Case: loss_fn must be a function loss_fn(model, batch) that returns a scalar")
+        if any(not isinstance(replica, Module) for replica in replicas):
+            raise UsageError("Case: replicas must be torch.nn.Modules, one for each other process")
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise UsageError(f"Case: optimizer must be a torch optimizer, not {type(optimizer).__name__}")
+        for name, given in (("loader", loader), ("eval_loader", eval_loader)):
+            if given is None and name == "eval_loader":
+                continue
+            if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+                raise UsageError(f"Case: {name} must give batches when it is iterated, not {type(given).__name__}")
+            if hasattr(given, "__next__"):
+                raise UsageError(f"Case: {name} is an iterator, which can be read once: give the loader or a list")
+            if length_of(given) == 0:
+                raise DataError(f"Case: {name} is empty: give at least one batch")
+        self.model, self.loss_fn, self.loader = model, loss_fn, loader
+        self.optimizer, self.eval_loader, self.step = optimizer, eval_loader, step
+        self.averaged, self.exported, self.replicas = averaged, exported, tuple(replicas)
+        self.ignore = dict(ignore or {})
+        for code, reason in self.ignore.items():
+            _check_reason(code, reason)
+
+    def ignored(self, code: str, places: Iterable[str]) -> str:
+        """Return why a finding is not to be reported; empty if it is."""
+        for prefix, reason in self.ignore.items():
+            if code.startswith(prefix):
+                return reason
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        reasons = [_reason(modules[place], code) if place in modules else "" for place in places]
+        return reasons[0] if reasons and all(reasons) else ""
+
+
+def length_of(loader: Any) -> int | None:
+    """Return how many batches a loader says it has; None if it does not know, as over a stream of data."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader has a length only if its data have
+        return None
+
+
+def ignore(module: Module, code: str, reason: str) -> Module:
+    """Say at a module that a rule's finding there is on purpose, and why.
+
+    Args:
+        module: The module; what is below it is meant too only if it is said there.
+        code: A code such as ``NS105`` or its beginning.
+        reason: Why it is on purpose.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: The reason is empty, or the code is none.
+
+    Example:
+        >>> layer = ignore(nn.BatchNorm1d(8), "NS105", "ghost batches on purpose")
+    """
+    _check_reason(code, reason)
+    vars(module).setdefault(_IGNORED, {})[code] = reason
+    return module
+
+
+def _reason(module: Module, code: str) -> str:
+    said: Mapping[str, str] = vars(module).get(_IGNORED, {})
+    return next((reason for prefix, reason in said.items() if code.startswith(prefix)), "")
+
+
+def _check_reason(code: str, reason: str) -> None:
+    if not code.startswith("NS"):
+        raise UsageError(f"{code!r} is no rule's code: they begin with NS")
+    if not isinstance(reason, str) or not reason.strip():
+        raise UsageError(f"say why {code} is to be ignored: a reason in words")

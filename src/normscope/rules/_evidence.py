@@ -1,0 +1,109 @@
+"""What the rules look at: measured once, shared by all of them, and only if one asks."""
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from functools import cached_property
+from typing import Any
+
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normscope.rules._case import Case
+from normscope.rules._gap import Gap, Statistics, measure_gap, pooled, tracking
+from normscope.rules._passes import example
+from normscope.rules._sandbox import sandbox
+from normscope.rules._training import Training, watch_training
+from normscope.surgery import is_frozen
+from normscope.surgery._pairs import Search, search
+
+_NEVER = object()
+
+
+class Evidence:
+    """A case, and everything that was measured on it. Each measurement runs at its first use, and leaves no trace.
+
+    Attributes:
+        case: The set-up.
+        batches: Over how many batches statistics and losses are taken.
+        modules: Every module by its first qualified name.
+        norms: The batch norms among them (``torch``'s kinds and subclasses of theirs), in order of registration.
+        tracking: Those that keep running statistics.
+    """
+
+    def __init__(self, case: Case, *, batches: int = 10, told: Callable[[str], None] | None = None) -> None:
+        self.case, self.batches = case, batches
+        self.modules: dict[str, Module] = dict(case.model.named_modules())
+        self.norms: dict[str, Any] = {
+            path: module for path, module in self.modules.items() if isinstance(module, _BatchNorm)
+        }
+        self.tracking: dict[str, Any] = tracking(case.model)
+        self._told = told or (lambda what: None)
+        self._with_dropout: Any = _NEVER
+
+    def frozen(self, module: Module) -> bool:
+        """Whether a norm has been frozen by this library: it uses and keeps its running statistics in every mode."""
+        return is_frozen(module)
+
+    @property
+    def updating(self) -> dict[str, Any]:
+        """The norms whose running statistics a training step would change: in train mode, tracking, not frozen."""
+        return {path: module for path, module in self.tracking.items() if module.training and not self.frozen(module)}
+
+    @cached_property
+    def optimised(self) -> set[int]:
+        """The ``id`` of every parameter that the optimizer updates; of all that require a gradient if there is none."""
+        if self.case.optimizer is None:
+            return {id(parameter) for parameter in self.case.model.parameters() if parameter.requires_grad}
+        return {id(p) for group in self.case.optimizer.param_groups for p in group["params"] if p.requires_grad}
+
+    @cached_property
+    def training(self) -> Training:
+        """A few steps of training, watched and undone."""
+        self._told("training steps")
+        return watch_training(self.case, max(3, min(4, self.batches)))
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Pooled statistics of every tracking norm over training batches, dropout off."""
+        self._told("statistics of the training data")
+        return pooled(self.case, self.batches)
+
+    @cached_property
+    def statistics_with_dropout(self) -> Statistics:
+        """The same with dropout and other noise on."""
+        self._told("statistics of the training data under dropout")
+        return pooled(self.case, self.batches, dropout=True)
+
+    @cached_property
+    def gap(self) -> Gap:
+        """The loss of evaluation less that of training, taken apart."""
+        statistics = self.statistics if self.tracking else None
+        self._told("the losses of training and evaluation")
+        return measure_gap(self.case, max(1, min(4, self.batches)), statistics)
+
+    @cached_property
+    def flow(self) -> Search:
+        """What each norm and linear layer reads, and who reads it: see ``surgery._pairs.Search``."""
+        self._told("the flow between layers")
+        inputs = self.training.inputs
+        with sandbox(self.case), _hushed():
+            if inputs is None:
+                return search(self.case.model)
+            try:
+                return search(self.case.model, example(self.case.model, inputs))
+            except Exception:  # the call cannot be repeated outside of the loop: what is seen without it has to do
+                return search(self.case.model)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep torch from printing the graph of a forward that it cannot trace: that is an answer here, not an accident."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,132 @@
+"""Averaged weights with the statistics of others."""
+
+import copy
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._gap import tracking
+from normscope.rules._rule import AbstractRule
+from normscope.rules._sandbox import sandbox
+from normscope.surgery import recalibrate
+
+_NEAR = 1e-3
+
+
+def _averaged(net: Any, how: str) -> Case:
+    case = _nets.case(net)
+    shadow = copy.deepcopy(case.model)
+    other = _nets.case(net, trained=20).model
+    with torch.no_grad():
+        for mine, theirs in zip(shadow.parameters(), other.parameters(), strict=True):
+            mine.lerp_(theirs, 0.3)
+        for norm in _nets.norms(shadow):
+            if how == "initial":
+                norm.reset_running_stats()
+    case.averaged = shadow
+    if how == "recalibrated":
+        recalibrate(shadow, case.loader, _nets.loss_fn)
+    return case
+
+
+class AveragedWeightsStaleStatistics(AbstractRule):
+    r"""Averaged weights are evaluated with the running statistics of other weights.
+
+    ## Finds
+    Parameters of the averaged model (EMA, SWA) differ from the trained one's, but its running statistics equal the
+    trained model's, or are still those of a new layer (mean 0, variance 1); and the statistics of the data at the
+    averaged weights are others.
+
+    ## Why it hurts
+    Running statistics belong to the weights that made the activations. An average of weights makes others: evaluated
+    with copied or initial statistics it can be far worse than the model it averages, and the average is then blamed.
+
+    ## Fix
+    Unsafe: ``surgery.recalibrate`` on the averaged model, which changes what evaluation computes and no weight.
+    """
+
+    CODE = "NS107"
+    SLUG = "averaged-weights-stale-statistics"
+    SEVERITY = Severity.ERROR
+    SOURCES = ("CuriousAI/mean-teacher#9", "pytorch/ignite#2592", "Izmailov et al. 2018, section 3.2")
+    SICK = (
+        partial(_averaged, _nets.mlp, "copied"),
+        partial(_averaged, _nets.cnn, "initial"),
+        partial(_averaged, _nets.residual, "copied"),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_averaged, _nets.cnn, "recalibrated"),
+        partial(_averaged, _nets.residual, "recalibrated"),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Compare parameters and buffers of both models, then the buffers with the data."""
+        case = evidence.case
+        if case.averaged is None:
+            return
+        source = tracking(case.model)
+        mine = {_bare(path): module for path, module in tracking(case.averaged).items()}
+        pairs = {path: (module, mine[path]) for path, module in source.items() if path in mine}
+        if not pairs or not _differ(case.model, case.averaged):
+            return
+        stale = [path for path, (theirs, ours) in pairs.items() if _copied(theirs, ours) or _initial(ours)]
+        if not stale:
+            return
+        off = _off(case, evidence.batches)
+        places = [path for path in stale if off.get(path, 0.0) > _NEAR]
+        if not places:
+            return
+        worst = max(off[path] for path in places)
+        loss = ""
+        if case.eval_loader is not None:
+            paid = evidence.gap.of("averaged weights")
+            loss = f"with them the loss in evaluation is {paid:+.4g} against the trained model's"
+        yield self.finding(
+            f"the averaged model's running statistics are copied or initial in {len(places)} of {len(pairs)} norms; at "
+            f"its own weights the means lie up to {worst:.2g} standard deviations away",
+            places,
+            quantity="largest distance of a running mean from that of the data, in standard deviations",
+            measured=worst,
+            bound=_NEAR,
+            cost=loss,
+            fix="recalibrate the averaged model: normscope.surgery.recalibrate(averaged, loader)",
+        )
+
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Recalibrate the averaged model."""
+        assert case.averaged is not None
+        report = recalibrate(case.averaged, case.loader, case.loss_fn, frozen=True)
+        return f"recalibrated {len(report.done)} norms of the averaged model"
+
+
+def _bare(path: str) -> str:
+    """Take off the name under which torch's ``AveragedModel`` holds its model."""
+    return path.removeprefix("module.")
+
+
+def _differ(a: nn.Module, b: nn.Module) -> bool:
+    theirs = {_bare(name): value for name, value in b.named_parameters()}
+    return any(name in theirs and not torch.equal(value, theirs[name]) for name, value in a.named_parameters())
+
+
+def _copied(theirs: Any, ours: Any) -> bool:
+    return torch.equal(theirs.running_mean, ours.running_mean) and torch.equal(theirs.running_var, ours.running_var)
+
+
+def _initial(ours: Any) -> bool:
+    return not bool(ours.running_mean.any()) and bool((ours.running_var == 1).all())
+
+
+def _off(case: Case, count: int) -> dict[str, float]:
+    assert case.averaged is not None
+    with sandbox(case):
+        report = recalibrate(case.averaged, case.loader, case.loss_fn, num_batches=count, frozen=True)
+        return {_bare(change.path): change.numbers["mean_shift"] for change in report.done}

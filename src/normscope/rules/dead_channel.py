@@ -1,0 +1,175 @@
+"""Channels that carry nothing."""
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._passes import look
+from normscope.rules._rule import AbstractRule
+
+_CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.05
+_RELU = re.compile(r"\b(call (function|method|module) )?(aten\.)?(relu_?|clamp_min)(\.default)?\b")
+
+
+def _kill(model: nn.Module, how: str) -> None:
+    norm = _nets.norms(model)[-1]
+    with torch.no_grad():
+        if how == "shift":  # far below zero, whatever comes: the ReLU behind never opens
+            norm.bias[:3] = -20.0
+        if how == "gain":
+            norm.weight[:3] = 1e-6
+
+
+def _on_data(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
+    """A norm on the data themselves."""
+    return nn.Sequential(norm(12), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def _constant_columns() -> Case:
+    """A table three of whose columns never vary but for rounding."""
+    case = _nets.case(_on_data, shape=(12,))
+    assert isinstance(case.loader, list)
+    constant = torch.arange(12) < 3
+    case.loader = [(torch.where(constant, 0.1 + 1e-7 * x, x), y) for x, y in case.loader]
+    with torch.no_grad():
+        for norm in _nets.norms(case.model):
+            norm.running_mean[:3], norm.running_var[:3] = 0.1, 1e-12
+    return case
+
+
+def _zero_gains(model: nn.Module) -> None:
+    """The last gain of each residual branch starts at zero, as recipes have it."""
+    for block in model.get_submodule("blocks").children():
+        nn.init.zeros_(_nets.norms(block)[-1].weight)
+
+
+class DeadChannel(AbstractRule):
+    r"""Channels of a norm carry nothing: constant before it, scaled to nothing by it, or cut off behind it.
+
+    ## Finds
+    Over a few training batches, channels of norms in train mode for which one of these holds: the input's variance is
+    below ``eps`` / 10000, or below 10 ``eps`` and a millionth of that of the layer's median channel, in every batch and
+    in the running variance, and the gain is not small; the gain is below a thousandth of the layer's median gain, but
+    not zero, after training; or the output is never above zero and nobody but ReLU reads it. Found are networks in
+    which more than 5 % of all channels are dead. Gains that are zero exactly (residual branches at initialization,
+    pruned channels) are no defect.
+
+    Calibrated over six seeds: planted defects found, 30 of 30; false alarms on 46 healthy set-ups under eight
+    seeds, 0 of 368.
+
+    ## Why it hurts
+    Dead channels cost time and memory and learn nothing. A channel that is constant but for rounding is worse: divided
+    by the root of ``eps`` its rounding comes out 300 times larger, and another machine rounds otherwise.
+
+    ## Fix
+    Unsafe, since they could come alive again: the channels are pruned by setting gain to zero, and the shift too where
+    ReLU cuts it off. Outputs on the data seen change by no more than what was found to be next to nothing.
+    """
+
+    CODE = "NS121"
+    SLUG = "dead-channel"
+    SEVERITY = Severity.WARNING
+    SOURCES = ("LeelaChessZero/lc0#779",)
+    SICK = (
+        partial(_nets.case, _nets.mlp, change=partial(_kill, how="shift")),
+        partial(_nets.case, _nets.cnn, change=partial(_kill, how="gain")),
+        partial(_nets.case, _nets.residual, change=partial(_kill, how="gain")),
+        _constant_columns,
+        partial(_nets.case, _nets.sequence, change=partial(_kill, how="shift")),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_nets.case, _nets.cnn),
+        partial(_nets.case, _nets.residual, trained=0, change=_zero_gains),
+        partial(_nets.case, _nets.residual),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Look for the three kinds."""
+        if not evidence.updating:
+            return
+        dead = _dead(evidence)
+        counts = {kind: sum(int(mask[kind].sum()) for mask in dead.values()) for kind in range(3)}
+        total = sum(module.num_features for module in evidence.updating.values())
+        places = [path for path, masks in dead.items() if bool(masks.any())]
+        number = sum(int(masks.any(0).sum()) for masks in dead.values())
+        if not places or number <= _SHARE * total:
+            return
+        words = ("constant before the norm", "with next to no gain", "never above zero before a ReLU")
+        said = ", ".join(f"{count} {word}" for count, word in zip(counts.values(), words, strict=True) if count)
+        yield self.finding(
+            f"{number} of {total} channels carry nothing: {said}",
+            places,
+            quantity="share of channels that are dead",
+            measured=number / total,
+            bound=_SHARE,
+            cost="they take time and memory and learn nothing",
+            fix="prune them, or find what killed them: a learning rate too high, or decay on gains",
+            details={"constant": counts[0], "without_gain": counts[1], "cut_off": counts[2]},
+        )
+
+    @torch.no_grad()
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Set the gain of dead channels to zero, and the shift of those that a ReLU cuts off."""
+        evidence = Evidence(case)
+        pruned = 0
+        for path, masks in _dead(evidence).items():
+            module: Any = evidence.norms[path]
+            if path not in finding.places or module.weight is None:
+                continue
+            module.weight[masks.any(0)] = 0.0
+            if module.bias is not None:
+                module.bias[masks[2]] = 0.0
+            pruned += int(masks.any(0).sum())
+        return f"set the gain of {pruned} dead channels to zero"
+
+
+def _dead(evidence: Evidence) -> dict[str, Tensor]:
+    """Return by norm three masks ``(3, C)``: constant, without gain, cut off by ReLU."""
+    peaks: dict[str, Tensor] = {}
+
+    def see(path: str, output: Tensor, _x: Any) -> None:
+        top = output.transpose(0, 1).flatten(1).amax(1) if output.numel() else output.new_empty(0)
+        peaks[path] = torch.maximum(peaks[path], top) if path in peaks else top
+
+    look(evidence.case, evidence.updating, min(4, evidence.batches), after=see)
+    found = {}
+    for path, module in evidence.updating.items():
+        calls = [call for call in evidence.training.of(path, training=True) if call.finite and call.count > 1]
+        if not calls or path not in peaks or module.weight is None:
+            continue
+        gain = module.weight.detach().abs()
+        middle = float(gain.median())
+        variance = torch.stack([call.variance for call in calls]).amax(0).to(gain)
+        # A whole layer may work on small values (eps of 1e-3 and weights of 0.02 do so): constant is what varies
+        # little beside its neighbours too, or so little that the norm puts out a hundredth of what it should.
+        limit = min(_CONSTANT * module.eps, max(1e-6 * float(variance.median()), 1e-4 * module.eps))
+        constant = (variance < limit) & (module.running_var < limit) & (gain > _SMALL * max(middle, 1e-12))
+        faint = (gain < _SMALL * middle) & (gain > 0)
+        cut = torch.zeros_like(constant)
+        if _only_relu(evidence, path) or getattr(module, "activation", None) == "relu":
+            cut = (peaks[path] <= 0) & (gain > 0)
+        found[path] = torch.stack([constant, faint, cut])
+    return found
+
+
+def _only_relu(evidence: Evidence, path: str) -> bool:
+    seen = evidence.flow.flow
+    readers = seen.readers.get(path, []) if seen is not None else []
+    return bool(readers) and all(_is_relu(evidence, reader) for reader in readers)
+
+
+def _is_relu(evidence: Evidence, reader: str) -> bool:
+    name = reader.strip("()")
+    module = evidence.modules.get(name.removeprefix("call module "))
+    if module is not None:
+        return isinstance(module, (nn.ReLU, nn.ReLU6))
+    return _RELU.fullmatch(name) is not None

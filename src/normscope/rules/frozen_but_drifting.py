@@ -1,0 +1,105 @@
+"""Norms that are meant to be frozen and go on counting."""
+
+from collections.abc import Iterable
+from functools import partial
+
+from torch import nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+from normscope.surgery import freeze
+
+
+def _freeze_parameters(model: nn.Module) -> None:
+    """Freeze as is often done: all parameters but the head's, and nothing else."""
+    *body, head = model.children()
+    for module in body:
+        module.requires_grad_(False)
+    head.requires_grad_(True)
+
+
+def _freeze_well(model: nn.Module) -> None:
+    _freeze_parameters(model)
+    freeze(model)
+
+
+def _freeze_affine(model: nn.Module) -> None:
+    for norm in _nets.norms(model):
+        norm.requires_grad_(False)
+
+
+def _eval_norms(model: nn.Module) -> None:
+    _freeze_parameters(model)
+    for norm in _nets.norms(model):
+        norm.eval()
+
+
+class FrozenButDrifting(AbstractRule):
+    r"""Norms whose parameters are frozen go on changing their running statistics.
+
+    ## Finds
+    A few training steps are made. A norm is found if its running statistics change although none of its parameters is
+    trained: its weight and bias have ``requires_grad=False`` or are in no group of the optimizer; of a norm without
+    weight and bias, the parameters of the module that holds it.
+
+    ## Why it hurts
+    ``requires_grad=False`` does not touch buffers. A pretrained backbone that is "frozen" so is normalized by its batch
+    while training, and its running statistics move to the new data: the features that the head learns on are not those
+    that it is evaluated on, and the backbone is no longer the one that was loaded.
+
+    ## Fix
+    Unsafe: ``surgery.freeze`` puts these norms in eval mode and keeps them there through ``model.train()``. Training
+    then sees other features, those of the pretrained statistics.
+    """
+
+    CODE = "NS101"
+    SLUG = "frozen-but-drifting"
+    SEVERITY = Severity.ERROR
+    SOURCES = ("pytorch/pytorch#86590", "pytorch/pytorch#66073", "Lightning-AI/pytorch-lightning#15063")
+    SICK = (
+        partial(_nets.case, _nets.mlp, change=_freeze_parameters),
+        partial(_nets.case, _nets.cnn, change=_freeze_affine),
+        partial(_nets.case, _nets.residual, change=_freeze_parameters),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_nets.case, _nets.cnn, change=_freeze_well),
+        partial(_nets.case, _nets.residual, change=_eval_norms),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Look which norms count without learning."""
+        optimised = evidence.optimised
+        drifting = []
+        for path, module in evidence.updating.items():
+            own = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
+            if not own:
+                holder = evidence.modules[path.rpartition(".")[0]]
+                own = list(holder.parameters())
+            if own and not any(id(parameter) in optimised for parameter in own):
+                drifting.append(path)
+        if not drifting:
+            return
+        moved = {call.path for call in evidence.training.calls if call.updated}
+        places = [path for path in drifting if path in moved]
+        if not places:
+            return
+        calls = [call for call in evidence.training.calls if call.path in places and call.updated]
+        yield self.finding(
+            f"{len(places)} norms train no parameter, yet their running statistics changed at {len(calls)} calls of "
+            f"{evidence.training.steps} training steps",
+            places,
+            quantity="changes of running statistics",
+            measured=float(len(calls)),
+            bound=0.0,
+            cost="they normalize by the batch while training, and evaluation meets statistics never trained on",
+            fix="freeze them so that model.train() does not undo it: normscope.surgery.freeze(model, only=[...])",
+        )
+
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Freeze the norms of the finding."""
+        report = freeze(case.model, only=list(finding.places))
+        return f"froze {len(report.done)} norms"

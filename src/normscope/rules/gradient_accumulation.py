@@ -1,0 +1,117 @@
+"""Statistics of micro-batches."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from normscope import layers
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+from normscope.rules.mixed_streams import _apart
+
+_VALUES = 64
+
+
+def _accumulating(net: Any, parts: int, **options: Any) -> Case:
+    """A step that accumulates gradients over parts of its batch."""
+    case = _nets.case(net, **options)
+    optimizer = case.optimizer
+    assert optimizer is not None
+
+    def step(model: nn.Module, batch: Any) -> None:
+        optimizer.zero_grad()
+        x, y = batch
+        for part in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            (_nets.loss_fn(model, part) / parts).backward()
+        optimizer.step()
+
+    case.step = step
+    return case
+
+
+class GradientAccumulation(AbstractRule):
+    r"""Gradients are accumulated over micro-batches, and each is normalized by itself.
+
+    ## Finds
+    Within one step of the optimizer a norm in train mode updates its running statistics k > 1 times on data of one kind
+    (means less than a standard deviation apart), with fewer than 64 values a channel each time.
+
+    ## Why it hurts
+    Gradients add up over micro-batches; statistics do not. The step is that of the small batch's network, with its
+    noise: the cosine to the gradient of the whole batch was .96, .88 and .21 for micro-batches of 32, 8 and 2. The
+    running statistics, besides, take k updates instead of one and forget k times as fast.
+
+    ## Fix
+    Unsafe, and only for the running statistics: norms that pool k micro-batches into one update
+    (``layers.BatchNorm*(accumulate=k)``). The noise in training is not repaired by it: use larger micro-batches, or
+    another norm.
+    """
+
+    CODE = "NS113"
+    SLUG = "gradient-accumulation"
+    SEVERITY = Severity.WARNING
+    SOURCES = ("pytorch/pytorch#46516",)
+    SICK = (
+        partial(_accumulating, _nets.mlp, 4),
+        partial(_accumulating, _nets.mlp, 2, depth=5),
+        partial(_accumulating, _nets.mlp, 8, norm=layers.BatchNorm1d),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_accumulating, _nets.cnn, 2),
+        partial(_accumulating, _nets.mlp, 1),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Count updates by step of the optimizer."""
+        if not evidence.updating or evidence.case.optimizer is None:
+            return
+        found: dict[str, tuple[int, int]] = {}
+        for path, module in evidence.updating.items():
+            if getattr(module, "accumulate", 1) not in (None, 1):
+                continue
+            by_update: dict[int, list[Any]] = {}
+            for call in evidence.training.of(path, training=True):
+                if not call.recomputed and call.finite and call.grad:
+                    by_update.setdefault(call.update, []).append(call)
+            # A norm that one forward pass uses several times does not accumulate: micro-batches have a pass each.
+            by_update = {update: _one_a_pass(calls) for update, calls in by_update.items()}
+            several = [calls for calls in by_update.values() if len(calls) > 1]
+            if len(several) < max(1, len(by_update) // 2):
+                continue
+            fewest = min(call.count for calls in several for call in calls)
+            if fewest < _VALUES and max(map(_apart, several)) < 1.0 + 2.0 * (2 / max(fewest, 1)) ** 0.5:
+                found[path] = max(len(calls) for calls in several), fewest
+        if not found:
+            return
+        times, fewest = max(times for times, _ in found.values()), min(values for _, values in found.values())
+        yield self.finding(
+            f"{len(found)} norms are called {times} times between two updates, on {fewest} values a channel or more",
+            list(found),
+            quantity="values a channel of a micro-batch",
+            measured=float(fewest),
+            bound=float(_VALUES),
+            cost="each micro-batch is normalized by itself: the gradient is that of the small batch",
+            fix="pool the running statistics: normscope.surgery.convert(model, 'batch', accumulate=k); for gradients "
+            "use larger micro-batches or group normalization",
+            details={"calls": float(times)},
+        )
+
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Have the norms of the finding pool as many micro-batches as an update has."""
+        from normscope.surgery import convert
+
+        times = int(finding.details["calls"])
+        report = convert(case.model, "batch", only=list(finding.places), accumulate=times)
+        return f"converted {len(report.done)} norms to update once for {times} micro-batches"
+
+
+def _one_a_pass(calls: list[Any]) -> list[Any]:
+    if not any(call.forward for call in calls):  # only parts of the model are called: nothing tells passes apart
+        return calls
+    return list({call.forward: call for call in calls}.values())

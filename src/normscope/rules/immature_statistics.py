@@ -1,0 +1,129 @@
+"""Running statistics that have seen too little."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+from normscope.surgery import recalibrate
+
+_LEFT = 0.05
+
+
+def _reset(model: nn.Module) -> None:
+    for norm in _nets.norms(model):
+        norm.reset_running_stats()
+
+
+def _slow(model: nn.Module) -> None:
+    for norm in _nets.norms(model):
+        norm.momentum = 0.001
+
+
+def _converted(model: nn.Module) -> None:
+    """As a checkpoint of another framework: true statistics, and no count."""
+    for norm in _nets.norms(model):
+        norm.num_batches_tracked.zero_()
+
+
+class ImmatureStatistics(AbstractRule):
+    r"""Running statistics still hold much of their initial values, or nothing else.
+
+    ## Finds
+    A norm that is evaluated with running statistics of which the initial mean 0 and variance 1 make up more than 5 %:
+    :math:`(1-m)^{n} > 0.05` for momentum m and n batches tracked. An error if they are exactly 0 and 1. A count of 0
+    with other values is a converted checkpoint, and fits. Only where the weights have been trained or loaded: a network
+    at initialization is left alone unless evaluation data are given.
+
+    ## Why it hurts
+    A variance that is still near 1 where the data's is 0.01 has every channel put out a tenth of what it was trained
+    to: the loss in evaluation starts far above that of training and comes down only slowly. Small momentum (0.01, for
+    stability) and short fine-tuning meet here.
+
+    ## Fix
+    Unsafe: ``surgery.recalibrate`` on the training data, which changes what evaluation computes and no weight.
+    """
+
+    CODE = "NS109"
+    SLUG = "immature-statistics"
+    SEVERITY = Severity.WARNING
+    BUFFERS_ONLY = True
+    SOURCES = ("keras-team/keras#10666",)
+    SICK = (
+        partial(_nets.case, _nets.mlp, change=_reset),
+        partial(_nets.case, _nets.cnn, change=_slow),
+        partial(_nets.case, _nets.residual, trained=5),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_nets.case, _nets.cnn, change=_converted),
+        partial(_nets.case, _nets.residual, trained=40),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Count the batches tracked."""
+        if evidence.case.eval_loader is None:
+            return
+        norms = {
+            path: dict(module.named_buffers(recurse=False)) | {"momentum": module.momentum}
+            for path, module in evidence.tracking.items()
+        }
+        yield from self._of(norms, fixable=True)
+
+    def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
+        """Count the batches tracked, at torch's default momentum."""
+        yield from self._of({path: {**found, "momentum": 0.1} for path, found in norms.items()}, fixable=False)
+
+    def _of(self, norms: Mapping[str, Mapping[str, Any]], *, fixable: bool) -> Iterable[Finding]:
+        initial, young = [], {}
+        for path, found in norms.items():
+            mean, variance = found.get("running_mean"), found.get("running_var")
+            count, momentum = found.get("num_batches_tracked"), found["momentum"]
+            if mean is None or variance is None:
+                continue
+            if not bool(mean.any()) and bool((variance == 1).all()):
+                initial.append(path)
+            elif isinstance(count, torch.Tensor) and int(count) > 0 and momentum:
+                left = (1 - momentum) ** int(count)
+                if left > _LEFT:
+                    young[path] = left
+        if initial:
+            yield self.finding(
+                f"{len(initial)} of {len(norms)} norms still have the running mean 0 and variance 1 of a new layer",
+                initial,
+                quantity="share of the initial values in the running statistics",
+                measured=1.0,
+                bound=_LEFT,
+                cost="evaluation does not normalize there",
+                fix="take the statistics from the training data: normscope.surgery.recalibrate(model, loader)",
+                severity=Severity.ERROR,
+                fixable=fixable,
+            )
+        if young:
+            worst = max(young.values())
+            yield self.finding(
+                f"the running statistics of {len(young)} of {len(norms)} norms are up to {worst:.0%} initial values",
+                list(young),
+                quantity="share of the initial values in the running statistics",
+                measured=worst,
+                bound=_LEFT,
+                cost="evaluation normalizes by them, training does not",
+                fix="take the statistics from the training data: normscope.surgery.recalibrate(model, loader)",
+                fixable=fixable,
+            )
+
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Recalibrate, and count as many batches as make the average mature."""
+        report = recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=True)
+        modules = dict(case.model.named_modules())
+        for path in finding.places:
+            module: Any = modules[path]
+            module.num_batches_tracked.zero_()  # the values are not a moving average any more
+        return f"recalibrated {len(report.done)} norms on the training data"

@@ -1,0 +1,99 @@
+"""Running statistics with too few digits."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+from normscope.surgery import convert
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+def _low(net: Any, *, momentum: float = 0.1, only_norms: bool = False) -> Case:
+    case = _nets.case(net)
+    for norm in _nets.norms(case.model):
+        norm.momentum = momentum
+    if only_norms:
+        for norm in _nets.norms(case.model):
+            norm.running_mean.data = norm.running_mean.data.bfloat16()
+            norm.running_var.data = norm.running_var.data.bfloat16()
+        return case
+    case.model.to(torch.bfloat16)
+    case.optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+
+    def widened(loader: Any) -> list[Any]:
+        return [(x.bfloat16(), y) for x, y in loader]
+
+    case.loader, case.eval_loader = widened(case.loader), widened(case.eval_loader)
+    return case
+
+
+def _evaluated(model: nn.Module) -> None:
+    model.to(torch.bfloat16).eval()
+
+
+class LowPrecisionStatistics(AbstractRule):
+    r"""Running statistics are kept in half precision while they are being averaged.
+
+    ## Finds
+    A norm that updates running statistics whose buffers are bfloat16 or float16.
+
+    ## Why it hurts
+    A moving average adds a small share of a difference: with momentum 0.001 the step is below what eight bits of
+    mantissa hold as soon as the average is within a quarter of the truth, and the buffer stops moving (a variance stuck
+    at 4 for a true 9 was measured). The average looks converged and is not.
+
+    ## Fix
+    Safe: the norms become this library's with ``float32_statistics=True``, which keeps the two buffers in float32
+    whatever happens to the rest. What the network computes in training stays.
+    """
+
+    CODE = "NS118"
+    SLUG = "low-precision-statistics"
+    SEVERITY = Severity.ERROR
+    SAFE = True
+    SOURCES = ("pytorch/pytorch#75478", "facebookresearch/fairscale#442")
+    SICK = (
+        partial(_low, _nets.mlp),
+        partial(_low, _nets.cnn, momentum=0.01),
+        partial(_low, _nets.residual),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_nets.case, _nets.cnn),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Look at the type of the buffers."""
+        places = [path for path, module in evidence.updating.items() if module.running_var.dtype in _LOW]
+        if not places:
+            return
+        module = evidence.updating[places[0]]
+        digits = torch.finfo(module.running_var.dtype).eps
+        momentum = module.momentum or 0.0
+        yield self.finding(
+            f"{len(places)} norms average their running statistics in {str(module.running_var.dtype)[6:]}",
+            places,
+            quantity="relative spacing of the numbers that the buffer can hold, over momentum",
+            measured=digits / momentum if momentum else float("inf"),
+            bound=torch.finfo(torch.float32).eps / max(momentum, 1e-12),
+            cost=f"an average stops moving within {min(1.0, digits / max(momentum, 1e-12)):.0%} of the data's",
+            fix="keep the buffers in float32: normscope.surgery.convert(model, 'batch', float32_statistics=True)",
+        )
+
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Convert the norms of the finding and widen their buffers."""
+        report = convert(case.model, "batch", only=list(finding.places), float32_statistics=True)
+        return f"converted {len(report.done)} norms to keep their statistics in float32"
+
+    def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
+        """A checkpoint in half precision may be for inference only: nothing is concluded."""
+        return ()

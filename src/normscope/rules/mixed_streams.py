@@ -1,0 +1,101 @@
+"""One running average over two kinds of data."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+
+_APART = 1.0
+
+
+def _two_streams(net: Any, *, shift: float = 6.0) -> Case:
+    """A step that runs two kinds of data through the same norms, as a discriminator does."""
+    case = _nets.case(net)
+    optimizer = case.optimizer
+    assert optimizer is not None
+
+    def step(model: nn.Module, batch: Any) -> None:
+        optimizer.zero_grad()
+        x, y = batch
+        (_nets.loss_fn(model, (x, y)) + _nets.loss_fn(model, (x * 0.5 - shift, y))).backward()
+        optimizer.step()
+
+    case.step = step
+    return case
+
+
+class MixedStreams(AbstractRule):
+    r"""One norm is given two kinds of data in turn, and averages their statistics.
+
+    ## Finds
+    Within one step of the optimizer a norm in train mode updates its running statistics twice or more, and the means of
+    those calls lie more than one standard deviation apart in at least a quarter of its channels (the median over steps;
+    the standard deviation is the mean one of the calls).
+
+    ## Why it hurts
+    Training normalizes each kind by itself: both come out with mean 0, and the network cannot tell them apart by it.
+    The running statistics are a mixture, which fits neither: in evaluation every kind is shifted, and what the network
+    learnt on normalized inputs does not hold. Source and target domains, real and generated images, labelled and
+    unlabelled batches are run so.
+
+    ## Fix
+    Unsafe, in the user's code: one batch of both kinds together, or one norm for each kind.
+    """
+
+    CODE = "NS112"
+    SLUG = "mixed-streams"
+    SEVERITY = Severity.WARNING
+    SOURCES = ("soumith/ganhacks#52",)
+    SICK = (
+        partial(_two_streams, _nets.mlp),
+        partial(_two_streams, _nets.cnn),
+        partial(_two_streams, _nets.residual),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_two_streams, _nets.cnn, shift=0.0),
+        partial(_nets.case, _nets.residual),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Compare the means of the calls of one step."""
+        if not evidence.updating:
+            return
+        found: dict[str, float] = {}
+        for path in evidence.updating:
+            by_update: dict[int, list[Any]] = {}
+            for call in evidence.training.of(path, training=True):
+                if call.updated and not call.recomputed and call.finite:
+                    by_update.setdefault(call.update, []).append(call)
+            apart = [_apart(calls) for calls in by_update.values() if len(calls) > 1]
+            if apart:
+                found[path] = float(torch.tensor(apart).median())
+        places = [path for path, distance in found.items() if distance > _APART]
+        if not places:
+            return
+        worst = max(found[path] for path in places)
+        yield self.finding(
+            f"{len(places)} norms are given different data within one update: their means lie {worst:.2g} standard "
+            "deviations apart",
+            places,
+            quantity="distance of the means of two calls in standard deviations, upper quartile over channels",
+            measured=worst,
+            bound=_APART,
+            cost="the running statistics are a mixture that fits neither kind of data",
+            fix="run both kinds in one batch, or give each its own norms",
+        )
+
+
+def _apart(calls: list[Any]) -> float:
+    """Return the upper quartile over channels of the largest distance between means."""
+    means = torch.stack([call.mean for call in calls])
+    spread = torch.stack([call.variance for call in calls]).mean(0).clamp(min=1e-12).sqrt()
+    return float(((means.amax(0) - means.amin(0)) / spread).quantile(0.75))

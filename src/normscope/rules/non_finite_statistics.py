@@ -1,0 +1,140 @@
+"""Running statistics that are no numbers."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+from normscope.surgery import recalibrate
+
+_HUGE = 1e30
+
+
+def _poison(model: nn.Module, value: float) -> None:
+    norm = _nets.norms(model)[-1]
+    with torch.no_grad():
+        norm.running_mean[0] = value
+        norm.running_var[0] = value
+
+
+def _negative(model: nn.Module) -> None:
+    with torch.no_grad():
+        _nets.norms(model)[0].running_var[1] = -0.5
+
+
+def _poisoned_batch() -> Case:
+    case = _nets.case(_nets.mlp)
+    assert isinstance(case.loader, list)
+    x, y = case.loader[1]
+    case.loader[1] = (torch.where(torch.arange(len(x))[:, None] == 3, torch.nan, x), y)
+    return case
+
+
+class NonFiniteStatistics(AbstractRule):
+    r"""Running statistics are not finite, negative, or too large to be any.
+
+    ## Finds
+    A running mean or variance that is NaN, infinite or beyond 1e30, or a variance below zero, in the buffers as they
+    are; or a training batch that makes them so, with the first layer whose output is not finite though its input is.
+
+    ## Why it hurts
+    One batch with a NaN leaves the running statistics NaN for ever, however many clean ones follow: an average forgets
+    nothing that is not a number. Training goes on, since it normalizes by the batch; every evaluation gives NaN. A
+    gradient scaler skips the update of such a batch, but not that of the buffers. One value of 1e20 makes the variance
+    so large that evaluation puts out a constant.
+
+    ## Fix
+    Unsafe: the statistics are set to those of the training data, where that is finite. To keep it from happening again
+    use this library's layers with ``on_bad_update="skip"``, or clean the batch that is named.
+    """
+
+    CODE = "NS103"
+    SLUG = "non-finite-statistics"
+    SEVERITY = Severity.ERROR
+    BUFFERS_ONLY = True
+    SOURCES = ("pytorch/pytorch#1206",)
+    SICK = (
+        partial(_nets.case, _nets.mlp, change=partial(_poison, value=float("nan"))),
+        partial(_nets.case, _nets.cnn, change=partial(_poison, value=1e35)),
+        partial(_nets.case, _nets.residual, change=_negative),
+    )
+    WELL = (partial(_nets.case, _nets.mlp), partial(_nets.case, _nets.cnn), partial(_nets.case, _nets.residual))
+    SICK_WITHOUT_FIX = (_poisoned_batch,)
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Look at the buffers, then at what a few batches do."""
+        buffers = {path: dict(module.named_buffers(recurse=False)) for path, module in evidence.tracking.items()}
+        bad = _bad(buffers)
+        if bad:
+            yield self._of_buffers(bad, len(buffers))
+            return
+        if not evidence.tracking:
+            return
+        seen = evidence.training
+        if seen.batch_broken is not None or seen.broken is not None:
+            where, step = seen.broken or ("", seen.batch_broken)
+            places = list(dict.fromkeys(call.path for call in seen.calls if not call.finite and call.updated))
+            if not places:
+                return
+            source = "its input batch is not finite" if seen.batch_broken is not None else f"first in {where!r}"
+            yield self.finding(
+                f"training batch {step} makes the running statistics of {len(places)} norms non-finite: {source}",
+                places,
+                quantity="norms whose statistics a batch made non-finite",
+                measured=float(len(places)),
+                bound=0.0,
+                cost="every evaluation after this batch gives NaN",
+                fix="clean that batch, or refuse such updates: normscope.layers.BatchNorm*(on_bad_update='skip')",
+                fixable=False,
+            )
+
+    def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
+        """Look at a checkpoint's buffers."""
+        bad = _bad(norms)
+        if bad:
+            yield self._of_buffers(bad, len(norms), fixable=False)
+
+    def _of_buffers(self, bad: Mapping[str, int], norms: int, *, fixable: bool = True) -> Finding:
+        return self.finding(
+            f"running statistics are not finite, negative or beyond {_HUGE:g} in {sum(bad.values())} channels of "
+            f"{len(bad)} of {norms} norms",
+            list(bad),
+            quantity="channels with impossible statistics",
+            measured=float(sum(bad.values())),
+            bound=0.0,
+            cost="evaluation gives NaN or a constant there, whatever the input",
+            fix="set them to those of the training data: normscope.surgery.recalibrate(model, loader)",
+            fixable=fixable,
+        )
+
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Reset the norms of the finding and recalibrate them."""
+        modules = dict(case.model.named_modules())
+        for path in finding.places:
+            module: Any = modules[path]
+            module.reset_running_stats()
+        report = recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=True)
+        return f"reset and recalibrated {len(report.done)} norms on the training data"
+
+
+def _bad(norms: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    found = {}
+    for path, tensors in norms.items():
+        mean, variance = tensors.get("running_mean"), tensors.get("running_var")
+        wrong = _impossible(mean) | _impossible(variance)
+        if isinstance(variance, Tensor):
+            wrong = wrong | (variance < 0)
+        if isinstance(wrong, Tensor) and bool(wrong.any()):
+            found[path] = int(wrong.sum())
+    return found
+
+
+def _impossible(values: Tensor | None) -> Any:
+    return False if values is None else ~torch.isfinite(values) | (values.abs() > _HUGE)

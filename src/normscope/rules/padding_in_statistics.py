@@ -1,0 +1,159 @@
+"""Padding that is normalized with the data."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normscope import layers
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._passes import look
+from normscope.rules._rule import AbstractRule
+
+_SHARE, _VARIES = 0.10, 0.05
+
+
+class _Masked(nn.Module):
+    """A network along sequences whose norm is told their lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet = nn.Conv1d(12, 10, 1)
+        self.norm = layers.BatchNorm1d(10)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = (x.abs().amax(1) > 0).sum(1)
+        x = torch.relu(self.norm(self.inlet(x), lengths=lengths))
+        return self.head(x.sum(2) / lengths[:, None])
+
+
+def _pointwise(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
+    """The same for each position, as in networks on sets of points."""
+    return nn.Sequential(
+        nn.Conv1d(12, 10, 1), norm(10), nn.ReLU(), nn.Conv1d(10, 10, 1), norm(10), nn.ReLU(), *_head(10)
+    )
+
+
+def _on_data(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
+    """A norm on the padded data themselves."""
+    return nn.Sequential(norm(12), nn.Conv1d(12, 10, 3, padding=1), nn.ReLU(), *_head(10))
+
+
+def _head(width: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(width, 4)]
+
+
+def _padded(net: Any, *, least: float = 0.2, length: int = 20, **options: Any) -> Case:
+    """Sequences of several lengths, filled up with zeros."""
+    case = _nets.case(net, shape=(12, length), **options)
+    stream = torch.Generator().manual_seed(11)
+
+    def pad(x: Tensor) -> Tensor:
+        lengths = (length * (least + (1 - least) * torch.rand(len(x), generator=stream))).long().clamp(min=1)
+        return torch.where(torch.arange(length) < lengths[:, None, None], x + 3, 0.0)
+
+    assert isinstance(case.loader, list)
+    case.loader = [(pad(x), y) for x, y in case.loader]
+    case.eval_loader = None
+    return case
+
+
+class PaddingInStatistics(AbstractRule):
+    r"""Padding at the ends of sequences is counted among the data when a norm takes its statistics.
+
+    ## Finds
+    At norms along sequences ``(N, C, L)`` that are called without mask or lengths: over a few training batches more
+    than 10 % of all positions lie in constant tails, three or more equal columns at the end of a sample, and the tails
+    are of several lengths. Maps that all end in the same constant columns are not padded sequences. What silence there
+    really is in the data cannot be told from padding.
+
+    Calibrated over six seeds: planted defects found, 18 of 18; false alarms on 46 healthy set-ups under eight
+    seeds, 0 of 368.
+
+    ## Why it hurts
+    The mean and the variance are those of data and padding together: with 60 % padding a true mean of 3 came out as
+    1.19. The same sequence is normalized one way in a batch of long ones and another way among short ones, and by yet
+    another share of padding in evaluation.
+
+    ## Fix
+    In the user's code, since only that knows the lengths: this library's norms take them, ``norm(x, lengths=lengths)``
+    or ``norm(x, mask=mask)``, and leave the padding out.
+    """
+
+    CODE = "NS117"
+    SLUG = "padding-in-statistics"
+    SEVERITY = Severity.WARNING
+    SOURCES = ("pytorch/pytorch#70529", "pytorch/pytorch#30414")
+    SICK = (
+        partial(_padded, _nets.sequence),
+        partial(_padded, _pointwise),
+        partial(_padded, _on_data, norm=layers.BatchNorm1d),
+    )
+    WELL = (
+        partial(_nets.case, _nets.sequence),
+        partial(_padded, _Masked),
+        partial(_padded, _nets.sequence, least=0.97),
+        partial(_nets.case, _nets.mlp),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Count positions in constant tails, and take the mean without them."""
+        padded = {call.path for call in evidence.training.calls if call.training and call.tail > _SHARE}
+        if not padded:
+            return
+        seen = _tails(evidence, {path: evidence.norms[path] for path in padded})
+        found = {path: one for path, one in seen.items() if one[0] > _SHARE and one[1] > _VARIES}
+        if not found:
+            return
+        worst = max(found, key=lambda path: found[path][0])
+        share, _, shift = found[worst]
+        yield self.finding(
+            f"{share:.0%} of the positions that {len(found)} norms take their statistics over are padding: means lie "
+            f"up to {shift:.2g} standard deviations from those of the data",
+            [path for path in evidence.norms if path in found],
+            quantity="share of positions in constant tails",
+            measured=share,
+            bound=_SHARE,
+            cost="a sequence is normalized by how much padding its batch has",
+            fix="use norms that take the lengths: normscope.layers.BatchNorm1d, called norm(x, lengths=lengths)",
+            details={"mean_shift": shift},
+        )
+
+
+def _tails(evidence: Evidence, norms: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Return by norm the share of positions in tails, the spread of tails, and how far they move the mean."""
+    shares: dict[str, list[Tensor]] = {}
+    sums: dict[str, list[Tensor]] = {}
+
+    def see(path: str, x: Tensor, arguments: Any) -> None:
+        if x.ndim != 3 or x.shape[2] < 3 or sum(argument is not None for argument in arguments) > 1:
+            return
+        tail = tail_lengths(x)
+        inside = torch.arange(x.shape[2], device=x.device) < (x.shape[2] - tail)[:, None]
+        mask, values = inside[:, None].double(), x.double()
+        shares.setdefault(path, []).append(tail.double() / x.shape[2])
+        count = mask.sum().clamp(min=1)
+        mean = (values * mask).sum((0, 2)) / count
+        variance = ((values - mean[:, None]).square() * mask).sum((0, 2)) / count
+        shift = (values.mean((0, 2)) - mean).abs() / variance.clamp(min=1e-12).sqrt()
+        sums.setdefault(path, []).append(shift)
+
+    look(evidence.case, norms, min(4, evidence.batches), before=see)
+    found = {}
+    for path, several in shares.items():
+        all_of_them = torch.cat(several)
+        shift = torch.stack(sums[path]).mean(0).max()
+        found[path] = float(all_of_them.mean()), float(all_of_them.std(correction=0)), float(shift)
+    return found
+
+
+def tail_lengths(x: Tensor) -> Tensor:
+    """Return for each sample of ``(N, C, L)`` how many columns at its end are equal, if three or more are; else 0."""
+    same = (x == x[:, :, -1:]).all(1).flip(1).long().cumprod(1).sum(1)
+    return torch.where(same > 2, same, 0)

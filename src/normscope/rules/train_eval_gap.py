@@ -1,0 +1,102 @@
+"""Running statistics that are not those of the data."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+from normscope.surgery import recalibrate
+
+_SHIFT, _RATIO, _CHANNELS, _LOSS = 0.5, (0.5, 2.0), 0.1, 1.2
+
+
+def _spoil(model: nn.Module, *, mean: float = 0.0, factor: float = 1.0) -> None:
+    with torch.no_grad():
+        for norm in _nets.norms(model):
+            norm.running_mean.add_(mean * norm.running_var.sqrt())
+            norm.running_var.mul_(factor)
+
+
+class TrainEvalGap(AbstractRule):
+    r"""Running statistics are not those of the data, and evaluation pays for it.
+
+    ## Finds
+    Over at least ten training batches the statistics of what each norm is given are pooled by the law of total
+    variance, dropout off, at the present weights. A channel is off if its running mean lies more than 0.5 standard
+    deviations from the pooled one, or its running variance outside half to twice the pooled one. A norm is off if more
+    than 10 % of its channels are. It is reported if, besides, the loss in eval mode falls to less than 1/1.2 when the
+    pooled statistics are put in the place of the running ones, so that a shift without consequence stays silent.
+
+    ## Why it hurts
+    Evaluation normalizes by numbers that the network was not trained with: every following layer gets inputs of
+    another mean and scale. Running statistics lag behind the weights at high learning rates and small momentum, are
+    left behind by weights that are loaded, averaged or set otherwise, and are spoilt by batches of other data.
+
+    ## Fix
+    Unsafe: ``surgery.recalibrate`` on the training data, which changes what evaluation computes; the weights stay.
+    """
+
+    CODE = "NS102"
+    SLUG = "train-eval-gap"
+    SEVERITY = Severity.ERROR
+    SOURCES = ("pytorch/pytorch#4741", "pytorch/pytorch#5406", "keras-team/keras#6977", "keras-team/keras#7265")
+    SICK = (
+        partial(_nets.case, _nets.mlp, change=partial(_spoil, mean=2.0)),
+        partial(_nets.case, _nets.cnn, change=partial(_spoil, factor=30.0)),
+        partial(_nets.case, _nets.residual, change=partial(_spoil, mean=-1.5, factor=0.05)),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_nets.case, _nets.cnn),
+        partial(_nets.case, _nets.residual, change=partial(_spoil, factor=1.3)),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Hold the buffers against the pooled statistics, then the losses against each other."""
+        if not evidence.tracking:
+            return
+        seen = evidence.statistics
+        places, worst, off_most = [], 0.0, 0.0
+        for path in evidence.tracking:
+            shift, ratio = seen.shift[path].abs(), seen.ratio[path]
+            off = (shift > _SHIFT) | (ratio < _RATIO[0]) | (ratio > _RATIO[1]) | ~torch.isfinite(shift + ratio)
+            share = float(off.double().mean())
+            if share > _CHANNELS and not evidence.frozen(evidence.tracking[path]):
+                places.append(path)
+                worst, off_most = max(worst, float(shift.max())), max(off_most, share)
+        if not places:
+            return
+        gap = evidence.gap
+        paid = gap.of("running statistics")
+        with_pooled = gap.eval - paid - gap.of("averaged weights")
+        with_running = with_pooled + paid
+        excess = 1 + paid / max(abs(with_pooled), 1e-12)  # of the size of the loss: some losses are negative
+        if not excess > _LOSS:
+            return
+        yield self.finding(
+            f"running statistics are not those of the data in {len(places)} of {len(evidence.tracking)} norms: up to "
+            f"{off_most:.0%} of a norm's channels are off, a mean by up to {worst:.2g} standard deviations",
+            places,
+            quantity="loss in eval mode over that with pooled statistics",
+            measured=excess,
+            bound=_LOSS,
+            cost=f"the loss in eval mode is {with_running:.4g}; with statistics of the data it is {with_pooled:.4g}",
+            fix="put the statistics of the training data in the buffers: normscope.surgery.recalibrate(model, loader)",
+            details={"shift": worst, "channels_off": off_most},
+        )
+
+    def repair(self, case: Case, finding: Finding) -> str:
+        """Recalibrate the norms of the finding."""
+        report = recalibrate(case.model, case.loader, _call(case), only=list(finding.places), frozen=True)
+        return f"recalibrated {len(report.done)} norms on the training data"
+
+
+def _call(case: Case) -> Any:
+    return case.loss_fn

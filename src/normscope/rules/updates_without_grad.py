@@ -1,0 +1,90 @@
+"""Running statistics that change where nothing is learnt."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from normscope.records import Finding, Severity
+from normscope.rules import _nets
+from normscope.rules._case import Case
+from normscope.rules._evidence import Evidence
+from normscope.rules._rule import AbstractRule
+
+
+def _pseudo_labels(net: Any, *, quiet: bool = False) -> Case:
+    """A step that guesses labels for other data before it trains, as semi-supervised methods do."""
+    case = _nets.case(net)
+    optimizer = case.optimizer
+    assert optimizer is not None
+
+    def step(model: nn.Module, batch: Any) -> None:
+        x, y = batch
+        if quiet:
+            model.eval()
+        with torch.no_grad():
+            guessed = model(x * 2 + 1).argmax(1)
+        model.train()
+        optimizer.zero_grad()
+        (_nets.loss_fn(model, (x, y)) + 0.1 * _nets.loss_fn(model, (x, guessed))).backward()
+        optimizer.step()
+
+    case.step = step
+    return case
+
+
+class UpdatesWithoutGrad(AbstractRule):
+    r"""Forward passes without gradient change the running statistics.
+
+    ## Finds
+    During a few of the user's own training steps a norm in train mode is called with gradients switched off, outside a
+    backward pass (activation checkpointing runs so, and repeats the pass), and its running statistics change.
+
+    ## Why it hurts
+    A pass that only guesses labels, makes targets or logs a metric is meant to leave the model alone.
+    ``torch.no_grad()`` does not stop batch norm: the data of that pass, often of another distribution, enter the
+    running statistics with the same weight as the training data, and its outputs are normalized by their own batch.
+
+    ## Fix
+    Unsafe, in the user's code: put the model in eval mode around that pass, or use ``surgery.freeze`` on it meanwhile.
+    """
+
+    CODE = "NS106"
+    SLUG = "updates-without-grad"
+    SEVERITY = Severity.ERROR
+    SOURCES = ("YU1ut/MixMatch-pytorch#43",)
+    SICK = (
+        partial(_pseudo_labels, _nets.mlp),
+        partial(_pseudo_labels, _nets.cnn),
+        partial(_pseudo_labels, _nets.residual),
+    )
+    WELL = (
+        partial(_nets.case, _nets.mlp),
+        partial(_pseudo_labels, _nets.cnn, quiet=True),
+        partial(_pseudo_labels, _nets.residual, quiet=True),
+    )
+
+    def examine(self, evidence: Evidence) -> Iterable[Finding]:
+        """Look for updates without gradient."""
+        if not evidence.tracking:
+            return
+        seen = evidence.training
+        wrong = [call for call in seen.calls if call.updated and not call.grad and not call.recomputed]
+        # A whole network under no_grad in a re-entrant checkpoint is called again, with gradient, in the backward pass.
+        again = {(call.path, call.step) for call in seen.calls if call.recomputed}
+        wrong = [call for call in wrong if (call.path, call.step) not in again]
+        if not wrong:
+            return
+        places = list(dict.fromkeys(call.path for call in wrong))
+        share = len(wrong) / max(1, sum(call.updated for call in seen.calls))
+        yield self.finding(
+            f"{len(places)} norms change running statistics in passes without gradient: {share:.0%} of all updates",
+            places,
+            quantity="share of updates made without gradient",
+            measured=share,
+            bound=0.0,
+            cost="evaluation uses a mixture of the statistics of both passes",
+            fix="put the model in eval mode around the pass under torch.no_grad(), and back after it",
+        )

@@ -1,0 +1,74 @@
+"""A set-up is refused in one line, or taken as it is."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from normscope import rules
+from normscope._errors import DataError, UsageError
+from normscope.rules import _nets
+
+
+class Stream(IterableDataset):
+    """Data without a length."""
+
+    def __iter__(self):
+        for x, y in _nets.data((12,)):
+            yield from zip(x, y, strict=True)
+
+
+def test_a_loader_over_a_stream_has_no_length_and_is_checked():
+    case = _nets.case(_nets.mlp, loader=DataLoader(Stream(), batch_size=32))
+    assert not [one for one in rules.check(case) if one.code != "NS123"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "words"),
+    [
+        ({"replicas": [3]}, UsageError, "replicas must be"),
+        ({"loader": []}, DataError, "loader is empty"),
+        ({"loader": iter([1])}, UsageError, "can be read once"),
+        ({"optimizer": 3}, UsageError, "optimizer must be"),
+        ({"ignore": {"NS101": ""}}, UsageError, "say why"),
+    ],
+)
+def test_what_is_no_set_up_is_refused(given, kind, words):
+    with pytest.raises(kind, match=words) as caught:
+        rules.Case(**{"model": nn.Linear(1, 1), "loss_fn": _nets.loss_fn, "loader": [1], **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_loss_is_one_line():
+    def wrong(model, batch):
+        raise RuntimeError("two\nlines")
+
+    case = rules.Case(_nets.mlp(), wrong, _nets.data((12,)))
+    with pytest.raises(UsageError, match="RuntimeError: two lines") as caught:
+        rules.check(case)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_ignored_at_a_module_or_in_the_case_is_kept_apart():
+    case = _nets.case(_nets.mlp, bias=True)
+    case.ignore = {"NS122": "old checkpoints have it"}
+    found = rules.check(case, ["NS122"])
+    assert len(found) == 0
+    assert [reason for _, reason in found.ignored] == ["old checkpoints have it"]
+    other = _nets.case(_nets.mlp, bias=True)
+    for place in rules.check(other, ["NS122"])[0].places:
+        rules.ignore(other.model.get_submodule(place), "NS122", "on purpose")
+    assert len(rules.check(other, ["NS122"])) == 0
+
+
+def test_a_padded_tail_longer_than_its_bound_matters_only_where_lengths_differ():
+    case = rules.get("NS117").SICK[1]()
+    fixed = [(torch.where(torch.arange(x.shape[2]) < 10, x, 0.0), y) for x, y in _nets.data((12, 20))]
+    assert rules.check(case, ["NS117"], gap=False)
+    case.loader = fixed
+    assert not rules.check(case, ["NS117"], gap=False)
+
+
+def test_a_check_of_a_model_that_cannot_be_exported_prints_nothing(capfd):
+    rules.check(rules.get("NS116").SICK[0]())
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,73 @@
+"""Two processes that train one model without sharing buffers: found in both, and repaired to the same bits."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from normscope.rules import _nets
+
+
+def replica(rank, folder):
+    import warnings
+
+    import torch.distributed as dist
+
+    from normscope import rules
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {}
+    for name, broadcast in (("alone", False), ("broadcast", True)):
+        plain = _nets.seeded(_nets.mlp)
+        model = nn.parallel.DistributedDataParallel(plain, broadcast_buffers=broadcast)
+        loader = _nets.data((12,), seed=rank, mean=float(3 * rank))
+        for batch in loader:
+            _nets.loss_fn(model, batch).backward()
+        case = rules.Case(model, _nets.loss_fn, loader, torch.optim.SGD(model.parameters(), lr=0.1))
+        before = {key: value.clone() for key, value in plain.state_dict().items()}
+        findings = rules.check(case, ["NS114"], gap=False)
+        same = all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
+        rules.fix(case, findings, unsafe=True)
+        again = rules.check(case, ["NS114"], gap=False)
+        found[name] = {
+            "before": before,
+            "found": [list(finding.places) for finding in findings],
+            "same": same,
+            "again": len(again),
+            "after": {key: value.clone() for key, value in plain.state_dict().items()},
+        }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found():
+    if not torch.distributed.is_available() or sys.platform == "win32":
+        pytest.skip("needs gloo")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(replica, (folder,), nprocs=2, start_method="spawn")
+        yield [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+
+
+def test_buffers_that_are_not_broadcast_are_found_and_pooled_in_both(found):
+    one, other = (process["alone"] for process in found)
+    assert one["found"] == other["found"] == [["module.1", "module.4", "module.7"]]
+    assert one["same"]
+    assert other["same"]
+    assert one["again"] == other["again"] == 0
+    assert all(torch.equal(one["after"][key], other["after"][key]) for key in one["after"])
+    # The law of total variance, written out here: what lies between the processes counts.
+    means = torch.stack([process["before"]["1.running_mean"] for process in (one, other)]).double()
+    variances = torch.stack([process["before"]["1.running_var"] for process in (one, other)]).double()
+    pooled = variances.mean(0) + means.var(0, correction=0)
+    torch.testing.assert_close(one["after"]["1.running_var"].double(), pooled, rtol=1e-5, atol=1e-6)
+    assert float((pooled / variances.mean(0)).max()) > 1.5
+
+
+def test_buffers_that_are_broadcast_are_left_in_peace(found):
+    assert [process["broadcast"]["found"] for process in found] == [[], []]
