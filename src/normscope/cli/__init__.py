@@ -267,7 +267,8 @@ def bench_probes(
 
 @app.command(epilog="Example:  normscope explain noisy-batchnorm")
 def explain(
-    name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer or a rule.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer or a rule.")],
+    as_json: Json = False,
 ) -> None:
     """Explain a study, a probe, a layer or a rule: its page."""
     from normscope import _face
