@@ -65,6 +65,7 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
     sit on a flat plateau of the loss, far below the edge: there the second condition fails.
 
     ## Threats
+    The runs were lengthened from 2000 to 3000 steps after a first look, in which not all had reached the edge.
     Full batches: with small batches it is the curvature of the batch's own loss that settles, at or below the same
     value (Andreyev & Beneventano 2024). In the source the smallest step is half a learning rate, and one over it is
     2/eta too, so fixed steps are read as well. Cross-entropy has curvature fall as the loss goes to zero. What other

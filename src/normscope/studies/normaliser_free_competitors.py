@@ -57,6 +57,7 @@ class NormaliserFreeCompetitors(AbstractStudy):
     covered.
 
     ## Threats
+    Depth and learning rates were set after a first look at 16 blocks, which He's weights alone did not train.
     Where He's weights alone train as well, there is no gain to share, and a seed without gain is left out. The mean
     accuracy over the run stands for speed, since steps to a target are censored for the arm that never gets there. The
     best of several competitors is chosen on validation data, whose noise favours the luckiest one. SkipInit's and

@@ -50,6 +50,7 @@ class ReluHalfSaturated(AbstractStudy):
     is typically negative (from memory, not checked against a text).
 
     ## Threats
+    That betas below 0 are judged apart was decided after that pilot.
     One gamma for all units; a learnt gamma moves the share as well. Choosing the best of three positive values favours
     the claim a little, although they are chosen on validation data. Easy data leave little room above 95 %.
     """
