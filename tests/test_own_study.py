@@ -109,8 +109,8 @@ def test_one_study_that_fails_does_not_lose_the_others(run):
     assert document["failed"] == {"bad-one": "ValueError: no"}
     assert document["seconds"]["good-one"] > 0
     told = run("study", "run", "bad_one.py", "good_one.py", "--seeds", 2, "--workers", 1, code=1).err
-    assert "1 of 2: bad-one ValueError: no" in told
-    assert "2 of 2: good-one" in told
+    assert "1 of 2: bad-one: failed: ValueError: no" in told
+    assert "2 of 2: good-one: " in told
     assert "bad-one failed and is not in there" in told
 
 
@@ -118,3 +118,20 @@ def test_explain_asks_which_where_a_study_and_a_probe_share_a_name(run):
     assert "say study:conditioning or probe:conditioning" in run("explain", "conditioning", code=2).err
     assert run("explain", "study:conditioning").out != run("explain", "probe:conditioning").out
     assert "did you mean" in run("explain", "probe:conditionin", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "gone"), "gone: no such file"),
+        (("--preset", "huge"), "no preset 'huge'"),
+        (("--out", "a_file/runs"), "cannot make"),
+    ],
+)
+def test_what_is_wrong_for_all_studies_is_said_once_and_before_anything_runs(run, words, said):
+    Path("a_file").write_text("")
+    for command in (("study", "run", "--all"), ("demo",)):
+        if command == ("demo",) and "--preset" in words:  # it has one preset
+            continue
+        assert said in run(*command, *words, code=2).err  # one line, which `run` holds it to
+        assert sorted(Path().iterdir()) == [Path("a_file")]

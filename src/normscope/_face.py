@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope import probes, rules, studies
-from normscope._errors import UsageError
+from normscope._errors import NormscopeError, UsageError
 from normscope._unit import Unit, discover, near
 from normscope._watched import sections_of
 from normscope.records import Verdict, provenance
@@ -79,33 +79,39 @@ def run(
         slugs: The studies; a slug said twice is run once.
         out: Folder of runs; each study has a folder in it.
         progress: Called with (slug, cells complete, cells in all).
-        ended: Called when a study has ended, with (slug, its outcome alone or what went wrong, seconds).
+        ended: Called when a study has ended, with (slug, its outcome or what went wrong in words, seconds).
         settings: As ``normscope.studies.run`` takes them.
 
     Returns:
         The studies that ended well, and by slug what went wrong with the others.
 
     Raises:
-        UsageError: A slug names no study; nothing has run then. Or the only study asked for failed.
+        UsageError: A slug names no study, or an option is wrong; nothing has run then. Or no study ended well.
+        DataError: The data cannot be read; nothing has run then.
+        StoreError: The folder cannot be made; nothing has run then.
     """
     chosen = [studies.get(slug) for slug in dict.fromkeys(slugs)]
+    studies.refuse(chosen, out=out, **settings)
     seconds: dict[str, float] = {}
     failed: dict[str, str] = {}
     for one in chosen:
         began = time.perf_counter()
         told = None if progress is None else _telling(progress, one.CODE)
         try:
-            outcome = studies.run(one, out=out, progress=told, **settings).outcome.value
+            said = f"{studies.run(one, out=out, progress=told, **settings).outcome.value}, before Holm's correction"
         except Exception as error:
             if len(chosen) == 1:
                 raise
-            outcome = failed[one.CODE] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            kind = "" if isinstance(error, NormscopeError) else f"{type(error).__name__}: "
+            failed[one.CODE] = f"{kind}{error}".partition("\n")[0]
+            said = f"failed: {failed[one.CODE]}"
         else:
             seconds[one.CODE] = time.perf_counter() - began
         if ended is not None:
-            ended(one.CODE, outcome, time.perf_counter() - began)
+            ended(one.CODE, said, time.perf_counter() - began)
     if not seconds:
-        raise UsageError(f"no study ended well: {'; '.join(f'{slug}: {said}' for slug, said in failed.items())}")
+        slug, said = next(iter(failed.items()))
+        raise UsageError(f"none of the {len(chosen)} studies ended well; the first, {slug}: {said}")
     runs = [studies.load(out / slug)[0] for slug in seconds]
     return _judged(runs, list(seconds.values())), failed
 

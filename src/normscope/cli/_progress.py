@@ -39,9 +39,9 @@ def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None]
         return None
     ended = []
 
-    def say(slug: str, outcome: str, seconds: float) -> None:
+    def say(slug: str, said: str, seconds: float) -> None:
         ended.append(slug)
-        line = f"{len(ended)} of {count}: {slug} {outcome} (alone, before Holm's correction), {seconds:.0f} s"
+        line = f"{len(ended)} of {count}: {slug}: {said}, {seconds:.0f} s"
         if bars is None:
             typer.echo(line, err=True)
         else:

@@ -26,7 +26,6 @@ NOISE: dict[str, Callable[[np.random.Generator, int], Floats]] = {
     # Two arms of one skewed distribution, as losses and steps are.
     "skewed": lambda rng, n: (rng.lognormal(0, 0.8, n) - rng.lognormal(0, 0.8, n)) / 1.66,
 }
-Draw = Callable[[np.random.Generator, int, float], Floats]
 
 
 class Rate(NamedTuple):

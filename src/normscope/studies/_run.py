@@ -138,8 +138,7 @@ def run(
     from normscope.studies.lab.data import load as load_data
 
     study = get(study) if isinstance(study, str) else study
-    if seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {seeds}")
+    refuse([study], out=out, seeds=seeds, preset=preset, data=data, device=device, workers=workers)
     settings = study.settings(preset)
     workers = _workers(workers, device)
     dataset = load_data(data)
@@ -178,6 +177,48 @@ def run(
     if extend and verdict.outcome is Outcome.INCONCLUSIVE:
         verdict = look(2 * seeds)
     return verdict
+
+
+def refuse(
+    chosen: Sequence[AbstractStudy],
+    *,
+    out: str | Path,
+    seeds: int = 10,
+    preset: str = "quick",
+    data: str = "digits",
+    device: str = "cpu",
+    workers: int | None = None,
+    extend: bool = False,
+) -> None:
+    """Refuse what cannot be run, before anything is: what is wrong for all studies is said once.
+
+    Args:
+        chosen: The studies.
+        out: Folder of runs; it is made.
+        seeds: This and the rest are as ``run`` takes them.
+        preset: Of every study.
+        data: Name or path.
+        device: Where.
+        workers: Processes.
+        extend: Never wrong.
+
+    Raises:
+        UsageError: As ``run``.
+        DataError: As ``run``.
+        StoreError: The folder cannot be made.
+    """
+    from normscope.studies.lab.data import load as load_data
+
+    if seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {seeds}")
+    for study in chosen:
+        study.settings(preset)
+    _workers(workers, device)
+    load_data(data)
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make {out}: {error.strerror}; choose another folder") from None
 
 
 def load(folder: str | Path) -> list[Run]:
