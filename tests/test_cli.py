@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import types
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -15,42 +14,6 @@ import normscope
 from normscope import cli
 
 HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
-
-
-Done = namedtuple("Done", "stdout stderr")
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the command line in this process; a subprocess is tried once, below."""
-
-    def run(*words, code=0):
-        capsys.readouterr()
-        stopped = 0
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as stop:
-            stopped = stop.code or 0
-        done = Done(*capsys.readouterr())
-        assert stopped == code, done
-        return done
-
-    return run
-
-
-@pytest.fixture
-def refuse(run):
-    """Run what must be refused: one line on standard error, exit code 2."""
-
-    def refuse(*words):
-        done = run(*words, code=2)
-        lines = done.stderr.strip().splitlines()
-        assert len(lines) == 1, done.stderr
-        assert lines[0].startswith("normscope: ")
-        assert done.stdout == ""
-        return lines[0]
-
-    return refuse
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["study", "run", "--help"], []])

@@ -5,33 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from normscope import cli
 from normscope.studies import _find
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "decayed_affine.py"
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(run, refuse, tmp_path, monkeypatch):
     """Run the command line in an empty folder; own studies are forgotten between runs, as between processes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_find, "_OWN", {})
 
-    def run(*words, code=0):
+    def fresh(*words, code=0):
         _find._OWN.clear()
-        capsys.readouterr()
-        stopped = 0
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as stop:
-            stopped = stop.code or 0
-        done = capsys.readouterr()
-        assert stopped == code, done
-        if code == 2:
-            assert len(done.err.strip().splitlines()) == 1
-        return done
+        return refuse(*words) if code == 2 else run(*words, code=code)
 
-    return run
+    return fresh
 
 
 def _smaller(path, old, new):
@@ -45,25 +34,25 @@ def test_the_template_runs_as_it_stands_and_its_rule_stands_before_the_run(run):
     file = Path("my_claim.py")
     _smaller(file, '"steps": 100', '"steps": 12')
     words = ["study", "run", "my_claim.py", "--seeds", 2, "--out", "runs", "--json"]
-    verdict = json.loads(run(*words, "--workers", 2).out)["verdicts"][0]
+    verdict = json.loads(run(*words, "--workers", 2).stdout)["verdicts"][0]
     assert verdict["study"] == "my-claim"
     assert verdict["effect"]["n"] == 2
     # The folder alone executes nothing; with the file named it is judged again.
-    assert "name its file with --study" in run("report", "runs", code=2).err
-    again = json.loads(run("report", "runs", "--study", "my_claim.py", "--json").out)["verdicts"][0]
+    assert "name its file with --study" in run("report", "runs", code=2)
+    again = json.loads(run("report", "runs", "--study", "my_claim.py", "--json").stdout)["verdicts"][0]
     assert again["effect"] == verdict["effect"]
-    assert "A larger eps" in run("explain", "my_claim.py").out
+    assert "A larger eps" in run("explain", "my_claim.py").stdout
     # Another margin after the run is another study.
     _smaller(file, "math.log(1.1)", "math.log(1.01)")
-    assert "has changed since" in run("report", "runs", "--study", "my_claim.py", code=2).err
-    assert "another configuration" in run(*words, code=2).err
+    assert "has changed since" in run("report", "runs", "--study", "my_claim.py", code=2)
+    assert "another configuration" in run(*words, code=2)
 
 
 def test_the_worked_example_runs(run, tmp_path):
     file = tmp_path / "decayed.py"
     file.write_bytes(EXAMPLE.read_bytes())
     _smaller(file, '"steps": 400', '"steps": 15')
-    out = json.loads(run("study", "run", file, "--seeds", 2, "--workers", 1, "--json").out)
+    out = json.loads(run("study", "run", file, "--seeds", 2, "--workers", 1, "--json").stdout)
     assert "mean |gamma|" in out["verdicts"][0]["reason"]
     assert Path(out["report"]).is_file()
 
@@ -71,7 +60,7 @@ def test_the_worked_example_runs(run, tmp_path):
 def test_new_writes_over_nothing_and_wants_a_name_that_can_be_a_slug(run):
     run("study", "new", "my_claim.py")
     before = Path("my_claim.py").read_bytes()
-    assert "exists already" in run("study", "new", "my_claim.py", code=2).err
+    assert "exists already" in run("study", "new", "my_claim.py", code=2)
     assert Path("my_claim.py").read_bytes() == before
     for name in ("claim.txt", "1.py", "noisy_batchnorm.py", "gone/claim.py"):
         run("study", "new", name, code=2)
@@ -88,14 +77,14 @@ def test_new_writes_over_nothing_and_wants_a_name_that_can_be_a_slug(run):
 )
 def test_a_file_that_is_no_study_is_refused_in_a_line(run, text, said):
     Path("mine.py").write_text(text, encoding="utf-8")
-    assert said in run("study", "run", "mine.py", code=2).err
-    assert "cannot read" in run("study", "run", "gone.py", code=2).err
+    assert said in run("study", "run", "mine.py", code=2)
+    assert "cannot read" in run("study", "run", "gone.py", code=2)
 
 
 def test_an_own_study_cannot_take_the_name_of_one_of_the_package(run):
     run("study", "new", "my_claim.py")
     _smaller(Path("my_claim.py"), '"my-claim"', '"noisy-batchnorm"')
-    assert "choose another CODE" in run("study", "run", "my_claim.py", code=2).err
+    assert "choose another CODE" in run("study", "run", "my_claim.py", code=2)
 
 
 def test_one_study_that_fails_does_not_lose_the_others(run):
@@ -104,20 +93,20 @@ def test_one_study_that_fails_does_not_lose_the_others(run):
     _smaller(Path("good_one.py"), '"steps": 100', '"steps": 12')
     _smaller(Path("bad_one.py"), "norm = batch_norm(", 'raise ValueError("no\\nluck")\n        norm = batch_norm(')
     done = run("study", "run", "bad_one.py", "good_one.py", "--seeds", 2, "--workers", 1, "--json", code=1)
-    document = json.loads(done.out)
+    document = json.loads(done.stdout)
     assert [verdict["study"] for verdict in document["verdicts"]] == ["good-one"]
     assert document["failed"] == {"bad-one": "ValueError: no"}
     assert document["seconds"]["good-one"] > 0
-    told = run("study", "run", "bad_one.py", "good_one.py", "--seeds", 2, "--workers", 1, code=1).err
+    told = run("study", "run", "bad_one.py", "good_one.py", "--seeds", 2, "--workers", 1, code=1).stderr
     assert "1 of 2: bad-one: failed: ValueError: no" in told
     assert "2 of 2: good-one: " in told
     assert "bad-one failed and is not in there" in told
 
 
 def test_explain_asks_which_where_a_study_and_a_probe_share_a_name(run):
-    assert "say study:conditioning or probe:conditioning" in run("explain", "conditioning", code=2).err
-    assert run("explain", "study:conditioning").out != run("explain", "probe:conditioning").out
-    assert "did you mean" in run("explain", "probe:conditionin", code=2).err
+    assert "say study:conditioning or probe:conditioning" in run("explain", "conditioning", code=2)
+    assert run("explain", "study:conditioning").stdout != run("explain", "probe:conditioning").stdout
+    assert "did you mean" in run("explain", "probe:conditionin", code=2)
 
 
 @pytest.mark.parametrize(
@@ -133,5 +122,5 @@ def test_what_is_wrong_for_all_studies_is_said_once_and_before_anything_runs(run
     for command in (("study", "run", "--all"), ("demo",)):
         if command == ("demo",) and "--preset" in words:  # it has one preset
             continue
-        assert said in run(*command, *words, code=2).err  # one line, which `run` holds it to
+        assert said in run(*command, *words, code=2)  # one line, which `run` holds it to
         assert sorted(Path().iterdir()) == [Path("a_file")]

@@ -1,0 +1,43 @@
+"""How tests type commands: in this process, words in, text and an exit code out."""
+
+from collections import namedtuple
+
+import pytest
+
+from normscope import cli
+
+Done = namedtuple("Done", "stdout stderr")
+
+
+@pytest.fixture
+def run(capfd):
+    """Run the command line and return what it printed; another exit code than ``code`` fails the test."""
+
+    def run(*words, code=0):
+        capfd.readouterr()
+        stopped = 0
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            stopped = stop.code or 0
+        done = Done(*capfd.readouterr())
+        assert stopped == code, done
+        return done
+
+    return run
+
+
+@pytest.fixture
+def refuse(run):
+    """Run what must be refused: one line on standard error beside what the user's own code ``printed``, exit code 2."""
+
+    def refuse(*words, printed=""):
+        done = run(*words, code=2)
+        assert done.stdout == ""
+        lines = [line for line in done.stderr.replace(printed, "").splitlines() if line.strip()]
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("normscope: ")
+        assert "Traceback" not in lines[0]
+        return lines[0]
+
+    return refuse
