@@ -12,6 +12,9 @@ FEW = {"train": 300, "test": 60}
 SMALL = {
     "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.2], "steps": 10, **FEW},
     "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
+    "beta-smoothness-is-edge-of-stability": {
+        "network": {**MLP, "activation": "tanh", "gain": 1.0}, "examples": 60, "steps": 12, "every": 3, **FEW,
+    },
     "beta-overfits": {"network": MLP, "sizes": [60, 100], "batch": 20, "steps": 10, "test": 60},
     "bias-before-bn-redundant": {"network": MLP, "steps": 25, **FEW},
     "bn-noise-regularises": {
@@ -25,15 +28,23 @@ SMALL = {
     "exploding-gradient-in-training": {"network": WIDE, "depths": [2, 4], "judged": 4, "batches": [16], "steps": 22,
                                        **FEW},
     "fewer-iterations": {"network": MLP, "networks": ["sigmoid", "relu"], "lrs": [0.5, 2.0], "steps": 10, **FEW},
+    "flat-minima": {"network": MLP, "lrs": [0.1, 0.3], "loss": 2.2, "steps": 60, "probe": 64, **FEW},
     "gamma-cures-vanishing": {"network": {"name": "mlp", "depth": 3, "width": 8}, "steps": 8, **FEW},
+    "high-order-effects": {"network": {"name": "mlp", "depth": 3, "width": 8}, "batch": 32, "steps": 5, "every": 2,
+                           **FEW},
     "identity-recoverable": {"network": MLP, "batches": [8, 64], "draws": 50, "steps": 9, **FEW},
     "init-tolerance": {"network": MLP, "scales": [0.1, 1.0, 10.0], "steps": 10, "law_steps": 5, **FEW},
     "learning-rate-tolerance": {"network": WIDE, "depths": [1, 2], "judged": 2, "lrs": [0.1, 1.0], "steps": 8, **FEW},
+    "lp-normalisation": {"network": MLP, "steps": 8, **FEW},
+    "normaliser-free-competitors": {"network": {"name": "mlp", "depth": 2, "width": 8}, "steps": 8, **FEW},
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
+    },
+    "stable-activation-distributions": {
+        "network": {**MLP, "activation": "sigmoid"}, "lrs": [0.5, 2.0], "steps": 13, "every": 4, "probe": 50, **FEW,
     },
     "tanh-saturation": {"network": MLP, "scales": [1.0, 1.6667, 10.0], "steps": 8, **FEW},
     "taylor-quadratic-term": {"network": WIDE, "depths": [1, 2], "scales": [0.3, 1.0], "batch": 64, "steps": 5,

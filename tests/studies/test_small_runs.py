@@ -9,6 +9,12 @@ from normscope import studies
 
 #: Records that a study must have, as probe:name.
 NAMES = {
+    "beta-smoothness-is-edge-of-stability": {"descent:sharpness", "descent:beta_relative", "descent:diverged"},
+    "flat-minima": {"minimum:reached", "minimum:steps", "curvature:layer_sharpness@train", "law:error"},
+    "high-order-effects": {"interaction:interaction_size@c=0.1", "interaction:cross_share", "chain:error"},
+    "lp-normalisation": {"lp:kurtosis", "lp:spread"},
+    "normaliser-free-competitors": {"signal:mean_square"},
+    "stable-activation-distributions": {"trail:path", "trail:shape_path", "trail:displacement", "trail:settled"},
     "adversarial-vulnerability": {"attack:accuracy", "attack:gradient"},
     "affine-before-linear-useless": {"algebra:linear", "algebra:valid", "algebra:padded", "algebra:border_8"},
     "beta-overfits": {"training:train_accuracy"},

@@ -1,0 +1,77 @@
+"""Gradient descent on the whole set: its curvature against an explicit Hessian, its edge against two over eta."""
+
+import pytest
+import torch
+from planted import Plant, jitter
+from small import settings
+from torch import nn
+
+from normscope import studies
+from normscope.records import Cell
+from normscope.studies.lab.full_batch import descend
+
+CELL = Cell(study="x", arm="a", seed=0, point={}, settings={})
+SLUG = "beta-smoothness-is-edge-of-stability"
+
+
+def read(records, name):
+    return [record.value for record in records if record.name == name]
+
+
+def quadratic(outputs, targets):
+    return 0.5 * (outputs - targets).square().sum()
+
+
+def run(lr, **options):
+    """Descend on a quadratic of curvatures 1 and 9."""
+    model = nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0]]))
+    x = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    made = {"steps": 4, "every": 2, "relative": [0.5, 2.0], "absolute": [0.3], **options}
+    return list(descend(model, x, torch.zeros(2, 1).double(), quadratic, cell=CELL, lr=lr, **made)), model
+
+
+def test_curvature_along_the_gradient_is_that_of_the_explicit_hessian():
+    records, _ = run(0.01, steps=0)
+    g, h = torch.tensor([1.0, 18.0]), torch.tensor([1.0, 9.0])  # H diagonal; g = H w
+    assert read(records, "sharpness") == pytest.approx([float((g * h * g).sum() / (g * g).sum())])
+    # On a quadratic the gradient changes by s H g over a step s g, whatever s is.
+    beta = float((h * g).norm() / g.norm())
+    assert read(records, "beta_relative") == pytest.approx([beta])
+    assert read(records, "beta_absolute") == pytest.approx([beta])
+    assert read(records, "gradient") == pytest.approx([float(g.norm())])
+
+
+def test_it_takes_plain_steps_and_readings_move_nothing():
+    _, model = run(0.01)
+    expected = torch.tensor([1.0, 2.0]).double() * (1 - 0.01 * torch.tensor([1.0, 9.0]).double()) ** 4
+    torch.testing.assert_close(model.weight.detach()[0], expected)
+
+
+def test_beyond_two_over_the_curvature_it_diverges_and_below_not():
+    assert read(run(2.2 / 9, steps=20_000, every=10_000)[0], "diverged") == [1.0]
+    assert read(run(1.9 / 9, steps=200, every=100)[0], "diverged") == [0.0]
+
+
+def planted(none=1.0, batch=1.0):
+    made = settings(SLUG, steps=100)
+    plant = Plant(made)
+    for seed in plant.seeds:
+        for arm, factor in (("none", none), ("batch", batch)):
+            for lr in made["lrs"]:
+                for step in (0, 80, 90, 100):
+                    for name in ("sharpness", "beta_relative", "beta_absolute"):
+                        value = 2 / lr * factor * (1 + jitter(seed, 0.01, step))
+                        plant.add(arm, seed, name, value, probe="descent", step=step, lr=lr)
+                for name, value in {"diverged": 0, "loss": 0.1}.items():
+                    plant.add(arm, seed, name, value, probe="descent", step=100, lr=lr)
+    return plant.evidence()
+
+
+@pytest.mark.parametrize(
+    ("none", "batch", "outcome"),
+    [(1, 1, "supported"), (0.01, 1, "refuted"), (1, 3, "refuted"), (0.8, 0.8, "inconclusive"), (1.15, 0.9, "refuted")],
+)
+def test_the_judge_wants_both_plateaus_at_the_edge_and_alike(none, batch, outcome):
+    assert studies.get(SLUG).judge(planted(none, batch)).outcome.value == outcome
