@@ -16,7 +16,7 @@ from normscope.ops import batch_norm
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
-from normscope.ops.standardize import is_written_out
+from normscope.ops._choose import is_written_out
 from normscope.ops.statistics import wide
 from normscope.ops.track import share_of_batch
 
@@ -244,7 +244,7 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
         ):
             y = _running.forward(self, input, mask, lengths, population)
         else:
-            y = self._forward_as_torch(input)
+            return self._forward_as_torch(input)
         if self.activation is None or (self.inplace and self.training):
             return y
         own = y is not input and not is_written_out()  # else it is not ours to overwrite
@@ -281,6 +281,8 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             running_var=running_var,
             training=training or (running_mean is None and running_var is None),
             momentum=share,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
         )
         if training and seen is not None:  # only now: a forward that raises is not counted
             seen.add_(1)

@@ -15,7 +15,8 @@ from normscope.ops.normalize import normalize, statistics
 from normscope.ops.recomputation import in_backward, is_recomputation, snapshot
 from normscope.ops.sets import BATCH, Masked, StatisticsSet, Synchronised, mask_of_lengths
 from normscope.ops.sets.synchronised import is_synchronising
-from normscope.ops.standardize import affine, is_written_out
+from normscope.ops._choose import is_written_out
+from normscope.ops.standardize import affine
 from normscope.ops.track import accumulate, is_sound, share_of_batch, track
 
 if TYPE_CHECKING:

@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
+from normscope.ops._choose import wants_written_out, why_no_kernel
+from normscope.ops.fused import activate, fused_batch_norm, fused_normalize
 from normscope.ops.moments import Moments
 from normscope.ops.sets.batch import BATCH, StatisticsSet
 from normscope.ops.standardize import (
@@ -17,7 +19,6 @@ from normscope.ops.standardize import (
     forward,
     fused_backward,
     fused_forward,
-    is_written_out,
     size_of_set,
     standardize_shifted,
     tangent,
@@ -92,8 +93,10 @@ def normalize_and_track(
     eps: float,
     running: tuple[Tensor, Tensor] | None,
     share: float,
+    activation: str | None = None,
+    slope: float = 0.01,
 ) -> Tensor:
-    """Standardize each channel over the batch, scale and shift it, and move running statistics: the shortest way.
+    """Standardize each channel over the batch, scale, shift, activate, and move running statistics: the shortest way.
 
     Args:
         x: Values ``(N, C, *)``.
@@ -102,21 +105,26 @@ def normalize_and_track(
         eps: Added to the variance.
         running: Mean and variance ``(C,)``, moved in place; or None.
         share: Of this batch in them.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU.
 
     Returns:
         ``y`` in the type of ``x``.
     """
+    written_out = wants_written_out()
+    if not written_out and not why_no_kernel(x, weight, bias, running):
+        return fused_batch_norm(x, weight, bias, eps, activation, slope, running, share)
     d, shift = shifted(x)
     dtype = d.dtype
     if (
-        is_written_out()
+        written_out
         or (running is not None and not running[0].dtype == running[1].dtype == dtype)
         or d.numel() // d.shape[1] > PLAIN_SUM_LIMIT
     ):
         y, moments = _normalize_shifted(x, d, shift, weight, bias, eps, BATCH, None)
         if running is not None:
             track(*running, shift + moments.low, moments.variance(unbiased=True), share)
-        return y
+        return activate(y, activation, slope)
     if x.dtype != dtype:
         weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
     # Low precision leaves more digits to compare with, and the float32 copy of it has cost more than sums by halves do.
@@ -124,7 +132,7 @@ def normalize_and_track(
     y = _Normalize.apply(d, weight, bias, eps, BATCH, None if running is None else (*running, share, shift, most))
     if running is not None:
         increment_version(running)  # as any other in-place operation does; the kernel does not
-    return y if x.dtype == dtype else y.to(x.dtype)
+    return activate(y if x.dtype == dtype else y.to(x.dtype), activation, slope)
 
 
 def normalize(
@@ -143,6 +151,8 @@ def normalize(
         ``y`` in the type of ``x``, zero outside the set; and the moments of the set ``(C,)``, constants to autograd.
     """
     if over is BATCH:
+        if not wants_written_out() and not why_no_kernel(x, weight, bias):
+            return fused_normalize(x, weight, bias, eps)
         return _normalize_shifted(x, *shifted(x), weight, bias, eps, over, None)
     moments = over.moments(x.detach())
     d = over.keep(x - channelwise(moments.mean, x))
@@ -182,7 +192,7 @@ def _normalize_shifted(
         y, low, _, var = standardize_shifted(d, weight, bias, eps)
         n = x.numel() // x.shape[1]
         moments = Moments(n, shift, remainder(low.detach(), shift), var.detach() * (n - 1))
-    elif is_written_out():
+    elif wants_written_out():
         y = forward(d, weight, bias, eps, over, moments.count)[0]
     else:
         y = _Normalize.apply(d, weight, bias, eps, over, moments)

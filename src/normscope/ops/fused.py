@@ -1,0 +1,231 @@
+r"""Batch norm over a batch and its activation in one kernel, with rules for every order of derivative.
+
+.. math:: y = \phi(\gamma \hat x + \beta)
+
+The kernel's backward rebuilds the activation's argument from the input by the forward's own operations, so the mask is
+the forward's bit for bit and none is stored. Where a derivative is itself differentiated, the rules are those of
+`normscope.ops.standardize`, in torch operations.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import increment_version
+
+from normscope.kernels import cpu
+from normscope.ops._choose import is_written_out
+from normscope.ops.moments import Moments
+from normscope.ops.standardize import affine, backward, differentiated, tangent
+from normscope.ops.statistics import channel_axes, channelwise, shifted
+
+
+def activate(y: Tensor, activation: str | None, slope: float) -> Tensor:
+    """Apply ReLU, leaky ReLU or nothing, over the memory of what came before.
+
+    Args:
+        y: Values that nobody else holds.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU below 0.
+    """
+    if activation is None:
+        return y
+    own = not is_written_out()
+    if activation == "relu":
+        return torch.relu_(y) if own else torch.relu(y)
+    return torch.nn.functional.leaky_relu(y, slope, inplace=own)
+
+
+class _Fused(Function):
+    """One output. What the backward needs beside the input is six numbers a channel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        activation: str | None,
+        slope: float,
+        running: tuple[Tensor, Tensor] | None,
+        share: float,
+        keep: list[Tensor] | None,
+    ) -> Tensor:
+        y, saved = run_fused(x, weight, bias, eps, activation, slope, running, share)
+        ctx.eps, ctx.activation, ctx.slope = eps, activation, slope
+        if keep is not None:
+            keep.append(saved)
+        ctx.save_for_backward(x, weight, bias, saved)
+        ctx.save_for_forward(x, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, weight, bias, saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if must_be_written_out(x, g):
+            d, w, b, z, mean, rstd = _written_out(ctx, x, weight, bias)
+            g = _activation_tangent(g.to(d.dtype), z, ctx)
+            found: tuple[Tensor | None, ...] = backward(g, None, None, d, w, mean, rstd)
+            like = (x, weight, bias)
+            found = tuple(
+                part.to(of.dtype) if want and part is not None and of is not None else None
+                for part, of, want in zip(found, like, wanted, strict=True)
+            )
+        else:
+            found = gradients(g, x, weight, bias, saved, ctx.activation, ctx.slope, wanted)
+        return *found, *[None] * 6
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        x, weight, bias = ctx.saved_tensors
+        d, w, _, z, mean, rstd = _written_out(ctx, x, weight, bias)
+        t, t_weight, t_bias = (None if t is None else t.to(d.dtype) for t in tangents[:3])
+        along = tangent(t, t_weight, t_bias, d, w, mean, rstd)[0]
+        return _activation_tangent(along, z, ctx).to(x.dtype)
+
+
+def must_be_written_out(x: Tensor, g: Tensor) -> bool:
+    """Say whether a backward that is running is differentiated, batched or recorded, so that no kernel may do it."""
+    return differentiated(x, g) or is_written_out() or type(g) is not Tensor
+
+
+def _written_out(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
+    """Return, as functions of the input: it less a constant, weight and bias in its type, z, mean and deviation."""
+    d, _ = shifted(x)
+    w, b = (None if p is None else p.to(d.dtype) for p in (weight, bias))
+    mean = d.mean(channel_axes(d))
+    centred = d - channelwise(mean, d)
+    rstd = (centred.square().mean(channel_axes(d)) + ctx.eps).rsqrt()
+    z = None if ctx.activation is None else affine(centred * channelwise(rstd, d), w, b)
+    return d, w, b, z, mean, rstd
+
+
+def _activation_tangent(t: Tensor, z: Tensor | None, ctx: Any) -> Tensor:
+    """Multiply by the activation's derivative, which is piecewise constant: its own derivative is zero."""
+    if z is None:
+        return t
+    if ctx.activation == "relu":
+        return torch.where(z.detach() <= 0, torch.zeros((), dtype=t.dtype), t)
+    return torch.where(z.detach() > 0, t, t * ctx.slope)
+
+
+def run_fused(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: tuple[Tensor, Tensor] | None,
+    share: float,
+    *,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel's forward, outside autograd: the arguments of `fused_batch_norm`.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        weight: Gain ``(C,)`` or None.
+        bias: Shift ``(C,)`` or None.
+        eps: Added to the variance.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU.
+        running: Mean and variance, moved in place; or None.
+        share: Of this batch in them.
+        in_place: Whether the output goes over ``x``, which is dense.
+
+    Returns:
+        The output, and what the backward needs ``(6, C)``.
+    """
+    layout = cpu.laid_out(x)
+    if layout is None:
+        x = x.contiguous()
+        layout = cpu.laid_out(x)
+        assert layout is not None
+    y = x if in_place else torch.empty_like(x)
+    saved = cpu.forward(x, layout, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, running, share, y)
+    if running is not None:
+        increment_version(running)  # as any other in-place operation does; the kernel does not
+    return y, saved
+
+
+def gradients(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    activation: str | None,
+    slope: float,
+    wanted: tuple[bool, bool, bool],
+    *,
+    from_output: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the kernel's gradients of ``x``, ``weight`` and ``bias``; None for what is not wanted.
+
+    Args:
+        g: Cotangent of the output, of any strides.
+        x: The input ``(N, C, *)``; with ``from_output``, the output.
+        weight: Gain ``(C,)`` or None.
+        bias: Shift ``(C,)`` or None.
+        saved: What the forward saved ``(6, C)``.
+        activation: As in the forward.
+        slope: Likewise.
+        wanted: Which gradients.
+        from_output: Whether ``x`` is the output.
+    """
+    layout = cpu.laid_out(x)
+    if layout is None:
+        x = x.contiguous()
+        layout = cpu.laid_out(x)
+        assert layout is not None
+    if g.stride() != x.stride() or g.dtype != x.dtype or g.is_neg():
+        g = torch.empty_like(x).copy_(g)
+    return cpu.backward(
+        g, x, layout, weight, bias, saved, cpu.ACTIVATIONS[activation], slope, wanted, from_output=from_output
+    )
+
+
+def fused_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: tuple[Tensor, Tensor] | None,
+    share: float,
+) -> Tensor:
+    """Normalize by the statistics of the batch, scale, shift and activate; move running statistics.
+
+    For what `normscope.ops._choose.why_no_kernel` has nothing against.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        weight: Gain ``(C,)`` or None for 1.
+        bias: Shift ``(C,)`` or None for 0.
+        eps: Added to the variance.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU.
+        running: Mean and variance ``(C,)``, moved in place; or None.
+        share: Of this batch in them.
+
+    Returns:
+        The output in type and layout of ``x``.
+    """
+    return _Fused.apply(x, weight, bias, eps, activation, slope, running, share, None)
+
+
+def fused_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Moments]:
+    """Do what ``normalize`` does over the batch, by the kernel: the output, and the moments ``(C,)`` of the batch."""
+    keep: list[Tensor] = []
+    y = _Fused.apply(x, weight, bias, eps, None, 0.0, None, 0.0, keep)
+    return y, moments_of_saved(keep[0], x.numel() // x.shape[1])
+
+
+def moments_of_saved(saved: Tensor, count: int) -> Moments:
+    """Return the moments that a forward saved."""
+    return Moments(count, saved[cpu.MEAN], saved[cpu.LOW], saved[cpu.VAR] * count)
