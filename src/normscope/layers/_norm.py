@@ -242,10 +242,10 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             or (self.training and not self._trains_as_torch())
             or is_written_out()
         ):
-            y = _running.forward(self, input, mask, lengths, population)
+            y, activated = _running.forward(self, input, mask, lengths, population)
         else:
             return self._forward_as_torch(input)
-        if self.activation is None or (self.inplace and self.training):
+        if self.activation is None or activated:
             return y
         own = y is not input and not is_written_out()  # else it is not ours to overwrite
         if self.activation == "relu":
@@ -264,8 +264,10 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
 
     def _forward_as_torch(self, input: Tensor) -> Tensor:
         """Normalize without options, in the fewest steps."""
-        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
-        training = self.training
+        # From where torch keeps them: the attributes are looked up in three places first, which a small batch feels.
+        parameters, buffers, training = self._parameters, self._buffers, self.training
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+        seen = buffers["num_batches_tracked"]
         share = 0.0
         if training:
             if self.track_running_stats and not in_backward():
@@ -274,8 +276,8 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
                 running_mean = running_var = seen = None
         y = batch_norm(
             input,
-            self.weight,
-            self.bias,
+            parameters["weight"],
+            parameters["bias"],
             eps=self.eps,
             running_mean=running_mean,
             running_var=running_var,

@@ -16,6 +16,7 @@ Way = Literal["written_out", "torch", "kernel"]
 
 _asked: ContextVar[Way | None] = ContextVar("normscope.ops.using", default=None)
 _PLAIN = (Tensor, Parameter)
+_TYPES = cpu.TYPES
 _COMPILED = "the compiler fuses the written-out forward and backward by itself"
 
 
@@ -73,6 +74,11 @@ def is_written_out() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def is_compiling_plainly() -> bool:
+    """Say whether the compiler is tracing, and no transform of torch.func within what it traces."""
+    return torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
 def wants_written_out() -> bool:
     """Say whether the formulas are to run as they are written: they must, or it was asked for."""
     return is_written_out() or _asked.get() == "written_out"
@@ -89,28 +95,30 @@ def why_no_kernel(
         bias: Shift ``(C,)`` or None.
         running: Running mean and variance ``(C,)`` or None.
     """
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"there is no kernel for {x.device.type}"
     asked = _asked.get()
     if asked is not None and asked != "kernel":
         return "asked for by normscope.ops.using"
     if type(x) not in _PLAIN:
         return f"the input is a {type(x).__name__}, whose memory is not to be touched"
-    if not cpu.takes(x.dtype):
+    if x.dtype not in _TYPES:
         return f"there is no kernel for {x.dtype}"
     if x.layout is not torch.strided or x.is_neg():
         return "the input is no plain strided tensor"
-    for values in (weight, bias) if running is None else (weight, bias, *running):
-        if values is not None and not (
-            type(values) in _PLAIN
-            and cpu.takes(values.dtype)
-            and values.is_contiguous()
-            and values.device.type == "cpu"
-        ):
-            return "weight, bias or running statistics are not dense floating-point rows on the CPU"
+    if (
+        (weight is not None and not _is_row(weight))
+        or (bias is not None and not _is_row(bias))
+        or (running is not None and not (_is_row(running[0]) and _is_row(running[1])))
+    ):
+        return "weight, bias or running statistics are not dense floating-point rows on the CPU"
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return "operations are being recorded, and a kernel would not be seen"
     return cpu.why_not()
+
+
+def _is_row(values: Tensor) -> bool:
+    return type(values) in _PLAIN and values.is_cpu and values.dtype in _TYPES and values.is_contiguous()
 
 
 def explain(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Explanation:

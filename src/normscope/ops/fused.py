@@ -7,11 +7,12 @@ the forward's bit for bit and none is stored. Where a derivative is itself diffe
 `normscope.ops.standardize`, in torch operations.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.graph import increment_version
 
 from normscope.kernels import cpu
@@ -37,119 +38,120 @@ def activate(y: Tensor, activation: str | None, slope: float) -> Tensor:
     return torch.nn.functional.leaky_relu(y, slope, inplace=own)
 
 
+class How(NamedTuple):
+    """What a fused batch norm does beside its tensors; one object, since every argument of a Function costs time.
+
+    Attributes:
+        eps: Added to the variance.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU.
+        running: Mean and variance ``(C,)``, moved in place; or None.
+        share: Of this batch in them.
+        keep: Where what the forward saves goes too; None for nowhere.
+    """
+
+    eps: float
+    activation: str | None = None
+    slope: float = 0.0
+    running: tuple[Tensor, Tensor] | None = None
+    share: float = 0.0
+    keep: list[Tensor] | None = None
+
+
 class _Fused(Function):
     """One output. What the backward needs beside the input is six numbers a channel."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        activation: str | None,
-        slope: float,
-        running: tuple[Tensor, Tensor] | None,
-        share: float,
-        keep: list[Tensor] | None,
-    ) -> Tensor:
-        y, saved = run_fused(x, weight, bias, eps, activation, slope, running, share)
-        ctx.eps, ctx.activation, ctx.slope = eps, activation, slope
-        if keep is not None:
-            keep.append(saved)
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, how: How) -> Tensor:
+        y, saved = run_fused(x, weight, bias, how)
+        ctx.how = how
         ctx.save_for_backward(x, weight, bias, saved)
-        ctx.save_for_forward(x, weight, bias)
+        if forward_ad._current_level >= 0:  # saving costs time, and is for forward derivatives alone
+            ctx.save_for_forward(x, weight, bias)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, weight, bias, saved = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if must_be_written_out(x, g):
-            d, w, b, z, mean, rstd = _written_out(ctx, x, weight, bias)
-            g = _activation_tangent(g.to(d.dtype), z, ctx)
-            found: tuple[Tensor | None, ...] = backward(g, None, None, d, w, mean, rstd)
-            like = (x, weight, bias)
-            found = tuple(
-                part.to(of.dtype) if want and part is not None and of is not None else None
-                for part, of, want in zip(found, like, wanted, strict=True)
-            )
-        else:
-            found = gradients(g, x, weight, bias, saved, ctx.activation, ctx.slope, wanted)
-        return *found, *[None] * 6
+        wanted, how = ctx.needs_input_grad, ctx.how
+        if not must_be_written_out(x, g):
+            return *gradients(g, x, weight, bias, saved, how, wanted), None
+        d, w, _, z, mean, rstd = _written_out(how, x, weight, bias)
+        found = backward(_through_activation(g.to(d.dtype), z, how), None, None, d, w, mean, rstd)
+        of = zip(found, (x, weight, bias), wanted, strict=False)
+        return *(None if like is None or not want else part.to(like.dtype) for part, like, want in of), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, weight, bias = ctx.saved_tensors
-        d, w, _, z, mean, rstd = _written_out(ctx, x, weight, bias)
+        d, w, _, z, mean, rstd = _written_out(ctx.how, x, weight, bias)
         t, t_weight, t_bias = (None if t is None else t.to(d.dtype) for t in tangents[:3])
-        along = tangent(t, t_weight, t_bias, d, w, mean, rstd)[0]
-        return _activation_tangent(along, z, ctx).to(x.dtype)
+        return _through_activation(tangent(t, t_weight, t_bias, d, w, mean, rstd)[0], z, ctx.how).to(x.dtype)
 
 
 def must_be_written_out(x: Tensor, g: Tensor) -> bool:
     """Say whether a backward that is running is differentiated, batched or recorded, so that no kernel may do it."""
-    return differentiated(x, g) or is_written_out() or type(g) is not Tensor
+    return (
+        differentiated(x, g)
+        or is_written_out()
+        or type(g) is not Tensor
+        or torch._C._functorch.is_legacy_batchedtensor(g)  # what is_grads_batched uses, no transform to torch.func
+    )
 
 
-def _written_out(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
+def _written_out(how: How, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
     """Return, as functions of the input: it less a constant, weight and bias in its type, z, mean and deviation."""
     d, _ = shifted(x)
     w, b = (None if p is None else p.to(d.dtype) for p in (weight, bias))
     mean = d.mean(channel_axes(d))
     centred = d - channelwise(mean, d)
-    rstd = (centred.square().mean(channel_axes(d)) + ctx.eps).rsqrt()
-    z = None if ctx.activation is None else affine(centred * channelwise(rstd, d), w, b)
+    rstd = (centred.square().mean(channel_axes(d)) + how.eps).rsqrt()
+    z = None if how.activation is None else affine(centred * channelwise(rstd, d), w, b)
     return d, w, b, z, mean, rstd
 
 
-def _activation_tangent(t: Tensor, z: Tensor | None, ctx: Any) -> Tensor:
+def _through_activation(t: Tensor, z: Tensor | None, how: How) -> Tensor:
     """Multiply by the activation's derivative, which is piecewise constant: its own derivative is zero."""
     if z is None:
         return t
-    if ctx.activation == "relu":
+    if how.activation == "relu":
         return torch.where(z.detach() <= 0, torch.zeros((), dtype=t.dtype), t)
-    return torch.where(z.detach() > 0, t, t * ctx.slope)
+    return torch.where(z.detach() > 0, t, t * how.slope)
 
 
 def run_fused(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-    running: tuple[Tensor, Tensor] | None,
-    share: float,
-    *,
-    in_place: bool = False,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, how: How, *, in_place: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Run the kernel's forward, outside autograd: the arguments of `fused_batch_norm`.
+    """Run the kernel's forward, outside autograd.
 
     Args:
         x: Values ``(N, C, *)``.
         weight: Gain ``(C,)`` or None.
         bias: Shift ``(C,)`` or None.
-        eps: Added to the variance.
-        activation: ``"relu"``, ``"leaky_relu"`` or None.
-        slope: Of leaky ReLU.
-        running: Mean and variance, moved in place; or None.
-        share: Of this batch in them.
+        how: The rest.
         in_place: Whether the output goes over ``x``, which is dense.
 
     Returns:
         The output, and what the backward needs ``(6, C)``.
     """
+    x, layout = _dense(x)
+    y = x if in_place else torch.empty_like(x)
+    eps, activation, slope, running, share, keep = how
+    saved = cpu.forward(x, layout, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, running, share, y)
+    if running is not None:
+        increment_version(running)  # as any other in-place operation does; the kernel does not
+    if keep is not None:
+        keep.append(saved)
+    return y, saved
+
+
+def _dense(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
     layout = cpu.laid_out(x)
     if layout is None:
         x = x.contiguous()
         layout = cpu.laid_out(x)
         assert layout is not None
-    y = x if in_place else torch.empty_like(x)
-    saved = cpu.forward(x, layout, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, running, share, y)
-    if running is not None:
-        increment_version(running)  # as any other in-place operation does; the kernel does not
-    return y, saved
+    return x, layout
 
 
 def gradients(
@@ -158,9 +160,8 @@ def gradients(
     weight: Tensor | None,
     bias: Tensor | None,
     saved: Tensor,
-    activation: str | None,
-    slope: float,
-    wanted: tuple[bool, bool, bool],
+    how: How,
+    wanted: Sequence[bool],
     *,
     from_output: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -172,21 +173,15 @@ def gradients(
         weight: Gain ``(C,)`` or None.
         bias: Shift ``(C,)`` or None.
         saved: What the forward saved ``(6, C)``.
-        activation: As in the forward.
-        slope: Likewise.
-        wanted: Which gradients.
+        how: As in the forward.
+        wanted: Which gradients: at least three truth values.
         from_output: Whether ``x`` is the output.
     """
-    layout = cpu.laid_out(x)
-    if layout is None:
-        x = x.contiguous()
-        layout = cpu.laid_out(x)
-        assert layout is not None
+    x, layout = _dense(x)
     if g.stride() != x.stride() or g.dtype != x.dtype or g.is_neg():
         g = torch.empty_like(x).copy_(g)
-    return cpu.backward(
-        g, x, layout, weight, bias, saved, cpu.ACTIVATIONS[activation], slope, wanted, from_output=from_output
-    )
+    activation = cpu.ACTIVATIONS[how.activation]
+    return cpu.backward(g, x, layout, weight, bias, saved, activation, how.slope, wanted, from_output=from_output)
 
 
 def fused_batch_norm(
@@ -216,13 +211,13 @@ def fused_batch_norm(
     Returns:
         The output in type and layout of ``x``.
     """
-    return _Fused.apply(x, weight, bias, eps, activation, slope, running, share, None)
+    return _Fused.apply(x, weight, bias, How(eps, activation, slope, running, share))
 
 
 def fused_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Moments]:
     """Do what ``normalize`` does over the batch, by the kernel: the output, and the moments ``(C,)`` of the batch."""
     keep: list[Tensor] = []
-    y = _Fused.apply(x, weight, bias, eps, None, 0.0, None, 0.0, keep)
+    y = _Fused.apply(x, weight, bias, How(eps, keep=keep))
     return y, moments_of_saved(keep[0], x.numel() // x.shape[1])
 
 

@@ -18,7 +18,7 @@ from torch.autograd import Function, forward_ad
 
 from normscope.kernels.cpu import RSTD, laid_out
 from normscope.ops._choose import wants_written_out, why_no_kernel
-from normscope.ops.fused import gradients, moments_of_saved, must_be_written_out, run_fused
+from normscope.ops.fused import How, gradients, moments_of_saved, must_be_written_out, run_fused
 from normscope.ops.moments import Moments
 from normscope.ops.normalize import normalize
 from normscope.ops.standardize import backward_of_xhat
@@ -45,7 +45,7 @@ def can_be_inverted(weight: Tensor | None, bias: Tensor | None) -> bool:
         return bool((fits if bias is None else fits & (bias.abs() <= MOST_SHIFT * gain)).all())
 
 
-_NONE = (None,) * 5
+_NONE = (None,) * 4
 
 
 class _InPlace(Function):
@@ -67,7 +67,8 @@ class _InPlace(Function):
         ctx.set_materialize_grads(False)
         ctx.saved = None
         if by_kernel:
-            _, saved = run_fused(x, weight, bias, eps, _activation(slope), slope, None, 0.0, in_place=True)
+            ctx.how = How(eps, None if slope == 1 else "leaky_relu", slope)
+            _, saved = run_fused(x, weight, bias, ctx.how, in_place=True)
             found.append(moments_of_saved(saved, x.numel() // x.shape[1]))
             ctx.saved, rstd = saved, saved[RSTD].clone()
             ctx.save_for_backward(x, weight, bias, rstd)
@@ -95,9 +96,8 @@ class _InPlace(Function):
     def backward(ctx: Any, g: Tensor | None, g_rstd: Tensor | None) -> tuple[Any, ...]:
         z, weight, bias, rstd = ctx.saved_tensors
         if ctx.saved is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
-            wanted = ctx.needs_input_grad[:3]
-            activation = _activation(ctx.slope)
-            return *gradients(g, z, weight, bias, ctx.saved, activation, ctx.slope, wanted, from_output=True), *_NONE
+            wanted = ctx.needs_input_grad
+            return *gradients(g, z, weight, bias, ctx.saved, ctx.how, wanted, from_output=True), *_NONE
         types = (z.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
         weight, bias = (None if p is None else p.to(rstd.dtype) for p in (weight, bias))
         y = z.to(rstd.dtype)
@@ -114,10 +114,6 @@ class _InPlace(Function):
             part.to(dtype) if want and part is not None and dtype is not None else None
             for part, dtype, want in zip(found, types, wanted, strict=True)
         ), *_NONE
-
-
-def _activation(slope: float) -> str | None:
-    return None if slope == 1 else "leaky_relu"
 
 
 def batch_norm_in_place(

@@ -6,6 +6,7 @@ or none runs on this machine, `why_not` says so and the callers go another way.
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 MEAN, LOW, RSTD, SCALE, OFFSET, VAR = range(6)
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+#: Types of values and of rows of parameters, and their numbers.
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _BUILDS = ("_avx512", "_avx2", "_baseline")
 _NONE = (0, 0)
 
@@ -39,6 +41,7 @@ def _load() -> tuple[ModuleType | None, str]:
     return found["_baseline"], ""
 
 
+@functools.cache
 def why_not() -> str:
     """Say why these kernels cannot run at all; empty where they can."""
     return _load()[1]
@@ -54,11 +57,6 @@ def about() -> dict[str, Any]:
     if module is None:
         raise ImportError(reason)
     return dict(module.about())
-
-
-def takes(dtype: torch.dtype) -> bool:
-    """Say whether values of a type can be given."""
-    return dtype in _TYPES
 
 
 def laid_out(x: Tensor) -> tuple[int, int, int, int] | None:
@@ -78,7 +76,7 @@ def laid_out(x: Tensor) -> tuple[int, int, int, int] | None:
 
 
 def _row(values: Tensor | None) -> tuple[int, int]:
-    return _NONE if values is None else (values.data_ptr(), _TYPES[values.dtype])
+    return _NONE if values is None else (values.data_ptr(), TYPES[values.dtype])
 
 
 def forward(
@@ -110,14 +108,15 @@ def forward(
     Returns:
         What the backward needs, ``(6, C)``.
     """
-    saved = torch.empty((6, layout[1]), dtype=torch.float64 if x.dtype is torch.float64 else torch.float32)
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    saved = torch.empty((6, layout[1]), dtype=wide)
     mean, var = _NONE, _NONE
     if running is not None:
         mean, var = _row(running[0]), _row(running[1])
     _kernel().forward(
         *layout,
         torch.get_num_threads(),
-        _TYPES[x.dtype],
+        TYPES[x.dtype],
         activation,
         slope,
         eps,
@@ -142,7 +141,7 @@ def backward(
     saved: Tensor,
     activation: int,
     slope: float,
-    wanted: tuple[bool, bool, bool],
+    wanted: Sequence[bool],
     *,
     from_output: bool = False,
     over: Tensor | None = None,
@@ -158,7 +157,7 @@ def backward(
         saved: What the forward returned.
         activation: As in the forward.
         slope: Likewise.
-        wanted: Which gradients.
+        wanted: Which gradients: at least three truth values.
         from_output: Whether the normalized values are taken back from the output.
         over: Where to put the gradient of ``x``: laid out like it, and may be ``g``. None for new memory.
     """
@@ -168,7 +167,7 @@ def backward(
     _kernel().backward(
         *layout,
         torch.get_num_threads(),
-        _TYPES[x.dtype],
+        TYPES[x.dtype],
         activation,
         from_output,
         slope,
@@ -184,6 +183,7 @@ def backward(
     return g_x, g_weight, g_bias
 
 
+@functools.cache
 def _kernel() -> Any:
     module = _load()[0]
     assert module is not None

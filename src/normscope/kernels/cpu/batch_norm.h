@@ -37,7 +37,7 @@ INLINE void read_back(vec<A> x, vec<A>& g, const Constants<A>& c, A slope, A inv
     if (FROM_OUTPUT) {
         vec<A> z = ACT == LEAKY_RELU ? (x > A(0) ? x : x * inverse_slope) : x;
         g = activation_gradient<ACT>(x, g, slope);
-        centred = z - c.mean;  // here the bias
+        centred = z - c.mean;  // here the offset
     } else {
         centred = x - c.mean;
         g = activation_gradient<ACT>(fma(centred, c.scale, c.offset), g, slope);

@@ -88,7 +88,8 @@ void finish_forward(const Problem& p, long c, wide<T> shift, double sum, double 
 template <class A, bool FROM_OUTPUT>
 INLINE void constants_of(const Problem& p, long c, A& mean, A& scale, A& offset) {
     const Saved<A> saved(p.saved, p.channels);
-    mean = FROM_OUTPUT ? (A)p.bias.get(c, 0) : saved.mean[c];
+    // From the output the very number that the forward added is taken off, or its rounding would be in all values alike.
+    mean = FROM_OUTPUT ? saved.offset[c] : saved.mean[c];
     scale = saved.scale[c];
     offset = saved.offset[c];
 }
@@ -98,7 +99,7 @@ void finish_backward(const Problem& p, long c, double sum, double along, A& slan
     const Saved<A> saved(p.saved, p.channels);
     const double n = double(p.samples) * double(p.positions);
     const double rstd = saved.rstd[c], scale = saved.scale[c], weight = p.weight.get(c, 1);
-    const double low = FROM_OUTPUT ? 0 : saved.low[c];
+    const double low = FROM_OUTPUT ? saved.low[c] * scale : saved.low[c];
     // Of the normalized values: `along` is of those times the deviation, or in the in-place mode times the weight.
     const double unit = FROM_OUTPUT ? 1 / weight : rstd;
     const double g_weight = (along - low * sum) * unit;

@@ -102,7 +102,7 @@ class Scratch {
     }
 };
 
-constexpr long FLUSH = 4096;       // values that are summed in float before they go to double
+constexpr long FLUSH = 1024;       // values that are summed in float before they go to double
 constexpr long ROWS = 64;          // the same for a column, whose lanes are columns
 constexpr long GROUP = 16 * ROWS;  // rows of one work item
 
