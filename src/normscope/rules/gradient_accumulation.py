@@ -55,6 +55,7 @@ class GradientAccumulation(AbstractRule):
     CODE = "NS113"
     SLUG = "gradient-accumulation"
     SEVERITY = Severity.WARNING
+    NEEDS = ("loop",)
     SOURCES = ("pytorch/pytorch#46516",)
     SICK = (
         partial(_accumulating, _nets.mlp, 4),

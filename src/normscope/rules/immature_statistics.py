@@ -54,6 +54,7 @@ class ImmatureStatistics(AbstractRule):
     CODE = "NS109"
     SLUG = "immature-statistics"
     SEVERITY = Severity.WARNING
+    NEEDS = ("evaluation",)
     BUFFERS_ONLY = True
     SOURCES = ("keras-team/keras#10666",)
     SICK = (

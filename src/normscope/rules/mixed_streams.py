@@ -53,6 +53,7 @@ class MixedStreams(AbstractRule):
     CODE = "NS112"
     SLUG = "mixed-streams"
     SEVERITY = Severity.WARNING
+    NEEDS = ("loop",)
     SOURCES = ("soumith/ganhacks#52",)
     SICK = (
         partial(_two_streams, _nets.mlp),

@@ -60,6 +60,7 @@ class ReplicasDisagree(AbstractRule):
     CODE = "NS114"
     SLUG = "replicas-disagree"
     SEVERITY = Severity.WARNING
+    NEEDS = ("replicas",)
     SOURCES = ("pytorch/pytorch#13711",)
     SICK = (
         partial(_drifted, _nets.mlp),

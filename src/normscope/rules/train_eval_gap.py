@@ -46,6 +46,7 @@ class TrainEvalGap(AbstractRule):
     CODE = "NS102"
     SLUG = "train-eval-gap"
     SEVERITY = Severity.ERROR
+    NEEDS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#4741", "pytorch/pytorch#5406", "keras-team/keras#6977", "keras-team/keras#7265")
     SICK = (
         partial(_nets.case, _nets.mlp, change=partial(_spoil, mean=2.0)),
