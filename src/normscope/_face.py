@@ -127,7 +127,7 @@ def condense(runs: Sequence[Judged]) -> Evidence:
 
 
 def unit(name: str) -> Unit | type[Unit]:
-    """Find a study, probe, layer or rule by its code; a rule also by its name.
+    """Find a study, probe, layer or rule by its code; a rule also by its name, a probe or layer by its class.
 
     Where two kinds share it, with ``study:``, ``probe:``, ``layer:`` or ``rule:`` before it.
 
@@ -139,8 +139,8 @@ def unit(name: str) -> Unit | type[Unit]:
 
     kinds: dict[str, dict[str, Any]] = {
         "study": {found.CODE: found for found in studies.all()},
-        "probe": {found.CODE: found for found in probes.all()},
-        "layer": {found.CODE: found for found in discover(layers, AbstractLayer)},
+        "probe": {key: found for found in probes.all() for key in (found.CODE, found.__name__)},
+        "layer": {key: found for found in discover(layers, AbstractLayer) for key in (found.CODE, found.__name__)},
         "rule": {key: rule for rule in rules.all() for key in (rule.CODE, rule.SLUG)},
     }
     kind, _, rest = name.partition(":")

@@ -73,6 +73,14 @@ class Evidence:
         """Whether a norm has been frozen by this library: it uses and keeps its running statistics in every mode."""
         return is_frozen(module)
 
+    @cached_property
+    def untrained(self) -> bool:
+        """Whether nothing shows that the model was trained or loaded: norms as made, an optimizer without state."""
+        state = getattr(self.case.optimizer, "state", None)
+        buffers = {path: dict(module.named_buffers(recurse=False)) for path, module in self.tracking.items()}
+        affine = {path: dict(module.named_parameters(recurse=False)) for path, module in self.norms.items()}
+        return not state and as_made({path: affine[path] | buffers.get(path, {}) for path in affine})
+
     @property
     def updating(self) -> dict[str, Any]:
         """The norms whose running statistics a training step would change: in train mode, tracking, not frozen."""
@@ -124,6 +132,25 @@ class Evidence:
                 return search(self.case.model, example(self.case.model, inputs))
             except Exception:  # the call cannot be repeated outside of the loop: what is seen without it has to do
                 return search(self.case.model)
+
+
+def as_made(norms: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether all norms hold what a new layer holds: running mean 0 and variance 1, gain 1 (or 0), shift 0.
+
+    Args:
+        norms: By name of a norm its tensors by name, as a state dict holds them. At least one must have a gain: without
+            any, nothing would show that weights were trained.
+    """
+
+    def initial(name: str, tensor: Any) -> bool:
+        if name == "weight":
+            return bool((tensor == 1).all()) or not bool(tensor.any())
+        if name == "running_var":
+            return bool((tensor == 1).all())
+        return name not in ("bias", "running_mean") or not bool(tensor.any())
+
+    affine = any("weight" in tensors for tensors in norms.values())
+    return affine and all(initial(name, tensor) for kept in norms.values() for name, tensor in kept.items())
 
 
 @contextmanager
