@@ -39,9 +39,10 @@ class Scope(probes.Scope):
     was first and last seen. Rules that judge what a scope is not given (evaluation data, averaged weights, what is
     deployed, other processes) are listed there as not run, with the reason.
 
-    With ``rules="all"`` a due step takes as long as 10 to 30 plain ones, for some fourteen forward passes of the rules'
-    own, and each of those listened to before it 1.4 to 2.5: 2 to 6 % of a training at ``every=500``. Rules about the
-    loop alone (``["NS106", "NS110", "NS111", "NS112", "NS113"]``) run no passes: a due step takes 1.4 to 5 plain ones.
+    With ``rules="all"`` a due step takes as long as 10 to 26 plain ones, for some fourteen forward passes of the rules'
+    own, and each of those listened to before it 1.1 to 2.5: 20 to 60 % of a training at ``every=50``, 2 to 6 % at
+    ``every=500``. Rules about the loop alone (``["NS106", "NS110", "NS111", "NS112", "NS113"]``) run no passes: a due
+    step takes 1.1 to 5 plain ones.
 
     How it meets a loop's machinery:
 

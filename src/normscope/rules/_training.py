@@ -69,6 +69,7 @@ def _plain(case: Case, loss_fn: Any, batch: Any) -> None:
     else:
         case.model.zero_grad()
     loss = loss_fn(case.model, batch)
-    loss.backward()
+    if any(parameter.requires_grad for parameter in case.model.parameters()):
+        loss.backward()  # else it is frozen as a whole: passes are made, and statistics move, but nothing is learnt
     if case.optimizer is not None:
         case.optimizer.step()
