@@ -12,6 +12,9 @@ import pytest
 
 import normscope
 from normscope import cli
+from normscope._face import unit
+from normscope._unit import discover
+from normscope.layers._norm import AbstractLayer
 
 HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
 
@@ -58,6 +61,18 @@ def test_study_list_and_show(run):
 def test_explain_knows_every_kind_of_unit(run, name):
     assert run("explain", name).stdout.startswith(f"{name}\n")
     assert json.loads(run("explain", name, "--json").stdout)["page"]
+
+
+def test_explain_knows_every_unit():
+    layers = discover(normscope.layers, AbstractLayer)
+    named = [(f"study:{found.CODE}", found) for found in normscope.studies.all()]
+    named += [(name, found) for found in normscope.rules.all() for name in (found.CODE, found.SLUG)]
+    named += [(f"probe:{found.CODE}", found) for found in normscope.probes.all()]
+    named += [(found.__name__, found) for found in (*normscope.probes.all(), *layers)]
+    for name, expected in named:
+        found = unit(name)
+        assert found.CODE == expected.CODE
+        assert all(text.strip() for text in found.page().values())
 
 
 def test_unknown_names_are_answered_with_near_ones(refuse):

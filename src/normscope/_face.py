@@ -5,47 +5,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from normscope import probes, rules, studies
 from normscope._errors import NormscopeError, UsageError
 from normscope._unit import Unit, discover, near
-from normscope._watched import sections_of
-from normscope.records import Verdict, provenance
+from normscope._watched import Scope as Scope
+from normscope.records import Verdict
 from normscope.report import FEW, Condensed, Evidence, Section, theory_rows, write
 from normscope.stats import adjust
 
 study = studies.get
-
-
-class Scope(probes.Scope):
-    __doc__ = probes.Scope.__doc__
-
-    def report(self, path: str | PathLike[str] = "report.html") -> Path:
-        """Draw every record that the probes have made so far on one self-contained page.
-
-        Args:
-            path: The HTML file to write.
-
-        Returns:
-            The path written.
-
-        Raises:
-            UsageError: Nothing was recorded yet.
-            StoreError: The path cannot be written.
-        """
-        frame = self.records()
-        if frame.is_empty():
-            raise UsageError("nothing was recorded yet: run at least one `with scope.step(batch)` that is due")
-        return write(
-            Path(path),
-            title=f"What the probes saw: {type(self.model).__name__}",
-            sections=sections_of(frame, self.probes),
-            provenance=provenance.collect(),
-            lede=f"{frame.height} records of {self.index} training steps.",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +127,7 @@ def condense(runs: Sequence[Judged]) -> Evidence:
 
 
 def unit(name: str) -> Unit | type[Unit]:
-    """Find a study, probe, layer or rule by its code; a rule also by its name.
+    """Find a study, probe, layer or rule by its code; a rule also by its name, a probe or layer by its class.
 
     Where two kinds share it, with ``study:``, ``probe:``, ``layer:`` or ``rule:`` before it.
 
@@ -168,8 +139,8 @@ def unit(name: str) -> Unit | type[Unit]:
 
     kinds: dict[str, dict[str, Any]] = {
         "study": {found.CODE: found for found in studies.all()},
-        "probe": {found.CODE: found for found in probes.all()},
-        "layer": {found.CODE: found for found in discover(layers, AbstractLayer)},
+        "probe": {key: found for found in probes.all() for key in (found.CODE, found.__name__)},
+        "layer": {key: found for found in discover(layers, AbstractLayer) for key in (found.CODE, found.__name__)},
         "rule": {key: rule for rule in rules.all() for key in (rule.CODE, rule.SLUG)},
     }
     kind, _, rest = name.partition(":")

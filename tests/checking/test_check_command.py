@@ -60,6 +60,8 @@ def test_rules_are_chosen_and_levels_decide(run, write):
             model = trained()
             model[1].momentum = 0.01
             model[1].num_batches_tracked.fill_(3)
+            model[1].running_mean.mul_(0.03)
+            model[1].running_var.sub_(1).mul_(0.03).add_(1)
             return ns.Case(model, loss_fn, data(), None, data(2))
         """
     )

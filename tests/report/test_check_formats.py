@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -271,6 +273,20 @@ def test_sarif_has_what_the_standard_requires(checked):
     assert len(run["results"]) == len(checked.findings) + len(checked.ignored)
     for result in run["results"]:
         assert described[result["ruleIndex"]]["id"] == result["ruleId"]
+
+
+@pytest.mark.parametrize("checked", [FULL, EMPTY])
+def test_sarif_fits_the_schema_of_the_standard_where_that_is_at_hand(checked):
+    path = os.environ.get("SARIF_SCHEMA")
+    if path is None:
+        pytest.skip("SARIF_SCHEMA names no sarif-schema-2.1.0.json; npm's @microsoft/jest-sarif brings one along")
+    schema = json.loads(Path(path).read_text(encoding="utf-8"))
+    validator = jsonschema.validators.validator_for(schema)
+    log = json.loads(check_sarif(checked, version="0.1.0"))
+    validator(schema, format_checker=validator.FORMAT_CHECKER).validate(log)
+    log["runs"][0]["tool"]["driver"]["name"] = 3
+    with pytest.raises(jsonschema.ValidationError):
+        validator(schema).validate(log)
 
 
 def test_sarif_is_refused_by_the_test_where_it_is_broken():

@@ -7,7 +7,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from normscope import rules
 from normscope._errors import DataError, UsageError
+from normscope.probes import Snapshot
 from normscope.rules import _nets
+from normscope.rules._exported import quiet
 
 
 class Stream(IterableDataset):
@@ -72,3 +74,54 @@ def test_a_padded_tail_longer_than_its_bound_matters_only_where_lengths_differ()
 def test_a_check_of_a_model_that_cannot_be_exported_prints_nothing(capfd):
     rules.check(rules.get("NS116").SICK[0]())
     assert capfd.readouterr() == ("", "")
+
+
+class OnePass:
+    """Gives its batches to the first pass only."""
+
+    def __init__(self):
+        self.batches = iter(_nets.data((12,)))
+
+    def __iter__(self):
+        yield from self.batches
+
+
+def test_a_loader_for_one_pass_is_named_as_such():
+    with pytest.raises(UsageError, match="it must begin anew each time it is iterated"):
+        rules.check(rules.Case(_nets.mlp(), _nets.loss_fn, OnePass()))
+
+
+def test_a_scripted_model_is_refused():
+    with quiet():  # torch's notice that tracing is on its way out
+        model = torch.jit.trace(_nets.mlp(), torch.ones(4, 12), check_trace=False)
+    with pytest.raises(UsageError, match="give the module it is made of"):
+        rules.Case(model, _nets.loss_fn, [1])
+
+
+def test_a_model_that_is_frozen_as_a_whole_drifts_all_the_same():
+    model = _nets.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.requires_grad_(False)
+    found = rules.check(rules.Case(model, _nets.loss_fn, _nets.data((12,)), optimizer))
+    assert [finding.code for finding in found] == ["NS101"]
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_compiled_model_is_checked_as_it_is_written(inner, capfd):
+    model = _nets.case(_nets.mlp).model
+    if inner:
+        model[0] = torch.compile(model[0], backend="eager")
+    else:
+        model = torch.compile(model, backend="eager")
+    before = Snapshot(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    found = rules.check(rules.Case(model, _nets.loss_fn, _nets.data((12,), seed=1), optimizer))
+    assert [finding.code for finding in found] == ["NS123"]
+    assert before.differences() == []
+    assert capfd.readouterr().err == ""
+
+
+def test_steps_without_an_update_do_not_count_as_accumulation():
+    case = _nets.case(_nets.mlp)
+    case.step = lambda model, batch: _nets.loss_fn(model, batch).backward()
+    assert not rules.check(case, ["NS112", "NS113"])

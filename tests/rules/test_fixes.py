@@ -153,3 +153,28 @@ def test_a_negative_loss_is_no_gap_and_a_gap_in_it_is_found():
     sick = rules.get("NS102").SICK[0]()
     sick.loss_fn = below_zero
     assert [finding.code for finding in rules.check(sick, ["NS102"])] == ["NS102"]
+
+
+@pytest.mark.parametrize("make", rules.get("NS103").SICK)
+def test_repaired_statistics_are_not_called_young(make):
+    case = make()
+    _repaired(case, "NS103")
+    assert [finding.code for finding in rules.check(case, ["NS103", "NS109"], gap=False)] == []
+
+
+@pytest.mark.parametrize("net", _nets.NETS)
+def test_an_untrained_network_with_evaluation_data_has_no_gap_to_speak_of(net):
+    case = _nets.case(net, trained=0, change=lambda model: _centred_elsewhere(model))
+    assert [finding.code for finding in rules.check(case, ["NS102", "NS109"])] == []
+    optimizer = case.optimizer = torch.optim.Adam(case.model.parameters(), lr=1e-4)
+    _nets.loss_fn(case.model, case.loader[0]).backward()
+    optimizer.step()
+    for norm in _nets.norms(case.model):
+        norm.reset_running_stats()
+    assert "NS109" in [finding.code for finding in rules.check(case, ["NS109"])]
+
+
+def _centred_elsewhere(model):
+    """Weights of the first layer so large that initial statistics are far from the data's."""
+    with torch.no_grad():
+        next(model.parameters()).mul_(30)

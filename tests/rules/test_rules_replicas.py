@@ -41,8 +41,32 @@ def replica(rank, folder):
             "again": len(again),
             "after": {key: value.clone() for key, value in plain.state_dict().items()},
         }
+    found["whole"] = watched(rank)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def watched(rank):
+    """Train as is usual, with buffers broadcast, under a scope; then check. Returns what both found."""
+    import normscope as ns
+    from normscope import rules
+
+    model = nn.parallel.DistributedDataParallel(_nets.seeded(_nets.mlp))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loader = _nets.data((12,), seed=rank)
+    scope = ns.Scope(model, _nets.loss_fn, optimizer, rules="all", every=6)
+    for batch in loader * 3:
+        with scope.step(batch):
+            optimizer.zero_grad()
+            _nets.loss_fn(model, batch).backward()
+            optimizer.step()
+    seen = [(one.code, one.message) for one in scope.findings()]
+    checked = [(one.code, one.message) for one in rules.check(rules.Case(model, _nets.loss_fn, loader, optimizer))]
+    return {
+        "seen": seen,
+        "checked": checked,
+        "state": {key: value.clone() for key, value in model.state_dict().items()},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +95,13 @@ def test_buffers_that_are_not_broadcast_are_found_and_pooled_in_both(found):
 
 def test_buffers_that_are_broadcast_are_left_in_peace(found):
     assert [process["broadcast"]["found"] for process in found] == [[], []]
+
+
+def test_usual_training_in_several_processes_is_left_in_peace_by_a_scope_and_by_a_check(found):
+    one, other = (process["whole"] for process in found)
+    assert one["seen"] == other["seen"] == []
+    assert one["checked"] == other["checked"] == []
+    weights = [
+        key for key in one["state"] if "running" not in key
+    ]  # buffers are of the last forward pass until the next
+    assert all(torch.equal(one["state"][key], other["state"][key]) for key in weights)

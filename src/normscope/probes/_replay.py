@@ -110,10 +110,10 @@ class Replay:
     def opened(self) -> Iterator["Replay"]:
         """Exchange parameters and buffers for substitutes, and silence hooks, until the block ends, however it ends."""
         snapshot = Snapshot(self.model)
-        with _no_global_hooks(), torch.enable_grad():
+        with no_global_hooks(), torch.enable_grad():
             try:
                 for module in self.start.layout.modules:
-                    _silence(module)
+                    silence(module)
                 for module, mode in self.start.modes:
                     module.training = mode
                 self._install(self._leaves)
@@ -297,7 +297,7 @@ def _keeps_statistics(module: Module) -> bool:
     return is_norm(module) and any(buffer is not None and buffer.is_floating_point() for buffer in buffers)
 
 
-def _silence(module: Module) -> None:
+def silence(module: Module) -> None:
     """Take the hooks off, but for those by which torch itself computes weights (weight and spectral norm, pruning)."""
     for kind in HOOKS:
         hooks = vars(module).get(kind)
@@ -311,7 +311,7 @@ def _computes_weight(hook: Any) -> bool:
 
 
 @contextmanager
-def _no_global_hooks() -> Iterator[None]:
+def no_global_hooks() -> Iterator[None]:
     kinds = [name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks")]
     kept = {name: getattr(torch_module, name) for name in kinds}
     try:

@@ -38,6 +38,22 @@ class RecordSink(Protocol):
         """Return all records."""
 
 
+class Companion(Protocol):
+    """What else looks on at the steps of a scope. Whatever it meets, it raises nothing into the user's step."""
+
+    def begin(self, index: int, batch: Any) -> None:
+        """Take that a step begins; the probes' own hooks are set."""
+
+    def micro_batch(self, batch: Any) -> None:
+        """Take one of several batches of this step."""
+
+    def end(self, error: BaseException | None) -> None:
+        """Take that the user's part of the step is over; nothing is read yet."""
+
+    def read(self) -> None:
+        """Measure; the probes have read, and no hook of theirs is left."""
+
+
 class Scope:
     """Reads probes at the scheduled steps of a training loop, and leaves no trace in it.
 
@@ -125,6 +141,7 @@ class Scope:
         self._inside: StepGuard | None = None
         self._layout: Layout | None = None
         self._proven: dict[tuple[Any, ...], bool] = {}
+        self._companion: Companion | None = None
 
     def step(self, batch: Any) -> "StepGuard":
         """Return the context manager around one training step.

@@ -1,6 +1,6 @@
 """What a step begins with: where parameters lie in flat buffers, and the state from which its loss is evaluated."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -151,21 +151,28 @@ class Start:
     def note_modes(self, model: Module) -> None:
         """Take modes and autocast anew: called as the user's forward pass begins."""
         self.modes = [(module, module.training) for module in self.layout.modules]
-        self.autocast = [
-            (kind, torch.get_autocast_dtype(kind))
-            for kind in {device.type for _, device, _ in self.layout.sizes} | {"cpu"}
-            if torch.is_autocast_enabled(kind)
-        ]
+        self.autocast = autocast_now({device.type for _, device, _ in self.layout.sizes})
 
     def autocasting(self) -> ExitStack:
         """Return a context in which operations run in the precision that the user's forward pass had.
 
         Without a cache of cast weights: it would hand out weights of another point of a walk.
         """
-        stack = ExitStack()
-        for kind, dtype in self.autocast:
-            stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
-        return stack
+        return autocasting(self.autocast)
+
+
+def autocast_now(devices: Iterable[str]) -> list[tuple[str, torch.dtype]]:
+    """Return the kinds of device, of these and the CPU, on which autocast is on, each with its dtype."""
+    kinds = {*devices, "cpu"}
+    return [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+
+
+def autocasting(kinds: Iterable[tuple[str, torch.dtype]]) -> ExitStack:
+    """Return a context in which autocast is on for these, without a cache of cast weights."""
+    stack = ExitStack()
+    for kind, dtype in kinds:
+        stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
+    return stack
 
 
 _NOTHING = nullcontext()

@@ -41,10 +41,13 @@ class StepGuard:
             raise UsageError("scope.step() was entered inside another step of the same scope")
         self._due = scope.due(scope.index)
         scope._inside = self
-        if not self._due:
+        if not self._due and scope._companion is None:
             return
         try:
-            self._begin()
+            if self._due:
+                self._begin()
+            if scope._companion is not None:
+                scope._companion.begin(scope.index, self._batch)
         except BaseException:
             scope._inside = None
             if self._step is not None:
@@ -53,6 +56,8 @@ class StepGuard:
 
     def add(self, batch: Any, share: float | None) -> None:
         """Take one of several batches, with the random streams as they are now."""
+        if self._scope._companion is not None:
+            self._scope._companion.micro_batch(batch)
         if self._due:
             self._pieces.append((batch, share, RngState(self._model)))
 
@@ -106,13 +111,17 @@ class StepGuard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         scope, step = self._scope, self._step
         scope._inside = None
+        if scope._companion is not None:
+            scope._companion.end(error)
         try:
-            if step is None:
-                return
-            step.detach()
-            if error is None:
+            if step is not None:
+                step.detach()
+                if error is None:
+                    with without_autocast():
+                        self._read(step)
+            if error is None and scope._companion is not None:
                 with without_autocast():
-                    self._read(step)
+                    scope._companion.read()
         finally:
             if error is None:
                 scope.index += 1

@@ -24,7 +24,7 @@ class Section:
         command: The command that runs it again.
         notes: Sentences that a reader must not miss; shown before the figures.
         topic: What it is about, for the filter of a page of many studies.
-        kind: ``"study"``, or ``"probe"`` where nothing is claimed or judged.
+        kind: ``"study"``; ``"probe"`` where nothing is claimed or judged; ``"check"`` for findings.
         texts: Titles of the texts whose claims it judges, for the filter.
     """
 

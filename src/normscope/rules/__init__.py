@@ -5,15 +5,19 @@ from normscope.rules._check import Findings, Fixed, all, check, check_state, cho
 from normscope.rules._evidence import Evidence
 from normscope.rules._gap import Gap, Share
 from normscope.rules._rule import AbstractRule
+from normscope.rules._watch import FindingWarning, RuleWarning, Watch, refuse
 
 __all__ = [
     "AbstractRule",
     "Case",
     "Evidence",
+    "FindingWarning",
     "Findings",
     "Fixed",
     "Gap",
+    "RuleWarning",
     "Share",
+    "Watch",
     "all",
     "check",
     "check_state",
@@ -21,4 +25,5 @@ __all__ = [
     "fix",
     "get",
     "ignore",
+    "refuse",
 ]

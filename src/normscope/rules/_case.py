@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
+from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -56,6 +57,10 @@ class Case:
     ) -> None:
         if not isinstance(model, Module):
             raise UsageError(f"Case: model must be a torch.nn.Module, not {type(model).__name__}")
+        if isinstance(model, ScriptModule):
+            raise UsageError(
+                "Case: model is scripted or traced and cannot be looked into: give the module it is made of"
+            )
         if not callable(loss_fn):
             raise UsageError("Case: loss_fn must be a function loss_fn(model, batch) that returns a scalar")
         if any(not isinstance(replica, Module) for replica in replicas):

@@ -29,6 +29,7 @@ class Findings(Sequence[Finding]):
         gap: Where the loss of evaluation comes from; None where it was not measured.
         rules: Codes of the rules that ran.
         unmeasured: Codes of rules (``"gap"``: the gap) that could not measure, as values were not finite, and why.
+        not_run: Codes of rules that were asked for and not run, and why: only where a scope runs them.
     """
 
     found: tuple[Finding, ...]
@@ -36,6 +37,7 @@ class Findings(Sequence[Finding]):
     gap: Gap | None = None
     rules: tuple[str, ...] = ()
     unmeasured: tuple[tuple[str, str], ...] = ()
+    not_run: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.found)

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope._errors import UsageError
 from normscope.rules._case import Case
 from normscope.rules._gap import Gap, Statistics, measure_gap, pooled, tracking
 from normscope.rules._passes import example
@@ -21,6 +22,10 @@ from normscope.surgery._pairs import Search, search
 _NEVER = object()
 
 
+class NotShownError(UsageError):
+    """A rule asks for what cannot be measured here: it is not run, and that is said."""
+
+
 class Evidence:
     """A case, and everything that was measured on it. Each measurement runs at its first use, and leaves no trace.
 
@@ -30,10 +35,32 @@ class Evidence:
         modules: Every module by its first qualified name.
         norms: The batch norms among them (``torch``'s kinds and subclasses of theirs), in order of registration.
         tracking: Those that keep running statistics.
+        sizes: How many samples the batches of a training that is under way have had, by size; empty in a check.
+        under_way: Whether the training is going on: running statistics are still following the weights.
+
+    Args:
+        case: The set-up.
+        batches: Over how many batches statistics and losses are taken.
+        told: Called with what is being measured, in words.
+        training: Steps that were seen already; left out, some are made and undone.
+        sizes: As above; given where the training is under way.
+        no_flow: Why the flow between layers cannot be followed, if it cannot.
     """
 
-    def __init__(self, case: Case, *, batches: int = 10, told: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        case: Case,
+        *,
+        batches: int = 10,
+        told: Callable[[str], None] | None = None,
+        training: Training | None = None,
+        sizes: Mapping[int, int] | None = None,
+        no_flow: str = "",
+    ) -> None:
         self.case, self.batches = case, batches
+        self.sizes, self.under_way, self._no_flow = dict(sizes or {}), sizes is not None, no_flow
+        if training is not None:
+            vars(self)["training"] = training  # in place of the cached property's first use
         self.modules: dict[str, Module] = dict(case.model.named_modules())
         self.norms: dict[str, Any] = {
             path: module for path, module in self.modules.items() if isinstance(module, _BatchNorm)
@@ -45,6 +72,14 @@ class Evidence:
     def frozen(self, module: Module) -> bool:
         """Whether a norm has been frozen by this library: it uses and keeps its running statistics in every mode."""
         return is_frozen(module)
+
+    @cached_property
+    def untrained(self) -> bool:
+        """Whether nothing shows that the model was trained or loaded: norms as made, an optimizer without state."""
+        state = getattr(self.case.optimizer, "state", None)
+        buffers = {path: dict(module.named_buffers(recurse=False)) for path, module in self.tracking.items()}
+        affine = {path: dict(module.named_parameters(recurse=False)) for path, module in self.norms.items()}
+        return not state and as_made({path: affine[path] | buffers.get(path, {}) for path in affine})
 
     @property
     def updating(self) -> dict[str, Any]:
@@ -86,6 +121,8 @@ class Evidence:
     @cached_property
     def flow(self) -> Search:
         """What each norm and linear layer reads, and who reads it: see ``surgery._pairs.Search``."""
+        if self._no_flow:
+            raise NotShownError(self._no_flow)
         self._told("the flow between layers")
         inputs = self.training.inputs
         with sandbox(self.case), _hushed():
@@ -95,6 +132,25 @@ class Evidence:
                 return search(self.case.model, example(self.case.model, inputs))
             except Exception:  # the call cannot be repeated outside of the loop: what is seen without it has to do
                 return search(self.case.model)
+
+
+def as_made(norms: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether all norms hold what a new layer holds: running mean 0 and variance 1, gain 1 (or 0), shift 0.
+
+    Args:
+        norms: By name of a norm its tensors by name, as a state dict holds them. At least one must have a gain: without
+            any, nothing would show that weights were trained.
+    """
+
+    def initial(name: str, tensor: Any) -> bool:
+        if name == "weight":
+            return bool((tensor == 1).all()) or not bool(tensor.any())
+        if name == "running_var":
+            return bool((tensor == 1).all())
+        return name not in ("bias", "running_mean") or not bool(tensor.any())
+
+    affine = any("weight" in tensors for tensors in norms.values())
+    return affine and all(initial(name, tensor) for kept in norms.values() for name, tensor in kept.items())
 
 
 @contextmanager

@@ -20,6 +20,9 @@ class AbstractRule(Unit, ABC):
         SEVERITY: How bad its findings are, where a finding does not say otherwise.
         SAFE: Whether its fix leaves function and training as they were, or strictly repairs them.
         BUFFERS_ONLY: Whether it can judge from a checkpoint's buffers alone: then ``examine_buffers`` is written.
+        NEEDS: What it judges by besides the model, its loss and batches: ``"averaged"``, ``"evaluation"``,
+            ``"exported"`` or ``"replicas"`` of a case; ``"loop"`` is the user's own training step, ``"gradient"`` what
+            flows back in it.
         SICK: Set-ups in which it must find the defect, in three different networks at least.
         WELL: Set-ups that come near and in which it must find nothing.
     """
@@ -29,6 +32,7 @@ class AbstractRule(Unit, ABC):
     SEVERITY: ClassVar[Severity]
     SAFE: ClassVar[bool] = False
     BUFFERS_ONLY: ClassVar[bool] = False
+    NEEDS: ClassVar[tuple[str, ...]] = ()
     SICK: ClassVar[Sequence[Example]] = ()
     WELL: ClassVar[Sequence[Example]] = ()
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from normscope._errors import NormscopeError, UsageError
 from normscope.probes import Snapshot
+from normscope.probes._wrapped import eagerly, is_compiled
 from normscope.rules._case import Case
 
 
@@ -71,7 +72,9 @@ def sandbox(case: Case) -> Iterator[None]:
     streams = [(stream, stream.get_state()) for stream in _streams(case)]
     threads, anomaly = torch.is_grad_enabled(), torch.is_anomaly_enabled()
     try:
-        yield
+        # Hooks would have compiled modules compiled anew, and not be called by those that are not.
+        with eagerly(any(map(is_compiled, models))):
+            yield
     finally:
         with ExitStack() as stack:  # each part is put back even if another one cannot be
             for snapshot in snapshots:
@@ -133,7 +136,10 @@ def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:
         yield batch
         count += 1
     if not count:
-        raise UsageError(f"the {what} gives no batch: at least one is needed")
+        raise UsageError(
+            f"the {what} gives no batch, or gave all to an earlier pass: it must begin anew each time it is iterated, "
+            "as a list or a DataLoader does"
+        )
 
 
 _END = object()

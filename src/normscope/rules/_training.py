@@ -1,116 +1,16 @@
 """A few training steps of the user's own, watched at every norm."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._errors import UsageError
 from normscope.probes import GradientFlow, Saturation, Scope
-from normscope.probes._channels import channels
-from normscope.probes._sites import leading_tensor
-from normscope.records import Record
 from normscope.rules._case import Case
+from normscope.rules._listen import Listener, NormCall as NormCall, Training as Training, finite, tensors
 from normscope.rules._sandbox import batches, sandbox, users_code
-
-
-@dataclass(slots=True)
-class NormCall:
-    """One call of a batch norm during training.
-
-    Attributes:
-        path: Qualified name of the norm.
-        step: Number of the training step, from 0.
-        update: Updates that the optimizer had made before.
-        order: Number of the call among all calls of norms.
-        forward: Number of forward passes of the whole model that had begun; 0 where only parts of it are called.
-        training: Whether the norm was in train mode.
-        grad: Whether gradients were recorded.
-        recomputed: Whether it happened inside a backward pass, as under activation checkpointing.
-        updated: Whether it changed the running statistics.
-        samples: Length of the batch axis.
-        positions: Positions of a sample: 1 for ``(N, C)``.
-        mean: Mean of each channel ``(C,)``, float64.
-        variance: Variance of each channel ``(C,)``, divisor N * positions, float64.
-        finite: Whether every value of the input was finite.
-        tail: Share of positions ``(N, C, L)`` that lie in a constant tail of their sample; 0 for other shapes.
-        dtype: Dtype of the input.
-        channels_last: Whether the input lies in memory with its channels last.
-        stale: Whether the running statistics had changed between this call in eval mode and its backward pass.
-    """
-
-    path: str
-    step: int
-    update: int
-    order: int
-    training: bool
-    grad: bool
-    recomputed: bool
-    updated: bool = False
-    samples: int = 0
-    positions: int = 1
-    mean: Tensor = field(default_factory=lambda: torch.empty(0))
-    variance: Tensor = field(default_factory=lambda: torch.empty(0))
-    finite: bool = True
-    tail: float = 0.0
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    forward: int = 0
-    stale: bool = False
-
-    @property
-    def count(self) -> int:
-        """Values a channel."""
-        return self.samples * self.positions
-
-
-@dataclass(slots=True)
-class Training:
-    """What a few training steps showed.
-
-    Attributes:
-        calls: Calls of batch norms, in order.
-        records: Records of gradient flow and saturation at every step.
-        losses: Loss of each step where the loss function was called, in order of steps; NaN where it was not.
-        steps: Number of training steps.
-        updates: Number of updates that the optimizer made; ``steps`` where none was given.
-        inputs: Arguments of the first call of the model: positional ones and keywords, detached.
-        call_logs: For each step how often each childless module was called.
-        broken: First module whose output was not finite though its input was, or words for code between modules, and
-            the step; None if there is none.
-        batch_broken: Step of the first batch that was itself not finite; None if there is none.
-        failed: What a step raised, in one line, if a later one than the first did: then no more were made.
-    """
-
-    calls: list[NormCall] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    steps: int = 0
-    updates: int = 0
-    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    call_logs: list[Counter[str]] = field(default_factory=list)
-    broken: tuple[str, int] | None = None
-    batch_broken: int | None = None
-    failed: str = ""
-
-    def of(self, path: str, *, training: bool | None = None) -> list[NormCall]:
-        """Return the calls of one norm, of one mode if asked for."""
-        return [call for call in self.calls if call.path == path and (training is None or call.training is training)]
-
-    def values(self, probe: str, name: str, *, step: int | None = 0) -> dict[str, float]:
-        """Return a probe's values by site, of one step or (None) their mean over steps."""
-        found: dict[str, list[float]] = {}
-        for record in self.records:
-            if record.probe == probe and record.name == name and (step is None or record.step == step):
-                found.setdefault(record.site, []).append(record.value)
-        return {site: math.fsum(values) / len(values) for site, values in found.items()}
 
 
 def watch_training(case: Case, steps: int) -> Training:
@@ -121,170 +21,55 @@ def watch_training(case: Case, steps: int) -> Training:
     """
     seen = Training()
     with sandbox(case):
-        _Watch(case, seen).run(steps)
+        _run(case, seen, steps)
     return seen
 
 
-class _Watch:
-    def __init__(self, case: Case, seen: Training) -> None:
-        self._case, self._seen = case, seen
-        self._step = self._forward = 0
-        self._handles: list[Any] = []
-        self._logs: Counter[str] = Counter()
+def _run(case: Case, seen: Training, steps: int) -> None:
+    losses: list[float] = []
 
-    def run(self, steps: int) -> None:
-        case, seen = self._case, self._seen
-        losses: list[float] = []
+    def loss_fn(model: Any, batch: Any) -> Tensor:
+        loss = case.loss_fn(model, batch)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            losses.append(float(loss.detach()))
+        return loss
 
-        def loss_fn(model: Any, batch: Any) -> Tensor:
-            loss = case.loss_fn(model, batch)
-            if isinstance(loss, Tensor) and loss.numel() == 1:
-                losses.append(float(loss.detach()))
-            return loss
-
-        scope = Scope(case.model, case.loss_fn, case.optimizer, [GradientFlow(), Saturation()], every=1)
-        try:
-            self._attach()
-            for batch in batches(case.loader, steps):
-                if seen.batch_broken is None and not _finite(_tensors(batch)):
-                    seen.batch_broken = self._step
-                losses.clear()
-                try:
-                    with users_code(f"training step {self._step}"), torch.enable_grad(), scope.step(batch):
-                        if case.step is not None:
-                            case.step(case.model, batch)
-                        else:
-                            self._plain(loss_fn, batch)
-                except UsageError as error:
-                    if not self._step:
-                        raise
-                    seen.failed = str(error)
-                    break
-                seen.losses.append(losses[0] if losses else math.nan)
-                seen.call_logs.append(self._logs)
-                self._logs = Counter()
-                self._step += 1
-        finally:
-            for handle in self._handles:
-                handle.remove()
-        seen.steps = self._step
-        seen.updates = seen.updates if case.optimizer is not None else seen.steps
-        seen.records = scope.drain()
-
-    def _plain(self, loss_fn: Any, batch: Any) -> None:
-        case = self._case
-        if case.optimizer is not None:
-            case.optimizer.zero_grad()
-        else:
-            case.model.zero_grad()
-        loss = loss_fn(case.model, batch)
-        loss.backward()
-        if case.optimizer is not None:
-            case.optimizer.step()
-
-    def _attach(self) -> None:
-        keep = self._handles.append
-        model = self._case.model
-        keep(model.register_forward_pre_hook(self._note_inputs, with_kwargs=True))
-        for path, module in model.named_modules():
-            if isinstance(module, _BatchNorm):
-                keep(module.register_forward_pre_hook(partial(self._before, path)))
-                keep(module.register_forward_hook(partial(self._after, path)))
-            if next(module.children(), None) is None:
-                keep(module.register_forward_hook(partial(self._log, path)))
-        if self._case.optimizer is not None and hasattr(self._case.optimizer, "register_step_post_hook"):
-            keep(self._case.optimizer.register_step_post_hook(self._note_update))
-
-    def _note_update(self, *_: Any) -> None:
-        self._seen.updates += 1
-
-    def _note_inputs(self, _module: Module, args: Any, kwargs: Any) -> None:
-        self._forward += 1
-        if self._seen.inputs is None:
-            self._seen.inputs = _detached(args), _detached(kwargs)
-
-    def _log(self, path: str, _module: Module, inputs: Any, output: Any) -> None:
-        self._logs[path] += 1
-        if self._seen.broken is not None or _finite(_tensors(output)):
-            return
-        if _finite(_tensors(inputs)):
-            self._seen.broken = (path, self._step)
-        elif self._seen.batch_broken is None:  # no module has made it: it arose between them
-            self._seen.broken = (f"the code before {path}", self._step)
-
-    def _before(self, path: str, module: Any, inputs: Any) -> None:
-        call = NormCall(
-            path,
-            self._step,
-            self._seen.updates,
-            len(self._seen.calls),
-            module.training,
-            torch.is_grad_enabled(),
-            torch._C._current_graph_task_id() != -1,
-        )
-        call.forward = self._forward
-        x = leading_tensor(inputs)
-        self._seen.calls.append(call)
-        if x is None or x.ndim < 2 or not x.numel():
-            return
-        with torch.no_grad():
-            x = x.detach()
-            call.dtype = x.dtype
-            call.channels_last = x.ndim > 3 and x.stride(1) == 1 and x.shape[1] > 1
-            seen = channels(x)
-            call.samples, call.positions = x.shape[0], x[0, 0].numel()
-            call.mean, call.variance = seen.mean.double(), seen.variance.double()
-            call.finite = bool(torch.isfinite(call.mean).all() and torch.isfinite(call.variance).all())
-            call.tail = _constant_tail(x) if x.ndim == 3 else 0.0
-        vars(module)["_normscope_call"] = call, _buffers(module)
-
-    def _after(self, path: str, module: Any, _inputs: Any, output: Any) -> None:
-        call, before = vars(module).pop("_normscope_call", (None, None))
-        if call is None:
-            return
-        call.updated = not _equal(before, _buffers(module))
-        if not call.training and isinstance(output, Tensor) and output.requires_grad:
-            self._handles.append(output.register_hook(partial(self._back, call, module, _buffers(module))))
-
-    @staticmethod
-    def _back(call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
-        call.stale = call.stale or not _equal(then, _buffers(module))
+    scope = Scope(case.model, case.loss_fn, case.optimizer, [GradientFlow(), Saturation()], every=1)
+    listener = Listener(case.model, [] if case.optimizer is None else [case.optimizer], seen)
+    try:
+        listener.attach()
+        for batch in batches(case.loader, steps):
+            if seen.batch_broken is None and not finite(tensors(batch)):
+                seen.batch_broken = seen.steps
+            losses.clear()
+            try:
+                with users_code(f"training step {seen.steps}"), torch.enable_grad(), scope.step(batch):
+                    if case.step is not None:
+                        case.step(case.model, batch)
+                    else:
+                        _plain(case, loss_fn, batch)
+            except UsageError as error:
+                if not seen.steps:
+                    raise
+                seen.failed = str(error)
+                break
+            listener.step_ended(losses[0] if losses else math.nan)
+    finally:
+        listener.detach()
+    seen.updates = seen.updates if case.optimizer is not None else seen.steps
+    if case.optimizer is None:
+        for call in seen.calls:
+            call.update = call.step
+    seen.records = scope.drain()
 
 
-def _buffers(module: Any) -> list[Tensor]:
-    found = (module._buffers.get(name) for name in ("running_mean", "running_var"))
-    return [buffer.detach().clone() for buffer in found if buffer is not None]
-
-
-def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether two lists of buffers are equal, NaN to NaN."""
-    return all(torch.equal(torch.nan_to_num(p), torch.nan_to_num(q)) for p, q in zip(a, b, strict=True))
-
-
-def _constant_tail(x: Tensor) -> float:
-    """Return the share of positions of ``(N, C, L)`` that lie in a tail of two or more equal columns."""
-    if x.shape[2] < 3:
-        return 0.0
-    same = (x == x[:, :, -1:]).all(1).flip(1).cumprod(1).sum(1)
-    return float(torch.where(same > 1, same, 0).double().mean()) / x.shape[2]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _finite(tensors: Sequence[Tensor]) -> bool:
-    # The sum is finite unless a value is not, or the sum itself overflows: then look at each.
-    return all(
-        not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())) or bool(tensor.isfinite().all())
-        for tensor in tensors
-        if tensor.device.type != "meta"
-    )
-
-
-def _detached(value: Any) -> Any:
-    from torch.utils._pytree import tree_map_only
-
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
+def _plain(case: Case, loss_fn: Any, batch: Any) -> None:
+    if case.optimizer is not None:
+        case.optimizer.zero_grad()
+    else:
+        case.model.zero_grad()
+    loss = loss_fn(case.model, batch)
+    if any(parameter.requires_grad for parameter in case.model.parameters()):
+        loss.backward()  # else it is frozen as a whole: passes are made, and statistics move, but nothing is learnt
+    if case.optimizer is not None:
+        case.optimizer.step()

@@ -55,6 +55,7 @@ class AveragedWeightsStaleStatistics(AbstractRule):
     CODE = "NS107"
     SLUG = "averaged-weights-stale-statistics"
     SEVERITY = Severity.ERROR
+    NEEDS = ("averaged",)
     SOURCES = ("CuriousAI/mean-teacher#9", "pytorch/ignite#2592", "Izmailov et al. 2018, section 3.2")
     SICK = (
         partial(_averaged, _nets.mlp, "copied"),

@@ -59,6 +59,7 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
     CODE = "NS110"
     SLUG = "double-update-under-checkpointing"
     SEVERITY = Severity.WARNING
+    NEEDS = ("loop",)
     SAFE = True
     SOURCES = ("pytorch/pytorch#96136",)
     SICK = (

@@ -53,6 +53,7 @@ class EvalThenTrainGradient(AbstractRule):
     CODE = "NS111"
     SLUG = "eval-then-train-gradient"
     SEVERITY = Severity.ERROR
+    NEEDS = ("loop",)
     SAFE = True
     SOURCES = ("pytorch/pytorch#13402", "pytorch/pytorch#120622")
     SICK = (partial(_two_modes, _nets.mlp), partial(_two_modes, _nets.cnn), partial(_two_modes, _nets.residual))

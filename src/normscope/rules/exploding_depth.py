@@ -69,6 +69,7 @@ class ExplodingDepth(AbstractRule):
     CODE = "NS126"
     SLUG = "exploding-depth"
     SEVERITY = Severity.WARNING
+    NEEDS = ("gradient",)
     SOURCES = ("Yang et al. 2019, A Mean Field Theory of Batch Normalization (arXiv:1902.08129)",)
     SICK = (
         partial(_nets.case, _nets.mlp, trained=0, depth=30),

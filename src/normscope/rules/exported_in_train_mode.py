@@ -59,6 +59,7 @@ class ExportedInTrainMode(AbstractRule):
     CODE = "NS128"
     SLUG = "exported-in-train-mode"
     SEVERITY = Severity.WARNING
+    NEEDS = ("exported",)
     SOURCES = ("pytorch/pytorch#151726",)
     SICK = (
         partial(_exported, _nets.mlp, training=True),

@@ -55,6 +55,7 @@ class GradientAccumulation(AbstractRule):
     CODE = "NS113"
     SLUG = "gradient-accumulation"
     SEVERITY = Severity.WARNING
+    NEEDS = ("loop",)
     SOURCES = ("pytorch/pytorch#46516",)
     SICK = (
         partial(_accumulating, _nets.mlp, 4),
@@ -69,8 +70,8 @@ class GradientAccumulation(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Count updates by step of the optimizer."""
-        if not evidence.updating or evidence.case.optimizer is None:
-            return
+        if not evidence.updating or evidence.case.optimizer is None or not evidence.training.updates:
+            return  # steps without an update, as a gradient scaler begins, do not say how many calls an update has
         found: dict[str, tuple[int, int]] = {}
         for path, module in evidence.updating.items():
             if getattr(module, "accumulate", 1) not in (None, 1):

@@ -1,6 +1,6 @@
 """Running statistics that have seen too little."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
+from normscope.rules._evidence import Evidence, as_made
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
@@ -22,9 +22,14 @@ def _reset(model: nn.Module) -> None:
         norm.reset_running_stats()
 
 
+@torch.no_grad()
 def _slow(model: nn.Module) -> None:
+    """As after a fine-tuning that was short for its momentum."""
     for norm in _nets.norms(model):
-        norm.momentum = 0.001
+        norm.reset_running_stats()
+        norm.momentum = 0.01
+    for x, _ in _nets.data((3, 8, 8), seed=1):
+        model(x)
 
 
 def _converted(model: nn.Module) -> None:
@@ -33,14 +38,21 @@ def _converted(model: nn.Module) -> None:
         norm.num_batches_tracked.zero_()
 
 
+def _recalibrated(model: nn.Module) -> None:
+    """As after few batches of training and a recalibration over few batches."""
+    recalibrate(model, _nets.data((3, 8, 8), seed=1, batches=6), _nets.loss_fn)
+
+
 class ImmatureStatistics(AbstractRule):
     r"""Running statistics still hold much of their initial values, or nothing else.
 
     ## Finds
     A norm that is evaluated with running statistics of which the initial mean 0 and variance 1 make up more than 5 %:
-    :math:`(1-m)^{n} > 0.05` for momentum m and n batches tracked. An error if they are exactly 0 and 1. A count of 0
-    with other values is a converted checkpoint, and fits. Only where the weights have been trained or loaded: a network
-    at initialization is left alone unless evaluation data are given.
+    :math:`(1-m)^{n} > 0.05` for momentum m and n batches tracked, unless they lie nearer to the statistics of the
+    training data than to that mixture (recalibrated ones do, and their count says how many batches that took). An error
+    if they are exactly 0 and 1. A count of 0 with other values is a converted checkpoint, and fits. A network in which
+    nothing shows training is left alone: every norm as made, gain and shift too, and an optimizer without state. A
+    checkpoint alone is judged by its counts: a recalibrated one may be named there.
 
     ## Why it hurts
     A variance that is still near 1 where the data's is 0.01 has every channel put out a tenth of what it was trained
@@ -54,6 +66,7 @@ class ImmatureStatistics(AbstractRule):
     CODE = "NS109"
     SLUG = "immature-statistics"
     SEVERITY = Severity.WARNING
+    NEEDS = ("evaluation",)
     BUFFERS_ONLY = True
     SOURCES = ("keras-team/keras#10666",)
     SICK = (
@@ -65,23 +78,33 @@ class ImmatureStatistics(AbstractRule):
         partial(_nets.case, _nets.mlp),
         partial(_nets.case, _nets.cnn, change=_converted),
         partial(_nets.case, _nets.residual, trained=40),
+        partial(_nets.case, _nets.mlp, trained=0),
+        partial(_nets.case, _nets.cnn, trained=5, change=_recalibrated),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
-        """Count the batches tracked."""
-        if evidence.case.eval_loader is None:
+        """Count the batches tracked, and hold the buffers of young averages against the data."""
+        if evidence.case.eval_loader is None or evidence.untrained:
             return
         norms = {
             path: dict(module.named_buffers(recurse=False)) | {"momentum": module.momentum}
             for path, module in evidence.tracking.items()
         }
-        yield from self._of(norms, fixable=True)
+        yield from self._of(norms, fixable=True, mixture=lambda path, left: _is_mixture(evidence, path, left))
 
     def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
         """Count the batches tracked, at torch's default momentum."""
+        if as_made(norms):
+            return
         yield from self._of({path: {**found, "momentum": 0.1} for path, found in norms.items()}, fixable=False)
 
-    def _of(self, norms: Mapping[str, Mapping[str, Any]], *, fixable: bool) -> Iterable[Finding]:
+    def _of(
+        self,
+        norms: Mapping[str, Mapping[str, Any]],
+        *,
+        fixable: bool,
+        mixture: Callable[[str, float], bool] = lambda path, left: True,
+    ) -> Iterable[Finding]:
         initial, young = [], {}
         for path, found in norms.items():
             mean, variance = found.get("running_mean"), found.get("running_var")
@@ -92,7 +115,7 @@ class ImmatureStatistics(AbstractRule):
                 initial.append(path)
             elif isinstance(count, torch.Tensor) and int(count) > 0 and momentum:
                 left = (1 - momentum) ** int(count)
-                if left > _LEFT:
+                if left > _LEFT and mixture(path, left):
                     young[path] = left
         if initial:
             yield self.finding(
@@ -127,3 +150,16 @@ class ImmatureStatistics(AbstractRule):
             module: Any = modules[path]
             module.num_batches_tracked.zero_()  # the values are not a moving average any more
         return f"recalibrated {len(report.done)} norms on the training data"
+
+
+def _is_mixture(evidence: Evidence, path: str, left: float) -> bool:
+    """Whether running statistics are nearer to the data's mixed with initial values than to those of the data."""
+    module, seen = evidence.tracking[path], evidence.statistics
+    mean, variance = seen.mean[path], seen.variance[path].clamp(min=1e-30)
+    here, spread = module.running_mean.double(), module.running_var.double().clamp(min=1e-30)
+
+    def distance(mean: torch.Tensor, variance: torch.Tensor) -> float:
+        of_means = (here - mean).square() / (variance + module.eps)
+        return float((of_means + (spread / variance).log().square()).mean())
+
+    return distance((1 - left) * mean, (1 - left) * variance + left) <= distance(mean, variance)

@@ -53,6 +53,7 @@ class MixedStreams(AbstractRule):
     CODE = "NS112"
     SLUG = "mixed-streams"
     SEVERITY = Severity.WARNING
+    NEEDS = ("loop",)
     SOURCES = ("soumith/ganhacks#52",)
     SICK = (
         partial(_two_streams, _nets.mlp),
@@ -67,7 +68,7 @@ class MixedStreams(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare the means of the calls of one step."""
-        if not evidence.updating:
+        if not evidence.updating or not evidence.training.updates:
             return
         found: dict[str, float] = {}
         for path in evidence.updating:

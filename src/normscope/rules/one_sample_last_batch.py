@@ -13,6 +13,8 @@ from normscope.rules._case import Case
 from normscope.rules._evidence import Evidence
 from normscope.rules._rule import AbstractRule
 
+_STEPS, _USUAL = 8, 0.8  # batches from which on a size is usual, and their share that has it
+
 
 def _loader(samples: int, batch: int, shape: tuple[int, ...], *, drop_last: bool = False) -> DataLoader[Any]:
     stream = torch.Generator().manual_seed(5)
@@ -31,6 +33,7 @@ class OneSampleLastBatch(AbstractRule):
     The loader's ``batch_size`` and the length of its data leave a remainder: of one sample, with a norm in train mode
     that is given one value a channel for each sample (an error: torch raises there, at the end of the first epoch); or
     of less than a quarter of a batch (a warning). Loaders that say neither their length nor their batch are not judged.
+    While training goes on, a batch of less than a quarter of the usual size.
 
     ## Why it hurts
     The variance of one value is zero: torch refuses it with "Expected more than 1 value per channel", hours into an
@@ -59,7 +62,10 @@ class OneSampleLastBatch(AbstractRule):
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
-        """Divide the number of samples by the batch size."""
+        """Divide the number of samples by the batch size; while training goes on, look at the batches so far."""
+        if evidence.under_way:
+            yield from self._seen(evidence)
+            return
         loader = evidence.case.loader
         size, samples = getattr(loader, "batch_size", None), _length(loader)
         if not size or not samples or getattr(loader, "drop_last", True) or samples < size:
@@ -83,6 +89,27 @@ class OneSampleLastBatch(AbstractRule):
             else f"{rest} samples enter the running statistics with the weight of {size}",
             fix="give the loader drop_last=True",
             severity=Severity.ERROR if breaks else Severity.WARNING,
+        )
+
+    def _seen(self, evidence: Evidence) -> Iterable[Finding]:
+        total = sum(evidence.sizes.values())
+        if total < _STEPS or not evidence.updating:
+            return
+        usual, rest = max(evidence.sizes, key=evidence.sizes.__getitem__), min(evidence.sizes)
+        # Where sizes vary by design, as with a budget of words, no size is the usual one.
+        if evidence.sizes[usual] < _USUAL * total or rest >= usual / 4:
+            return
+        yield self.finding(
+            f"{evidence.sizes[rest]} of {total} batches have {rest} {'sample' if rest == 1 else 'samples'}, where "
+            f"{usual} are usual",
+            list(evidence.updating),
+            quantity="samples in the smallest batch",
+            measured=float(rest),
+            bound=usual / 4,
+            cost=f"{rest} samples enter the running statistics with the weight of {usual}",
+            fix="give the loader drop_last=True",
+            severity=Severity.WARNING,
+            fixable=False,
         )
 
     def repair(self, case: Case, finding: Finding) -> str:

@@ -44,6 +44,10 @@ class ReplicasDisagree(AbstractRule):
     ``broadcast_buffers=False`` in several processes that all run this check, those of the other processes. Measured is
     the largest difference of means, or of standard deviations, in pooled standard deviations.
 
+    With ``broadcast_buffers=True``, the default, all processes get those of process 0 before each forward pass, and
+    nothing is found. What the others have seen does not count then, which matters only where their data are of another
+    kind; synchronised norms count all.
+
     Calibrated over six seeds: planted defects found, 18 of 18; false alarms on 46 healthy set-ups under eight
     seeds, 0 of 368.
 
@@ -60,6 +64,7 @@ class ReplicasDisagree(AbstractRule):
     CODE = "NS114"
     SLUG = "replicas-disagree"
     SEVERITY = Severity.WARNING
+    NEEDS = ("replicas",)
     SOURCES = ("pytorch/pytorch#13711",)
     SICK = (
         partial(_drifted, _nets.mlp),

@@ -32,7 +32,8 @@ class TrainEvalGap(AbstractRule):
     variance, dropout off, at the present weights. A channel is off if its running mean lies more than 0.5 standard
     deviations from the pooled one, or its running variance outside half to twice the pooled one. A norm is off if more
     than 10 % of its channels are. It is reported if, besides, the loss in eval mode falls to less than 1/1.2 when the
-    pooled statistics are put in the place of the running ones, so that a shift without consequence stays silent.
+    pooled statistics are put in the place of the running ones, so that a shift without consequence stays silent. A
+    network in which nothing shows training (every norm as made, an optimizer without state) is left alone.
 
     ## Why it hurts
     Evaluation normalizes by numbers that the network was not trained with: every following layer gets inputs of
@@ -46,6 +47,7 @@ class TrainEvalGap(AbstractRule):
     CODE = "NS102"
     SLUG = "train-eval-gap"
     SEVERITY = Severity.ERROR
+    NEEDS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#4741", "pytorch/pytorch#5406", "keras-team/keras#6977", "keras-team/keras#7265")
     SICK = (
         partial(_nets.case, _nets.mlp, change=partial(_spoil, mean=2.0)),
@@ -60,7 +62,7 @@ class TrainEvalGap(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Hold the buffers against the pooled statistics, then the losses against each other."""
-        if not evidence.tracking:
+        if not evidence.tracking or evidence.untrained:
             return
         seen = evidence.statistics
         places, worst, off_most = [], 0.0, 0.0

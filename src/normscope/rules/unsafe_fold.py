@@ -120,6 +120,7 @@ class UnsafeFold(AbstractRule):
     CODE = "NS119"
     SLUG = "unsafe-fold"
     SEVERITY = Severity.ERROR
+    NEEDS = ("exported",)
     SAFE = True
     SOURCES = ("pytorch/pytorch#180995", "ultralytics/ultralytics#25364")
     SICK = (

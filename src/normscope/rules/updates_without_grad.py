@@ -54,6 +54,7 @@ class UpdatesWithoutGrad(AbstractRule):
     CODE = "NS106"
     SLUG = "updates-without-grad"
     SEVERITY = Severity.ERROR
+    NEEDS = ("loop",)
     SOURCES = ("YU1ut/MixMatch-pytorch#43",)
     SICK = (
         partial(_pseudo_labels, _nets.mlp),

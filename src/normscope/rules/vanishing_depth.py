@@ -56,6 +56,12 @@ def _probability(scale: float = 12.0) -> nn.Module:
     return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), last, nn.Sigmoid())
 
 
+def _zero_gains(model: nn.Module) -> None:
+    """The last gain of each residual branch starts at zero, as recipes have it: no gradient enters the branches."""
+    for block in model.get_submodule("blocks").children():
+        nn.init.zeros_(_nets.norms(block)[-1].weight)
+
+
 class VanishingDepth(AbstractRule):
     r"""Gradients die on their way to the input: saturated activations, or too many of them.
 
@@ -79,6 +85,7 @@ class VanishingDepth(AbstractRule):
     CODE = "NS127"
     SLUG = "vanishing-depth"
     SEVERITY = Severity.WARNING
+    NEEDS = ("gradient",)
     SOURCES = ("arXiv:1502.03167 section 3.2", "Glorot and Bengio 2010")
     SICK = (
         partial(_nets.case, partial(_squashed, scale=8.0), trained=0, shape=(12,)),
@@ -91,6 +98,7 @@ class VanishingDepth(AbstractRule):
         partial(_nets.case, partial(_squashed, scale=8.0, norm=True), trained=0, shape=(12,)),
         partial(_nets.case, _probability, trained=0, shape=(12,)),
         partial(_nets.case, _nets.residual, trained=0),
+        partial(_nets.case, _nets.residual, trained=0, change=_zero_gains),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -154,6 +162,10 @@ def _fading(evidence: Evidence) -> float:
     for name in ("output_norm", "norm"):
         values = list(evidence.training.values("gradient_flow", name).values())
         if len(values) < 5 or not all(map(math.isfinite, values)):
+            return 1.0
+        if values[0] > 0:  # what reaches the first layer has not vanished: branches with a gain of zero are no depth
+            values = [value for value in values if value > 0]
+        if len(values) < 5:
             return 1.0
         ratios.append(_middle(values[:3]) / max(_middle(values[-4:-1]), 1e-300))
     return max(ratios)
