@@ -1,0 +1,1 @@
+"""Fused kernels behind the operations: private, chosen by `normscope.ops` alone."""
