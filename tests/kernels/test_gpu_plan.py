@@ -1,5 +1,6 @@
 """How work is cut into programs: every element is done once, and sizes stay within what a GPU has. Needs no Triton."""
 
+import os
 import subprocess
 import sys
 
@@ -113,7 +114,20 @@ def test_without_triton_it_says_so(monkeypatch):
         gpu._why_not.cache_clear()
 
 
-def _plain():
-    import os
+def test_where_triton_has_no_driver_it_says_so(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from normscope.kernels import gpu
 
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    if torch.version.cuda is None:
+        said = gpu._why_not.__wrapped__("cuda", 0)
+        assert said.startswith("Triton does not run here (")
+        assert "\n" not in said
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert "older than compute capability 8.0" in gpu._why_not.__wrapped__("cuda", 0)
+
+
+def _plain():
     return {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

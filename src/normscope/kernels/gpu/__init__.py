@@ -37,7 +37,7 @@ def why_not(device: torch.device) -> str | None:
 @lru_cache
 def _why_not(kind: str, index: int | None) -> str | None:
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
         return f"Triton is not installed ({error})"
     if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes"):
@@ -48,6 +48,10 @@ def _why_not(kind: str, index: int | None) -> str | None:
         return "there is no CUDA device"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
         return "the CUDA device is older than compute capability 8.0"
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever it is, a missing C compiler say, training should go on without the kernels
+        return f"Triton does not run here ({' '.join(str(error).split())})"
     return None
 
 
