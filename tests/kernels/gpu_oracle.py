@@ -130,6 +130,6 @@ def errors(case, y, gradients):
         if got.dtype != torch.float32:
             tiny = torch.finfo(got.dtype).smallest_normal * torch.finfo(got.dtype).eps
             rounding = (1 + INTERPRETED) * (UNIT[got.dtype] * want.abs() + tiny) * 1.01
-        off = ((got.double() - want).abs() - rounding).clamp(min=0) / (size * UNIT[torch.float32])
+        off = ((got.double() - want).abs() - rounding).clamp(min=0) / (size.clamp(min=1e-30) * UNIT[torch.float32])
         worst.append(float(off.max()))
     return worst

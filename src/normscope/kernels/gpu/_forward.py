@@ -245,11 +245,9 @@ def fused_forward(
     else:
         one = tl.load(start + tl.arange(0, LANES)[None, :], mask=present, other=0.0).to(tl.float32)
     value = tl.load(start + inner, mask=mask, other=0.0).to(tl.float32)
-    mean = total(tl.where(mask, value - one, 0.0), PLANES) * inverse
-    high, low = two_sum(one, mean)
-    d = tl.where(mask, (value - high) - low, 0.0)
-    # One value far from all others leaves its distance's rounding in the mean: take it out once more.
-    high, low = two_sum(high, low + total(d, PLANES) * inverse)
+    near = one + total(tl.where(mask, value - one, 0.0), PLANES) * inverse
+    # If the one value lies far from all others, rounding by that distance is left in there: take the mean from here.
+    high, low = two_sum(near, total(tl.where(mask, value - near, 0.0), PLANES) * inverse)
     d = tl.where(mask, (value - high) - low, 0.0)
     var = total(d * d, PLANES) * inverse
     rstd = reciprocal_deviation(var, eps)
