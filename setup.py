@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 
 ROOM = "src/normscope/kernels/cpu"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
 BUILDS = {"_baseline": []}
 if X86:
     BUILDS["_avx2"] = ["-mavx2", "-mfma", "-mprfchw"]
@@ -26,7 +26,7 @@ def extension(name: str, flags: list[str]) -> Extension:
         depends=[f"{ROOM}/{header}.h" for header in ("vector", "problem", "batch_norm", "channels", "kernel")],
         define_macros=[("NORMSCOPE_MODULE", name)],
         extra_compile_args=[*FLAGS, *flags],
-        extra_link_args=["-ldl"] if sys.platform == "linux" else [],
+        extra_link_args=["-ldl", "-s"] if sys.platform == "linux" else [],
         language="c++",
         optional=True,
     )
