@@ -78,7 +78,7 @@ def cell_records(slug, arm, point=None, seed=0, **changes):
         cells = study.cells("quick", [seed], load("digits"))
     fits = [cell for cell in cells if cell.arm == arm and all(cell.point[k] == v for k, v in (point or {}).items())]
     assert fits, f"{slug} has no cell {arm} {point}: {sorted({(c.arm, str(c.point)) for c in cells})}"
-    return _work(study, fits[0], "digits", "cpu")[1]
+    return _work(study, fits[:1], "digits", "cpu")[0][1]
 
 
 def values(records, name, probe=None, site=None):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
@@ -15,6 +16,7 @@ from normscope.studies._judging import equivalent, with_parts
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, split_of
+from normscope.studies.lab.train_stacked import fit_stacked, stackable
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -99,9 +101,16 @@ class FewerIterations(AbstractStudy):
 
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Train one arm."""
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, **NETWORKS[str(cell.point["net"])])
-        return fit(model, split_of(cell, data, device), cell)
+        return fit(_network(cell, data, device), split_of(cell, data, device), cell)
+
+    def together(self, cell: Cell) -> bool:
+        """Train all seeds of an arm at once."""
+        return stackable(cell)
+
+    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
+        """Train one arm with all seeds at once."""
+        models = [_network(cell, data, device) for cell in cells]
+        return zip(cells, fit_stacked(models, [split_of(cell, data, device) for cell in cells], cells), strict=True)
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the sigmoid network at own best rates; the rest are parts."""
@@ -175,6 +184,11 @@ class FewerIterations(AbstractStudy):
             f"{evidence.level:.0%} intervals; in brackets, how many runs never get there."
         )
         return [Table("Steps to the target", columns, rows, caption)]
+
+
+def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
+    factory = norms.none() if cell.arm == "none" else norms.batch()
+    return network(cell, data, factory, device, **NETWORKS[str(cell.point["net"])])
 
 
 def _restricted(evidence: Evidence, arm: str, net: str, lr: float) -> str:

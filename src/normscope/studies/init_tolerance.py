@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope.plots import Figure, Table, curves
@@ -17,6 +18,7 @@ from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
 from normscope.studies.lab.train import batch_indices
+from normscope.studies.lab.train_stacked import fit_stacked, stackable
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -93,9 +95,16 @@ class InitTolerance(AbstractStudy):
         """Train one arm, or two twins for the law."""
         if cell.arm == "law":
             return _law(cell, data, device)
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, gain=2 * float(cell.point["scale"]) ** 2)
-        return fit(model, split_of(cell, data, device), cell)
+        return fit(_network(cell, data, device), split_of(cell, data, device), cell)
+
+    def together(self, cell: Cell) -> bool:
+        """Train all seeds of an arm at once."""
+        return cell.arm != "law" and stackable(cell)
+
+    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
+        """Train one arm with all seeds at once."""
+        models = [_network(cell, data, device) for cell in cells]
+        return zip(cells, fit_stacked(models, [split_of(cell, data, device) for cell in cells], cells), strict=True)
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the width of the usable range; the strong form and the law are parts."""
@@ -167,6 +176,11 @@ class InitTolerance(AbstractStudy):
         columns = ("Times He's", "Training accuracy without", "with", "Steps to 90 % without", "with",
                    "Test accuracy without", "with")  # fmt: skip
         return [Table("By scale of the initial weights", columns, rows)]
+
+
+def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
+    factory = norms.none() if cell.arm == "none" else norms.batch()
+    return network(cell, data, factory, device, gain=2 * float(cell.point["scale"]) ** 2)
 
 
 def _end(evidence: Evidence, arm: str, scale: float) -> np.ndarray:

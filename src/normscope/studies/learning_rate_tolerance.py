@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record, Verdict
@@ -14,6 +15,7 @@ from normscope.studies._judging import best_rate, equivalent, with_parts
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, split_of
+from normscope.studies.lab.train_stacked import fit_stacked, stackable
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -90,10 +92,16 @@ class LearningRateTolerance(AbstractStudy):
 
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Train one arm."""
-        depth = int(cell.point["depth"])
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, **({"depth": depth} if depth else {}))
-        return fit(model, split_of(cell, data, device), cell)
+        return fit(_network(cell, data, device), split_of(cell, data, device), cell)
+
+    def together(self, cell: Cell) -> bool:
+        """Train all seeds of an arm at once."""
+        return stackable(cell)
+
+    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
+        """Train one arm with all seeds at once."""
+        models = [_network(cell, data, device) for cell in cells]
+        return zip(cells, fit_stacked(models, [split_of(cell, data, device) for cell in cells], cells), strict=True)
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the largest usable rate; depth, small rates and mediation are parts."""
@@ -168,6 +176,12 @@ class LearningRateTolerance(AbstractStudy):
         )  # fmt: skip
         columns = ("Hidden layers", "Arm", *(f"{lr:g}" for lr in evidence.settings["lrs"]))
         return [Table("Test accuracy by learning rate", columns, rows, "0 where a run diverged.")]
+
+
+def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
+    depth = int(cell.point["depth"])
+    factory = norms.none() if cell.arm == "none" else norms.batch()
+    return network(cell, data, factory, device, **({"depth": depth} if depth else {}))
 
 
 def _at(evidence: Evidence, depth: int) -> Evidence:
