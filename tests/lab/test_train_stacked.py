@@ -9,6 +9,7 @@ from torch import nn
 from normscope import layers
 from normscope._errors import NonFiniteError
 from normscope.builders import residual_mlp, scalar_groups
+from normscope.records import Record
 from normscope.studies.lab import norms, stack
 from normscope.studies.lab.arms import batch_norm, noted
 from normscope.studies.lab.data import load
@@ -158,6 +159,35 @@ def test_parameters_that_are_not_learnt_stay():
     result = both(make)
     assert torch.equal(result[1][0].head.weight, make(SEEDS[0]).head.weight)
     assert_alike(*result)
+
+
+def test_watchers_see_what_they_see_of_a_seed_alone():
+    def watcher(cell):
+        def watch(step, model):
+            for name, parameter in model.named_parameters():
+                yield Record(cell, step, "watch", name, "weight", float(parameter.detach().norm()))
+                yield Record(cell, step, "watch", name, "gradient", float(parameter.grad.norm()))
+            yield Record(cell, step, "watch", "", "mean", float(model.blocks[0].norm.running_mean.norm()))
+
+        return watch
+
+    seeds, options = (4, 1), {"steps": 7, "lr": 0.1, "batch_size": 32}
+    cells = ["a", "b"]
+    models = [network(NORMS["batch"], seed) for seed in seeds]
+    made = [watcher(cell) for cell in cells]
+    found = train_stacked(models, splits(seeds), cells=cells, seeds=seeds, watch=made, watch_every=3, **options)
+    for seed, split, cell, watch, records in zip(seeds, splits(seeds), cells, made, found, strict=True):
+        alone = train(
+            network(NORMS["batch"], seed),
+            split,
+            cell=cell,
+            seed=seed,
+            watch=lambda step, model, watch=watch: watch(step, model) if step % 3 == 0 else (),
+            **options,
+        )
+        assert [(r.step, r.site, r.name) for r in records] == [(r.step, r.site, r.name) for r in alone]
+        # Biases before norms have a gradient of roundings.
+        assert [r.value for r in records] == pytest.approx([r.value for r in alone], rel=1e-9, abs=1e-12)
 
 
 def test_data_at_fault_are_told_from_training():

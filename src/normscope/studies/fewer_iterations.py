@@ -8,15 +8,14 @@ import numpy as np
 from torch import nn
 
 from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
+from normscope.records import Cell, Verdict
 from normscope.stats import restricted_mean
 from normscope.studies._common import accuracy
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, split_of
-from normscope.studies.lab.train_stacked import fit_stacked, stackable
+from normscope.studies.lab.arms import network
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -31,7 +30,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-class FewerIterations(AbstractStudy):
+class FewerIterations(AbstractTraining):
     r"""Batch norm reaches the same accuracy in fewer iterations.
 
     ## Claim
@@ -99,18 +98,10 @@ class FewerIterations(AbstractStudy):
                 for arm in ARMS:
                     yield arm, {"net": name, "lr": lr}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm."""
-        return fit(_network(cell, data, device), split_of(cell, data, device), cell)
-
-    def together(self, cell: Cell) -> bool:
-        """Train all seeds of an arm at once."""
-        return stackable(cell)
-
-    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
-        """Train one arm with all seeds at once."""
-        models = [_network(cell, data, device) for cell in cells]
-        return zip(cells, fit_stacked(models, [split_of(cell, data, device) for cell in cells], cells), strict=True)
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
+        factory = norms.none() if cell.arm == "none" else norms.batch()
+        return network(cell, data, factory, device, **NETWORKS[str(cell.point["net"])])
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the sigmoid network at own best rates; the rest are parts."""
@@ -184,11 +175,6 @@ class FewerIterations(AbstractStudy):
             f"{evidence.level:.0%} intervals; in brackets, how many runs never get there."
         )
         return [Table("Steps to the target", columns, rows, caption)]
-
-
-def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
-    factory = norms.none() if cell.arm == "none" else norms.batch()
-    return network(cell, data, factory, device, **NETWORKS[str(cell.point["net"])])
 
 
 def _restricted(evidence: Evidence, arm: str, net: str, lr: float) -> str:

@@ -14,11 +14,10 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import accuracy, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import exact, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
+from normscope.studies.lab.arms import batch_norm, network, one, split_of
 from normscope.studies.lab.train import batch_indices
-from normscope.studies.lab.train_stacked import fit_stacked, stackable
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 ARMS = {"none": "no batch norm", "batch": "batch norm"}
 
 
-class InitTolerance(AbstractStudy):
+class InitTolerance(AbstractTraining):
     r"""Batch norm makes networks insensitive to the scale of their initial weights.
 
     ## Claim
@@ -91,20 +90,18 @@ class InitTolerance(AbstractStudy):
                 yield arm, {"scale": scale}
         yield "law", {"scale": 1.0}
 
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm, its weights scaled."""
+        factory = norms.none() if cell.arm == "none" else norms.batch()
+        return network(cell, data, factory, device, gain=2 * float(cell.point["scale"]) ** 2)
+
+    def trains(self, cell: Cell) -> bool:
+        """All but the law, which trains twins."""
+        return cell.arm != "law"
+
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Train one arm, or two twins for the law."""
-        if cell.arm == "law":
-            return _law(cell, data, device)
-        return fit(_network(cell, data, device), split_of(cell, data, device), cell)
-
-    def together(self, cell: Cell) -> bool:
-        """Train all seeds of an arm at once."""
-        return cell.arm != "law" and stackable(cell)
-
-    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
-        """Train one arm with all seeds at once."""
-        models = [_network(cell, data, device) for cell in cells]
-        return zip(cells, fit_stacked(models, [split_of(cell, data, device) for cell in cells], cells), strict=True)
+        return super().run_cell(cell, data, device) if self.trains(cell) else _law(cell, data, device)
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the width of the usable range; the strong form and the law are parts."""
@@ -176,11 +173,6 @@ class InitTolerance(AbstractStudy):
         columns = ("Times He's", "Training accuracy without", "with", "Steps to 90 % without", "with",
                    "Test accuracy without", "with")  # fmt: skip
         return [Table("By scale of the initial weights", columns, rows)]
-
-
-def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
-    factory = norms.none() if cell.arm == "none" else norms.batch()
-    return network(cell, data, factory, device, gain=2 * float(cell.point["scale"]) ** 2)
 
 
 def _end(evidence: Evidence, arm: str, scale: float) -> np.ndarray:

@@ -8,14 +8,13 @@ import numpy as np
 from torch import nn
 
 from normscope.plots import Figure, Table
-from normscope.records import Cell, Record, Verdict
+from normscope.records import Cell, Verdict
 from normscope.studies._common import accuracy, by_rate_figure, loss_figure
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import best_rate, equivalent, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, split_of
-from normscope.studies.lab.train_stacked import fit_stacked, stackable
+from normscope.studies.lab.arms import network
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 ARMS = {"none": "no batch norm", "batch": "batch norm"}
 
 
-class LearningRateTolerance(AbstractStudy):
+class LearningRateTolerance(AbstractTraining):
     r"""Batch norm allows much larger learning rates.
 
     ## Claim
@@ -90,18 +89,11 @@ class LearningRateTolerance(AbstractStudy):
                 for arm in ARMS:
                     yield arm, {"depth": depth or 0, "lr": lr}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm."""
-        return fit(_network(cell, data, device), split_of(cell, data, device), cell)
-
-    def together(self, cell: Cell) -> bool:
-        """Train all seeds of an arm at once."""
-        return stackable(cell)
-
-    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
-        """Train one arm with all seeds at once."""
-        models = [_network(cell, data, device) for cell in cells]
-        return zip(cells, fit_stacked(models, [split_of(cell, data, device) for cell in cells], cells), strict=True)
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
+        depth = int(cell.point["depth"])
+        factory = norms.none() if cell.arm == "none" else norms.batch()
+        return network(cell, data, factory, device, **({"depth": depth} if depth else {}))
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the largest usable rate; depth, small rates and mediation are parts."""
@@ -176,12 +168,6 @@ class LearningRateTolerance(AbstractStudy):
         )  # fmt: skip
         columns = ("Hidden layers", "Arm", *(f"{lr:g}" for lr in evidence.settings["lrs"]))
         return [Table("Test accuracy by learning rate", columns, rows, "0 where a run diverged.")]
-
-
-def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
-    depth = int(cell.point["depth"])
-    factory = norms.none() if cell.arm == "none" else norms.batch()
-    return network(cell, data, factory, device, **({"depth": depth} if depth else {}))
 
 
 def _at(evidence: Evidence, depth: int) -> Evidence:

@@ -19,7 +19,7 @@ from normscope.studies.lab.arms import Noted
 from normscope.studies.lab.models import MLP, Block
 from normscope.studies.lab.norms import DetachedBatchNorm
 
-#: Apply their children, and are blind to what a channel stands for.
+#: Apply their children, and are blind to what a channel stands for. Others can say ``stackable = True``.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, MLP, Block, ResidualBlock, ResidualNet)
 #: Work value by value.
 _ELEMENTWISE = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.LeakyReLU, nn.Flatten)
@@ -60,12 +60,16 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def release(self, index: int) -> None:
-        """Copy parameters and buffers of one network back into the single network that was given."""
+        """Copy parameters, their gradients and buffers of one network back into the single network that was given."""
         for single, twin, joined in self._links[index]:
             held = _state(twin)
             for name, value in _state(single).items():
-                shared = joined and value.ndim > 0
-                value.copy_(held[name].view(self._count, *value.shape)[index] if shared else held[name])
+                mine, gradient = held[name], held[name].grad
+                if joined and value.ndim:
+                    mine = mine.view(self._count, *value.shape)[index]
+                    gradient = None if gradient is None else gradient.view(self._count, *value.shape)[index].clone()
+                value.copy_(mine)
+                value.grad = gradient
 
     def _twin(self, modules: list[nn.Module]) -> nn.Module:
         first = modules[0]
@@ -74,7 +78,7 @@ class Stack(nn.Module):
             return self._twin([module.get_submodule("inner") for module in modules])
         if kind in _ELEMENTWISE:
             return copy.deepcopy(first)
-        if kind in _CONTAINERS:
+        if kind in _CONTAINERS or getattr(first, "stackable", False):
             twin = copy.deepcopy(first)
             for name, _ in first.named_children():
                 setattr(twin, name, self._twin([module.get_submodule(name) for module in modules]))

@@ -13,7 +13,7 @@ from normscope.records import Cell, Record
 from normscope.studies.lab.arms import schedule
 from normscope.studies.lab.data import Split
 from normscope.studies.lab.stack import Stack
-from normscope.studies.lab.train import MakeOptimizer, batch_indices, evaluate
+from normscope.studies.lab.train import MakeOptimizer, Watcher, batch_indices, evaluate
 
 
 def train_stacked(
@@ -26,6 +26,8 @@ def train_stacked(
     lr: float,
     batch_size: int,
     optimizer: MakeOptimizer | None = None,
+    watch: Sequence[Watcher] = (),
+    watch_every: int = 1,
 ) -> list[list[Record]]:
     """Train K networks of one architecture by one loop, and return of each what ``lab.train.train`` returns.
 
@@ -46,6 +48,9 @@ def train_stacked(
         batch_size: Examples of a step.
         optimizer: Makes another optimizer of the stacked model, whose parameters are those of all seeds. It must treat
             every number by itself, as SGD with momentum and Adam do.
+        watch: Of each seed, what ``train`` calls ``watch``: called before updates with (step, its own model), gradients
+            in place; its records are kept.
+        watch_every: Steps between two calls of it.
 
     Returns:
         The records of each model.
@@ -86,6 +91,10 @@ def train_stacked(
         if not alive:
             break
         losses.sum().backward()  # every loss has the derivative that it has alone
+        if watch and step % watch_every == 0:
+            for index in alive:
+                stack.release(index)
+                records[index] += watch[index](step, models[index])
         updates.step()
     for index in alive:
         stack.release(index)
