@@ -13,6 +13,7 @@ from normscope.records import Record
 from normscope.studies.lab import norms, stack
 from normscope.studies.lab.arms import batch_norm, noted
 from normscope.studies.lab.data import load
+from normscope.studies.lab.meters import ChannelShift
 from normscope.studies.lab.models import mlp
 from normscope.studies.lab.train import train
 from normscope.studies.lab.train_stacked import train_stacked
@@ -188,6 +189,21 @@ def test_watchers_see_what_they_see_of_a_seed_alone():
         assert [(r.step, r.site, r.name) for r in records] == [(r.step, r.site, r.name) for r in alone]
         # Biases before norms have a gradient of roundings.
         assert [r.value for r in records] == pytest.approx([r.value for r in alone], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["none", "batch", "noise of each seed"])
+def test_meters_hear_of_each_seed_what_they_hear_of_it_alone(name):
+    seeds, options = (4, 1), {"steps": 9, "lr": 0.1, "batch_size": 32}
+    models = [network(NORMS[name], seed) for seed in seeds]
+    sites = models[0].sites()
+    meters = [[ChannelShift(sites, every=4)] for _ in seeds]
+    found = train_stacked(models, splits(seeds), cells=["a", "b"], seeds=seeds, meters=meters, **options)
+    for seed, split, cell, records in zip(seeds, splits(seeds), "ab", found, strict=True):
+        model = network(NORMS[name], seed)
+        alone = train(model, split, cell=cell, seed=seed, meters=[ChannelShift(sites, every=4)], **options)
+        assert sum(r.probe == "channel_shift" for r in alone) == 2 * 2 * 4
+        assert [(r.step, r.site, r.name) for r in records] == [(r.step, r.site, r.name) for r in alone]
+        assert [r.value for r in records] == pytest.approx([r.value for r in alone], rel=1e-8, abs=1e-12)
 
 
 def test_data_at_fault_are_told_from_training():

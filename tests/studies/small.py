@@ -38,6 +38,7 @@ SMALL = {
     "lp-normalisation": {"network": MLP, "steps": 8, **FEW},
     "normaliser-free-competitors": {"network": {"name": "mlp", "depth": 2, "width": 8}, "steps": 8, **FEW},
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
+    "noisy-batchnorm": {"network": MLP, "batch": 32, "steps": 12, "lrs": [0.1, 0.3], "every": 5, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {

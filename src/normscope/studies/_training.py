@@ -9,6 +9,7 @@ from torch import nn
 from normscope.records import Cell, Record
 from normscope.studies._study import AbstractStudy
 from normscope.studies.lab.arms import fit, split_of
+from normscope.studies.lab.meters import AbstractMeter
 from normscope.studies.lab.train_stacked import fit_stacked, stackable
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class AbstractTraining(AbstractStudy):
         """Return arguments of ``train_stacked`` (and ``train``) in place of the cell's: a rate, an optimizer."""
         return {}
 
+    def meters(self, cell: Cell) -> Sequence[AbstractMeter]:
+        """Return what reads every step's own forward pass; of each cell its own."""
+        return ()
+
     def before(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
         """Look at the network before it is trained."""
         return ()
@@ -53,7 +58,7 @@ class AbstractTraining(AbstractStudy):
         """Train the network of one cell, and look at it before and after."""
         split, model = self.split(cell, data, device), self.network(cell, data, device)
         yield from self.before(cell, model, split)
-        yield from fit(model, split, cell, **self.options(cell))
+        yield from fit(model, split, cell, meters=self.meters(cell), **self.options(cell))
         yield from self.after(cell, model, split)
 
     def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
@@ -62,6 +67,7 @@ class AbstractTraining(AbstractStudy):
         models = [self.network(cell, data, device) for cell in cells]
         given = list(zip(cells, models, splits, strict=True))
         early = [list(self.before(*one)) for one in given]
-        trained = fit_stacked(models, splits, cells, **self.options(cells[0]))
+        meters = [self.meters(cell) for cell in cells]
+        trained = fit_stacked(models, splits, cells, meters=meters, **self.options(cells[0]))
         for one, first, records in zip(given, early, trained, strict=True):
             yield one[0], [*first, *records, *self.after(*one)]

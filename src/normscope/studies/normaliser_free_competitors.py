@@ -120,6 +120,10 @@ class NormaliserFreeCompetitors(AbstractTraining):
             )
         return model.to(device).train()
 
+    def trains(self, cell: Cell) -> bool:
+        """All but those with many scalars or standardized weights, which are not made faster by company."""
+        return cell.arm not in ("fixup", "nf")
+
     def options(self, cell: Cell) -> dict[str, Any]:
         """Let Fixup's scalars learn at a rate of their own."""
         rate = float(cell.point["lr"])

@@ -9,6 +9,7 @@ networks one after another where they are few.)
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from normscope import layers
 from normscope.builders import ResidualBlock, ResidualNet
 from normscope.studies.lab.arms import Noted
+from normscope.studies.lab.meters import AbstractMeter
 from normscope.studies.lab.models import MLP, Block
 from normscope.studies.lab.norms import DetachedBatchNorm
 
@@ -70,6 +72,19 @@ class Stack(nn.Module):
                     gradient = None if gradient is None else gradient.view(self._count, *value.shape)[index].clone()
                 value.copy_(mine)
                 value.grad = gradient
+
+    def attach(self, meters: Sequence[Sequence[AbstractMeter]]) -> None:
+        """Let the meters of each network listen to its own channels."""
+        for site in {site for own in meters for meter in own for site in meter.sites}:
+
+            def hear(module: nn.Module, inputs: Any, out: Tensor, site: str = site) -> None:
+                values = out.view(len(out), self._count, -1)
+                for index, own in enumerate(meters):
+                    for meter in own:
+                        if site in meter.sites:
+                            meter.hear(site, values[:, index])
+
+            self.net.get_submodule(site).register_forward_hook(hear)
 
     def _twin(self, modules: list[nn.Module]) -> nn.Module:
         first = modules[0]

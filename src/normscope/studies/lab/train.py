@@ -121,6 +121,8 @@ def train(
     diverged = False
     labelled = not data.y_train.is_floating_point()
     model.train()
+    for meter in meters:
+        meter.attach(model)
     try:
         for step in range(steps):
             if evaluate_every and step and step % evaluate_every == 0:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from normscope._errors import NonFiniteError
 from normscope.records import Cell, Record
 from normscope.studies.lab.arms import schedule
 from normscope.studies.lab.data import Split
+from normscope.studies.lab.meters import AbstractMeter
 from normscope.studies.lab.stack import Stack
 from normscope.studies.lab.train import MakeOptimizer, Watcher, batch_indices, evaluate
 
@@ -26,6 +28,7 @@ def train_stacked(
     lr: float,
     batch_size: int,
     optimizer: MakeOptimizer | None = None,
+    meters: Sequence[Sequence[AbstractMeter]] = (),
     watch: Sequence[Watcher] = (),
     watch_every: int = 1,
 ) -> list[list[Record]]:
@@ -48,6 +51,7 @@ def train_stacked(
         batch_size: Examples of a step.
         optimizer: Makes another optimizer of the stacked model, whose parameters are those of all seeds. It must treat
             every number by itself, as SGD with momentum and Adam do.
+        meters: Of each seed, as many instruments that read steps' own forward passes.
         watch: Of each seed, what ``train`` calls ``watch``: called before updates with (step, its own model), gradients
             in place; its records are kept.
         watch_every: Steps between two calls of it.
@@ -65,11 +69,14 @@ def train_stacked(
         batch_indices(len(split.y_train), batch_size, steps, seed).to(split.y_train.device)
         for split, seed in zip(splits, seeds, strict=True)
     ]
+    stack.attach(meters)
     records: list[list[Record]] = [[] for _ in models]
     alive = list(range(len(models)))
     for step in range(steps):
         x, y = _batch(splits, orders, step)
         updates.zero_grad(set_to_none=True)
+        for meter in chain(*meters):
+            meter.active = meter.wants(step)
         logits = stack(x)
         losses = cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(0)
         right = (logits.argmax(2) == y).double().mean(0).tolist()
@@ -91,6 +98,9 @@ def train_stacked(
         if not alive:
             break
         losses.sum().backward()  # every loss has the derivative that it has alone
+        for index in alive if meters else ():
+            for meter in meters[index]:
+                records[index] += meter.read(cells[index], step)
         if watch and step % watch_every == 0:
             for index in alive:
                 stack.release(index)
