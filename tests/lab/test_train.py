@@ -115,7 +115,8 @@ def test_population_statistics_are_the_average_over_batches():
 
 def test_channel_shift_is_what_two_passes_differ_by():
     model = network(norms.none()).double()
-    meter = ChannelShift(model, model.sites(), every=1)
+    meter = ChannelShift(model.sites(), every=1)
+    meter.attach(model)
     g = torch.Generator().manual_seed(0)
     batches = [torch.randn(20, 64, dtype=torch.float64, generator=g) for _ in range(2)]
     outputs = []
@@ -138,5 +139,5 @@ def test_channel_shift_is_what_two_passes_differ_by():
 
 def test_channel_shift_reads_pairs_of_consecutive_steps():
     model = network()
-    records = run(model, steps=25, meters=[ChannelShift(model, model.sites(), every=10)])
+    records = run(model, steps=25, meters=[ChannelShift(model.sites(), every=10)])
     assert sorted({r.step for r in records if r.probe == "channel_shift"}) == [1, 11, 21]

@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate
-from normscope.stats import censor, interval, paired_interval, ratio_interval, slope_per_seed
+from normscope.stats import censor, interval, paired_interval, proportional, ratio_interval, slope_per_seed
 from normscope.stats.intervals import SKEWED, WIDER, bootstrap, hall_ends, hall_p
 
 # Sixteenths: sums of these are exact, so that a law fails for its own reason and never for rounding.
@@ -327,6 +327,9 @@ def test_log_ratio_of_huge_and_tiny() -> None:
         ),
         (lambda: paired_interval([1.0, 1.0], [-1.0, -2.0]), "2 of 2 control values are not positive"),
         (lambda: paired_interval([], []), "treated values are empty"),
+        (lambda: proportional([1, 2], [1]), "do not fit"),
+        (lambda: proportional([0, 0], [1, 2]), "not zero"),
+        (lambda: proportional([1, 2], [1, float("nan")]), "finite"),
         (lambda: slope_per_seed([1, 1], [[1, 2]]), "two different abscissae"),
         (lambda: slope_per_seed([1], [[1]]), "two different abscissae"),
         (lambda: slope_per_seed([1, 2, 3], [[1, 2]]), "do not fit"),
@@ -384,3 +387,14 @@ def test_censoring() -> None:
     values, count = censor([10.0, math.inf, 300.0, 301.0], at=300)
     assert values.tolist() == [10, 300, 300, 300]
     assert count == 2
+
+
+def test_a_line_through_the_origin_and_the_share_it_explains():
+    slope, r2 = proportional([1, 2, 3], [2, 4, 6])
+    assert (slope, r2) == pytest.approx((2, 1))
+    x, y = np.array([1.0, 2.0, 4.0]), np.array([3.0, 1.0, 2.0])
+    slope, r2 = proportional(x, y)
+    assert slope == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
+    assert r2 == pytest.approx(1 - ((y - slope * x) ** 2).sum() / 2)
+    assert r2 < 0
+    assert np.isnan(proportional([1, 2], [3, 3])[1])

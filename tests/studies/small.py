@@ -38,6 +38,7 @@ SMALL = {
     "lp-normalisation": {"network": MLP, "steps": 8, **FEW},
     "normaliser-free-competitors": {"network": {"name": "mlp", "depth": 2, "width": 8}, "steps": 8, **FEW},
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
+    "noisy-batchnorm": {"network": MLP, "batch": 32, "steps": 12, "lrs": [0.1, 0.3], "every": 5, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {
@@ -78,7 +79,7 @@ def cell_records(slug, arm, point=None, seed=0, **changes):
         cells = study.cells("quick", [seed], load("digits"))
     fits = [cell for cell in cells if cell.arm == arm and all(cell.point[k] == v for k, v in (point or {}).items())]
     assert fits, f"{slug} has no cell {arm} {point}: {sorted({(c.arm, str(c.point)) for c in cells})}"
-    return _work(study, fits[0], "digits", "cpu")[1]
+    return _work(study, fits[:1], "digits", "cpu")[0][1]
 
 
 def values(records, name, probe=None, site=None):

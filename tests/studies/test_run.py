@@ -61,6 +61,25 @@ def test_records_do_not_depend_on_workers_or_repetition(tmp_path):
     assert_frame_equal(frame(tmp_path / "1"), frame(tmp_path / "again"), check_exact=True)
 
 
+def test_records_of_seeds_run_together_depend_on_neither_workers_nor_seeds_nor_what_was_complete(tmp_path, log):
+    for workers in (1, 2):
+        run(tiny.Together(), out=tmp_path / str(workers), seeds=7, workers=workers)
+    run(tiny.Together(), out=tmp_path / "by and by", seeds=1, workers=1)
+    log.write_text("")
+    for seeds in (3, 7):
+        run(tiny.Together(), out=tmp_path / "by and by", seeds=seeds, workers=1)
+    found = {
+        path.name: frame(path, "together").sort("cell", "step", "name") for path in tmp_path.iterdir() if path.is_dir()
+    }
+    assert_frame_equal(found["1"], found["2"], check_exact=True)
+    assert_frame_equal(found["1"], found["by and by"], check_exact=True)
+    # The second look ran seeds 0 to 4 for the sake of 1 and 2, the third again for 3 and 4, and 5 to 9 for 5 and 6.
+    # Each at two learning rates; and six seeds of the other arm alone.
+    assert len(log.read_text().split()) == 2 * (15 + 6)
+    store = Store.open(tmp_path / "1" / "together")
+    assert sorted({cell.seed for cell in store.cells()}) == list(range(7))
+
+
 def test_records_do_not_depend_on_the_callers_threads_or_random_state(tmp_path):
     threads = torch.get_num_threads()
     state = torch.random.get_rng_state()
@@ -124,15 +143,23 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
-@pytest.mark.parametrize(("workers", "how"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)])
-def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how):
+@pytest.mark.parametrize(
+    ("workers", "how", "name"),
+    [
+        (1, signal.SIGKILL, "null"),
+        (2, signal.SIGKILL, "null"),
+        (2, signal.SIGINT, "null"),
+        (2, signal.SIGINT, "together"),
+    ],
+)
+def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how, name):
     seeds, cells = 3, 12
     environment = dict(os.environ, TINY_SLEEP="0.25", PYTHONPATH=os.pathsep.join([str(HERE), *sys.path]))
-    command = [sys.executable, str(HERE / "tiny.py"), "null", str(tmp_path / "killed"), str(seeds), str(workers)]
+    command = [sys.executable, str(HERE / "tiny.py"), name, str(tmp_path / "killed"), str(seeds), str(workers)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         limit = time.monotonic() + 60
-        while len(list((tmp_path / "killed" / "null").glob("cell-*.json"))) < 3:
+        while len(list((tmp_path / "killed" / name).glob("cell-*.json"))) < 3:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < limit
             time.sleep(0.02)
@@ -149,19 +176,20 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how):
     finally:
         if process.poll() is None:
             process.kill()
-    done = Store.open(tmp_path / "killed" / "null").completed()
+    done = Store.open(tmp_path / "killed" / name).completed()
     assert 3 <= len(done) < cells
     assert set(log.read_text().split()) >= done
     seen = []
+    study = tiny.STUDIES[name]()
     resumed = run(
-        tiny.Null(), out=tmp_path / "killed", seeds=seeds, workers=workers, progress=lambda *args: seen.append(args)
+        study, out=tmp_path / "killed", seeds=seeds, workers=workers, progress=lambda *args: seen.append(args)
     )
     assert seen[0] == (len(done), cells, None)
     executed = [cell.id for *_, cell in seen[1:]]
     assert len(executed) == cells - len(done)
     assert not set(executed) & done
-    assert resumed == run(tiny.Null(), out=tmp_path / "whole", seeds=seeds, workers=1)
-    assert_frame_equal(frame(tmp_path / "killed"), frame(tmp_path / "whole"), check_exact=True)
+    assert resumed == run(study, out=tmp_path / "whole", seeds=seeds, workers=1)
+    assert_frame_equal(frame(tmp_path / "killed", name), frame(tmp_path / "whole", name), check_exact=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

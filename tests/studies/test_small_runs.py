@@ -14,6 +14,7 @@ NAMES = {
     "high-order-effects": {"interaction:interaction_size@c=0.1", "interaction:cross_share", "chain:error"},
     "lp-normalisation": {"lp:kurtosis", "lp:spread"},
     "normaliser-free-competitors": {"signal:mean_square"},
+    "noisy-batchnorm": {"channel_shift:mean_shift", "activation_distribution:std"},
     "stable-activation-distributions": {"trail:path", "trail:shape_path", "trail:displacement", "trail:settled"},
     "adversarial-vulnerability": {"attack:accuracy", "attack:gradient"},
     "affine-before-linear-useless": {"algebra:linear", "algebra:valid", "algebra:padded", "algebra:border_8"},

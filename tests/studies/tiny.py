@@ -15,6 +15,7 @@ from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.models import mlp
 from normscope.studies.lab.train import train
+from normscope.studies.lab.train_stacked import fit_stacked
 
 
 class Null(AbstractStudy):
@@ -155,7 +156,41 @@ class Unseeded(Null):
         yield Record(cell.id, 0, "training", "", "loss", 1.0 + float(torch.rand(())))
 
 
-STUDIES = {study.CODE: study for study in (Null, Twins, Broken, Unseeded)}
+class Together(Null):
+    """A study that trains the seeds of its first arm at once.
+
+    ## Claim
+    None.
+
+    ## Method
+    None.
+
+    ## Prediction
+    None.
+
+    ## Threats
+    None.
+    """
+
+    CODE = "together"
+
+    def together(self, cell):
+        return cell.arm == "first"
+
+    def run_cells(self, cells, data, device):
+        log = os.environ.get("TINY_LOG")
+        for cell in cells:
+            if log:
+                with open(log, "a") as file:
+                    file.write(f"{cell.id}\n")
+            time.sleep(float(os.environ.get("TINY_SLEEP", "0")) / len(cells))
+        models = [mlp(2, 9, inputs=64, classes=10, norm=norms.batch(), seed=cell.seed) for cell in cells]
+        splits = [data.split(cell.seed, train=200, test=50) for cell in cells]
+        options = {"steps": cells[0].settings["steps"], "lr": float(cells[0].point["lr"]), "batch_size": 30}
+        return zip(cells, fit_stacked(models, splits, cells, **options), strict=True)
+
+
+STUDIES = {study.CODE: study for study in (Null, Twins, Broken, Unseeded, Together)}
 
 if __name__ == "__main__":
     name, out, seeds, workers = sys.argv[1:]

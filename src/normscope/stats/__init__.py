@@ -6,5 +6,5 @@ from normscope.stats.equivalence import tost as tost
 from normscope.stats.intervals import interval as interval, paired_interval as paired_interval
 from normscope.stats.multiplicity import adjust as adjust, holm as holm
 from normscope.stats.ratio import ratio_interval as ratio_interval
-from normscope.stats.slopes import slope_per_seed as slope_per_seed
+from normscope.stats.slopes import proportional as proportional, slope_per_seed as slope_per_seed
 from normscope.stats.survival import kaplan_meier as kaplan_meier, restricted_mean as restricted_mean

@@ -38,3 +38,27 @@ def slope_per_seed(x: ArrayLike, y: ArrayLike) -> Floats:
         raise DataError("a slope needs at least two different abscissae for every seed")
     slopes: Floats = (centred * (ordinate - ordinate.mean(axis=1, keepdims=True))).sum(axis=1) / spread
     return slopes
+
+
+def proportional(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+    r"""Fit a line through the origin by least squares.
+
+    Args:
+        x: Values (n,), not all zero.
+        y: Values (n,).
+
+    Returns:
+        The slope, and :math:`R^2 = 1 - \sum (y - bx)^2 / \sum (y - \bar y)^2`: negative where the mean fits better, NaN
+        where all ``y`` are the same.
+
+    Raises:
+        DataError: Not one value of ``y`` for each of ``x``, a value that is not finite, or all ``x`` zero.
+    """
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if xs.shape != ys.shape or xs.ndim != 1:
+        raise DataError(f"x and y do not fit: got shapes {xs.shape} and {ys.shape}")
+    if not np.isfinite([xs, ys]).all() or not np.any(xs):
+        raise DataError("a line through the origin needs finite values, and an x that is not zero")
+    slope = float(xs @ ys / (xs @ xs))
+    left, total = float(np.square(ys - slope * xs).sum()), float(np.square(ys - ys.mean()).sum())
+    return slope, 1 - left / total if total > 0 else float("nan")

@@ -64,6 +64,21 @@ class AbstractStudy(Unit, ABC):
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Run one cell and yield its records, which depend on the cell and the data alone."""
 
+    def together(self, cell: Cell) -> bool:
+        """Say whether ``run_cells`` takes all seeds of the cell's arm and point at once, because that is faster."""
+        return False
+
+    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, Iterable[Record]]]:
+        """Run cells that differ in their seed only, and yield each with the records of ``run_cell``, to rounding.
+
+        Args:
+            cells: Always the same seeds in company, whichever of them were asked for (``SEEDS_AT_ONCE`` in ``_run``).
+            data: As ``run_cell`` takes it.
+            device: Where.
+        """
+        for cell in cells:
+            yield cell, self.run_cell(cell, data, device)
+
     @abstractmethod
     def judge(self, evidence: Evidence) -> Verdict:
         """Reduce the records of complete seeds to the primary verdict, with the others as its parts."""

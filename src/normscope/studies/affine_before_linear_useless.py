@@ -14,8 +14,8 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import accuracy, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, exact, with_parts
-from normscope.studies._study import AbstractStudy
-from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
+from normscope.studies._training import AbstractTraining
+from normscope.studies.lab.arms import batch_norm, network, one
 from normscope.studies.lab.models import Place
 from normscope.studies.lab.streams import generator
 
@@ -35,6 +35,8 @@ SIZES = (8, 28, 32)
 class _ActivationFirst(nn.Module):
     """An activation, then batch norm: what follows is the next block's linear layer."""
 
+    stackable = True
+
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
@@ -45,7 +47,7 @@ class _ActivationFirst(nn.Module):
         return out
 
 
-class AffineBeforeLinearUseless(AbstractStudy):
+class AffineBeforeLinearUseless(AbstractTraining):
     r"""Gamma and beta are useless where batch norm is followed by a linear layer.
 
     ## Claim
@@ -107,10 +109,8 @@ class AffineBeforeLinearUseless(AbstractStudy):
             for arm in ARMS:
                 yield arm, {"place": place}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Measure the algebra, or train one arm."""
-        if cell.arm == "algebra":
-            return _algebra(cell)
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
         gain, shift = ARMS[cell.arm]
         factory = batch_norm(learn_gain=gain, learn_shift=shift)
         place = str(cell.point["place"])
@@ -119,7 +119,15 @@ class AffineBeforeLinearUseless(AbstractStudy):
             return _ActivationFirst(factory(where)) if place == "linear" else factory(where)
 
         options = {"activation": "linear" if place == "linear" else place}
-        return fit(network(cell, data, make, device, **options), split_of(cell, data, device), cell)
+        return network(cell, data, make, device, **options)
+
+    def trains(self, cell: Cell) -> bool:
+        """All but the algebra, which is measured."""
+        return cell.arm != "algebra"
+
+    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+        """Measure the algebra, or train one arm."""
+        return super().run_cell(cell, data, device) if self.trains(cell) else _algebra(cell)
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the function class; padding, rectifiers and dynamics are parts."""

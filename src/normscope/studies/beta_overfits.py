@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import apart
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, exact, with_parts
-from normscope.studies._study import AbstractStudy
-from normscope.studies.lab.arms import batch_norm, fit, network
+from normscope.studies._training import AbstractTraining
+from normscope.studies.lab.arms import batch_norm, network
 from normscope.studies.lab.evaluate import accuracy, population_statistics
 from normscope.studies.lab.labels import in_double, with_wrong_labels
 
 if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
+    from normscope.studies.lab.data import Dataset, Split
 
 ARMS = {
     "bias, gamma, beta": (True, True, True),
@@ -28,7 +29,7 @@ ARMS = {
 }
 
 
-class BetaOverfits(AbstractStudy):
+class BetaOverfits(AbstractTraining):
     r"""The shift of batch norm increases overfitting, most of all beside a bias.
 
     ## Claim
@@ -86,17 +87,21 @@ class BetaOverfits(AbstractStudy):
             for arm in ARMS:
                 yield arm, {"examples": size}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm on few examples with some wrong labels, in float64."""
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm, in float64."""
         bias, gain, shift = ARMS[cell.arm]
-        size = int(cell.point["examples"])
         factory = batch_norm(learn_gain=gain, learn_shift=shift, dtype=torch.float64)
         sizes = {"bias": bias} if cell.settings["network"]["name"] == "mlp" else {}
-        model = network(cell, data, factory, device, **sizes).double()
+        return network(cell, data, factory, device, **sizes).double()
+
+    def split(self, cell: Cell, data: "Dataset", device: str) -> "Split":
+        """Return few examples, some with wrong labels, in float64."""
+        size = int(cell.point["examples"])
         split = data.split(cell.seed, train=size, test=cell.settings["test"]).to(device)
-        split = in_double(with_wrong_labels(split, float(cell.settings["noise"]), cell.seed))
-        records = fit(model, split, cell)
-        yield from records
+        return in_double(with_wrong_labels(split, float(cell.settings["noise"]), cell.seed))
+
+    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Evaluate on what it was trained on."""
         steps = int(cell.settings["steps"])
         with population_statistics(model, split.x_train), torch.no_grad():
             yield Record(

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from normscope import layers
 from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
+from normscope.records import Cell, Verdict
 from normscope.stats import slope_per_seed
 from normscope.studies._common import accuracy, ends_table, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import conjunction
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, split_of
+from normscope.studies.lab.arms import network, split_of
 from normscope.studies.lab.labels import with_wrong_labels
 from normscope.studies.lab.models import Place
 
 if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
+    from normscope.studies.lab.data import Dataset, Split
 
 SPEED = {"none": "no batch norm", "batch": "batch norm", "population": "population statistics, no noise"}
 
@@ -42,7 +42,7 @@ class _Population(nn.Module):
             return self.inner(x)
 
 
-class BnNoiseRegularises(AbstractStudy):
+class BnNoiseRegularises(AbstractTraining):
     r"""The noise of batch statistics regularises; and it is the only help that batch norm gives.
 
     ## Claim
@@ -119,22 +119,34 @@ class BnNoiseRegularises(AbstractStudy):
         for arm in SPEED:
             yield arm, {"task": "speed", "size": 0}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm."""
-        settings, split = cell.settings, split_of(cell, data, device)
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
+        settings = cell.settings
         kind, _, number = cell.arm.partition(" ")
         if cell.point["task"] == "speed":
             factory = norms.none() if cell.arm == "none" else norms.batch()
             deep = {"depth": int(settings["deep"])} if settings["network"]["name"] == "mlp" else {}
             model: nn.Module = network(cell, data, factory, device, **deep)
-            rate = float(settings["fast"])
         else:
-            split = with_wrong_labels(split, float(settings["noise"]), cell.seed)
-            rate = float(settings["lr"])
             model = network(cell, data, _factory(kind, number), device)
         if kind == "population":
-            model = _Population(model, split.x_train).train()
-        return fit(model, split, cell, lr=rate)
+            model = _Population(model, self.split(cell, data, device).x_train).train()
+        return model
+
+    def split(self, cell: Cell, data: "Dataset", device: str) -> "Split":
+        """Return the data, with wrong labels where regularisation is asked about."""
+        split = split_of(cell, data, device)
+        if cell.point["task"] == "speed":
+            return split
+        return with_wrong_labels(split, float(cell.settings["noise"]), cell.seed)
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Return the rate of the task."""
+        return {"lr": float(cell.settings["fast" if cell.point["task"] == "speed" else "lr"])}
+
+    def trains(self, cell: Cell) -> bool:
+        """All but population statistics, a network of its own, and dropout, which draws from the global generator."""
+        return cell.arm.partition(" ")[0] not in ("population", "dropout")
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the best ghost size against no noise, and the slope over sizes; dropout and "only" are parts."""

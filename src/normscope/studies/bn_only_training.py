@@ -11,13 +11,13 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import accuracy, ends_table, loss_figure
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import network, one
 from normscope.studies.lab.streams import generator
 
 if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
+    from normscope.studies.lab.data import Dataset, Split
 
 ARMS = {
     "norm": "gamma and beta alone",
@@ -27,7 +27,7 @@ ARMS = {
 }
 
 
-class BnOnlyTraining(AbstractStudy):
+class BnOnlyTraining(AbstractTraining):
     r"""Gamma and beta alone make a random network accurate.
 
     ## Claim
@@ -89,14 +89,13 @@ class BnOnlyTraining(AbstractStudy):
             for arm in ARMS:
                 yield arm, {"depth": depth or 0}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train what the arm trains."""
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network, with what the arm trains to be learnt."""
         depth = int(cell.point["depth"])
         model = network(cell, data, norms.batch(), device, **({"depth": depth} if depth else {}))
-        affine = [p for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()]
-        count = sum(p.numel() for p in affine)
+        affine = _affine(model)
         if cell.arm == "random":
-            _train_random(model, count, cell)
+            _train_random(model, sum(p.numel() for p in affine), cell)
         elif cell.arm != "all":
             wanted = {id(p) for p in affine}
             wanted |= (
@@ -104,11 +103,17 @@ class BnOnlyTraining(AbstractStudy):
             )
             for parameter in model.parameters():
                 parameter.requires_grad_(id(parameter) in wanted)
-        records = fit(model, split_of(cell, data, device), cell)
-        yield from records
+        return model
+
+    def trains(self, cell: Cell) -> bool:
+        """All arms but the one whose gradients are masked by a hook."""
+        return cell.arm != "random"
+
+    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Count what was trained, and what of it was switched off."""
         gammas = [m.weight.detach() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         note = one(cell, "affine")
-        yield note("count", count)
+        yield note("count", sum(p.numel() for p in _affine(model)))
         yield note("off", (torch.cat(gammas).abs() < 0.01).double().mean(), int(cell.settings["steps"]))
 
     def judge(self, evidence: Evidence) -> Verdict:
@@ -149,6 +154,10 @@ class BnOnlyTraining(AbstractStudy):
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate how the arms end."""
         return [ends_table(evidence, ARMS, depth=depth or 0) for depth in evidence.settings["depths"]]
+
+
+def _affine(model: nn.Module) -> list[nn.Parameter]:
+    return [p for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()]
 
 
 def _train_random(model: nn.Module, count: int, cell: Cell) -> None:

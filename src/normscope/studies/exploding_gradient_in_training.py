@@ -9,6 +9,7 @@ from torch import nn
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
+from normscope.stats import proportional
 from normscope.studies._common import accuracy
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import with_parts
@@ -131,22 +132,7 @@ class ExplodingGradientInTraining(AbstractStudy):
         )
 
     def _depth(self, evidence: Evidence, batch: int) -> Verdict:
-        chance = 1 / 10
-        deepest = np.array(
-            [
-                max(
-                    [
-                        depth
-                        for depth in evidence.settings["depths"]
-                        if accuracy(evidence, "batch", depth=depth, batch=batch)[index] > 2 * chance
-                    ],
-                    default=1,
-                )
-                for index in range(len(evidence.seeds))
-            ],
-            dtype=np.float64,
-        )
-        length = 1 / math.log(theory("relu", batch))
+        deepest, length = _deepest(evidence, batch), _length(batch)
         factor = deepest / length
         most = max(evidence.settings["depths"]) / length
         return self.part(
@@ -190,7 +176,7 @@ class ExplodingGradientInTraining(AbstractStudy):
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
-        """Tabulate the spread at each step against theory."""
+        """Tabulate the spread at each step, and what theory and the source say of it and of the depth."""
         rows = tuple(
             (
                 depth,
@@ -204,7 +190,60 @@ class ExplodingGradientInTraining(AbstractStudy):
         )
         steps = (f"step {step}" for step in WATCHED)
         columns = ("Layers", "Batch", *steps, "Theory at step 0", "Test accuracy")
-        return [Table("Largest over smallest relative gradient", columns, rows)]
+        return [Table("Largest over smallest relative gradient", columns, rows), *_against(evidence)]
+
+
+def _deepest(evidence: Evidence, batch: int) -> np.ndarray:
+    """Return per seed the most layers with which test accuracy gets beyond twice chance; 1 where none does."""
+    depths = evidence.settings["depths"]
+    trained = np.array([accuracy(evidence, "batch", depth=depth, batch=batch) > 0.2 for depth in depths])
+    found: np.ndarray = np.where(trained, np.array(depths, dtype=np.float64)[:, None], 1.0).max(0)
+    return found
+
+
+def _length(batch: int) -> float:
+    """Return how many layers squared gradients take to grow e-fold, in theory."""
+    return 1 / math.log(theory("relu", batch))
+
+
+def _against(evidence: Evidence) -> list[Table]:
+    """Tabulate spreads at step 0 against theory, and how well lines through the origin fit spread and depth."""
+    depths, batches = evidence.settings["depths"], evidence.settings["batches"]
+    rows, fits = [], []
+    for batch in batches:
+        logs = np.log([_spread(evidence, depth, batch, 0) for depth in depths])
+        means = logs.mean(1)
+        half = (np.array(depths, dtype=np.float64) - 1) / 2
+        for layers, mean, exponent in zip(depths, means, half, strict=True):
+            found, expected = math.exp(mean), theory("relu", batch) ** exponent
+            rows.append((f"spread at step 0, {layers} layers, B={batch}", f"{found:.4g}", f"{expected:.4g}",
+                         f"{found / expected:.4f}"))  # fmt: skip
+        slope, r2 = proportional(np.repeat(half, logs.shape[1]), logs.ravel())
+        found, expected = math.exp(slope), theory("relu", batch)
+        rows.append((f"growth per layer, from the spreads, B={batch}", f"{found:.4f}", f"{expected:.4f}",
+                     f"{found / expected:.4f}"))  # fmt: skip
+        fits.append((f"log spread at step 0 on half the layers less one, B={batch}", f"{slope:.4f}",
+                     f"{math.log(expected):.4f}", _share(r2)))  # fmt: skip
+    deepest = np.array([_deepest(evidence, batch) for batch in batches])
+    lengths = np.repeat([_length(batch) for batch in batches], deepest.shape[1])
+    factor, r2 = proportional(lengths, deepest.ravel())
+    fits.append(("deepest that trains on the length of growth", f"{factor:.3g}", "16", _share(r2)))
+    return [
+        Table(
+            "Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows), "Geometric means over seeds."
+        ),
+        Table(
+            "Lines through the origin",
+            ("Fit", "Slope", "Theory or source", "R^2"),
+            tuple(fits),
+            "All seeds in one fit. The share of variance explained is about the mean, so a line through the origin can "
+            "have a negative one; it is left out where all values are the same.",
+        ),
+    ]
+
+
+def _share(r2: float) -> str:
+    return f"{r2:.3f}" if math.isfinite(r2) else ""
 
 
 def _spread(evidence: Evidence, depth: int, batch: int, step: int) -> np.ndarray:

@@ -5,16 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
+from normscope.records import Cell, Verdict
 from normscope.stats import restricted_mean
 from normscope.studies._common import accuracy
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, split_of
+from normscope.studies.lab.arms import network
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -29,7 +30,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-class FewerIterations(AbstractStudy):
+class FewerIterations(AbstractTraining):
     r"""Batch norm reaches the same accuracy in fewer iterations.
 
     ## Claim
@@ -97,11 +98,10 @@ class FewerIterations(AbstractStudy):
                 for arm in ARMS:
                     yield arm, {"net": name, "lr": lr}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm."""
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
         factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, **NETWORKS[str(cell.point["net"])])
-        return fit(model, split_of(cell, data, device), cell)
+        return network(cell, data, factory, device, **NETWORKS[str(cell.point["net"])])
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the sigmoid network at own best rates; the rest are parts."""

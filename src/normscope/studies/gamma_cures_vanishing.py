@@ -14,9 +14,9 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import ends_table, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import conjunction, exact
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
+from normscope.studies.lab.arms import batch_norm, network, one
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset, Split
@@ -30,7 +30,7 @@ ARMS = {
 FACTORS = (0.25, 0.5, 2.0, 4.0)
 
 
-class GammaCuresVanishing(AbstractStudy):
+class GammaCuresVanishing(AbstractTraining):
     r"""Gamma scales gradients up, and so cures vanishing gradients.
 
     ## Claim
@@ -89,24 +89,26 @@ class GammaCuresVanishing(AbstractStudy):
             for arm in ARMS:
                 yield arm, {"activation": activation}
 
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
+        return network(cell, data, _FACTORIES[cell.arm], device, **_options(cell))
+
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Measure sensitivities at the start (once an activation), and train."""
-        activation = str(cell.point["activation"])
-        # Small weights and a sigmoid: the setting in which gradients vanish from layer to layer.
-        options: dict[str, Any] = {"activation": activation}
-        if cell.settings["network"]["name"] == "mlp":
-            options["gain"] = {"sigmoid": 1.0, "tanh": 1.0}.get(activation, 2.0)
-        factory = {
-            "learnt": batch_norm(),
-            "fixed": batch_norm(learn_gain=False),
-            "from 2": batch_norm(gain=2.0),
-            "none": norms.none(),
-        }[cell.arm]
-        split = split_of(cell, data, device)
         if cell.arm == "learnt":
-            yield from _sensitivity(cell, data, split, device, options)
-        model = network(cell, data, factory, device, **options)
-        yield from fit(model, split, cell)
+            yield from _sensitivity(cell, data, self.split(cell, data, device), device, _options(cell))
+        yield from super().run_cell(cell, data, device)
+
+    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
+        """Measure sensitivities of each seed, and train all at once."""
+        for cell, records in super().run_cells(cells, data, device):
+            early: Iterable[Record] = ()
+            if cell.arm == "learnt":
+                early = _sensitivity(cell, data, self.split(cell, data, device), device, _options(cell))
+            yield cell, [*early, *records]
+
+    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Read the gains."""
         gains = [m.weight.detach().mean() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if gains:
             yield one(cell, "gamma")("mean", torch.stack(gains).mean(), int(cell.settings["steps"]))
@@ -213,6 +215,24 @@ class GammaCuresVanishing(AbstractStudy):
         )  # fmt: skip
         columns = ("Activation", "Arm", "Steps to 90 %", "Mean gamma at the end")
         return [Table("Steps and gammas", columns, rows), ends_table(evidence, ARMS, activation=first)]
+
+
+_FACTORIES = {
+    "learnt": batch_norm(),
+    "fixed": batch_norm(learn_gain=False),
+    "from 2": batch_norm(gain=2.0),
+    "none": norms.none(),
+}
+
+
+def _options(cell: Cell) -> dict[str, Any]:
+    """Return a network's activation and, for dense ones, the spread of its weights."""
+    activation = str(cell.point["activation"])
+    # Small weights and a sigmoid: the setting in which gradients vanish from layer to layer.
+    options: dict[str, Any] = {"activation": activation}
+    if cell.settings["network"]["name"] == "mlp":
+        options["gain"] = {"sigmoid": 1.0, "tanh": 1.0}.get(activation, 2.0)
+    return options
 
 
 def _sensitivity(

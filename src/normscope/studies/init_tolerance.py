@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope.plots import Figure, Table, curves
@@ -13,9 +14,9 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import accuracy, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import exact, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
+from normscope.studies.lab.arms import batch_norm, network, one, split_of
 from normscope.studies.lab.train import batch_indices
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 ARMS = {"none": "no batch norm", "batch": "batch norm"}
 
 
-class InitTolerance(AbstractStudy):
+class InitTolerance(AbstractTraining):
     r"""Batch norm makes networks insensitive to the scale of their initial weights.
 
     ## Claim
@@ -89,13 +90,18 @@ class InitTolerance(AbstractStudy):
                 yield arm, {"scale": scale}
         yield "law", {"scale": 1.0}
 
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm, its weights scaled."""
+        factory = norms.none() if cell.arm == "none" else norms.batch()
+        return network(cell, data, factory, device, gain=2 * float(cell.point["scale"]) ** 2)
+
+    def trains(self, cell: Cell) -> bool:
+        """All but the law, which trains twins."""
+        return cell.arm != "law"
+
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Train one arm, or two twins for the law."""
-        if cell.arm == "law":
-            return _law(cell, data, device)
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, gain=2 * float(cell.point["scale"]) ** 2)
-        return fit(model, split_of(cell, data, device), cell)
+        return super().run_cell(cell, data, device) if self.trains(cell) else _law(cell, data, device)
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the width of the usable range; the strong form and the law are parts."""

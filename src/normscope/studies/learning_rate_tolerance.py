@@ -5,15 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from normscope.plots import Figure, Table
-from normscope.records import Cell, Record, Verdict
+from normscope.records import Cell, Verdict
 from normscope.studies._common import accuracy, by_rate_figure, loss_figure
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import best_rate, equivalent, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, split_of
+from normscope.studies.lab.arms import network
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 ARMS = {"none": "no batch norm", "batch": "batch norm"}
 
 
-class LearningRateTolerance(AbstractStudy):
+class LearningRateTolerance(AbstractTraining):
     r"""Batch norm allows much larger learning rates.
 
     ## Claim
@@ -88,12 +89,11 @@ class LearningRateTolerance(AbstractStudy):
                 for arm in ARMS:
                     yield arm, {"depth": depth or 0, "lr": lr}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm."""
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
         depth = int(cell.point["depth"])
         factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, **({"depth": depth} if depth else {}))
-        return fit(model, split_of(cell, data, device), cell)
+        return network(cell, data, factory, device, **({"depth": depth} if depth else {}))
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the largest usable rate; depth, small rates and mediation are parts."""

@@ -14,9 +14,9 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import accuracy, by_rate_figure, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import best_rate, conjunction, equivalent
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import Noted, first_batch, fit, network, noted, one, split_of
+from normscope.studies.lab.arms import Noted, first_batch, network, noted, one
 from normscope.studies.lab.norms import Factory
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ ORDERS = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
 ARMS = {"none": "no norm", "batch": "batch norm", "l1": "l1", "l2": "l2", "linf": "l-infinity"}
 
 
-class LpNormalisation(AbstractStudy):
+class LpNormalisation(AbstractTraining):
     r"""Dividing by an average lp norm trains as fast as batch norm, for p = 1, 2 and infinity.
 
     ## Claim
@@ -86,11 +86,12 @@ class LpNormalisation(AbstractStudy):
             for arm in ARMS:
                 yield arm, {"lr": rate}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm; look at what enters the last activation."""
-        split = split_of(cell, data, device)
-        model = network(cell, data, noted(_norm(cell.arm)), device)
-        yield from fit(model, split, cell)
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm, what enters its activations noted."""
+        return network(cell, data, noted(_norm(cell.arm)), device)
+
+    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at what enters the last activation."""
         yield from _shape(cell, model, split)
         if cell.arm == "l1":
             source = torch.Generator().manual_seed(cell.seed)

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import polars as pl
+from torch import nn
 
 from normscope.plots import Figure, Table, curves, percentiles
 from normscope.probes.activation_distribution import ActivationDistribution
-from normscope.records import Cell, Estimate, Outcome, Record, Verdict
+from normscope.records import Cell, Estimate, Outcome, Verdict
 from normscope.stats import decide, interval, ratio_interval
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import best_rate, unmeasured
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.meters import ChannelShift
-from normscope.studies.lab.models import build
-from normscope.studies.lab.train import train
+from normscope.studies.lab.arms import network
+from normscope.studies.lab.meters import AbstractMeter, ChannelShift
+from normscope.studies.lab.models import CNN, VGG
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -54,7 +55,7 @@ _QUICK: dict[str, Any] = {
 }
 
 
-class NoisyBatchnorm(AbstractStudy):
+class NoisyBatchnorm(AbstractTraining):
     r"""Batch norm keeps its gain when noise makes activations shift.
 
     ## Claim
@@ -125,31 +126,23 @@ class NoisyBatchnorm(AbstractStudy):
         for arm in settings["controls"]:
             yield arm, {"lr": settings["lr"]}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm at one learning rate."""
-        settings = cell.settings
-        split = data.split(cell.seed, train=settings["train"], test=settings["test"]).to(device)
-        model = build(
-            norm=_factory(cell.arm, cell.seed),
-            shape=data.shape,
-            classes=data.classes,
-            seed=cell.seed,
-            **settings["network"],
-        ).to(device)
-        sites = [f"blocks.{i}.norm" for i in range(len(model.blocks))]  # type: ignore[arg-type]
-        watched = cell.arm in MAIN and cell.point["lr"] == settings["lr"]
-        return train(
-            model,
-            split,
-            cell=cell.id,
-            seed=cell.seed,
-            steps=settings["steps"],
-            lr=float(cell.point["lr"]),
-            batch_size=settings["batch"],
-            probes=[ActivationDistribution(sites[-1:])] if watched else [],
-            every=settings["every"],
-            meters=[ChannelShift(model, sites, every=settings["every"])],
-        )
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
+        return network(cell, data, _factory(cell.arm, cell.seed), device)
+
+    def trains(self, cell: Cell) -> bool:
+        """All but the main arms at the source's learning rate, whose activations are probed."""
+        return not (cell.arm in MAIN and cell.point["lr"] == cell.settings["lr"])
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Probe the last site of the cells whose activations are drawn."""
+        if self.trains(cell):
+            return {}
+        return {"probes": [ActivationDistribution(_sites(cell)[-1:])], "every": cell.settings["every"]}
+
+    def meters(self, cell: Cell) -> Sequence[AbstractMeter]:
+        """Read how channels shift."""
+        return [ChannelShift(_sites(cell), every=cell.settings["every"])]
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the share kept at the source's learning rate, given that the shift really grew."""
@@ -325,6 +318,12 @@ class NoisyBatchnorm(AbstractStudy):
                 f"Means over {len(evidence.seeds)} seeds; runs that do not get there count in full (how many).",
             )
         ]  # fmt: skip
+
+
+def _sites(cell: Cell) -> list[str]:
+    sizes = cell.settings["network"]
+    count = {"cnn-s": len(CNN.WIDTHS), "vgg-a": sum(item > 0 for item in VGG.LAYOUT)}.get(sizes["name"])
+    return [f"blocks.{i}.norm" for i in range(count or sizes["depth"])]
 
 
 def _factory(arm: str, seed: int) -> norms.Factory:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from normscope.plots import Figure, Table, curves
 from normscope.probes import Conditioning
-from normscope.records import Cell, Record, Verdict
+from normscope.records import Cell, Verdict
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import best_rate, equivalent, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import batch_norm, fit, network, split_of
+from normscope.studies.lab.arms import batch_norm, network
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -29,6 +29,8 @@ ARMS = {
 class _After(nn.Module):
     """A rectifier, then the norm: what stands in a block whose own activation is the identity."""
 
+    stackable = True
+
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
@@ -39,7 +41,7 @@ class _After(nn.Module):
         return out
 
 
-class NormBeforeOrAfterActivation(AbstractStudy):
+class NormBeforeOrAfterActivation(AbstractTraining):
     r"""Batch norm is better after the activation than before it.
 
     ## Claim
@@ -104,20 +106,26 @@ class NormBeforeOrAfterActivation(AbstractStudy):
             for arm in ARMS:
                 yield arm, {"lr": lr}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm, and look at the inputs of its layers."""
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
         affine = "no affine" not in cell.arm
         factory = norms.batch() if affine else batch_norm(learn_gain=False, learn_shift=False)
         after = cell.arm.startswith("after")
-        model = network(
+        return network(
             cell,
             data,
             (lambda place: _After(factory(place))) if after else factory,
             device,
             activation="linear" if after else "relu",
         )
-        probes = [Conditioning()] if cell.point["lr"] == cell.settings["same"] else []
-        return fit(model, split_of(cell, data, device), cell, probes=probes, every=int(cell.settings["every"]))
+
+    def trains(self, cell: Cell) -> bool:
+        """All but the cells whose layers' inputs are watched."""
+        return bool(cell.point["lr"] != cell.settings["same"])
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Watch the inputs of the layers at one learning rate."""
+        return {} if self.trains(cell) else {"probes": [Conditioning()], "every": int(cell.settings["every"])}
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge at own best learning rates; the same rate, affine and conditioning are parts."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies._common import accuracy, loss_figure, reached
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import best_rate, conjunction, equivalent
-from normscope.studies._study import AbstractStudy
-from normscope.studies.lab.arms import first_batch, fit, one, split_of
+from normscope.studies._training import AbstractTraining
+from normscope.studies.lab.arms import first_batch, one
 from normscope.studies.lab.streams import stream
 
 if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
+    from normscope.studies.lab.data import Dataset, Split
 
 ARMS = {
     "none": "He's weights alone",
@@ -34,7 +34,7 @@ ARMS = {
 FREE = ("fixup", "skipinit", "rezero", "nf")
 
 
-class NormaliserFreeCompetitors(AbstractStudy):
+class NormaliserFreeCompetitors(AbstractTraining):
     r"""What batch norm brings to a residual network, an initialisation brings too.
 
     ## Claim
@@ -104,11 +104,11 @@ class NormaliserFreeCompetitors(AbstractStudy):
             for rate in settings["plain_lrs" if arm == "none" else "lrs"]:
                 yield arm, {"lr": rate}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Look at the stream at initialization, and train."""
-        split = split_of(cell, data, device)
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm."""
         sizes = cell.settings["network"]
         seed = stream(cell.seed, "init")
+        model: nn.Module
         if sizes["name"] == "cnn":
             model = residual_cnn(
                 sizes["depth"], sizes["width"], channels=data.shape[0], outputs=data.classes, scheme=cell.arm, seed=seed
@@ -118,14 +118,24 @@ class NormaliserFreeCompetitors(AbstractStudy):
             model = residual_mlp(
                 sizes["depth"], sizes["width"], inputs=inputs, outputs=data.classes, scheme=cell.arm, seed=seed
             )
-        model = model.to(device).train()
-        yield from _signal(cell, model, first_batch(split, cell, 512)[0])
+        return model.to(device).train()
+
+    def trains(self, cell: Cell) -> bool:
+        """All but those with many scalars or standardized weights, which are not made faster by company."""
+        return cell.arm not in ("fixup", "nf")
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Let Fixup's scalars learn at a rate of their own."""
         rate = float(cell.point["lr"])
 
         def optimizer(net: nn.Module) -> torch.optim.Optimizer:
             return torch.optim.SGD(scalar_groups(net, rate) if cell.arm == "fixup" else net.parameters(), lr=rate)
 
-        yield from fit(model, split, cell, optimizer=optimizer)
+        return {"optimizer": optimizer}
+
+    def before(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at the stream at initialization."""
+        return _signal(cell, cast(ResidualNet, model), first_batch(split, cell, 512)[0])
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the best competitor's speed and accuracy together; each competitor and the theory are parts."""

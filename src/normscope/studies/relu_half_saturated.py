@@ -13,9 +13,9 @@ from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import equivalent, with_parts
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import Noted, batch_norm, fit, network, noted, one, split_of
+from normscope.studies.lab.arms import Noted, batch_norm, network, noted, one
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset, Split
@@ -25,7 +25,7 @@ LEARNT = {"learnt from 0": 0.0, "learnt from 1": 1.0}
 POSITIVE = ("beta=0.5", "beta=1", "beta=2")
 
 
-class ReluHalfSaturated(AbstractStudy):
+class ReluHalfSaturated(AbstractTraining):
     r"""A positive shift of batch norm keeps rectifiers from being half saturated, and so helps.
 
     ## Claim
@@ -92,8 +92,8 @@ class ReluHalfSaturated(AbstractStudy):
             for arm in (*FIXED, *LEARNT, "none"):
                 yield arm, {"depth": depth or 0}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm; look at the inputs of its rectifiers before and after."""
+    def network(self, cell: Cell, data: "Dataset", device: str) -> torch.nn.Module:
+        """Return the network of an arm, the inputs of its rectifiers noted."""
         depth = int(cell.point["depth"])
         if cell.arm == "none":
             factory = norms.none()
@@ -101,11 +101,15 @@ class ReluHalfSaturated(AbstractStudy):
             factory = batch_norm(shift=LEARNT[cell.arm], learn_gain=False)
         else:
             factory = batch_norm(shift=FIXED[cell.arm], learn_gain=False, learn_shift=False)
-        model = network(cell, data, noted(factory), device, **({"depth": depth} if depth else {}))
-        split = split_of(cell, data, device)
-        yield from _look(cell, model, split, 0)
-        yield from fit(model, split, cell)
-        yield from _look(cell, model, split, int(cell.settings["steps"]))
+        return network(cell, data, noted(factory), device, **({"depth": depth} if depth else {}))
+
+    def before(self, cell: Cell, model: torch.nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at the inputs of its rectifiers."""
+        return _look(cell, model, split, 0)
+
+    def after(self, cell: Cell, model: torch.nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at them again."""
+        return _look(cell, model, split, int(cell.settings["steps"]))
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge accuracy at the shallow depth; the share, the deep network and the learnt shift are parts."""

@@ -20,6 +20,7 @@ from normscope.studies.lab import norms
 from normscope.studies.lab.arms import first_batch, fit, network, noted, split_of
 from normscope.studies.lab.norms import Factory
 from normscope.studies.lab.trail import Trail
+from normscope.studies.lab.train_stacked import fit_stacked, stackable
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -95,15 +96,22 @@ class StableActivationDistributions(AbstractStudy):
 
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Train one arm and follow its distributions."""
-        split = split_of(cell, data, device)
-        model = network(cell, data, noted(_norm(cell.arm)), device)
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, nn.Linear):  # drawn at 2 over the inputs; the source has a spread of 0.1
-                    module.weight.mul_(0.1 * math.sqrt(module.in_features / 2))
-        trail = Trail(cell, first_batch(split, cell, int(cell.settings["probe"]))[0], int(cell.settings["every"]))
-        yield from fit(model, split, cell, watch=trail)
+        split, trail = split_of(cell, data, device), _trail(cell, data, device)
+        yield from fit(_network(cell, data, device), split, cell, watch=trail)
         yield from trail.finish()
+
+    def together(self, cell: Cell) -> bool:
+        """Train dense networks with all seeds at once."""
+        return stackable(cell)
+
+    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
+        """Train one arm with all seeds at once, and follow the distributions of each."""
+        splits = [split_of(cell, data, device) for cell in cells]
+        trails = [_trail(cell, data, device) for cell in cells]
+        models = [_network(cell, data, device) for cell in cells]
+        trained = fit_stacked(models, splits, cells, watch=trails, watch_every=int(cells[0].settings["every"]))
+        for cell, records, trail in zip(cells, trained, trails, strict=True):
+            yield cell, [*records, *trail.finish()]
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the paths at every learning rate and at the best ones; what they predict is a part."""
@@ -215,6 +223,20 @@ class StableActivationDistributions(AbstractStudy):
             "Test accuracy",
         )
         return [Table("Distributions and training", columns, rows)]
+
+
+def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
+    model = network(cell, data, noted(_norm(cell.arm)), device)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):  # drawn at 2 over the inputs; the source has a spread of 0.1
+                module.weight.mul_(0.1 * math.sqrt(module.in_features / 2))
+    return model
+
+
+def _trail(cell: Cell, data: "Dataset", device: str) -> Trail:
+    batch, _ = first_batch(split_of(cell, data, device), cell, int(cell.settings["probe"]))
+    return Trail(cell, batch, int(cell.settings["every"]))
 
 
 def _norm(arm: str) -> Factory:

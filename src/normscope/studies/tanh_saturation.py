@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
 from normscope.studies._evidence import Evidence, typical
 from normscope.studies._judging import conjunction, equivalent
-from normscope.studies._study import AbstractStudy
+from normscope.studies._training import AbstractTraining
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import Noted, batch_norm, fit, network, noted, one, split_of
+from normscope.studies.lab.arms import Noted, batch_norm, network, noted, one
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset, Split
@@ -25,7 +26,7 @@ THEORY = {"beyond_3": 0.0027, "flat": 0.0364, "slope": 0.4644}
 WORDS = {"beyond_3": "share with |x| > 3", "flat": "share with |tanh x| > 0.97", "slope": "mean squared slope of tanh"}
 
 
-class TanhSaturation(AbstractStudy):
+class TanhSaturation(AbstractTraining):
     r"""Batch norm before tanh prevents saturation; gamma and beta choose how much of it there is.
 
     ## Claim
@@ -94,8 +95,8 @@ class TanhSaturation(AbstractStudy):
         for arm in FIXED:
             yield arm, {"scale": settings["trained"]}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Look at the inputs of tanh, train where the preset says so, and look again."""
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of an arm, the inputs of tanh noted."""
         scale = float(cell.point["scale"])
         if cell.arm == "none":
             factory = norms.none()
@@ -103,12 +104,25 @@ class TanhSaturation(AbstractStudy):
             factory = norms.batch()
         else:
             factory = batch_norm(gain=FIXED[cell.arm], learn_gain=False, learn_shift=False)
-        model = network(cell, data, noted(factory), device, activation="tanh", gain=scale**2)
-        split = split_of(cell, data, device)
-        yield from _look(cell, model, split, 0)
-        if scale == cell.settings["trained"]:
-            yield from fit(model, split, cell)
-            yield from _look(cell, model, split, int(cell.settings["steps"]))
+        return network(cell, data, noted(factory), device, activation="tanh", gain=scale**2)
+
+    def trains(self, cell: Cell) -> bool:
+        """Those whose scale the preset says so of; of the others only the start is looked at."""
+        return bool(cell.point["scale"] == cell.settings["trained"])
+
+    def before(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at the inputs of tanh."""
+        return _look(cell, model, split, 0)
+
+    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at them again."""
+        return _look(cell, model, split, int(cell.settings["steps"]))
+
+    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+        """Look at the inputs of tanh, train where the preset says so, and look again."""
+        if self.trains(cell):
+            return super().run_cell(cell, data, device)
+        return self.before(cell, self.network(cell, data, device), self.split(cell, data, device))
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge both shares together; theory, gradients and the learnt gamma are parts."""

@@ -45,15 +45,18 @@ def fit(model: nn.Module, split: "Split", cell: Cell, **changes: Any) -> list[Re
         cell: What to train by.
         changes: Arguments of ``lab.train.train`` in place of those.
     """
+    options: dict[str, Any] = {"cell": cell.id, "seed": cell.seed, **schedule(cell)}
+    return train(model, split, **options | changes)
+
+
+def schedule(cell: Cell) -> dict[str, Any]:
+    """Return steps, learning rate and batch size of a cell: its point's, or else its settings'."""
     given: Mapping[str, Any] = {**cell.settings, **cell.point}
-    options: dict[str, Any] = {
-        "cell": cell.id,
-        "seed": cell.seed,
+    return {
         "steps": int(given.get("steps", 0)),
         "lr": float(given.get("lr", 0.1)),
         "batch_size": int(given.get("batch", 64)),
     }
-    return train(model, split, **options | changes)
 
 
 def batch_norm(

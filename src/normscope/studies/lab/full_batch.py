@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from normscope._errors import NonFiniteError
 from normscope.records import Cell, Record
 from normscope.studies.lab.arms import one
-
-Objective = Callable[[Tensor, Tensor], Tensor]
+from normscope.studies.lab.by_hand import Objective, gradient_by_hand
 
 
 def descend(
@@ -38,7 +37,7 @@ def descend(
     At the end ``diverged``: 0, or 1 at the step whose loss was not finite, where the run stops.
 
     Args:
-        model: Trained in place. Buffers move with every pass; nothing here reads them.
+        model: Trained in place. Buffers may move with a pass; nothing here reads them.
         x: All inputs.
         targets: What the objective takes.
         objective: Loss of (outputs, targets).
@@ -54,18 +53,29 @@ def descend(
     """
     note = one(cell, "descent")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    by_hand = gradient_by_hand(model, x, targets, objective)
+
+    def gradient_here() -> tuple[Tensor, Sequence[Tensor]]:
+        if by_hand is not None:
+            return by_hand()
+        loss = objective(model(x), targets)
+        return loss.detach(), torch.autograd.grad(loss, parameters)
+
     for step in range(steps + 1):
         due = step % every == 0
-        loss = objective(model(x), targets)
+        if due:  # with the graph, to differentiate once more
+            loss = objective(model(x), targets)
+        else:
+            loss, flat = gradient_here()
         value = loss.item()
         if not math.isfinite(value):
             if step == 0:
                 raise NonFiniteError("the loss is not finite before the first update: look for NaN in the data")
             yield note("diverged", 1.0, step)
             return
-        gradient = torch.autograd.grad(loss, parameters, create_graph=due)
-        flat = [part.detach() for part in gradient]
         if due:
+            gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+            flat = [part.detach() for part in gradient]
             square = math.fsum(part.square().sum().item() for part in flat)
             along = torch.stack([(part * fixed).sum() for part, fixed in zip(gradient, flat, strict=True)]).sum()
             product = torch.autograd.grad(along, parameters)
@@ -73,9 +83,12 @@ def descend(
             yield note("loss", value, step)
             yield note("gradient", math.sqrt(square), step)
             yield note("sharpness", curved / square if square else math.nan, step)
-            for name, lengths in (("relative", [lr * factor for factor in relative]), ("absolute", list(absolute))):
+            asked = {"relative": [lr * factor for factor in relative], "absolute": list(absolute)}
+            # At some learning rates both have the same lengths.
+            found = {s: _beta(gradient_here, parameters, flat, s, square) for s in {*asked["relative"], *absolute}}
+            for name, lengths in asked.items():
                 if lengths:
-                    betas = [_beta(model, x, targets, objective, parameters, flat, s, square) for s in lengths]
+                    betas = [found[s] for s in lengths]
                     finite = all(math.isfinite(beta) for beta in betas)
                     yield note(f"beta_{name}", max(betas) if finite else math.nan, step)
         if step < steps:
@@ -86,10 +99,7 @@ def descend(
 
 
 def _beta(
-    model: nn.Module,
-    x: Tensor,
-    targets: Tensor,
-    objective: Objective,
+    gradient_here: Callable[[], tuple[Tensor, Sequence[Tensor]]],
     parameters: Sequence[nn.Parameter],
     gradient: Sequence[Tensor],
     length: float,
@@ -100,7 +110,7 @@ def _beta(
     with torch.no_grad():
         for parameter, part in zip(parameters, gradient, strict=True):
             parameter.sub_(part, alpha=length)
-    there = torch.autograd.grad(objective(model(x), targets), parameters)
+    _, there = gradient_here()
     with torch.no_grad():
         for parameter, saved in zip(parameters, before, strict=True):
             parameter.copy_(saved)

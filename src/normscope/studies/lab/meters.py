@@ -5,26 +5,52 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from normscope.records import Record
 
 
 class AbstractMeter(ABC):
-    """Hooks that listen while ``active`` is set, so that passes made by probes are not counted."""
+    """Listens to modules' outputs while ``active`` is set, so that passes made by probes are not counted.
+
+    Args:
+        sites: Names of the modules whose outputs are read.
+    """
 
     active: bool = False
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        self.sites = tuple(sites)
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self, model: nn.Module) -> None:
+        """Listen to a network by hooks."""
+        self._handles = [
+            model.get_submodule(site).register_forward_hook(lambda _m, _i, out, site=site: self.hear(site, out))
+            for site in self.sites
+        ]
+
+    def hear(self, site: str, out: Tensor) -> None:
+        """Look at a module's output ``(N, C, *)`` if it is to be listened to."""
+        if self.active:
+            self.look(site, out.detach())
 
     def wants(self, step: int) -> bool:
         """Say whether the forward pass of a step is to be listened to."""
         return True
 
     @abstractmethod
+    def look(self, site: str, out: Tensor) -> None:
+        """Take from a module's output what is read."""
+
+    @abstractmethod
     def read(self, cell: str, step: int) -> Iterable[Record]:
         """Yield what the step's forward pass showed."""
 
-    @abstractmethod
     def close(self) -> None:
         """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
 
 class ChannelShift(AbstractMeter):
@@ -38,29 +64,24 @@ class ChannelShift(AbstractMeter):
     ``relative_mean_shift``, ``relative_variance_shift``.
 
     Args:
-        model: The network.
         sites: Names of the modules whose outputs are read.
         every: Steps between two readings; each takes two consecutive steps.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[str], *, every: int = 10) -> None:
+    def __init__(self, sites: Sequence[str], *, every: int = 10) -> None:
+        super().__init__(sites)
         self._every = every
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._last: dict[str, tuple[Tensor, Tensor]] = {}
-        self._handles = [
-            model.get_submodule(site).register_forward_hook(lambda _m, _i, out, site=site: self._look(site, out))
-            for site in sites
-        ]
 
     def wants(self, step: int) -> bool:
         """Listen to the step before a reading and to the reading's own."""
         return self._every == 1 or step % self._every in (0, 1)
 
-    def _look(self, site: str, out: Tensor) -> None:
-        if self.active:
-            axes = [0, *range(2, out.dim())]
-            variance, mean = torch.var_mean(out.detach(), axes, correction=0)
-            self._seen[site] = (mean, variance)
+    def look(self, site: str, out: Tensor) -> None:
+        """Take mean and variance of each channel."""
+        variance, mean = torch.var_mean(out, [0, *range(2, out.dim())], correction=0)
+        self._seen[site] = (mean, variance)
 
     def read(self, cell: str, step: int) -> Iterable[Record]:
         """Yield the shifts since the step before."""
@@ -79,8 +100,3 @@ class ChannelShift(AbstractMeter):
                 for name, value in zip(names, values, strict=True):
                     yield Record(cell, step, "channel_shift", site, name, value)
         self._last, self._seen = self._seen, {}
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()

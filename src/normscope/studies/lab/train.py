@@ -121,10 +121,12 @@ def train(
     diverged = False
     labelled = not data.y_train.is_floating_point()
     model.train()
+    for meter in meters:
+        meter.attach(model)
     try:
         for step in range(steps):
             if evaluate_every and step and step % evaluate_every == 0:
-                _evaluate(model, data, step, note, ("test",), criterion)
+                records += evaluate(model, data, cell, step, ("test",), criterion)
             batch = (data.x_train[order[step]], data.y_train[order[step]])
             if scope is not None and probe_until is not None and step >= probe_until:
                 records.extend(scope.drain())
@@ -168,26 +170,38 @@ def train(
     if diverged:
         note(step, "diverged", 1.0)
     else:
-        _evaluate(model, data, steps, note, ("val", "test"), criterion)
+        records += evaluate(model, data, cell, steps, criterion=criterion)
         note(steps, "diverged", 0.0)
     return records
 
 
-def _evaluate(
+def evaluate(
     model: nn.Module,
     data: Split,
+    cell: str,
     step: int,
-    note: Callable[[int, str, float], None],
-    parts: Sequence[str],
-    criterion: Criterion,
-) -> None:
+    parts: Sequence[str] = ("val", "test"),
+    criterion: Criterion = cross_entropy,
+) -> list[Record]:
+    """Return loss and, for labels, accuracy on parts of the data, with re-estimated population statistics.
+
+    Args:
+        model: Network of logits; left as it was.
+        data: What to evaluate on.
+        cell: Name of the run in its records.
+        step: Number of updates that it has had.
+        parts: ``"val"`` or ``"test"``, each.
+        criterion: Loss of (outputs, targets).
+    """
+    records = []
     with population_statistics(model, data.x_train), torch.no_grad():
         for part in parts:
             x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
             logits = torch.cat([model(chunk) for chunk in x.split(1000)])
-            note(step, f"{part}_loss", criterion(logits, y).item())
+            records.append(Record(cell, step, "training", "", f"{part}_loss", criterion(logits, y).item()))
             if not y.is_floating_point():
-                note(step, f"{part}_accuracy", accuracy(logits, y))
+                records.append(Record(cell, step, "training", "", f"{part}_accuracy", accuracy(logits, y)))
+    return records
 
 
 @contextmanager
