@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from normscope._errors import UsageError
-from normscope.kernels import cpu
+from normscope.kernels import cpu, gpu
 
 Way = Literal["written_out", "torch", "kernel"]
 
@@ -56,7 +56,7 @@ def using(way: Way) -> Iterator[None]:
     """
     if way not in ("written_out", "torch", "kernel"):
         raise UsageError(f"the ways are 'written_out', 'torch' and 'kernel': got {way!r}")
-    if way == "kernel" and (reason := cpu.why_not()):
+    if way == "kernel" and not torch.cuda.is_available() and (reason := cpu.why_not()):
         raise UsageError(f"no kernel runs on this machine: {reason}")
     token = _asked.set(way)
     try:
@@ -87,7 +87,7 @@ def wants_written_out() -> bool:
 def why_no_kernel(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, running: tuple[Tensor, Tensor] | None = None
 ) -> str:
-    """Say why the CPU kernel does not take a batch norm; empty where it does. Cheap: it is asked at every call.
+    """Say why no kernel takes a batch norm; empty where one does. Cheap: it is asked at every call.
 
     Args:
         x: Values ``(N, C, *)``.
@@ -95,30 +95,45 @@ def why_no_kernel(
         bias: Shift ``(C,)`` or None.
         running: Running mean and variance ``(C,)`` or None.
     """
-    if not x.is_cpu:
-        return f"there is no kernel for {x.device.type}"
     asked = _asked.get()
     if asked is not None and asked != "kernel":
         return "asked for by normscope.ops.using"
+    if not x.is_cpu and (reason := _why_no_gpu_kernel(x, asked)):
+        return reason
     if type(x) not in _PLAIN:
         return f"the input is a {type(x).__name__}, whose memory is not to be touched"
-    if x.dtype not in _TYPES:
+    if x.dtype not in _TYPES and x.is_cpu:
         return f"there is no kernel for {x.dtype}"
     if x.layout is not torch.strided or x.is_neg():
         return "the input is no plain strided tensor"
     if (
-        (weight is not None and not _is_row(weight))
-        or (bias is not None and not _is_row(bias))
-        or (running is not None and not (_is_row(running[0]) and _is_row(running[1])))
+        (weight is not None and not _is_row(weight, x))
+        or (bias is not None and not _is_row(bias, x))
+        or (running is not None and not (_is_row(running[0], x) and _is_row(running[1], x)))
     ):
-        return "weight, bias or running statistics are not dense floating-point rows on the CPU"
+        return "weight, bias or running statistics are not dense floating-point rows on the input's device"
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return "operations are being recorded, and a kernel would not be seen"
-    return cpu.why_not()
+    return cpu.why_not() if x.is_cpu else ""
 
 
-def _is_row(values: Tensor) -> bool:
-    return type(values) in _PLAIN and values.is_cpu and values.dtype in _TYPES and values.is_contiguous()
+def _is_row(values: Tensor, x: Tensor) -> bool:
+    return (
+        type(values) in _PLAIN
+        and values.is_cpu == x.is_cpu
+        and values.dtype in _TYPES
+        and values.is_contiguous()
+    )
+
+
+def _why_no_gpu_kernel(x: Tensor, asked: Way | None) -> str:
+    if not x.is_cuda:
+        return f"there is no kernel for {x.device.type}"
+    if asked is None:  # it is right under the interpreter, and nobody has timed it against cuDNN yet
+        return "the GPU kernel runs when it is asked for, with normscope.ops.using('kernel'): it is not timed yet"
+    if not gpu.takes(x):
+        return f"there is no kernel for {x.dtype}"
+    return gpu.why_not(x.device) or ""
 
 
 def explain(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Explanation:
@@ -145,6 +160,8 @@ def explain(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
         return Explanation("written_out", "asked for by normscope.ops.using")
     if reason := why_no_kernel(x, weight, bias):
         return Explanation("torch", reason)
+    if not x.is_cpu:
+        return Explanation("kernel", "Triton's, as asked for by normscope.ops.using")
     about = cpu.about()
     dense = "" if cpu.laid_out(x) else ", after a copy to dense memory"
     threads = torch.get_num_threads() if about["threads"] else 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.graph import increment_version
 
-from normscope.kernels import cpu
+from normscope.kernels import cpu, gpu
 from normscope.ops._choose import is_written_out
 from normscope.ops.moments import Moments
 from normscope.ops.standardize import affine, backward, differentiated, tangent
@@ -79,7 +79,7 @@ class _Fused(Function):
         d, w, _, z, mean, rstd = _written_out(how, x, weight, bias)
         found = backward(_through_activation(g.to(d.dtype), z, how), None, None, d, w, mean, rstd)
         of = zip(found, (x, weight, bias), wanted, strict=False)
-        return *(None if like is None or not want else part.to(like.dtype) for part, like, want in of), None
+        return *(None if part is None or like is None or not want else part.to(like.dtype) for part, like, want in of), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -134,9 +134,15 @@ def run_fused(
     Returns:
         The output, and what the backward needs ``(6, C)``.
     """
+    eps, activation, slope, running, share, keep = how
+    if x.is_cuda:
+        moved = None if running is None else (*running, share)
+        y, saved = gpu.forward(x, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, None, moved)
+        if running is not None:
+            increment_version(running)
+        return y, saved
     x, layout = _dense(x)
     y = x if in_place else torch.empty_like(x)
-    eps, activation, slope, running, share, keep = how
     saved = cpu.forward(x, layout, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, running, share, y)
     if running is not None:
         increment_version(running)  # as any other in-place operation does; the kernel does not
@@ -177,11 +183,19 @@ def gradients(
         wanted: Which gradients: at least three truth values.
         from_output: Whether ``x`` is the output.
     """
+    activation = cpu.ACTIVATIONS[how.activation]
+    if x.is_cuda:
+        asked = (wanted[0], wanted[1], wanted[2], False)
+        g_x, g_weight, g_bias, _ = gpu.backward(g, x, weight, bias, saved, activation, how.slope, None, asked)
+        return g_x, _like(g_weight, weight), _like(g_bias, bias)
     x, layout = _dense(x)
     if g.stride() != x.stride() or g.dtype != x.dtype or g.is_neg():
         g = torch.empty_like(x).copy_(g)
-    activation = cpu.ACTIVATIONS[how.activation]
     return cpu.backward(g, x, layout, weight, bias, saved, activation, how.slope, wanted, from_output=from_output)
+
+
+def _like(values: Tensor | None, of: Tensor | None) -> Tensor | None:
+    return None if values is None or of is None else values.to(of.dtype)
 
 
 def fused_batch_norm(

@@ -148,6 +148,6 @@ def batch_norm_in_place(
         y, moments = normalize(x, weight, bias, eps)
         return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments
     found: list[Moments] = []
-    by_kernel = not why_no_kernel(x, weight, bias) and laid_out(x) is not None
+    by_kernel = x.is_cpu and not why_no_kernel(x, weight, bias) and laid_out(x) is not None
     y = _InPlace.apply(x, weight, bias, eps, found, slope, by_kernel)[0]
     return y, found[0]

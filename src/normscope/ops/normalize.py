@@ -151,7 +151,7 @@ def normalize(
         ``y`` in the type of ``x``, zero outside the set; and the moments of the set ``(C,)``, constants to autograd.
     """
     if over is BATCH:
-        if not wants_written_out() and not why_no_kernel(x, weight, bias):
+        if x.is_cpu and not wants_written_out() and not why_no_kernel(x, weight, bias):
             return fused_normalize(x, weight, bias, eps)
         return _normalize_shifted(x, *shifted(x), weight, bias, eps, over, None)
     moments = over.moments(x.detach())
