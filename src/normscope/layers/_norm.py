@@ -274,7 +274,7 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
                 share = share_of_batch(self.momentum, seen)
             else:  # buffers that were left behind when tracking was switched off stay as they are
                 running_mean = running_var = seen = None
-        y = batch_norm(
+        return batch_norm(
             input,
             parameters["weight"],
             parameters["bias"],
@@ -285,10 +285,8 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             momentum=share,
             activation=self.activation,
             negative_slope=self.negative_slope,
+            num_batches_tracked=seen if training else None,
         )
-        if training and seen is not None:  # only now: a forward that raises is not counted
-            seen.add_(1)
-        return y
 
     def reset_running_stats(self) -> None:
         """Forget all batches; a frozen layer does not, so that ``torch.optim.swa_utils.update_bn`` passes it by."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
@@ -95,6 +96,7 @@ def normalize_and_track(
     share: float,
     activation: str | None = None,
     slope: float = 0.01,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """Standardize each channel over the batch, scale, shift, activate, and move running statistics: the shortest way.
 
@@ -107,13 +109,35 @@ def normalize_and_track(
         share: Of this batch in them.
         activation: ``"relu"``, ``"leaky_relu"`` or None.
         slope: Of leaky ReLU.
+        seen: Count of the batches in the running statistics, int64 ``()``, raised by one; or None.
 
     Returns:
         ``y`` in the type of ``x``.
     """
     written_out = wants_written_out()
     if not written_out and not why_no_kernel(x, weight, bias, running):
-        return fused_batch_norm(x, weight, bias, eps, activation, slope, running, share)
+        return fused_batch_norm(x, weight, bias, eps, activation, slope, running, share, seen)
+    y = _normalize_and_track(written_out, x, weight, bias, eps, running, share)
+    count_batch(seen)  # only now: a forward that raises is not counted
+    return activate(y, activation, slope)
+
+
+def count_batch(seen: Tensor | None) -> None:
+    """Raise a count of batches by one."""
+    if seen is not None:
+        with torch.no_grad():
+            seen.add_(1)
+
+
+def _normalize_and_track(
+    written_out: bool,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: tuple[Tensor, Tensor] | None,
+    share: float,
+) -> Tensor:
     d, shift = shifted(x)
     dtype = d.dtype
     if (
@@ -124,7 +148,7 @@ def normalize_and_track(
         y, moments = _normalize_shifted(x, d, shift, weight, bias, eps, BATCH, None)
         if running is not None:
             track(*running, shift + moments.low, moments.variance(unbiased=True), share)
-        return activate(y, activation, slope)
+        return y
     if x.dtype != dtype:
         weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
     # Low precision leaves more digits to compare with, and the float32 copy of it has cost more than sums by halves do.
@@ -132,7 +156,7 @@ def normalize_and_track(
     y = _Normalize.apply(d, weight, bias, eps, BATCH, None if running is None else (*running, share, shift, most))
     if running is not None:
         increment_version(running)  # as any other in-place operation does; the kernel does not
-    return activate(y if x.dtype == dtype else y.to(x.dtype), activation, slope)
+    return y if x.dtype == dtype else y.to(x.dtype)
 
 
 def normalize(

@@ -20,7 +20,7 @@ ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}
 #: Types of values and of rows of parameters, and their numbers.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 _BUILDS = ("_avx512", "_avx2", "_baseline")
-_NONE = (0, 0)
+_NOTHING = (None, None, None)
 
 
 @functools.cache
@@ -75,10 +75,6 @@ def laid_out(x: Tensor) -> tuple[int, int, int, int] | None:
     return None
 
 
-def _row(values: Tensor | None) -> tuple[int, int]:
-    return _NONE if values is None else (values.data_ptr(), TYPES[values.dtype])
-
-
 def forward(
     x: Tensor,
     layout: tuple[int, int, int, int],
@@ -87,7 +83,7 @@ def forward(
     eps: float,
     activation: int,
     slope: float,
-    running: tuple[Tensor, Tensor] | None,
+    running: tuple[Tensor, Tensor, Tensor | None] | None,
     share: float,
     y: Tensor,
 ) -> Tensor:
@@ -101,22 +97,22 @@ def forward(
         eps: Added to the variance.
         activation: One of the numbers in `ACTIVATIONS`.
         slope: Of leaky ReLU.
-        running: Mean and variance ``(C,)``, moved in place; or None.
+        running: Mean and variance ``(C,)``, moved in place, and a count of batches (int64) that goes up by one, or None
+            for none; or None for all.
         share: Of this batch in them.
         y: Where the output goes: laid out like ``x``, or ``x`` itself.
 
     Returns:
         What the backward needs, ``(6, C)``.
     """
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    saved = torch.empty((6, layout[1]), dtype=wide)
-    mean, var = _NONE, _NONE
-    if running is not None:
-        mean, var = _row(running[0]), _row(running[1])
+    dtype = x.dtype
+    saved = torch.empty((6, layout[1]), dtype=dtype if dtype is torch.float64 else torch.float32)
+    mean, var, seen = _NOTHING if running is None else running
+    # One call, spelled out: on a small batch a loop over the rows costs what the kernel does.
     _kernel().forward(
         *layout,
         torch.get_num_threads(),
-        TYPES[x.dtype],
+        TYPES[dtype],
         activation,
         slope,
         eps,
@@ -124,10 +120,15 @@ def forward(
         x.data_ptr(),
         y.data_ptr(),
         saved.data_ptr(),
-        *_row(weight),
-        *_row(bias),
-        *mean,
-        *var,
+        0 if weight is None else weight.data_ptr(),
+        0 if weight is None else TYPES[weight.dtype],
+        0 if bias is None else bias.data_ptr(),
+        0 if bias is None else TYPES[bias.dtype],
+        0 if mean is None else mean.data_ptr(),
+        0 if mean is None else TYPES[mean.dtype],
+        0 if var is None else var.data_ptr(),
+        0 if var is None else TYPES[var.dtype],
+        0 if seen is None else seen.data_ptr(),
     )
     return saved
 
@@ -175,10 +176,14 @@ def backward(
         x.data_ptr(),
         0 if g_x is None else g_x.data_ptr(),
         saved.data_ptr(),
-        *_row(weight),
-        *_row(bias),
-        *_row(g_weight),
-        *_row(g_bias),
+        0 if weight is None else weight.data_ptr(),
+        0 if weight is None else TYPES[weight.dtype],
+        0 if bias is None else bias.data_ptr(),
+        0 if bias is None else TYPES[bias.dtype],
+        0 if g_weight is None else g_weight.data_ptr(),
+        0 if g_weight is None else TYPES[g_weight.dtype],
+        0 if g_bias is None else g_bias.data_ptr(),
+        0 if g_bias is None else TYPES[g_bias.dtype],
     )
     return g_x, g_weight, g_bias
 

@@ -89,9 +89,9 @@ Problem shape_of(Arguments& a) {
 }
 
 // samples, channels, positions, last, threads, type, activation, slope, eps, share, x, y, saved, then (address, type) of
-// weight, bias, running mean and running variance
+// weight, bias, running mean and running variance, then the address of the count of batches
 PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (wrong(count, 21)) return nullptr;
+    if (wrong(count, 22)) return nullptr;
     Arguments a{args};
     Problem p = shape_of(a);
     const int type = (int)a.integer(), act = (int)a.integer();
@@ -105,8 +105,12 @@ PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     p.bias = a.row();
     p.running_mean = a.row();
     p.running_var = a.row();
+    int64_t* seen = (int64_t*)a.address();
     if (PyErr_Occurred()) return nullptr;
-    return released(p, [&] { run_forward(p, type, act); });
+    return released(p, [&] {
+        run_forward(p, type, act);
+        if (seen) ++*seen;
+    });
 }
 
 // samples, channels, positions, last, threads, type, activation, from_output, slope, g, x (or the output), gradient of x
