@@ -17,12 +17,14 @@ ON_IMAGES = [
 ]
 
 
-def shrunk(study):
-    full = study.PRESETS["full"]
+def shrunk(study, preset="full"):
+    full = study.PRESETS[preset]
     settings = full | {name: value for name, value in FEWER.items() if name in full or name in ("train", "test")}
     settings |= {name: VGG for name in ("network", "decayed_network") if name in full}
     if "lrs" in full:
         settings["lrs"] = [rate for rate in full["lrs"] if rate in (0.1, 1.0)]
+    if preset == "vgg":
+        settings["lrs"] = [0.1]
     if study.CODE == "output-moments-hessian":
         settings["steps"] = 3
     return settings
@@ -38,3 +40,11 @@ def test_a_full_preset_runs_and_is_judged(slug, tmp_path, monkeypatch):
     assert study.judge(evidence) == verdict
     assert study.figures(evidence)
     assert all(len(row) == len(table.columns) for table in study.tables(evidence) for row in table.rows)
+
+
+@pytest.mark.parametrize("slug", [study.CODE for study in studies.all() if "vgg" in study.PRESETS])
+def test_the_presets_of_a_narrow_vgg_run_and_are_judged(slug, tmp_path, monkeypatch):
+    study = studies.get(slug)
+    monkeypatch.setattr(type(study), "PRESETS", {"vgg": shrunk(study, "vgg")})
+    verdict = study.run(out=tmp_path, seeds=1, workers=1, preset="vgg")
+    assert study.judge(studies.load(tmp_path)[0].evidence()) == verdict

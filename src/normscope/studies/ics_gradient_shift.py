@@ -92,6 +92,19 @@ class IcsGradientShift(AbstractStudy):
             "test": 2000,
             "linear": None,
         },
+        # For a CPU: the source's network narrower, and the beginning of its training.
+        "vgg": {
+            "network": {"name": "vgg-a", "width": 16},
+            "batch": 128,
+            "steps": 300,
+            "lr": 0.1,
+            "lrs": [0.03, 0.1, 0.3],
+            "every": 10,
+            "sites": None,
+            "train": 6000,
+            "test": 2000,
+            "linear": None,
+        },
         "full": {
             "network": {"name": "vgg-a"},
             "batch": 128,

@@ -95,6 +95,20 @@ class LandscapeSmoothness(AbstractStudy):
             "train": 6000,
             "test": 2000,
         },
+        # For a CPU: the source's network narrower, and the beginning of its training.
+        "vgg": {
+            "network": {"name": "vgg-a", "width": 16},
+            "depth": None,
+            "depths": [None],
+            "batch": 128,
+            "lr": 0.1,
+            "steps": 300,
+            "every": 10,
+            "points": 5,
+            "dense": [0.001, 0.01, 0.1],
+            "train": 6000,
+            "test": 2000,
+        },
         "full": {
             "network": {"name": "vgg-a"},
             "depth": None,

@@ -105,6 +105,9 @@ class NoisyBatchnorm(AbstractTraining):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": _QUICK,
         "conv": _QUICK | {"network": {"name": "cnn-s"}, "steps": 300, "lrs": [0.1], "controls": []},
+        # For a CPU: the source's network narrower, and the beginning of its training.
+        "vgg": _QUICK
+        | {"network": {"name": "vgg-a", "width": 16}, "steps": 300, "lrs": [0.1], "controls": [], "every": 25},
         "full": {
             "network": {"name": "vgg-a"},
             "batch": 128,
