@@ -11,7 +11,15 @@ from setuptools import Extension, setup
 
 ROOM = "src/normscope/kernels/cpu"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-g0",
+]
 BUILDS = {"_baseline": []}
 if X86:
     BUILDS["_avx2"] = ["-mavx2", "-mfma", "-mprfchw"]

@@ -85,7 +85,9 @@ def by_kernel(x, w, b, g, activation, slope=0.2, running=(None, None)):
 
 
 def errors(found, right):
-    return [float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in zip(found, right, strict=True)]
+    return [
+        float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in zip(found, right, strict=True)
+    ]
 
 
 def off_the_kinks(found, right, x, w, b, activation):
@@ -97,7 +99,17 @@ def off_the_kinks(found, right, x, w, b, activation):
     return (found[0], found[1] * keep, *found[2:]), (right[0], right[1] * keep, *right[2:])
 
 
-SHAPES = [(128, 64), (7, 5), (19, 1), (8, 3, 32, 32), (6, 40, 7, 7), (4, 33, 4, 4), (3, 17, 9, 9), (2, 3, 90, 90), (5, 1, 3)]
+SHAPES = [
+    (128, 64),
+    (7, 5),
+    (19, 1),
+    (8, 3, 32, 32),
+    (6, 40, 7, 7),
+    (4, 33, 4, 4),
+    (3, 17, 9, 9),
+    (2, 3, 90, 90),
+    (5, 1, 3),
+]
 LIMITS = {torch.float32: 3e-6, torch.bfloat16: 1.2e-2, torch.float64: 4e-14}
 
 
@@ -127,7 +139,13 @@ def test_the_oracle_sees_a_wrong_sign_and_a_missing_term():
     right = written_out(x, w, b, g, "relu")
     y, dx, dw, db = by_kernel(x, w, b, g, "relu")
     without_means = (g * (y > 0)).double() * (w / (x.var((0, 2, 3), correction=0) + EPS).sqrt()).view(-1, 1, 1)
-    for wrong in [(y, -dx, dw, db), (y, without_means, dw, db), (y, dx, -dw, db), (y, dx, dw, 0.9 * db), (-y, dx, dw, db)]:
+    for wrong in [
+        (y, -dx, dw, db),
+        (y, without_means, dw, db),
+        (y, dx, -dw, db),
+        (y, dx, dw, 0.9 * db),
+        (-y, dx, dw, db),
+    ]:
         assert max(errors(wrong, right)) > 0.05
 
 
@@ -170,7 +188,7 @@ def test_what_is_not_finite_stays_in_its_channel_and_comes_out_as_torch_has_it(b
             where = at.get(place, tuple(s - 1 for s in (shape[0], *shape[2:])))
             flat[(3, *where)] = value
             running = torch.zeros(shape[1]), torch.ones(shape[1])
-            y, dx, dw, db = by_kernel(x, w, b, g, "relu", running=running)
+            y, dx, dw, _ = by_kernel(x, w, b, g, "relu", running=running)
             others = [c for c in range(shape[1]) if c != 3]
             for one, other in zip((y, dx), clean[:2], strict=True):
                 torch.testing.assert_close(one[:, others], other[:, others], rtol=0, atol=0)
@@ -185,7 +203,11 @@ def test_what_is_not_finite_stays_in_its_channel_and_comes_out_as_torch_has_it(b
 def test_values_that_float32_cannot_square_or_that_jump_after_the_first(build):
     for shape in [(32, 3, 10, 10), (40, 8)]:
         x, w, b, g = draw(shape)
-        for case in (x * 1e22, x * 1e-22, torch.where(torch.arange(shape[0]).view(-1, *[1] * (x.ndim - 1)) < 20, 7.0, x * 1e-3)):
+        for case in (
+            x * 1e22,
+            x * 1e-22,
+            torch.where(torch.arange(shape[0]).view(-1, *[1] * (x.ndim - 1)) < 20, 7.0, x * 1e-3),
+        ):
             y = by_kernel(case, w, b, g, None)[0]
             assert errors([y], written_out(case, w, b, g, None)[:1])[0] < 1e-5
 
@@ -211,7 +233,9 @@ def test_running_statistics_are_torchs(build):
             mean, var = x.double().mean((0, *range(2, x.ndim))), x.double().var((0, *range(2, x.ndim)))
             right = (0.9 * ours[0].new_full((1,), 0.3).double() + 0.1 * mean, 0.9 * 2.0 + 0.1 * var)
             for one, other in zip(ours, right, strict=True):
-                torch.testing.assert_close(one, other.to(kept), rtol=1e-2 if kept == torch.bfloat16 else 1e-6, atol=1e-7)
+                torch.testing.assert_close(
+                    one, other.to(kept), rtol=1e-2 if kept == torch.bfloat16 else 1e-6, atol=1e-7
+                )
 
 
 def test_the_same_bits_again_and_on_any_number_of_threads(build):
@@ -232,7 +256,11 @@ def test_the_same_bits_again_and_on_any_number_of_threads(build):
 
 def test_the_mask_of_the_backward_is_that_of_the_forward(build):
     """Bit for bit: where the output is zero no cotangent passes, where it is not it does."""
-    for shape, layout in [((64, 8, 16, 16), "contiguous"), ((64, 8, 16, 16), "channels_last"), ((512, 40), "contiguous")]:
+    for shape, layout in [
+        ((64, 8, 16, 16), "contiguous"),
+        ((64, 8, 16, 16), "channels_last"),
+        ((512, 40), "contiguous"),
+    ]:
         x, w, b, _ = draw(shape, layout=layout)
         x.requires_grad_()
         for way in ("kernel",):
@@ -244,7 +272,11 @@ def test_the_mask_of_the_backward_is_that_of_the_forward(build):
 
 @pytest.mark.parametrize("activation", [None, "leaky_relu"])
 def test_in_place_takes_everything_back_from_the_output(build, activation):
-    for shape, layout in [((16, 6, 12, 12), "contiguous"), ((16, 6, 12, 12), "channels_last"), ((64, 30), "contiguous")]:
+    for shape, layout in [
+        ((16, 6, 12, 12), "contiguous"),
+        ((16, 6, 12, 12), "channels_last"),
+        ((64, 30), "contiguous"),
+    ]:
         x, w, b, g = draw(shape, layout=layout, offset=5.0)
         b.clamp_(-1, 1)
         right = written_out(x, w, b, g, activation)
@@ -300,7 +332,7 @@ def test_what_is_not_wanted_is_not_computed_and_odd_cotangents_are_taken():
 
 
 def test_using_asks_for_a_way_and_says_when_there_is_none(monkeypatch):
-    x, w, b, g = draw((16, 4, 6, 6))
+    x, w, b, _ = draw((16, 4, 6, 6))
     results = {}
     for way in ("kernel", "torch", "written_out"):
         with ops.using(way):
@@ -353,7 +385,10 @@ def test_what_the_kernel_must_not_touch_goes_another_way(case):
 
 
 def test_a_layer_with_an_activation_is_torchs_layer_and_activation():
-    ours, theirs = layers.BatchNorm2d(5, activation="relu"), torch.nn.Sequential(torch.nn.BatchNorm2d(5), torch.nn.ReLU())
+    ours, theirs = (
+        layers.BatchNorm2d(5, activation="relu"),
+        torch.nn.Sequential(torch.nn.BatchNorm2d(5), torch.nn.ReLU()),
+    )
     for _ in range(3):
         x = torch.randn(8, 5, 6, 6)
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()

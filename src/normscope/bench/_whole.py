@@ -109,7 +109,9 @@ class _Trainer:
         self.x = torch.randn(_BATCH[model], 3, 32, 32)
         self.y = torch.randint(10, (_BATCH[model],))
         if "channels_last" in kind:
-            self.model = self.model.to(memory_format=torch.channels_last)
+            for parameter in self.model.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.low = "bf16" in kind
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01)
@@ -136,7 +138,9 @@ def measure_step(model: str, kind: str) -> dict[str, Any]:
     """
     from normscope.bench.layers import ratio, rounds
 
-    trainers = {name: _Trainer(model, norm, kind) for name, norm in (("torch", _torchs), ("ours", _ours), ("none", _none))}
+    trainers = {
+        name: _Trainer(model, norm, kind) for name, norm in (("torch", _torchs), ("ours", _ours), ("none", _none))
+    }
     times = rounds({name: trainer.step for name, trainer in trainers.items()}, time.perf_counter, _SECONDS)
     share = {name: 1 - ratio(times, "none", name)["median"] for name in ("torch", "ours")}
     return {

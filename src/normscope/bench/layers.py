@@ -1,8 +1,8 @@
 """Time of batch norm with ReLU, forward and backward, beside torch's; what it is of a whole step; and its peak memory.
 
-Every round runs every candidate once, in random order, and ratios are taken within a round: what else the machine does
-hits all alike. On one thread the clock is the thread's processor time, which repeats under load; on all cores it is wall
-time, for which the machine must be quiet. Each setting of the allocator has a process of its own: `normscope.allocator`
+Every round runs every candidate once, in random order, and ratios are taken within a round: what else the machine
+does hits all alike. On one thread the clock is the thread's processor time, which repeats under load; on all cores it is
+wall time, for which the machine must be quiet. Each setting of the allocator has a process of its own: `normscope.allocator`
 cannot be undone.
 """
 
@@ -182,7 +182,8 @@ class _Case:
         }
         if compiled:
             for name in ("torch", "ours"):
-                modules[f"{name} compiled"] = torch.compile(modules[name], dynamic=False)
+                fast: Any = torch.compile(modules[name], dynamic=False)
+                modules[f"{name} compiled"] = fast
         self.acts: dict[str, Act] = {name: self._both(module) for name, module in modules.items()}
         self.acts["ours forward"] = self._forward(modules["ours"])
         self.acts["torch forward"] = self._forward(modules["torch"])
@@ -210,13 +211,13 @@ class _Case:
         return act
 
 
-def rounds(acts: Mapping[str, Act], clock: Callable[[], float], seconds: float = SECONDS) -> dict[str, list[float]]:
+def rounds(acts: Mapping[str, Act], clock: Callable[[], float], seconds: float | None = None) -> dict[str, list[float]]:
     """Run all acts in rounds, each once and in random order, and return their times in seconds.
 
     Args:
         acts: What to time.
         clock: In seconds.
-        seconds: Wall time after which no more rounds begin, once there are enough.
+        seconds: Wall time after which no more rounds begin, once there are enough; `SECONDS` if None.
     """
     for act in acts.values():
         act()
@@ -225,7 +226,7 @@ def rounds(acts: Mapping[str, Act], clock: Callable[[], float], seconds: float =
     order, began = list(acts), time.perf_counter()
     dice = random.Random(0)
     for done in range(MOST_ROUNDS):
-        if done >= LEAST_ROUNDS and time.perf_counter() - began > seconds:
+        if done >= LEAST_ROUNDS and time.perf_counter() - began > (SECONDS if seconds is None else seconds):
             break
         dice.shuffle(order)
         for name in order:
@@ -246,7 +247,10 @@ def _summary(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     ratios = {"torch / ours": ("torch", "ours"), "torch in place / ours": ("torch in place", "ours")}
     ratios |= {"torch BN / ours BN": ("torch BN", "ours BN"), "copy / forward": ("copy", "ours forward")}
     if "ours compiled" in times:
-        ratios |= {"torch compiled / ours": ("torch compiled", "ours"), "ours compiled / ours": ("ours compiled", "ours")}
+        ratios |= {
+            "torch compiled / ours": ("torch compiled", "ours"),
+            "ours compiled / ours": ("ours compiled", "ours"),
+        }
         ratios |= {"torch / ours compiled": ("torch", "ours compiled")}
     found = {name: ratio(times, *pair) for name, pair in ratios.items()}
     # The backward alone is what both take less the forward, in the same round.

@@ -13,10 +13,10 @@ from normscope._unit import Unit
 from normscope.layers import _running
 from normscope.layers._group import GroupOfProcesses
 from normscope.ops import batch_norm
+from normscope.ops._choose import is_written_out
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
-from normscope.ops._choose import is_written_out
 from normscope.ops.statistics import wide
 from normscope.ops.track import share_of_batch
 

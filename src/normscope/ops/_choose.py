@@ -118,12 +118,7 @@ def why_no_kernel(
 
 
 def _is_row(values: Tensor, x: Tensor) -> bool:
-    return (
-        type(values) in _PLAIN
-        and values.is_cpu == x.is_cpu
-        and values.dtype in _TYPES
-        and values.is_contiguous()
-    )
+    return type(values) in _PLAIN and values.is_cpu == x.is_cpu and values.dtype in _TYPES and values.is_contiguous()
 
 
 def _why_no_gpu_kernel(x: Tensor, asked: Way | None) -> str:

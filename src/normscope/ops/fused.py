@@ -79,7 +79,9 @@ class _Fused(Function):
         d, w, _, z, mean, rstd = _written_out(how, x, weight, bias)
         found = backward(_through_activation(g.to(d.dtype), z, how), None, None, d, w, mean, rstd)
         of = zip(found, (x, weight, bias), wanted, strict=False)
-        return *(None if part is None or like is None or not want else part.to(like.dtype) for part, like, want in of), None
+        return *(
+            None if part is None or like is None or not want else part.to(like.dtype) for part, like, want in of
+        ), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -90,7 +92,7 @@ class _Fused(Function):
 
 
 # What Function.apply ends in: what it does before is for torch.func, which does not come here, and costs microseconds.
-_apply = super(Function, _Fused).apply  # type: ignore[misc]
+_apply = super(Function, _Fused).apply
 
 
 def must_be_written_out(x: Tensor, g: Tensor) -> bool:
@@ -151,7 +153,7 @@ def run_fused(
     y = x if in_place else torch.empty_like(x)
     saved = cpu.forward(x, layout, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, running, share, y)
     if running is not None:  # as any other in-place operation does; the kernel does not
-        increment_version(running if running[2] is not None else running[:2])
+        increment_version([values for values in running if values is not None])
     if keep is not None:
         keep.append(saved)
     return y, saved
@@ -233,7 +235,9 @@ def fused_batch_norm(
     Returns:
         The output in type and layout of ``x``.
     """
-    if running is None or (seen is not None and not (type(seen) is Tensor and seen.is_cpu and seen.dtype is torch.int64)):
+    if running is None or (
+        seen is not None and not (type(seen) is Tensor and seen.is_cpu and seen.dtype is torch.int64)
+    ):
         moved = None if running is None else (running[0], running[1], None)
         y = _apply(x, weight, bias, How(eps, activation, slope, moved, share))
         if seen is not None:
