@@ -13,8 +13,9 @@ def keep_large_blocks() -> None:
 
     As glibc comes, a freed tensor of 32 MiB or more goes back to the system, and the next one is handed out page by
     page as it is first written to: for elementwise work on large activations these page faults cost more than the work.
-    After this call freed memory stays, so that the process holds what it once needed at its peak, for as long as it lives. It
-    holds for all of the process, not for this library alone; so it is never done silently, and cannot be undone.
+    After this call freed memory stays, so that the process holds what it once needed at its peak, for as long as it
+    lives. That is so for all of the process, not for this library alone; so it is never done silently, and cannot be
+    undone.
 
     Call it once, before the first large tensor is made.
 

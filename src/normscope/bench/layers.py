@@ -1,9 +1,9 @@
 """Time of batch norm with ReLU, forward and backward, beside torch's; what it is of a whole step; and its peak memory.
 
 Every round runs every candidate once, in random order, and ratios are taken within a round: what else the machine
-does hits all alike. On one thread the clock is the thread's processor time, which repeats under load; on all cores it is
-wall time, for which the machine must be quiet. Each setting of the allocator has a process of its own: `normscope.allocator`
-cannot be undone.
+does hits all alike. On one thread the clock is the thread's processor time, which repeats under load; on all cores it
+is wall time, for which the machine must be quiet. Each setting of the allocator has a process of its own:
+`normscope.allocator` cannot be undone.
 """
 
 import json

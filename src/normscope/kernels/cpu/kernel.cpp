@@ -63,8 +63,13 @@ void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write
                 double first[64] = {}, second[64] = {};
                 for (long k = 0; k < r.pieces; k++) sums_of_piece<A>(r, k, at, end, step, first, second);
                 for (long c = at; c < end; c++) finish(c, first[c - at], second[c - at]);
-                for (long s = 0; s < r.samples; s++)
-                    for (long c = at; c < end; c++) write(c, r.at(s, c), r.positions, Ahead{next, c + 1 < end ? r.positions : r.at(s + 1, at) - r.at(s, c)});
+                static const bool REV = getenv("REV") && atol(getenv("REV"));
+                for (long i = 0; i < r.samples; i++) {
+                    const long s = REV ? r.samples - 1 - i : i;
+                    for (long c = at; c < end; c++)
+                        write(c, r.at(s, c), r.positions,
+                              Ahead{next, c + 1 < end ? r.positions : r.at(REV ? s - 1 : s + 1, at) - r.at(s, c)});
+                }
             }
         });
         return;
