@@ -411,3 +411,81 @@ def test_without_the_extension_everything_works_and_says_so(tmp_path):
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.startswith("torch: the extension was not built")
+
+
+def overwrites(arrange, monkeypatch):
+    """Whether a backward in a given surrounding wrote the input's gradient over the cotangent."""
+    fused = importlib.import_module("normscope.ops.fused")
+    monkeypatch.setattr(fused, "LARGE", 0)
+    used = []
+    backward = cpu.backward
+    monkeypatch.setattr(cpu, "backward", lambda *a, **k: (used.append(k["over"] is not None), backward(*a, **k))[1])
+    x, w, b, _ = draw((8, 4, 6, 6))
+    x.requires_grad_()
+    with ops.using("kernel"):
+        y = ops.batch_norm(x * 1, w, b, activation="relu")
+    arrange(y, x)
+    assert len(used) == 1
+    return used[0]
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "_use_count"), reason="this torch does not say who holds a tensor")
+def test_a_cotangent_is_written_over_only_where_nobody_else_has_it(monkeypatch):
+    kept = []
+    g = torch.randn(8, 4, 6, 6)
+    alone = {
+        "a product": lambda y, x: (y * g).sum().backward(),
+        "two uses": lambda y, x: (y * g + y.exp()).sum().backward(),
+        "retain_grad": lambda y, x: (y.retain_grad(), (y * g).sum().backward(), kept.append((y.grad, g))),
+        "inputs": lambda y, x: (torch.autograd.backward((y * g).sum(), inputs=[x, y]), kept.append((y.grad, g))),
+    }
+    shared = {
+        "the caller's own": lambda y, x: (y.backward(g), kept.append((g, g.clone()))),
+        "a shortcut": lambda y, x: ((y + x) * g).sum().backward(),
+        "a hook": lambda y, x: (y.register_hook(lambda c: kept.append((c, g))), (y * g).sum().backward()),
+        "a node's hook": lambda y, x: (
+            y.grad_fn.register_prehook(lambda c: kept.append((c[0], g))),
+            (y * g).sum().backward(),
+        ),
+        "a node's hook after": lambda y, x: (
+            y.grad_fn.register_hook(lambda _, c: kept.append((c[0], g))),
+            (y * g).sum().backward(),
+        ),
+        "asked for": lambda y, x: kept.append((torch.autograd.grad((y * g).sum(), (x, y))[1], g)),
+        "a view": lambda y, x: (y.flatten() * g.flatten()).sum().backward(),
+    }
+    before = g.clone()
+    for cases, expected in ((alone, True), (shared, False)):
+        for name, arrange in cases.items():
+            assert overwrites(arrange, monkeypatch) is expected, name
+            monkeypatch.undo()
+    for found, right in kept:
+        assert torch.equal(found, right)
+    assert torch.equal(g, before)
+
+
+def test_gradients_are_the_same_over_the_cotangent_and_beside_it(monkeypatch):
+    fused = importlib.import_module("normscope.ops.fused")
+    results = []
+    for large in (0, 1 << 40):
+        monkeypatch.setattr(fused, "LARGE", large)
+        x, w, b, g = draw((16, 6, 12, 12))
+        ts = [t.requires_grad_() for t in (x, w, b)]
+        with ops.using("kernel"):
+            z = ops.batch_norm(ops.batch_norm(*ts, activation="relu") * 2 + x, *ts[1:], activation="leaky_relu")
+        results.append(torch.autograd.grad((z * g).sum(), ts))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_outputs_past_the_cache_are_the_same_bits(build):
+    module = cpu._kernel()
+    for shape, layout in [((128, 40, 20, 20), "contiguous"), ((140, 64, 16, 16), "channels_last")]:
+        for dtype in (torch.float32, torch.bfloat16):
+            shape = shape if dtype == torch.float32 else (2 * shape[0], *shape[1:])
+            case = draw(shape, dtype, layout=layout)
+            results = []
+            for expected in (False, True):
+                module.expect_recycled(expected)
+                results.append(by_kernel(*case, "relu"))
+            module.expect_recycled(False)
+            assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

@@ -7,6 +7,8 @@ the forward's bit for bit and none is stored. Where a derivative is itself diffe
 `normscope.ops.standardize`, in torch operations.
 """
 
+import functools
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,7 +77,8 @@ class _Fused(Function):
         x, weight, bias, saved = ctx.saved_tensors
         wanted, how = ctx.needs_input_grad, ctx.how
         if not must_be_written_out(x, g):
-            return *gradients(g, x, weight, bias, saved, how, wanted), None
+            own = g.nbytes >= LARGE and sys.getrefcount(g) == references() and is_alone(g)
+            return *gradients(g, x, weight, bias, saved, how, wanted, own=own), None
         d, w, _, z, mean, rstd = _written_out(how, x, weight, bias)
         found = backward(_through_activation(g.to(d.dtype), z, how), None, None, d, w, mean, rstd)
         of = zip(found, (x, weight, bias), wanted, strict=False)
@@ -93,6 +96,52 @@ class _Fused(Function):
 
 # What Function.apply ends in: what it does before is for torch.func, which does not come here, and costs microseconds.
 _apply = super(Function, _Fused).apply
+
+
+#: Bytes from which on a cotangent's memory is used again, if nobody else holds it: below, finding out costs more.
+LARGE = 1 << 20
+
+
+class _Twin(Function):
+    """Sees how often a cotangent that nobody else holds is referred to, in a backward like that of `_Fused`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seen: list[int]) -> Tensor:
+        ctx.seen = seen
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        ctx.seen.append(sys.getrefcount(g) if is_alone(g) else 0)
+        return g, None
+
+
+@functools.cache
+def references() -> int:
+    """Return how many references Python holds to a cotangent that is the backward's alone; 0 if that cannot be told.
+
+    Measured, on one that is alone and on one that a hook keeps: it depends on how torch calls a backward.
+    """
+    seen: list[int] = []
+    kept: list[Tensor] = []
+    with torch.enable_grad():
+        for keeps in (False, True):
+            y = _Twin.apply(torch.ones(2, requires_grad=True), seen)
+            if keeps:
+                y.register_hook(kept.append)
+            (y * 2).sum().backward()
+    return seen[0] if seen[0] != seen[1] else 0
+
+
+def is_alone(g: Tensor) -> bool:
+    """Say whether a tensor's memory is its own, and nothing in torch holds the tensor but who runs the backward."""
+    count = getattr(g, "_use_count", None)  # not in every torch
+    return (
+        count is not None
+        and count() == 1
+        and not g._is_view()
+        and torch._C._storage_Use_Count(g.untyped_storage()._cdata) == 2  # the tensor, and the handle just made
+    )
 
 
 def must_be_written_out(x: Tensor, g: Tensor) -> bool:
@@ -178,6 +227,7 @@ def gradients(
     wanted: Sequence[bool],
     *,
     from_output: bool = False,
+    own: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the kernel's gradients of ``x``, ``weight`` and ``bias``; None for what is not wanted.
 
@@ -190,6 +240,7 @@ def gradients(
         how: As in the forward.
         wanted: Which gradients: at least three truth values.
         from_output: Whether ``x`` is the output.
+        own: Whether the gradient of ``x`` may be written over ``g``, which nobody else will read.
     """
     activation = cpu.ACTIVATIONS[how.activation]
     if x.is_cuda:
@@ -198,8 +249,11 @@ def gradients(
         return g_x, _like(g_weight, weight), _like(g_bias, bias)
     x, layout = _dense(x)
     if g.stride() != x.stride() or g.dtype != x.dtype or g.is_neg():
-        g = torch.empty_like(x).copy_(g)
-    return cpu.backward(g, x, layout, weight, bias, saved, activation, how.slope, wanted, from_output=from_output)
+        g, own = torch.empty_like(x).copy_(g), True
+    over = g if own else None
+    return cpu.backward(
+        g, x, layout, weight, bias, saved, activation, how.slope, wanted, from_output=from_output, over=over
+    )
 
 
 def _like(values: Tensor | None, of: Tensor | None) -> Tensor | None:

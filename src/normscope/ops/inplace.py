@@ -10,6 +10,7 @@ Rounding :math:`z` moves :math:`\hat x` by :math:`(|\hat x| + |\beta / \gamma|)`
 with a gain near 0 or a far larger shift cannot be taken back: `can_be_inverted`.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -18,7 +19,16 @@ from torch.autograd import Function, forward_ad
 
 from normscope.kernels.cpu import RSTD, laid_out
 from normscope.ops._choose import wants_written_out, why_no_kernel
-from normscope.ops.fused import How, gradients, moments_of_saved, must_be_written_out, run_fused
+from normscope.ops.fused import (
+    LARGE,
+    How,
+    gradients,
+    is_alone,
+    moments_of_saved,
+    must_be_written_out,
+    references,
+    run_fused,
+)
 from normscope.ops.moments import Moments
 from normscope.ops.normalize import normalize
 from normscope.ops.standardize import backward_of_xhat
@@ -97,7 +107,8 @@ class _InPlace(Function):
         z, weight, bias, rstd = ctx.saved_tensors
         if ctx.saved is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
             wanted = ctx.needs_input_grad
-            return *gradients(g, z, weight, bias, ctx.saved, ctx.how, wanted, from_output=True), *_NONE
+            own = g.nbytes >= LARGE and sys.getrefcount(g) == references() and is_alone(g)
+            return *gradients(g, z, weight, bias, ctx.saved, ctx.how, wanted, from_output=True, own=own), *_NONE
         types = (z.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
         weight, bias = (None if p is None else p.to(rstd.dtype) for p in (weight, bias))
         y = z.to(rstd.dtype)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from normscope import allocator
+
 #: Rows of what a forward saves for its backward, ``(6, C)`` in float32 or, for float64 input, float64.
 MEAN, LOW, RSTD, SCALE, OFFSET, VAR = range(6)
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}
@@ -26,6 +28,14 @@ _NOTHING = (None, None, None)
 @functools.cache
 def _load() -> tuple[ModuleType | None, str]:
     """Return the best build that this machine runs, and why there is none."""
+    module, reason = _best()
+    if module is not None:
+        # Past the cache only then: on pages that must be fetched from the system first it costs more than it saves.
+        allocator.when_kept(functools.partial(module.expect_recycled, True))
+    return module, reason
+
+
+def _best() -> tuple[ModuleType | None, str]:
     found: dict[str, ModuleType] = {}
     try:
         found["_baseline"] = importlib.import_module(f"{__name__}._baseline")

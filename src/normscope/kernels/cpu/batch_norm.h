@@ -10,7 +10,8 @@
 #include "problem.h"
 
 constexpr int TILE = NORMSCOPE_BYTES == 32 ? 2 : 4;  // vectors side by side: what the registers hold
-inline long AHEAD = getenv("AH") ? atol(getenv("AH")) : 512;
+constexpr long DEEP = 8;                             // rows that a tile's inputs are fetched ahead
+constexpr long AHEAD = 512;                          // bytes that outputs are fetched for writing ahead
 
 template <class A>
 struct Constants {
@@ -44,9 +45,10 @@ INLINE void read_back(vec<A> x, vec<A>& g, const Constants<A>& c, A slope, A inv
     }
 }
 
+// The processor's own prefetcher stops at the end of a page: begin the next run for it, `jump` elements on.
 template <class T>
-INLINE void prefetch_write(const T* p) {
-    __builtin_prefetch((const char*)p + AHEAD, 1, 3);
+INLINE void fetch_start(const T* p) {
+    for (int line = 0; line < 4; line++) __builtin_prefetch((const char*)p + 64 * line, 0, 3);
 }
 
 // Where a pass over a run is followed by: `x` elements on, what the next block's first pass will read; `run` elements
@@ -58,11 +60,12 @@ struct Ahead {
 // ------------------------------------------------------------------------------------------ runs of one channel
 
 template <class T>
-void moments_of_run(const T* p, long n, wide<T> shift, vec<wide<T>>& sum, vec<wide<T>>& squares) {
+void moments_of_run(const T* p, long n, long jump, wide<T> shift, vec<wide<T>>& sum, vec<wide<T>>& squares) {
     using A = wide<T>;
     constexpr long L = lanes<A>;
     vec<A> c = spread<A>(shift), s[4] = {}, q[4] = {};
     long i = 0;
+    fetch_start(p + jump);
     for (; i + 4 * L <= n; i += 4 * L) {
         for (int u = 0; u < 4; u++) {
             vec<A> d = load(p + i + u * L) - c;
@@ -84,7 +87,7 @@ void moments_of_run(const T* p, long n, wide<T> shift, vec<wide<T>>& sum, vec<wi
     squares += (q[0] + q[1]) + (q[2] + q[3]);
 }
 
-template <class T, int ACT>
+template <class T, int ACT, bool STREAM>
 void normalize_run(const T* p, T* y, long n, Ahead next, const Constants<wide<T>>& k, wide<T> slope) {
     using A = wide<T>;
     constexpr long L = lanes<A>;
@@ -95,10 +98,10 @@ void normalize_run(const T* p, T* y, long n, Ahead next, const Constants<wide<T>
         const long on = i + ahead < n ? ahead : next.run - n + ahead;
         for (int u = 0; u < 4; u++) {
             if (u * L * sizeof(T) % 64 == 0) {
-                __builtin_prefetch(y + i + u * L + on, 1, 3);
+                if (!STREAM) __builtin_prefetch(y + i + u * L + on, 1, 3);
                 if (next.x) __builtin_prefetch(p + i + u * L + next.x, 0, 2);
             }
-            store(y + i + u * L, activate<ACT>(fma(load(p + i + u * L) - c.mean, c.scale, c.offset), slope));
+            put<STREAM>(y + i + u * L, activate<ACT>(fma(load(p + i + u * L) - c.mean, c.scale, c.offset), slope));
         }
     }
     for (; i + L <= n; i += L) {
@@ -111,7 +114,7 @@ void normalize_run(const T* p, T* y, long n, Ahead next, const Constants<wide<T>
 }
 
 template <class T, int ACT, bool FROM_OUTPUT>
-void gradient_sums_of_run(const T* x, const T* g, long n, const Constants<wide<T>>& k, wide<T> slope,
+void gradient_sums_of_run(const T* x, const T* g, long n, long jump, const Constants<wide<T>>& k, wide<T> slope,
                           vec<wide<T>>& sum, vec<wide<T>>& along) {
     using A = wide<T>;
     constexpr long L = lanes<A>;
@@ -119,6 +122,8 @@ void gradient_sums_of_run(const T* x, const T* g, long n, const Constants<wide<T
     const A inverse = A(1) / slope;
     vec<A> s[4] = {}, q[4] = {}, centred;
     long i = 0;
+    fetch_start(x + jump);
+    fetch_start(g + jump);
     for (; i + 4 * L <= n; i += 4 * L) {
         for (int u = 0; u < 4; u++) {
             vec<A> d = load(g + i + u * L);
@@ -149,7 +154,7 @@ struct Projection {
     vec<A> slant, level;
 };
 
-template <class T, int ACT, bool FROM_OUTPUT>
+template <class T, int ACT, bool FROM_OUTPUT, bool STREAM>
 void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead next, const Constants<wide<T>>& k,
                      const Projection<wide<T>>& projection, wide<T> slope) {
     using A = wide<T>;
@@ -164,7 +169,7 @@ void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead next, const C
         const long on = i + ahead < n ? ahead : next.run - n + ahead;
         for (int u = 0; u < 4; u++) {
             if (u * L * sizeof(T) % 64 == 0) {
-                __builtin_prefetch(out + i + u * L + on, 1, 3);
+                if (!STREAM) __builtin_prefetch(out + i + u * L + on, 1, 3);
                 if (next.x) {
                     __builtin_prefetch(x + i + u * L + next.x, 0, 2);
                     __builtin_prefetch(g + i + u * L + next.x, 0, 2);
@@ -172,7 +177,7 @@ void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead next, const C
             }
             vec<A> d = load(g + i + u * L);
             read_back<ACT, FROM_OUTPUT, A>(load(x + i + u * L), d, c, slope, inverse, centred);
-            store(out + i + u * L, fma(centred, j.slant, fma(d, c.scale, j.level)));
+            put<STREAM>(out + i + u * L, fma(centred, j.slant, fma(d, c.scale, j.level)));
         }
     }
     for (; i + L <= n; i += L) {
@@ -194,6 +199,7 @@ void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead next, const C
 template <class A>
 struct Columns {
     A *mean, *scale, *offset, *slant, *level;
+    long deep = 0;  // rows ahead that the second pass fetches: none where the first has left them in the cache
 };
 
 template <class T, int U, bool TAIL>
@@ -205,6 +211,7 @@ INLINE void moments_of_tile(const T* p, long stride, long rows, long n, const wi
     for (int u = 0; u < U; u++) c[u] = TAIL ? load_first(shift, n, vec<A>{}) : load(shift + u * L);
     for (long r = 0; r < rows; r++, p += stride) {
         for (int u = 0; u < U; u++) {
+            if (!TAIL && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(p + DEEP * stride + u * L, 0, 3);
             vec<A> d = (TAIL ? load_first(p, n, c[u]) : load(p + u * L)) - c[u];
             s[u] += d;
             q[u] = fma(d, d, q[u]);
@@ -218,7 +225,7 @@ INLINE void moments_of_tile(const T* p, long stride, long rows, long n, const wi
     }
 }
 
-template <class T, int ACT, int U, bool TAIL>
+template <class T, int ACT, bool STREAM, int U, bool TAIL>
 INLINE void normalize_tile(const T* p, T* y, long stride, long rows, long n, const Columns<wide<T>>& k, long at,
                            wide<T> slope) {
     using A = wide<T>;
@@ -230,13 +237,14 @@ INLINE void normalize_tile(const T* p, T* y, long stride, long rows, long n, con
     }
     for (long r = 0; r < rows; r++, p += stride, y += stride) {
         for (int u = 0; u < U; u++) {
-            if (!TAIL && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(y + 4 * stride + u * L, 1, 3);
+            if (!TAIL && k.deep && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(p + k.deep * stride + u * L, 0, 3);
+            if (!TAIL && !STREAM && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(y + 4 * stride + u * L, 1, 3);
             vec<A> x = TAIL ? load_first(p, n, c[u].mean) : load(p + u * L);
             vec<A> z = activate<ACT>(fma(x - c[u].mean, c[u].scale, c[u].offset), slope);
             if (TAIL) {
                 store_first(y, n, z);
             } else {
-                store(y + u * L, z);
+                put<STREAM && U == TILE>(y + u * L, z);
             }
         }
     }
@@ -256,6 +264,10 @@ INLINE void gradient_sums_of_tile(const T* x, const T* g, long stride, long rows
     }
     for (long r = 0; r < rows; r++, x += stride, g += stride) {
         for (int u = 0; u < U; u++) {
+            if (!TAIL && u * L * sizeof(T) % 64 == 0) {
+                __builtin_prefetch(x + DEEP * stride + u * L, 0, 3);
+                __builtin_prefetch(g + DEEP * stride + u * L, 0, 3);
+            }
             vec<A> d = TAIL ? load_first(g, n, vec<A>{}) : load(g + u * L);
             vec<A> v = TAIL ? load_first(x, n, c[u].mean) : load(x + u * L);
             read_back<ACT, FROM_OUTPUT, A>(v, d, c[u], slope, inverse, centred);
@@ -271,7 +283,7 @@ INLINE void gradient_sums_of_tile(const T* x, const T* g, long stride, long rows
     }
 }
 
-template <class T, int ACT, bool FROM_OUTPUT, int U, bool TAIL>
+template <class T, int ACT, bool FROM_OUTPUT, bool STREAM, int U, bool TAIL>
 INLINE void gradient_of_tile(const T* x, const T* g, T* out, long stride, long rows, long n,
                              const Columns<wide<T>>& k, long at, wide<T> slope) {
     using A = wide<T>;
@@ -287,7 +299,11 @@ INLINE void gradient_of_tile(const T* x, const T* g, T* out, long stride, long r
     }
     for (long r = 0; r < rows; r++, x += stride, g += stride, out += stride) {
         for (int u = 0; u < U; u++) {
-            if (!TAIL && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(out + 4 * stride + u * L, 1, 3);
+            if (!TAIL && k.deep && u * L * sizeof(T) % 64 == 0) {
+                __builtin_prefetch(x + k.deep * stride + u * L, 0, 3);
+                __builtin_prefetch(g + k.deep * stride + u * L, 0, 3);
+            }
+            if (!TAIL && !STREAM && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(out + 4 * stride + u * L, 1, 3);
             vec<A> d = TAIL ? load_first(g, n, vec<A>{}) : load(g + u * L);
             vec<A> v = TAIL ? load_first(x, n, c[u].mean) : load(x + u * L);
             read_back<ACT, FROM_OUTPUT, A>(v, d, c[u], slope, inverse, centred);
@@ -295,7 +311,7 @@ INLINE void gradient_of_tile(const T* x, const T* g, T* out, long stride, long r
             if (TAIL) {
                 store_first(out, n, z);
             } else {
-                store(out + u * L, z);
+                put<STREAM && U == TILE>(out + u * L, z);
             }
         }
     }

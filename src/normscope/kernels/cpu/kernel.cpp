@@ -29,11 +29,13 @@ INLINE void sums_of_piece(const Runs& r, long piece, long c0, long c1, Step&& st
         if (r.pieces_of_run > 1) {
             const long s = piece / r.pieces_of_run, from = (piece % r.pieces_of_run) * FLUSH;
             const long n = from + FLUSH < r.positions ? FLUSH : r.positions - from;
-            for (long c = at; c < end; c++) step(c, r.at(s, c) + from, n, a[c - at], b[c - at]);
+            for (long c = at; c < end; c++) step(c, r.at(s, c) + from, n, 0, a[c - at], b[c - at]);
         } else {
             const long s0 = piece * r.per_piece, s1 = s0 + r.per_piece < r.samples ? s0 + r.per_piece : r.samples;
             for (long s = s0; s < s1; s++)
-                for (long c = at; c < end; c++) step(c, r.at(s, c), r.positions, a[c - at], b[c - at]);
+                for (long c = at; c < end; c++)
+                    step(c, r.at(s, c), r.positions, c + 1 < end ? r.positions : r.at(s + 1, at) - r.at(s, c), a[c - at],
+                         b[c - at]);
         }
         for (long c = at; c < end; c++) {
             first[c - c0] += total(a[c - at]);
@@ -47,30 +49,30 @@ template <class T, class Step, class Finish, class Write>
 void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write&& write) {
     using A = wide<T>;
     const Runs r(p);
-    const long run = r.positions * long(sizeof(T)), all = bytes * r.samples * r.channels * r.positions;
+    const long all = bytes * r.samples * r.channels * r.positions;
     const int threads = all < SERIAL_BYTES ? 1 : p.threads;
     if (threads == 1 || r.channels >= 4 * threads) {
-        const long fits = half_of_cache() / (bytes * r.samples * r.positions);
+        // Two blocks of the cache's eighth fit: while one is written, the next is fetched, so that its first pass finds it
+        // there. A channel beyond that is read from memory twice whatever the block; then long stretches are best.
+        const long channel = bytes * r.samples * r.positions, run = bytes * r.positions;
+        const bool ahead = channel <= half_of_cache() / 2;
         const long share = threads == 1 ? r.channels : r.channels / (4 * threads);
-        static const long BL = getenv("BL") ? atol(getenv("BL")) : 0;
-        static const long PF = getenv("PF") ? atol(getenv("PF")) : 1;
-        const long block = BL ? BL : clamp(clamp(fits, 1, 16384 / run + 1), 1, share < 64 ? share : 64);
+        const long want = ahead ? clamp(half_of_cache() / 8 / channel, 1, 16384 / run + 1) : 32768 / run;
+        const long block = clamp(want, 1, share < 64 ? share : 64);
         parallel(p, threads, ceil_div(r.channels, share), [&](long item) {
             const long c0 = item * share, c1 = c0 + share < r.channels ? c0 + share : r.channels;
             for (long at = c0; at < c1; at += block) {
                 const long end = at + block < c1 ? at + block : c1;
-                const long next = PF && fits && end < c1 ? block * r.positions : 0;
+                const long next = ahead && end < c1 ? block * r.positions : 0;
                 double first[64] = {}, second[64] = {};
                 for (long k = 0; k < r.pieces; k++) sums_of_piece<A>(r, k, at, end, step, first, second);
                 for (long c = at; c < end; c++) finish(c, first[c - at], second[c - at]);
-                static const bool REV = getenv("REV") && atol(getenv("REV"));
-                for (long i = 0; i < r.samples; i++) {
-                    const long s = REV ? r.samples - 1 - i : i;
+                for (long s = 0; s < r.samples; s++)
                     for (long c = at; c < end; c++)
                         write(c, r.at(s, c), r.positions,
-                              Ahead{next, c + 1 < end ? r.positions : r.at(REV ? s - 1 : s + 1, at) - r.at(s, c)});
-                }
+                              Ahead{next, c + 1 < end ? r.positions : r.at(s + 1, at) - r.at(s, c)});
             }
+            end_of_stream();
         });
         return;
     }
@@ -90,7 +92,10 @@ void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write
         }
         finish(c, a, b);
     }
-    parallel(p, threads, r.samples * r.channels, [&](long item) { write(item % r.channels, item * r.positions, r.positions, Ahead{0, r.positions}); });
+    parallel(p, threads, r.samples * r.channels, [&](long item) {
+        write(item % r.channels, item * r.positions, r.positions, Ahead{0, r.positions});
+        end_of_stream();
+    });
 }
 
 // --------------------------------------------------------------------------------------------------------- columns
@@ -147,7 +152,9 @@ void over_columns(const Problem& p, long bytes, Begin&& begin, Sum&& sum, Finish
         }
     };
 
-    if (threads == 1 ? fits >= 1 : (fits >= 1 && blocks_of_unit >= 2 * threads)) {
+    // Columns cut out of long rows are read in bits: many rows go better whole, even twice.
+    const bool whole_columns = fits >= 1 && (!p.last || g.rows <= 8 * ROWS);
+    if (whole_columns && (threads == 1 || blocks_of_unit >= 2 * threads)) {
         const long width = unit * clamp(fits, 1, threads == 1 ? blocks_of_unit : blocks_of_unit / (2 * threads));
         parallel(p, threads, ceil_div(g.width, width), [&](long item) {
             const long from = item * width, to = from + width < g.width ? from + width : g.width;
@@ -157,6 +164,7 @@ void over_columns(const Problem& p, long bytes, Begin&& begin, Sum&& sum, Finish
             // Backwards: what was read last is still near.
             for (long row = (g.rows - 1) / ROWS * ROWS; row >= 0; row -= ROWS)
                 write(row, row + ROWS < g.rows ? ROWS : g.rows - row, from, to);
+            end_of_stream();
         });
         return;
     }
@@ -171,6 +179,7 @@ void over_columns(const Problem& p, long bytes, Begin&& begin, Sum&& sum, Finish
     parallel(p, threads, pieces * cuts, [&](long i) {
         const long row = (pieces - 1 - i / cuts) * ROWS;
         write(row, row + ROWS < g.rows ? ROWS : g.rows - row, edge(i % cuts), edge(i % cuts + 1));
+        end_of_stream();
     });
 }
 
@@ -178,7 +187,7 @@ bool as_columns(const Problem& p) { return p.last || p.positions < SMALL_MAP; }
 
 // --------------------------------------------------------------------------------------------------------- forward
 
-template <class T, int ACT>
+template <class T, int ACT, bool STREAM>
 void forward(const Problem& p) {
     using A = wide<T>;
     const T* x = (const T*)p.x;
@@ -195,15 +204,16 @@ void forward(const Problem& p) {
         for (long c = 0; c < p.channels; c++) shift[c] = shift_of(x + c * p.positions, p.positions < 16 ? p.positions : 16, 1);
         over_runs<T>(
             p, sizeof(T),
-            [&](long c, long at, long n, vec<A>& s, vec<A>& q) { moments_of_run<T>(x + at, n, shift[c], s, q); },
+            [&](long c, long at, long n, long jump, vec<A>& s, vec<A>& q) { moments_of_run<T>(x + at, n, jump, shift[c], s, q); },
             [&](long c, double s, double q) { finish_forward<T>(p, c, shift[c], s, q); },
-            [&](long c, long at, long n, Ahead next) { normalize_run<T, ACT>(x + at, y + at, n, next, constants(c), slope); });
+            [&](long c, long at, long n, Ahead next) { normalize_run<T, ACT, STREAM>(x + at, y + at, n, next, constants(c), slope); });
         return;
     }
     const Grid g(p);
     Scratch scratch(4 * (sizeof(A) * g.width + 64));
     A* shift = scratch.take<A>(g.width);
-    const Columns<A> k{scratch.take<A>(g.width), scratch.take<A>(g.width), scratch.take<A>(g.width), nullptr, nullptr};
+    Columns<A> k{scratch.take<A>(g.width), scratch.take<A>(g.width), scratch.take<A>(g.width), nullptr, nullptr};
+    k.deep = long(sizeof(T)) * g.rows * g.width > half_of_cache() ? DEEP : 0;
     over_columns<T>(
         p, sizeof(T),
         [&](long from, long to) {
@@ -236,15 +246,15 @@ void forward(const Problem& p) {
             T* into = y + row * g.width;
             over_tiles<A>(
                 from, to,
-                [&](long i) { normalize_tile<T, ACT, TILE, false>(at + i, into + i, g.width, rows, 0, k, i, slope); },
-                [&](long i) { normalize_tile<T, ACT, 1, false>(at + i, into + i, g.width, rows, 0, k, i, slope); },
-                [&](long i, long n) { normalize_tile<T, ACT, 1, true>(at + i, into + i, g.width, rows, n, k, i, slope); });
+                [&](long i) { normalize_tile<T, ACT, STREAM, TILE, false>(at + i, into + i, g.width, rows, 0, k, i, slope); },
+                [&](long i) { normalize_tile<T, ACT, STREAM, 1, false>(at + i, into + i, g.width, rows, 0, k, i, slope); },
+                [&](long i, long n) { normalize_tile<T, ACT, STREAM, 1, true>(at + i, into + i, g.width, rows, n, k, i, slope); });
         });
 }
 
 // -------------------------------------------------------------------------------------------------------- backward
 
-template <class T, int ACT, bool OUT>
+template <class T, int ACT, bool OUT, bool STREAM>
 void backward(const Problem& p) {
     using A = wide<T>;
     const T *x = (const T*)p.x, *d = (const T*)p.g;
@@ -260,21 +270,22 @@ void backward(const Problem& p) {
         };
         over_runs<T>(
             p, 2 * sizeof(T),
-            [&](long c, long at, long n, vec<A>& s, vec<A>& q) {
-                gradient_sums_of_run<T, ACT, OUT>(x + at, d + at, n, constants(c), slope, s, q);
+            [&](long c, long at, long n, long jump, vec<A>& s, vec<A>& q) {
+                gradient_sums_of_run<T, ACT, OUT>(x + at, d + at, n, jump, constants(c), slope, s, q);
             },
             [&](long c, double s, double q) { finish_backward<A, OUT>(p, c, s, q, slant[c], level[c]); },
             [&](long c, long at, long n, Ahead next) {
                 if (out)
-                    gradient_of_run<T, ACT, OUT>(x + at, d + at, out + at, n, next, constants(c),
+                    gradient_of_run<T, ACT, OUT, STREAM>(x + at, d + at, out + at, n, next, constants(c),
                                                  Projection<A>{spread<A>(slant[c]), spread<A>(level[c])}, slope);
             });
         return;
     }
     const Grid g(p);
     Scratch scratch(5 * (sizeof(A) * g.width + 64));
-    const Columns<A> k{scratch.take<A>(g.width), scratch.take<A>(g.width), scratch.take<A>(g.width),
-                       scratch.take<A>(g.width), scratch.take<A>(g.width)};
+    Columns<A> k{scratch.take<A>(g.width), scratch.take<A>(g.width), scratch.take<A>(g.width), scratch.take<A>(g.width),
+                 scratch.take<A>(g.width)};
+    k.deep = 2 * long(sizeof(T)) * g.rows * g.width > half_of_cache() ? DEEP : 0;
     over_columns<T>(
         p, 2 * sizeof(T),
         [&](long from, long to) {
@@ -311,7 +322,7 @@ void backward(const Problem& p) {
             if (!out) return;
             const long at = row * g.width;
             auto tile = [&]<int U, bool TAIL>(long i, long n) {
-                gradient_of_tile<T, ACT, OUT, U, TAIL>(x + at + i, d + at + i, out + at + i, g.width, rows, n, k, i, slope);
+                gradient_of_tile<T, ACT, OUT, STREAM, U, TAIL>(x + at + i, d + at + i, out + at + i, g.width, rows, n, k, i, slope);
             };
             over_tiles<A>(
                 from, to, [&](long i) { tile.template operator()<TILE, false>(i, 0); },
@@ -320,18 +331,44 @@ void backward(const Problem& p) {
         });
 }
 
+// Not for double, which nobody trains in, and not where it would be a plain store.
+template <class T>
+constexpr bool CAN_STREAM = NORMSCOPE_BYTES >= 32 && sizeof(T) < 8;
+
+template <class T>
+bool streamed(const Problem& p) {
+    const long size = sizeof(T), all = size * p.samples * p.channels * p.positions;
+    return streams(p, size * (as_columns(p) ? Grid(p).width : p.positions), all);
+}
+
+template <class T, int ACT>
+void forward_of(const Problem& p) {
+    if constexpr (CAN_STREAM<T>) {
+        if (streamed<T>(p)) return forward<T, ACT, true>(p);
+    }
+    forward<T, ACT, false>(p);
+}
+
+template <class T, int ACT, bool OUT>
+void backward_of(const Problem& p) {
+    if constexpr (CAN_STREAM<T>) {
+        if (streamed<T>(p)) return backward<T, ACT, OUT, true>(p);
+    }
+    backward<T, ACT, OUT, false>(p);
+}
+
 template <class T>
 void forward_of(const Problem& p, int act) {
-    if (act == RELU) return forward<T, RELU>(p);
-    if (act == LEAKY_RELU) return forward<T, LEAKY_RELU>(p);
-    forward<T, NONE>(p);
+    if (act == RELU) return forward_of<T, RELU>(p);
+    if (act == LEAKY_RELU) return forward_of<T, LEAKY_RELU>(p);
+    forward_of<T, NONE>(p);
 }
 
 template <class T>
 void backward_of(const Problem& p, int act, bool from_output) {
-    if (act == RELU) return backward<T, RELU, false>(p);
-    if (act == LEAKY_RELU) return from_output ? backward<T, LEAKY_RELU, true>(p) : backward<T, LEAKY_RELU, false>(p);
-    from_output ? backward<T, NONE, true>(p) : backward<T, NONE, false>(p);
+    if (act == RELU) return backward_of<T, RELU, false>(p);
+    if (act == LEAKY_RELU) return from_output ? backward_of<T, LEAKY_RELU, true>(p) : backward_of<T, LEAKY_RELU, false>(p);
+    from_output ? backward_of<T, NONE, true>(p) : backward_of<T, NONE, false>(p);
 }
 
 }  // namespace

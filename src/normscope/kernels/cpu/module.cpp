@@ -35,6 +35,8 @@ void find_team() {
 #endif
 }
 
+bool recycled = false;
+
 // Arguments are taken in order; the first that is no number leaves an error set.
 struct Arguments {
     PyObject* const* at;
@@ -84,6 +86,7 @@ Problem shape_of(Arguments& a) {
     p.positions = a.integer();
     p.last = a.integer() != 0;
     p.threads = (int)a.integer();
+    p.recycled = recycled;
     p.team = team;
     return p;
 }
@@ -139,6 +142,13 @@ PyObject* about(PyObject*, PyObject*) {
                          half_of_cache() * 2);
 }
 
+PyObject* expect_recycled(PyObject*, PyObject* value) {
+    const int truth = PyObject_IsTrue(value);
+    if (truth < 0) return nullptr;
+    recycled = truth != 0;
+    Py_RETURN_NONE;
+}
+
 // Which of the instruction sets that modules are built for this machine has.
 PyObject* supports(PyObject*, PyObject*) {
     int avx512 = 0, avx2 = 0;
@@ -154,6 +164,7 @@ PyObject* supports(PyObject*, PyObject*) {
 PyMethodDef methods[] = {
     {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "Normalize, activate, track; see _call.py."},
     {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL, "Gradients; see _call.py."},
+    {"expect_recycled", expect_recycled, METH_O, "Whether freed memory stays in the process."},
     {"about", about, METH_NOARGS, "Instruction set, whether torch's threads were found, bytes of the cache."},
     {"supports", supports, METH_NOARGS, "Which builds this machine can run."},
     {nullptr, nullptr, 0, nullptr},

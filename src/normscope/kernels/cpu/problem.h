@@ -48,6 +48,7 @@ struct Problem {
     bool last = false;         // channels side by side in memory
     double eps = 0, share = 0, slope = 0;
     int threads = 1;
+    bool recycled = false;     // freed memory stays in the process, so that outputs are written to pages that are there
     void (*team)(void (*)(void*), void*, unsigned, unsigned) = nullptr;  // libgomp's GOMP_parallel, as torch loaded it
 };
 
@@ -64,6 +65,13 @@ struct Job {
         for (long i; (i = job->next.fetch_add(1, std::memory_order_relaxed)) < job->items;) (*job->work)(i);
     }
 };
+
+// Past the cache only where that pays: outputs far larger than it, on pages that are there, in whole lines.
+constexpr long STREAM_BYTES = 8000000;
+inline bool streams(const Problem& p, long stretch, long all) {
+    return p.recycled && all >= STREAM_BYTES && stretch % 64 == 0 && (uintptr_t)p.out % 64 == 0 && p.out != p.x &&
+           p.out != p.g;
+}
 
 // Items are taken as threads come free; no result depends on which thread took one.
 template <class F>

@@ -154,6 +154,46 @@ INLINE void store(bf16* p, vfloat v) {
     memcpy(p, &h, sizeof h);
 }
 
+// Past the cache, to memory that is a multiple of 64 bytes away from zero; a plain store where there is no such thing.
+INLINE void stream(float* p, vfloat v) {
+#if NORMSCOPE_BYTES == 64
+    _mm512_stream_ps(p, (__m512)v);
+#elif NORMSCOPE_BYTES == 32
+    _mm256_stream_ps(p, (__m256)v);
+#else
+    store(p, v);
+#endif
+}
+INLINE void stream(double* p, vdouble v) {
+#if NORMSCOPE_BYTES == 64
+    _mm512_stream_pd(p, (__m512d)v);
+#elif NORMSCOPE_BYTES == 32
+    _mm256_stream_pd(p, (__m256d)v);
+#else
+    store(p, v);
+#endif
+}
+INLINE void stream(bf16* p, vfloat v) {
+#if NORMSCOPE_BYTES == 64
+    _mm256_stream_si256((__m256i*)p, (__m256i)narrow(v));
+#else
+    store(p, v);
+#endif
+}
+INLINE void end_of_stream() {
+#if NORMSCOPE_BYTES >= 32
+    _mm_sfence();
+#endif
+}
+template <bool STREAM, class T, class V>
+INLINE void put(T* p, V v) {
+    if (STREAM) {
+        stream(p, v);
+    } else {
+        store(p, v);
+    }
+}
+
 // The first n lanes from memory, the others from `fill`.
 template <class T>
 INLINE vec<wide<T>> load_first(const T* p, long n, vec<wide<T>> fill) {
