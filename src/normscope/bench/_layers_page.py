@@ -78,9 +78,9 @@ rounds of the ratio within a round, with quartiles. One thread is timed in the t
 wall time. *Recycled*: after `normscope.allocator.keep_large_blocks()`; *default*: glibc as it comes. *In place*: the
 same ratio where torch's ReLU is `inplace=True`. *BN alone*: neither side has an activation.
 
-{conditions(result)} Kernel: {result["kernel"]}. Made by `normscope bench layers --out benchmarks/results/layers.md`.
+{conditions(result)} Way: {result["kernel"]}. Made by `normscope bench layers --out benchmarks/results/layers.md`.
 """,
-        notes.strip(),
+        f"{notes.strip()}\n" if notes else "",
         markdown_table(COLUMNS, rows(result)),
     ]
     if found := limits(result):
