@@ -17,7 +17,7 @@ help:
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/normscope/kernels/cpu/*.cpp src/normscope/kernels/cpu/*.h)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# The constraints pin torch first of all, so that its CPU build is taken where one is offered.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

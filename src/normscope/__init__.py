@@ -17,6 +17,7 @@ _FACE = {
     "ignore": ("normscope.rules", "ignore"),
     "NormscopeError": ("normscope._errors", "NormscopeError"),
     "NonFiniteError": ("normscope._errors", "NonFiniteError"),
+    "allocator": ("normscope.allocator", None),
     "builders": ("normscope.builders", None),
     "layers": ("normscope.layers", None),
     "ops": ("normscope.ops", None),
@@ -30,7 +31,7 @@ _FACE = {
 }
 
 if TYPE_CHECKING:
-    from normscope import builders, layers, ops, plots, probes, records, rules, stats, studies, surgery
+    from normscope import allocator, builders, layers, ops, plots, probes, records, rules, stats, studies, surgery
     from normscope._errors import NonFiniteError, NormscopeError
     from normscope._face import Scope, study
     from normscope.rules import Case, check, fix, ignore
@@ -41,6 +42,7 @@ __all__ = [
     "NormscopeError",
     "Scope",
     "__version__",
+    "allocator",
     "builders",
     "check",
     "fix",

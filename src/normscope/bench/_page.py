@@ -76,16 +76,17 @@ set beforehand.
 
 {models}
 
-{_table(COLUMNS, rows(result))}
+{markdown_table(COLUMNS, rows(result))}
 {notes.strip()}{chr(10) * 2 if notes.strip() else chr(10)}## What other tools cost
 
 Measured once, with torch 2.13 on the CPU of a two-core machine, on the same two models and by the same measure; not
 measured again here.
 
-{_table(("tool", "mlp", "vgg", "trace it leaves, conduct with batch norm"), peers)}"""
+{markdown_table(("tool", "mlp", "vgg", "trace it leaves, conduct with batch norm"), peers)}"""
 
 
-def _table(columns: Sequence[str], found: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], found: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *found]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 

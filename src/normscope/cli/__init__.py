@@ -265,6 +265,57 @@ def bench_probes(
         console.print(f"Written to {out}", highlight=False, soft_wrap=True)
 
 
+@bench_app.command("layers", epilog="Example:  normscope bench layers --out benchmarks/results/layers.md")
+def bench_layers(
+    only: Annotated[str, typer.Option(help='Only shapes with this in them: "(128, 64)".  [default: all]')] = "",
+    allocator: Annotated[
+        list[str] | None, typer.Option(help="recycled or default; may be repeated.  [default: both]")
+    ] = None,
+    compiled: Annotated[bool, typer.Option(help="Also beside torch.compile, which takes minutes.")] = True,
+    whole: Annotated[bool, typer.Option(help="Also whole training steps, and peak memory.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for the GPU kernels.")] = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="Markdown file to write the tables into.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure batch norm with ReLU, forward and backward, beside torch's. Leave the machine alone meanwhile."""
+    from normscope.bench import _gpu_page, _layers_page, layers
+
+    try:
+        with progress_bar(as_json) as progress:
+            if device == "cuda":
+                result: Any = _gpu_page.measure(progress)
+                tables, text, said = _gpu_page.terminal(result), _gpu_page.markdown(result), result["device"]
+            elif device == "cpu":
+                result = layers.measure(
+                    only=only,
+                    allocators=allocator or layers.ALLOCATORS,
+                    compiled=compiled,
+                    whole=whole,
+                    progress=progress,
+                )
+                tables, text = _layers_page.terminal(result), _layers_page.markdown(result)
+                said = _layers_page.conditions(result)
+            else:
+                raise UsageError(f"--device is cpu or cuda: got {device!r}")
+    except KeyboardInterrupt:
+        typer.echo("normscope: interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None
+    if out is not None:
+        write_text(out, text)
+    if as_json:
+        print_json(result)
+        return
+    console = wide()
+    for columns, found in tables:
+        table = plain_table(*columns)
+        for row in found:
+            table.add_row(*row)
+        console.print(table)
+    console.print(said, highlight=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example:  normscope explain noisy-batchnorm")
 def explain(
     name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer or a rule.")],

@@ -13,10 +13,10 @@ from normscope._unit import Unit
 from normscope.layers import _running
 from normscope.layers._group import GroupOfProcesses
 from normscope.ops import batch_norm
+from normscope.ops._choose import is_written_out
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
-from normscope.ops.standardize import is_written_out
 from normscope.ops.statistics import wide
 from normscope.ops.track import share_of_batch
 
@@ -242,10 +242,10 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             or (self.training and not self._trains_as_torch())
             or is_written_out()
         ):
-            y = _running.forward(self, input, mask, lengths, population)
+            y, activated = _running.forward(self, input, mask, lengths, population)
         else:
-            y = self._forward_as_torch(input)
-        if self.activation is None or (self.inplace and self.training):
+            return self._forward_as_torch(input)
+        if self.activation is None or activated:
             return y
         own = y is not input and not is_written_out()  # else it is not ours to overwrite
         if self.activation == "relu":
@@ -264,27 +264,29 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
 
     def _forward_as_torch(self, input: Tensor) -> Tensor:
         """Normalize without options, in the fewest steps."""
-        running_mean, running_var, seen = self.running_mean, self.running_var, self.num_batches_tracked
-        training = self.training
+        # From where torch keeps them: the attributes are looked up in three places first, which a small batch feels.
+        parameters, buffers, training = self._parameters, self._buffers, self.training
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+        seen = buffers["num_batches_tracked"]
         share = 0.0
         if training:
             if self.track_running_stats and not in_backward():
                 share = share_of_batch(self.momentum, seen)
             else:  # buffers that were left behind when tracking was switched off stay as they are
                 running_mean = running_var = seen = None
-        y = batch_norm(
+        return batch_norm(
             input,
-            self.weight,
-            self.bias,
+            parameters["weight"],
+            parameters["bias"],
             eps=self.eps,
             running_mean=running_mean,
             running_var=running_var,
             training=training or (running_mean is None and running_var is None),
             momentum=share,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            num_batches_tracked=seen if training else None,
         )
-        if training and seen is not None:  # only now: a forward that raises is not counted
-            seen.add_(1)
-        return y
 
     def reset_running_stats(self) -> None:
         """Forget all batches; a frozen layer does not, so that ``torch.optim.swa_utils.update_bn`` passes it by."""

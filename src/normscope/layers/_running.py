@@ -10,12 +10,14 @@ from torch.nn import Module
 
 from normscope._errors import NonFiniteError, UsageError
 from normscope.ops import Moments, ShapeError, batch_norm_given, batch_norm_in_place, batch_renorm, ghost_batch_norm
+from normscope.ops._choose import is_compiling_plainly, is_written_out
 from normscope.ops.batch_norm import check_batch_norm
+from normscope.ops.compiled import compiled_batch_norm
 from normscope.ops.normalize import normalize, statistics
 from normscope.ops.recomputation import in_backward, is_recomputation, snapshot
 from normscope.ops.sets import BATCH, Masked, StatisticsSet, Synchronised, mask_of_lengths
 from normscope.ops.sets.synchronised import is_synchronising
-from normscope.ops.standardize import affine, is_written_out
+from normscope.ops.standardize import affine
 from normscope.ops.track import accumulate, is_sound, share_of_batch, track
 
 if TYPE_CHECKING:
@@ -51,8 +53,12 @@ def forward(
     mask: Tensor | None,
     lengths: Tensor | None,
     population: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Normalize as the layer's options say, and track what is to be tracked."""
+) -> tuple[Tensor, bool]:
+    """Normalize as the layer's options say, and track what is to be tracked.
+
+    Returns:
+        The normalized values, and whether the layer's activation is already applied.
+    """
     if lengths is not None:
         if mask is not None:
             raise UsageError("a mask and lengths say the same: give one of them")
@@ -67,15 +73,15 @@ def forward(
         population = stand_in.next()
     if population is not None:
         check_batch_norm(x, weight, bias, *population, training=False)
-        return within.keep(batch_norm_given(x, *population, weight, bias, eps=eps))
+        return within.keep(batch_norm_given(x, *population, weight, bias, eps=eps)), False
 
     running = layer.running_mean, layer.running_var
     check_batch_norm(x, weight, bias, *running, training=True, over=over, refuse_one=False)
     if isinstance(stand_in, Recorder):
         stand_in.statistics.append(statistics(x, over))
-        return normalize(x, weight, bias, eps, over)[0]
+        return normalize(x, weight, bias, eps, over)[0], False
     if x.numel() == 0 and not isinstance(over, Synchronised):
-        return affine(x, weight, bias).to(x.dtype)  # nothing to take statistics of: the running ones stay
+        return affine(x, weight, bias).to(x.dtype), False  # nothing to take statistics of: the running ones stay
     has_running = running[0] is not None and running[1] is not None
     moves = layer.training and layer.update_statistics and layer.track_running_stats and has_running
     if has_running and (not layer.training if layer.use_running is None else layer.use_running):
@@ -83,33 +89,35 @@ def forward(
         y = within.keep(batch_norm_given(x, mean, var, weight, bias, eps=eps))
         if moves:
             _update(layer, over.moments(x.detach()))
-        return y
-    y, moments = _by_batch(layer, x, mask, over, moves)
+        return y, False
+    y, moments, activated = _by_batch(layer, x, mask, over, moves)
     if _too_few(moments):
         _refuse_one_value(layer, x, mask, has_running)
         mean, var, _ = _running(layer, False)
-        return within.keep(batch_norm_given(x, mean, var, weight, bias, eps=eps))
+        return within.keep(batch_norm_given(x, mean, var, weight, bias, eps=eps)), False
     if moves:
         _update(layer, moments)
-    return y
+    return y, activated
 
 
 def _by_batch(
     layer: "AbstractBatchNorm", x: Tensor, mask: Tensor | None, over: StatisticsSet, moves: bool
-) -> tuple[Tensor, Moments]:
+) -> tuple[Tensor, Moments, bool]:
     weight, bias, eps = layer.weight, layer.bias, layer.eps
     if layer.training and layer.renorm is not None:
         running = _running(layer, moves)
-        return batch_renorm(x, weight, bias, *running, renorm=layer.renorm, eps=eps, over=over)
+        return *batch_renorm(x, weight, bias, *running, renorm=layer.renorm, eps=eps, over=over), False
     if layer.training and layer.group_size is not None:
-        return ghost_batch_norm(x, weight, bias, group_size=layer.group_size, eps=eps, mask=mask)
+        return *ghost_batch_norm(x, weight, bias, group_size=layer.group_size, eps=eps, mask=mask), False
     if layer.training and layer.inplace:
         slope = layer.negative_slope if layer.activation == "leaky_relu" else 1.0
         if over is BATCH:
-            return batch_norm_in_place(x, weight, bias, eps, slope)
+            return *batch_norm_in_place(x, weight, bias, eps, slope), True
         y, moments = normalize(x, weight, bias, eps, over)
-        return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments
-    return normalize(x, weight, bias, eps, over)
+        return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments, True
+    if over is BATCH and is_compiling_plainly():
+        return *compiled_batch_norm(x, weight, bias, eps, layer.activation, layer.negative_slope), True
+    return *normalize(x, weight, bias, eps, over), False
 
 
 def _running(layer: "AbstractBatchNorm", moves: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Operations on tensors, with forward, backward and tangent written out. The one door to the mathematics."""
 
+from normscope.ops._choose import Explanation, explain, using
 from normscope.ops.backward_terms import GradientTerms, batch_norm_backward_terms
 from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given, batch_renorm, ghost_batch_norm
 from normscope.ops.gaussian import GaussianMoments, gaussian_moments
@@ -12,6 +13,7 @@ from normscope.ops.standardize import standardize
 from normscope.ops.statistics import moments_of
 
 __all__ = [
+    "Explanation",
     "GaussianMoments",
     "GradientTerms",
     "Moments",
@@ -21,6 +23,7 @@ __all__ = [
     "batch_norm_given",
     "batch_norm_in_place",
     "batch_renorm",
+    "explain",
     "gaussian_moments",
     "ghost_batch_norm",
     "group_norm",
@@ -33,4 +36,5 @@ __all__ = [
     "normalize",
     "rms_norm",
     "standardize",
+    "using",
 ]

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normscope.ops.fused import activate
 from normscope.ops.moments import Moments, merge, merge_all
-from normscope.ops.normalize import normalize, normalize_and_track
+from normscope.ops.normalize import count_batch, normalize, normalize_and_track
 from normscope.ops.sets import BATCH, Masked, Renorm, StatisticsSet, ghost
 from normscope.ops.shapes import ShapeError
 from normscope.ops.standardize import affine
@@ -28,8 +29,11 @@ def batch_norm(
     training: bool = True,
     momentum: float = 0.1,
     over: StatisticsSet = BATCH,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
-    """Normalize each channel by the statistics of this batch, or by given ones.
+    """Normalize each channel by the statistics of this batch, or by given ones; and activate.
 
     The numbers of ``torch.nn.functional.batch_norm``, to rounding; also where a large mean costs torch its digits.
     Ioffe & Szegedy (2015), algorithms 1 and 2.
@@ -44,6 +48,9 @@ def batch_norm(
         training: Normalize by the statistics of this batch; else by the running ones.
         momentum: Share of this batch in the running statistics.
         over: The set that the statistics come from in training: this batch, its valid part, those of all processes.
+        activation: ``"relu"``, ``"leaky_relu"`` or None, of the scaled and shifted values; part of the kernel.
+        negative_slope: Of leaky ReLU.
+        num_batches_tracked: Count of batches ``()``, int64: raised by one in training; or None.
 
     Returns:
         The normalized values in the type and shape of ``x``; zero for elements outside the set.
@@ -58,16 +65,20 @@ def batch_norm(
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        return over.keep(batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps))
+        y = over.keep(batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps))
+        return activate(y, activation, negative_slope)
     if over is BATCH:
         if x.numel() == 0:  # nothing to take statistics of: the running ones stay as they are
+            count_batch(num_batches_tracked)
             return affine(x, weight, bias).to(x.dtype)
         if (running_mean is None) == (running_var is None):
             running = None if running_mean is None or running_var is None else (running_mean, running_var)
-            return normalize_and_track(x, weight, bias, eps, running, momentum)
+            seen = num_batches_tracked
+            return normalize_and_track(x, weight, bias, eps, running, momentum, activation, negative_slope, seen)
     y, moments = normalize(x, weight, bias, eps, over)
     track(running_mean, running_var, moments.mean + moments.low, moments.variance(unbiased=True), momentum)
-    return y
+    count_batch(num_batches_tracked)
+    return activate(y, activation, negative_slope)
 
 
 def batch_norm_given(

@@ -10,15 +10,28 @@ Rounding :math:`z` moves :math:`\hat x` by :math:`(|\hat x| + |\beta / \gamma|)`
 with a gain near 0 or a far larger shift cannot be taken back: `can_be_inverted`.
 """
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from normscope.kernels.cpu import RSTD, laid_out
+from normscope.ops._choose import wants_written_out, why_no_kernel
+from normscope.ops.fused import (
+    LARGE,
+    How,
+    gradients,
+    is_alone,
+    moments_of_saved,
+    must_be_written_out,
+    references,
+    run_fused,
+)
 from normscope.ops.moments import Moments
 from normscope.ops.normalize import normalize
-from normscope.ops.standardize import backward_of_xhat, is_written_out
+from normscope.ops.standardize import backward_of_xhat
 from normscope.ops.statistics import channelwise, moments_of
 
 # The gain at least this, and the shift at most so many gains: then x-hat comes back to 8 units in the last place.
@@ -42,13 +55,38 @@ def can_be_inverted(weight: Tensor | None, bias: Tensor | None) -> bool:
         return bool((fits if bias is None else fits & (bias.abs() <= MOST_SHIFT * gain)).all())
 
 
+_NONE = (None,) * 4
+
+
 class _InPlace(Function):
     """Saves its own output. The deviation is an output too: what a second derivative has to be taken through."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, moments: Moments, slope: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        found: list[Moments],
+        slope: float,
+        by_kernel: bool,
     ) -> tuple[Tensor, Tensor]:
+        ctx.slope = slope
+        ctx.mark_dirty(x)
+        ctx.set_materialize_grads(False)
+        ctx.saved = None
+        if by_kernel:
+            ctx.how = How(eps, None if slope == 1 else "leaky_relu", slope)
+            _, saved = run_fused(x, weight, bias, ctx.how, in_place=True)
+            found.append(moments_of_saved(saved, x.numel() // x.shape[1]))
+            ctx.saved, rstd = saved, saved[RSTD].clone()
+            ctx.save_for_backward(x, weight, bias, rstd)
+            return x, rstd
+        moments = moments_of(x)
+        found.append(moments)
+        if x.dtype != moments.mean.dtype:
+            weight, bias = (None if p is None else p.to(moments.mean.dtype) for p in (weight, bias))
         rstd = (moments.variance() + eps).rsqrt()
         z = x.to(rstd.dtype)
         z.sub_(channelwise(moments.mean, x)).sub_(channelwise(moments.low, x))
@@ -61,15 +99,18 @@ class _InPlace(Function):
             torch.nn.functional.leaky_relu_(z, slope)
         if z is not x:
             x.copy_(z)
-        ctx.slope = slope
-        ctx.mark_dirty(x)
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, rstd)
         return x, rstd
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_rstd: Tensor | None) -> tuple[Any, ...]:
         z, weight, bias, rstd = ctx.saved_tensors
+        if ctx.saved is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
+            wanted = ctx.needs_input_grad
+            own = g.nbytes >= LARGE and sys.getrefcount(g) == references() and is_alone(g)
+            return *gradients(g, z, weight, bias, ctx.saved, ctx.how, wanted, from_output=True, own=own), *_NONE
+        types = (z.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
+        weight, bias = (None if p is None else p.to(rstd.dtype) for p in (weight, bias))
         y = z.to(rstd.dtype)
         g_y = None if g is None else g.to(rstd.dtype)
         if ctx.slope != 1:
@@ -79,7 +120,11 @@ class _InPlace(Function):
         xhat = y if bias is None else y - channelwise(bias, y)
         xhat = xhat if weight is None else xhat / channelwise(weight, xhat)
         found = backward_of_xhat(g_y, None, g_rstd, xhat, weight, rstd)
-        return *(part if want else None for part, want in zip(found, ctx.needs_input_grad, strict=False)), *[None] * 3
+        wanted = ctx.needs_input_grad[:3]
+        return *(
+            part.to(dtype) if want and part is not None and dtype is not None else None
+            for part, dtype, want in zip(found, types, wanted, strict=True)
+        ), *_NONE
 
 
 def batch_norm_in_place(
@@ -103,7 +148,7 @@ def batch_norm_in_place(
     """
     alone = (
         not torch.is_grad_enabled()
-        or is_written_out()
+        or wants_written_out()
         or forward_ad._current_level >= 0
         or x._is_view()
         or not x.requires_grad
@@ -113,7 +158,7 @@ def batch_norm_in_place(
     if alone:
         y, moments = normalize(x, weight, bias, eps)
         return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments
-    moments = moments_of(x.detach())
-    if x.dtype != moments.mean.dtype:
-        weight, bias = (None if p is None else p.to(moments.mean.dtype) for p in (weight, bias))
-    return _InPlace.apply(x, weight, bias, eps, moments, slope)[0], moments
+    found: list[Moments] = []
+    by_kernel = x.is_cpu and not why_no_kernel(x, weight, bias) and laid_out(x) is not None
+    y = _InPlace.apply(x, weight, bias, eps, found, slope, by_kernel)[0]
+    return y, found[0]

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
+from normscope.ops._choose import wants_written_out, why_no_kernel
+from normscope.ops.fused import activate, fused_batch_norm, fused_normalize
 from normscope.ops.moments import Moments
 from normscope.ops.sets.batch import BATCH, StatisticsSet
 from normscope.ops.standardize import (
@@ -17,7 +20,6 @@ from normscope.ops.standardize import (
     forward,
     fused_backward,
     fused_forward,
-    is_written_out,
     size_of_set,
     standardize_shifted,
     tangent,
@@ -92,8 +94,11 @@ def normalize_and_track(
     eps: float,
     running: tuple[Tensor, Tensor] | None,
     share: float,
+    activation: str | None = None,
+    slope: float = 0.01,
+    seen: Tensor | None = None,
 ) -> Tensor:
-    """Standardize each channel over the batch, scale and shift it, and move running statistics: the shortest way.
+    """Standardize each channel over the batch, scale, shift, activate, and move running statistics: the shortest way.
 
     Args:
         x: Values ``(N, C, *)``.
@@ -102,14 +107,41 @@ def normalize_and_track(
         eps: Added to the variance.
         running: Mean and variance ``(C,)``, moved in place; or None.
         share: Of this batch in them.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU.
+        seen: Count of the batches in the running statistics, int64 ``()``, raised by one; or None.
 
     Returns:
         ``y`` in the type of ``x``.
     """
+    written_out = wants_written_out()
+    if not written_out and not why_no_kernel(x, weight, bias, running):
+        return fused_batch_norm(x, weight, bias, eps, activation, slope, running, share, seen)
+    y = _normalize_and_track(written_out, x, weight, bias, eps, running, share)
+    count_batch(seen)  # only now: a forward that raises is not counted
+    return activate(y, activation, slope)
+
+
+def count_batch(seen: Tensor | None) -> None:
+    """Raise a count of batches by one."""
+    if seen is not None:
+        with torch.no_grad():
+            seen.add_(1)
+
+
+def _normalize_and_track(
+    written_out: bool,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: tuple[Tensor, Tensor] | None,
+    share: float,
+) -> Tensor:
     d, shift = shifted(x)
     dtype = d.dtype
     if (
-        is_written_out()
+        written_out
         or (running is not None and not running[0].dtype == running[1].dtype == dtype)
         or d.numel() // d.shape[1] > PLAIN_SUM_LIMIT
     ):
@@ -143,6 +175,8 @@ def normalize(
         ``y`` in the type of ``x``, zero outside the set; and the moments of the set ``(C,)``, constants to autograd.
     """
     if over is BATCH:
+        if x.is_cpu and not wants_written_out() and not why_no_kernel(x, weight, bias):
+            return fused_normalize(x, weight, bias, eps)
         return _normalize_shifted(x, *shifted(x), weight, bias, eps, over, None)
     moments = over.moments(x.detach())
     d = over.keep(x - channelwise(moments.mean, x))
@@ -182,7 +216,7 @@ def _normalize_shifted(
         y, low, _, var = standardize_shifted(d, weight, bias, eps)
         n = x.numel() // x.shape[1]
         moments = Moments(n, shift, remainder(low.detach(), shift), var.detach() * (n - 1))
-    elif is_written_out():
+    elif wants_written_out():
         y = forward(d, weight, bias, eps, over, moments.count)[0]
     else:
         y = _Normalize.apply(d, weight, bias, eps, over, moments)

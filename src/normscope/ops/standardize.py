@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from normscope.ops._choose import wants_written_out
 from normscope.ops.sets.batch import BATCH, StatisticsSet
 from normscope.ops.statistics import channel_axes, channelwise, shifted
 
@@ -205,18 +206,9 @@ def differentiated(x: Tensor, g: Tensor) -> bool:
     return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(p).tangent is not None for p in (x, g))
 
 
-def is_written_out() -> bool:
-    """Say whether the written-out forward must run: no Function, no kernel, nothing that looks at values.
-
-    The compiler refuses a jvp of one's own, and fuses the forward by itself; torch.func differentiates and batches
-    the forward rightly, where a jvp inside a jvp of any Function comes out as zero.
-    """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
 def standardize_shifted(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
     """Do what ``forward`` does over the batch, by the rules where they are allowed; ``x`` is near zero mean."""
-    return (forward if is_written_out() else _Standardize.apply)(x, weight, bias, eps)
+    return (forward if wants_written_out() else _Standardize.apply)(x, weight, bias, eps)
 
 
 def standardize_affine(

@@ -1,0 +1,133 @@
+// What a call is given, how channels lie in memory, and how work goes over threads.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+
+#include "vector.h"
+
+enum Activation { NONE = 0, RELU = 1, LEAKY_RELU = 2 };
+enum Type { FLOAT = 0, BFLOAT16 = 1, DOUBLE = 2 };
+
+// A row of one value a channel, of any of the types; null for none.
+struct PerChannel {
+    void* data = nullptr;
+    int type = FLOAT;
+
+    double get(long c, double otherwise) const {
+        if (!data) return otherwise;
+        if (type == FLOAT) return ((const float*)data)[c];
+        if (type == DOUBLE) return ((const double*)data)[c];
+        return widen(((const bf16*)data)[c]);
+    }
+    void set(long c, double value) const {
+        if (!data) return;
+        if (type == FLOAT) {
+            ((float*)data)[c] = (float)value;
+        } else if (type == DOUBLE) {
+            ((double*)data)[c] = value;
+        } else {
+            float f = (float)value;
+            uint32_t u;
+            memcpy(&u, &f, 4);
+            uint32_t rounded = f != f ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+            ((bf16*)data)[c] = bf16{uint16_t(rounded)};
+        }
+    }
+};
+
+struct Problem {
+    const void* x = nullptr;   // in the backward of the in-place mode: the output
+    const void* g = nullptr;   // cotangent of the output
+    void* out = nullptr;       // y, or the cotangent of x
+    void* saved = nullptr;     // (6, C): mean as a high and a low part, reciprocal deviation, scale, offset, variance
+    PerChannel weight, bias, running_mean, running_var, g_weight, g_bias;
+    long samples = 0, channels = 0, positions = 0;
+    bool last = false;         // channels side by side in memory
+    double eps = 0, share = 0, slope = 0;
+    int threads = 1;
+    bool recycled = false;     // freed memory stays in the process, so that outputs are written to pages that are there
+    void (*team)(void (*)(void*), void*, unsigned, unsigned) = nullptr;  // libgomp's GOMP_parallel, as torch loaded it
+};
+
+// Below this many bytes waking other threads costs more than they save.
+constexpr long SERIAL_BYTES = 128 * 1024;
+
+template <class F>
+struct Job {
+    F* work;
+    long items;
+    std::atomic<long> next{0};
+    static void run(void* p) {
+        Job* job = (Job*)p;
+        for (long i; (i = job->next.fetch_add(1, std::memory_order_relaxed)) < job->items;) (*job->work)(i);
+    }
+};
+
+// Past the cache only where that pays: outputs far larger than it, on pages that are there, in whole lines.
+constexpr long STREAM_BYTES = 8000000;
+inline bool streams(const Problem& p, long stretch, long all) {
+    return p.recycled && all >= STREAM_BYTES && stretch % 64 == 0 && (uintptr_t)p.out % 64 == 0 && p.out != p.x &&
+           p.out != p.g;
+}
+
+// Items are taken as threads come free; no result depends on which thread took one.
+template <class F>
+void parallel(const Problem& p, int threads, long items, F&& work) {
+    if (threads > items) threads = (int)items;
+    if (threads <= 1 || !p.team) {
+        for (long i = 0; i < items; i++) work(i);
+        return;
+    }
+    using Work = typename std::remove_reference<F>::type;
+    Job<Work> job{&work, items};
+    p.team(Job<Work>::run, &job, (unsigned)threads, 0);
+}
+
+// Memory of one call; a small call's is on the stack.
+class Scratch {
+    alignas(64) char near[32768];
+    char* far = nullptr;
+    char* free_from;
+
+   public:
+    explicit Scratch(size_t bytes) {
+        if (bytes > sizeof near) {
+            far = (char*)std::malloc(bytes + 64);
+            if (!far) throw std::bad_alloc();
+        }
+        free_from = far ? (char*)(((uintptr_t)far + 63) & ~uintptr_t(63)) : near;
+    }
+    ~Scratch() { std::free(far); }
+    Scratch(const Scratch&) = delete;
+    template <class A>
+    A* take(size_t count) {
+        A* found = (A*)free_from;
+        free_from += (count * sizeof(A) + 63) & ~size_t(63);
+        return found;
+    }
+};
+
+constexpr long FLUSH = 1024;       // values that are summed in float before they go to double
+constexpr long ROWS = 64;          // the same for a column, whose lanes are columns
+constexpr long GROUP = 16 * ROWS;  // rows of one work item
+
+inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+inline long clamp(long value, long low, long high) { return value < low ? low : value > high ? high : value; }
+
+long half_of_cache();
+
+// Channels as runs of `positions` values, one in every sample. Sums go by pieces of at most about FLUSH values.
+struct Runs {
+    long samples, channels, positions, per_piece, pieces_of_run, pieces;
+
+    explicit Runs(const Problem& p) : samples(p.samples), channels(p.channels), positions(p.positions) {
+        bool long_runs = positions >= FLUSH;
+        pieces_of_run = long_runs ? ceil_div(positions, FLUSH) : 1;
+        per_piece = long_runs ? 1 : FLUSH / positions;
+        pieces = long_runs ? samples * pieces_of_run : ceil_div(samples, per_piece);
+    }
+    long at(long sample, long channel) const { return (sample * channels + channel) * positions; }
+};
