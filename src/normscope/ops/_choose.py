@@ -104,6 +104,8 @@ def why_no_kernel(
         return f"the input is a {type(x).__name__}, whose memory is not to be touched"
     if x.dtype not in _TYPES and x.is_cpu:
         return f"there is no kernel for {x.dtype}"
+    if x.ndim < 2 or x.numel() == 0:
+        return "there is nothing to take statistics of"
     if x.layout is not torch.strided or x.is_neg():
         return "the input is no plain strided tensor"
     if (
@@ -111,14 +113,21 @@ def why_no_kernel(
         or (bias is not None and not _is_row(bias, x))
         or (running is not None and not (_is_row(running[0], x) and _is_row(running[1], x)))
     ):
-        return "weight, bias or running statistics are not dense floating-point rows on the input's device"
+        return "weight, bias or running statistics are not dense rows of one number a channel on the input's device"
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return "operations are being recorded, and a kernel would not be seen"
     return cpu.why_not() if x.is_cpu else ""
 
 
 def _is_row(values: Tensor, x: Tensor) -> bool:
-    return type(values) in _PLAIN and values.is_cpu == x.is_cpu and values.dtype in _TYPES and values.is_contiguous()
+    # The kernel goes by addresses: a row of another length would be read past its end.
+    return (
+        type(values) in _PLAIN
+        and values.shape == x.shape[1:2]
+        and values.is_cpu == x.is_cpu
+        and values.dtype in _TYPES
+        and values.is_contiguous()
+    )
 
 
 def _why_no_gpu_kernel(x: Tensor, asked: Way | None) -> str:

@@ -8,7 +8,7 @@ from normscope.ops.fused import activate
 from normscope.ops.moments import Moments, merge, merge_all
 from normscope.ops.normalize import count_batch, normalize, normalize_and_track
 from normscope.ops.sets import BATCH, Masked, Renorm, StatisticsSet, ghost
-from normscope.ops.shapes import ShapeError
+from normscope.ops.shapes import ShapeError, check_rows
 from normscope.ops.standardize import affine
 from normscope.ops.statistics import channelwise, wide
 from normscope.ops.track import track
@@ -203,14 +203,8 @@ def check_batch_norm(
         raise ShapeError(f"expected an input (N, C, *) with a channel axis, got shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ShapeError(f"expected an input of a floating type, got {x.dtype}: convert it with .float()")
-    channels = x.shape[1]
-    for name, values in zip(_NAMES, (weight, bias, running_mean, running_var), strict=True):
-        if values is not None and (values.ndim != 1 or values.shape[0] != channels):
-            raise ShapeError(
-                f"{name} should have one value for each of the {channels} channels of an input of shape "
-                f"{tuple(x.shape)}, got shape {tuple(values.shape)}"
-            )
-    if training and refuse_one and x.numel() == channels and over is BATCH:
+    check_rows(x, _NAMES, (weight, bias, running_mean, running_var))
+    if training and refuse_one and x.numel() == x.shape[1] and over is BATCH:
         raise ShapeError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}: "
             "one value has no variance; use a larger batch, drop the last incomplete one, or call .eval()"

@@ -77,7 +77,7 @@ class _Fused(Function):
         x, weight, bias, saved = ctx.saved_tensors
         wanted, how = ctx.needs_input_grad, ctx.how
         if not must_be_written_out(x, g):
-            own = g.nbytes >= LARGE and sys.getrefcount(g) == references() and is_alone(g)
+            own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
             return *gradients(g, x, weight, bias, saved, how, wanted, own=own), None
         d, w, _, z, mean, rstd = _written_out(how, x, weight, bias)
         found = backward(_through_activation(g.to(d.dtype), z, how), None, None, d, w, mean, rstd)
@@ -112,13 +112,13 @@ class _Twin(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        ctx.seen.append(sys.getrefcount(g) if is_alone(g) else 0)
+        ctx.seen.append(references_to(g))
         return g, None
 
 
 @functools.cache
-def references() -> int:
-    """Return how many references Python holds to a cotangent that is the backward's alone; 0 if that cannot be told.
+def references_of_an_owner() -> int:
+    """Return what `references_to` says of a cotangent that is the backward's alone; -1 if that cannot be told.
 
     Measured, on one that is alone and on one that a hook keeps: it depends on how torch calls a backward.
     """
@@ -130,18 +130,19 @@ def references() -> int:
             if keeps:
                 y.register_hook(kept.append)
             (y * 2).sum().backward()
-    return seen[0] if seen[0] != seen[1] else 0
+    return seen[0] if seen[0] != seen[1] else -1
 
 
-def is_alone(g: Tensor) -> bool:
-    """Say whether a tensor's memory is its own, and nothing in torch holds the tensor but who runs the backward."""
+def references_to(g: Tensor) -> int:
+    """Return how many references Python holds to a tensor; 0 if its memory is not its own, or torch holds it too."""
     count = getattr(g, "_use_count", None)  # not in every torch
-    return (
+    alone = (
         count is not None
         and count() == 1
         and not g._is_view()
         and torch._C._storage_Use_Count(g.untyped_storage()._cdata) == 2  # the tensor, and the handle just made
     )
+    return sys.getrefcount(g) if alone else 0
 
 
 def must_be_written_out(x: Tensor, g: Tensor) -> bool:

@@ -10,7 +10,6 @@ Rounding :math:`z` moves :math:`\hat x` by :math:`(|\hat x| + |\beta / \gamma|)`
 with a gain near 0 or a far larger shift cannot be taken back: `can_be_inverted`.
 """
 
-import sys
 from typing import Any
 
 import torch
@@ -23,14 +22,15 @@ from normscope.ops.fused import (
     LARGE,
     How,
     gradients,
-    is_alone,
     moments_of_saved,
     must_be_written_out,
-    references,
+    references_of_an_owner,
+    references_to,
     run_fused,
 )
 from normscope.ops.moments import Moments
 from normscope.ops.normalize import normalize
+from normscope.ops.shapes import check_rows
 from normscope.ops.standardize import backward_of_xhat
 from normscope.ops.statistics import channelwise, moments_of
 
@@ -107,7 +107,7 @@ class _InPlace(Function):
         z, weight, bias, rstd = ctx.saved_tensors
         if ctx.saved is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
             wanted = ctx.needs_input_grad
-            own = g.nbytes >= LARGE and sys.getrefcount(g) == references() and is_alone(g)
+            own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
             return *gradients(g, z, weight, bias, ctx.saved, ctx.how, wanted, from_output=True, own=own), *_NONE
         types = (z.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
         weight, bias = (None if p is None else p.to(rstd.dtype) for p in (weight, bias))
@@ -145,7 +145,11 @@ def batch_norm_in_place(
 
     Returns:
         The output, which is ``x`` where it was overwritten; and the moments of the batch ``(C,)``.
+
+    Raises:
+        ShapeError: ``weight`` or ``bias`` does not have one value a channel.
     """
+    check_rows(x, ("weight", "bias"), (weight, bias))
     alone = (
         not torch.is_grad_enabled()
         or wants_written_out()

@@ -11,6 +11,7 @@ from normscope.ops._choose import wants_written_out, why_no_kernel
 from normscope.ops.fused import activate, fused_batch_norm, fused_normalize
 from normscope.ops.moments import Moments
 from normscope.ops.sets.batch import BATCH, StatisticsSet
+from normscope.ops.shapes import check_rows
 from normscope.ops.standardize import (
     PLAIN_SUM_LIMIT,
     PLAIN_SUM_LIMIT_OF_HALVES,
@@ -173,7 +174,11 @@ def normalize(
 
     Returns:
         ``y`` in the type of ``x``, zero outside the set; and the moments of the set ``(C,)``, constants to autograd.
+
+    Raises:
+        ShapeError: ``weight`` or ``bias`` does not have one value a channel.
     """
+    check_rows(x, ("weight", "bias"), (weight, bias))
     if over is BATCH:
         if x.is_cpu and not wants_written_out() and not why_no_kernel(x, weight, bias):
             return fused_normalize(x, weight, bias, eps)

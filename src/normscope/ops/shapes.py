@@ -1,5 +1,9 @@
 """What is raised where tensors or numbers do not fit an operation."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from normscope._errors import UsageError
 
 
@@ -9,3 +13,22 @@ class ShapeError(UsageError, ValueError):
 
 class RangeError(UsageError, ValueError):
     """A number is outside the range in which an operation is defined; a ValueError too, as torch raises it."""
+
+
+def check_rows(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None]) -> None:
+    """Refuse parameters that do not have one value a channel: kernels, torch's too, go by addresses.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        names: Of the parameters, for the message.
+        rows: The parameters, each ``(C,)`` or None.
+
+    Raises:
+        ShapeError: One has another shape.
+    """
+    for name, values in zip(names, rows, strict=True):
+        if values is not None and values.shape != x.shape[1:2]:
+            raise ShapeError(
+                f"{name} should have one value for each of the {x.shape[1]} channels of an input of shape "
+                f"{tuple(x.shape)}, got shape {tuple(values.shape)}"
+            )

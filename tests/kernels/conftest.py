@@ -1,0 +1,24 @@
+"""The builds of the CPU kernel that this machine runs."""
+
+import importlib
+
+import pytest
+
+from normscope.kernels import cpu
+
+
+def builds():
+    if cpu.why_not():
+        return []
+    runs = importlib.import_module("normscope.kernels.cpu._baseline").supports()
+    return [name for name in ("_avx512", "_avx2", "_baseline") if runs.get(name, True)]
+
+
+@pytest.fixture(params=builds())
+def build(request, monkeypatch):
+    try:
+        module = importlib.import_module(f"normscope.kernels.cpu.{request.param}")
+    except ImportError:
+        pytest.skip("the compiler had no such instruction set")
+    monkeypatch.setattr(cpu, "_kernel", lambda: module)
+    return request.param
