@@ -14,6 +14,7 @@ from normscope.layers import _running
 from normscope.layers._group import GroupOfProcesses
 from normscope.ops import batch_norm
 from normscope.ops._choose import is_written_out
+from normscope.ops.batch_norm import batch_norm_at_once
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
@@ -233,18 +234,19 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             NonFiniteError: An update was refused, with ``on_bad_update="raise"``.
         """
         self._check_input_dim(input)
-        if (
-            mask is not None
-            or lengths is not None
-            or population is not None
-            or self._population is not None
-            or self.use_running is not None
-            or (self.training and not self._trains_as_torch())
-            or is_written_out()
-        ):
-            y, activated = _running.forward(self, input, mask, lengths, population)
-        else:
+        plain = (
+            mask is None
+            and lengths is None
+            and population is None
+            and self._population is None
+            and self.use_running is None
+            and (not self.training or self._trains_as_torch())
+        )
+        if plain and (y := self._forward_at_once(input)) is not None:
+            return y
+        if plain and not is_written_out():
             return self._forward_as_torch(input)
+        y, activated = _running.forward(self, input, mask, lengths, population)
         if self.activation is None or activated:
             return y
         own = y is not input and not is_written_out()  # else it is not ours to overwrite
@@ -262,9 +264,29 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
             and self.unbiased_variance
         )
 
-    def _forward_as_torch(self, input: Tensor) -> Tensor:
-        """Normalize without options, in the fewest steps."""
+    def _forward_at_once(self, input: Tensor) -> Tensor | None:
+        """Train without options, by the kernel, in the fewest steps; None where anything is in the way."""
+        if not self.training or not self.track_running_stats or self.momentum is None:
+            return None
+        if torch.compiler.is_compiling() or in_backward():
+            return None
         # From where torch keeps them: the attributes are looked up in three places first, which a small batch feels.
+        parameters, buffers = self._parameters, self._buffers
+        return batch_norm_at_once(
+            input,
+            parameters["weight"],
+            parameters["bias"],
+            buffers["running_mean"],
+            buffers["running_var"],
+            buffers["num_batches_tracked"],
+            self.eps,
+            self.momentum,
+            self.activation,
+            self.negative_slope,
+        )
+
+    def _forward_as_torch(self, input: Tensor) -> Tensor:
+        """Normalize without options."""
         parameters, buffers, training = self._parameters, self._buffers, self.training
         running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         seen = buffers["num_batches_tracked"]

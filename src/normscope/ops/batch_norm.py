@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normscope.ops.fused import activate
+from normscope.ops._choose import plan_at_once
+from normscope.ops.fused import activate, fused_at_once
 from normscope.ops.moments import Moments, merge, merge_all
 from normscope.ops.normalize import count_batch, normalize, normalize_and_track
 from normscope.ops.sets import BATCH, Masked, Renorm, StatisticsSet, ghost
@@ -59,6 +60,13 @@ def batch_norm(
         ShapeError: ``x`` has no channel axis, a parameter does not have one value a channel, there is one value a
             channel to take statistics over, or running statistics are wanted and missing.
     """
+    if training and over is BATCH:
+        seen = num_batches_tracked
+        at_once = batch_norm_at_once(
+            x, weight, bias, running_mean, running_var, seen, eps, momentum, activation, negative_slope
+        )
+        if at_once is not None:
+            return at_once
     if x.ndim == 1 and x.numel() == 0:  # nothing at all, which torch lets pass
         return x.clone()
     check_batch_norm(x, weight, bias, running_mean, running_var, training, over)
@@ -79,6 +87,41 @@ def batch_norm(
     track(running_mean, running_var, moments.mean + moments.low, moments.variance(unbiased=True), momentum)
     count_batch(num_batches_tracked)
     return activate(y, activation, negative_slope)
+
+
+def batch_norm_at_once(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    seen: Tensor | None,
+    eps: float,
+    share: float,
+    activation: str | None,
+    slope: float,
+) -> Tensor | None:
+    """Do what `batch_norm` does in training, where a kernel takes all the tensors just as they are; else return None.
+
+    Args:
+        x: Values ``(N, C, *)``.
+        weight: Gain ``(C,)`` or None for 1.
+        bias: Shift ``(C,)`` or None for 0.
+        running_mean: ``(C,)``, moved in place; or None.
+        running_var: ``(C,)``, likewise.
+        seen: Count of batches ``()``, int64; or None.
+        eps: Added to the variance.
+        share: Of this batch in the running statistics.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU.
+    """
+    plan = plan_at_once(x, weight, bias, running_mean, running_var, seen)
+    if plan is None:
+        return None
+    moved = None if running_mean is None or running_var is None else (running_mean, running_var, seen)
+    if moved is None and seen is not None:
+        return None
+    return fused_at_once(plan, x, weight, bias, eps, activation, slope, moved, share)
 
 
 def batch_norm_given(

@@ -50,6 +50,7 @@ class How(NamedTuple):
         running: Mean and variance ``(C,)``, moved in place, and the count of batches or None; or None for all.
         share: Of this batch in them.
         keep: Where what the forward saves goes too; None for nowhere.
+        plan: Of the CPU's kernel for these very tensors, if there is one already.
     """
 
     eps: float
@@ -58,27 +59,28 @@ class How(NamedTuple):
     running: tuple[Tensor, Tensor, Tensor | None] | None = None
     share: float = 0.0
     keep: list[Tensor] | None = None
+    plan: Any = None
 
 
 class _Fused(Function):
-    """One output. What the backward needs beside the input is six numbers a channel."""
+    """One output. What the backward needs beside the input is six numbers a channel, which the kernel keeps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, how: How) -> Tensor:
-        y, saved = run_fused(x, weight, bias, how)
+        y, ctx.kept = run_fused(x, weight, bias, how)
         ctx.how = how
-        ctx.save_for_backward(x, weight, bias, saved)
+        ctx.save_for_backward(x, weight, bias)
         if forward_ad._current_level >= 0:  # saving costs time, and is for forward derivatives alone
             ctx.save_for_forward(x, weight, bias)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        x, weight, bias, saved = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         wanted, how = ctx.needs_input_grad, ctx.how
         if not must_be_written_out(x, g):
             own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
-            return *gradients(g, x, weight, bias, saved, how, wanted, own=own), None
+            return *gradients(g, x, weight, bias, ctx.kept, how, wanted, own), None
         d, w, _, z, mean, rstd = _written_out(how, x, weight, bias)
         found = backward(_through_activation(g.to(d.dtype), z, how), None, None, d, w, mean, rstd)
         of = zip(found, (x, weight, bias), wanted, strict=False)
@@ -177,7 +179,7 @@ def _through_activation(t: Tensor, z: Tensor | None, how: How) -> Tensor:
 
 def run_fused(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, how: How, *, in_place: bool = False
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Any]:
     """Run the kernel's forward, outside autograd.
 
     Args:
@@ -188,34 +190,36 @@ def run_fused(
         in_place: Whether the output goes over ``x``, which is dense.
 
     Returns:
-        The output, and what the backward needs ``(6, C)``.
+        The output, and what `gradients` needs.
     """
-    eps, activation, slope, running, share, keep = how
+    eps, activation, slope, running, share, keep, plan = how
     if x.is_cuda:
         moved = None if running is None else (running[0], running[1], share)
-        y, saved = gpu.forward(x, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, None, moved)
+        y, kept = gpu.forward(x, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, None, moved)
         if running is not None:
             if running[2] is not None:
                 running[2].add_(1)
             increment_version(running[:2])
-        return y, saved
-    x, layout = _dense(x)
-    y = x if in_place else torch.empty_like(x)
-    saved = cpu.forward(x, layout, weight, bias, eps, cpu.ACTIVATIONS[activation], slope, running, share, y)
+        return y, kept
+    if plan is None:
+        plan = _planned(x, weight, bias, running)
+        if plan is None:
+            x = x.contiguous()
+            plan = _planned(x, weight, bias, running)
+    saved = None if keep is None else cpu.empty_saved(x)
+    threads = torch.get_num_threads()
+    y = plan.forward(x, in_place, saved, threads, cpu.ACTIVATIONS[activation], slope, eps, share)
     if running is not None:  # as any other in-place operation does; the kernel does not
         increment_version([values for values in running if values is not None])
-    if keep is not None:
+    if keep is not None and saved is not None:
         keep.append(saved)
-    return y, saved
+    return y, plan
 
 
-def _dense(x: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-    layout = cpu.laid_out(x)
-    if layout is None:
-        x = x.contiguous()
-        layout = cpu.laid_out(x)
-        assert layout is not None
-    return x, layout
+def _planned(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running: tuple[Tensor, Tensor, Tensor | None] | None
+) -> Any:
+    return cpu.plan(x, weight, bias) if running is None else cpu.plan(x, weight, bias, *running)
 
 
 def gradients(
@@ -223,12 +227,11 @@ def gradients(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    saved: Tensor,
+    kept: Any,
     how: How,
     wanted: Sequence[bool],
-    *,
-    from_output: bool = False,
     own: bool = False,
+    from_output: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the kernel's gradients of ``x``, ``weight`` and ``bias``; None for what is not wanted.
 
@@ -237,24 +240,25 @@ def gradients(
         x: The input ``(N, C, *)``; with ``from_output``, the output.
         weight: Gain ``(C,)`` or None.
         bias: Shift ``(C,)`` or None.
-        saved: What the forward saved ``(6, C)``.
+        kept: What `run_fused` returned.
         how: As in the forward.
         wanted: Which gradients: at least three truth values.
-        from_output: Whether ``x`` is the output.
         own: Whether the gradient of ``x`` may be written over ``g``, which nobody else will read.
+        from_output: Whether ``x`` is the output.
     """
-    activation = cpu.ACTIVATIONS[how.activation]
     if x.is_cuda:
         asked = (wanted[0], wanted[1], wanted[2], False)
-        g_x, g_weight, g_bias, _ = gpu.backward(g, x, weight, bias, saved, activation, how.slope, None, asked)
+        activation = cpu.ACTIVATIONS[how.activation]
+        g_x, g_weight, g_bias, _ = gpu.backward(g, x, weight, bias, kept, activation, how.slope, None, asked)
         return g_x, _like(g_weight, weight), _like(g_bias, bias)
-    x, layout = _dense(x)
-    if g.stride() != x.stride() or g.dtype != x.dtype or g.is_neg():
-        g, own = torch.empty_like(x).copy_(g), True
-    over = g if own else None
-    return cpu.backward(
-        g, x, layout, weight, bias, saved, activation, how.slope, wanted, from_output=from_output, over=over
-    )
+    threads = torch.get_num_threads()
+    found = kept.backward(g, x, weight, bias, wanted[0], wanted[1], wanted[2], own, threads, from_output)
+    if found is None:
+        # Of other strides, or expanded, or the sign still to be changed: once more, on a copy laid out like the input.
+        x = x if cpu.plan(x) else x.contiguous()
+        g = torch.empty_like(x).copy_(g)
+        found = kept.backward(g, x, weight, bias, *wanted[:3], True, threads, from_output)
+    return found
 
 
 def _like(values: Tensor | None, of: Tensor | None) -> Tensor | None:
@@ -299,6 +303,33 @@ def fused_batch_norm(
             seen.add_(1)
         return y
     return _apply(x, weight, bias, How(eps, activation, slope, (running[0], running[1], seen), share))
+
+
+def fused_at_once(
+    plan: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    moved: tuple[Tensor, Tensor, Tensor | None] | None,
+    share: float,
+) -> Tensor:
+    """Do what `fused_batch_norm` does, by a plan for these very tensors.
+
+    Args:
+        plan: Of the CPU's kernel.
+        x: Values ``(N, C, *)``.
+        weight: Gain ``(C,)`` or None.
+        bias: Shift ``(C,)`` or None.
+        eps: Added to the variance.
+        activation: ``"relu"``, ``"leaky_relu"`` or None.
+        slope: Of leaky ReLU.
+        moved: Running mean, running variance and count of batches or None, moved in place; or None for all.
+        share: Of this batch in the running statistics.
+    """
+    return _apply(x, weight, bias, How(eps, activation, slope, moved, share, None, plan))
 
 
 def fused_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Moments]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from normscope.kernels.cpu import RSTD, laid_out
+from normscope.kernels.cpu import RSTD, plan
 from normscope.ops._choose import wants_written_out, why_no_kernel
 from normscope.ops.fused import (
     LARGE,
@@ -75,12 +75,13 @@ class _InPlace(Function):
         ctx.slope = slope
         ctx.mark_dirty(x)
         ctx.set_materialize_grads(False)
-        ctx.saved = None
+        ctx.kept = None
         if by_kernel:
-            ctx.how = How(eps, None if slope == 1 else "leaky_relu", slope)
-            _, saved = run_fused(x, weight, bias, ctx.how, in_place=True)
-            found.append(moments_of_saved(saved, x.numel() // x.shape[1]))
-            ctx.saved, rstd = saved, saved[RSTD].clone()
+            keep: list[Tensor] = []
+            ctx.how = How(eps, None if slope == 1 else "leaky_relu", slope, keep=keep)
+            _, ctx.kept = run_fused(x, weight, bias, ctx.how, in_place=True)
+            found.append(moments_of_saved(keep[0], x.numel() // x.shape[1]))
+            rstd = keep[0][RSTD].clone()
             ctx.save_for_backward(x, weight, bias, rstd)
             return x, rstd
         moments = moments_of(x)
@@ -105,10 +106,10 @@ class _InPlace(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_rstd: Tensor | None) -> tuple[Any, ...]:
         z, weight, bias, rstd = ctx.saved_tensors
-        if ctx.saved is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
+        if ctx.kept is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
             wanted = ctx.needs_input_grad
             own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
-            return *gradients(g, z, weight, bias, ctx.saved, ctx.how, wanted, from_output=True, own=own), *_NONE
+            return *gradients(g, z, weight, bias, ctx.kept, ctx.how, wanted, own, True), *_NONE
         types = (z.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
         weight, bias = (None if p is None else p.to(rstd.dtype) for p in (weight, bias))
         y = z.to(rstd.dtype)
@@ -163,6 +164,6 @@ def batch_norm_in_place(
         y, moments = normalize(x, weight, bias, eps)
         return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments
     found: list[Moments] = []
-    by_kernel = x.is_cpu and not why_no_kernel(x, weight, bias) and laid_out(x) is not None
+    by_kernel = x.is_cpu and not why_no_kernel(x, weight, bias) and plan(x) is not None
     y = _InPlace.apply(x, weight, bias, eps, found, slope, by_kernel)[0]
     return y, found[0]

@@ -1,6 +1,6 @@
-// The door from Python: plain numbers in (addresses, sizes), nothing of torch. One module per instruction set.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+// The door from Python. Tensors come in as any other object, and are read by their attributes. One module per instruction
+// set.
+#include "tensors.h"
 
 #if defined(__linux__)
 #include <dlfcn.h>
@@ -37,19 +37,26 @@ void find_team() {
 
 bool recycled = false;
 
-// Arguments are taken in order; the first that is no number leaves an error set.
-struct Arguments {
-    PyObject* const* at;
-    void* address() { return PyLong_AsVoidPtr(*at++); }
-    long integer() { return PyLong_AsLong(*at++); }
-    double number() { return PyFloat_AsDouble(*at++); }
-    PerChannel row() {
-        PerChannel found;
-        found.data = address();
-        found.type = (int)integer();
-        return found;
-    }
+// One normalization: what its forward found out, for its backward. Made by `plan`, where nothing is in the way.
+struct Plan {
+    PyObject_HEAD;
+    Values x;
+    Problem p;
+    int act;
+    int64_t* seen;
+    void* own;        // what the backward needs, (6, C); or null, and
+    PyObject* saved;  // the tensor that holds it
 };
+PyTypeObject* plan_type = nullptr;
+
+void plan_dealloc(PyObject* self) {
+    Plan* plan = (Plan*)self;
+    std::free(plan->own);
+    Py_XDECREF(plan->saved);
+    PyTypeObject* type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
 
 bool wrong(Py_ssize_t count, Py_ssize_t wanted) {
     if (count == wanted) return false;
@@ -57,8 +64,14 @@ bool wrong(Py_ssize_t count, Py_ssize_t wanted) {
     return true;
 }
 
+PyObject* unfit(const char* what) {
+    PyErr_Format(PyExc_ValueError, "%s does not fit the plan", what);
+    return nullptr;
+}
+
+// Whether memory ran out.
 template <class F>
-PyObject* released(const Problem& p, F&& work) {
+bool fails(const Problem& p, F&& work) {
     bool failed = false;
     if (p.samples * p.channels * p.positions < 65536) {  // letting go of the interpreter costs more than it gives
         try {
@@ -75,66 +88,161 @@ PyObject* released(const Problem& p, F&& work) {
         }
         Py_END_ALLOW_THREADS;
     }
-    if (failed) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    if (failed) PyErr_NoMemory();
+    return failed;
 }
 
-Problem shape_of(Arguments& a) {
-    Problem p;
-    p.samples = a.integer();
-    p.channels = a.integer();
-    p.positions = a.integer();
-    p.last = a.integer() != 0;
-    p.threads = (int)a.integer();
+void lay_out(Problem& p, const Values& v) {
+    p.samples = v.samples;
+    p.channels = v.channels;
+    p.positions = v.positions;
+    p.last = v.last;
     p.recycled = recycled;
     p.team = team;
-    return p;
 }
 
-// samples, channels, positions, last, threads, type, activation, slope, eps, share, x, y, saved, then (address, type) of
-// weight, bias, running mean and running variance, then the address of the count of batches
-PyObject* forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (wrong(count, 22)) return nullptr;
-    Arguments a{args};
-    Problem p = shape_of(a);
-    const int type = (int)a.integer(), act = (int)a.integer();
-    p.slope = a.number();
-    p.eps = a.number();
-    p.share = a.number();
-    p.x = a.address();
-    p.out = a.address();
-    p.saved = a.address();
-    p.weight = a.row();
-    p.bias = a.row();
-    p.running_mean = a.row();
-    p.running_var = a.row();
-    int64_t* seen = (int64_t*)a.address();
-    if (PyErr_Occurred()) return nullptr;
-    return released(p, [&] {
-        run_forward(p, type, act);
-        if (seen) ++*seen;
-    });
+// x, weight, bias, running mean, running variance, count of batches: all tensors, all but the first may be None. None
+// where the kernel cannot take one of them.
+PyObject* plan(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (wrong(count, 6)) return nullptr;
+    if (!torch_.tensor) {
+        PyErr_SetString(PyExc_RuntimeError, "call learn first");
+        return nullptr;
+    }
+    Values x;
+    Problem p;
+    int64_t* seen;
+    if (!read_values(args[0], x) || !read_row(args[1], x.channels, p.weight) || !read_row(args[2], x.channels, p.bias) ||
+        !read_row(args[3], x.channels, p.running_mean) || !read_row(args[4], x.channels, p.running_var) ||
+        !read_count(args[5], seen) || (args[3] == Py_None) != (args[4] == Py_None))
+        Py_RETURN_NONE;
+    Plan* made = (Plan*)plan_type->tp_alloc(plan_type, 0);
+    if (!made) return nullptr;
+    p.x = x.data;
+    lay_out(p, x);
+    made->x = x;
+    made->p = p;
+    made->seen = seen;
+    return (PyObject*)made;
 }
 
-// samples, channels, positions, last, threads, type, activation, from_output, slope, g, x (or the output), gradient of x
-// (0: not wanted), saved, then (address, type) of weight, bias and of their gradients
-PyObject* backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (wrong(count, 21)) return nullptr;
-    Arguments a{args};
-    Problem p = shape_of(a);
-    const int type = (int)a.integer(), act = (int)a.integer();
-    const bool from_output = a.integer() != 0;
-    p.slope = a.number();
-    p.g = a.address();
-    p.x = a.address();
-    p.out = a.address();
-    p.saved = a.address();
-    p.weight = a.row();
-    p.bias = a.row();
-    p.g_weight = a.row();
-    p.g_bias = a.row();
+// Memory like that of a tensor which was read: dense and in the order of its axes, so that only the address is asked for.
+PyObject* empty_like(PyObject* x, void*& data) {
+    PyObject* made = PyObject_CallOneArg(torch_.empty_like, x);
+    if (made && !address_of(made, data)) {
+        Py_CLEAR(made);
+        PyErr_SetString(PyExc_RuntimeError, "torch.empty_like gave no memory");
+    }
+    return made;
+}
+
+// x again, whether the output goes over it, what the backward needs as a tensor (6, C) or None, threads, activation,
+// slope, eps, share. Returns the output.
+PyObject* plan_forward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (wrong(count, 8)) return nullptr;
+    Plan* plan = (Plan*)self;
+    Problem& p = plan->p;
+    const int type = plan->x.type;
+    void* at;
+    Values saved;
+    if (plan->own || plan->saved) return unfit("a second forward");
+    if (!address_of(args[0], at) || at != plan->x.data) return unfit("the input");
+    if (args[2] != Py_None && !(read_values(args[2], saved) && saved.type == (type == DOUBLE ? DOUBLE : FLOAT) &&
+                                saved.samples == 6 && saved.channels == p.channels && saved.positions == 1))
+        return unfit("what is saved");
+    p.threads = (int)PyLong_AsLong(args[3]);
+    plan->act = (int)PyLong_AsLong(args[4]);
+    p.slope = PyFloat_AsDouble(args[5]);
+    p.eps = PyFloat_AsDouble(args[6]);
+    p.share = PyFloat_AsDouble(args[7]);
     if (PyErr_Occurred()) return nullptr;
-    return released(p, [&] { run_backward(p, type, act, from_output); });
+    PyObject* y = args[1] == Py_True ? Py_NewRef(args[0]) : empty_like(args[0], p.out);
+    if (!y) return nullptr;
+    if (y == args[0]) p.out = at;
+    if (args[2] == Py_None) {
+        p.saved = plan->own = std::malloc(6 * p.channels * (type == DOUBLE ? sizeof(double) : sizeof(float)));
+        if (!plan->own) return Py_DECREF(y), PyErr_NoMemory();
+    } else {
+        p.saved = saved.data;
+        plan->saved = Py_NewRef(args[2]);
+    }
+    if (fails(p, [&] { run_forward(p, type, plan->act); })) return Py_DECREF(y), nullptr;
+    if (plan->seen) ++*plan->seen;
+    return y;
+}
+
+// g, x (or the output), weight, bias, three truths: which gradients are wanted, whether that of x may go over g, threads,
+// whether x is the output. Returns a tuple of three; None where g, or x as it is now, cannot be taken.
+PyObject* plan_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (wrong(count, 10)) return nullptr;
+    Plan* plan = (Plan*)self;
+    if (!plan->own && !plan->saved) return unfit("a backward before the forward");
+    Values x, g;
+    if (!read_values(args[1], x) || !read_values(args[0], g) || !g.fits(x)) Py_RETURN_NONE;
+    const bool last = x.last;  // what was saved is the same in both layouts
+    x.last = plan->x.last;
+    if (!x.fits(plan->x)) Py_RETURN_NONE;
+    x.last = last;
+    Problem p;
+    lay_out(p, x);
+    if (!read_row(args[2], x.channels, p.weight) || !read_row(args[3], x.channels, p.bias)) Py_RETURN_NONE;
+    p.saved = plan->p.saved;
+    p.slope = plan->p.slope;
+    p.x = x.data;
+    p.g = g.data;
+    p.threads = (int)PyLong_AsLong(args[8]);
+    const int over = PyObject_IsTrue(args[7]), from_output = PyObject_IsTrue(args[9]);
+    if (PyErr_Occurred()) return nullptr;
+    PyObject* found = PyTuple_New(3);
+    if (!found) return nullptr;
+    void** into[] = {&p.out, &p.g_weight.data, &p.g_bias.data};
+    for (int i = 0; i < 3; i++) {
+        PyObject* of = args[i + 1];
+        if (args[4 + i] != Py_True || of == Py_None) {
+            PyTuple_SET_ITEM(found, i, Py_NewRef(Py_None));
+            continue;
+        }
+        PyObject* made = i == 0 && over ? Py_NewRef(args[0]) : empty_like(of, *into[i]);
+        if (!made) return Py_DECREF(found), nullptr;
+        if (made == args[0]) p.out = g.data;
+        PyTuple_SET_ITEM(found, i, made);
+    }
+    p.g_weight.type = p.weight.type;
+    p.g_bias.type = p.bias.type;
+    if (fails(p, [&] { run_backward(p, x.type, plan->act, from_output != 0); })) return Py_DECREF(found), nullptr;
+    return found;
+}
+
+PyMethodDef plan_methods[] = {
+    {"forward", (PyCFunction)(void (*)(void))plan_forward, METH_FASTCALL, "Normalize, activate, track; once."},
+    {"backward", (PyCFunction)(void (*)(void))plan_backward, METH_FASTCALL, "Gradients; None where it cannot."},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyObject* plan_count(PyObject* self, void*) {
+    const Values& x = ((Plan*)self)->x;
+    return PyLong_FromLong(x.samples * x.positions);
+}
+
+PyGetSetDef plan_members[] = {
+    {"count", plan_count, nullptr, "Values a channel.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+PyType_Slot plan_slots[] = {
+    {Py_tp_getset, plan_members},
+    {Py_tp_dealloc, (void*)plan_dealloc},
+    {Py_tp_methods, plan_methods},
+    {0, nullptr},
+};
+PyType_Spec plan_spec = {"normscope.kernels.cpu.Plan", sizeof(Plan), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, plan_slots};
+
+// torch's Tensor, Parameter, strided, empty_like, float32, bfloat16, float64, int64.
+PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (wrong(count, 8)) return nullptr;
+    PyObject** into[] = {&torch_.tensor,   &torch_.parameter, &torch_.strided,  &torch_.empty_like,
+                         &torch_.types[0], &torch_.types[1],  &torch_.types[2], &torch_.int64};
+    for (int i = 0; i < 8; i++) Py_XSETREF(*into[i], Py_NewRef(args[i]));
+    Py_RETURN_NONE;
 }
 
 PyObject* about(PyObject*, PyObject*) {
@@ -162,8 +270,8 @@ PyObject* supports(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"forward", (PyCFunction)(void (*)(void))forward, METH_FASTCALL, "Normalize, activate, track; see _call.py."},
-    {"backward", (PyCFunction)(void (*)(void))backward, METH_FASTCALL, "Gradients; see _call.py."},
+    {"learn", (PyCFunction)(void (*)(void))learn, METH_FASTCALL, "Take the objects of torch that tensors are told by."},
+    {"plan", (PyCFunction)(void (*)(void))plan, METH_FASTCALL, "A plan of one normalization; None where it cannot be."},
     {"expect_recycled", expect_recycled, METH_O, "Whether freed memory stays in the process."},
     {"about", about, METH_NOARGS, "Instruction set, whether torch's threads were found, bytes of the cache."},
     {"supports", supports, METH_NOARGS, "Which builds this machine can run."},
@@ -190,5 +298,6 @@ long half_of_cache() {
 #define INIT(name) GLUE(PyInit_, name)
 PyMODINIT_FUNC INIT(NORMSCOPE_MODULE)() {
     find_team();
+    if (!torch_.name() || !(plan_type = (PyTypeObject*)PyType_FromSpec(&plan_spec))) return nullptr;
     return PyModule_Create(&definition);
 }
