@@ -214,3 +214,25 @@ def test_outputs_past_the_cache_are_the_same_bits(build):
                 results.append(by_kernel(*case, "relu"))
             module.expect_recycled(False)
             assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(4, 50, 100), (2, 70, 16), (6, 193), (3, 5, 7, 4)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_bfloat16_is_rounded_to_nearest_even_in_every_lane(shape, layout, build):
+    """Values of 1 and -1 have mean 0 and deviation 1: with gain 0 the output is the shift, whatever bits that has."""
+    if layout == "channels_last" and len(shape) != 4:
+        shape = (shape[0] * 2, shape[1], 5, 3)
+    half = torch.ones(shape[0] // 2 or 1, *shape[1:], dtype=torch.bfloat16)
+    x = torch.cat([half, -half])
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    dice = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (shape[1],), generator=dice).to(torch.int32)
+    bits[1::4] = (bits[1::4] & ~0xFFFF) | 0x8000  # exactly between two neighbours
+    special = [0x7FFFFFFF, -1, 0x7F800001, 0x7F7FFFFF, 0x7F800000, -0x800000, 1, 0x8000, 0x7FFF, -0x80000000]
+    bits[: min(len(special), shape[1])] = torch.tensor(special, dtype=torch.int32)[: shape[1]]
+    shift = bits.view(torch.float32)
+    plan = cpu.plan(x, torch.zeros(shape[1]), shift)
+    y = plan.forward(x, False, None, 1, 0, 0.0, 0.0, 0.0)
+    expected = shift.bfloat16().view(1, -1, *[1] * (x.ndim - 2)).expand_as(y)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)

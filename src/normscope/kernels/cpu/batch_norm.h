@@ -67,8 +67,10 @@ void moments_of_run(const T* p, long n, long jump, wide<T> shift, vec<wide<T>>& 
     long i = 0;
     fetch_start(p + jump);
     for (; i + 4 * L <= n; i += 4 * L) {
+        vec<A> v[4];
+        load_several<T, 4>(p + i, v);
         for (int u = 0; u < 4; u++) {
-            vec<A> d = load(p + i + u * L) - c;
+            vec<A> d = v[u] - c;
             s[u] += d;
             q[u] = fma(d, d, q[u]);
         }
@@ -101,8 +103,11 @@ void normalize_run(const T* p, T* y, long n, Ahead next, const Constants<wide<T>
                 if (!STREAM) __builtin_prefetch(y + i + u * L + on, 1, 3);
                 if (next.x) __builtin_prefetch(p + i + u * L + next.x, 0, 2);
             }
-            put<STREAM>(y + i + u * L, activate<ACT>(fma(load(p + i + u * L) - c.mean, c.scale, c.offset), slope));
         }
+        vec<A> v[4];
+        load_several<T, 4>(p + i, v);
+        for (int u = 0; u < 4; u++) v[u] = activate<ACT>(fma(v[u] - c.mean, c.scale, c.offset), slope);
+        store_several<T, 4, STREAM>(y + i, v);
     }
     for (; i + L <= n; i += L) {
         store(y + i, activate<ACT>(fma(load(p + i) - c.mean, c.scale, c.offset), slope));
@@ -125,11 +130,13 @@ void gradient_sums_of_run(const T* x, const T* g, long n, long jump, const Const
     fetch_start(x + jump);
     fetch_start(g + jump);
     for (; i + 4 * L <= n; i += 4 * L) {
+        vec<A> d[4], v[4];
+        load_several<T, 4>(g + i, d);
+        load_several<T, 4>(x + i, v);
         for (int u = 0; u < 4; u++) {
-            vec<A> d = load(g + i + u * L);
-            read_back<ACT, FROM_OUTPUT, A>(load(x + i + u * L), d, c, slope, inverse, centred);
-            s[u] += d;
-            q[u] = fma(d, centred, q[u]);
+            read_back<ACT, FROM_OUTPUT, A>(v[u], d[u], c, slope, inverse, centred);
+            s[u] += d[u];
+            q[u] = fma(d[u], centred, q[u]);
         }
     }
     for (; i + L <= n; i += L) {
@@ -175,10 +182,15 @@ void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead next, const C
                     __builtin_prefetch(g + i + u * L + next.x, 0, 2);
                 }
             }
-            vec<A> d = load(g + i + u * L);
-            read_back<ACT, FROM_OUTPUT, A>(load(x + i + u * L), d, c, slope, inverse, centred);
-            put<STREAM>(out + i + u * L, fma(centred, j.slant, fma(d, c.scale, j.level)));
         }
+        vec<A> d[4], v[4];
+        load_several<T, 4>(g + i, d);
+        load_several<T, 4>(x + i, v);
+        for (int u = 0; u < 4; u++) {
+            read_back<ACT, FROM_OUTPUT, A>(v[u], d[u], c, slope, inverse, centred);
+            v[u] = fma(centred, j.slant, fma(d[u], c.scale, j.level));
+        }
+        store_several<T, 4, STREAM>(out + i, v);
     }
     for (; i + L <= n; i += L) {
         vec<A> d = load(g + i);
@@ -202,51 +214,88 @@ struct Columns {
     long deep = 0;  // rows ahead that the second pass fetches: none where the first has left them in the cache
 };
 
+// The values of a tile's row, or of its constants; and back.
+template <class T, int U, bool TAIL>
+INLINE void row_of_tile(const T* p, long n, const vec<wide<T>>* fill, vec<wide<T>>* v) {
+    if constexpr (TAIL) {
+        v[0] = load_first(p, n, fill ? fill[0] : vec<wide<T>>{});
+    } else {
+        load_several<T, U>(p, v);
+    }
+}
+template <class T, int U, bool TAIL>
+INLINE void constants_of_tile(const wide<T>* p, long n, vec<wide<T>>* v) {
+    if constexpr (TAIL) {
+        v[0] = load_first(p, n, vec<wide<T>>{});
+    } else {
+        load_with<T, U>(p, v);
+    }
+}
+template <class T, int U, bool TAIL, bool STREAM>
+INLINE void put_row_of_tile(T* p, long n, const vec<wide<T>>* v) {
+    if constexpr (TAIL) {
+        store_first(p, n, v[0]);
+    } else {
+        store_several<T, U, STREAM && U == TILE>(p, v);
+    }
+}
+template <class T, int U, bool TAIL>
+INLINE void add_sums_of_tile(vec<wide<T>>* s, vec<wide<T>>* q, long n, double* first, double* second) {
+    constexpr long L = lanes<wide<T>>;
+    in_order<T, U>(s);
+    in_order<T, U>(q);
+    for (int u = 0; u < U; u++) {
+        for (long i = 0; i < (TAIL ? n : L); i++) {
+            first[u * L + i] += s[u][i];
+            second[u * L + i] += q[u][i];
+        }
+    }
+}
+template <class T, int U>
+INLINE void fetch_row(const T* p) {
+    for (int u = 0; u < U; u++)
+        if (u * lanes<wide<T>> * sizeof(T) % 64 == 0) __builtin_prefetch(p + u * lanes<wide<T>>, 0, 3);
+}
+template <class T, int U>
+INLINE void fetch_row_for_writing(T* p) {
+    for (int u = 0; u < U; u++)
+        if (u * lanes<wide<T>> * sizeof(T) % 64 == 0) __builtin_prefetch(p + u * lanes<wide<T>>, 1, 3);
+}
+
 template <class T, int U, bool TAIL>
 INLINE void moments_of_tile(const T* p, long stride, long rows, long n, const wide<T>* shift, double* sum,
                             double* squares) {
     using A = wide<T>;
-    constexpr long L = lanes<A>;
     vec<A> c[U], s[U] = {}, q[U] = {};
-    for (int u = 0; u < U; u++) c[u] = TAIL ? load_first(shift, n, vec<A>{}) : load(shift + u * L);
+    constants_of_tile<T, U, TAIL>(shift, n, c);
     for (long r = 0; r < rows; r++, p += stride) {
+        if (!TAIL) fetch_row<T, U>(p + DEEP * stride);
+        vec<A> v[U];
+        row_of_tile<T, U, TAIL>(p, n, c, v);
         for (int u = 0; u < U; u++) {
-            if (!TAIL && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(p + DEEP * stride + u * L, 0, 3);
-            vec<A> d = (TAIL ? load_first(p, n, c[u]) : load(p + u * L)) - c[u];
+            vec<A> d = v[u] - c[u];
             s[u] += d;
             q[u] = fma(d, d, q[u]);
         }
     }
-    for (int u = 0; u < U; u++) {
-        for (long i = 0; i < (TAIL ? n : L); i++) {
-            sum[u * L + i] += s[u][i];
-            squares[u * L + i] += q[u][i];
-        }
-    }
+    add_sums_of_tile<T, U, TAIL>(s, q, n, sum, squares);
 }
 
 template <class T, int ACT, bool STREAM, int U, bool TAIL>
 INLINE void normalize_tile(const T* p, T* y, long stride, long rows, long n, const Columns<wide<T>>& k, long at,
                            wide<T> slope) {
     using A = wide<T>;
-    constexpr long L = lanes<A>;
-    Constants<A> c[U];
-    for (int u = 0; u < U; u++) {
-        auto take = [&](const A* v) { return TAIL ? load_first(v + at, n, vec<A>{}) : load(v + at + u * L); };
-        c[u] = {take(k.mean), take(k.scale), take(k.offset)};
-    }
+    vec<A> mean[U], scale[U], offset[U];
+    constants_of_tile<T, U, TAIL>(k.mean + at, n, mean);
+    constants_of_tile<T, U, TAIL>(k.scale + at, n, scale);
+    constants_of_tile<T, U, TAIL>(k.offset + at, n, offset);
     for (long r = 0; r < rows; r++, p += stride, y += stride) {
-        for (int u = 0; u < U; u++) {
-            if (!TAIL && k.deep && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(p + k.deep * stride + u * L, 0, 3);
-            if (!TAIL && !STREAM && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(y + 4 * stride + u * L, 1, 3);
-            vec<A> x = TAIL ? load_first(p, n, c[u].mean) : load(p + u * L);
-            vec<A> z = activate<ACT>(fma(x - c[u].mean, c[u].scale, c[u].offset), slope);
-            if (TAIL) {
-                store_first(y, n, z);
-            } else {
-                put<STREAM && U == TILE>(y + u * L, z);
-            }
-        }
+        if (!TAIL && k.deep) fetch_row<T, U>(p + k.deep * stride);
+        if (!TAIL && !STREAM) fetch_row_for_writing<T, U>(y + 4 * stride);
+        vec<A> v[U];
+        row_of_tile<T, U, TAIL>(p, n, mean, v);
+        for (int u = 0; u < U; u++) v[u] = activate<ACT>(fma(v[u] - mean[u], scale[u], offset[u]), slope);
+        put_row_of_tile<T, U, TAIL, STREAM>(y, n, v);
     }
 }
 
@@ -254,66 +303,53 @@ template <class T, int ACT, bool FROM_OUTPUT, int U, bool TAIL>
 INLINE void gradient_sums_of_tile(const T* x, const T* g, long stride, long rows, long n, const Columns<wide<T>>& k,
                                   long at, wide<T> slope, double* sum, double* along) {
     using A = wide<T>;
-    constexpr long L = lanes<A>;
     const A inverse = A(1) / slope;
-    Constants<A> c[U];
-    vec<A> s[U] = {}, q[U] = {}, centred;
-    for (int u = 0; u < U; u++) {
-        auto take = [&](const A* v) { return TAIL ? load_first(v + at, n, vec<A>{}) : load(v + at + u * L); };
-        c[u] = {take(k.mean), take(k.scale), take(k.offset)};
-    }
+    vec<A> mean[U], scale[U], offset[U], s[U] = {}, q[U] = {}, centred;
+    constants_of_tile<T, U, TAIL>(k.mean + at, n, mean);
+    constants_of_tile<T, U, TAIL>(k.scale + at, n, scale);
+    constants_of_tile<T, U, TAIL>(k.offset + at, n, offset);
     for (long r = 0; r < rows; r++, x += stride, g += stride) {
+        if (!TAIL) {
+            fetch_row<T, U>(x + DEEP * stride);
+            fetch_row<T, U>(g + DEEP * stride);
+        }
+        vec<A> d[U], v[U];
+        row_of_tile<T, U, TAIL>(g, n, nullptr, d);
+        row_of_tile<T, U, TAIL>(x, n, mean, v);
         for (int u = 0; u < U; u++) {
-            if (!TAIL && u * L * sizeof(T) % 64 == 0) {
-                __builtin_prefetch(x + DEEP * stride + u * L, 0, 3);
-                __builtin_prefetch(g + DEEP * stride + u * L, 0, 3);
-            }
-            vec<A> d = TAIL ? load_first(g, n, vec<A>{}) : load(g + u * L);
-            vec<A> v = TAIL ? load_first(x, n, c[u].mean) : load(x + u * L);
-            read_back<ACT, FROM_OUTPUT, A>(v, d, c[u], slope, inverse, centred);
-            s[u] += d;
-            q[u] = fma(d, centred, q[u]);
+            read_back<ACT, FROM_OUTPUT, A>(v[u], d[u], Constants<A>{mean[u], scale[u], offset[u]}, slope, inverse, centred);
+            s[u] += d[u];
+            q[u] = fma(d[u], centred, q[u]);
         }
     }
-    for (int u = 0; u < U; u++) {
-        for (long i = 0; i < (TAIL ? n : L); i++) {
-            sum[u * L + i] += s[u][i];
-            along[u * L + i] += q[u][i];
-        }
-    }
+    add_sums_of_tile<T, U, TAIL>(s, q, n, sum, along);
 }
 
 template <class T, int ACT, bool FROM_OUTPUT, bool STREAM, int U, bool TAIL>
 INLINE void gradient_of_tile(const T* x, const T* g, T* out, long stride, long rows, long n,
                              const Columns<wide<T>>& k, long at, wide<T> slope) {
     using A = wide<T>;
-    constexpr long L = lanes<A>;
     const A inverse = A(1) / slope;
-    Constants<A> c[U];
-    Projection<A> j[U];
-    vec<A> centred;
-    for (int u = 0; u < U; u++) {
-        auto take = [&](const A* v) { return TAIL ? load_first(v + at, n, vec<A>{}) : load(v + at + u * L); };
-        c[u] = {take(k.mean), take(k.scale), take(k.offset)};
-        j[u] = {take(k.slant), take(k.level)};
-    }
+    vec<A> mean[U], scale[U], offset[U], slant[U], level[U], centred;
+    constants_of_tile<T, U, TAIL>(k.mean + at, n, mean);
+    constants_of_tile<T, U, TAIL>(k.scale + at, n, scale);
+    constants_of_tile<T, U, TAIL>(k.offset + at, n, offset);
+    constants_of_tile<T, U, TAIL>(k.slant + at, n, slant);
+    constants_of_tile<T, U, TAIL>(k.level + at, n, level);
     for (long r = 0; r < rows; r++, x += stride, g += stride, out += stride) {
-        for (int u = 0; u < U; u++) {
-            if (!TAIL && k.deep && u * L * sizeof(T) % 64 == 0) {
-                __builtin_prefetch(x + k.deep * stride + u * L, 0, 3);
-                __builtin_prefetch(g + k.deep * stride + u * L, 0, 3);
-            }
-            if (!TAIL && !STREAM && u * L * sizeof(T) % 64 == 0) __builtin_prefetch(out + 4 * stride + u * L, 1, 3);
-            vec<A> d = TAIL ? load_first(g, n, vec<A>{}) : load(g + u * L);
-            vec<A> v = TAIL ? load_first(x, n, c[u].mean) : load(x + u * L);
-            read_back<ACT, FROM_OUTPUT, A>(v, d, c[u], slope, inverse, centred);
-            vec<A> z = fma(centred, j[u].slant, fma(d, c[u].scale, j[u].level));
-            if (TAIL) {
-                store_first(out, n, z);
-            } else {
-                put<STREAM && U == TILE>(out + u * L, z);
-            }
+        if (!TAIL && k.deep) {
+            fetch_row<T, U>(x + k.deep * stride);
+            fetch_row<T, U>(g + k.deep * stride);
         }
+        if (!TAIL && !STREAM) fetch_row_for_writing<T, U>(out + 4 * stride);
+        vec<A> d[U], v[U];
+        row_of_tile<T, U, TAIL>(g, n, nullptr, d);
+        row_of_tile<T, U, TAIL>(x, n, mean, v);
+        for (int u = 0; u < U; u++) {
+            read_back<ACT, FROM_OUTPUT, A>(v[u], d[u], Constants<A>{mean[u], scale[u], offset[u]}, slope, inverse, centred);
+            v[u] = fma(centred, slant[u], fma(d[u], scale[u], level[u]));
+        }
+        put_row_of_tile<T, U, TAIL, STREAM>(out, n, v);
     }
 }
 

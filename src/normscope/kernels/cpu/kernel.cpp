@@ -53,11 +53,14 @@ void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write
     const int threads = all < SERIAL_BYTES ? 1 : p.threads;
     if (threads == 1 || r.channels >= 4 * threads) {
         // Two blocks of the cache's eighth fit: while one is written, the next is fetched, so that its first pass finds it
-        // there. A channel beyond that is read from memory twice whatever the block; then long stretches are best.
+        // there. A larger channel goes by itself, and its second pass backward: it begins with what the first has left in
+        // the cache. One of many times the cache is read from memory twice whatever the order; then long stretches are best.
         const long channel = bytes * r.samples * r.positions, run = bytes * r.positions;
         const bool ahead = channel <= half_of_cache() / 2;
         const long share = threads == 1 ? r.channels : r.channels / (4 * threads);
-        const long want = ahead ? clamp(half_of_cache() / 8 / channel, 1, 16384 / run + 1) : 32768 / run;
+        const long want = ahead                            ? clamp(half_of_cache() / 8 / channel, 1, 16384 / run + 1)
+                          : channel <= 4 * half_of_cache() ? 1
+                                                           : 32768 / run;
         const long block = clamp(want, 1, share < 64 ? share : 64);
         parallel(p, threads, ceil_div(r.channels, share), [&](long item) {
             const long c0 = item * share, c1 = c0 + share < r.channels ? c0 + share : r.channels;
@@ -67,10 +70,12 @@ void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write
                 double first[64] = {}, second[64] = {};
                 for (long k = 0; k < r.pieces; k++) sums_of_piece<A>(r, k, at, end, step, first, second);
                 for (long c = at; c < end; c++) finish(c, first[c - at], second[c - at]);
-                for (long s = 0; s < r.samples; s++)
+                for (long k = 0; k < r.samples; k++) {
+                    const long s = ahead ? k : r.samples - 1 - k, then = ahead ? s + 1 : s - 1;
                     for (long c = at; c < end; c++)
                         write(c, r.at(s, c), r.positions,
-                              Ahead{next, c + 1 < end ? r.positions : r.at(s + 1, at) - r.at(s, c)});
+                              Ahead{next, c + 1 < end ? r.positions : r.at(then, at) - r.at(s, c)});
+                }
             }
             end_of_stream();
         });

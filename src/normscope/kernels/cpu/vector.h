@@ -173,27 +173,11 @@ INLINE void stream(double* p, vdouble v) {
     store(p, v);
 #endif
 }
-INLINE void stream(bf16* p, vfloat v) {
-#if NORMSCOPE_BYTES == 64
-    _mm256_stream_si256((__m256i*)p, (__m256i)narrow(v));
-#else
-    store(p, v);
-#endif
-}
 INLINE void end_of_stream() {
 #if NORMSCOPE_BYTES >= 32
     _mm_sfence();
 #endif
 }
-template <bool STREAM, class T, class V>
-INLINE void put(T* p, V v) {
-    if (STREAM) {
-        stream(p, v);
-    } else {
-        store(p, v);
-    }
-}
-
 // The first n lanes from memory, the others from `fill`.
 template <class T>
 INLINE vec<wide<T>> load_first(const T* p, long n, vec<wide<T>> fill) {
@@ -259,4 +243,127 @@ INLINE double total(vfloat v) {
     memcpy(&low, &v, sizeof low);
     memcpy(&high, (const char*)&v + sizeof low, sizeof high);
     return total(__builtin_convertvector(low, vdouble) + __builtin_convertvector(high, vdouble));
+}
+
+// ----------------------------------------------------------------------------------------- U vectors side by side
+//
+// Of bfloat16 two vectors are taken from one load, those of even and those of odd place: to widen them is one operation
+// each, and to narrow them half of what it is in order. What goes lane by lane with such a pair is dealt out likewise.
+
+template <class T>
+constexpr bool DEALT = false;
+template <>
+constexpr bool DEALT<bf16> = true;
+
+#if defined(__clang__)
+#define NORMSCOPE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define NORMSCOPE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vuint){__VA_ARGS__})
+#endif
+
+// From order to even and odd, and back.
+INLINE void deal(vfloat& a, vfloat& b) {
+    const vfloat x = a, y = b;
+#if NORMSCOPE_BYTES == 64
+    a = NORMSCOPE_SHUFFLE(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    b = NORMSCOPE_SHUFFLE(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif NORMSCOPE_BYTES == 32
+    a = NORMSCOPE_SHUFFLE(x, y, 0, 2, 4, 6, 8, 10, 12, 14);
+    b = NORMSCOPE_SHUFFLE(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    a = NORMSCOPE_SHUFFLE(x, y, 0, 2, 4, 6);
+    b = NORMSCOPE_SHUFFLE(x, y, 1, 3, 5, 7);
+#endif
+}
+INLINE void gather(vfloat& a, vfloat& b) {
+    const vfloat x = a, y = b;
+#if NORMSCOPE_BYTES == 64
+    a = NORMSCOPE_SHUFFLE(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    b = NORMSCOPE_SHUFFLE(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif NORMSCOPE_BYTES == 32
+    a = NORMSCOPE_SHUFFLE(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+    b = NORMSCOPE_SHUFFLE(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    a = NORMSCOPE_SHUFFLE(x, y, 0, 4, 1, 5);
+    b = NORMSCOPE_SHUFFLE(x, y, 2, 6, 3, 7);
+#endif
+}
+
+INLINE bool any_nan(vfloat a, vfloat b) {
+#if NORMSCOPE_BYTES == 64
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q) != 0;
+#elif NORMSCOPE_BYTES == 32
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q)) != 0;
+#else
+    const vuint unordered = (vuint)(a != a) | (vuint)(b != b);
+    uint64_t halves[2];
+    memcpy(halves, &unordered, sizeof halves);
+    return (halves[0] | halves[1]) != 0;
+#endif
+}
+
+// Half a unit of the last place, less where that ends even: what is left after a cut is rounded to nearest even.
+INLINE vuint rounded_up(vfloat v) {
+    const vuint u = (vuint)v;
+    return u + 0x7fffu + ((u >> 16) & 1u);
+}
+INLINE vuint narrow_pair(vfloat even, vfloat odd) {
+    vuint a = rounded_up(even), b = rounded_up(odd);
+    if (__builtin_expect(any_nan(even, odd), 0)) {
+        const vuint quiet = vuint{} + 0x400000u, lost_a = (vuint)(even != even), lost_b = (vuint)(odd != odd);
+        a = (lost_a & ((vuint)even | quiet)) | (~lost_a & a);
+        b = (lost_b & ((vuint)odd | quiet)) | (~lost_b & b);
+    }
+    return (a >> 16) | (b & 0xffff0000u);
+}
+
+template <class T, int U>
+INLINE void load_several(const T* p, vec<wide<T>>* v) {
+    constexpr long L = lanes<wide<T>>;
+    if constexpr (DEALT<T> && U % 2 == 0) {
+        for (int u = 0; u < U; u += 2) {
+            vuint w;
+            memcpy(&w, p + u * L, sizeof w);
+            v[u] = (vfloat)(w << 16);
+            v[u + 1] = (vfloat)(w & 0xffff0000u);
+        }
+    } else {
+        for (int u = 0; u < U; u++) v[u] = load(p + u * L);
+    }
+}
+
+template <class T, int U, bool STREAM>
+INLINE void store_several(T* p, const vec<wide<T>>* v) {
+    constexpr long L = lanes<wide<T>>;
+    if constexpr (DEALT<T> && U % 2 == 0) {
+        for (int u = 0; u < U; u += 2) {
+            const vuint w = narrow_pair(v[u], v[u + 1]);
+            if constexpr (STREAM) {
+                stream((float*)(p + u * L), (vfloat)w);
+            } else {
+                memcpy(p + u * L, &w, sizeof w);
+            }
+        }
+    } else {
+        for (int u = 0; u < U; u++) {
+            if constexpr (STREAM && !DEALT<T>) {
+                stream(p + u * L, v[u]);
+            } else {
+                store(p + u * L, v[u]);
+            }
+        }
+    }
+}
+
+// One number a lane, dealt out as `load_several` deals out the values; and back into order.
+template <class T, int U>
+INLINE void load_with(const wide<T>* p, vec<wide<T>>* v) {
+    for (int u = 0; u < U; u++) v[u] = load(p + u * lanes<wide<T>>);
+    if constexpr (DEALT<T> && U % 2 == 0)
+        for (int u = 0; u < U; u += 2) deal(v[u], v[u + 1]);
+}
+template <class T, int U>
+INLINE void in_order(vec<wide<T>>* v) {
+    if constexpr (DEALT<T> && U % 2 == 0)
+        for (int u = 0; u < U; u += 2) gather(v[u], v[u + 1]);
 }
