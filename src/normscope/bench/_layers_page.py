@@ -14,6 +14,7 @@ COLUMNS = (
     "torch ms",
     "ours ms",
     "torch / ours",
+    "torch / memory",
     "in place",
     "BN alone",
 )
@@ -32,6 +33,7 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{row['ms']['torch']:.3g}",
             f"{row['ms']['ours']:.3g}",
             _with_quartiles(row["ratios"]["torch / ours"]) + _verdict(row),
+            f"{row['ratios']['torch / memory']['median']:.2f}",
             f"{row['ratios']['torch in place / ours']['median']:.2f}",
             f"{row['ratios']['torch BN / ours BN']['median']:.2f}",
         )
@@ -75,7 +77,8 @@ def markdown(result: Mapping[str, Any], *, notes: str = "") -> str:
 Batch norm and ReLU in training, forward and backward: `torch.nn.BatchNorm` and `ReLU` over
 `normscope.layers.BatchNorm(activation="relu")`. In each round every candidate runs once, in random order; medians over
 rounds of the ratio within a round, with quartiles. One thread is timed in the thread's processor time, all threads in
-wall time. *Recycled*: after `normscope.allocator.keep_large_blocks()`; *default*: glibc as it comes. *In place*: the
+wall time. *torch / memory*: torch's time over a copy and an addition of the input, each of which reads and writes every
+value once; what a kernel bound by memory alone would reach. *Recycled*: after `normscope.allocator.keep_large_blocks()`; *default*: glibc as it comes. *In place*: the
 same ratio where torch's ReLU is `inplace=True`. *BN alone*: neither side has an activation.
 
 {conditions(result)} Way: {result["kernel"]}. Made by `normscope bench layers --out benchmarks/results/layers.md`.

@@ -256,6 +256,9 @@ def _summary(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     # The backward alone is what both take less the forward, in the same round.
     backward = [max(both - once, 1e-9) for both, once in zip(times["ours"], times["ours forward"], strict=True)]
     found["add / backward"] = ratio({"add": times["add"], "backward": backward}, "add", "backward")
+    # What torch takes over a copy and an addition: as far as memory lets anybody go who reads and writes each once.
+    once = [copy + add for copy, add in zip(times["copy"], times["add"], strict=True)]
+    found["torch / memory"] = ratio({"torch": times["torch"], "memory": once}, "torch", "memory")
     return {"ms": {name: 1e3 * statistics.median(ran) for name, ran in times.items()}, "ratios": found}
 
 
