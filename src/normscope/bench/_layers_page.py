@@ -78,8 +78,9 @@ Batch norm and ReLU in training, forward and backward: `torch.nn.BatchNorm` and 
 `normscope.layers.BatchNorm(activation="relu")`. In each round every candidate runs once, in random order; medians over
 rounds of the ratio within a round, with quartiles. One thread is timed in the thread's processor time, all threads in
 wall time. *torch / memory*: torch's time over a copy and an addition of the input, each of which reads and writes every
-value once; what a kernel bound by memory alone would reach. *Recycled*: after `normscope.allocator.keep_large_blocks()`; *default*: glibc as it comes. *In place*: the
-same ratio where torch's ReLU is `inplace=True`. *BN alone*: neither side has an activation.
+value once; what a kernel bound by memory alone would reach. *Recycled*: after
+`normscope.allocator.keep_large_blocks()`; *default*: glibc as it comes. *In place*: the same ratio where torch's ReLU
+is `inplace=True`. *BN alone*: neither side has an activation.
 
 {conditions(result)} Way: {result["kernel"]}. Made by `normscope bench layers --out benchmarks/results/layers.md`.
 """,

@@ -13,8 +13,8 @@ from normscope._unit import Unit
 from normscope.layers import _running
 from normscope.layers._group import GroupOfProcesses
 from normscope.ops import batch_norm
-from normscope.ops._choose import is_written_out
-from normscope.ops.batch_norm import batch_norm_at_once
+from normscope.ops._choose import is_written_out, plan_at_once
+from normscope.ops.fused import fused_at_once
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
@@ -268,21 +268,16 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
         """Train without options, by the kernel, in the fewest steps; None where anything is in the way."""
         if not self.training or not self.track_running_stats or self.momentum is None:
             return None
-        if torch.compiler.is_compiling() or in_backward():
-            return None
         # From where torch keeps them: the attributes are looked up in three places first, which a small batch feels.
         parameters, buffers = self._parameters, self._buffers
-        return batch_norm_at_once(
-            input,
-            parameters["weight"],
-            parameters["bias"],
-            buffers["running_mean"],
-            buffers["running_var"],
-            buffers["num_batches_tracked"],
-            self.eps,
-            self.momentum,
-            self.activation,
-            self.negative_slope,
+        weight, bias = parameters["weight"], parameters["bias"]
+        mean, var, seen = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        plan = plan_at_once(input, weight, bias, mean, var, seen)
+        if plan is None or mean is None or var is None or in_backward():
+            return None
+        moved = mean, var, seen
+        return fused_at_once(
+            plan, input, weight, bias, self.eps, self.activation, self.negative_slope, moved, self.momentum
         )
 
     def _forward_as_torch(self, input: Tensor) -> Tensor:

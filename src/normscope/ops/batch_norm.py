@@ -61,12 +61,12 @@ def batch_norm(
             channel to take statistics over, or running statistics are wanted and missing.
     """
     if training and over is BATCH:
-        seen = num_batches_tracked
-        at_once = batch_norm_at_once(
-            x, weight, bias, running_mean, running_var, seen, eps, momentum, activation, negative_slope
-        )
-        if at_once is not None:
-            return at_once
+        plan = plan_at_once(x, weight, bias, running_mean, running_var, num_batches_tracked)
+        if plan is not None:
+            seen = num_batches_tracked
+            moved = None if running_mean is None or running_var is None else (running_mean, running_var, seen)
+            if moved is not None or seen is None:
+                return fused_at_once(plan, x, weight, bias, eps, activation, negative_slope, moved, momentum)
     if x.ndim == 1 and x.numel() == 0:  # nothing at all, which torch lets pass
         return x.clone()
     check_batch_norm(x, weight, bias, running_mean, running_var, training, over)
@@ -87,41 +87,6 @@ def batch_norm(
     track(running_mean, running_var, moments.mean + moments.low, moments.variance(unbiased=True), momentum)
     count_batch(num_batches_tracked)
     return activate(y, activation, negative_slope)
-
-
-def batch_norm_at_once(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    seen: Tensor | None,
-    eps: float,
-    share: float,
-    activation: str | None,
-    slope: float,
-) -> Tensor | None:
-    """Do what `batch_norm` does in training, where a kernel takes all the tensors just as they are; else return None.
-
-    Args:
-        x: Values ``(N, C, *)``.
-        weight: Gain ``(C,)`` or None for 1.
-        bias: Shift ``(C,)`` or None for 0.
-        running_mean: ``(C,)``, moved in place; or None.
-        running_var: ``(C,)``, likewise.
-        seen: Count of batches ``()``, int64; or None.
-        eps: Added to the variance.
-        share: Of this batch in the running statistics.
-        activation: ``"relu"``, ``"leaky_relu"`` or None.
-        slope: Of leaky ReLU.
-    """
-    plan = plan_at_once(x, weight, bias, running_mean, running_var, seen)
-    if plan is None:
-        return None
-    moved = None if running_mean is None or running_var is None else (running_mean, running_var, seen)
-    if moved is None and seen is not None:
-        return None
-    return fused_at_once(plan, x, weight, bias, eps, activation, slope, moved, share)
 
 
 def batch_norm_given(
