@@ -201,6 +201,16 @@ def test_a_backward_takes_the_layout_that_its_tensors_have_now(build):
     torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
 
 
+def test_a_plan_keeps_what_it_was_given_until_its_forward(build):
+    x, seen = torch.randn(64, 50), torch.tensor(0)
+    for _ in range(20):
+        plan = cpu.plan(x, torch.zeros(50), torch.full((50,), 3.0), torch.zeros(50), torch.ones(50), seen)
+        junk = [torch.full((50,), float("nan")) for _ in range(8)]  # where freed rows would have been
+        assert torch.equal(plan.forward(x, False, None, 1, 0, 0.0, 1e-5, 0.1), torch.full((64, 50), 3.0))
+        del junk
+    assert seen == 20
+
+
 def test_nothing_is_kept_after_a_call(build):
     x, w, m, v, g = torch.randn(8, 6), torch.ones(6), torch.zeros(6), torch.ones(6), torch.randn(8, 6)
     seen, saved = torch.tensor(0), torch.empty(6, 6)

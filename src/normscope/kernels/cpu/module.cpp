@@ -49,11 +49,17 @@ struct Plan {
     int64_t* seen;
     void* own;        // what the backward needs, (6, C); or null, and
     PyObject* saved;  // the tensor that holds it
+    PyObject* held[6];  // what was given, until the forward has run: addresses alone keep nothing alive
 };
 PyTypeObject* plan_type = nullptr;
 
+void let_go(Plan* plan) {
+    for (PyObject*& object : plan->held) Py_CLEAR(object);
+}
+
 void plan_dealloc(PyObject* self) {
     Plan* plan = (Plan*)self;
+    let_go(plan);
     std::free(plan->own);
     Py_XDECREF(plan->saved);
     PyTypeObject* type = Py_TYPE(self);
@@ -126,6 +132,7 @@ PyObject* plan(PyObject*, PyObject* const* args, Py_ssize_t count) {
     made->x = x;
     made->p = p;
     made->seen = seen;
+    for (int i = 0; i < 6; i++) made->held[i] = Py_NewRef(args[i]);
     return (PyObject*)made;
 }
 
@@ -189,6 +196,7 @@ PyObject* plan_forward(PyObject* self, PyObject* const* args, Py_ssize_t count) 
     }
     if (fails(p, [&] { run_forward(p, type, plan->act); })) return Py_DECREF(y), nullptr;
     if (plan->seen) ++*plan->seen;
+    let_go(plan);
     return y;
 }
 
