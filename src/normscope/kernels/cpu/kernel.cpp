@@ -180,12 +180,13 @@ void over_columns(const Problem& p, long bytes, Begin&& begin, Sum&& sum, Finish
     begin(0, g.width);
     parallel(p, threads, groups * cuts, [&](long i) { group(i / cuts, edge(i % cuts), edge(i % cuts + 1)); });
     parallel(p, threads, cuts, [&](long i) { merge(edge(i), edge(i + 1)); });
-    const long pieces = ceil_div(g.rows, ROWS);
-    parallel(p, threads, pieces * cuts, [&](long i) {
-        const long row = (pieces - 1 - i / cuts) * ROWS;
+    // Backward, and each thread over the rows that it has read: what it read last is still in its cache.
+    const auto write_piece = [&](long i) {
+        const long row = i / cuts * ROWS;
         write(row, row + ROWS < g.rows ? ROWS : g.rows - row, edge(i % cuts), edge(i % cuts + 1));
         end_of_stream();
-    });
+    };
+    parallel(p, threads, ceil_div(g.rows, ROWS) * cuts, write_piece, true);
 }
 
 bool as_columns(const Problem& p) { return p.last || p.positions < SMALL_MAP; }

@@ -17,22 +17,26 @@ namespace {
 
 using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
 Team team = nullptr;
+int (*rank)() = nullptr;
 
 #if defined(__linux__)
-int look(struct dl_phdr_info* info, size_t, void* found) {
+bool take_from(void* library) {
+    team = (Team)dlsym(library, "GOMP_parallel");
+    if (team) rank = (int (*)())dlsym(library, "omp_get_thread_num");
+    return team != nullptr;
+}
+
+int look(struct dl_phdr_info* info, size_t, void*) {
     // Of torch's own thread pool, wherever it was loaded: a second one would fight with it for the cores.
     if (!info->dlpi_name || !(strstr(info->dlpi_name, "gomp") || strstr(info->dlpi_name, "omp5"))) return 0;
     void* library = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
-    if (!library) return 0;
-    *(void**)found = dlsym(library, "GOMP_parallel");
-    return *(void**)found != nullptr;
+    return library && take_from(library);
 }
 #endif
 
 void find_team() {
 #if defined(__linux__)
-    team = (Team)dlsym(RTLD_DEFAULT, "GOMP_parallel");
-    if (!team) dl_iterate_phdr(look, &team);
+    if (!take_from(RTLD_DEFAULT)) dl_iterate_phdr(look, nullptr);
 #endif
 }
 
@@ -108,6 +112,7 @@ void lay_out(Problem& p, const Values& v) {
     p.last = v.last;
     p.recycled = recycled;
     p.team = team;
+    p.rank = rank;
 }
 
 // x, weight, bias, running mean, running variance, count of batches: all tensors, all but the first may be None. None

@@ -50,19 +50,42 @@ struct Problem {
     int threads = 1;
     bool recycled = false;     // freed memory stays in the process, so that outputs are written to pages that are there
     void (*team)(void (*)(void*), void*, unsigned, unsigned) = nullptr;  // libgomp's GOMP_parallel, as torch loaded it
+    int (*rank)() = nullptr;   // libgomp's omp_get_thread_num: which of the team is asking
 };
 
 // Below this many bytes waking other threads costs more than they save.
 constexpr long SERIAL_BYTES = 128 * 1024;
 
+// Each thread begins with a stretch of its own, the same share of every job: what it has read in one job, the next finds
+// in its cache. Who is done helps the others.
 template <class F>
 struct Job {
+    struct alignas(64) Stretch {
+        std::atomic<long> taken{0};
+        long from = 0, count = 0;
+    };
+    static constexpr int MOST = 64;
     F* work;
-    long items;
-    std::atomic<long> next{0};
+    int (*rank)();
+    int stretches;
+    bool backward;  // each stretch from its end
+    Stretch stretch[MOST];
+
+    Job(F* f, long items, int threads, int (*which)(), bool from_end)
+        : work(f), rank(which), stretches(threads < MOST ? threads : MOST), backward(from_end) {
+        for (int k = 0; k < stretches; k++) {
+            stretch[k].from = items * k / stretches;
+            stretch[k].count = items * (k + 1) / stretches - stretch[k].from;
+        }
+    }
     static void run(void* p) {
         Job* job = (Job*)p;
-        for (long i; (i = job->next.fetch_add(1, std::memory_order_relaxed)) < job->items;) (*job->work)(i);
+        const int first = job->rank ? job->rank() % job->stretches : 0;
+        for (int k = 0; k < job->stretches; k++) {
+            Stretch& s = job->stretch[(first + k) % job->stretches];
+            for (long i; (i = s.taken.fetch_add(1, std::memory_order_relaxed)) < s.count;)
+                (*job->work)(s.from + (job->backward ? s.count - 1 - i : i));
+        }
     }
 };
 
@@ -75,14 +98,14 @@ inline bool streams(const Problem& p, long stretch, long all) {
 
 // Items are taken as threads come free; no result depends on which thread took one.
 template <class F>
-void parallel(const Problem& p, int threads, long items, F&& work) {
+void parallel(const Problem& p, int threads, long items, F&& work, bool backward = false) {
     if (threads > items) threads = (int)items;
     if (threads <= 1 || !p.team) {
-        for (long i = 0; i < items; i++) work(i);
+        for (long i = 0; i < items; i++) work(backward ? items - 1 - i : i);
         return;
     }
     using Work = typename std::remove_reference<F>::type;
-    Job<Work> job{&work, items};
+    Job<Work> job(&work, items, threads, p.rank, backward);
     p.team(Job<Work>::run, &job, (unsigned)threads, 0);
 }
 
