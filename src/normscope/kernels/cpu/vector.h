@@ -253,7 +253,7 @@ INLINE double total(vfloat v) {
 template <class T>
 constexpr bool DEALT = false;
 template <>
-constexpr bool DEALT<bf16> = true;
+inline constexpr bool DEALT<bf16> = true;  // inline: of a specialization clang makes a symbol in every file otherwise
 
 #if defined(__clang__)
 #define NORMSCOPE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
