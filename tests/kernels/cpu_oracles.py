@@ -62,10 +62,15 @@ def errors(found, right):
     ]
 
 
+def far_from_kinks(x, w, b):
+    """Where rounding cannot decide the side of the activation's kink: ``(N, C, *)`` of truth values."""
+    z = written_out(x, w, b, torch.zeros_like(x), None)[0]
+    return z.abs() > (1e-3 if x.dtype == torch.bfloat16 else 1e-5) * (1 + z.abs().max())
+
+
 def off_the_kinks(found, right, x, w, b, activation):
     """Leave out of the input's gradient elements so near a kink that rounding decides the side."""
     if activation is None:
         return found, right
-    z = written_out(x, w, b, torch.zeros_like(x), None)[0]
-    keep = z.abs() > 1e-3 * (1 + z.abs().max()) if x.dtype == torch.bfloat16 else z.abs() > 1e-5 * (1 + z.abs().max())
+    keep = far_from_kinks(x, w, b)
     return (found[0], found[1] * keep, *found[2:]), (right[0], right[1] * keep, *right[2:])

@@ -55,9 +55,8 @@ Worst against_the_formula(const Case& k, uint64_t seed) {
         const double steps = STEPS * 2 * ROUNDING<wide<T>> * loss_of(k.kind, rest * rest, var);
         const Exact mean = first + rest, rstd = 1 / std::sqrt(var + EPS);
         const Exact weight = r.before[WEIGHT][c], bias = r.before[BIAS][c];
-        // What the mean may be off, in normalized values. A channel of a far first value, or of none but one value, is
-        // summed again, value by value in double.
-        const bool again = k.kind == JUMP || k.kind == CONSTANT;
+        // What the mean may be off, in normalized values. A channel of a far first value is summed again, in double.
+        const bool again = k.kind == JUMP;
         const Exact off = (steps * std::sqrt(var) + (again ? n * ROUNDING<double> * std::abs(mean) : 0)) * rstd;
         auto normalized = [&](long i) { return (beside(i) - rest) * rstd; };
         // The mask is that of the output as it was written: no rounding near a kink decides it, and a backward with

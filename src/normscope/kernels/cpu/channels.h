@@ -14,7 +14,8 @@ struct Saved {
           var(offset + channels) {}
 };
 
-// Walk the values of one channel in double, one after the other: for what the fast sums cannot hold.
+// Walk the values of one channel in double, one after the other: for what the fast sums cannot hold. The mean in two
+// steps, the second of what the first has left: equal values have themselves for a mean.
 template <class T>
 void exact_moments(const Problem& p, long c, double& mean, double& var) {
     const T* x = (const T*)p.x;
@@ -24,7 +25,11 @@ void exact_moments(const Problem& p, long c, double& mean, double& var) {
     double sum = 0, squares = 0;
     for (long s = 0; s < p.samples; s++)
         for (long i = 0; i < p.positions; i++) sum += widen(x[s * step_sample + start + i * step]);
-    mean = sum / n;
+    const double near = sum / n;
+    double rest = 0;
+    for (long s = 0; s < p.samples; s++)
+        for (long i = 0; i < p.positions; i++) rest += widen(x[s * step_sample + start + i * step]) - near;
+    mean = near + rest / n;
     for (long s = 0; s < p.samples; s++) {
         for (long i = 0; i < p.positions; i++) {
             double d = widen(x[s * step_sample + start + i * step]) - mean;
