@@ -250,6 +250,31 @@ def test_in_place_too_a_cotangent_is_written_over_only_where_nobody_else_has_it(
     assert all(torch.equal(cotangent, g) for cotangent in kept)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    "brought_back",
+    [
+        lambda t: torch.stack([t, t], -1)[..., 0],
+        lambda t: t.double(),
+        lambda t: t.mT.contiguous().mT if t.ndim > 1 else t,
+    ],
+    ids=["other strides", "another type", "transposed"],
+)
+def test_a_hook_on_saved_tensors_may_bring_back_others(brought_back, in_place):
+    def found(unpack):
+        x, w, b, g = draw((9, 4))
+        ts = [t.requires_grad_() for t in (x, w, b.clamp(-1, 1).detach())]
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            if in_place:
+                y = ops.batch_norm_in_place(ts[0] * 1, *ts[1:], 1e-5, 0.2)[0]
+            else:
+                y = ops.batch_norm(*ts, activation="leaky_relu", negative_slope=0.2)
+        return torch.autograd.grad(y, ts, g)
+
+    for one, other in zip(found(brought_back), found(lambda t: t), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 LARGE_PAGES = """
 import re, pathlib, torch
 from normscope.kernels import cpu

@@ -80,7 +80,9 @@ class _Fused(Function):
         wanted, how = ctx.needs_input_grad, ctx.how
         if not must_be_written_out(x, g):
             own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
-            return *gradients(g, x, weight, bias, ctx.kept, how, wanted, own), None
+            by_kernel = gradients(g, x, weight, bias, ctx.kept, how, wanted, own)
+            if by_kernel is not None:
+                return *by_kernel, None
         d, w, _, z, mean, rstd = _written_out(how, x, weight, bias)
         found = backward(_through_activation(g.to(d.dtype), z, how), None, None, d, w, mean, rstd)
         of = zip(found, (x, weight, bias), wanted, strict=False)
@@ -232,8 +234,10 @@ def gradients(
     wanted: Sequence[bool],
     own: bool = False,
     from_output: bool = False,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Return the kernel's gradients of ``x``, ``weight`` and ``bias``; None for what is not wanted.
+
+    None in place of all where it cannot take them: a hook on saved tensors may bring back others than were saved.
 
     Args:
         g: Cotangent of the output, of any strides.

@@ -109,7 +109,9 @@ class _InPlace(Function):
         if ctx.kept is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
             wanted = ctx.needs_input_grad
             own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
-            return *gradients(g, z, weight, bias, ctx.kept, ctx.how, wanted, own, True), *_NONE
+            by_kernel = gradients(g, z, weight, bias, ctx.kept, ctx.how, wanted, own, True)
+            if by_kernel is not None:
+                return *by_kernel, *_NONE
         types = (z.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
         weight, bias = (None if p is None else p.to(rstd.dtype) for p in (weight, bias))
         y = z.to(rstd.dtype)
