@@ -12,8 +12,8 @@ import pytest
 
 import normscope
 from normscope import cli
-from normscope._face import unit
 from normscope._unit import discover
+from normscope.explain import unit
 from normscope.layers._norm import AbstractLayer
 
 HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
@@ -167,10 +167,10 @@ def test_interrupt_ends_in_one_line(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    face = types.ModuleType("normscope._face")
-    face.run = interrupted
-    monkeypatch.setitem(sys.modules, "normscope._face", face)
-    monkeypatch.setattr(normscope, "_face", face, raising=False)
+    judging = types.ModuleType("normscope.verdicts")
+    judging.run = interrupted
+    monkeypatch.setitem(sys.modules, "normscope.verdicts", judging)
+    monkeypatch.setattr(normscope, "verdicts", judging, raising=False)
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo"])
     assert stop.value.code == 130

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from normscope.studies import _find
+from normscope.studies import find as _find
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "decayed_affine.py"
 

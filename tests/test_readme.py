@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import normscope as ns
-from normscope import rules
+from normscope import checking
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -14,7 +14,7 @@ README = Path(__file__).parents[1] / "README.md"
 def test_its_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S))
-    with pytest.warns(rules.FindingWarning, match="NS122 redundant-bias at step 0"):
+    with pytest.warns(checking.FindingWarning, match="NS122 redundant-bias at step 0"):
         exec(compile(code, str(README), "exec"), {})
     assert (tmp_path / "page.html").is_file()
     assert "shape: (" in capsys.readouterr().out

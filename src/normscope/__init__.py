@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_FACE = {
-    "Scope": ("normscope._face", "Scope"),
-    "study": ("normscope._face", "study"),
-    "Case": ("normscope.rules", "Case"),
-    "check": ("normscope.rules", "check"),
-    "fix": ("normscope.rules", "fix"),
-    "ignore": ("normscope.rules", "ignore"),
+_PUBLIC = {
+    "Scope": ("normscope.watching", "Scope"),
+    "study": ("normscope.studies", "get"),
+    "Case": ("normscope.evidence", "Case"),
+    "ignore": ("normscope.evidence", "ignore"),
+    "check": ("normscope.checking", "check"),
+    "fix": ("normscope.checking", "fix"),
     "NormscopeError": ("normscope._errors", "NormscopeError"),
     "NonFiniteError": ("normscope._errors", "NonFiniteError"),
     "allocator": ("normscope.allocator", None),
     "builders": ("normscope.builders", None),
+    "checking": ("normscope.checking", None),
+    "evidence": ("normscope.evidence", None),
     "layers": ("normscope.layers", None),
     "ops": ("normscope.ops", None),
     "probes": ("normscope.probes", None),
@@ -31,10 +33,26 @@ _FACE = {
 }
 
 if TYPE_CHECKING:
-    from normscope import allocator, builders, layers, ops, plots, probes, records, rules, stats, studies, surgery
+    from normscope import (
+        allocator,
+        builders,
+        checking,
+        evidence,
+        layers,
+        ops,
+        plots,
+        probes,
+        records,
+        rules,
+        stats,
+        studies,
+        surgery,
+    )
     from normscope._errors import NonFiniteError, NormscopeError
-    from normscope._face import Scope, study
-    from normscope.rules import Case, check, fix, ignore
+    from normscope.checking import check, fix
+    from normscope.evidence import Case, ignore
+    from normscope.studies import get as study
+    from normscope.watching import Scope
 
 __all__ = [
     "Case",
@@ -45,6 +63,8 @@ __all__ = [
     "allocator",
     "builders",
     "check",
+    "checking",
+    "evidence",
     "fix",
     "ignore",
     "layers",
@@ -62,9 +82,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use."""
-    if name not in _FACE:
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'normscope' has no attribute {name!r}")
-    module, attribute = _FACE[name]
+    module, attribute = _PUBLIC[name]
     found = importlib.import_module(module)
     value = getattr(found, attribute) if attribute else found
     globals()[name] = value

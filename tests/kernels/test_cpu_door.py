@@ -13,7 +13,7 @@ from cpu_oracles import draw
 from normscope import layers, ops
 from normscope._errors import UsageError
 from normscope.kernels import cpu
-from normscope.ops import _choose
+from normscope.ops.ways import choose as _choose
 
 pytestmark = pytest.mark.skipif(bool(cpu.why_not()), reason=cpu.why_not() or "runs")
 
@@ -158,7 +158,7 @@ def watched(module, monkeypatch):
 
 def overwrites(arrange, monkeypatch):
     """Whether a backward in a given surrounding wrote the input's gradient over the cotangent."""
-    used = watched(importlib.import_module("normscope.ops.fused"), monkeypatch)
+    used = watched(importlib.import_module("normscope.ops.ways.kernel"), monkeypatch)
     x, w, b, _ = draw((8, 4, 6, 6))
     x.requires_grad_()
     with ops.using("kernel"):
@@ -204,7 +204,7 @@ def test_a_cotangent_is_written_over_only_where_nobody_else_has_it(monkeypatch):
 
 
 def test_gradients_are_the_same_over_the_cotangent_and_beside_it(monkeypatch):
-    fused = importlib.import_module("normscope.ops.fused")
+    fused = importlib.import_module("normscope.ops.ways.kernel")
     results = []
     for large in (0, 1 << 40):
         monkeypatch.setattr(fused, "LARGE", large)
@@ -240,7 +240,7 @@ def test_what_has_no_statistics_is_explained_and_not_given_to_the_kernel():
 @pytest.mark.skipif(not hasattr(torch.Tensor, "_use_count"), reason="this torch does not say who holds a tensor")
 @pytest.mark.parametrize("held", [False, True])
 def test_in_place_too_a_cotangent_is_written_over_only_where_nobody_else_has_it(held, monkeypatch):
-    used, kept = watched(importlib.import_module("normscope.ops.inplace"), monkeypatch), []
+    used, kept = watched(importlib.import_module("normscope.ops.ways.in_place"), monkeypatch), []
     x, w, b, g = draw((8, 4, 6, 6))
     y, _ = ops.batch_norm_in_place(x.requires_grad_() * 1, w, b.clamp(-1, 1), 1e-5, 0.2)
     if held:

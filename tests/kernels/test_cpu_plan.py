@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from normscope import layers, ops
 from normscope.kernels import cpu
-from normscope.ops import _choose
+from normscope.ops.ways import choose as _choose
 
 pytestmark = pytest.mark.skipif(bool(cpu.why_not()), reason="no kernel on this machine")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from normscope.ops.compiled import compiled_batch_norm
+from normscope.ops.ways.compiled import compiled_batch_norm
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])

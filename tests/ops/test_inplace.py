@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from normscope import ops
-from normscope.ops.inplace import can_be_inverted
+from normscope.ops.ways.in_place import can_be_inverted
 
 F64 = torch.float64
 
@@ -109,7 +109,7 @@ def test_the_bound(w, b, fits):
 def test_beyond_the_bound_it_would_be_wrong(monkeypatch):
     import importlib
 
-    module = importlib.import_module("normscope.ops.inplace")
+    module = importlib.import_module("normscope.ops.ways.in_place")
     monkeypatch.setattr(module, "can_be_inverted", lambda *_: True)
     x = torch.randn(64, 1, requires_grad=True)
     w, b = torch.tensor([1e-3]), torch.tensor([1000.0])

@@ -6,8 +6,8 @@ import probe_nets as nets
 import torch
 from torch import nn
 
+from normscope.modules.state import RngState
 from normscope.probes import ProbeWarning, Scope
-from normscope.probes._state import RngState
 
 STREAMING = ["gradient_flow", "activation_distribution"]
 COSTLY = ["covariate_shift", "landscape", "curvature", "descent", "interaction"]

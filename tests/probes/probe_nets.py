@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normscope.modules.state import RngState, same_bits
 from normscope.probes import Scope
-from normscope.probes._state import RngState, same_bits
 
 
 class Shared(nn.Module):

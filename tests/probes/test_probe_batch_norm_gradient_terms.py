@@ -11,8 +11,8 @@ from reading import read
 from torch import nn
 
 from normscope import layers, ops
+from normscope.modules.channels import channels
 from normscope.probes import BatchNormGradientTerms
-from normscope.probes._channels import channels
 
 NAMES = ("mean_share", "variance_share", "rescale_error", "rescale_cosine", "sigma", "gain")
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from normscope._errors import UsageError
+from normscope.modules.state import RngState
 from normscope.probes import Curvature, Scope, _lanczos
 from normscope.probes._hessian import Hessian, count, drawn, generator
 from normscope.probes._lanczos import hutchinson, lanczos, quantiles
-from normscope.probes._state import RngState
 from normscope.probes.curvature import MEASURES
 
 MODES = {"train": False, "frozen": True}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from normscope import probes
+from normscope.modules.state import RngState
 from normscope.probes import Scope
-from normscope.probes._state import RngState
 
 NETS = [name for name in nets.NETS if name not in ("numpy", "transformer")]
 TOLERANCE = 1e-10

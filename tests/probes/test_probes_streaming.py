@@ -11,8 +11,8 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from normscope._errors import UsageError
+from normscope.modules.channels import coprime_stride
 from normscope.probes import ActivationDistribution, GradientFlow, Scope
-from normscope.probes._channels import coprime_stride
 from normscope.probes.activation_distribution import _percentiles
 
 

@@ -9,8 +9,8 @@ from probe_loops import COSTLY, STREAMING, values
 from torch import nn
 
 from normscope import probes
+from normscope.modules.state import RngState
 from normscope.probes import ProbeWarning, Scope
-from normscope.probes._state import RngState
 
 CODES = [probe.CODE for probe in probes.all()]
 

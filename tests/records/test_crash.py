@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from _records_writer import CONFIG, ROWS, cell_of, records_of
 
-from normscope.records import Store, _files, store as store_module
+from normscope.records import Store, files as _files, store as store_module
 
 WRITER = str(Path(__file__).with_name("_records_writer.py"))
 

@@ -9,8 +9,8 @@ import pytest
 from normscope import report
 from normscope._errors import StoreError
 from normscope.plots import Table
-from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict
-from normscope.report import Condensed, Evidence, TheoryRow, _strict
+from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict, json as _strict
+from normscope.report import Condensed, Evidence, TheoryRow
 
 PART = Verdict(
     "a-study", "A part.", Outcome.REFUTED, "ratio", Estimate(-0.1, -0.2, 0.1, 0.95, 10, "t", "log-ratio"), 0.4, "So."

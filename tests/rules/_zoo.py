@@ -7,7 +7,8 @@ the modes of training, with the data and the step that go with it.
 import torch
 from torch import nn
 
-from normscope.rules import Case, _nets
+from normscope.evidence import Case
+from normscope.rules import _nets
 
 ZOO = {}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from normscope import rules
+from normscope import checking, rules
 from normscope.probes import Snapshot
 from normscope.records import Severity
 
@@ -43,7 +43,7 @@ def test_a_sick_case_is_found_named_repaired_and_left_as_it_was(rule, make):
     before = Snapshot(case.model)
     state = copy.deepcopy(case.optimizer.state_dict()) if case.optimizer is not None else None
     loaded = _tensors(case)
-    found = rules.check(case, [rule.CODE], gap=False)
+    found = checking.check(case, [rule.CODE], gap=False)
     assert [finding.code for finding in found] == [rule.CODE] * len(found)
     assert len(found) >= 1
     assert before.differences() == []
@@ -61,17 +61,17 @@ def test_a_sick_case_is_found_named_repaired_and_left_as_it_was(rule, make):
     if not any(finding.fixable for finding in found):
         return
     if not rule.SAFE:
-        assert all(made.why_not for made in rules.fix(case, found))
+        assert all(made.why_not for made in checking.fix(case, found))
         assert before.differences() == []
-    made = rules.fix(case, found, unsafe=True)
+    made = checking.fix(case, found, unsafe=True)
     assert any(one.done for one in made)
-    assert not [finding for finding in rules.check(case, [rule.CODE], gap=False) if finding.fixable]
+    assert not [finding for finding in checking.check(case, [rule.CODE], gap=False) if finding.fixable]
 
 
 @pytest.mark.parametrize(("rule", "make"), WELL)
 def test_a_well_case_is_left_in_peace(rule, make):
     case = make()
     before = Snapshot(case.model)
-    found = rules.check(case, [rule.CODE], gap=False)
+    found = checking.check(case, [rule.CODE], gap=False)
     assert [finding.message for finding in found] == []
     assert before.differences() == []

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from normscope import layers, rules
+from normscope import checking, layers, rules
 from normscope.rules import _nets
 
 
 def _repaired(case, code):
-    made = rules.fix(case, rules.check(case, [code], gap=False), unsafe=True)
+    made = checking.fix(case, checking.check(case, [code], gap=False), unsafe=True)
     assert [bool(one.done) for one in made] == [True] * len(made) != []
     return made
 
@@ -96,7 +96,7 @@ def test_precise_norms_do_not_have_the_error_that_is_found():
     case = rules.get("NS124").SICK[1]()
     x = case.loader[0][0]
     exact = nn.functional.batch_norm(x.double(), None, None, training=True)
-    found = rules.check(case, ["NS124"], gap=False)[0]
+    found = checking.check(case, ["NS124"], gap=False)[0]
     ours = layers.BatchNorm1d(12, affine=False)(x)
     assert float((ours.double() - exact).abs().max()) < 0.1 * found.measured
 
@@ -123,23 +123,23 @@ def test_an_onnx_model_is_judged_by_its_training_mode():
 
     case = _nets.case(_nets.cnn)
     case.exported = model(0)
-    assert not rules.check(case, ["NS128", "NS119"], gap=False)
+    assert not checking.check(case, ["NS128", "NS119"], gap=False)
     case.exported = model(1)
-    found = rules.check(case, ["NS128", "NS119"], gap=False)
+    found = checking.check(case, ["NS128", "NS119"], gap=False)
     assert [(finding.code, finding.measured, finding.fixable) for finding in found] == [("NS128", 1.0, False)]
 
 
 def test_an_export_is_left_as_it_was():
     case = rules.get("NS128").SICK[4]()
     before = {key: value.clone() for key, value in case.exported.state_dict().items()}
-    assert rules.check(case, ["NS128"], gap=False)
+    assert checking.check(case, ["NS128"], gap=False)
     assert case.exported.training
     assert all(torch.equal(before[key], value) for key, value in case.exported.state_dict().items())
 
 
 def test_many_layers_are_one_finding():
     deep = partial(_nets.case, _nets.mlp, trained=0, depth=40, bias=True)
-    found = rules.check(deep(), ["NS122", "NS126"], gap=False)
+    found = checking.check(deep(), ["NS122", "NS126"], gap=False)
     assert [(finding.code, len(finding.places)) for finding in found] == [("NS126", 40), ("NS122", 40)]
 
 
@@ -149,29 +149,29 @@ def test_a_negative_loss_is_no_gap_and_a_gap_in_it_is_found():
 
     well = _nets.case(_nets.mlp)
     well.loss_fn = below_zero
-    assert not rules.check(well, ["NS102"])
+    assert not checking.check(well, ["NS102"])
     sick = rules.get("NS102").SICK[0]()
     sick.loss_fn = below_zero
-    assert [finding.code for finding in rules.check(sick, ["NS102"])] == ["NS102"]
+    assert [finding.code for finding in checking.check(sick, ["NS102"])] == ["NS102"]
 
 
 @pytest.mark.parametrize("make", rules.get("NS103").SICK)
 def test_repaired_statistics_are_not_called_young(make):
     case = make()
     _repaired(case, "NS103")
-    assert [finding.code for finding in rules.check(case, ["NS103", "NS109"], gap=False)] == []
+    assert [finding.code for finding in checking.check(case, ["NS103", "NS109"], gap=False)] == []
 
 
 @pytest.mark.parametrize("net", _nets.NETS)
 def test_an_untrained_network_with_evaluation_data_has_no_gap_to_speak_of(net):
     case = _nets.case(net, trained=0, change=lambda model: _centred_elsewhere(model))
-    assert [finding.code for finding in rules.check(case, ["NS102", "NS109"])] == []
+    assert [finding.code for finding in checking.check(case, ["NS102", "NS109"])] == []
     optimizer = case.optimizer = torch.optim.Adam(case.model.parameters(), lr=1e-4)
     _nets.loss_fn(case.model, case.loader[0]).backward()
     optimizer.step()
     for norm in _nets.norms(case.model):
         norm.reset_running_stats()
-    assert "NS109" in [finding.code for finding in rules.check(case, ["NS109"])]
+    assert "NS109" in [finding.code for finding in checking.check(case, ["NS109"])]
 
 
 def _centred_elsewhere(model):

@@ -16,7 +16,7 @@ def replica(rank, folder):
 
     import torch.distributed as dist
 
-    from normscope import rules
+    from normscope import checking, evidence
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -28,12 +28,12 @@ def replica(rank, folder):
         loader = _nets.data((12,), seed=rank, mean=float(3 * rank))
         for batch in loader:
             _nets.loss_fn(model, batch).backward()
-        case = rules.Case(model, _nets.loss_fn, loader, torch.optim.SGD(model.parameters(), lr=0.1))
+        case = evidence.Case(model, _nets.loss_fn, loader, torch.optim.SGD(model.parameters(), lr=0.1))
         before = {key: value.clone() for key, value in plain.state_dict().items()}
-        findings = rules.check(case, ["NS114"], gap=False)
+        findings = checking.check(case, ["NS114"], gap=False)
         same = all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
-        rules.fix(case, findings, unsafe=True)
-        again = rules.check(case, ["NS114"], gap=False)
+        checking.fix(case, findings, unsafe=True)
+        again = checking.check(case, ["NS114"], gap=False)
         found[name] = {
             "before": before,
             "found": [list(finding.places) for finding in findings],
@@ -49,7 +49,7 @@ def replica(rank, folder):
 def watched(rank):
     """Train as is usual, with buffers broadcast, under a scope; then check. Returns what both found."""
     import normscope as ns
-    from normscope import rules
+    from normscope import checking, evidence
 
     model = nn.parallel.DistributedDataParallel(_nets.seeded(_nets.mlp))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -61,7 +61,9 @@ def watched(rank):
             _nets.loss_fn(model, batch).backward()
             optimizer.step()
     seen = [(one.code, one.message) for one in scope.findings()]
-    checked = [(one.code, one.message) for one in rules.check(rules.Case(model, _nets.loss_fn, loader, optimizer))]
+    checked = [
+        (one.code, one.message) for one in checking.check(evidence.Case(model, _nets.loss_fn, loader, optimizer))
+    ]
     return {
         "seen": seen,
         "checked": checked,

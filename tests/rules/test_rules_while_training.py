@@ -12,10 +12,11 @@ from torch import nn
 import normscope as ns
 from normscope import rules
 from normscope._errors import UsageError
+from normscope.checking import FindingWarning, RuleWarning
+from normscope.checking.watch import joined
+from normscope.evidence.listening import NormCall, Training
 from normscope.probes import Snapshot
-from normscope.rules import FindingWarning, RuleWarning, _nets
-from normscope.rules._listen import NormCall, Training
-from normscope.rules._watch import joined
+from normscope.rules import _nets
 
 NOT_IN_A_SCOPE = {"NS102", "NS107", "NS109", "NS114", "NS119", "NS128"}
 
@@ -168,7 +169,7 @@ def test_a_loss_that_cannot_be_evaluated_again_is_told_in_one_line():
 
 
 def test_an_exception_in_what_listens_does_not_reach_the_users_pass(monkeypatch):
-    from normscope.rules import _listen
+    from normscope.evidence import listening as _listen
 
     monkeypatch.setattr(_listen, "channels", lambda x: 1 / 0)
     case = _nets.case(_nets.mlp)

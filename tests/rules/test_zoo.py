@@ -4,7 +4,7 @@ import pytest
 import torch
 from zoo import ZOO
 
-from normscope import rules
+from normscope import checking, evidence, rules
 from normscope.probes import Snapshot
 from normscope.records import Severity
 
@@ -14,7 +14,7 @@ def test_nothing_is_found_in_a_healthy_set_up(name):
     torch.manual_seed(0)
     case = ZOO[name]()
     before = Snapshot(case.model)
-    found = rules.check(case)
+    found = checking.check(case)
     assert [f"{one.code} {one.message}" for one in found if one.severity is not Severity.INFO] == []
     assert before.differences() == []
     assert len(found.rules) == len(rules.all())
@@ -56,7 +56,7 @@ def test_models_of_transformers_built_from_a_config(kind):
             optimizer.zero_grad()
             model(**one).loss.backward()
             optimizer.step()
-    found = rules.check(rules.Case(model, lambda model, one: model(**one).loss, loader, optimizer))
+    found = checking.check(evidence.Case(model, lambda model, one: model(**one).loss, loader, optimizer))
     said = [f"{one.code} {one.message}" for one in found if one.severity is not Severity.INFO]
     if kind == "mobilenet_v2":  # its norms have another framework's momentum, 0.997: that one is no false alarm
         assert [line[:5] for line in said] == ["NS108"]

@@ -5,7 +5,8 @@ from _zoo import Head, conv_norm, fit, healthy, images
 from torch import nn
 from torch.nn import functional as F
 
-from normscope.rules import Case, _nets
+from normscope.evidence import Case
+from normscope.rules import _nets
 
 
 @healthy

@@ -70,8 +70,8 @@ def run_small(slug, out, seeds=2, **changes):
 
 def cell_records(slug, arm, point=None, seed=0, **changes):
     """Run one cell of a study on the digits and return its records."""
-    from normscope.studies._run import _work
     from normscope.studies.lab.data import load
+    from normscope.studies.runs import _work
 
     study = studies.get(slug)
     with pytest.MonkeyPatch.context() as patch:

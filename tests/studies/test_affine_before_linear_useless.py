@@ -5,7 +5,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.affine_before_linear_useless import ARMS, PLACES, SIZES
+from normscope.studies.claims.affine_before_linear_useless import ARMS, PLACES, SIZES
 
 SLUG = "affine-before-linear-useless"
 STUDY = studies.get(SLUG)

@@ -5,7 +5,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.beta_overfits import ARMS
+from normscope.studies.claims.beta_overfits import ARMS
 
 SLUG = "beta-overfits"
 STUDY = studies.get(SLUG)

@@ -5,7 +5,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.bias_before_bn_redundant import ARMS, OPTIMIZERS
+from normscope.studies.claims.bias_before_bn_redundant import ARMS, OPTIMIZERS
 
 SLUG = "bias-before-bn-redundant"
 STUDY = studies.get(SLUG)

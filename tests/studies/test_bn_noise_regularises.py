@@ -9,7 +9,7 @@ from small import settings
 from torch import nn
 
 from normscope import layers, studies
-from normscope.studies.bn_noise_regularises import SPEED, _factory, _Population
+from normscope.studies.claims.bn_noise_regularises import SPEED, _factory, _Population
 from normscope.studies.lab.models import Place
 
 SLUG = "bn-noise-regularises"

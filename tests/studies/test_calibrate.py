@@ -7,7 +7,7 @@ import pytest
 
 from normscope._errors import UsageError
 from normscope.stats import decide
-from normscope.studies import _calibrate, calibrate
+from normscope.studies import calibrate, calibration as _calibrate
 
 
 def test_no_rule_supports_what_is_not_so_more_often_than_its_level_allows():

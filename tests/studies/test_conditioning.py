@@ -8,7 +8,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.conditioning import ARMS, WIDTHS
+from normscope.studies.claims.conditioning import ARMS, WIDTHS
 
 SLUG = "conditioning"
 STUDY = studies.get(SLUG)

@@ -7,7 +7,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.exploding_gradient_at_init import ARMS, SCALES, _expected
+from normscope.studies.claims.exploding_gradient_at_init import ARMS, SCALES, _expected
 from normscope.studies.lab.chain import growth, rate, theory
 
 SLUG = "exploding-gradient-at-init"

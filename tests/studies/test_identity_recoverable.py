@@ -7,7 +7,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.identity_recoverable import KINDS
+from normscope.studies.claims.identity_recoverable import KINDS
 
 SLUG = "identity-recoverable"
 STUDY = studies.get(SLUG)

@@ -12,7 +12,7 @@ from planted import Plant, jitter
 from normscope import studies
 from normscope.records import Estimate, Outcome, Verdict
 from normscope.stats import decide, interval
-from normscope.studies._judging import best_rate, conjunction, interpolate
+from normscope.studies.judging import best_rate, conjunction, interpolate
 
 S, R, U = Outcome.SUPPORTED, Outcome.REFUTED, Outcome.INCONCLUSIVE
 

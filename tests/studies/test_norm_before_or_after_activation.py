@@ -8,7 +8,7 @@ from planted import Plant, jitter, outcomes
 from small import settings
 
 from normscope import layers, studies
-from normscope.studies.norm_before_or_after_activation import ARMS, _After
+from normscope.studies.claims.norm_before_or_after_activation import ARMS, _After
 
 SLUG = "norm-before-or-after-activation"
 STUDY = studies.get(SLUG)

@@ -6,7 +6,7 @@ from scipy.stats import norm as normal
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.relu_half_saturated import FIXED, LEARNT
+from normscope.studies.claims.relu_half_saturated import FIXED, LEARNT
 
 SLUG = "relu-half-saturated"
 STUDY = studies.get(SLUG)

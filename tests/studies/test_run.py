@@ -17,7 +17,7 @@ from normscope import studies
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.records import Outcome
 from normscope.records.store import Store
-from normscope.studies._run import EXTENSION_LEVEL, Run, run
+from normscope.studies.runs import EXTENSION_LEVEL, Run, run
 
 HERE = Path(__file__).parent
 

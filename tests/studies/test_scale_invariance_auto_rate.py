@@ -5,7 +5,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.scale_invariance_auto_rate import DECAYS
+from normscope.studies.claims.scale_invariance_auto_rate import DECAYS
 
 SLUG = "scale-invariance-auto-rate"
 STUDY = studies.get(SLUG)

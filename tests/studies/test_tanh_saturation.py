@@ -7,7 +7,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.tanh_saturation import ARMS, FIXED, THEORY
+from normscope.studies.claims.tanh_saturation import ARMS, FIXED, THEORY
 
 SLUG = "tanh-saturation"
 STUDY = studies.get(SLUG)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope import studies
+from normscope.studies.claims.taylor_quadratic_term import _safe_step
 from normscope.studies.lab.data import load
-from normscope.studies.taylor_quadratic_term import _safe_step
 
 SLUG = "taylor-quadratic-term"
 STUDY = studies.get(SLUG)

@@ -4,8 +4,8 @@ import pytest
 from small import SMALL, settings
 
 from normscope import studies
-from normscope.studies._run import SEEDS_AT_ONCE, _groups
 from normscope.studies.lab.data import load
+from normscope.studies.runs import SEEDS_AT_ONCE, _groups
 
 #: Steps are few and rates small enough, in small, that roundings of float32 do not grow.
 RTOL = 2e-3

@@ -10,12 +10,12 @@ import polars as pl
 
 from normscope.records import Record
 from normscope.stats import decide, interval
-from normscope.studies._run import run
-from normscope.studies._study import AbstractStudy
 from normscope.studies.lab import norms
 from normscope.studies.lab.models import mlp
 from normscope.studies.lab.train import train
 from normscope.studies.lab.train_stacked import fit_stacked
+from normscope.studies.runs import run
+from normscope.studies.study import AbstractStudy
 
 
 class Null(AbstractStudy):

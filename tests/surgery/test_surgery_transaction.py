@@ -9,7 +9,7 @@ from torch import nn
 
 from normscope import surgery
 from normscope._errors import UsageError
-from normscope.surgery._transaction import traceless, transaction
+from normscope.modules.transaction import traceless, transaction
 
 
 def vandalise(model):

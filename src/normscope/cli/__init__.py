@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normscope import __version__, _checking
+from normscope import __version__
 from normscope._errors import NormscopeError, UsageError
+from normscope.cli import check as _check
 from normscope.cli._print import plain_table, print_json, say_page, wide, write_text
 from normscope.cli._progress import ending, progress_bar
 
 if TYPE_CHECKING:
-    from normscope._face import Judged
     from normscope.report import Evidence
+    from normscope.verdicts import Judged
 
 DEMO = ("bn-backward-three-terms", "noisy-batchnorm", "ics-gradient-shift", "landscape-smoothness")
 
@@ -48,7 +49,7 @@ bench_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench_app, name="bench")
-_checking.register(app)
+_check.register(app)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]
@@ -193,10 +194,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Judge a run's records again and write its page, RUN/report.html; or a condensed file's verdicts as Markdown."""
-    from normscope import _face, report as page
+    from normscope import report as page, studies, verdicts as judging
 
     for file in own or ():
-        _face.study(str(file))
+        studies.from_file(file)
     if run.is_file():
         if markdown is None or condensed is not None or show:
             raise UsageError(
@@ -206,9 +207,9 @@ def report(
         page.save(markdown, page.into(markdown, evidence))
         _say_condensed(evidence, markdown, as_json)
         return
-    runs = _face.load(run)
+    runs = judging.load(run)
     if condensed is not None or markdown is not None:
-        evidence = _face.condense(runs)
+        evidence = judging.condense(runs)
         if condensed is not None:
             page.save(condensed, page.dumps(evidence))
         if markdown is not None:
@@ -322,9 +323,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Explain a study, a probe, a layer or a rule: its page."""
-    from normscope import _face
+    from normscope.explain import unit
 
-    say_page(_face.unit(name), as_json)
+    say_page(unit(name), as_json)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -356,12 +357,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(slugs: Sequence[str], *, out: Path, as_json: bool, **settings: Any) -> None:
-    from normscope import _face
+    from normscope import verdicts as judging
 
     try:
         with progress_bar(as_json, studies=len(set(slugs))) as progress:
             ended = None if as_json else ending(progress, len(set(slugs)))
-            runs, failed = _face.run(slugs, out=out, progress=progress, ended=ended, **settings)
+            runs, failed = judging.run(slugs, out=out, progress=progress, ended=ended, **settings)
     except KeyboardInterrupt:
         typer.echo("normscope: interrupted; run the same command again to go on where it stopped", err=True)
         raise typer.Exit(130) from None
@@ -371,10 +372,10 @@ def _run(slugs: Sequence[str], *, out: Path, as_json: bool, **settings: Any) -> 
 
 
 def _finish(runs: Sequence["Judged"], out: Path, as_json: bool, failed: Mapping[str, str] | None = None) -> None:
-    from normscope import _face, report as page
+    from normscope import report as page, verdicts as judging
 
     verdicts = [judged.verdict for judged in runs]
-    path = _face.write_report(runs, out / "report.html")
+    path = judging.write_report(runs, out / "report.html")
     if as_json:
         took = {judged.verdict.study: round(judged.seconds, 1) for judged in runs if judged.seconds}
         document = {"report": str(path), "verdicts": [asdict(verdict) for verdict in verdicts], "seconds": took}

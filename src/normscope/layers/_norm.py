@@ -13,13 +13,13 @@ from normscope._unit import Unit
 from normscope.layers import _running
 from normscope.layers._group import GroupOfProcesses
 from normscope.ops import batch_norm
-from normscope.ops._choose import is_written_out, plan_at_once
-from normscope.ops.fused import fused_at_once
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
 from normscope.ops.statistics import wide
 from normscope.ops.track import share_of_batch
+from normscope.ops.ways.choose import is_written_out, plan_at_once
+from normscope.ops.ways.kernel import fused_at_once
 
 Activation = Literal["relu", "leaky_relu"]
 Statistics = Literal["batch", "ghost", "sync", "renorm"]
@@ -60,7 +60,7 @@ class AbstractBatchNorm(AbstractLayer, _BatchNorm):
         inplace: Whether the output may overwrite the input, in training; the backward takes what it needs from the
             output, so that one tensor less is kept. For no activation and leaky ReLU, over the batch. In float32 its
             gradients are right to about 3e-7 of their largest. Where a gain is below 1e-6, or a shift beyond 8 gains,
-            the layer does it the usual way; more in `normscope.ops.inplace`.
+            the layer does it the usual way; more in `normscope.ops.ways.in_place`.
         statistics: Whose statistics normalize in training: those of the whole ``"batch"``; of a ``"ghost"`` batch,
             ``group_size`` consecutive samples; of the batches of all processes, ``"sync"``; or of the batch, corrected
             toward the running ones, ``"renorm"``.

@@ -10,15 +10,15 @@ from torch.nn import Module
 
 from normscope._errors import NonFiniteError, UsageError
 from normscope.ops import Moments, ShapeError, batch_norm_given, batch_norm_in_place, batch_renorm, ghost_batch_norm
-from normscope.ops._choose import is_compiling_plainly, is_written_out
 from normscope.ops.batch_norm import check_batch_norm
-from normscope.ops.compiled import compiled_batch_norm
 from normscope.ops.normalize import normalize, statistics
 from normscope.ops.recomputation import in_backward, is_recomputation, snapshot
 from normscope.ops.sets import BATCH, Masked, StatisticsSet, Synchronised, mask_of_lengths
 from normscope.ops.sets.synchronised import is_synchronising
 from normscope.ops.standardize import affine
 from normscope.ops.track import accumulate, is_sound, share_of_batch, track
+from normscope.ops.ways.choose import is_compiling_plainly, is_written_out
+from normscope.ops.ways.compiled import compiled_batch_norm
 
 if TYPE_CHECKING:
     from normscope.layers._norm import AbstractBatchNorm

@@ -1,16 +1,16 @@
 """Operations on tensors, with forward, backward and tangent written out. The one door to the mathematics."""
 
-from normscope.ops._choose import Explanation, explain, using
 from normscope.ops.backward_terms import GradientTerms, batch_norm_backward_terms
 from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given, batch_renorm, ghost_batch_norm
 from normscope.ops.gaussian import GaussianMoments, gaussian_moments
-from normscope.ops.inplace import batch_norm_in_place
 from normscope.ops.lp import lp_norm
 from normscope.ops.moments import Moments, merge, merge_all
 from normscope.ops.normalize import normalize
 from normscope.ops.per_sample import group_norm, instance_norm, layer_norm, rms_norm
 from normscope.ops.standardize import standardize
 from normscope.ops.statistics import moments_of
+from normscope.ops.ways.choose import Explanation, explain, using
+from normscope.ops.ways.in_place import batch_norm_in_place
 
 __all__ = [
     "Explanation",

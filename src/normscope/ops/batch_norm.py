@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normscope.ops._choose import plan_at_once
-from normscope.ops.fused import activate, fused_at_once
 from normscope.ops.moments import Moments, merge, merge_all
 from normscope.ops.normalize import count_batch, normalize, normalize_and_track
 from normscope.ops.sets import BATCH, Masked, Renorm, StatisticsSet, ghost
@@ -13,6 +11,8 @@ from normscope.ops.shapes import ShapeError, check_rows
 from normscope.ops.standardize import affine
 from normscope.ops.statistics import channelwise, wide
 from normscope.ops.track import track
+from normscope.ops.ways.choose import plan_at_once
+from normscope.ops.ways.kernel import activate, fused_at_once
 
 __all__ = ["ShapeError", "batch_norm", "batch_norm_given", "batch_renorm", "check_batch_norm", "ghost_batch_norm"]
 

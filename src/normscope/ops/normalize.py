@@ -7,8 +7,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import increment_version
 
-from normscope.ops._choose import wants_written_out, why_no_kernel
-from normscope.ops.fused import activate, fused_batch_norm, fused_normalize
 from normscope.ops.moments import Moments
 from normscope.ops.sets.batch import BATCH, StatisticsSet
 from normscope.ops.shapes import check_rows
@@ -27,6 +25,8 @@ from normscope.ops.standardize import (
 )
 from normscope.ops.statistics import channelwise, remainder, shifted
 from normscope.ops.track import track
+from normscope.ops.ways.choose import wants_written_out, why_no_kernel
+from normscope.ops.ways.kernel import activate, fused_batch_norm, fused_normalize
 
 
 class _Normalize(Function):

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from normscope.ops._choose import wants_written_out
 from normscope.ops.sets.batch import BATCH, StatisticsSet
 from normscope.ops.statistics import channel_axes, channelwise, shifted
+from normscope.ops.ways.choose import wants_written_out
 
 # Above this many values a channel the fused kernel's plain sums, where it takes them, are off by more than 1e-5.
 PLAIN_SUM_LIMIT = 2**17

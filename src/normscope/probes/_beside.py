@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from normscope._errors import UsageError
+from normscope.modules.state import RngState
 from normscope.probes._replay import Piece, Replay
-from normscope.probes._state import RngState
 
 
 def batch_of(replay: Replay) -> Any:

@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
+from normscope.modules.sites import weight_layers
 from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm
-from normscope.probes._sites import weight_layers
 
 MODES = ("train", "frozen")
 Value = tuple[str, str, float]

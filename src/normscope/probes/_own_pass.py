@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
+from normscope.modules.state import same_bits
 from normscope.probes._start import Start
-from normscope.probes._state import same_bits
 
 if TYPE_CHECKING:
     from normscope.probes._replay import Evaluation, Replay

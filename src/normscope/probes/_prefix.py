@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
+from normscope.modules.sites import walk
 from normscope.probes._replay import Replay
-from normscope.probes._sites import walk
 
 
 class NotRepeatable(Exception):  # noqa: N818  (a finding, not an error: the general way is taken)

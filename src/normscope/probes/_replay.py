@@ -17,10 +17,10 @@ from torch.nn import Module, Parameter
 from torch.nn.modules import module as torch_module
 
 from normscope._errors import UsageError
+from normscope.modules.sites import is_norm
+from normscope.modules.state import HOOKS, RngState, Snapshot
 from normscope.probes._own_pass import OwnPass
-from normscope.probes._sites import is_norm
 from normscope.probes._start import Slot as Slot, Start as Start, copy_all
-from normscope.probes._state import HOOKS, RngState, Snapshot
 
 LossFn = Callable[[Any, Any], Tensor]
 Vector = list[Tensor]

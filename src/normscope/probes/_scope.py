@@ -9,11 +9,11 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
+from normscope.modules.wrapped import rank_of_many
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn
 from normscope.probes._start import Layout
 from normscope.probes._step_guard import StepGuard
-from normscope.probes._wrapped import rank_of_many
 from normscope.records import MemoryStore, Record, Store
 
 if TYPE_CHECKING:

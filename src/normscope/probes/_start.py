@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from normscope.probes._sites import walk
-from normscope.probes._state import RngState
+from normscope.modules.sites import walk
+from normscope.modules.state import RngState
 
 _ALIGN = 64  # bytes: each parameter begins at a cache line, as it would on its own
 

@@ -8,12 +8,12 @@ import torch
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
+from normscope.modules.state import RngState
+from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
 from normscope.probes._own_pass import OwnPass
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import Piece, Replay
 from normscope.probes._start import Layout, Start, without_autocast
-from normscope.probes._state import RngState
-from normscope.probes._wrapped import calls_eagerly, eagerly, is_compiled, unwrap
 from normscope.records import Record
 
 if TYPE_CHECKING:

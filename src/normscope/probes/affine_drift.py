@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.probes._channels import channels, to_host
+from normscope.modules.channels import channels, to_host
+from normscope.modules.sites import chosen, norms, uses_batch
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import chosen, norms, uses_batch
 from normscope.records import Record
 
 _PARTS = ("weight", "bias")

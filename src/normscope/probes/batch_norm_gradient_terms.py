@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from normscope.probes._channels import Channels, channels, to_host
+from normscope.modules.channels import Channels, channels, to_host
+from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import batch_norms, chosen, uses_batch
 from normscope.records import Record
 
 

@@ -12,9 +12,9 @@ from torch.nn import Linear, Module
 from torch.nn.modules.conv import _ConvNd
 
 from normscope._errors import UsageError
-from normscope.probes._channels import coprime_stride
+from normscope.modules.channels import coprime_stride
+from normscope.modules.sites import chosen, weight_layers
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import chosen, weight_layers
 from normscope.records import Record
 
 _TOP = 3

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
+from normscope.modules.sites import chosen, walk, weight_layers
 from normscope.probes._prefix import NotRepeatable, WatchedPass
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm
-from normscope.probes._sites import chosen, walk, weight_layers
 from normscope.records import Record
 
 METHODS = ("auto", "prefix", "general")

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
+from normscope.modules.sites import chosen, leading_tensor, pre_activations
+from normscope.modules.state import RngState
 from normscope.probes._beside import batch_of, beside, kept
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import chosen, leading_tensor, pre_activations
-from normscope.probes._state import RngState
 from normscope.records import Record
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from normscope._errors import UsageError
-from normscope.probes._host import to_floats
+from normscope.modules.host import to_floats
+from normscope.modules.sites import chosen, own_parameters, weight_layers
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import chosen, own_parameters, weight_layers
 from normscope.records import Record
 
 

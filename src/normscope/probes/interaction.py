@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from normscope._errors import UsageError
+from normscope.modules.sites import weight_layers
 from normscope.probes._hessian import Hessian, homes, restricted
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import Replay, Slot, dot, norm
-from normscope.probes._sites import weight_layers
 from normscope.records import Record
 
 

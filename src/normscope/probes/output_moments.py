@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
+from normscope.modules.sites import chosen, leading_tensor
 from normscope.probes._hessian import (
     MODES,
     Hessian,
@@ -22,7 +23,6 @@ from normscope.probes._hessian import (
 from normscope.probes._lanczos import lanczos
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import Replay, Vector, norm
-from normscope.probes._sites import chosen, leading_tensor
 from normscope.records import Record
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from normscope.probes._channels import channels, to_host
+from normscope.modules.channels import channels, to_host
+from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import Replay
-from normscope.probes._sites import batch_norms, chosen, uses_batch
 from normscope.records import Record
 
 _LEAST = 1e-6  # of the loss: gaps below are rounding, and have no shares

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.probes._channels import Channels, channels, to_host
+from normscope.modules.channels import Channels, channels, to_host
+from normscope.modules.sites import batch_norms, chosen
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import batch_norms, chosen
 from normscope.records import Record
 
 

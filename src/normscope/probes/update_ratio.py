@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch.nn import Parameter
 
-from normscope.probes._channels import scalars
+from normscope.modules.channels import scalars
+from normscope.modules.sites import chosen, weight_layers, weights
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._sites import chosen, weight_layers, weights
 from normscope.records import Record
 
 

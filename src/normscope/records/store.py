@@ -22,7 +22,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from normscope._errors import NormscopeError, StoreError, UsageError
-from normscope.records import _files, _table
+from normscope.records import _table, files as _files
 from normscope.records.cell import Cell, digest, plain
 from normscope.records.provenance import collect
 from normscope.records.record import Record

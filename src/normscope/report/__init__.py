@@ -3,15 +3,7 @@
 Verdicts without their records go to one small JSON file, and from there to Markdown.
 """
 
-from normscope.report._check_json import check_json as check_json
-from normscope.report._check_sarif import check_sarif as check_sarif
-from normscope.report._check_text import check_text as check_text
-from normscope.report._checked import (
-    Checked as Checked,
-    FixNote as FixNote,
-    GapNote as GapNote,
-    RuleNote as RuleNote,
-)
+from normscope.records.save import save as save
 from normscope.report._condensed import (
     Condensed as Condensed,
     Evidence as Evidence,
@@ -21,8 +13,16 @@ from normscope.report._condensed import (
     theory_rows as theory_rows,
 )
 from normscope.report._console import console as console
-from normscope.report._file import save as save
 from normscope.report._markdown import into as into, page as page
 from normscope.report._overview import FEW as FEW
 from normscope.report._page import write as write
 from normscope.report._sections import Section as Section
+from normscope.report.check import (
+    Checked as Checked,
+    FixNote as FixNote,
+    GapNote as GapNote,
+    RuleNote as RuleNote,
+    check_json as check_json,
+    check_sarif as check_sarif,
+    check_text as check_text,
+)

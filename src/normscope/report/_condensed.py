@@ -8,8 +8,7 @@ from typing import Any
 
 from normscope._errors import StoreError
 from normscope.plots import Table
-from normscope.records import Erratum, Sentence, Verdict
-from normscope.report import _strict
+from normscope.records import Erratum, Sentence, Verdict, json as _strict
 from normscope.report._sections import cell
 
 FORMAT = "normscope evidence"

@@ -12,8 +12,8 @@ from typing import Any
 from normscope import plots
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Outcome, Sentence, Verdict
+from normscope.records.save import save
 from normscope.report import _overview, _text
-from normscope.report._file import save
 from normscope.report._sections import Section, cell, duration
 
 _OPEN = ("Threats",)  # headings that stand open; the others fold

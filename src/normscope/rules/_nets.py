@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normscope.rules._case import Case
+from normscope.evidence.case import Case
 
 Norm = Callable[[int], nn.Module]
 Net = Callable[..., nn.Module]

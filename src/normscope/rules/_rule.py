@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from normscope._unit import Unit
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
 from normscope.records import Finding, Severity
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
 
 Example = Callable[[], Case]
 

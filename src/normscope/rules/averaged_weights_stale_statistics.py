@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.gap import tracking
+from normscope.evidence.sandbox import sandbox
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
-from normscope.rules._gap import tracking
 from normscope.rules._rule import AbstractRule
-from normscope.rules._sandbox import sandbox
 from normscope.surgery import recalibrate
 
 _NEAR = 1e-3

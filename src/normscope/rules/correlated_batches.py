@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
+from normscope.evidence.case import Case, length_of
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.passes import look
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case, length_of
-from normscope.rules._evidence import Evidence
-from normscope.rules._passes import look
 from normscope.rules._rule import AbstractRule
 
 _TIMES, _FEWEST = 5.0, 4

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.passes import look
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
-from normscope.rules._passes import look
 from normscope.rules._rule import AbstractRule
 
 _CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.05

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.passes import take_out
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
-from normscope.rules._passes import take_out
 from normscope.rules._rule import AbstractRule
 from normscope.surgery._sites import is_norm
 

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from normscope import layers
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import convert
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
 from normscope.rules._rule import AbstractRule
 
 _RATIO, _GROWTH, _LAYERS, _TOTAL = 1e3, 1.12, 10, 40.0

@@ -9,13 +9,13 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope import layers
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.exported import Deployed, exported_anew, quiet
+from normscope.modules.call import set_mode
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
-from normscope.rules._exported import Deployed, exported_anew, quiet
 from normscope.rules._rule import AbstractRule
-from normscope.surgery._run import set_mode
 
 
 def _exported(net: Any, *, training: bool, how: str = "export", **options: Any) -> Case:

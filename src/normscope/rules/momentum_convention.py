@@ -5,10 +5,10 @@ from functools import partial
 
 from torch import nn
 
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
 from normscope.rules._rule import AbstractRule
 
 _LARGE = 0.5

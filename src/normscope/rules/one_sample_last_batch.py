@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
 from normscope.rules._rule import AbstractRule
 
 _STEPS, _USUAL = 8, 0.8  # batches from which on a size is usual, and their share that has it

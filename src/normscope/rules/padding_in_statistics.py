@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.listening import tensors
+from normscope.evidence.passes import look
+from normscope.evidence.sequences import sequences, tail_lengths, tail_share
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
-from normscope.rules._listen import tensors
-from normscope.rules._passes import look
 from normscope.rules._rule import AbstractRule
-from normscope.rules._sequences import sequences, tail_lengths, tail_share
 
 _SHARE, _VARIES = 0.10, 0.05
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.sandbox import sandbox
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._evidence import Evidence
 from normscope.rules._rule import AbstractRule
-from normscope.rules._sandbox import sandbox
 
 _KNOWN = (
     nn.BatchNorm1d,

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.exported import Deployed, exported_anew
+from normscope.evidence.passes import example
+from normscope.evidence.sandbox import sandbox
+from normscope.modules.call import set_mode
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
-from normscope.rules._exported import Deployed, exported_anew
-from normscope.rules._passes import example
 from normscope.rules._rule import AbstractRule
-from normscope.rules._sandbox import sandbox
 from normscope.surgery import fold
 from normscope.surgery._absorb import deviation, widened
 from normscope.surgery._pairs import Pair
-from normscope.surgery._run import set_mode
 
 _BOUND = 1e-4
 _ORDERS: tuple[Literal["before", "after"], ...] = ("before", "after")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
+from normscope.evidence.case import Case
+from normscope.evidence.evidence import Evidence
+from normscope.evidence.passes import childless, look, replace_module
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
-from normscope.rules._case import Case
-from normscope.rules._evidence import Evidence
-from normscope.rules._passes import childless, look, replace_module
 from normscope.rules._rule import AbstractRule
 from normscope.rules.exploding_depth import _middle
 from normscope.surgery._sites import is_norm

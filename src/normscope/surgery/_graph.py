@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from normscope.surgery._run import arguments, run
-from normscope.surgery._transaction import traceless
+from normscope.modules.call import arguments, run
+from normscope.modules.transaction import traceless
 
 
 class UnseenError(Exception):

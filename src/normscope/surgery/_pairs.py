@@ -8,11 +8,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from normscope.modules.call import run
+from normscope.modules.transaction import traceless
 from normscope.surgery._absorb import LINEAR, channels
 from normscope.surgery._graph import Flow, flow
-from normscope.surgery._run import run
 from normscope.surgery._sites import BATCH, Site, sites, why_hooked, why_opaque
-from normscope.surgery._transaction import traceless
 
 MISSING = object()
 

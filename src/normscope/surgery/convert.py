@@ -39,12 +39,12 @@ from torch import nn
 
 from normscope import layers
 from normscope._errors import UsageError
+from normscope.modules.call import run, set_mode
+from normscope.modules.transaction import traceless, transaction
 from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
 from normscope.surgery._options import OPTIONS, hand_over, inherited, not_in
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._run import run, set_mode
 from normscope.surgery._sites import BATCH, INSTANCE, OURS, Only, Site, keep_hooks, norms, why_opaque
-from normscope.surgery._transaction import traceless, transaction
 from normscope.surgery.freeze import is_frozen, refreeze
 
 Builder = Callable[[nn.Module], nn.Module | None]

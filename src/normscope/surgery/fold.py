@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from normscope.modules.call import run
+from normscope.modules.transaction import traceless, transaction
 from normscope.surgery import _absorb
 from normscope.surgery._pairs import MISSING, Pair, Search, search, why_not_fixed
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._run import run
 from normscope.surgery._sites import Only, Site, norms
-from normscope.surgery._transaction import traceless, transaction
 from normscope.surgery.freeze import is_frozen
 
 _ORDERS: tuple[Literal["before", "after"], ...] = ("before", "after")

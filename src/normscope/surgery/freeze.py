@@ -23,9 +23,9 @@ from typing import Any
 from torch import nn
 
 from normscope.layers._norm import AbstractBatchNorm
+from normscope.modules.transaction import transaction
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import Only, Site, is_norm, norms
-from normscope.surgery._transaction import transaction
 
 # The attribute of a frozen module that holds the mode last asked for, under "asked", and what parameters required a
 # gradient before, under their names. A plain dictionary, so that a failed operation restores it with the module.

@@ -45,11 +45,11 @@ import torch
 from torch import nn
 
 from normscope._errors import DataError, UsageError
+from normscope.modules.call import call_batch, set_mode
+from normscope.modules.transaction import traceless, transaction
 from normscope.surgery._measure import Meter, Pooled, in_step
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._run import call_batch, set_mode
 from normscope.surgery._sites import BATCH, Only, Site, norms
-from normscope.surgery._transaction import traceless, transaction
 from normscope.surgery.freeze import is_frozen
 
 

@@ -28,15 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from normscope._errors import DataError, NonFiniteError, UsageError
+from normscope.modules.call import run, set_mode
+from normscope.modules.transaction import traceless, transaction
 from normscope.ops import Moments, merge
 from normscope.surgery import _absorb
 from normscope.surgery._measure import moments_given
 from normscope.surgery._modules import ChannelAffine
 from normscope.surgery._pairs import MISSING, Search, search, why_not_fixed
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._run import run, set_mode
 from normscope.surgery._sites import BATCH, Only, Site, keep_hooks, norms
-from normscope.surgery._transaction import traceless, transaction
 
 WAYS = (None, "population", "batch", "unit-variance")
 

@@ -1,0 +1,270 @@
+"""Why is eval worse than train? The gap between two losses, taken apart into steps that add up to it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from normscope._errors import NormscopeError
+from normscope.evidence.case import Case
+from normscope.evidence.sandbox import batches, sandbox, users_code
+from normscope.probes import RngState
+from normscope.surgery import recalibrate
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One step from the loss of training to that of evaluation.
+
+    Attributes:
+        cause: What changes in this step.
+        loss: By how much the loss rises through it; negative where it falls.
+        explanation: What it means, in a sentence.
+    """
+
+    cause: str
+    loss: float
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The loss in training, the loss in evaluation, and the steps from one to the other: they add up to the gap.
+
+    Attributes:
+        train: Loss of training batches in the modes of training.
+        eval: Loss of evaluation batches in eval mode.
+        shares: The steps, in the order in which they are taken.
+        batches: How many batches each loss is the mean over.
+    """
+
+    train: float
+    eval: float
+    shares: tuple[Share, ...]
+    batches: int
+
+    @property
+    def total(self) -> float:
+        """Return how much higher the loss is in evaluation."""
+        return self.eval - self.train
+
+    def of(self, cause: str) -> float:
+        """Return a step's share; 0 if it was not taken."""
+        return next((share.loss for share in self.shares if share.cause == cause), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Pooled statistics of the norms over training batches, and the state of the buffers beside them.
+
+    Attributes:
+        mean: By qualified name the mean of each channel.
+        variance: Its unbiased variance.
+        shift: Largest distance of the running mean from it, in standard deviations, by channel.
+        ratio: Running variance over it, by channel.
+        losses: Losses of the batches in that pass: noise off, each norm normalizing by the batch.
+    """
+
+    mean: Mapping[str, torch.Tensor]
+    variance: Mapping[str, torch.Tensor]
+    shift: Mapping[str, torch.Tensor]
+    ratio: Mapping[str, torch.Tensor]
+    losses: Sequence[float] = ()
+
+
+def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
+    """Pool the statistics of what each tracking norm is given, over training batches with the others as in training.
+
+    Raises:
+        UsageError: The loader or the loss raises.
+    """
+    found: dict[str, list[torch.Tensor]] = {}
+    noted: list[float] = []
+
+    def noting(model: Any, batch: Any) -> Any:
+        loss = case.loss_fn(model, batch)
+        noted.append(float(loss))
+        return loss
+
+    with sandbox(case):
+        before = {
+            path: (module.running_mean.clone(), module.running_var.clone())
+            for path, module in tracking(case.model).items()
+        }
+        _recalibrate(case, case.loader, count, call=noting, dropout=dropout, frozen=True)
+        for path, module in tracking(case.model).items():
+            mean, variance = module.running_mean.double().clone(), module.running_var.double().clone()
+            old_mean, old_variance = (part.double() for part in before[path])
+            scale = (variance + module.eps).sqrt()
+            found[path] = [mean, variance, (mean - old_mean) / scale, old_variance / variance.clamp(min=1e-30)]
+    parts = [{path: values[index] for path, values in found.items()} for index in range(4)]
+    return Statistics(parts[0], parts[1], parts[2], parts[3], noted)
+
+
+def tracking(model: Module) -> dict[str, Any]:
+    """Return the batch norms that keep running statistics, by qualified name."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    }
+
+
+def measure_gap(case: Case, count: int, statistics: Statistics | None = None) -> Gap:
+    """Take the gap between training and evaluation apart.
+
+    From the loss of training batches as they train, one thing is changed after another: dropout and other noise are
+    switched off; norms normalize by statistics of the training data instead of the batch's; data are those of
+    evaluation, at first with statistics of their own; then with those of the training data; then with the running
+    statistics; then the weights are the averaged ones. The steps add up to the gap. Another order would give other
+    shares: each is what its change costs after those before it.
+
+    Args:
+        case: With ``eval_loader``; without, the training data are evaluated and no data change.
+        count: Batches a loss.
+        statistics: Pooled statistics of the training data, where they are known; else they are taken from ``count``
+            batches.
+    """
+    evaluated = case.eval_loader if case.eval_loader is not None else case.loader
+    norms = bool(tracking(case.model))
+    with sandbox(case):
+        model = case.model
+        states = RngState(model)
+        known = list(statistics.losses[:count]) if statistics is not None else []
+        noisy = losses(case, case.loader, 1)
+        states.restore()
+        if noisy != known[:1]:
+            noisy = known = losses(case, case.loader, count)
+            states.restore()
+        train = sum(known) / len(known)
+        _without_noise(model)
+        # Noise draws from a random stream or depends on a mode. If the first batch gives the same bits with it and
+        # without, from the same state of the streams, then there is none, and the loss is known already: from the pass
+        # that took the statistics, or from the one just made.
+        silent = known is not noisy or losses(case, case.loader, 1) == noisy[:1]
+        quiet = train if silent else mean_loss(case, case.loader, count)
+        marks = [("dropout and other noise", quiet, "they act in training only: no defect")]
+        if norms:
+            _eval(model)
+            with _kept(model):
+                if statistics is None:
+                    _recalibrate(case, case.loader, count, dropout=False, frozen=True)
+                else:
+                    _put(model, statistics)
+                population = mean_loss(case, case.loader, count)
+                on_eval = mean_loss(case, evaluated, count) if case.eval_loader is not None else population
+            marks.append(
+                (
+                    "batch statistics",
+                    population,
+                    "training normalizes each batch by itself: large where batches are small or sorted",
+                )
+            )
+            if case.eval_loader is not None:
+                with _kept(model):
+                    _recalibrate(case, evaluated, count, dropout=False, frozen=True)
+                    own = mean_loss(case, evaluated, count)
+                marks.append(("other data", own, "generalisation: the same network on data it was not trained on"))
+                marks.append(
+                    ("domain shift", on_eval, "statistics of the training data do not fit those of evaluation")
+                )
+        elif case.eval_loader is not None:
+            _eval(model)
+            marks.append(
+                (
+                    "other data",
+                    mean_loss(case, evaluated, count),
+                    "generalisation: the same network on data it was not trained on",
+                )
+            )
+        _eval(model)
+        last = mean_loss(case, evaluated, count)
+        if norms:
+            marks.append(("running statistics", last, "running statistics are not those of the data: recalibrate them"))
+        if case.averaged is not None:
+            _eval(case.averaged)
+            last = mean_loss(case, evaluated, count, model=case.averaged)
+            marks.append(("averaged weights", last, "evaluation uses averaged weights with statistics of their own"))
+    shares, at = [], train
+    for cause, loss, explanation in marks:
+        shares.append(Share(cause, loss - at, explanation))
+        at = loss
+    return Gap(train, last, tuple(shares), count)
+
+
+@torch.no_grad()
+def _put(model: Module, statistics: Statistics) -> None:
+    for path, module in tracking(model).items():
+        module.running_mean.copy_(statistics.mean[path])
+        module.running_var.copy_(statistics.variance[path])
+
+
+def mean_loss(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> float:
+    """Return the mean loss of the first batches, without gradient.
+
+    Raises:
+        UsageError: The loader or the loss raises.
+    """
+    found = losses(case, loader, count, model=model)
+    return sum(found) / len(found)
+
+
+def losses(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> list[float]:
+    """Return the losses of the first batches, without gradient.
+
+    Raises:
+        UsageError: The loader or the loss raises.
+    """
+    found = []
+    what = "eval_loader" if loader is case.eval_loader else "loader"
+    with torch.no_grad():
+        for index, batch in enumerate(batches(loader, count, what=what)):
+            with users_code(f"the loss of batch {index} of the {what}"):
+                found.append(float(case.loss_fn(case.model if model is None else model, batch)))
+    return found
+
+
+def _recalibrate(
+    case: Case, loader: Iterable[Any], count: int, *, call: Callable[..., Any] | None = None, **options: Any
+) -> None:
+    with users_code("measuring statistics over the loader"):
+        try:
+            recalibrate(case.model, loader, call or case.loss_fn, num_batches=count, **options)
+        except NormscopeError as error:
+            if "no norm was called" not in str(error) and "two values" not in str(error):
+                raise
+
+
+def _eval(model: Module) -> None:
+    for module in model.modules():
+        module.training = False
+
+
+def _without_noise(model: Module) -> None:
+    """Leave only the norms in the mode of training."""
+    for module in model.modules():
+        if isinstance(module, _DropoutNd) or not isinstance(module, (_BatchNorm, nn.Sequential)):
+            module.training = module.training and isinstance(module, _BatchNorm)
+
+
+@contextmanager
+def _kept(model: Module) -> Iterator[None]:
+    """Put the buffers of the norms back at the end."""
+    kept = [
+        (buffer, buffer.clone())
+        for module in tracking(model).values()
+        for buffer in module._buffers.values()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

@@ -1,0 +1,275 @@
+"""Hooks on a model in training, and what they hear at every norm. The user's pass is the same with them as without."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from normscope.evidence.sequences import sequences, tail_share
+from normscope.modules.channels import channels
+from normscope.modules.sites import leading_tensor
+from normscope.records import Record
+
+
+@dataclass(slots=True)
+class NormCall:
+    """One call of a batch norm during training.
+
+    Attributes:
+        path: Qualified name of the norm.
+        step: Number of the training step, from 0.
+        update: Updates that the optimizer had made before.
+        order: Number of the call among all calls of norms.
+        forward: Number of forward passes of the whole model that had begun; 0 where only parts of it are called.
+        training: Whether the norm was in train mode.
+        grad: Whether gradients were recorded.
+        recomputed: Whether it happened inside a backward pass, as under activation checkpointing.
+        updated: Whether it changed the running statistics.
+        samples: Length of the batch axis.
+        positions: Positions of a sample: 1 for ``(N, C)``.
+        mean: Mean of each channel ``(C,)``, float64.
+        variance: Variance of each channel ``(C,)``, divisor N * positions, float64.
+        finite: Whether every value of the input was finite.
+        tail: Share of positions that lie in a constant tail of their sequence, where the input is sequences in one of
+            the layouts of ``_sequences.sequences``; else 0.
+        dtype: Dtype of the input.
+        channels_last: Whether the input lies in memory with its channels last.
+        stale: Whether the running statistics had changed between this call in eval mode and its backward pass.
+    """
+
+    path: str
+    step: int
+    update: int
+    order: int
+    training: bool
+    grad: bool
+    recomputed: bool
+    updated: bool = False
+    samples: int = 0
+    positions: int = 1
+    mean: Tensor = field(default_factory=lambda: torch.empty(0))
+    variance: Tensor = field(default_factory=lambda: torch.empty(0))
+    finite: bool = True
+    tail: float = 0.0
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    forward: int = 0
+    stale: bool = False
+
+    @property
+    def count(self) -> int:
+        """Values a channel."""
+        return self.samples * self.positions
+
+
+@dataclass(slots=True)
+class Training:
+    """What a few training steps showed.
+
+    Attributes:
+        calls: Calls of batch norms, in order.
+        records: Records of gradient flow and saturation at every step.
+        losses: Loss of each step where the loss function was called, in order of steps; NaN where it was not.
+        steps: Number of training steps.
+        updates: Number of updates that the optimizer made; ``steps`` where none was given.
+        inputs: Arguments of the first call of the model: positional ones and keywords, detached.
+        call_logs: For each step how often each childless module was called.
+        broken: First module whose output was not finite though its input was, or words for code between modules, and
+            the step; None if there is none.
+        batch_broken: Step of the first batch that was itself not finite; None if there is none.
+        failed: What a step raised, in one line, if a later one than the first did: then no more were made.
+    """
+
+    calls: list[NormCall] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    steps: int = 0
+    updates: int = 0
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    call_logs: list[Counter[str]] = field(default_factory=list)
+    broken: tuple[str, int] | None = None
+    batch_broken: int | None = None
+    failed: str = ""
+
+    def of(self, path: str, *, training: bool | None = None) -> list[NormCall]:
+        """Return the calls of one norm, of one mode if asked for."""
+        return [call for call in self.calls if call.path == path and (training is None or call.training is training)]
+
+    def values(self, probe: str, name: str, *, step: int | None = 0) -> dict[str, float]:
+        """Return a probe's values by site, of one step or (None) their mean over steps."""
+        found: dict[str, list[float]] = {}
+        for record in self.records:
+            if record.probe == probe and record.name == name and (step is None or record.step == step):
+                found.setdefault(record.site, []).append(record.value)
+        return {site: math.fsum(values) / len(values) for site, values in found.items()}
+
+
+class Listener:
+    """Hooks on a model and its optimizers from ``attach`` to ``detach``, over one training step or several.
+
+    Args:
+        model: The model, out of its wrappers.
+        optimizers: Whose updates are counted.
+        seen: Where what is heard goes.
+        on_error: Takes an exception in a hook, after which no more is heard; left out, it is raised in the user's pass.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizers: Sequence[Any],
+        seen: Training,
+        *,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self._model, self._optimizers, self._seen, self._on_error = model, optimizers, seen, on_error
+        self._forward = 0
+        self._handles: list[Any] = []
+        self._open: dict[int, list[tuple[NormCall, list[Tensor]]]] = {}
+        self._lead: tuple[int, ...] = ()
+        self._logs: Counter[str] = Counter()
+        self._failed = False
+
+    def attach(self) -> None:
+        """Set the hooks."""
+        keep = self._handles.append
+        keep(self._model.register_forward_pre_hook(self._safe(self._note_inputs), with_kwargs=True))
+        for path, module in self._model.named_modules():
+            if isinstance(module, _BatchNorm):
+                keep(module.register_forward_pre_hook(self._safe(partial(self._before, path))))
+                keep(module.register_forward_hook(self._safe(partial(self._after, path))))
+            if next(module.children(), None) is None:
+                keep(module.register_forward_hook(self._safe(partial(self._log, path))))
+        for optimizer in self._optimizers:
+            if hasattr(optimizer, "register_step_post_hook"):
+                keep(optimizer.register_step_post_hook(self._note_update))
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._open.clear()
+
+    def step_ended(self, loss: float = math.nan) -> None:
+        """Count a training step."""
+        self._seen.losses.append(loss)
+        self._seen.call_logs.append(self._logs)
+        self._logs = Counter()
+        self._open.clear()
+        self._seen.steps += 1
+
+    def _safe(self, hook: Callable[..., None]) -> Callable[..., None]:
+        if self._on_error is None:
+            return hook
+        told = self._on_error
+
+        def safe(*args: Any) -> None:
+            if self._failed:
+                return
+            try:
+                hook(*args)
+            except Exception as error:
+                self._failed = True
+                told(error)
+
+        return safe
+
+    def _note_update(self, *_: Any) -> None:
+        self._seen.updates += 1
+
+    def _note_inputs(self, _module: Module, args: Any, kwargs: Any) -> None:
+        self._forward += 1
+        shapes = [leaf.shape for leaf in tensors((args, kwargs)) if leaf.ndim > 1]
+        self._lead = tuple(shapes[0]) if shapes else ()
+        if self._seen.inputs is None:
+            self._seen.inputs = _detached(args), _detached(kwargs)
+
+    def _log(self, path: str, _module: Module, inputs: Any, output: Any) -> None:
+        self._logs[path] += 1
+        if self._seen.broken is not None or finite(tensors(output)):
+            return
+        if finite(tensors(inputs)):
+            self._seen.broken = (path, self._seen.steps)
+        elif self._seen.batch_broken is None:  # no module has made it: it arose between them
+            self._seen.broken = (f"the code before {path}", self._seen.steps)
+
+    def _before(self, path: str, module: Any, inputs: Any) -> None:
+        call = NormCall(
+            path,
+            self._seen.steps,
+            self._seen.updates,
+            len(self._seen.calls),
+            module.training,
+            torch.is_grad_enabled(),
+            torch._C._current_graph_task_id() != -1,
+        )
+        call.forward = self._forward
+        x = leading_tensor(inputs)
+        self._seen.calls.append(call)
+        if x is None or x.ndim < 2 or not x.numel():
+            return
+        with torch.no_grad():
+            x = x.detach()
+            call.dtype = x.dtype
+            call.channels_last = x.ndim > 3 and x.stride(1) == 1 and x.shape[1] > 1
+            seen = channels(x)
+            call.samples, call.positions = x.shape[0], x[0, 0].numel()
+            call.mean, call.variance = seen.mean.double(), seen.variance.double()
+            call.finite = bool(torch.isfinite(call.mean).all() and torch.isfinite(call.variance).all())
+            call.tail = max((tail_share(view) for view in sequences(x, self._lead)), default=0.0)
+        # A list: a norm may be called again before its call returns, as by a checkpoint within it.
+        self._open.setdefault(id(module), []).append((call, _buffers(module)))
+
+    def _after(self, path: str, module: Any, _inputs: Any, output: Any) -> None:
+        if not self._open.get(id(module)):
+            return
+        call, before = self._open[id(module)].pop()
+        call.updated = not _equal(before, _buffers(module))
+        if not call.training and isinstance(output, Tensor) and output.requires_grad:
+            back = self._safe(partial(self._back, call, module, _buffers(module)))
+            self._handles.append(output.register_hook(back))
+
+    @staticmethod
+    def _back(call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
+        call.stale = call.stale or not _equal(then, _buffers(module))
+
+
+def _buffers(module: Any) -> list[Tensor]:
+    found = (module._buffers.get(name) for name in ("running_mean", "running_var"))
+    return [buffer.detach().clone() for buffer in found if buffer is not None]
+
+
+def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether two lists of buffers are equal, NaN to NaN."""
+    return all(torch.equal(torch.nan_to_num(p), torch.nan_to_num(q)) for p, q in zip(a, b, strict=True))
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a value of any structure."""
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every value of every tensor is a finite number."""
+    # The sum is finite unless a value is not, or the sum itself overflows: then look at each.
+    return all(
+        not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())) or bool(tensor.isfinite().all())
+        for tensor in tensors
+        if tensor.device.type != "meta"
+    )
+
+
+def _detached(value: Any) -> Any:
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

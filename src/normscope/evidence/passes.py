@@ -1,0 +1,115 @@
+"""Forward passes over the user's batches, watched at chosen modules, that leave nothing behind."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from normscope._errors import UsageError
+from normscope.evidence.case import Case
+from normscope.evidence.sandbox import batches, sandbox, users_code
+from normscope.modules.sites import leading_tensor
+
+Seen = Callable[[str, Tensor, Any], None]
+
+
+def look(
+    case: Case,
+    modules: Mapping[str, Module],
+    count: int,
+    *,
+    before: Seen | None = None,
+    after: Seen | None = None,
+    every: int = 1,
+    repeat: int = 1,
+    told: Callable[[int], None] | None = None,
+) -> None:
+    """Run the loss on training batches, without gradient and in the modes of training, and look on at some modules.
+
+    Args:
+        case: The set-up; left as it was.
+        modules: What to look at, by name.
+        count: Number of batches that are run.
+        before: Called with a module's name, its leading input and all its arguments before its forward.
+        after: Called with its name, its output (the first tensor of it) and its leading input.
+        every: Which batches of the loader are run: each so-many-th.
+        repeat: How often each is run.
+        told: Called with the number of the batch before it is run, each time.
+
+    Raises:
+        UsageError: The loader or the loss raises.
+    """
+
+    def enter(path: str, _module: Module, args: Any, kwargs: Any) -> None:
+        x = leading_tensor((*args, *kwargs.values()))
+        if before is not None and x is not None:
+            before(path, x.detach(), (*args, *kwargs.values()))
+
+    def leave(path: str, _module: Module, args: Any, output: Any) -> None:
+        if after is not None and isinstance(output, Tensor):
+            after(path, output.detach(), leading_tensor(args))
+
+    with sandbox(case), torch.no_grad(), ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(partial(leave, path)).remove)
+        for index, batch in enumerate(batches(case.loader, (count - 1) * every + 1)):
+            if index % every:
+                continue
+            for _ in range(repeat):
+                if told is not None:
+                    told(index)
+                with users_code(f"the loss of batch {index} of the loader"):
+                    case.loss_fn(case.model, batch)
+
+
+def example(model: Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:
+    """Return the arguments of a call as ``surgery`` takes an example: a tuple, or a mapping of keywords.
+
+    Raises:
+        UsageError: They are mixed, and cannot all be keywords.
+    """
+    args, kwargs = inputs
+    if not args or not kwargs:
+        return dict(kwargs) or args
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    kinds = {p.kind for name, p in bound.signature.parameters.items() if name in bound.arguments}
+    if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        raise UsageError("the model is called with positional arguments that have no names, and with keywords too")
+    return dict(bound.arguments)
+
+
+def childless(modules: Mapping[str, Module]) -> dict[str, Module]:
+    """Return those modules that have none inside them."""
+    return {path: module for path, module in modules.items() if next(module.children(), None) is None}
+
+
+def replace_module(model: Module, path: str, new: Module) -> None:
+    """Put ``new`` wherever the module of that name hangs in the model."""
+    from normscope.surgery._sites import sites
+
+    next(site for site in sites(model) if site.path == path).replace(new)
+
+
+def take_out(optimizer: Any, parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Take parameters out of an optimizer's groups.
+
+    Returns:
+        For each group that had any: its options, with ``params`` (and ``param_names``, if it has names) those taken.
+    """
+    wanted = {id(parameter) for parameter in parameters}
+    taken = []
+    for group in optimizer.param_groups:
+        moved = [index for index, parameter in enumerate(group["params"]) if id(parameter) in wanted]
+        if not moved:
+            continue
+        lists = [key for key in ("params", "param_names") if key in group]
+        taken.append(dict(group) | {key: [group[key][index] for index in moved] for key in lists})
+        for key in lists:
+            group[key] = [value for index, value in enumerate(group[key]) if index not in set(moved)]
+    return taken

@@ -1,0 +1,75 @@
+"""A few training steps of the user's own, watched at every norm."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope._errors import UsageError
+from normscope.evidence.case import Case
+from normscope.evidence.listening import Listener, NormCall as NormCall, Training as Training, finite, tensors
+from normscope.evidence.sandbox import batches, sandbox, users_code
+from normscope.probes import GradientFlow, Saturation, Scope
+
+
+def watch_training(case: Case, steps: int) -> Training:
+    """Make a few training steps as the user does, look on, and undo them.
+
+    Raises:
+        UsageError: The loader, the loss or the step raises.
+    """
+    seen = Training()
+    with sandbox(case):
+        _run(case, seen, steps)
+    return seen
+
+
+def _run(case: Case, seen: Training, steps: int) -> None:
+    losses: list[float] = []
+
+    def loss_fn(model: Any, batch: Any) -> Tensor:
+        loss = case.loss_fn(model, batch)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            losses.append(float(loss.detach()))
+        return loss
+
+    scope = Scope(case.model, case.loss_fn, case.optimizer, [GradientFlow(), Saturation()], every=1)
+    listener = Listener(case.model, [] if case.optimizer is None else [case.optimizer], seen)
+    try:
+        listener.attach()
+        for batch in batches(case.loader, steps):
+            if seen.batch_broken is None and not finite(tensors(batch)):
+                seen.batch_broken = seen.steps
+            losses.clear()
+            try:
+                with users_code(f"training step {seen.steps}"), torch.enable_grad(), scope.step(batch):
+                    if case.step is not None:
+                        case.step(case.model, batch)
+                    else:
+                        _plain(case, loss_fn, batch)
+            except UsageError as error:
+                if not seen.steps:
+                    raise
+                seen.failed = str(error)
+                break
+            listener.step_ended(losses[0] if losses else math.nan)
+    finally:
+        listener.detach()
+    seen.updates = seen.updates if case.optimizer is not None else seen.steps
+    if case.optimizer is None:
+        for call in seen.calls:
+            call.update = call.step
+    seen.records = scope.drain()
+
+
+def _plain(case: Case, loss_fn: Any, batch: Any) -> None:
+    if case.optimizer is not None:
+        case.optimizer.zero_grad()
+    else:
+        case.model.zero_grad()
+    loss = loss_fn(case.model, batch)
+    if any(parameter.requires_grad for parameter in case.model.parameters()):
+        loss.backward()  # else it is frozen as a whole: passes are made, and statistics move, but nothing is learnt
+    if case.optimizer is not None:
+        case.optimizer.step()

@@ -1,0 +1,11 @@
+"""The findings of a check: as text for a terminal, as JSON, and as SARIF."""
+
+from normscope.report.check.checked import (
+    Checked as Checked,
+    FixNote as FixNote,
+    GapNote as GapNote,
+    RuleNote as RuleNote,
+)
+from normscope.report.check.json import check_json as check_json
+from normscope.report.check.sarif import check_sarif as check_sarif
+from normscope.report.check.text import check_text as check_text

@@ -1,0 +1,74 @@
+"""Findings for a program."""
+
+import json
+import math
+from typing import Any
+
+from normscope.records import Finding
+from normscope.report.check.checked import Checked
+
+SCHEMA = "normscope.check"
+VERSION = 1
+
+
+def check_json(checked: Checked) -> str:
+    """Return what a check found as one JSON document.
+
+    Args:
+        checked: What it found.
+
+    Returns:
+        An object with ``schema`` and ``version``, which rises when a key is taken away or changes its meaning; keys may
+        be added without. A place ``""`` is the whole model. NaN and infinities are the words ``"nan"``, ``"inf"`` and
+        ``"-inf"``, as JSON has no numbers for them.
+    """
+    document = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "target": checked.target,
+        "file": checked.file or None,
+        "line": checked.line or None,
+        "seconds": checked.seconds,
+        "summary": {severity.value: count for severity, count in checked.counts().items()},
+        "findings": [finding.to_json() for finding in checked.findings],
+        "ignored": [_short(finding) | {"reason": reason} for finding, reason in checked.ignored],
+        "gap": None,
+        "fixes": [
+            _short(fixed.finding)
+            | {
+                "done": fixed.done or None,
+                "why_not": fixed.why_not or None,
+                "state_dict_tensors": fixed.tensors,
+                "beyond_state_dict": list(fixed.beyond),
+            }
+            for fixed in checked.fixes
+        ],
+        "saved": list(checked.saved),
+        "rules": [rule.code for rule in checked.rules],
+        "failed": [{"code": code, "why": why} for code, why in checked.failed],
+        "notes": list(checked.notes),
+    }
+    if checked.gap is not None:
+        document["gap"] = {
+            "train": checked.gap.train,
+            "eval": checked.gap.eval,
+            "batches": checked.gap.batches,
+            "shares": [
+                {"cause": cause, "loss": loss, "explanation": explanation}
+                for cause, loss, explanation in checked.gap.shares
+            ],
+        }
+    return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Put words for the numbers that JSON has none for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _short(finding: Finding) -> dict[str, Any]:
+    return {"code": finding.code, "slug": finding.slug, "places": list(finding.places)}

@@ -1,0 +1,288 @@
+"""Does batch norm lead to flatter minima, once flatness is measured so that rescaling weights does not change it?"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from normscope.plots import Figure, Table, curves
+from normscope.probes import Scope
+from normscope.probes.curvature import Curvature
+from normscope.records import Cell, Record, Verdict
+from normscope.studies.evidence import Evidence, typical
+from normscope.studies.judging import conjunction, exact
+from normscope.studies.lab import norms
+from normscope.studies.lab.arms import batch_norm, network, one, split_of
+from normscope.studies.lab.evaluate import accuracy, population_statistics
+from normscope.studies.lab.train import batch_indices, loss_fn
+from normscope.studies.study import AbstractStudy
+
+if TYPE_CHECKING:
+    from normscope.studies.lab.data import Dataset, Split
+
+ARMS = {"none": "no batch norm", "batch": "batch norm"}
+WORDS = {
+    "layer_sharpness@train": "layer-normalized sharpness, batch statistics",
+    "layer_sharpness@frozen": "layer-normalized sharpness, fixed statistics",
+    "adaptive_sharpness@train": "adaptive sharpness, batch statistics",
+    "top_eigenvalue@train": "top eigenvalue, batch statistics",
+    "trace@train": "trace, batch statistics",
+}
+
+
+class FlatMinima(AbstractStudy):
+    r"""Batch norm leads to flatter minima, and so to better generalization.
+
+    ## Claim
+    Batch norm pushes the optimization toward flat minima and hence generalizes better (review of Santurkar et al.;
+    there, section 6, it is a speculation).
+
+    ## Method
+    Three hidden layers of 100, learning rates .03, .1 and .3, weight decay 0 and 5e-4, each trained until the loss over
+    a fixed 512 training images is at most .05: equal loss, equal learning rate. Then, on these images, the largest
+    eigenvalue of each layer's Hessian block times the layer's squared norm, at its largest over the layers, which no
+    rescaling of weights before a norm changes. Primary: without over with batch norm above 1.25 at each learning rate
+    without weight decay (all must hold). Parts: the adaptive sharpness, fixed statistics in place of the batch's, the
+    raw eigenvalue and trace, Kendall's correlation of sharpness with test error over all runs of a seed, "explains
+    generalization" above .3; and the exact law that weights before norms times 10 divide the raw eigenvalue by up to
+    100 and change no output, so that raw flatness means nothing.
+
+    ## Prediction
+    Raw flatness differs a lot and means nothing; the scale-free one follows the learning rate, with a small or
+    undecided effect of batch norm.
+
+    ## Threats
+    Equal loss is reached after different numbers of steps. Three learning rates; the smallest networks. Sharpness at
+    a loss of .05 is not that at interpolation. What other authors found is from their abstracts.
+    """
+
+    CODE = "flat-minima"
+    CARD = 17
+    TOPIC = "landscape"
+    SOURCES = (
+        "Article on batch norm, what does it do then",
+        "Santurkar et al. 2018 (arXiv:1805.11604), section 6",
+        "Bjorck et al. 2018 (arXiv:1806.02375), section 2",
+        "Dinh et al. 2017 (arXiv:1703.04933)",
+    )
+    CLAIM = "Batch norm leads to flatter minima."
+    ENDPOINT = "Layer-normalized sharpness at equal loss and learning rate, without batch norm over with"
+    MARGIN = math.log(1.25)
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "quick": {
+            "network": {"name": "mlp", "depth": 3, "width": 100},
+            "batch": 64,
+            "lrs": [0.03, 0.1, 0.3],
+            "decays": [0.0, 5e-4],
+            "loss": 0.05,
+            "probe": 512,
+            "steps": 2000,
+            "check": 10,
+            "train": None,
+            "test": None,
+        },
+        "full": {
+            "network": {"name": "vgg-a", "width": 64},
+            "batch": 128,
+            "lrs": [0.01, 0.03, 0.1],
+            "decays": [0.0, 5e-4],
+            "loss": 0.05,
+            "probe": 512,
+            "steps": 40000,
+            "check": 50,
+            "train": None,
+            "test": None,
+        },
+    }
+
+    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield both arms at every learning rate and weight decay, and the law of rescaling."""
+        for rate in settings["lrs"]:
+            for decay in settings["decays"]:
+                for arm in ARMS:
+                    yield arm, {"lr": rate, "decay": decay}
+        yield "law", {"lr": settings["lrs"][0], "decay": 0.0}
+
+    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+        """Train one arm to the loss and measure how sharp it is there."""
+        if cell.arm == "law":
+            return _law(cell, data, device)
+        factory = norms.none() if cell.arm == "none" else norms.batch()
+        return _to_loss(cell, network(cell, data, factory, device), split_of(cell, data, device))
+
+    def judge(self, evidence: Evidence) -> Verdict:
+        """Judge the scale-free sharpness at every learning rate; other measures are parts."""
+        rates = evidence.settings["lrs"]
+        conditions = [self._compare(evidence, "layer_sharpness@train", rate) for rate in rates]
+        outcome, p, decisive = conjunction(conditions, 1 - evidence.level)
+        middle = rates[len(rates) // 2]
+        others = [self._compare(evidence, name, middle) for name in list(WORDS)[1:]]
+        others.append(self._compare(evidence, "layer_sharpness@train", middle, decay=max(evidence.settings["decays"])))
+        errors = evidence.last("error", probe="law", arm="law")
+        law = exact(
+            self,
+            evidence,
+            errors,
+            1e-6,
+            claim="Weights before norms times ten divide the curvature there by a hundred and change no output.",
+            endpoint="Largest relative error of outputs and of the curvature times a hundred, float64",
+        )
+        return self.verdict(
+            outcome,
+            decisive.effect,
+            reason=" ".join(part.reason for part in conditions),
+            p_value=p,
+            primary=True,
+            parts=[*conditions, *others, self._explains(evidence), law],
+        )
+
+    def _compare(self, evidence: Evidence, name: str, lr: float, decay: float = 0.0) -> Verdict:
+        # Without a norm there is nothing to freeze, and both modes are one.
+        plain = np.log(_sharp(evidence, name.replace("frozen", "train"), "none", lr, decay))
+        normed = np.log(_sharp(evidence, name, "batch", lr, decay))
+        return self.part(
+            evidence,
+            plain - normed,
+            scale="log-ratio",
+            claim="" if name == "layer_sharpness@train" else f"Flatter with batch norm: {WORDS[name]}.",
+            endpoint=f"{WORDS[name].capitalize()}, without batch norm over with, learning rate {lr:g}, "
+            f"weight decay {decay:g}",
+            reason=f"At {lr:g}: {typical(plain, logs=True)} without, {typical(normed, logs=True)} with batch norm.",
+        )
+
+    def _explains(self, evidence: Evidence) -> Verdict:
+        points = [(lr, decay) for lr in evidence.settings["lrs"] for decay in evidence.settings["decays"]]
+        found = []
+        for arm in ARMS:
+            sharp = np.array([_sharp(evidence, "layer_sharpness@train", arm, *point) for point in points])
+            wrong = 1 - np.array([_sharp(evidence, "test_accuracy", arm, *point) for point in points])
+            taus = np.full(len(evidence.seeds), np.nan)
+            for index in range(len(taus)):
+                keep = np.isfinite(sharp[:, index]) & np.isfinite(wrong[:, index])
+                if keep.sum() > 2 and np.ptp(wrong[keep, index]) > 0:
+                    taus[index] = kendalltau(sharp[keep, index], wrong[keep, index]).statistic
+            found.append(taus)
+        both = np.minimum(*found)
+        return self.part(
+            evidence,
+            both,
+            scale="value",
+            margin=0.3,
+            claim="Sharper minima generalize worse, in either arm.",
+            endpoint="Kendall's correlation of sharpness and test error over runs, the smaller of the two arms'",
+            reason=f"{typical(found[0])} without, {typical(found[1])} with batch norm.",
+        )
+
+    def figures(self, evidence: Evidence) -> Sequence[Figure]:
+        """Draw sharpness by learning rate."""
+        return [
+            curves(
+                evidence.select(probe="curvature", name=name, site="", decay=0.0),
+                y=name,
+                x="lr",
+                slug=name.split("@")[0].replace("_", "-"),
+                title=f"{WORDS[name].capitalize()}, at equal training loss",
+                x_title="Learning rate",
+                y_title="Sharpness",
+                log=True,
+                log_x=True,
+                labels=ARMS,
+                caption="; ".join(
+                    f"{words}: "
+                    + ", ".join(typical(_sharp(evidence, name, arm, lr, 0.0)) for lr in evidence.settings["lrs"])
+                    for arm, words in ARMS.items()
+                ),
+            )
+            for name in ("layer_sharpness@train", "top_eigenvalue@train")
+        ]
+
+    def tables(self, evidence: Evidence) -> Sequence[Table]:
+        """Tabulate all measures."""
+        names = ("layer_sharpness@train", "adaptive_sharpness@train", "top_eigenvalue@train", "trace@train")
+        rows = tuple(
+            (
+                f"{lr:g}",
+                f"{decay:g}",
+                words,
+                *(typical(_sharp(evidence, name, arm, lr, decay)) for name in (*names, "steps", "test_accuracy")),
+            )
+            for lr in evidence.settings["lrs"]
+            for decay in evidence.settings["decays"]
+            for arm, words in ARMS.items()
+        )
+        columns = ("Learning rate", "Weight decay", "Arm", "Layer-normalized", "Adaptive", "Top eigenvalue", "Trace",
+                   "Steps", "Test accuracy")  # fmt: skip
+        return [Table("At a training loss of at most " + f"{evidence.settings['loss']:g}", columns, rows)]
+
+
+def _sharp(evidence: Evidence, name: str, arm: str, lr: float, decay: float) -> np.ndarray:
+    """Return a quantity at the end per seed; NaN where the loss was not reached or the eigenvalue not found."""
+    probe = "curvature" if "@" in name else "minimum"
+    values = evidence.last(name, probe=probe, arm=arm, lr=lr, decay=decay, site="")
+    ended = evidence.last("reached", probe="minimum", arm=arm, lr=lr, decay=decay) > 0
+    return np.where(ended & (values > 0), values, np.nan)
+
+
+def _to_loss(cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:
+    settings, note = cell.settings, one(cell, "minimum")
+    optimizer = torch.optim.SGD(model.parameters(), lr=float(cell.point["lr"]), weight_decay=float(cell.point["decay"]))
+    count, steps = int(settings["probe"]), int(settings["steps"])
+    x, y = split.x_train[:count], split.y_train[:count]
+    order = batch_indices(len(split.y_train), int(settings["batch"]), steps, cell.seed).to(y.device)
+    reached = False
+    for step in range(steps):
+        if step % int(settings["check"]) == 0:
+            with torch.no_grad():
+                value = float(cross_entropy(model(x), y))
+            if not math.isfinite(value):
+                break
+            if value <= float(settings["loss"]):
+                reached = True
+                break
+        optimizer.zero_grad()
+        loss_fn(model, (split.x_train[order[step]], split.y_train[order[step]])).backward()
+        optimizer.step()
+    yield note("reached", float(reached))
+    if not reached:
+        return
+    yield note("steps", step)
+    yield note("loss", value)
+    with population_statistics(model, split.x_train), torch.no_grad():
+        yield note("test_accuracy", accuracy(model(split.x_test), split.y_test))
+    probe = Curvature(("eigenvalues", "trace", "layers", "adaptive"), modes=("train", "frozen"), seed=cell.seed)
+    with Scope(model, loss_fn, optimizer, probes=[probe], every=1, cell=cell.id) as scope:
+        with scope.step((x, y)):
+            optimizer.zero_grad()
+            loss_fn(model, (x, y)).backward()
+        yield from scope.drain()
+
+
+def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
+    """Compare the curvature along a layer's gradient before and after its weights are multiplied by ten."""
+    split = split_of(cell, data, device)
+    model = network(cell, data, batch_norm(eps=1e-30, dtype=torch.float64), device).double()
+    x, y = split.x_train[:64].double(), split.y_train[:64]
+    weights = [p for name, p in model.named_parameters() if "linear.weight" in name]
+    source = torch.Generator().manual_seed(cell.seed)
+    directions = [torch.randn(w.shape, generator=source, dtype=torch.float64).to(w.device) for w in weights]
+
+    def read() -> tuple[torch.Tensor, float]:
+        out = model(x)
+        gradient = torch.autograd.grad(cross_entropy(out, y), weights, create_graph=True)
+        along = torch.stack([(g * d).sum() for g, d in zip(gradient, directions, strict=True)]).sum()
+        product = torch.autograd.grad(along, weights)
+        curved = math.fsum(float((h * d).sum()) for h, d in zip(product, directions, strict=True))
+        return out.detach(), curved
+
+    before, curved = read()
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(10)
+    after, flatter = read()
+    change = float((after - before).abs().max() / before.abs().max())
+    yield one(cell, "law")("error", max(change, abs(100 * flatter / curved - 1)))

@@ -1,0 +1,262 @@
+"""How long a step may be before the loss rises, with batch norm and without."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from normscope.plots import Figure, Table, curves
+from normscope.probes import Descent
+from normscope.records import Cell, Record, Verdict
+from normscope.studies.evidence import Evidence, typical
+from normscope.studies.judging import with_parts
+from normscope.studies.lab import norms
+from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.models import Block
+from normscope.studies.study import AbstractStudy
+
+if TYPE_CHECKING:
+    from normscope.studies.lab.data import Dataset
+
+ARMS = {"none": "no batch norm", "batch": "batch norm"}
+LENGTHS = tuple(float(x) for x in np.geomspace(0.01, 10.0, 13))
+
+
+class TaylorQuadraticTerm(AbstractStudy):
+    r"""Batch norm keeps the quadratic term of the step below the linear one, so steps need no care.
+
+    ## Claim
+    Without batch norm minus the gradient is not a descent direction if the quadratic term of the step is too large;
+    batch norm scales gradient and Hessian by one over sigma, so that the quadratic term can no longer exceed the
+    first-order one, and the step can be chosen without worrying (note on batch norm, section 2). Minus the gradient is
+    always a descent direction: it is the *step* that is too long, beyond :math:`\alpha^* = 2 |g|^2 / g^T H g`.
+
+    ## Method
+    Smooth (softplus) networks, weights s times He's, with and without batch norm: the safe step from exact
+    Hessian-vector products at initialization for each s. Primary: the safe step with batch norm over that without at
+    s = 1, supported above 1.5 times. "Can no longer exceed" is judged by how many networks with batch norm have a
+    finite safe step and a step up to 10 that raises the loss: refuted if that is more than half. Parts: the ratio at
+    the other scales; the measured ratio of curvatures against one over the variance, which the note's rule implies;
+    and the share of training steps that raise the loss of their own batch.
+
+    ## Prediction
+    The safe step hardly depends on s with batch norm, and on s strongly without. At He's scale batch norm enlarges it,
+    at small s it shrinks it: with sigma below 1, as torch's default initialization gives, one over sigma amplifies.
+    Every network with batch norm has a step that raises the loss.
+
+    ## Threats
+    A quadratic model of one step says little of training, which runs at steps near and above the bound (edge of
+    stability, Cohen et al. 2021, second hand).
+    """
+
+    CODE = "taylor-quadratic-term"
+    CARD = 9
+    TOPIC = "step size"
+    SOURCES = (
+        "Note on batch norm (2020), section 2",
+        "Santurkar et al. 2018 (arXiv:1805.11604), theorem 4.2",
+        "Cohen et al. 2021 (arXiv:2103.00065), second hand",
+    )
+    CLAIM = "Batch norm enlarges the step that still lowers the loss, at He initialization."
+    ENDPOINT = "Safe step 2 |g|^2 / g'Hg with batch norm over without, weights of He's size"
+    MARGIN = math.log(1.5)
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "quick": {
+            "network": {"name": "mlp", "width": 100},
+            "depths": [3, 10],
+            "scales": [0.1, 0.3, 1.0, 3.0, 10.0],
+            "batch": 256,
+            "lr": 0.1,
+            "steps": 60,
+            "every": 6,
+            "train": None,
+            "test": None,
+        },
+        "full": {
+            "network": {"name": "vgg-a", "width": 64},
+            "depths": [None],
+            "scales": [1.0],
+            "batch": 128,
+            "lr": 0.1,
+            "steps": 5000,
+            "every": 500,
+            "train": None,
+            "test": None,
+        },
+    }
+
+    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield both arms at every depth and scale."""
+        for depth in settings["depths"]:
+            for scale in settings["scales"]:
+                for arm in ARMS:
+                    yield arm, {"depth": depth or 0, "scale": scale}
+
+    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+        """Measure the safe step at initialization; at He's scale train and go on measuring."""
+        depth, scale = int(cell.point["depth"]), float(cell.point["scale"])
+        sizes: dict[str, Any] = {"activation": "softplus"}
+        sizes |= {"depth": depth, "gain": 2 * scale**2} if depth else {}
+        factory = norms.none() if cell.arm == "none" else norms.batch()
+        model = network(cell, data, factory, device, **sizes)
+        split = split_of(cell, data, device)
+        yield from _safe_step(cell, model, split.x_train[: cell.settings["batch"]], split.y_train)
+        if scale == 1.0 and depth == (cell.settings["depths"][0] or 0):
+            yield from fit(model, split, cell, probes=[Descent()], every=int(cell.settings["every"]))
+
+    def judge(self, evidence: Evidence) -> Verdict:
+        """Judge the safe step at He's scale; other scales, rising steps and the note's rule are parts."""
+        depth = evidence.settings["depths"][0] or 0
+        primary = self._larger(evidence, depth, 1.0, self.ENDPOINT)
+        parts = [self._exceeds(evidence)]
+        parts += [
+            self._larger(evidence, other or 0, scale, f"Safe step with over without, {other} layers, times {scale:g}")
+            for other in evidence.settings["depths"]
+            for scale in evidence.settings["scales"]
+            if ((other or 0), scale) != (depth, 1.0)
+        ]
+        ratio = -self._ratio(evidence, depth, 1.0)
+        parts.append(
+            self.part(
+                evidence,
+                np.log(2) - np.abs(ratio - _logged(evidence, "inverse_variance", "batch", depth, 1.0)),
+                margin=0.0,
+                scale="value",
+                claim="Curvature along the gradient changes by one over sigma squared, as taken for a constant.",
+                endpoint="Log 2 less the distance of the measured log ratio of curvatures from theirs",
+                reason=f"Curvature with over without batch norm is {typical(ratio, logs=True)}; one over the variance "
+                f"is {typical(_logged(evidence, 'inverse_variance', 'batch', depth, 1.0), logs=True)}.",
+            )
+        )
+        raised = {arm: _raised(evidence, arm) for arm in ARMS}
+        parts.append(
+            self.part(
+                evidence,
+                raised["none"] - raised["batch"],
+                margin=0.0,
+                claim="With batch norm fewer training steps raise the loss of their own batch.",
+                endpoint="Share of the steps read that raise the loss of their own batch, without less with batch norm",
+                reason=", ".join(f"{typical(100 * raised[arm])} % with {words}" for arm, words in ARMS.items())
+                + f" at learning rate {evidence.settings['lr']:g}.",
+            )
+        )
+        return with_parts(primary, parts)
+
+    def _ratio(self, evidence: Evidence, depth: int, scale: float) -> np.ndarray:
+        return _logged(evidence, "safe_step", "batch", depth, scale) - _logged(
+            evidence, "safe_step", "none", depth, scale
+        )
+
+    def _larger(self, evidence: Evidence, depth: int, scale: float, endpoint: str) -> Verdict:
+        said = ", ".join(
+            f"{typical(_logged(evidence, 'safe_step', arm, depth, scale), logs=True)} with {words}"
+            for arm, words in ARMS.items()
+        )
+        return self.part(
+            evidence,
+            self._ratio(evidence, depth, scale),
+            scale="log-ratio",
+            claim="" if endpoint == self.ENDPOINT else f"Batch norm enlarges the step at weights {scale:g} times He's.",
+            endpoint=endpoint,
+            reason=f"{said}.",
+        )
+
+    def _exceeds(self, evidence: Evidence) -> Verdict:
+        rises = evidence.per_seed(evidence.select(probe="safe_step", name="rises", arm="batch"))
+        return self.part(
+            evidence,
+            0.5 - rises,
+            margin=0.0,
+            claim="With batch norm the quadratic term can no longer exceed the linear one.",
+            endpoint="One half less the share of networks with batch norm in which some step up to 10 raises the loss",
+            reason=f"In {typical(100 * rises)} % of the networks with batch norm a step up to 10 raises the loss.",
+        )
+
+    def figures(self, evidence: Evidence) -> Sequence[Figure]:
+        """Draw the safe step by scale and during training."""
+        depth = evidence.settings["depths"][0] or 0
+        return [
+            curves(
+                evidence.select(probe="safe_step", name="safe_step"),
+                y="safe_step",
+                x="scale",
+                facet="depth",
+                slug="safe-step",
+                title="Safe step at initialization by scale of the weights, a panel a depth",
+                x_title="Weights, in units of He's",
+                y_title="2 |g|^2 / g'Hg",
+                log=True,
+                log_x=True,
+                labels=ARMS,
+                caption=self._larger(evidence, depth, 1.0, "").reason,
+            ),
+            curves(
+                evidence.select(probe="descent", name="safe_step"),
+                y="safe_step",
+                slug="training",
+                title="Safe step while training",
+                y_title="2 |g|^2 / g'Hg",
+                log=True,
+                labels=ARMS,
+                reference={"learning rate": evidence.settings["lr"]},
+                caption="Where no curve is drawn the curvature along the gradient is negative: no step is too long.",
+            ),
+        ]
+
+    def tables(self, evidence: Evidence) -> Sequence[Table]:
+        """Tabulate the safe steps."""
+        rows = tuple(
+            (depth or "", f"{scale:g}", *(typical(_logged(evidence, "safe_step", arm, depth or 0, scale), logs=True)
+                                           for arm in ARMS))
+            for depth in evidence.settings["depths"]
+            for scale in evidence.settings["scales"]
+        )  # fmt: skip
+        return [Table("Safe step at initialization", ("Hidden layers", "Times He's", *ARMS.values()), rows)]
+
+
+def _logged(evidence: Evidence, name: str, arm: str, depth: int, scale: float) -> np.ndarray:
+    return evidence.mean_log(evidence.select(probe="safe_step", name=name, arm=arm, depth=depth, scale=scale))
+
+
+def _raised(evidence: Evidence, arm: str) -> np.ndarray:
+    frame = evidence.select(probe="descent", name="raised", arm=arm)
+    return evidence.per_seed(frame.filter(frame["value"].is_finite()))
+
+
+def _safe_step(cell: Cell, model: nn.Module, x: Tensor, labels: Tensor) -> Iterator[Record]:
+    note, y = one(cell, "safe_step"), labels[: len(x)]
+    variances: list[float] = []
+    handles = [
+        module.linear.register_forward_hook(
+            lambda _m, _i, out: variances.append(float(out.detach().transpose(0, 1).flatten(1).var(1).log().mean()))
+        )
+        for module in model.modules()
+        if isinstance(module, Block)
+    ]
+    parameters = list(model.parameters())
+    loss = cross_entropy(model(x), y)
+    for handle in handles:
+        handle.remove()
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+    square = sum(g.detach().double().square().sum() for g in gradient)
+    product = torch.autograd.grad(gradient, parameters, [g.detach() for g in gradient], allow_unused=True)
+    curvature = sum(
+        (p.double() * g.detach().double()).sum() for p, g in zip(product, gradient, strict=True) if p is not None
+    )
+    safe = float(2 * square / curvature) if float(curvature) > 0 else math.inf
+    yield note("safe_step", safe)
+    yield note("inverse_variance", math.exp(-math.fsum(variances) / max(1, len(variances))))
+    start = [p.detach().clone() for p in parameters]
+    rises = False
+    with torch.no_grad():
+        for length in LENGTHS:
+            for p, at, g in zip(parameters, start, gradient, strict=True):
+                p.copy_(at - length * g)
+            rises = rises or not float(cross_entropy(model(x), y)) <= float(loss.detach())
+        for p, at in zip(parameters, start, strict=True):
+            p.copy_(at)
+    yield note("rises", float(rises and math.isfinite(safe)))

@@ -1,0 +1,382 @@
+"""Run a study: its cells over processes, each complete cell into the store, then the verdict."""
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from normscope._errors import DataError, StoreError, UsageError
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
+from normscope.records.cell import canonical
+from normscope.studies.evidence import Evidence
+from normscope.studies.find import get
+from normscope.studies.study import AbstractStudy, Progress
+
+_Done = tuple[Cell, list[Record], float]
+LEVEL = 0.95
+#: Level of both looks when a run may be extended once (Pocock's boundary for two looks: 0.029 each, 0.05 in all).
+EXTENSION_LEVEL = 1 - 0.029
+#: Seeds that a study may train at once: 0 to 4, 5 to 9 and so on, always all of them, since the last bits of a seed's
+#: numbers may depend on its company. Of ten seeds that leaves two processes a half each.
+SEEDS_AT_ONCE = 5
+
+
+class Run(NamedTuple):
+    """A run of one study as it lies in a folder, to judge and draw again.
+
+    Attributes:
+        study: The study.
+        store: Its records.
+    """
+
+    study: AbstractStudy
+    store: Store
+
+    def evidence(self, seeds: Sequence[int] | None = None) -> Evidence:
+        """Return the records of the complete seeds.
+
+        Args:
+            seeds: Only these; None for all that are complete.
+
+        Raises:
+            DataError: Not one seed is complete.
+        """
+        config = _config(self.store)
+        points = len(list(self.study.grid(config["settings"])))
+        counts: dict[int, int] = {}
+        for cell in self.store.cells():
+            counts[cell.seed] = counts.get(cell.seed, 0) + 1
+        whole = sorted(seed for seed, count in counts.items() if count >= points and (seeds is None or seed in seeds))
+        if not whole:
+            raise DataError(f"{self.study.CODE}: no seed is complete yet: run it again to go on where it stopped")
+        import polars as pl
+
+        frame = self.store.frame().filter(pl.col("seed").is_in(whole))
+        return Evidence(frame, config["settings"], tuple(whole), config["level"], config["data"]["name"])
+
+    def verdict(self) -> Verdict:
+        """Judge all complete seeds."""
+        return self.study.judge(self.evidence())
+
+    def figures(self) -> Sequence[Figure]:
+        """Draw the study's figures from all complete seeds."""
+        return self.study.figures(self.evidence())
+
+    def tables(self) -> Sequence[Table]:
+        """Make the study's tables from all complete seeds."""
+        return self.study.tables(self.evidence())
+
+    def asked(self) -> tuple[int, ...]:
+        """Return the numbers of seeds that, asked for, come to the seeds that are here.
+
+        One, unless the run could be extended: then it may have been asked for as many, if these decide, or for half as
+        many, if the first half did not.
+        """
+        seeds = 1 + max((cell.seed for cell in self.store.cells()), default=0)
+        if _config(self.store)["level"] != EXTENSION_LEVEL:
+            return (seeds,)
+        half = (seeds // 2,) if seeds % 2 == 0 and self._leave_open(seeds // 2) else ()
+        return half if half and self._leave_open(seeds) else (seeds, *half)
+
+    def _leave_open(self, seeds: int) -> bool:
+        try:
+            return self.study.judge(self.evidence(range(seeds))).outcome is Outcome.INCONCLUSIVE
+        except DataError:  # an interrupted run, of which none of these is complete
+            return False
+
+    def command(self, seeds: int | None = None) -> str:
+        """Return the command that runs the study again like this.
+
+        Args:
+            seeds: One of `asked`; its first if left out.
+        """
+        config = _config(self.store)
+        extend = " --extend" if config["level"] == EXTENSION_LEVEL else ""
+        return (
+            f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds or self.asked()[0]}"
+            f" --data {config['data']['name']} --device {config['device']}{extend}"
+        )
+
+
+def run(
+    study: AbstractStudy | str,
+    *,
+    out: str | Path,
+    seeds: int = 10,
+    preset: str = "quick",
+    data: str = "digits",
+    device: str = "cpu",
+    workers: int | None = None,
+    extend: bool = False,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Run a study, or what of it is not yet complete, and judge it.
+
+    The records are the same, bit for bit, whatever ``workers`` and ``seeds`` are and however often the run was
+    interrupted. Where a study trains several seeds at once, it trains seeds 0 to 4, 5 to 9 and so on, though fewer were
+    asked for, and what was not is not kept; records differ from those of a seed alone by rounding.
+
+    Args:
+        study: A study or its slug.
+        out: Folder of runs; this one goes to ``out/SLUG``. A run of the same configuration there is continued.
+        seeds: Number of replicates, seeds 0 to ``seeds - 1``.
+        preset: Which of the study's presets.
+        data: Name or path of the data, as ``lab.data.load`` takes it.
+        device: ``"cpu"`` or ``"cuda"``.
+        workers: Processes; None for one per core (one in all on a GPU).
+        extend: Whether to run as many seeds again if the verdict is inconclusive. Both looks are then made at the
+            level 0.971, so that the chance of a wrong verdict stays at 5 %.
+        progress: Called after every cell with (cells complete, cells in all, cell); first with None for the cell.
+
+    Returns:
+        The verdict over the seeds asked for.
+
+    Raises:
+        UsageError: An unknown slug, preset or device, or numbers that make no sense.
+        DataError: The data cannot be read.
+        StoreError: The folder cannot be written, or holds a run of another configuration.
+        NonFiniteError: The data make the loss infinite before any training.
+    """
+    from normscope.studies.lab.data import load as load_data
+
+    study = get(study) if isinstance(study, str) else study
+    refuse([study], out=out, seeds=seeds, preset=preset, data=data, device=device, workers=workers)
+    settings = study.settings(preset)
+    workers = _workers(workers, device)
+    dataset = load_data(data)
+    level = EXTENSION_LEVEL if extend else LEVEL
+    config = {
+        "study": study.CODE,
+        "version": study.VERSION,
+        "preset": preset,
+        "settings": settings,
+        "data": {"name": data, "fingerprint": dataset.fingerprint()},
+        "device": device,
+        "level": level,
+        # Records of two versions are not replicates of one thing: such a run is refused, not continued.
+        "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
+    }
+    if study.SOURCE_FILE:
+        # The rule stands before the run: records made under another text of the file are not continued or judged anew.
+        config["source_file"] = study.SOURCE_FILE
+    store = Store.create(Path(out) / study.CODE, config)
+
+    def look(count: int) -> Verdict:
+        wanted = study.cells(preset, range(count), dataset, device)
+        done = store.completed()
+        pending = [cell for cell in wanted if cell.id not in done]
+        ready = len(wanted) - len(pending)
+        if progress is not None:
+            progress(ready, len(wanted), None)
+        for group in _execute(study, pending, data, device, workers):
+            for cell, records, seconds in group:
+                store.write_cell(cell, records, wall_s=seconds)
+                ready += 1
+                if progress is not None:
+                    progress(ready, len(wanted), cell)
+        return study.judge(Run(study, store).evidence(range(count)))
+
+    verdict = look(seeds)
+    if extend and verdict.outcome is Outcome.INCONCLUSIVE:
+        verdict = look(2 * seeds)
+    return verdict
+
+
+def refuse(
+    chosen: Sequence[AbstractStudy],
+    *,
+    out: str | Path,
+    seeds: int = 10,
+    preset: str = "quick",
+    data: str = "digits",
+    device: str = "cpu",
+    workers: int | None = None,
+    extend: bool = False,
+) -> None:
+    """Refuse what cannot be run, before anything is: what is wrong for all studies is said once.
+
+    Args:
+        chosen: The studies.
+        out: Folder of runs; it is made.
+        seeds: This and the rest are as ``run`` takes them.
+        preset: Of every study.
+        data: Name or path.
+        device: Where.
+        workers: Processes.
+        extend: Never wrong.
+
+    Raises:
+        UsageError: As ``run``.
+        DataError: As ``run``.
+        StoreError: The folder cannot be made.
+    """
+    from normscope.studies.lab.data import load as load_data
+
+    if seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {seeds}")
+    for study in chosen:
+        study.settings(preset)
+    _workers(workers, device)
+    load_data(data)
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make {out}: {error.strerror}; choose another folder") from None
+
+
+def load(folder: str | Path) -> list[Run]:
+    """Open the runs that lie in a folder: the folder's own, or those of its subfolders.
+
+    Raises:
+        StoreError: No run lies there.
+        UsageError: A run is of a study that this version does not have.
+    """
+    root = Path(folder)
+    here = (root / "run.json").is_file()
+    folders = [root] if here else sorted(path.parent for path in root.glob("*/run.json"))
+    runs = []
+    for path in folders:
+        store = Store.open(path)
+        config = _config(store, required=len(folders) == 1)
+        if "study" in config:
+            runs.append(Run(_study_of(store, config), store))
+    if not runs:
+        raise StoreError(f"{root}: no run of a study lies there: give the folder that was --out")
+    return sorted(runs, key=lambda found: found.study.CARD)
+
+
+def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
+    """Return the study that made a run. Code of a user's own runs only if they named its file in this process."""
+    if "source_file" not in config:
+        return get(config["study"])
+    try:
+        study = get(config["study"])
+    except UsageError:
+        raise UsageError(
+            f"{store.path} is a run of a study of your own, {config['study']}: name its file with --study FILE.py"
+        ) from None
+    if config["source_file"] != study.SOURCE_FILE:
+        raise UsageError(
+            f"the file of {study.CODE} has changed since the records in {store.path} were made, and a rule stands "
+            "before its run: take the old file, or run the new one with another --out"
+        )
+    return study
+
+
+def _config(store: Store, *, required: bool = True) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = store.config
+    if required and "study" not in config:
+        raise StoreError(f"{store.path}: not a run of a study")
+    return config
+
+
+def _workers(workers: int | None, device: str) -> int:
+    import torch
+
+    if device != "cpu":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"device {device!r} is not to be had here: use --device cpu") from error
+    if workers is None:
+        import joblib
+
+        return int(joblib.cpu_count()) if device == "cpu" else 1
+    if workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {workers}")
+    return workers
+
+
+def _execute(
+    study: AbstractStudy, cells: Sequence[Cell], data: str, device: str, workers: int
+) -> Iterator[list[_Done]]:
+    """Run cells and yield them as they end, in whatever order; together those that were run together."""
+    groups = _groups(study, cells)
+    if min(workers, len(groups)) <= 1:
+        for group in groups:
+            yield _work(study, group, data, device)
+        return
+    import joblib
+
+    # One thread each: sums over threads would make the last bits depend on their number. One task at a time, so that
+    # an interruption loses no more than the cells under way.
+    with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
+            joblib.delayed(_work_for)(os.getpid(), study, group, data, device) for group in groups
+        )
+        yield from results
+
+
+def _groups(study: AbstractStudy, cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Return which cells are run together, in the order of the first of each."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        key: tuple[Any, ...] = (cell.id,)
+        if study.together(cell):
+            key = (cell.arm, canonical(cell.point), cell.seed // SEEDS_AT_ONCE)
+        groups.setdefault(key, []).append(cell)
+    return list(groups.values())
+
+
+def _work_for(parent: int, study: AbstractStudy, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
+    """Run cells in a worker that ends with the process that started it."""
+    _follow(parent)
+    return _work(study, cells, data, device)
+
+
+@functools.cache
+def _follow(parent: int) -> None:
+    """Watch for the parent's end: a killed parent cannot stop its workers, which would go on for nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
+
+
+def _work(study: AbstractStudy, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
+    """Run one cell, or some of those that are run together, on one thread; leave the caller's global state as it was.
+
+    The time of cells that are run together is shared out among those that were wanted.
+    """
+    from normscope.studies.lab.data import load as load_data
+
+    began = time.perf_counter()
+    dataset = load_data(data)
+    with _one_thread():
+        if study.together(cells[0]):
+            first = cells[0].seed // SEEDS_AT_ONCE * SEEDS_AT_ONCE
+            company = [replace(cells[0], seed=seed) for seed in range(first, first + SEEDS_AT_ONCE)]
+            wanted = {cell.id for cell in cells}
+            found = [
+                (cell, list(records))
+                for cell, records in study.run_cells(company, dataset, device)
+                if cell.id in wanted
+            ]
+        else:
+            found = [(cell, list(study.run_cell(cell, dataset, device))) for cell in cells]
+    seconds = (time.perf_counter() - began) / len(found)
+    return [(cell, records, seconds) for cell, records in found]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        # Nothing draws from the global generator on purpose; should something do so, it draws the same every time.
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

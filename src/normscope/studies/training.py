@@ -1,0 +1,73 @@
+"""What studies are whose cells build a network, look at it, train it, and look again."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from normscope.records import Cell, Record
+from normscope.studies.lab.arms import fit, split_of
+from normscope.studies.lab.meters import AbstractMeter
+from normscope.studies.lab.train_stacked import fit_stacked, stackable
+from normscope.studies.study import AbstractStudy
+
+if TYPE_CHECKING:
+    from normscope.studies.lab.data import Dataset, Split
+
+
+class AbstractTraining(AbstractStudy):
+    """A study whose cells each train one network; dense networks with all seeds of an arm at once.
+
+    A study that has cells of other kinds too overrides ``trains``, and ``run_cell`` for those.
+    """
+
+    @abstractmethod
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the network of a cell, with the initial weights of its seed, in train mode."""
+
+    def split(self, cell: Cell, data: "Dataset", device: str) -> "Split":
+        """Return the data of a cell."""
+        return split_of(cell, data, device)
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Return arguments of ``train_stacked`` (and ``train``) in place of the cell's: a rate, an optimizer."""
+        return {}
+
+    def meters(self, cell: Cell) -> Sequence[AbstractMeter]:
+        """Return what reads every step's own forward pass; of each cell its own."""
+        return ()
+
+    def before(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at the network before it is trained."""
+        return ()
+
+    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+        """Look at it when it is."""
+        return ()
+
+    def trains(self, cell: Cell) -> bool:
+        """Say whether a cell is no more than the methods above, so that its seeds can be trained at once."""
+        return True
+
+    def together(self, cell: Cell) -> bool:
+        """Train dense networks with all seeds at once; convolutions take as long as they do one by one."""
+        return self.trains(cell) and stackable(cell)
+
+    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+        """Train the network of one cell, and look at it before and after."""
+        split, model = self.split(cell, data, device), self.network(cell, data, device)
+        yield from self.before(cell, model, split)
+        yield from fit(model, split, cell, meters=self.meters(cell), **self.options(cell))
+        yield from self.after(cell, model, split)
+
+    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
+        """Train the networks of cells that differ in their seed only, all at once."""
+        splits = [self.split(cell, data, device) for cell in cells]
+        models = [self.network(cell, data, device) for cell in cells]
+        given = list(zip(cells, models, splits, strict=True))
+        early = [list(self.before(*one)) for one in given]
+        meters = [self.meters(cell) for cell in cells]
+        trained = fit_stacked(models, splits, cells, meters=meters, **self.options(cells[0]))
+        for one, first, records in zip(given, early, trained, strict=True):
+            yield one[0], [*first, *records, *self.after(*one)]
