@@ -1,0 +1,1 @@
+"""What several test files make: networks, loops, records, oracles."""
