@@ -16,7 +16,7 @@ from normscope.checking.checks import Findings, chosen
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence, NotShownError
 from normscope.evidence.listening import Listener, Training, finite, tensors
-from normscope.evidence.sandbox import sandbox, users_code
+from normscope.evidence.sandbox import sandbox
 from normscope.modules.sites import walk
 from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes import GradientFlow, Saturation, Scope
@@ -25,6 +25,7 @@ from normscope.probes._start import autocast_now, autocasting
 from normscope.probes._step_guard import StepGuard
 from normscope.records import Finding
 from normscope.rules._rule import AbstractRule
+from normscope.usercode import users_code
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler

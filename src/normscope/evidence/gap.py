@@ -13,9 +13,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from normscope._errors import NormscopeError
 from normscope.evidence.case import Case
-from normscope.evidence.sandbox import batches, sandbox, users_code
+from normscope.evidence.sandbox import batches, sandbox
 from normscope.probes import RngState
 from normscope.surgery import recalibrate
+from normscope.usercode import users_code
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from normscope._errors import NormscopeError, UsageError
+from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.modules.wrapped import eagerly, is_compiled
 from normscope.probes import Snapshot
+from normscope.usercode import users_code
 
 
 class _OptimizerState:
@@ -98,22 +99,6 @@ def _streams(case: Case) -> Iterator[Generator]:
             if isinstance(stream, Generator) and id(stream) not in seen:
                 seen.add(id(stream))
                 yield stream
-
-
-@contextmanager
-def users_code(doing: str) -> Iterator[None]:
-    """Have an exception in the user's own code said in one line, with what was being done.
-
-    Raises:
-        UsageError: In place of any exception but this package's own.
-    """
-    try:
-        yield
-    except (NormscopeError, KeyboardInterrupt):
-        raise
-    except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"{doing} raised {type(error).__name__}: {said[:300]}") from error
 
 
 def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:
