@@ -157,7 +157,7 @@ def _flat(error: BaseException) -> str:
 
 @contextmanager
 def quiet_stdout() -> Iterator[None]:
-    """Send standard output to standard error, also that of libraries and child processes, which write to descriptor 1."""
+    """Send standard output to standard error, also that of libraries and child processes, which use descriptor 1."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()

@@ -3,7 +3,7 @@
 Verdicts without their records go to one small JSON file, and from there to Markdown.
 """
 
-from normscope.records.save import save as save
+from normscope.records.files import save as save
 from normscope.report._condensed import (
     Condensed as Condensed,
     Evidence as Evidence,

@@ -8,7 +8,8 @@ from typing import Any
 
 from normscope._errors import StoreError
 from normscope.plots import Table
-from normscope.records import Erratum, Sentence, Verdict, json as _strict
+from normscope.records import Erratum, Sentence, Verdict
+from normscope.records.json import build, plain
 from normscope.report._sections import cell
 
 FORMAT = "normscope evidence"
@@ -118,7 +119,7 @@ def theory_rows(tables: Iterable[Table]) -> Iterator[TheoryRow]:
 
 def dumps(evidence: Evidence) -> str:
     """Return the file's text."""
-    document = {"format": FORMAT, "version": VERSION, **_strict.plain(evidence)}
+    document = {"format": FORMAT, "version": VERSION, **plain(evidence)}
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -143,7 +144,7 @@ def read(path: str | Path) -> Evidence:
     if type(version) is not int or version != VERSION:
         raise StoreError(f"{source} has layout {str(version)[:20]}, this version reads {VERSION}: {_AGAIN}")
     try:
-        evidence: Evidence = _strict.build(Evidence, document)
+        evidence: Evidence = build(Evidence, document)
     except ValueError as error:
         raise StoreError(f"{source} is damaged ({error}): {_AGAIN}") from None
     return evidence

@@ -12,7 +12,7 @@ from typing import Any
 from normscope import plots
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Outcome, Sentence, Verdict
-from normscope.records.save import save
+from normscope.records.files import save
 from normscope.report import _overview, _text
 from normscope.report._sections import Section, cell, duration
 
@@ -58,7 +58,7 @@ def write(
         sentences=sentences,
         errata=errata,
     )
-    return save(path, page, what="the report")
+    return save(path, page)
 
 
 def render(
