@@ -191,8 +191,8 @@ def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
     """Return the commands that make the committed files; studies with the same options are run by one command."""
     alike: dict[str, list[str]] = {}
     for judged in runs:
-        _, slug, options = judged.command.partition(judged.run.study.CODE)
-        alike.setdefault(options, []).append(slug)
+        slug = judged.run.study.CODE
+        alike.setdefault(judged.command.removeprefix(f"normscope study run {slug}"), []).append(slug)
     everything = [study.CODE for study in studies.all()]
     lines = [
         f"normscope study run {'--all' if slugs == everything else ' '.join(slugs)}{options} --out runs/all"
