@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normscope.modules.rng import RngState
-from normscope.modules.state import same_bits
+from normscope.modules.values import same_bits
 from normscope.probes import Scope
 
 

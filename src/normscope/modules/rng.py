@@ -1,7 +1,7 @@
 """The random streams that a forward pass may draw from, and how they are set back."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,18 @@ class RngState:
 
     torch's CPU stream, its CUDA streams once CUDA is in use, NumPy's legacy global stream, Python's ``random``, and
     every ``torch.Generator`` that a module of the model holds as an attribute.
+
+    Args:
+        model: The model whose generators are looked for.
+        generators: Further generators.
     """
 
-    def __init__(self, model: Module | None = None) -> None:
+    def __init__(self, model: Module | None = None, *, generators: Iterable[Generator] = ()) -> None:
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
         self.numpy = np.random.get_state()  # noqa: NPY002  (the global stream itself is what is kept)
         self.python = random.getstate()
-        self.generators = [(generator, generator.get_state()) for generator in _generators(model)]
+        self.generators = [(generator, generator.get_state()) for generator in (*_generators(model), *generators)]
 
     def restore(self, *, beside_torch: bool = True) -> None:
         """Set every stream back to the state it had; those of NumPy and Python only if asked for."""
@@ -43,20 +47,17 @@ class RngState:
         now = repr_state(np.random.get_state())  # noqa: NPY002
         return now != repr_state(self.numpy) or random.getstate() != self.python
 
-    def differences(self, other: "RngState") -> list[str]:
-        """Name the streams whose states differ between ``self`` and ``other``."""
-        found = [] if torch.equal(self.cpu, other.cpu) else ["torch's CPU stream"]
-        mine, theirs = self.cuda or [], other.cuda or []
-        if self.cuda is not None and not all(map(torch.equal, mine, theirs)):
+    def differences(self) -> list[str]:
+        """Name the streams that are not in this state now."""
+        found = [] if torch.equal(self.cpu, torch.get_rng_state()) else ["torch's CPU stream"]
+        if self.cuda is not None and not all(map(torch.equal, self.cuda, torch.cuda.get_rng_state_all())):
             found.append("a CUDA stream")
-        if repr_state(self.numpy) != repr_state(other.numpy):
+        if repr_state(self.numpy) != repr_state(np.random.get_state()):  # noqa: NPY002
             found.append("NumPy's stream")
-        if self.python != other.python:
+        if self.python != random.getstate():
             found.append("Python's stream")
-        for (_, before), (_, after) in zip(self.generators, other.generators, strict=False):
-            if not torch.equal(before, after):
-                found.append("a module's generator")
-        return found
+        moved = (not torch.equal(state, generator.get_state()) for generator, state in self.generators)
+        return found + ["a generator"] * sum(moved)
 
 
 def repr_state(state: Any) -> tuple[Any, ...]:
