@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normscope.evidence.sandbox import sandbox
 from normscope.modules.batches import tensors
+from normscope.modules.call import modes_kept, set_mode
 from normscope.modules.values import Values
 
 _STATISTICS = ("running_mean", "running_var")
@@ -52,14 +53,12 @@ class Deployed:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Have it in eval mode meanwhile, where it has modes."""
-        modes = [] if self.is_program or self.module is None else [(m, m.training) for m in self.module.modules()]
-        try:
-            for module, _ in modes:
-                module.training = False
+        if self.is_program or self.module is None:
             yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            return
+        with modes_kept(self.module.modules()):
+            set_mode(self.module, False)
+            yield
 
     def changing(self, inputs: tuple[tuple[Any, ...], dict[str, Any]] | None) -> list[str]:
         """Return the norms whose running statistics a call changes, by name; they are put back."""

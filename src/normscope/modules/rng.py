@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.nn import Module
 
 from normscope.modules.tree import walk
@@ -24,17 +24,14 @@ class RngState:
     """
 
     def __init__(self, model: Module | None = None, *, generators: Iterable[Generator] = ()) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self.torch = torch_streams()
         self.numpy = np.random.get_state()  # noqa: NPY002  (the global stream itself is what is kept)
         self.python = random.getstate()
         self.generators = [(generator, generator.get_state()) for generator in (*_generators(model), *generators)]
 
     def restore(self, *, beside_torch: bool = True) -> None:
         """Set every stream back to the state it had; those of NumPy and Python only if asked for."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state_all(self.cuda)
+        set_torch_streams(self.torch)
         for generator, state in self.generators:
             generator.set_state(state)
         if not beside_torch:
@@ -47,17 +44,29 @@ class RngState:
         now = repr_state(np.random.get_state())  # noqa: NPY002
         return now != repr_state(self.numpy) or random.getstate() != self.python
 
-    def differences(self) -> list[str]:
-        """Name the streams that are not in this state now."""
-        found = [] if torch.equal(self.cpu, torch.get_rng_state()) else ["torch's CPU stream"]
-        if self.cuda is not None and not all(map(torch.equal, self.cuda, torch.cuda.get_rng_state_all())):
+    def differences(self, other: "RngState") -> list[str]:
+        """Name the streams whose states differ between ``self`` and ``other``."""
+        found = [] if torch.equal(self.torch[0], other.torch[0]) else ["torch's CPU stream"]
+        if not all(map(torch.equal, self.torch[1:], other.torch[1:])):
             found.append("a CUDA stream")
-        if repr_state(self.numpy) != repr_state(np.random.get_state()):  # noqa: NPY002
+        if repr_state(self.numpy) != repr_state(other.numpy):
             found.append("NumPy's stream")
-        if self.python != random.getstate():
+        if self.python != other.python:
             found.append("Python's stream")
-        moved = (not torch.equal(state, generator.get_state()) for generator, state in self.generators)
-        return found + ["a generator"] * sum(moved)
+        pairs = zip(self.generators, other.generators, strict=False)
+        return found + ["a generator"] * any(not torch.equal(before, after) for (_, before), (_, after) in pairs)
+
+
+def torch_streams() -> list[Tensor]:
+    """Return the states of torch's own streams alone: the CPU's, and each CUDA device's once CUDA is in use."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def set_torch_streams(states: list[Tensor]) -> None:
+    """Set torch's own streams to the states that ``torch_streams`` has returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def repr_state(state: Any) -> tuple[Any, ...]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from normscope._errors import UsageError
 from normscope.modules.rng import RngState
 from normscope.modules.values import Values, put_back
 
@@ -95,6 +97,8 @@ class Snapshot:
         elif isinstance(value, Tensor):
             if id(value) not in self._known:
                 self._known.add(id(value))
+                if type(value) not in (Tensor, Parameter) and is_lazy(value):
+                    raise UsageError(f"{_inside(name, key)} has no shape yet: run a batch through the lazy model first")
                 kept = _Attached(_inside(name, key), value)
                 self._tensors.append(kept)
                 for hooks in (kept.hooks, kept.after_hooks):
@@ -112,7 +116,9 @@ class Snapshot:
 
     def differences(self) -> list[str]:
         """Name everything that is not as it was, one phrase each; an empty list means: no trace."""
-        found = self._streams.differences() if self._streams is not None else []
+        found: list[str] = []
+        if self._streams is not None:
+            found += self._streams.differences(RngState(generators=self._generators))
         for name, owner, kind, attributes in self._objects:
             now = vars(owner)
             if type(owner) is not kind:

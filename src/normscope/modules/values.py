@@ -5,9 +5,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.parameter import is_lazy
-
-from normscope._errors import UsageError
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SMALL = 1 << 14  # elements
@@ -48,17 +45,12 @@ class Values:
 
     Args:
         named: Pairs of a name and a tensor.
-
-    Raises:
-        UsageError: A tensor is lazy, and so has no shape.
     """
 
     def __init__(self, named: Sequence[tuple[str, Tensor]]) -> None:
         kinds: dict[object, list[tuple[str, Tensor, Tensor]]] = {}
         for name, tensor in named:
             plain = type(tensor) in (Tensor, Parameter) and tensor.layout == torch.strided
-            if not plain and is_lazy(tensor):
-                raise UsageError(f"{name} has no shape yet: run a batch through the lazy model first")
             # An alias of the tensor's own memory, to which the tensor comes back if it is moved or cast.
             memory = tensor.detach() if plain else tensor
             # What lies in memory in any other way than row by row is kept by itself: gathering would reorder it. So is
