@@ -9,7 +9,9 @@ from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.modules.sites import weight_layers
-from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import Slot
+from normscope.probes._vectors import Vector, difference, dot, norm
 
 MODES = ("train", "frozen")
 Value = tuple[str, str, float]

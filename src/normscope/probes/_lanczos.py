@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normscope.probes._replay import Vector, dot, norm
+from normscope.probes._vectors import Vector, dot, norm
 
 Product = Callable[[Vector], Vector]
 

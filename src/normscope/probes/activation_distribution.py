@@ -11,7 +11,8 @@ from torch import Tensor
 from normscope._errors import UsageError
 from normscope.modules.channels import channels, coprime_stride, in_memory_order, to_host
 from normscope.modules.sites import chosen, pre_activations
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _LEVELS = (0.15, 0.50, 0.85)

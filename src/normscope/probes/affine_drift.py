@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import chosen, norms, uses_batch
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _PARTS = ("weight", "bias")

@@ -11,8 +11,11 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.modules.sites import chosen, walk, weight_layers
 from normscope.probes._prefix import NotRepeatable, WatchedPass
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import Slot
+from normscope.probes._vectors import Vector, difference, dot, norm
 from normscope.records import Record
 
 METHODS = ("auto", "prefix", "general")

@@ -22,8 +22,11 @@ from normscope.probes._hessian import (
     zeros,
 )
 from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Slot, Vector, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import Slot
+from normscope.probes._vectors import Vector, norm
 from normscope.records import Record
 
 MEASURES = ("eigenvalues", "trace", "gradient", "density", "batch", "layers", "adaptive")
@@ -251,10 +254,7 @@ class Curvature(AbstractProbe):
         batches = _cut(replay.batch, self.parts)
         if batches is None:
             return
-        values = []
-        for batch in batches:
-            with replay.on(batch):
-                values.append(Hessian.of(replay).gradient_curvature())
+        values = [Hessian(replay.with_batch(batch)).gradient_curvature() for batch in batches]
         mean, error = hutchinson(values)
         yield "", "batch_sharpness", mean
         yield "", "batch_sharpness_error", error

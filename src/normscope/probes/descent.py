@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator
 
 from normscope.probes._hessian import Hessian
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import difference, dot, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
+from normscope.probes._vectors import difference, dot, norm
 from normscope.records import Record
 
 

@@ -15,8 +15,9 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.modules.sites import chosen, leading_tensor, pre_activations
 from normscope.modules.state import RngState
-from normscope.probes._beside import batch_of, beside, kept
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.modules.tree import kept
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 
@@ -110,14 +111,14 @@ class DistributionShift(AbstractProbe):
         replay = step.replay
         known = self._watched.get(step.model)
         if known is None:
-            batch = kept(batch_of(replay)) if self.batch is None else self.batch
+            batch = kept(replay.batch) if self.batch is None else self.batch
             known = self._watched[step.model] = _Watched(batch, replay.start.rng)
         seen: dict[str, list[np.ndarray]] = {}
         layers = step.modules(pre_activations) if self.sites is None else chosen(step.model, self.sites)
         handles = [module.register_forward_hook(partial(self._look, seen, site)) for site, module in layers.items()]
         try:
             replay.reset()
-            beside(replay, known.batch, known.streams).evaluate(gradient=False)
+            replay.with_batch(known.batch, known.streams).evaluate(gradient=False)
         finally:
             for handle in handles:
                 handle.remove()

@@ -21,8 +21,10 @@ from normscope.probes._hessian import (
     whole,
 )
 from normscope.probes._lanczos import lanczos
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Vector, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
+from normscope.probes._replay import Replay
+from normscope.probes._vectors import Vector, norm
 from normscope.records import Record
 
 

@@ -13,7 +13,8 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride, in_memory_order, to_host
 from normscope.modules.sites import chosen, named_sites
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _TANH_TAIL = math.atanh(0.97)

@@ -13,7 +13,8 @@ from torch.optim import SGD
 
 from normscope.modules.channels import row_products, scalars
 from normscope.modules.sites import chosen, leading_tensor, norms, weight_layers, weights
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 

@@ -11,7 +11,8 @@ from torch.nn import Module
 
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.probes._replay import Replay
 from normscope.records import Record
 
@@ -116,13 +117,12 @@ class StatisticsGap(AbstractProbe):
 def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:
     """Evaluate the loss with other modes, and set those of the user's pass again."""
     try:
-        for module, mode in replay.start.modes:
+        for module, mode in replay.start.conditions.modes:
             module.training = mode_of(module, mode)
         replay.reset()
         return float(replay.evaluate(gradient=False).loss)
     finally:
-        for module, mode in replay.start.modes:
-            module.training = mode
+        replay.start.conditions.set_modes()
 
 
 def _rms(values: np.ndarray) -> float:

@@ -11,7 +11,8 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.modules.channels import Channels, channels, to_host
 from normscope.modules.sites import batch_norms, chosen
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 

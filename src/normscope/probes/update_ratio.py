@@ -7,7 +7,8 @@ from torch.nn import Parameter
 
 from normscope.modules.channels import scalars
 from normscope.modules.sites import chosen, weight_layers, weights
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 

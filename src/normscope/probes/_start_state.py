@@ -1,9 +1,7 @@
-"""What a step begins with: where parameters lie in flat buffers, and the state from which its loss is evaluated."""
+"""The state with which a training step begins, its parameters laid out in flat buffers."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch.nn import Module, Parameter
 
 from normscope.modules.sites import walk
 from normscope.modules.state import RngState
+from normscope.probes._pass_conditions import PassConditions
 
 _ALIGN = 64  # bytes: each parameter begins at a cache line, as it would on its own
 
@@ -57,9 +56,15 @@ def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
 
 
 class Layout:
-    """Modules, parameters and buffers of a model, and where each parameter lies in flat buffers.
+    """Modules and parameters of a model, and where each parameter lies in flat buffers.
 
-    It holds as long as ``fits`` says so: a scope makes it once and not at every step.
+    A layout is valid as long as ``fits`` returns True, so it is made once and not at every step.
+
+    Attributes:
+        modules: Every module once.
+        slots: Where each parameter lies.
+        sizes: Number of elements of each flat buffer, by dtype, device and whether its parameters are trainable.
+        trainable_kinds: Indices of the flat buffers of trainable parameters.
     """
 
     def __init__(self, model: Module) -> None:
@@ -120,14 +125,23 @@ class Layout:
         return found
 
 
-class Start:
-    """Parameters, buffers, random streams, modes and autocast as they are when a step begins.
+class StartState:
+    """Parameters, buffers, random streams, modes and autocast settings as they are when a step begins.
 
     Cost: one copy of parameters and buffers.
 
     Args:
         model: The model.
         layout: Its layout if it is known to fit.
+
+    Attributes:
+        layout: Where the parameters lie.
+        rng: The random streams.
+        buffers: Each buffer's places (module and key) with a copy of its value.
+        slots: The parameters, in the order of registration.
+        trainable_kinds: Indices of the flat buffers that hold trainable parameters.
+        flat: Copies of all parameters in flat buffers.
+        conditions: Modes and autocast settings of the user's forward pass.
     """
 
     def __init__(self, model: Module, layout: Layout | None = None) -> None:
@@ -146,52 +160,11 @@ class Start:
         self.slots, self.trainable_kinds = layout.slots, layout.trainable_kinds
         self.flat = [torch.zeros(size, dtype=dtype, device=device) for (dtype, device, _), size in layout.sizes.items()]
         copy_all(layout.views(self.flat), [slot.parameter for slot in self.slots])
-        self.note_modes(model)
+        self.note_conditions()
 
-    def note_modes(self, model: Module) -> None:
-        """Take modes and autocast anew: called as the user's forward pass begins."""
-        self.modes = [(module, module.training) for module in self.layout.modules]
-        self.autocast = autocast_now({device.type for _, device, _ in self.layout.sizes})
-
-    def autocasting(self) -> ExitStack:
-        """Return a context in which operations run in the precision that the user's forward pass had.
-
-        Without a cache of cast weights: it would hand out weights of another point of a walk.
-        """
-        return autocasting(self.autocast)
-
-
-def autocast_now(devices: Iterable[str]) -> list[tuple[str, torch.dtype]]:
-    """Return the kinds of device, of these and the CPU, on which autocast is on, each with its dtype."""
-    kinds = {*devices, "cpu"}
-    return [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
-
-
-def autocasting(kinds: Iterable[tuple[str, torch.dtype]]) -> ExitStack:
-    """Return a context in which autocast is on for these, without a cache of cast weights."""
-    stack = ExitStack()
-    for kind, dtype in kinds:
-        stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
-    return stack
-
-
-_NOTHING = nullcontext()
-
-
-def no_grad() -> AbstractContextManager[Any]:
-    """Return ``torch.no_grad()`` where gradients are recorded; in a backward pass they are not."""
-    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
-
-
-def without_autocast() -> AbstractContextManager[Any]:
-    """Return a context in which a probe's own arithmetic is not cast down by the user's autocast."""
-    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    if not kinds:
-        return _NOTHING
-    stack = ExitStack()
-    for kind in kinds:
-        stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
+    def note_conditions(self) -> None:
+        """Note modes and autocast settings anew: called as the user's forward pass begins."""
+        self.conditions = PassConditions(self.layout.modules, {device.type for _, device, _ in self.layout.sizes})
 
 
 @torch.no_grad()

@@ -1,17 +1,18 @@
 """The user's own forward and backward pass, kept so that it need not be run again.
 
-The gradient at the parameters with which a step begins is what most costly probes start from, and the user's own
-backward pass has just computed it. It is used in place of a pass of the probes' own once it is proven to be the same:
-at the first step both are computed and must agree in every bit. At every later step the loss function is run on the
-user's own model output alone, and must send back into it the gradient that it received, in every bit: a loss that has
-changed, a loss scale, a second loss are seen by that. Clipping and accumulation come after what is kept here.
+Most costly probes start from the gradient at the parameters with which a step begins, and the user's own backward pass
+has just computed that gradient. It replaces a pass of the probes' own once the two are proven to be the same: at the
+first step both are computed and must agree in every bit. At every later step the loss function alone is run on the
+user's model output, and its gradient with respect to that output must agree in every bit with the gradient that the
+user's pass sent there. This detects a changed loss, a loss scale and a second loss. Gradients are kept before clipping
+and accumulation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +22,16 @@ from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
 from normscope.modules.state import same_bits
-from normscope.probes._start import Start
-
-if TYPE_CHECKING:
-    from normscope.probes._replay import Evaluation, Replay
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import StartState
+from normscope.probes._vectors import Evaluation
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(slots=True)
-class _Part:
-    """A tensor that the model returned, its version then, and the gradient that came back to it."""
+class _Output:
+    """A tensor that the model returned, its version then, and the gradient of the loss with respect to it."""
 
     output: Tensor
     version: int
@@ -40,28 +40,29 @@ class _Part:
     returns: int = 0
 
 
-class OwnPass:
+class UsersPass:
     """What the user's pass computed at a step: model outputs, their gradients, and the parameters' gradients.
 
     Memory: one copy of the gradient, and the model's outputs with their gradients until the step ends.
 
     Args:
         model: The model.
-        start: What the step began with.
+        start: The state with which the step began.
         scale: Loss scale of the user's backward pass.
-        proven: What is known of former steps, by the model's modes; shared by the steps of a scope.
+        proven: Whether the user's gradient was proven to be the origin's at an earlier step, by the model's modes and
+            parameters. Shared by the steps of a training, and written to.
     """
 
-    def __init__(self, model: Module, start: Start, scale: float, proven: dict[tuple[Any, ...], bool]) -> None:
+    def __init__(self, model: Module, start: StartState, scale: float, proven: dict[tuple[Any, ...], bool]) -> None:
         self._model, self._start, self._scale, self._proven = model, start, scale, proven
         self._calls: list[tuple[list[Any], pytree.TreeSpec]] = []
         self._flat = [torch.zeros_like(start.flat[kind]) for kind in start.trainable_kinds]
-        self._fired: set[int] = set()
+        self._received: set[int] = set()
         self._versions = self._parameter_versions()
         self._usable = True
 
     def attach(self, keep: Callable[[RemovableHandle], None]) -> None:
-        """Set the hooks; ``keep`` is to remove them when the step ends."""
+        """Set the hooks; ``keep`` must remove them when the step ends."""
         self._keep = keep
         keep(self._model.register_forward_pre_hook(self._note_beginning))
         keep(self._model.register_forward_hook(self._note_output))
@@ -87,7 +88,7 @@ class OwnPass:
         kept: list[Any] = []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                part = _Part(leaf.detach(), leaf._version, leaf.requires_grad)
+                part = _Output(leaf.detach(), leaf._version, leaf.requires_grad)
                 kept.append(part)
                 if leaf.requires_grad:
                     self._keep(leaf.register_hook(partial(self._note_return, part)))
@@ -97,33 +98,31 @@ class OwnPass:
         self._calls.append((kept, spec))
 
     @staticmethod
-    def _note_return(part: _Part, gradient: Tensor) -> None:
+    def _note_return(part: _Output, gradient: Tensor) -> None:
         part.gradient, part.returns = gradient.detach(), part.returns + 1
 
     def _note_gradient(self, key: int, place: Tensor, gradient: Tensor) -> None:
         with torch.no_grad():
             dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
-            place.add_(dense) if key in self._fired else place.copy_(dense)
-        self._fired.add(key)
+            place.add_(dense) if key in self._received else place.copy_(dense)
+        self._received.add(key)
 
-    def origin(self, replay: "Replay") -> "Evaluation":
-        """Return loss and gradient at the start of the step, from the user's own pass if that is proven to be them."""
-        key = (*(mode for _, mode in self._start.modes), *map(id, self._start.slots), bool(self._start.autocast))
-        found = self._evaluation(replay) if self._proven.get(key, True) else None
-        if found is not None and key in self._proven:
-            return found
+    def origin(self, replay: Replay) -> Evaluation:
+        """Return loss and gradient at the start of the step: those of the user's own pass once proven, else computed."""
+        key = (*(mode for _, mode in self._start.conditions.modes), *map(id, self._start.slots), bool(self._start.conditions.autocast))
+        kept = self._evaluation(replay) if self._proven.get(key, True) else None
+        if kept is not None and key in self._proven:
+            return kept
         replay.reset()
-        whole = replay.evaluate()
-        if key not in self._proven and self._fired:
-            self._proven[key] = found is not None and _same(found, whole)
-        return whole
+        computed = replay.evaluate()
+        if key not in self._proven and self._received:
+            self._proven[key] = kept is not None and _same(kept, computed)
+        return computed
 
-    def _evaluation(self, replay: "Replay") -> "Evaluation | None":
-        """Run the loss on the kept outputs, and hold the gradient that it sends back against the one kept."""
-        from normscope.probes._replay import Evaluation
-
-        parts = [part for kept, _ in self._calls for part in kept if isinstance(part, _Part)]
-        if not self._usable or not self._fired or any(part.output._version != part.version for part in parts):
+    def _evaluation(self, replay: Replay) -> Evaluation | None:
+        """Run the loss on the kept outputs; None unless it sends back the kept gradients, bit for bit."""
+        parts = [part for kept, _ in self._calls for part in kept if isinstance(part, _Output)]
+        if not self._usable or not self._received or any(part.output._version != part.version for part in parts):
             return None
         fresh = {id(part): part.output.detach().requires_grad_(part.wanted) for part in parts}
         wanted = [part for part in parts if part.wanted]
@@ -142,14 +141,14 @@ class OwnPass:
 
     @contextmanager
     def _handing_out(self, fresh: dict[int, Tensor]) -> Iterator[list[Any]]:
-        """Have the model return the kept outputs, call by call; yield those that were not asked for."""
+        """Have the model return the kept outputs, call by call; yield the list of outputs not yet handed out."""
         left = list(self._calls)
 
         def instead(*_: Any, **__: Any) -> Any:
             if not left:
                 raise UsageError("the loss calls the model more often than the loop did")
             kept, spec = left.pop(0)
-            leaves = [fresh[id(part)] if isinstance(part, _Part) else part for part in kept]
+            leaves = [fresh[id(part)] if isinstance(part, _Output) else part for part in kept]
             return pytree.tree_unflatten(leaves, spec)
 
         own = vars(self._model).get("forward")
@@ -162,14 +161,14 @@ class OwnPass:
                 vars(self._model)["forward"] = own
 
 
-def _same_return(part: _Part, gradient: Tensor | None) -> bool:
+def _same_return(part: _Output, gradient: Tensor | None) -> bool:
     if gradient is None or part.gradient is None:
         return gradient is part.gradient
     return part.returns == 1 and same_bits(gradient, part.gradient)
 
 
-def _same(found: "Evaluation", whole: "Evaluation") -> bool:
-    def every(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-        return len(a) == len(b) and all(map(same_bits, a, b))
+def _same(a: Evaluation, b: Evaluation) -> bool:
+    def agree(p: Sequence[Tensor], q: Sequence[Tensor]) -> bool:
+        return len(p) == len(q) and all(map(same_bits, p, q))
 
-    return same_bits(found.loss, whole.loss) and every(found.gradient, whole.gradient)
+    return same_bits(a.loss, b.loss) and agree(a.gradient, b.gradient)
