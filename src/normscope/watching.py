@@ -6,12 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope import checking, plots, probes, rules
+from normscope import checking, plots, rules
 from normscope._errors import UsageError
 from normscope.plots import Figure, Table
-from normscope.probes import AbstractProbe
-from normscope.probes._replay import LossFn
-from normscope.probes._scope import RecordSink
+from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink
 from normscope.records import Store, provenance
 from normscope.report import Checked, RuleNote, Section, check_json, save, write
 
@@ -26,7 +24,7 @@ _GRID_POINT = re.compile(r"@s=|@.*=\d")  # one point of a probe's grid: drawn as
 _SPREAD_FOR_LOG = 30.0
 
 
-class Scope(probes.Scope):
+class Scope(Recorder):
     """Reads probes and runs rules at the scheduled steps of a training loop, and leaves no trace in it.
 
     Training with a scope attached is bit-identical to training without. Steps that are not due cost a comparison.
@@ -106,13 +104,20 @@ class Scope(probes.Scope):
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
     ) -> None:
-        if rules is not None:
-            checking.refuse(rules)  # before a run folder is made
-        super().__init__(model, loss_fn, optimizer, probes, every=every, record_to=record_to, cell=cell, scaler=scaler)
         self._watch: checking.Watch | None = None
-        if rules is not None:
-            self._watch = checking.Watch(model, loss_fn, self.optimizers, rules, every=every, scaler=scaler)
-            self._companion = self._watch
+        if rules is not None:  # refused before a run folder is made
+            self._watch = checking.Watch(model, loss_fn, optimizer, rules, every=every, scaler=scaler)
+        super().__init__(
+            model,
+            loss_fn,
+            optimizer,
+            probes,
+            every=every,
+            record_to=record_to,
+            cell=cell,
+            scaler=scaler,
+            observers=[] if self._watch is None else [self._watch],
+        )
 
     def findings(self) -> checking.Findings:
         """Return what the rules have found so far, worst first, as ``normscope.check`` does.
@@ -167,8 +172,8 @@ class Scope(probes.Scope):
             StoreError: The folder cannot be written.
         """
         super().close()
-        if self._watch is not None and isinstance(self._sink, Store):
-            save(self._sink.path / f"findings-{self.cell}.json", check_json(_checked(self.findings(), self.model)))
+        if self._watch is not None and isinstance(self.sink, Store):
+            save(self.sink.path / f"findings-{self.cell}.json", check_json(_checked(self.findings(), self.model)))
 
 
 def _checked(found: checking.Findings, model: Any) -> Checked:

@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.gap import Gap, Statistics, measure_gap, pooled, tracking
+from normscope.evidence.gap import Gap, Statistics, measure_gap, pooled
 from normscope.evidence.passes import example
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
+from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
 from normscope.surgery._pairs import Search, search
 

@@ -14,7 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from normscope._errors import NormscopeError
 from normscope.evidence.case import Case
 from normscope.evidence.sandbox import batches, sandbox, users_code
-from normscope.probes import RngState
+from normscope.modules.rng import RngState
+from normscope.modules.sites import tracking
 from normscope.surgery import recalibrate
 
 
@@ -105,15 +106,6 @@ def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
             found[path] = [mean, variance, (mean - old_mean) / scale, old_variance / variance.clamp(min=1e-30)]
     parts = [{path: values[index] for path, values in found.items()} for index in range(4)]
     return Statistics(parts[0], parts[1], parts[2], parts[3], noted)
-
-
-def tracking(model: Module) -> dict[str, Any]:
-    """Return the batch norms that keep running statistics, by qualified name."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
-    }
 
 
 def measure_gap(case: Case, count: int, statistics: Statistics | None = None) -> Gap:

@@ -13,8 +13,8 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.evidence.sequences import sequences, tail_share
+from normscope.modules.batches import finite, kept, leading_tensor, tensors
 from normscope.modules.channels import channels
-from normscope.modules.sites import leading_tensor
 from normscope.records import Record
 
 
@@ -190,7 +190,7 @@ class Listener:
         shapes = [leaf.shape for leaf in tensors((args, kwargs)) if leaf.ndim > 1]
         self._lead = tuple(shapes[0]) if shapes else ()
         if self._seen.inputs is None:
-            self._seen.inputs = _detached(args), _detached(kwargs)
+            self._seen.inputs = kept(args), kept(kwargs)
 
     def _log(self, path: str, _module: Module, inputs: Any, output: Any) -> None:
         self._logs[path] += 1
@@ -250,26 +250,3 @@ def _buffers(module: Any) -> list[Tensor]:
 def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     """Whether two lists of buffers are equal, NaN to NaN."""
     return all(torch.equal(torch.nan_to_num(p), torch.nan_to_num(q)) for p, q in zip(a, b, strict=True))
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a value of any structure."""
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every value of every tensor is a finite number."""
-    # The sum is finite unless a value is not, or the sum itself overflows: then look at each.
-    return all(
-        not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())) or bool(tensor.isfinite().all())
-        for tensor in tensors
-        if tensor.device.type != "meta"
-    )
-
-
-def _detached(value: Any) -> Any:
-    from torch.utils._pytree import tree_map_only
-
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

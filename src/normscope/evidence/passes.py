@@ -13,7 +13,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.evidence.sandbox import batches, sandbox, users_code
-from normscope.modules.sites import leading_tensor
+from normscope.modules.batches import leading_tensor
 
 Seen = Callable[[str, Tensor, Any], None]
 
@@ -82,11 +82,6 @@ def example(model: Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) ->
     if kinds & {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
         raise UsageError("the model is called with positional arguments that have no names, and with keywords too")
     return dict(bound.arguments)
-
-
-def childless(modules: Mapping[str, Module]) -> dict[str, Module]:
-    """Return those modules that have none inside them."""
-    return {path: module for path, module in modules.items() if next(module.children(), None) is None}
 
 
 def replace_module(model: Module, path: str, new: Module) -> None:

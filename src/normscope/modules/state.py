@@ -1,25 +1,15 @@
 """What a probe must leave as it was, and how it is put back bit for bit."""
 
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import Module, Parameter
 
-from normscope.modules.sites import walk
+from normscope.modules.rng import RngState
+from normscope.modules.tree import walk
 
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 _TENSORS = ("_parameters", "_buffers")
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -35,65 +25,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if whole is None:  # complex128: two words an element
         a, b, whole = torch.view_as_real(a), torch.view_as_real(b), torch.int64
     return torch.equal(a.detach().view(whole), b.detach().view(whole))
-
-
-class RngState:
-    """The state of every random stream that a forward pass may draw from.
-
-    torch's CPU stream, its CUDA streams once CUDA is in use, NumPy's legacy global stream, Python's ``random``, and
-    every ``torch.Generator`` that a module of the model holds as an attribute.
-    """
-
-    def __init__(self, model: Module | None = None) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-        self.numpy = np.random.get_state()  # noqa: NPY002  (the global stream itself is what is kept)
-        self.python = random.getstate()
-        self.generators = [(generator, generator.get_state()) for generator in _generators(model)]
-
-    def restore(self, *, beside_torch: bool = True) -> None:
-        """Set every stream back to the state it had; those of NumPy and Python only if asked for."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state_all(self.cuda)
-        for generator, state in self.generators:
-            generator.set_state(state)
-        if not beside_torch:
-            return
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        random.setstate(self.python)
-
-    def drawn_beside_torch(self) -> bool:
-        """Whether NumPy's or Python's stream has moved on since."""
-        now = repr_state(np.random.get_state())  # noqa: NPY002
-        return now != repr_state(self.numpy) or random.getstate() != self.python
-
-    def differences(self, other: "RngState") -> list[str]:
-        """Name the streams whose states differ between ``self`` and ``other``."""
-        found = [] if torch.equal(self.cpu, other.cpu) else ["torch's CPU stream"]
-        mine, theirs = self.cuda or [], other.cuda or []
-        if self.cuda is not None and not all(map(torch.equal, mine, theirs)):
-            found.append("a CUDA stream")
-        if repr_state(self.numpy) != repr_state(other.numpy):
-            found.append("NumPy's stream")
-        if self.python != other.python:
-            found.append("Python's stream")
-        for (_, before), (_, after) in zip(self.generators, other.generators, strict=False):
-            if not torch.equal(before, after):
-                found.append("a module's generator")
-        return found
-
-
-def repr_state(state: Any) -> tuple[Any, ...]:
-    """Return NumPy's stream state in a form that compares by value."""
-    return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in state)
-
-
-def _generators(model: Module | None) -> Iterator[Generator]:
-    for _, module in walk(model) if model is not None else ():
-        for value in vars(module).values():
-            if type(value) is Generator:  # isinstance asks a metaclass, in Python, a thousand times a step
-                yield value
 
 
 class _Kept:

@@ -1,11 +1,11 @@
-"""Under which modes and autocast settings a forward pass ran, and how probes compute outside of them."""
+"""The conditions of a forward pass: which modules were in train mode, and in which precision it ran."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from contextlib import ExitStack
 
-import torch
 from torch.nn import Module
+
+from normscope.modules.autocast import autocast_now, autocasting
 
 
 class PassConditions:
@@ -22,8 +22,7 @@ class PassConditions:
 
     def __init__(self, modules: Sequence[Module], devices: Iterable[str]) -> None:
         self.modes = [(module, module.training) for module in modules]
-        kinds = {*devices, "cpu"}
-        self.autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+        self.autocast = autocast_now(devices)
 
     def set_modes(self) -> None:
         """Put the modules into the noted modes."""
@@ -33,28 +32,6 @@ class PassConditions:
     def autocasting(self) -> ExitStack:
         """Return a context in which operations run in the noted precision.
 
-        The cache of cast weights is off: at other parameters it would hand out the weights of the first ones.
+        The cache of cast weights is off: at other parameters it would return the weights of the first ones.
         """
-        stack = ExitStack()
-        for kind, dtype in self.autocast:
-            stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
-        return stack
-
-
-_NOTHING = nullcontext()
-
-
-def no_grad() -> AbstractContextManager[Any]:
-    """Return ``torch.no_grad()`` where gradients are recorded; in a backward pass they are not."""
-    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
-
-
-def without_autocast() -> AbstractContextManager[Any]:
-    """Return a context in which the user's autocast does not cast a probe's own arithmetic down."""
-    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    if not kinds:
-        return _NOTHING
-    stack = ExitStack()
-    for kind in kinds:
-        stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
+        return autocasting(self.autocast)

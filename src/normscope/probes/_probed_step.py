@@ -8,11 +8,12 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from normscope.modules.state import RngState
+from normscope.modules.autocast import without_autocast
+from normscope.modules.batches import Piece
+from normscope.modules.rng import RngState
 from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
-from normscope.probes._pass_conditions import without_autocast
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._replay import LossFn, Piece, Replay
+from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
 from normscope.probes._step import Step
 from normscope.probes._users_pass import UsersPass
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Training:
-    """What a training consists of, and what earlier steps have shown about it.
+class TrainingLoop:
+    """The parts of a training loop, and what earlier steps have shown about them.
 
     Attributes:
-        model: As the user's loop calls it, in its wrappers.
+        model: The model as the loop calls it, in its wrappers.
         loss_fn: The loss that the loop trains on.
         optimizers: The optimizers of the loop.
         scaler: The gradient scaler of the loop, if any.
@@ -47,7 +48,7 @@ class ProbedStep:
     """One step at which probes are due.
 
     Args:
-        training: The training, shared by its steps.
+        loop: The training loop, shared by its steps.
         due: The probes that read at this step.
         batch: What the loss function takes; passed over once ``add_micro_batch`` was called.
         cell: Name under which the records are filed.
@@ -57,12 +58,12 @@ class ProbedStep:
         failures: Each probe that raised, with its exception. It reads no further, and its records are left out.
     """
 
-    def __init__(self, training: Training, due: Sequence[AbstractProbe], batch: Any, cell: str, index: int) -> None:
-        self._training, self._due, self._batch = training, due, batch
-        self._model, self._compiled = unwrap(training.model), is_compiled(training.model)
-        scaler = training.scaler
+    def __init__(self, loop: TrainingLoop, due: Sequence[AbstractProbe], batch: Any, cell: str, index: int) -> None:
+        self._loop, self._due, self._batch = loop, due, batch
+        self._model, self._compiled = unwrap(loop.model), is_compiled(loop.model)
+        scaler = loop.scaler
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
-        self._step = Step(cell, index, self._model, training.optimizers, self._fail, scale=scale)
+        self._step = Step(cell, index, self._model, loop.optimizers, self._fail, scale=scale)
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
@@ -81,7 +82,7 @@ class ProbedStep:
                     self._fail(probe, error)
         if not self._compiled:
             step.attach()
-        for optimizer in self._training.optimizers:
+        for optimizer in self._loop.optimizers:
             if hasattr(optimizer, "register_step_pre_hook"):
                 step.keep(optimizer.register_step_pre_hook(self._before_update))
 
@@ -90,14 +91,14 @@ class ProbedStep:
         return probe.REPLAYS or (self._compiled and probe in self._step.listening())
 
     def _note_start(self) -> None:
-        training, step = self._training, self._step
-        if training.layout is None or not training.layout.fits(self._model):
-            training.layout = Layout(self._model)
-        start = step.start = StartState(self._model, training.layout)
-        if calls_eagerly(training.model):
-            step.keep(training.model.register_forward_pre_hook(_once(start.note_conditions)))
+        loop, step = self._loop, self._step
+        if loop.layout is None or not loop.layout.fits(self._model):
+            loop.layout = Layout(self._model)
+        start = step.start = StartState(self._model, loop.layout)
+        if calls_eagerly(loop.model):
+            step.keep(loop.model.register_forward_pre_hook(_once(start.note_conditions)))
         if not self._compiled:
-            self._users_pass = UsersPass(self._model, start, step.scale, training.proven)
+            self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)
 
     def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
@@ -129,9 +130,7 @@ class ProbedStep:
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and step.start is not None:
             self._replay(step.start, [probe for probe in replaying if probe.REPLAYS], read)
-        step.gradients_scaled = step.scale != 1 and _still_scaled(
-            self._training.scaler, self._training.optimizers, step.scale
-        )
+        step.gradients_scaled = step.scale != 1 and _still_scaled(self._loop.scaler, self._loop.optimizers, step.scale)
         for probe in self._due:
             if not probe.REPLAYS:
                 self._try(probe, read, probe)
@@ -143,7 +142,7 @@ class ProbedStep:
         step = self._step
         replay = Replay(
             self._model,
-            self._training.loss_fn,
+            self._loop.loss_fn,
             self._evaluated_batch(),
             start,
             origin_source=self._users_pass,

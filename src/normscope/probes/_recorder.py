@@ -10,11 +10,11 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
+from normscope.modules.autocast import without_autocast
 from normscope.modules.wrapped import rank_of_many
 from normscope.probes._find import get
-from normscope.probes._pass_conditions import without_autocast
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._probed_step import ProbedStep, Training
+from normscope.probes._probed_step import ProbedStep, TrainingLoop
 from normscope.probes._replay import LossFn
 from normscope.records import MemoryStore, Record, Store
 
@@ -123,7 +123,7 @@ class Recorder:
         self.index = 0
         self.sink = _sink(record_to, cell)
         self._observers = tuple(observers)
-        self._training = Training(model, loss_fn, self.optimizers, scaler)
+        self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler)
         self._records: list[Record] = []
         self._drained = 0
         self._off: set[int] = set()
@@ -232,7 +232,7 @@ class _StepContext:
         recorder._inside = self
         try:
             if due:
-                self.probed = ProbedStep(recorder._training, due, self._batch, recorder.cell, recorder.index)
+                self.probed = ProbedStep(recorder._loop, due, self._batch, recorder.cell, recorder.index)
                 self.probed.begin()
             for observer in recorder._observers:
                 observer.begin(recorder.index, self._batch)

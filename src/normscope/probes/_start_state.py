@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from normscope.modules.sites import walk
-from normscope.modules.state import RngState
+from normscope.modules.rng import RngState
+from normscope.modules.tree import walk
 from normscope.probes._pass_conditions import PassConditions
 
 _ALIGN = 64  # bytes: each parameter begins at a cache line, as it would on its own

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
-from normscope.modules.sites import leading_tensor
-from normscope.probes._pass_conditions import no_grad, without_autocast
+from normscope.modules.autocast import no_grad, without_autocast
+from normscope.modules.batches import leading_tensor
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 
@@ -143,9 +143,7 @@ class Step:
         """Call ``read(gradient)`` with the gradient of the loss with respect to each output of ``module``."""
         self._listener(module).gradients.append((probe, read))
 
-    def on_module(
-        self, probe: Hashable, module: Module, hook: Callable[..., None], *, before: bool = False
-    ) -> None:
+    def on_module(self, probe: Hashable, module: Module, hook: Callable[..., None], *, before: bool = False) -> None:
         """Register a forward hook of torch's own kind, or with ``before`` a forward pre-hook.
 
         It must change nothing and return nothing. An exception in it switches the probe off and does not reach the

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
+from normscope.modules.hooks import forward_replaced
 from normscope.modules.state import same_bits
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
@@ -108,8 +109,12 @@ class UsersPass:
         self._received.add(key)
 
     def origin(self, replay: Replay) -> Evaluation:
-        """Return loss and gradient at the start of the step: those of the user's own pass once proven, else computed."""
-        key = (*(mode for _, mode in self._start.conditions.modes), *map(id, self._start.slots), bool(self._start.conditions.autocast))
+        """Return loss and gradient at the start of the step: the user's own once proven, else computed."""
+        key = (
+            *(mode for _, mode in self._start.conditions.modes),
+            *map(id, self._start.slots),
+            bool(self._start.conditions.autocast),
+        )
         kept = self._evaluation(replay) if self._proven.get(key, True) else None
         if kept is not None and key in self._proven:
             return kept
@@ -151,14 +156,8 @@ class UsersPass:
             leaves = [fresh[id(part)] if isinstance(part, _Output) else part for part in kept]
             return pytree.tree_unflatten(leaves, spec)
 
-        own = vars(self._model).get("forward")
-        vars(self._model)["forward"] = instead
-        try:
+        with forward_replaced([self._model], lambda *_: instead):
             yield left
-        finally:
-            vars(self._model).pop("forward", None)
-            if own is not None:
-                vars(self._model)["forward"] = own
 
 
 def _same_return(part: _Output, gradient: Tensor | None) -> bool:

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, walk, weight_layers
+from normscope.modules.sites import chosen, weight_layers
+from normscope.modules.tree import walk
 from normscope.probes._prefix import NotRepeatable, WatchedPass
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._step import Step
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot
+from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, difference, dot, norm
 from normscope.records import Record
 

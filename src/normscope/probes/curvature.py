@@ -23,9 +23,9 @@ from normscope.probes._hessian import (
 )
 from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._step import Step
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot
+from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, norm
 from normscope.records import Record
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, leading_tensor, pre_activations
-from normscope.modules.state import RngState
-from normscope.modules.tree import kept
+from normscope.modules.batches import kept, leading_tensor
+from normscope.modules.rng import RngState
+from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.records import Record

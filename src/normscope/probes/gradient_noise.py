@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from normscope._errors import UsageError
-from normscope.modules.tree import batch_size, part
+from normscope.modules.batches import batch_size, part
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes._vectors import norm

@@ -9,9 +9,9 @@ from normscope._errors import UsageError
 from normscope.modules.sites import weight_layers
 from normscope.probes._hessian import Hessian, homes, restricted
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._step import Step
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot
+from normscope.probes._step import Step
 from normscope.probes._vectors import dot, norm
 from normscope.records import Record
 

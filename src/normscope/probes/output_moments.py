@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, leading_tensor
+from normscope.modules.batches import leading_tensor
+from normscope.modules.sites import chosen
 from normscope.probes._hessian import (
     MODES,
     Hessian,
@@ -22,8 +23,8 @@ from normscope.probes._hessian import (
 )
 from normscope.probes._lanczos import lanczos
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._step import Step
 from normscope.probes._replay import Replay
+from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, norm
 from normscope.records import Record
 

@@ -11,8 +11,9 @@ from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
+from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import row_products, scalars
-from normscope.modules.sites import chosen, leading_tensor, norms, weight_layers, weights
+from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.records import Record

@@ -12,8 +12,8 @@ from torch.nn import Module
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._step import Step
 from normscope.probes._replay import Replay
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _LEAST = 1e-6  # of the loss: gaps below are rounding, and have no shares
