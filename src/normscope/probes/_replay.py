@@ -46,14 +46,14 @@ class Replay:
         loss_fn: ``loss_fn(model, batch) -> scalar``.
         batch: The batch of the step, handed to ``loss_fn`` as it is. If ``loss_fn`` writes into it, later evaluations
             see what was written. If the step accumulates, a list of ``Piece``: the loss is their weighted sum.
-        start: The state with which the step began.
+        start: The state with which the step began; the present one if None.
         origin_source: The user's own pass, if it may serve as the evaluation at the start.
         scale: Loss scale for backward passes; gradients are returned without it.
 
     Attributes:
         model: As given.
         batch: As given.
-        start: As given.
+        start: The state with which the step began.
         scale: As given.
         flat: The parameters at which the loss is evaluated, in flat buffers.
         mode: ``"frozen"`` while norms compute with their running statistics, else ``"train"``.
@@ -65,12 +65,13 @@ class Replay:
         model: Module,
         loss_fn: LossFn,
         batch: Any,
-        start: StartState,
+        start: StartState | None = None,
         *,
         origin_source: OriginSource | None = None,
         scale: float = 1.0,
     ) -> None:
-        self.model, self.start = model, start
+        self.model = model
+        self.start = start = start if start is not None else StartState(model)
         self._origin_source, self.scale = origin_source, scale
         self._loss_fn, self.batch = loss_fn, batch
         self.flat = [part.clone() for part in start.flat]

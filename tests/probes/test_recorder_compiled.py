@@ -2,15 +2,16 @@
 
 import warnings
 
-import probe_nets as nets
 import pytest
 import torch
-from probe_loops import COSTLY, STREAMING, values
 from torch import nn
 
+from kit import varied_networks as nets
+from kit.traces import differences
+from kit.training_loops import COSTLY, STREAMING, seed_all, values
 from normscope import probes
 from normscope.modules.rng import RngState
-from normscope.probes import ProbeWarning, Scope
+from normscope.probes import ProbeWarning, Recorder
 
 CODES = [probe.CODE for probe in probes.all()]
 
@@ -43,8 +44,8 @@ def test_compiled_models_are_read_and_left_compiled(how, backend):
     def train(codes, how=how):
         model, run = compiled(how, backend)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        nets.seed_all()
-        scope = Scope(run, nets.loss_fn, optimizer, codes, every=2)
+        seed_all()
+        scope = Recorder(run, nets.loss_fn, optimizer, codes, every=2)
         torch._dynamo.utils.counters.clear()
         for batch in nets.batches("mlp", 4):
             with scope.step(batch):
@@ -59,7 +60,7 @@ def test_compiled_models_are_read_and_left_compiled(how, backend):
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # torch, of its own inputs
         bare, graphs, _ = train([])
         result, again, records = train(CODES)
-    assert nets.traces(result, bare) == []
+    assert differences(result, bare) == []
     assert graphs == again > 0  # nothing was compiled anew
     expected = values(train(CODES, how=None)[2])
     found = values(records)
@@ -71,7 +72,7 @@ def test_compiled_models_are_read_and_left_compiled(how, backend):
 
 def test_a_compiled_models_loss_that_fails_switches_its_readers_off():
     _, run = compiled("whole", "eager")
-    scope = Scope(run, lambda m, b: 1 / 0, None, STREAMING, every=1)
+    scope = Recorder(run, lambda m, b: 1 / 0, None, STREAMING, every=1)
     (batch,) = nets.batches("mlp", 1)
     with warnings.catch_warnings(record=True) as caught, scope.step(batch):
         warnings.simplefilter("always")
@@ -85,8 +86,8 @@ def test_no_trace_and_the_same_values_on_cuda(net):
     def train(device, codes):
         model = nets.make(net).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-        nets.seed_all()
-        scope = Scope(model, nets.loss_fn, optimizer, codes, every=3)
+        seed_all()
+        scope = Recorder(model, nets.loss_fn, optimizer, codes, every=3)
         for batch in nets.batches(net, 7):
             batch = tuple(part.to(device) for part in batch)
             with scope.step(batch):
@@ -98,7 +99,7 @@ def test_no_trace_and_the_same_values_on_cuda(net):
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         result, scope = train("cuda", CODES)
-        assert nets.traces(result, train("cuda", [])[0]) == []
+        assert differences(result, train("cuda", [])[0]) == []
         assert {record.probe for record in scope.drain()} == set(CODES)
     finally:
         torch.use_deterministic_algorithms(False)

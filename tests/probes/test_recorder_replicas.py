@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import probe_nets as nets
 import pytest
 
+from kit import varied_networks as nets
+from kit.traces import differences
+from kit.training_loops import seed_all
 from normscope.records import Store
 
 CODES = ("activation_distribution", "covariate_shift", "gradient_flow", "landscape")
@@ -18,13 +20,13 @@ def train(rank, folder, codes):
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from normscope.probes import Scope
+    from normscope.probes import Recorder
 
     model = nets.make("residual")
     replica = DistributedDataParallel(model, broadcast_buffers=False)
     optimizer = torch.optim.SGD(replica.parameters(), 0.05, momentum=0.9)
-    nets.seed_all()
-    scope = Scope(replica, nets.loss_fn, optimizer, codes, every=2, record_to=folder / "run" if codes else None)
+    seed_all()
+    scope = Recorder(replica, nets.loss_fn, optimizer, codes, every=2, record_to=folder / "run" if codes else None)
     with scope:
         for batch in nets.batches("residual", 4, seed=rank):
             with scope.step(batch):
@@ -39,7 +41,7 @@ def main(rank, folder):
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     bare, seen = train(rank, folder, ()), train(rank, folder, CODES)
-    same = nets.traces(bare["state"], seen["state"])
+    same = differences(bare["state"], seen["state"])
     (folder / f"{rank}.json").write_text(json.dumps((same, seen["proven"], seen["cell"])))
     torch.distributed.destroy_process_group()
 

@@ -3,15 +3,15 @@
 import math
 
 import numpy as np
-import probe_nets as nets
 import pytest
 import torch
-from reading import by_name, read
 from scipy.stats import norm
 from torch import nn
 
+from kit import varied_networks as nets
+from kit.readings import by_name, read
 from normscope._errors import UsageError
-from normscope.probes import Saturation, Scope
+from normscope.probes import Recorder, Saturation
 
 
 def normal(*shape, scale=1.0, seed=0):
@@ -103,7 +103,7 @@ def test_a_subsample_is_near_the_whole():
 
 def test_dead_units_are_those_inactive_on_all_data_seen():
     model = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
-    scope = Scope(model, lambda m, b: m(b).sum(), None, [Saturation()], every=1)
+    scope = Recorder(model, lambda m, b: m(b).sum(), None, [Saturation()], every=1)
     batches = [
         torch.tensor([[1.0, -1.0, -1.0], [-1.0, -1.0, 0.0]]),
         torch.tensor([[-1.0, 1.0, -1.0], [-1.0, 2.0, -2.0]]),
@@ -119,7 +119,7 @@ def test_dead_units_are_those_inactive_on_all_data_seen():
 
 def test_data_of_a_step_that_failed_were_not_seen():
     model = nn.Sequential(nn.Identity(), nn.ReLU())
-    scope = Scope(model, lambda m, b: m(b).sum(), None, [Saturation()], every=1)
+    scope = Recorder(model, lambda m, b: m(b).sum(), None, [Saturation()], every=1)
     with pytest.raises(KeyError), scope.step(None):  # noqa: PT012
         model(torch.ones(2, 3))
         raise KeyError

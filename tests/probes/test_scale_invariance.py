@@ -3,14 +3,14 @@
 import math
 
 import numpy as np
-import probe_nets as nets
 import pytest
 import torch
-from reading import by_name, read
 from torch import nn
 
+from kit import varied_networks as nets
+from kit.readings import by_name, read
 from normscope import layers
-from normscope.probes import ScaleInvariance, Scope, UpdateRatio
+from normscope.probes import Recorder, ScaleInvariance
 
 
 def exact(module):
@@ -111,7 +111,7 @@ def test_the_norm_and_the_rotation_settle_at_the_equilibrium(momentum):
     size, lr, decay = 400, 0.1, 0.05
     model = Sphere(size).double()
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=momentum, weight_decay=decay)
-    scope = Scope(model, lambda m, b: m(b), optimizer, [ScaleInvariance()], every=1)
+    scope = Recorder(model, lambda m, b: m(b), optimizer, [ScaleInvariance()], every=1)
     for _ in range(1000):
         noise = torch.randn(size, dtype=torch.float64) / math.sqrt(size)
         with scope.step(noise):
@@ -142,30 +142,3 @@ def test_without_an_update_there_is_no_angle_and_groups_have_their_own_rates():
     for site, lr in (("0", 0.5), ("3", 0.1)):
         assert found[site, "effective_lr"] == pytest.approx(lr / found[site, "weight_norm"] ** 2)
     assert ("6", "effective_lr") not in found
-
-
-@pytest.mark.parametrize("net", ["mlp", "cnn", "shared"])
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_update_ratio_is_the_change_over_the_weight(net, kind):
-    model, (batch,) = nets.make(net), nets.batches(net, 1)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = kind([p for p in model.parameters() if p.requires_grad], 0.01, weight_decay=0.1)
-    found = read(model, nets.loss_fn, batch, UpdateRatio(), optimizer)
-    assert set(by_name(found, "update_ratio")) == {
-        "mlp": {"0", "3", "6", "9"}, "cnn": {"1", "5", "9"}, "shared": {"shared", "recurrent", "outlet"}
-    }[net]  # fmt: skip
-    for site in by_name(found, "update_ratio"):
-        own = {n: p for n, p in model.named_parameters() if n.rpartition(".")[0] == site and p.ndim >= 2}
-        change = math.sqrt(sum(float((p.detach() - before[n]).double().square().sum()) for n, p in own.items()))
-        size = math.sqrt(sum(float(before[n].double().square().sum()) for n in own))
-        assert found[site, "update_norm"] == pytest.approx(change, rel=1e-4)
-        assert found[site, "update_ratio"] == pytest.approx(change / size, rel=1e-4)
-
-
-def test_update_ratio_without_an_update_is_zero_and_of_zero_weights_nan():
-    model, (batch,) = nets.make("mlp"), nets.batches("mlp", 1)
-    assert set(by_name(read(model, nets.loss_fn, batch, UpdateRatio()), "update_ratio").values()) == {0.0}
-    nn.init.zeros_(model[9].weight)
-    found = read(model, nets.loss_fn, batch, UpdateRatio(), torch.optim.SGD(model.parameters(), 0.1))
-    assert math.isnan(found["9", "update_ratio"])
-    assert found["9", "update_norm"] > 0

@@ -1,19 +1,18 @@
-"""Explicit Hessians and plain loops that the tests of the curvature probes share; everything in float64."""
+"""Hessians written out, and a net small enough for that; everything in float64."""
 
 import copy
 
-import probe_nets as nets
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from normscope.probes import Replay, Scope
-from normscope.probes._replay import Start
+from kit import varied_networks as nets
+from normscope.probes import Replay
 
 DOUBLE = torch.float64
 
 
-def tiny(seed=0, *, norm=True, smooth=False):
+def small_mlp(seed=0, *, norm=True, smooth=False):
     """An MLP small enough for its Hessian to be written out, its running statistics away from the batch's."""
     torch.manual_seed(seed)
     act = nn.Tanh if smooth else nn.ReLU
@@ -32,7 +31,7 @@ def tiny(seed=0, *, norm=True, smooth=False):
     return model
 
 
-def batch_of(size=24, seed=3):
+def small_batch(size=24, seed=3):
     stream = torch.Generator().manual_seed(seed)
     return torch.randn(size, 6, generator=stream, dtype=DOUBLE), torch.randint(4, (size,), generator=stream)
 
@@ -76,23 +75,9 @@ def slices(model):
     return found
 
 
-def observe(model, batch, probe, *, lr=None, update=True, loss_fn=nets.loss_fn, steps=1):
-    """Read a probe on real steps of gradient descent; the last step's records by site and name."""
-    optimizer = torch.optim.SGD(model.parameters(), lr) if lr else None
-    scope = Scope(model, loss_fn, optimizer, [probe], every=1)
-    for _ in range(steps):
-        scope.drain()
-        with scope.step(batch):
-            if optimizer is not None:
-                optimizer.zero_grad()
-                loss_fn(model, batch).backward()
-                if update:
-                    optimizer.step()
-    return {(record.site, record.name): record.value for record in scope.drain()}
-
-
 def replay_of(model, batch, loss_fn=nets.loss_fn):
-    return Replay(model, loss_fn, batch, Start(model))
+    """Return a replay of a step that begins at the model as it is."""
+    return Replay(model, loss_fn, batch)
 
 
 def unpadded(replay, vector):

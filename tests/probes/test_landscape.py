@@ -1,16 +1,18 @@
-"""The costly probes against plain twins: deepcopy, load, run, differentiate; in float64."""
+"""The landscape along the gradient against plain walks and closed forms; in float64."""
 
 import copy
 
 import numpy as np
-import probe_nets as nets
 import pytest
 import torch
 from torch import nn
 
+from kit import varied_networks as nets
+from kit.plain_gradients import plain_gradients
+from kit.training_loops import seed_all
 from normscope import probes
 from normscope.modules.rng import RngState
-from normscope.probes import Scope
+from normscope.probes import Recorder
 
 NETS = [name for name in nets.NETS if name not in ("numpy", "transformer")]
 TOLERANCE = 1e-10
@@ -20,8 +22,8 @@ def observe(net, probe, *, steps=2, lr=0.3, loss_fn=nets.loss_fn, size=16):
     """Take steps, and return the last one's records beside what a twin needs to repeat it."""
     model = nets.make(net, dtype=torch.float64)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr, momentum=0.9)
-    scope = Scope(model, loss_fn, optimizer, probes=[probe], every=1)
-    nets.seed_all()
+    scope = Recorder(model, loss_fn, optimizer, probes=[probe], every=1)
+    seed_all()
     for batch in nets.batches(net, steps, size=size, dtype=torch.float64):
         before, streams = copy.deepcopy(model), RngState()
         scope.drain()
@@ -37,102 +39,10 @@ def observe(net, probe, *, steps=2, lr=0.3, loss_fn=nets.loss_fn, size=16):
     return yield_back
 
 
-ORDER = {
-    "mlp": ["0", "1", "3", "4", "6", "7", "9"],
-    "eval": ["0", "1", "3", "4", "6", "7", "9"],
-    "dropout": ["0", "1", "4", "5", "8", "9", "12"],
-    "channels": ["0", "1", "2", "5", "6", "9"],
-    "cnn": ["0", "1", "2", "5", "6", "9"],
-    "recurrent": ["first", "second", "outlet"],
-    "shared": ["inlet", "shared", "recurrent", "norm", "outlet"],
-    "residual": ["inlet", "norm1", "middle", "norm2", "frozen", "outlet"],
-}
-NORMS = nn.modules.batchnorm._BatchNorm
-
-
-def plain_shift(net, before, after, batch, streams, parameters):
-    """Definition 2.1, layer by layer, with the order written by hand."""
-    order = ORDER[net]
-    values = dict(before.named_parameters())
-    _, whole = nets.plain_gradients(before, batch, streams)
-    found = {}
-    for index, site in enumerate(order):
-        own = {n: p for n, p in values.items() if n.rpartition(".")[0] == site and p.requires_grad}
-        own = {n: p for n, p in own.items() if p.ndim >= 2 or parameters == "all"}
-        if not own or isinstance(before.get_submodule(site), NORMS):
-            continue
-        updated = {n: p for n, p in after.items() if n.rpartition(".")[0] in order[:index]}
-        _, mixed = nets.plain_gradients(before, batch, streams, updated)
-        g = torch.cat([whole[name].flatten() for name in own])
-        h = torch.cat([mixed[name].flatten() for name in own])
-        found[site, "l2"] = (h - g).norm().item()
-        found[site, "relative"] = ((h - g).norm() / g.norm()).item()
-        found[site, "cosine"] = (g @ h / (g.norm() * h.norm())).item()
-        found[site, "gradient_norm"] = g.norm().item()
-    return found
-
-
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("method", ["auto", "general", "prefix"])
-@pytest.mark.parametrize("parameters", ["weight", "all"])
-def test_covariate_shift_is_its_definition(net, method, parameters):
-    probe = probes.CovariateShift(parameters=parameters, method=method)
-    found, before, after, batch, streams = observe(net, probe)
-    expected = plain_shift(net, before, after, batch, streams, parameters)
-    assert list(found) == list(expected)  # also the order of first use
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), key
-    deeper = [value for (_, name), value in expected.items() if name == "relative"][1:]
-    assert min(deeper) > 1e-3  # the comparison is of something
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_the_prefix_way_is_verified_and_then_trusted(net):
-    probe = probes.CovariateShift()
-    observe(net, probe)
-    assert list(probe._trusted.values()) == [True]
-
-
-def test_a_pass_that_draws_elsewhere_goes_the_general_way():
-    probe = probes.CovariateShift()
-    observe("numpy", probe)
-    assert probe._trusted == {}
-
-
-class ReadsTwice(nn.Module):
-    """Uses a value before and after it is overwritten in place by a childless module: not repeatable from outputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(12, 6), nn.Linear(6, 6), nn.Linear(6, 4)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        h = self.a(x)
-        first = h.sum(1, keepdim=True)
-        rectified = self.relu(h)
-        return self.c(self.b(rectified + h) * first)
-
-
-def test_the_check_refuses_a_net_on_which_the_prefix_way_is_wrong(monkeypatch):
-    monkeypatch.setitem(nets.NETS, "twice", (ReadsTwice, (12,)))
-    monkeypatch.setitem(ORDER, "twice", ["a", "b", "c"])
-    probe = probes.CovariateShift()
-    found, before, after, batch, streams = observe("twice", probe)
-    assert list(probe._trusted.values()) == [False]
-    for key, value in plain_shift("twice", before, after, batch, streams, "weight").items():
-        assert found[key] == pytest.approx(value, rel=TOLERANCE), key
-
-
-def test_without_an_update_there_is_no_shift():
-    found, *_ = observe("cnn", probes.CovariateShift(method="general"), lr=0.0)
-    assert {value for (_, name), value in found.items() if name == "l2"} == {0.0}
-
-
 def plain_landscape(before, batch, streams, lr, options):
     """The line in the plain way; curvature from the explicit product by double backward on a copy."""
     theta = {n: p.detach() for n, p in before.named_parameters() if p.requires_grad}
-    loss, gradient = nets.plain_gradients(before, batch, streams)
+    loss, gradient = plain_gradients(before, batch, streams)
     gradient = {n: gradient[n] for n in theta}
 
     def flat(parts):
@@ -145,7 +55,7 @@ def plain_landscape(before, batch, streams, lr, options):
     found = {"loss": loss, "gradient_norm": length}
 
     def look(s):
-        there, after = nets.plain_gradients(before, batch, streams, {n: theta[n] - s * gradient[n] for n in theta})
+        there, after = plain_gradients(before, batch, streams, {n: theta[n] - s * gradient[n] for n in theta})
         return there, (flat(after) - g).norm().item()
 
     for matching, (low, high) in ranges.items():
@@ -197,7 +107,7 @@ def test_curvature_and_beta_of_a_quadratic_are_known():
     matrix = root @ root.T
     model = Quadratic(matrix)
     g = matrix @ model.x.detach()
-    scope = Scope(model, lambda m, b: m(b), None, [probes.LandscapeAlongGradient(lr=0.01)], every=1)
+    scope = Recorder(model, lambda m, b: m(b), None, [probes.LandscapeAlongGradient(lr=0.01)], every=1)
     with scope.step(None):
         pass
     found = {record.name: record.value for record in scope.drain()}
@@ -210,17 +120,17 @@ def test_curvature_and_beta_of_a_quadratic_are_known():
 def test_curvature_in_train_mode_is_the_limit_of_gradient_differences():
     smooth = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 4)).double()
     (batch,) = nets.batches("mlp", 1, dtype=torch.float64)
-    scope = Scope(smooth, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
+    scope = Recorder(smooth, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
     streams = RngState()
     before = copy.deepcopy(smooth)
     with scope.step(batch):
         pass
     found = {record.name: record.value for record in scope.drain()}
-    _, g = nets.plain_gradients(before, batch, streams)
+    _, g = plain_gradients(before, batch, streams)
     moved = []
     for s in (1e-5, -1e-5):
         values = {name: parameter - s * g[name] for name, parameter in before.named_parameters()}
-        _, there = nets.plain_gradients(before, batch, streams, values)
+        _, there = plain_gradients(before, batch, streams, values)
         moved.append(sum((there[name] * g[name]).sum() for name in g))
     expected = ((moved[1] - moved[0]) / 2e-5 / sum((part**2).sum() for part in g.values())).item()
     assert found["curvature"] == pytest.approx(expected, rel=1e-6)
@@ -245,7 +155,7 @@ def test_without_a_second_derivative_the_central_difference_is_taken():
     x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def square(function):
-        scope = Scope(
+        scope = Recorder(
             model, lambda m, b: function(m(b)).square().mean(), None, [probes.LandscapeAlongGradient(lr=0.1)], every=1
         )
         with scope.step(x):
@@ -259,7 +169,7 @@ def test_what_is_not_finite_is_recorded_so():
     model = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 4)).double()
     (batch,) = nets.batches("mlp", 1, dtype=torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    scope = Scope(model, nets.loss_fn, optimizer, ["landscape", "covariate_shift", "gradient_flow"], every=1)
+    scope = Recorder(model, nets.loss_fn, optimizer, ["landscape", "covariate_shift", "gradient_flow"], every=1)
     with torch.no_grad():
         model[0].weight[0, 0] = float("inf")
     with scope.step(batch):

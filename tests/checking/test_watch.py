@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import normscope as ns
+from kit.traces import differences, fingerprint
 from normscope import rules
 from normscope._errors import UsageError
 from normscope.checking import FindingWarning, RuleWarning
-from normscope.checking.watch import joined
+from normscope.checking.recent_steps import joined
 from normscope.evidence.listening import NormCall, Training
-from normscope.probes import Snapshot
 from normscope.rules import _nets
 
 NOT_IN_A_SCOPE = {"NS102", "NS107", "NS109", "NS114", "NS119", "NS128"}
@@ -132,10 +132,10 @@ def test_training_is_bit_identical_with_all_rules(make):
 def test_a_step_that_raises_leaves_no_hook_and_is_not_judged(every):
     case = _nets.case(_nets.mlp)
     scope, _ = train(case, steps=2 * every, every=every)
-    before = Snapshot(case.model)
+    before = fingerprint(model=case.model, optimizer=case.optimizer)
     with pytest.raises(RuntimeError, match="shapes"), scope.step(case.loader[0]):
         case.model(torch.ones(4, 5))
-    assert before.differences() == []
+    assert differences(before, fingerprint(model=case.model, optimizer=case.optimizer)) == []
     with scope.step(case.loader[0]):
         step_of(case, case.loader[0])
     assert len(scope.findings()) == 0
@@ -169,14 +169,12 @@ def test_a_loss_that_cannot_be_evaluated_again_is_told_in_one_line():
 
 
 def test_an_exception_in_what_listens_does_not_reach_the_users_pass(monkeypatch):
-    from normscope.evidence import listening as _listen
-
-    monkeypatch.setattr(_listen, "channels", lambda x: 1 / 0)
+    monkeypatch.setattr("normscope.evidence.listening.channels", lambda x: 1 / 0)
     case = _nets.case(_nets.mlp)
-    before = Snapshot(case.model)
+    before = fingerprint(model=case.model)
     scope, told = train(case, steps=1)
     assert [one.category for one in told] == [RuleWarning]
-    assert not [line for line in before.differences() if "hooks" in line or "attribute" in line]
+    assert not [path for path in differences(before, fingerprint(model=case.model)) if "hooks" in path]
     assert scope.findings().rules == ()
 
 

@@ -3,14 +3,15 @@
 import copy
 import math
 
-import curvature_twins as twins
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from kit import explicit_hessians as hessians
+from kit.readings import read_steps
 from normscope._errors import UsageError
-from normscope.probes import OutputMoments, ProbeWarning, Scope
+from normscope.probes import OutputMoments, ProbeWarning, Recorder
 
 MODES = {"train": False, "frozen": True}
 
@@ -46,10 +47,10 @@ def share(rows, vectors):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_overlaps_are_those_of_explicit_eigenvectors(mode):
-    model, batch = twins.tiny(smooth=True), twins.batch_of()
+    model, batch = hessians.small_mlp(smooth=True), hessians.small_batch()
     before = copy.deepcopy(model)
-    found = twins.observe(model, batch, OutputMoments(top=3, tolerance=1e-10, products=100))
-    values, vectors = torch.linalg.eigh(twins.explicit(before, batch, MODES[mode])[2])
+    found = read_steps(model, batch, OutputMoments(top=3, tolerance=1e-10, products=100))
+    values, vectors = torch.linalg.eigh(hessians.explicit(before, batch, MODES[mode])[2])
     rows = explicit_moments(before, batch[0], MODES[mode])
     assert found["", f"converged@{mode}"] == 1
     assert found["", f"top_eigenvalue@{mode}"] == pytest.approx(values[-1].item(), rel=1e-9)
@@ -57,7 +58,7 @@ def test_overlaps_are_those_of_explicit_eigenvectors(mode):
     assert found["", f"overlap_all@{mode}"] == pytest.approx(share(rows, vectors[:, -3:]), abs=1e-6)
     for name, dimension in (("mean", 4), ("all", 12)):
         assert found["", f"random_overlap_{name}@{mode}"] == pytest.approx(dimension / rows.shape[1], rel=0.8)
-    at = twins.slices(before)
+    at = hessians.slices(before)
     for site in ("0", "3", "6"):
         expected = rows[:4, at[f"{site}.weight"]].square().sum(1).mean().item()
         assert found[site, f"output_mean_gradient@{mode}"] == pytest.approx(expected, rel=1e-9)
@@ -67,7 +68,7 @@ def test_overlaps_are_those_of_explicit_eigenvectors(mode):
 def test_a_batch_norm_at_the_output_lets_no_mean_through_in_train_mode_only():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.BatchNorm1d(4)).double()
-    found = twins.observe(model, twins.batch_of(), OutputMoments(top=2))
+    found = read_steps(model, hessians.small_batch(), OutputMoments(top=2))
     for site in ("0", "2"):
         assert found[site, "output_mean_gradient@train"] < 1e-25
         assert found[site, "output_mean_gradient@frozen"] > 1e-3
@@ -75,7 +76,7 @@ def test_a_batch_norm_at_the_output_lets_no_mean_through_in_train_mode_only():
 
 def test_control_is_small_where_parameters_are_many():
     model = nn.Sequential(nn.Linear(6, 200), nn.BatchNorm1d(200), nn.ReLU(), nn.Linear(200, 4))
-    found = twins.observe(model, (twins.batch_of()[0].float(), twins.batch_of()[1]), OutputMoments())
+    found = read_steps(model, (hessians.small_batch()[0].float(), hessians.small_batch()[1]), OutputMoments())
     assert found["", "random_overlap_all@train"] < 0.02
     assert found["", "overlap_all@frozen"] > 10 * found["", "random_overlap_all@frozen"]
 
@@ -83,7 +84,7 @@ def test_control_is_small_where_parameters_are_many():
 def test_outputs_with_positions_and_a_chosen_site():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 3, 1), nn.Flatten())
     x = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    found = twins.observe(model, x, OutputMoments("3", top=1), loss_fn=lambda m, b: m(b).square().mean())
+    found = read_steps(model, x, OutputMoments("3", top=1), loss_fn=lambda m, b: m(b).square().mean())
     assert 0 <= found["", "overlap_mean@train"] <= 1 + 1e-5
     means = model(x).unflatten(1, (3, 9)).mean((0, 2))
     squares = [torch.autograd.grad(mean, model[3].weight, retain_graph=True)[0].square().sum() for mean in means]
@@ -91,17 +92,17 @@ def test_outputs_with_positions_and_a_chosen_site():
 
 
 def test_a_model_that_returns_no_logits_is_told_so():
-    scope = Scope(nn.Linear(3, 1), lambda m, b: m(b).sum(), None, [OutputMoments("")], every=1)
+    scope = Recorder(nn.Linear(3, 1), lambda m, b: m(b).sum(), None, [OutputMoments("")], every=1)
     scope.model.forward = lambda x: torch.nn.functional.linear(x, scope.model.weight).sum()
     with pytest.warns(ProbeWarning, match=r"no output of shape \(N, C"), scope.step(torch.ones(2, 3)):
         pass
 
 
 def test_what_is_not_finite_is_recorded_so():
-    model, batch = twins.tiny(), twins.batch_of()
+    model, batch = hessians.small_mlp(), hessians.small_batch()
     with torch.no_grad():
         model[0].weight[0, 0] = float("inf")
-    found = twins.observe(model, batch, OutputMoments(top=2))
+    found = read_steps(model, batch, OutputMoments(top=2))
     values = {name: value for (site, name), value in found.items() if site == "" and "converged" not in name}
     assert all(map(math.isnan, values.values())), values
     assert found["", "converged@train"] == 0
@@ -114,5 +115,8 @@ def test_options_out_of_range_are_refused(options):
 
 
 def test_records_are_the_same_on_a_second_run():
-    runs = [twins.observe(twins.tiny(), twins.batch_of(), OutputMoments(seed=7), lr=0.1, steps=2) for _ in range(2)]
+    runs = [
+        read_steps(hessians.small_mlp(), hessians.small_batch(), OutputMoments(seed=7), lr=0.1, steps=2)
+        for _ in range(2)
+    ]
     assert runs[0] == runs[1]

@@ -1,4 +1,4 @@
-"""The public names, on a user's own loop."""
+"""The scope on a user's own loop: its page, its probes and rules, and the public names."""
 
 import json
 import re
@@ -79,6 +79,46 @@ def test_a_scope_with_nothing_recorded_has_no_page(tmp_path):
         watched(steps=0).report(tmp_path / "page.html")
     with pytest.raises(StoreError):
         watched(steps=1).report(tmp_path)
+
+
+def test_there_is_one_public_scope():
+    assert not hasattr(ns.probes, "Scope")
+    assert [name for name in ns.__all__ if hasattr(getattr(ns, name), "Scope")] == []
+    assert issubclass(ns.Scope, ns.probes.Recorder)
+
+
+def test_a_scope_has_no_attribute_that_only_it_hands_to_the_recorder():
+    """What the recorder reads of itself, it sets itself: rules are given to its constructor as observers."""
+
+    class Listening:
+        def __init__(self):
+            self.heard = []
+
+        def begin(self, index, batch):
+            self.heard.append(("begin", index, batch))
+
+        def micro_batch(self, batch):
+            self.heard.append(("micro", batch))
+
+        def end(self, error):
+            self.heard.append(("end", type(error)))
+
+        def read(self):
+            self.heard.append(("read",))
+
+    listening = Listening()
+    recorder = ns.probes.Recorder(nn.Linear(2, 2), loss_fn, every=2, observers=[listening])
+    with recorder.step("a"):
+        recorder.micro_batch("b")
+    with pytest.raises(KeyError), recorder.step("c"):
+        raise KeyError
+    with recorder.step("d"):  # the step that failed does not count
+        pass
+    assert listening.heard == [
+        ("begin", 0, "a"), ("micro", "b"), ("end", type(None)), ("read",),
+        ("begin", 1, "c"), ("end", KeyError),
+        ("begin", 1, "d"), ("end", type(None)), ("read",),
+    ]  # fmt: skip
 
 
 def test_public_names_are_there():

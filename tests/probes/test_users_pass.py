@@ -1,12 +1,15 @@
 """The user's own gradient stands for a pass of the probes' own where it is proven to be the same, and only there."""
 
-import probe_nets as nets
 import pytest
 import torch
-from probe_loops import Accumulating, Autocast, Clipped, Loop, Scaled, values
+from torch.nn import functional as F
 
+from kit import varied_networks as nets
+from kit.training_loops import Accumulating, Autocast, Clipped, Loop, Scaled, values
 from normscope import probes
-from normscope.probes import Scope, _own_pass
+
+# White box: the pass is not kept, or its check is switched off, to see what each is worth.
+from normscope.probes import Recorder, _users_pass
 
 
 def probe():
@@ -33,7 +36,7 @@ def passes(loop, *, steps):
 
 def without_reuse(loop, monkeypatch, *, steps):
     with monkeypatch.context() as patch:
-        patch.setattr(_own_pass.OwnPass, "origin", lambda self, replay: (replay.reset(), replay.evaluate())[1])
+        patch.setattr(_users_pass.UsersPass, "origin", lambda self, replay: (replay.reset(), replay.evaluate())[1])
         return loop.run([probe()], steps=steps, every=1)[1]
 
 
@@ -84,7 +87,7 @@ def test_a_pass_that_is_not_the_origin_any_more_is_noticed(change, monkeypatch):
 
 def test_with_the_check_off_the_changed_loop_is_read_wrongly(monkeypatch):
     sure = values(without_reuse(Changing("factor"), monkeypatch, steps=3), "gradient_norm")
-    monkeypatch.setattr(_own_pass, "_same_return", lambda part, gradient: True)
+    monkeypatch.setattr(_users_pass, "_same_return", lambda part, gradient: True)
     assert values(passes(Changing("factor"), steps=3)[1], "gradient_norm") != sure
 
 
@@ -94,7 +97,7 @@ def test_a_loss_that_does_not_go_through_the_models_call_is_never_taken(monkeypa
             h = batch[0]
             for layer in model:
                 h = layer(h)
-            return nets.F.cross_entropy(h, batch[1])
+            return F.cross_entropy(h, batch[1])
 
     counts, records = passes(Inside(), steps=3)
     assert counts == [3, 2, 2]
@@ -111,5 +114,5 @@ def test_a_mode_that_changes_is_proven_anew():
 
     loop.block = block
     loop.run([probe()], steps=4, every=1)
-    assert sorted(loop.scope._proven.values()) == [True, True]
-    assert isinstance(loop.scope, Scope)
+    assert sorted(loop.scope._loop.proven.values()) == [True, True]
+    assert isinstance(loop.scope, Recorder)

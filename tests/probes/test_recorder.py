@@ -1,16 +1,15 @@
-"""The scope on loops of every shape."""
+"""The recorder: schedule, hooks, batches of any structure, run folders, and what it refuses."""
 
-import itertools
 from dataclasses import dataclass
 
-import probe_nets as nets
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kit import varied_networks as nets
 from normscope import probes
 from normscope._errors import UsageError
-from normscope.probes import ProbeWarning, Scope
+from normscope.probes import ProbeWarning, Recorder
 from normscope.records import Store
 
 CODES = [probe.CODE for probe in probes.all()]
@@ -40,7 +39,7 @@ def test_the_room_lists_its_probes_and_each_has_its_page():
 def test_each_probe_reads_at_its_own_schedule():
     model = nets.make("mlp")
     flow = probes.GradientFlow(every=3)
-    scope = Scope(model, nets.loss_fn, None, [flow, "activation_distribution"], every=5, cell="mine")
+    scope = Recorder(model, nets.loss_fn, None, [flow, "activation_distribution"], every=5, cell="mine")
     run(scope, model, nets.batches("mlp", 11))
     steps = {code: sorted({r.step for r in scope.drain() if r.probe == code}) for code in ("gradient_flow",)}
     assert steps == {"gradient_flow": [0, 3, 6, 9]}
@@ -52,7 +51,7 @@ def test_each_probe_reads_at_its_own_schedule():
 
 def test_steps_that_are_not_due_set_no_hooks():
     model = nets.make("mlp")
-    scope = Scope(model, nets.loss_fn, None, ["gradient_flow", "covariate_shift"], every=2)
+    scope = Recorder(model, nets.loss_fn, None, ["gradient_flow", "covariate_shift"], every=2)
     counts = []
     for batch in nets.batches("mlp", 2):
         with scope.step(batch):
@@ -77,7 +76,7 @@ def test_batches_of_any_structure_and_several_losses(wrap):
         return nets.loss_fn(model, (x, y)) + 0.1 * model(x).square().mean()
 
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    scope = Scope(model, loss_fn, optimizer, CODES, every=1)
+    scope = Recorder(model, loss_fn, optimizer, CODES, every=1)
     run(scope, model, map(wrap, nets.batches("cnn", 2)), optimizer, loss_fn)
     records = scope.drain()
     assert {record.probe for record in records} == set(CODES)
@@ -86,7 +85,7 @@ def test_batches_of_any_structure_and_several_losses(wrap):
 
 def test_without_optimizer_only_what_needs_a_learning_rate_is_switched_off():
     model = nets.make("mlp")
-    scope = Scope(model, nets.loss_fn, None, CODES, every=1)
+    scope = Recorder(model, nets.loss_fn, None, CODES, every=1)
     with pytest.warns(ProbeWarning, match="landscape.*give the scope its optimizer, or the probe lr="):
         run(scope, model, nets.batches("mlp", 2))
     assert {record.probe for record in scope.drain()} == set(CODES) - {"landscape"}
@@ -95,7 +94,7 @@ def test_without_optimizer_only_what_needs_a_learning_rate_is_switched_off():
 def test_unused_modules_are_passed_over_and_frozen_ones_left_out():
     model = nets.make("shared")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
-    scope = Scope(model, nets.loss_fn, optimizer, CODES, every=1)
+    scope = Recorder(model, nets.loss_fn, optimizer, CODES, every=1)
     run(scope, model, nets.batches("shared", 1), optimizer)
     records = scope.drain()
     assert "unused" not in {record.site for record in records}
@@ -104,7 +103,7 @@ def test_unused_modules_are_passed_over_and_frozen_ones_left_out():
 
 def test_wholly_frozen_models_are_reported_not_fatal():
     model = nets.make("mlp").requires_grad_(False)
-    scope = Scope(model, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
+    scope = Recorder(model, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
     (batch,) = nets.batches("mlp", 1)
     with pytest.warns(ProbeWarning, match="depends on no trainable parameter"), scope.step(batch):
         pass
@@ -112,7 +111,7 @@ def test_wholly_frozen_models_are_reported_not_fatal():
 
 def test_a_loss_that_is_not_scalar_is_named():
     model = nets.make("mlp")
-    scope = Scope(model, lambda m, b: m(b[0]), None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
+    scope = Recorder(model, lambda m, b: m(b[0]), None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
     with pytest.warns(ProbeWarning, match="must return a scalar"), scope.step(next(nets.batches("mlp", 1))):
         pass
 
@@ -122,7 +121,7 @@ def test_the_mode_of_the_users_forward_pass_is_replayed():
     model = nets.make("mlp").eval()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     (batch,) = nets.batches("mlp", 1)
-    scope = Scope(model, nets.loss_fn, optimizer, ["landscape"], every=1)
+    scope = Recorder(model, nets.loss_fn, optimizer, ["landscape"], every=1)
     with scope.step(batch):
         model.train()
         loss = nets.loss_fn(model, batch)
@@ -139,7 +138,7 @@ def test_weights_computed_by_torchs_own_hooks_are_replayed():
         inlet = torch.nn.utils.weight_norm(nn.Linear(12, 6))
     model = nn.Sequential(inlet, nn.ReLU(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    scope = Scope(model, nets.loss_fn, optimizer, CODES, every=1)
+    scope = Recorder(model, nets.loss_fn, optimizer, CODES, every=1)
     (batch,) = nets.batches("mlp", 1)
     expected = nets.loss_fn(model, batch).item()
     run(scope, model, [batch], optimizer)
@@ -152,13 +151,13 @@ def test_weights_computed_by_torchs_own_hooks_are_replayed():
 
 def test_records_go_to_a_run_folder_and_are_read_back(tmp_path):
     model = nets.make("mlp")
-    kept = Scope(model, nets.loss_fn, None, ["gradient_flow"], every=1, record_to=tmp_path / "run")
+    kept = Recorder(model, nets.loss_fn, None, ["gradient_flow"], every=1, record_to=tmp_path / "run")
     with kept as scope:
         run(scope, model, nets.batches("mlp", 2))
         with pytest.raises(UsageError, match="read them by scope"):
             scope.drain()
     again = nets.make("mlp")
-    memory = Scope(again, nets.loss_fn, None, ["gradient_flow"], every=1)
+    memory = Recorder(again, nets.loss_fn, None, ["gradient_flow"], every=1)
     run(memory, again, nets.batches("mlp", 2))
     columns = ["step", "probe", "site", "name", "value"]
     assert Store.open(tmp_path / "run").frame().select(columns).equals(memory.records().select(columns))
@@ -167,10 +166,10 @@ def test_records_go_to_a_run_folder_and_are_read_back(tmp_path):
 def test_misuse_is_refused_in_one_line():
     model = nets.make("mlp")
     for make, says in (
-        (lambda: Scope(model, nets.loss_fn, every=0), "every=0"),
-        (lambda: Scope(nets.loss_fn, model), "torch.nn.Module"),
-        (lambda: Scope(model, nets.loss_fn, [model]), "torch optimizer"),
-        (lambda: Scope(model, nets.loss_fn, probes=[3]), "a probe or its code"),
+        (lambda: Recorder(model, nets.loss_fn, every=0), "every=0"),
+        (lambda: Recorder(nets.loss_fn, model), "torch.nn.Module"),
+        (lambda: Recorder(model, nets.loss_fn, [model]), "torch optimizer"),
+        (lambda: Recorder(model, nets.loss_fn, probes=[3]), "a probe or its code"),
         (lambda: probes.CovariateShift(parameters="bias"), "'weight' or 'all'"),
         (lambda: probes.CovariateShift(method="fast"), "auto, prefix, general"),
         (lambda: probes.LandscapeAlongGradient(matchings=["same"]), "no matching 'same'"),
@@ -179,21 +178,6 @@ def test_misuse_is_refused_in_one_line():
     ):
         with pytest.raises(UsageError, match=says):
             make()
-    scope = Scope(model, nets.loss_fn)
+    scope = Recorder(model, nets.loss_fn)
     with scope.step(None), pytest.raises(UsageError, match="inside another step"), scope.step(None):
         pass
-
-
-@pytest.mark.parametrize("pair", list(itertools.combinations(CODES, 2)), ids="+".join)
-def test_a_probe_reads_the_same_beside_another(pair):
-    def records(codes):
-        model = nets.make("dropout")
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        scope = Scope(model, nets.loss_fn, optimizer, codes, every=2)
-        nets.seed_all()
-        run(scope, model, nets.batches("dropout", 3), optimizer)
-        return scope.drain()
-
-    alone = [record for code in pair for record in records([code])]
-    together = records(list(pair))
-    assert sorted(alone, key=repr) == sorted(together, key=repr)

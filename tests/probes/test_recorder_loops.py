@@ -1,9 +1,12 @@
 """The scope in loops that accumulate, scale, clip, share and freeze: right, and without a trace."""
 
-import probe_nets as nets
 import pytest
 import torch
-from probe_loops import (
+from torch import nn
+
+from kit import varied_networks as nets
+from kit.traces import differences
+from kit.training_loops import (
     COSTLY,
     STREAMING,
     Accumulating,
@@ -16,11 +19,9 @@ from probe_loops import (
     TwoOptimizers,
     values,
 )
-from torch import nn
-
 from normscope import probes
 from normscope._errors import UsageError
-from normscope.probes import Scope
+from normscope.probes import Recorder
 
 CODES = [probe.CODE for probe in probes.all()]
 LOOPS = [Accumulating, Autocast, AutocastAroundAll, Scaled, Clipped, TwoOptimizers, TwoLosses]
@@ -28,7 +29,7 @@ LOOPS = [Accumulating, Autocast, AutocastAroundAll, Scaled, Clipped, TwoOptimize
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_no_trace_in_any_loop(loop):
-    assert nets.traces(loop().run(CODES)[0], loop().run()[0]) == []
+    assert differences(loop().run(CODES)[0], loop().run()[0]) == []
 
 
 def test_accumulated_steps_are_measured_as_their_mean():
@@ -47,7 +48,7 @@ def test_accumulated_steps_are_measured_as_their_mean():
         for loop in (Plain(), Parts()):
             model = nets.make("plain", dtype=torch.float64)
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
-            scope = Scope(
+            scope = Recorder(
                 model, loop.loss_fn, optimizer, [*COSTLY, "gradient_flow", "activation_distribution"], every=1
             )
             for batch in batches:
@@ -66,7 +67,7 @@ def test_accumulated_steps_are_measured_as_their_mean():
 
 def test_shares_weigh_the_micro_batches_and_are_refused_outside_a_step():
     model, (batch,) = nets.make("mlp").eval(), nets.batches("mlp", 1)
-    scope = Scope(model, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1, curvature=False)], every=1)
+    scope = Recorder(model, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1, curvature=False)], every=1)
     with scope.step(None):
         scope.micro_batch(batch, 0.25)
         scope.micro_batch(batch, 0.5)
@@ -129,4 +130,4 @@ def test_a_skipped_update_still_shows_gradients_without_scale():
 
 def test_a_scaler_without_optimizer_is_refused():
     with pytest.raises(UsageError, match="needs the optimizer"):
-        Scope(nets.make("mlp"), nets.loss_fn, scaler=torch.amp.GradScaler("cpu"))
+        Recorder(nets.make("mlp"), nets.loss_fn, scaler=torch.amp.GradScaler("cpu"))

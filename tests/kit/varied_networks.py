@@ -1,19 +1,12 @@
-"""Networks, batches and plain twins that the tests of this room share."""
+"""Networks of many kinds, with batches and a loss for each."""
 
-import copy
 import random
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from normscope.modules.rng import RngState
-from normscope.modules.state import same_bits
-from normscope.probes import Scope
 
 
 class Shared(nn.Module):
@@ -122,6 +115,37 @@ def cnn() -> nn.Module:
     )
 
 
+def uneven() -> nn.Module:
+    """Widths that all differ, norms with eps and momentum of their own, the second in eval mode, every activation."""
+    return nn.Sequential(
+        nn.Linear(5, 7),
+        nn.BatchNorm1d(7, eps=0.01, momentum=0.3),
+        nn.Tanh(),
+        nn.Linear(7, 6, bias=False),
+        nn.BatchNorm1d(6, eps=0.02).eval(),
+        nn.Sigmoid(),
+        nn.Linear(6, 3),
+        nn.BatchNorm1d(3, momentum=0.2),
+        nn.LeakyReLU(0.2),
+        nn.Linear(3, 4),
+    )
+
+
+def uneven_cnn() -> nn.Module:
+    """Kernels, strides and images that are not square, a dropout, and a group norm beside a batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(2, 5, (3, 2)),
+        nn.BatchNorm2d(5, eps=0.01, momentum=0.3),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.1),
+        nn.Conv2d(5, 3, (2, 3), stride=(1, 2), bias=False),
+        nn.GroupNorm(1, 3),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(24, 4),
+    )
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (mlp, (12,)),
     "cnn": (cnn, (3, 6, 6)),
@@ -133,16 +157,18 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrent": (Recurrent, (5, 3)),
     "transformer": (Transformer, (5, 3)),
     "eval": (lambda: mlp().eval(), (12,)),
+    "uneven": (uneven, (5,)),
+    "uneven_cnn": (uneven_cnn, (2, 7, 6)),
 }
 
 
 def make(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Build a net whose affine parameters are away from one and zero."""
+    """Build a net whose norms have a gain and a shift away from one and zero."""
     torch.manual_seed(seed)
     model = NETS[name][0]().to(dtype)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-0.5, 0.5)
     return model
@@ -151,6 +177,7 @@ def make(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Mod
 def batches(
     name: str, count: int, *, size: int = 16, seed: int = 1, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw batches of normal inputs and four classes for a net of this module."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
         x = torch.randn(size, *NETS[name][1], generator=generator, dtype=dtype)
@@ -158,82 +185,5 @@ def batches(
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the mean cross entropy."""
     return F.cross_entropy(model(batch[0]), batch[1])
-
-
-Attach = Callable[[nn.Module, torch.optim.Optimizer], Scope | None]
-
-
-def train(name: str, attach: Attach = lambda model, optimizer: None, *, steps: int = 20) -> dict[str, Any]:
-    """Train a net, and return all that training leaves behind."""
-    model = make(name)
-    hooked: list[str] = []
-    for key, module in model.named_modules():
-        module.register_forward_hook(lambda *_, key=key: hooked.append(key) and None)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.register_hook(lambda _: hooked.append("gradient") and None)
-    optimizer = torch.optim.AdamW(parameters, 1e-2)
-    seed_all()
-    scope = attach(model, optimizer)
-    losses = []
-    for batch in batches(name, steps):
-        with scope.step(batch) if scope is not None else nullcontext():
-            optimizer.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.detach())
-    return {
-        "losses": losses,
-        "state": model.state_dict(),
-        "gradients": {key: parameter.grad for key, parameter in model.named_parameters()},
-        "optimizer": optimizer.state_dict(),
-        "streams": RngState(model),
-        "modes": [module.training for module in model.modules()],
-        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
-        "hook counts": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
-        "other hooks": [(len(m._backward_hooks), len(m._backward_pre_hooks)) for m in model.modules()],
-        "parameter hooks": [len(parameter._backward_hooks or ()) for parameter in model.parameters()],
-        "optimizer hooks": len(optimizer._optimizer_step_pre_hooks),
-        "attributes": [sorted(vars(module)) for module in model.modules()],
-        "hooks fired": hooked,
-    }
-
-
-def seed_all() -> None:
-    torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    random.seed(5)
-
-
-def traces(a: Any, b: Any, at: str = "") -> list[str]:
-    """Name every place at which two results of training differ in a bit."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return [] if same_bits(a, b) else [at]
-    if isinstance(a, RngState) and isinstance(b, RngState):
-        return [f"{at}: {stream}" for stream in a.differences(b)]
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [found for key in a for found in traces(a[key], b[key], f"{at}/{key}")]
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return [found for i, (p, q) in enumerate(zip(a, b, strict=True)) for found in traces(p, q, f"{at}/{i}")]
-    return [] if type(a) is type(b) and a == b else [at]
-
-
-def plain_gradients(
-    model: nn.Module, batch: Any, streams: RngState, values: dict[str, Tensor] | None = None
-) -> tuple[float, dict[str, Tensor]]:
-    """Deepcopy, load, run, differentiate: the twin of every replay. Wants modes and buffers as of the step's start."""
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            if values is not None and name in values:
-                parameter.copy_(values[name])
-            parameter.grad = None
-    streams.restore()
-    loss = loss_fn(twin, batch)
-    loss.backward()
-    return loss.item(), {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in twin.named_parameters()
-    }

@@ -3,13 +3,13 @@
 import math
 from functools import partial
 
-import probe_nets as nets
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from reading import read
 from torch import nn
 
+from kit import varied_networks as nets
+from kit.readings import read
 from normscope import layers, ops
 from normscope.modules.channels import channels
 from normscope.probes import BatchNormGradientTerms
