@@ -87,7 +87,7 @@ def test_a_pass_that_is_not_the_origin_any_more_is_noticed(change, monkeypatch):
 
 def test_with_the_check_off_the_changed_loop_is_read_wrongly(monkeypatch):
     sure = values(without_reuse(Changing("factor"), monkeypatch, steps=3), "gradient_norm")
-    monkeypatch.setattr(_users_pass, "_same_return", lambda part, gradient: True)
+    monkeypatch.setattr(_users_pass, "_same_gradient", lambda part, gradient: True)
     assert values(passes(Changing("factor"), steps=3)[1], "gradient_norm") != sure
 
 

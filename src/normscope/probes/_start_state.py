@@ -47,6 +47,12 @@ class Slot:
         return part.as_strided(self.parameter.shape, _dense_strides(self.parameter), part.storage_offset())
 
 
+def homes(layer: Module) -> set[Module]:
+    """Return the modules that hold a layer's own parameters: the layer, and its parametrizations."""
+    hidden = layer._modules.get("parametrizations")
+    return {layer, *(hidden.modules() if hidden is not None else ())}
+
+
 def _line(tensor: Tensor) -> int:
     return max(1, _ALIGN // tensor.element_size())
 

@@ -65,7 +65,7 @@ class UsersPass:
     def attach(self, keep: Callable[[RemovableHandle], None]) -> None:
         """Set the hooks; ``keep`` must remove them when the step ends."""
         self._keep = keep
-        keep(self._model.register_forward_pre_hook(self._note_beginning))
+        keep(self._model.register_forward_pre_hook(self._check_parameters))
         keep(self._model.register_forward_hook(self._note_output))
         whole: list[Tensor] = list(self._start.flat)
         for kind, part in zip(self._start.trainable_kinds, self._flat, strict=True):
@@ -78,7 +78,7 @@ class UsersPass:
     def _parameter_versions(self) -> list[int]:
         return [slot.parameter._version for slot in self._start.slots]
 
-    def _note_beginning(self, *_: Any) -> None:
+    def _check_parameters(self, *_: Any) -> None:
         if self._versions != self._parameter_versions():
             self._usable = False  # the block has changed parameters before its forward pass
 
@@ -92,14 +92,14 @@ class UsersPass:
                 part = _Output(leaf.detach(), leaf._version, leaf.requires_grad)
                 kept.append(part)
                 if leaf.requires_grad:
-                    self._keep(leaf.register_hook(partial(self._note_return, part)))
+                    self._keep(leaf.register_hook(partial(self._note_gradient_of_output, part)))
             else:
                 kept.append(leaf)
                 self._usable &= isinstance(leaf, _PLAIN)
         self._calls.append((kept, spec))
 
     @staticmethod
-    def _note_return(part: _Output, gradient: Tensor) -> None:
+    def _note_gradient_of_output(part: _Output, gradient: Tensor) -> None:
         part.gradient, part.returns = gradient.detach(), part.returns + 1
 
     def _note_gradient(self, key: int, place: Tensor, gradient: Tensor) -> None:
@@ -131,7 +131,7 @@ class UsersPass:
             return None
         fresh = {id(part): part.output.detach().requires_grad_(part.wanted) for part in parts}
         wanted = [part for part in parts if part.wanted]
-        with self._handing_out(fresh) as left:
+        with self._model_returning(fresh) as left:
             try:
                 loss = replay.loss()
             except UsageError:
@@ -139,13 +139,13 @@ class UsersPass:
         if left or not wanted or not loss.requires_grad:
             return None
         back = torch.autograd.grad(loss * self._scale, [fresh[id(part)] for part in wanted], allow_unused=True)
-        if not all(map(_same_return, wanted, back)):
+        if not all(map(_same_gradient, wanted, back)):
             return None
         unscaled = self._flat if self._scale == 1 else [part * (1 / self._scale) for part in self._flat]
         return Evaluation(loss.detach(), unscaled)
 
     @contextmanager
-    def _handing_out(self, fresh: dict[int, Tensor]) -> Iterator[list[Any]]:
+    def _model_returning(self, fresh: dict[int, Tensor]) -> Iterator[list[Any]]:
         """Have the model return the kept outputs, call by call; yield the list of outputs not yet handed out."""
         left = list(self._calls)
 
@@ -160,7 +160,7 @@ class UsersPass:
             yield left
 
 
-def _same_return(part: _Output, gradient: Tensor | None) -> bool:
+def _same_gradient(part: _Output, gradient: Tensor | None) -> bool:
     if gradient is None or part.gradient is None:
         return gradient is part.gradient
     return part.returns == 1 and same_bits(gradient, part.gradient)

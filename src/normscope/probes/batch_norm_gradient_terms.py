@@ -100,7 +100,7 @@ class BatchNormGradientTerms(AbstractProbe):
             return
         every = [call for calls in notes.values() for call in calls]
         host = to_host([call["stacked"] for call in every])
-        # All layers and calls side by side: the few operations below are as many for fifty layers as for one.
+        # All layers and calls lie side by side, so the number of operations does not grow with the layers.
         widths = [part.shape[1] for part in host]
         count = np.repeat([float(call["count"]) for call in every], widths)
         eps = np.repeat([call["eps"] for call in every], widths)

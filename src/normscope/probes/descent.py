@@ -70,7 +70,7 @@ class Descent(AbstractProbe):
             "loss": before,
             "loss_after": after,
             "actual_decrease": before - after,
-            # A loss that is no number any more has not gone down; one that was none before says nothing.
+            # A loss that has become NaN has not gone down; if it was NaN before the update, nothing is known.
             "raised": math.nan if math.isnan(before) else float(not after <= before),
             "linear_decrease": linear,
             "predicted_decrease": predicted,

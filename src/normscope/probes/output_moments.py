@@ -1,4 +1,4 @@
-"""Whether the sharpest directions are those that shift the distribution of the outputs."""
+"""Whether the sharpest directions of the loss are the directions that shift the distribution of the outputs."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""How far running statistics are from those of the batch, and what that costs."""
+"""How far running statistics are from the statistics of the batch, and how much loss this costs."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ class StatisticsGap(AbstractProbe):
         self.sites, self.loss = None if sites is None else tuple(sites), loss
 
     def watch(self, step: Step) -> None:
-        """Keep the running statistics, and reduce what each layer takes in."""
+        """Keep the running statistics, and take the moments of each layer's input."""
         layers: Mapping[str, Module] = (
             step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
         )
@@ -115,7 +115,7 @@ class StatisticsGap(AbstractProbe):
 
 
 def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:
-    """Evaluate the loss with other modes, and set those of the user's pass again."""
+    """Evaluate the loss in other modes, then set the modes of the user's pass again."""
     try:
         for module, mode in replay.start.conditions.modes:
             module.training = mode_of(module, mode)

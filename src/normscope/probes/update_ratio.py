@@ -1,4 +1,4 @@
-"""How large updates are beside what they update."""
+"""How large updates are relative to the parameters that they change."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
