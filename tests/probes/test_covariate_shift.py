@@ -1,41 +1,16 @@
 """Covariate shift against its definition: copy, load, run, differentiate; in float64."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from kit import varied_networks as nets
 from kit.plain_gradients import plain_gradients
-from kit.training_loops import seed_all
+from kit.readings import read_beside_copy
 from normscope import probes
-from normscope.modules.rng import RngState
-from normscope.probes import Recorder
 
 NETS = [name for name in nets.NETS if name not in ("numpy", "transformer")]
 TOLERANCE = 1e-10
-
-
-def observe(net, probe, *, steps=2, lr=0.3, loss_fn=nets.loss_fn, size=16):
-    """Take steps, and return the last one's records beside what a twin needs to repeat it."""
-    model = nets.make(net, dtype=torch.float64)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr, momentum=0.9)
-    scope = Recorder(model, loss_fn, optimizer, probes=[probe], every=1)
-    seed_all()
-    for batch in nets.batches(net, steps, size=size, dtype=torch.float64):
-        before, streams = copy.deepcopy(model), RngState()
-        scope.drain()
-        with scope.step(batch):
-            optimizer.zero_grad()
-            loss_fn(model, batch).backward()
-            optimizer.step()
-    after = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    found = {(record.site, record.name): record.value for record in scope.drain()}
-    kept = RngState()
-    yield_back = (found, before, after, batch, streams)
-    kept.restore()
-    return yield_back
 
 
 ORDER = {
@@ -44,11 +19,13 @@ ORDER = {
     "dropout": ["0", "1", "4", "5", "8", "9", "12"],
     "channels": ["0", "1", "2", "5", "6", "9"],
     "cnn": ["0", "1", "2", "5", "6", "9"],
+    "uneven": ["0", "1", "3", "4", "6", "7", "9"],
+    "uneven_cnn": ["0", "1", "4", "5", "8"],
     "recurrent": ["first", "second", "outlet"],
     "shared": ["inlet", "shared", "recurrent", "norm", "outlet"],
     "residual": ["inlet", "norm1", "middle", "norm2", "frozen", "outlet"],
 }
-NORMS = nn.modules.batchnorm._BatchNorm
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 
 def plain_shift(net, before, after, batch, streams, parameters):
@@ -78,7 +55,7 @@ def plain_shift(net, before, after, batch, streams, parameters):
 @pytest.mark.parametrize("parameters", ["weight", "all"])
 def test_covariate_shift_is_its_definition(net, method, parameters):
     probe = probes.CovariateShift(parameters=parameters, method=method)
-    found, before, after, batch, streams = observe(net, probe)
+    found, before, after, batch, streams = read_beside_copy(net, probe)
     expected = plain_shift(net, before, after, batch, streams, parameters)
     assert list(found) == list(expected)  # also the order of first use
     for key, value in expected.items():
@@ -90,13 +67,13 @@ def test_covariate_shift_is_its_definition(net, method, parameters):
 @pytest.mark.parametrize("net", NETS)
 def test_the_prefix_way_is_verified_and_then_trusted(net):
     probe = probes.CovariateShift()
-    observe(net, probe)
+    read_beside_copy(net, probe)
     assert list(probe._trusted.values()) == [True]
 
 
 def test_a_pass_that_draws_elsewhere_goes_the_general_way():
     probe = probes.CovariateShift()
-    observe("numpy", probe)
+    read_beside_copy("numpy", probe)
     assert probe._trusted == {}
 
 
@@ -119,12 +96,12 @@ def test_the_check_refuses_a_net_on_which_the_prefix_way_is_wrong(monkeypatch):
     monkeypatch.setitem(nets.NETS, "twice", (ReadsTwice, (12,)))
     monkeypatch.setitem(ORDER, "twice", ["a", "b", "c"])
     probe = probes.CovariateShift()
-    found, before, after, batch, streams = observe("twice", probe)
+    found, before, after, batch, streams = read_beside_copy("twice", probe)
     assert list(probe._trusted.values()) == [False]
     for key, value in plain_shift("twice", before, after, batch, streams, "weight").items():
         assert found[key] == pytest.approx(value, rel=TOLERANCE), key
 
 
 def test_without_an_update_there_is_no_shift():
-    found, *_ = observe("cnn", probes.CovariateShift(method="general"), lr=0.0)
+    found, *_ = read_beside_copy("cnn", probes.CovariateShift(method="general"), lr=0.0)
     assert {value for (_, name), value in found.items() if name == "l2"} == {0.0}

@@ -9,34 +9,13 @@ from torch import nn
 
 from kit import varied_networks as nets
 from kit.plain_gradients import plain_gradients
-from kit.training_loops import seed_all
+from kit.readings import read_beside_copy
 from normscope import probes
 from normscope.modules.rng import RngState
 from normscope.probes import Recorder
 
 NETS = [name for name in nets.NETS if name not in ("numpy", "transformer")]
 TOLERANCE = 1e-10
-
-
-def observe(net, probe, *, steps=2, lr=0.3, loss_fn=nets.loss_fn, size=16):
-    """Take steps, and return the last one's records beside what a twin needs to repeat it."""
-    model = nets.make(net, dtype=torch.float64)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr, momentum=0.9)
-    scope = Recorder(model, loss_fn, optimizer, probes=[probe], every=1)
-    seed_all()
-    for batch in nets.batches(net, steps, size=size, dtype=torch.float64):
-        before, streams = copy.deepcopy(model), RngState()
-        scope.drain()
-        with scope.step(batch):
-            optimizer.zero_grad()
-            loss_fn(model, batch).backward()
-            optimizer.step()
-    after = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    found = {(record.site, record.name): record.value for record in scope.drain()}
-    kept = RngState()
-    yield_back = (found, before, after, batch, streams)
-    kept.restore()
-    return yield_back
 
 
 def plain_landscape(before, batch, streams, lr, options):
@@ -82,7 +61,7 @@ def plain_landscape(before, batch, streams, lr, options):
 @pytest.mark.parametrize("net", NETS)
 def test_landscape_is_the_plain_walk(net):
     probe = probes.LandscapeAlongGradient(points=4, dense=(1e-2,), curvature=False)
-    found, before, _, batch, streams = observe(net, probe)
+    found, before, _, batch, streams = read_beside_copy(net, probe)
     expected = plain_landscape(before, batch, streams, 0.3, probe)
     assert {name for _, name in found} == set(expected)
     for name, value in expected.items():

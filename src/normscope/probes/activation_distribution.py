@@ -73,9 +73,9 @@ class ActivationDistribution(AbstractProbe):
             return
         flat = in_memory_order(output)
         stride = 1 if flat.numel() <= self.sample else coprime_stride(flat.numel(), self.sample)
-        seen = step.memo(output if output.ndim > 1 else output.reshape(1, -1), "channels", channels)
+        moments = step.memo(output if output.ndim > 1 else output.reshape(1, -1), "channels", channels)
         # Only moments and the subsample are kept, not the output itself.
-        notes.setdefault(site, []).append((seen.count, seen.mean, seen.variance, flat[::stride].clone()))
+        notes.setdefault(site, []).append((moments.count, moments.mean, moments.variance, flat[::stride].clone()))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""

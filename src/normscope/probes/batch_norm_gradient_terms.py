@@ -71,11 +71,11 @@ class BatchNormGradientTerms(AbstractProbe):
             return None
         notes = step.notes(self)
         notes.setdefault(site, [])  # the order of first use
-        seen = step.memo(x, "channels", channels)
+        moments = step.memo(x, "channels", channels)
         weight = getattr(module, "weight", None)
         kept = None if weight is None else weight.detach().clone()
         eps = float(getattr(module, "eps", 0.0))
-        inputs = [seen]
+        inputs = [moments]
 
         def read(gradient: Tensor) -> None:
             # The input is let go of at once: held until the whole backward pass ends, it would raise the peak of memory
@@ -83,15 +83,15 @@ class BatchNormGradientTerms(AbstractProbe):
             if inputs:
                 notes[site].append(self._of(inputs.pop(), gradient, kept, eps))
 
-        del seen
+        del moments
         return read
 
     @staticmethod
-    def _of(seen: Channels, gradient: Tensor, weight: Tensor | None, eps: float) -> dict[str, Any]:
-        total, squares, product = seen.inner(gradient)
-        scale = torch.ones_like(seen.mean) if weight is None else weight.to(seen.mean.dtype)
-        stacked = torch.stack([total, squares, product, seen.variance, scale])
-        return {"stacked": stacked, "count": seen.count, "eps": eps}
+    def _of(moments: Channels, gradient: Tensor, weight: Tensor | None, eps: float) -> dict[str, Any]:
+        total, squares, product = moments.inner(gradient)
+        scale = torch.ones_like(moments.mean) if weight is None else weight.to(moments.mean.dtype)
+        stacked = torch.stack([total, squares, product, moments.variance, scale])
+        return {"stacked": stacked, "count": moments.count, "eps": eps}
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares, errors and scales of each layer, in the order of first use."""

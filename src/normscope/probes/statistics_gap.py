@@ -78,8 +78,8 @@ class StatisticsGap(AbstractProbe):
     @staticmethod
     def _take(step: Step, calls: list[tuple[Tensor, int]], x: Tensor) -> None:
         if x.numel():
-            seen = step.memo(x, "channels", channels)
-            calls.append((torch.stack([seen.mean.double(), seen.variance.double()]), seen.count))
+            moments = step.memo(x, "channels", channels)
+            calls.append((torch.stack([moments.mean.double(), moments.variance.double()]), moments.count))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the gaps of each layer, then the losses."""
