@@ -7,7 +7,7 @@ from surgery_nets import Residual, alive, assert_same, images, net, state, twin
 from torch import nn
 
 from normscope import layers, surgery
-from normscope.surgery import _absorb
+from normscope.surgery import absorb
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -299,8 +299,8 @@ WRONG = {
 @pytest.mark.parametrize("example", [False, True])
 def test_a_planted_wrong_algebra_is_caught_by_the_proof(wrong, example, monkeypatch):
     order, spoil = WRONG[wrong]
-    right = getattr(_absorb, order)
-    monkeypatch.setattr(_absorb, order, lambda linear, s, t: spoil(linear, s, t, right(linear, s, t)))
+    right = getattr(absorb, order)
+    monkeypatch.setattr(absorb, order, lambda linear, s, t: spoil(linear, s, t, right(linear, s, t)))
     parts = [nn.Conv2d(3, 3, 2), nn.BatchNorm2d(3)][:: 1 if order == "before" else -1]
     model = alive(nn.Sequential(nn.ReLU(), *parts)).eval()
     before = state(model)

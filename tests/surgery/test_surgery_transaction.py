@@ -9,7 +9,7 @@ from torch import nn
 
 from normscope import surgery
 from normscope._errors import UsageError
-from normscope.modules.transaction import traceless, transaction
+from normscope.modules.state import traceless, transaction
 
 
 def vandalise(model):
@@ -114,8 +114,8 @@ def fails_at(number, function):
 @pytest.mark.parametrize(
     ("where", "operation"),
     [
-        ("_absorb.write", lambda m: surgery.fold(m.eval(), images())),
-        ("_absorb.write", lambda m: surgery.strip(m, "population", example=images())),
+        ("absorb.write", lambda m: surgery.fold(m.eval(), images())),
+        ("absorb.write", lambda m: surgery.strip(m, "population", example=images())),
         ("strip._identity_for", lambda m: surgery.strip(m)),
         ("convert._carry", lambda m: surgery.convert(m, "group")),
         ("freeze._install", lambda m: surgery.freeze(m, affine=True)),

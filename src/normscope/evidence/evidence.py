@@ -18,9 +18,7 @@ from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
-from normscope.surgery._pairs import Search, search
-
-_NEVER = object()
+from normscope.surgery.pairs import Search, search
 
 
 class NotShownError(UsageError):
@@ -68,7 +66,6 @@ class Evidence:
         }
         self.tracking: dict[str, Any] = tracking(case.model)
         self._told = told or (lambda what: None)
-        self._with_dropout: Any = _NEVER
 
     def frozen(self, module: Module) -> bool:
         """Whether a norm has been frozen by this library: it uses and keeps its running statistics in every mode."""
@@ -121,7 +118,7 @@ class Evidence:
 
     @cached_property
     def flow(self) -> Search:
-        """What each norm and linear layer reads, and who reads it: see ``surgery._pairs.Search``."""
+        """What each norm and linear layer reads, and who reads it: see ``surgery.pairs.Search``."""
         if self._no_flow:
             raise NotShownError(self._no_flow)
         self._told("the flow between layers")

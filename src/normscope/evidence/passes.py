@@ -86,9 +86,11 @@ def example(model: Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) ->
 
 def replace_module(model: Module, path: str, new: Module) -> None:
     """Put ``new`` wherever the module of that name hangs in the model."""
-    from normscope.surgery._sites import sites
-
-    next(site for site in sites(model) if site.path == path).replace(new)
+    old = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
 
 
 def take_out(optimizer: Any, parameters: Iterable[Tensor]) -> list[dict[str, Any]]:

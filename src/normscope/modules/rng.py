@@ -1,12 +1,12 @@
 """The random streams that a forward pass may draw from, and how they are set back."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.nn import Module
 
 from normscope.modules.tree import walk
@@ -17,20 +17,21 @@ class RngState:
 
     torch's CPU stream, its CUDA streams once CUDA is in use, NumPy's legacy global stream, Python's ``random``, and
     every ``torch.Generator`` that a module of the model holds as an attribute.
+
+    Args:
+        model: The model whose generators are looked for.
+        generators: Further generators.
     """
 
-    def __init__(self, model: Module | None = None) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    def __init__(self, model: Module | None = None, *, generators: Iterable[Generator] = ()) -> None:
+        self.torch = torch_streams()
         self.numpy = np.random.get_state()  # noqa: NPY002  (the global stream itself is what is kept)
         self.python = random.getstate()
-        self.generators = [(generator, generator.get_state()) for generator in _generators(model)]
+        self.generators = [(generator, generator.get_state()) for generator in (*_generators(model), *generators)]
 
     def restore(self, *, beside_torch: bool = True) -> None:
         """Set every stream back to the state it had; those of NumPy and Python only if asked for."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state_all(self.cuda)
+        set_torch_streams(self.torch)
         for generator, state in self.generators:
             generator.set_state(state)
         if not beside_torch:
@@ -45,18 +46,27 @@ class RngState:
 
     def differences(self, other: "RngState") -> list[str]:
         """Name the streams whose states differ between ``self`` and ``other``."""
-        found = [] if torch.equal(self.cpu, other.cpu) else ["torch's CPU stream"]
-        mine, theirs = self.cuda or [], other.cuda or []
-        if self.cuda is not None and not all(map(torch.equal, mine, theirs)):
+        found = [] if torch.equal(self.torch[0], other.torch[0]) else ["torch's CPU stream"]
+        if not all(map(torch.equal, self.torch[1:], other.torch[1:])):
             found.append("a CUDA stream")
         if repr_state(self.numpy) != repr_state(other.numpy):
             found.append("NumPy's stream")
         if self.python != other.python:
             found.append("Python's stream")
-        for (_, before), (_, after) in zip(self.generators, other.generators, strict=False):
-            if not torch.equal(before, after):
-                found.append("a module's generator")
-        return found
+        pairs = zip(self.generators, other.generators, strict=False)
+        return found + ["a generator"] * any(not torch.equal(before, after) for (_, before), (_, after) in pairs)
+
+
+def torch_streams() -> list[Tensor]:
+    """Return the states of torch's own streams alone: the CPU's, and each CUDA device's once CUDA is in use."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def set_torch_streams(states: list[Tensor]) -> None:
+    """Set torch's own streams to the states that ``torch_streams`` has returned."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def repr_state(state: Any) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from normscope.modules.batches import tensors
 from normscope.modules.hooks import forward_replaced
+from normscope.modules.rng import set_torch_streams, torch_streams
 from normscope.modules.tree import is_childless, walk
 from normscope.probes._replay import Replay
 
@@ -82,7 +83,7 @@ class WatchedPass:
     def _watch(self) -> None:
         # Random draws between two module calls are attributed to the later call: when it is skipped, the code between
         # the calls has drawn again, and the streams are then set to their state after the call.
-        self._streams = _streams()
+        self._streams = torch_streams()
         with forward_replaced((module for _, module in walk(self._replay.model)), self._watching):
             self._replay.evaluate(gradient=False)
         if self._replay.draws_beside_torch:
@@ -97,7 +98,7 @@ class WatchedPass:
                 return forward(*args, **kwargs)
             inputs = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
             output = forward(*args, **kwargs)
-            before, after = self._streams, _streams()
+            before, after = self._streams, torch_streams()
             self._streams = after
             index = len(self._calls)
             self._note_overwriting(inputs, index)
@@ -163,7 +164,7 @@ class WatchedPass:
                 if call.module is not module:
                     raise NotRepeatable("modules are called in another order than before")
                 if call.streams is not None:
-                    _set_streams(call.streams)
+                    set_torch_streams(call.streams)
                 if call.overwritten or any(other >= count for other in call.overwriters):
                     return _mapped(lambda part: part.clone() if _is_tensor(part) else part, call.output)
                 return call.output
@@ -187,13 +188,3 @@ def _leaves(tree: Any) -> list[Any]:
 
 def _mapped(act: Callable[[Any], Any], tree: Any) -> Any:
     return act(tree) if isinstance(tree, Tensor) else pytree.tree_map(act, tree)
-
-
-def _streams() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
-
-
-def _set_streams(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])

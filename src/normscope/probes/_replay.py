@@ -16,6 +16,7 @@ from torch.nn import Module, Parameter
 
 from normscope._errors import UsageError
 from normscope.modules.batches import Piece, is_pieces
+from normscope.modules.call import modes_kept
 from normscope.modules.hooks import no_global_hooks, silence
 from normscope.modules.rng import RngState
 from normscope.modules.sites import normalizes
@@ -135,15 +136,14 @@ class Replay:
         """
         norms = [module for module in self.model.modules() if wanted and module.training and _keeps_statistics(module)]
         before = self.mode
-        try:
-            for module in norms:
-                module.training = False
-            self.mode = "frozen" if norms else before
-            yield bool(norms)
-        finally:
-            self.mode = before
-            for module in norms:
-                module.training = True
+        with modes_kept(norms):
+            try:
+                for module in norms:
+                    module.training = False
+                self.mode = "frozen" if norms else before
+                yield bool(norms)
+            finally:
+                self.mode = before
 
     def with_batch(self, batch: Any, rng: RngState | None = None) -> "Replay":
         """Return an open replay of the same model and start on another batch.

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
 from normscope.modules.hooks import forward_replaced
-from normscope.modules.state import same_bits
+from normscope.modules.values import same_bits
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 from normscope.probes._vectors import Evaluation

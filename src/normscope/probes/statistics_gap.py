@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from normscope.modules.call import modes_kept
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
@@ -116,13 +117,11 @@ class StatisticsGap(AbstractProbe):
 
 def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:
     """Evaluate the loss in other modes, then set the modes of the user's pass again."""
-    try:
+    with modes_kept(module for module, _ in replay.start.conditions.modes):
         for module, mode in replay.start.conditions.modes:
             module.training = mode_of(module, mode)
         replay.reset()
         return float(replay.evaluate(gradient=False).loss)
-    finally:
-        replay.start.conditions.set_modes()
 
 
 def _rms(values: np.ndarray) -> float:

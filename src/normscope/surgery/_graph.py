@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from normscope.modules.call import arguments, run
-from normscope.modules.transaction import traceless
+from normscope.modules.state import traceless
 
 
 class UnseenError(Exception):

@@ -24,7 +24,7 @@ from torch import nn
 
 from normscope.layers._norm import AbstractBatchNorm
 from normscope.modules.sites import is_known_norm
-from normscope.modules.transaction import transaction
+from normscope.modules.state import transaction
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import Only, Site, norms
 
