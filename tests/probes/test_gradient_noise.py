@@ -10,8 +10,8 @@ from torch import nn
 from kit import varied_networks as nets
 from kit.plain_gradients import plain_gradients
 from kit.readings import read
-from normscope import probes
 from normscope._errors import UsageError
+from normscope.modules.rng import RngState
 from normscope.probes import Conditioning, DistributionShift, GradientNoise, Recorder
 
 
@@ -47,7 +47,7 @@ def test_the_noise_scale_is_without_bias(parts):
 def test_noise_is_that_of_plain_gradients_in_train_mode(net):
     model, (batch,) = nets.make(net, dtype=torch.float64), nets.batches(net, 1, dtype=torch.float64)
     torch.manual_seed(1)
-    streams = probes.RngState()
+    streams = RngState()
     squares = {}
     for count in (1, 2):
         _, gradients = zip(

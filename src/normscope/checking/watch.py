@@ -24,7 +24,7 @@ from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes import GradientFlow, PassConditions, Recorder, Saturation, optimizers_of
 from normscope.records import Finding
-from normscope.rules._rule import AbstractRule
+from normscope.rules import AbstractRule
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler

@@ -1,7 +1,5 @@
 """Probes, one a file: instruments that attach to a training loop and leave no trace."""
 
-from normscope.modules.rng import RngState as RngState
-from normscope.modules.state import Snapshot as Snapshot
 from normscope.probes._find import all as all, get as get
 from normscope.probes._pass_conditions import PassConditions as PassConditions
 from normscope.probes._probe import AbstractProbe as AbstractProbe
