@@ -34,8 +34,8 @@ class Scope(Recorder):
     Rules judge the user's own steps: the due step and up to three steps right before it. The batches of the last ten
     such steps are kept, by reference, for rules that must run passes of their own. Each cause, a code with the places
     where it shows, is reported once, by a ``FindingWarning`` of one line; ``findings()`` names the steps at which it
-    was first and last found. Rules that judge something that a scope is not given (evaluation data, averaged weights, the
-    deployed model, other processes) are listed there as not run, with the reason.
+    was first and last found. Rules that judge something that a scope is not given (evaluation data, averaged weights,
+    the deployed model, other processes) are listed there as not run, with the reason.
 
     With ``rules="all"`` a due step takes as long as 10 to 26 plain steps, for some fourteen forward passes of the
     rules' own, and each of the three steps before it as long as 1.1 to 2.5: this adds 20 to 60 % to a training at
