@@ -1,7 +1,9 @@
 """The cost of the probes as text: rows for the terminal, a page in Markdown for the repository."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from normscope.bench._tables import Table, machine, markdown_table
 
 NOTES = """\
 ## What bounds the costs
@@ -41,15 +43,17 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def conditions(result: Mapping[str, Any]) -> str:
-    """Say in a sentence on what machine, with what, and under what load the numbers were made."""
-    made = result["provenance"]
-    load = [value for value in result["load"].values() if value is not None]
-    busy = f"; load {load[0]:.1f} before, {load[-1]:.1f} after" if load else ""
-    cores = made["cores"]["usable"]
-    return (
-        f"{made['cpu']}, {cores} {'core' if cores == 1 else 'cores'}, torch {made['versions']['torch']}, one thread, "
-        f"{made['utc'][:10]}{busy}."
-    )
+    """Return a sentence on the machine, its load, and the one thread that was timed."""
+    return machine(result, "one thread")
+
+
+def terminal(result: Mapping[str, Any]) -> list[Table]:
+    """Return the tables for the terminal: the probes, and other tools."""
+    return [(COLUMNS, rows(result)), (("other tools", "mlp", "vgg", "trace, conduct"), _peers(result))]
+
+
+def _peers(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [(peer["tool"], peer["mlp"], peer["vgg"], peer["conduct"]) for peer in result["peers"]]
 
 
 def markdown(result: Mapping[str, Any], *, notes: str = "") -> str:
@@ -64,7 +68,6 @@ def markdown(result: Mapping[str, Any], *, notes: str = "") -> str:
         f"- **{name}**: {about}; a plain step takes {result['plain_ms'][name]:.2f} ms"
         for name, about in result["about"].items()
     )
-    peers = [(peer["tool"], peer["mlp"], peer["vgg"], peer["conduct"]) for peer in result["peers"]]
     return f"""# What the probes cost
 
 Processor time of (step + probe) / plain step at a step at which the probe reads. One process; in each round the plain
@@ -82,13 +85,7 @@ set beforehand.
 Measured once, with torch 2.13 on the CPU of a two-core machine, on the same two models and by the same measure; not
 measured again here.
 
-{markdown_table(("tool", "mlp", "vgg", "trace it leaves, conduct with batch norm"), peers)}"""
-
-
-def markdown_table(columns: Sequence[str], found: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *found]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+{markdown_table(("tool", "mlp", "vgg", "trace it leaves, conduct with batch norm"), _peers(result))}"""
 
 
 def _bound(cost: Mapping[str, Any]) -> str:

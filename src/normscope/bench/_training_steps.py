@@ -1,4 +1,4 @@
-"""Batch norm in its place: its share of a training step, and what its memory is of the whole."""
+"""Batch norm within a network: its share of the time of a training step, and the peak memory of one."""
 
 import sys
 import time
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normscope import layers
+from normscope.bench._timing import ratio, rounds
 
 Norm = Callable[[int], nn.Module]
 
@@ -22,7 +23,7 @@ STEPS = [
 ]
 MEMORY = [{"model": model, "arm": arm} for model in ("vgg", "resnet18") for arm in ("torch", "ours", "in place")]
 _BATCH = {"vgg": 128, "resnet18": 64}
-_SECONDS, _MOST, _LEAST = 25.0, 15, 4
+_SECONDS = 25.0
 
 
 def _torchs(channels: int) -> nn.Module:
@@ -136,8 +137,6 @@ def measure_step(model: str, kind: str) -> dict[str, Any]:
         Medians in milliseconds, the ratio of the step with torch's to that with ours, and the share of either step that
         batch norm and activation take, all within rounds.
     """
-    from normscope.bench.layers import ratio, rounds
-
     trainers = {
         name: _Trainer(model, norm, kind) for name, norm in (("torch", _torchs), ("ours", _ours), ("none", _none))
     }

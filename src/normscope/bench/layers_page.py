@@ -1,9 +1,9 @@
 """The cost of batch norm as text: rows for the terminal, a page in Markdown for the repository."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from normscope.bench._page import markdown_table
+from normscope.bench._tables import Table, machine, markdown_table, with_quartiles
 
 COLUMNS = (
     "input",
@@ -32,7 +32,7 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             *_case(row),
             f"{row['ms']['torch']:.3g}",
             f"{row['ms']['ours']:.3g}",
-            _with_quartiles(row["ratios"]["torch / ours"]) + _verdict(row),
+            with_quartiles(row["ratios"]["torch / ours"]) + _verdict(row),
             f"{row['ratios']['torch / memory']['median']:.2f}",
             f"{row['ratios']['torch in place / ours']['median']:.2f}",
             f"{row['ratios']['torch BN / ours BN']['median']:.2f}",
@@ -44,7 +44,7 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def limits(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return what is reached of what memory allows, for inputs of 16 MB and more: tuples of ``LIMITS``."""
     return [
-        (*_case(row), *(_with_quartiles(row["ratios"][name]) for name in LIMITS[-2:]))
+        (*_case(row), *(with_quartiles(row["ratios"][name]) for name in LIMITS[-2:]))
         for row in result["rows"]
         if _bytes(row) >= 16e6
     ]
@@ -57,7 +57,7 @@ def compiled(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _shape(row),
             row["layout"],
             f"{row['ms']['ours']:.3g}",
-            *(_with_quartiles(row["ratios"][name]) for name in COMPILED[-3:]),
+            *(with_quartiles(row["ratios"][name]) for name in COMPILED[-3:]),
         )
         for row in result["rows"]
         if "ours compiled / ours" in row["ratios"]
@@ -130,7 +130,7 @@ activation are taken out.
                         step["kind"],
                         str(step["batch"]),
                         *(f"{step['ms'][name]:.0f}" for name in ("torch", "ours", "none")),
-                        _with_quartiles(step["torch / ours"]),
+                        with_quartiles(step["torch / ours"]),
                         *(f"{100 * step['share'][name]:.0f} %" for name in ("torch", "ours")),
                     )
                     for step in result["steps"]
@@ -162,13 +162,8 @@ Growth of the process's peak over three training steps, batch norm with leaky Re
 
 
 def conditions(result: Mapping[str, Any]) -> str:
-    """Say in a sentence on what machine, with what, and under what load the numbers were made."""
-    made = result["provenance"]
-    load = [value for value in result["load"].values() if value is not None]
-    busy = f"; load {load[0]:.1f} before, {load[-1]:.1f} after" if load else ""
-    return (
-        f"{made['cpu']}, {made['cores']['usable']} cores, torch {made['versions']['torch']}, {made['utc'][:10]}{busy}."
-    )
+    """Return a sentence on the machine and its load."""
+    return machine(result)
 
 
 def _case(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -196,10 +191,6 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "" if ratio >= least else f", below {least:g}"
 
 
-def _with_quartiles(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-
-
 def _short(row: Mapping[str, Any]) -> tuple[str, ...]:
     ratios = row["ratios"]
     times = f"{row['ms']['torch']:.3g}", f"{row['ms']['ours']:.3g}"
@@ -211,7 +202,7 @@ def _short(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def terminal(result: Mapping[str, Any]) -> list[tuple[Sequence[str], list[tuple[str, ...]]]]:
+def terminal(result: Mapping[str, Any]) -> list[Table]:
     """Return the tables for the terminal: columns and rows."""
     columns = (
         "input, type, threads, allocator",
@@ -223,7 +214,7 @@ def terminal(result: Mapping[str, Any]) -> list[tuple[Sequence[str], list[tuple[
         "copy/fwd",
         "add/bwd",
     )
-    tables: list[tuple[Sequence[str], list[tuple[str, ...]]]] = [(columns, [_short(row) for row in result["rows"]])]
+    tables: list[Table] = [(columns, [_short(row) for row in result["rows"]])]
     if found := compiled(result):
         tables.append((COMPILED, found))
     return tables

@@ -12,16 +12,16 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normscope import layers
+from normscope import layers, ops
 from normscope._errors import UsageError
-
-Progress = Callable[[str, int, int], None]
-Act = Callable[[], object]
+from normscope.bench._timing import Act, Progress
+from normscope.records import provenance
 
 #: Shapes of the inputs of batch norms in two networks, from the largest maps to the smallest.
 SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -81,6 +81,27 @@ class GpuRow:
     share: float
     gigabytes_per_second: float
     speedup: float
+
+
+def measure(progress: Progress | None = None) -> dict[str, Any]:
+    """Measure our kernel, torch eager and torch.compile on the GPU.
+
+    Args:
+        progress: Called with (input, inputs done, inputs in all).
+
+    Returns:
+        A JSON object: ``rows``, ``device`` and ``provenance``.
+
+    Raises:
+        UsageError: There is no CUDA device.
+    """
+    with ops.using("kernel") if torch.cuda.is_available() else ops.using("torch"):
+        rows = measure_gpu(progress)
+    return {
+        "rows": [asdict(row) for row in rows],
+        "device": torch.cuda.get_device_name(),
+        "provenance": provenance.collect(),
+    }
 
 
 def measure_gpu(

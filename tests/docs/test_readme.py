@@ -8,7 +8,7 @@ import pytest
 import normscope as ns
 from normscope import checking
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def test_its_python_runs(tmp_path, monkeypatch, capsys):
