@@ -14,7 +14,7 @@ import normscope
 from normscope import cli
 from normscope._unit import discover
 from normscope.explain import unit
-from normscope.layers._norm import AbstractLayer
+from normscope.layers import AbstractLayer
 
 HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
 

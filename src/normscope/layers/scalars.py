@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normscope.layers._norm import AbstractLayer
+from normscope.layers._layer import AbstractLayer
 
 
 class ScalarGain(AbstractLayer):

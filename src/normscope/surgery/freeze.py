@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from normscope.layers._norm import AbstractBatchNorm
+from normscope.layers import AbstractBatchNorm
 from normscope.modules.transaction import transaction
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import Only, Site, is_norm, norms
