@@ -33,8 +33,8 @@ class AbstractLazyBatchNorm(_LazyNormBase, AbstractBatchNorm):
         chosen.check(track_running_stats=track_running_stats, eps=eps)
         self._take(chosen)
 
-    def initialize_parameters(self, input: torch.Tensor) -> None:
-        """Take the number of channels from the first input."""
+    def initialize_parameters(self, input: torch.Tensor, *_: Any, **__: Any) -> None:
+        """Take the number of channels from the first input; a mask or lengths given with it say nothing of them."""
         waiting = self.has_uninitialized_params()
         super().initialize_parameters(input)
         if waiting:
