@@ -19,12 +19,13 @@ from normscope.ops import (
     batch_renorm,
     ghost_batch_norm,
 )
+from normscope.ops.activation import activate
 from normscope.ops.batch_norm import check_batch_norm
 from normscope.ops.normalize import normalize, statistics
 from normscope.ops.recomputation import in_backward
 from normscope.ops.sets import BATCH, Masked, StatisticsSet, Synchronised, mask_of_lengths
 from normscope.ops.sets.synchronised import is_synchronising
-from normscope.ops.standardize import affine
+from normscope.ops.standardization import affine
 from normscope.ops.track import share_of_batch
 from normscope.ops.ways.choose import is_compiling_plainly, is_written_out, plan_at_once
 from normscope.ops.ways.compiled import compiled_batch_norm
@@ -135,10 +136,7 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
         y, activated = self._forward_with_options(input, mask, lengths, population)
         if self.activation is None or activated:
             return y
-        own = y is not input and not is_written_out()  # else it is not ours to overwrite
-        if self.activation == "relu":
-            return torch.relu_(y) if own else torch.relu(y)
-        return torch.nn.functional.leaky_relu(y, self.negative_slope, inplace=own)
+        return activate(y, self.activation, self.negative_slope, own=y is not input)
 
     def trains_as_torch(self) -> bool:
         """Say whether no option changes what training normalizes by and tracks; activations are not asked about."""

@@ -4,15 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normscope.ops.activation import activate
 from normscope.ops.moments import Moments, merge, merge_all
-from normscope.ops.normalize import count_batch, normalize, normalize_and_track
+from normscope.ops.normalize import normalize
 from normscope.ops.sets import BATCH, Masked, Renorm, StatisticsSet, ghost
 from normscope.ops.shapes import ShapeError, check_rows
-from normscope.ops.standardize import affine
+from normscope.ops.standardization import affine
 from normscope.ops.statistics import channelwise, wide
-from normscope.ops.track import track
+from normscope.ops.track import count_batch, track
 from normscope.ops.ways.choose import plan_at_once
-from normscope.ops.ways.kernel import activate, fused_at_once
+from normscope.ops.ways.kernel import fused_at_once
+from normscope.ops.ways.of import way_of
 
 __all__ = ["ShapeError", "batch_norm", "batch_norm_given", "batch_renorm", "check_batch_norm", "ghost_batch_norm"]
 
@@ -82,7 +84,8 @@ def batch_norm(
         if (running_mean is None) == (running_var is None):
             running = None if running_mean is None or running_var is None else (running_mean, running_var)
             seen = num_batches_tracked
-            return normalize_and_track(x, weight, bias, eps, running, momentum, activation, negative_slope, seen)
+            way = way_of(x, weight, bias, running)
+            return way.batch_norm(x, weight, bias, eps, activation, negative_slope, running, momentum, seen)
     y, moments = normalize(x, weight, bias, eps, over)
     track(running_mean, running_var, moments.mean + moments.low, moments.variance(unbiased=True), momentum)
     count_batch(num_batches_tracked)

@@ -25,7 +25,7 @@ from torch.autograd import Function
 
 from normscope._errors import UsageError
 from normscope.ops.batch_norm import ShapeError, batch_norm_given
-from normscope.ops.standardize import affine
+from normscope.ops.standardization import affine
 from normscope.ops.statistics import channel_axes, channelwise, shifted
 from normscope.ops.track import track
 

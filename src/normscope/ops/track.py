@@ -54,6 +54,13 @@ def track(
             running.copy_(moved if where is True else torch.where(torch.as_tensor(where), moved, running))
 
 
+def count_batch(seen: Tensor | None) -> None:
+    """Raise a count of batches by one."""
+    if seen is not None:
+        with torch.no_grad():
+            seen.add_(1)
+
+
 def is_sound(moments: Moments) -> Tensor:
     """Say whether moments are fit to be remembered: finite, and of more than one value in every channel.
 
