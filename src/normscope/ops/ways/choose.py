@@ -101,10 +101,10 @@ def plan_at_once(
     running_var: Tensor | None,
     seen: Tensor | None,
 ) -> Any:
-    """Return the CPU kernel's plan of a batch norm where nothing at all is in the way; else None, and ask on.
+    """Return the CPU kernel's plan of a batch norm; None where anything is in its way: then ask `why_no_kernel`.
 
-    All that `why_no_kernel` and the checks of shapes ask, but in the kernel's own language: on a small batch the
-    questions in Python cost three times what the kernel does.
+    The same checks as `why_no_kernel` and `check_rows`, done in C++: on a small batch the checks in Python take three
+    times as long as the kernel.
 
     Args:
         x: Values ``(N, C, *)``.

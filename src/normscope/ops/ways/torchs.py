@@ -166,19 +166,6 @@ def batch_norm(
 
     The arguments are those of `normscope.ops.ways.kernel.batch_norm`.
     """
-    y = _tracked(x, weight, bias, eps, running, share)
-    count_batch(seen)  # only now: a forward that raises is not counted
-    return activate(y, activation, slope)
-
-
-def _tracked(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    running: tuple[Tensor, Tensor] | None,
-    share: float,
-) -> Tensor:
     d, shift = shifted(x)
     dtype = d.dtype
     if (
@@ -189,15 +176,17 @@ def _tracked(
         y, moments = normalize_shifted(x, d, shift, weight, bias, eps)
         if running is not None:
             track(*running, shift + moments.low, moments.variance(unbiased=True), share)
-        return y
-    if x.dtype != dtype:
-        weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
-    # Low precision leaves more digits to compare with, and the float32 copy of it has cost more than sums by halves do.
-    most = PLAIN_SUM_LIMIT if x.dtype == dtype else PLAIN_SUM_LIMIT_OF_HALVES
-    y = _Normalize.apply(d, weight, bias, eps, BATCH, None if running is None else (*running, share, shift, most))
-    if running is not None:
-        increment_version(running)  # as any other in-place operation does; the kernel does not
-    return y if x.dtype == dtype else y.to(x.dtype)
+    else:
+        if x.dtype != dtype:
+            weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
+        # Low precision leaves more digits to compare with, and its float32 copy has cost more than sums by halves do.
+        most = PLAIN_SUM_LIMIT if x.dtype == dtype else PLAIN_SUM_LIMIT_OF_HALVES
+        y = _Normalize.apply(d, weight, bias, eps, BATCH, None if running is None else (*running, share, shift, most))
+        if running is not None:
+            increment_version(running)  # as any other in-place operation does; the kernel does not
+        y = y if x.dtype == dtype else y.to(x.dtype)
+    count_batch(seen)  # only now: a forward that raises is not counted
+    return activate(y, activation, slope)
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Moments]:
