@@ -57,7 +57,7 @@ class Maker:
             raise UsageError(f"the branches of scheme {self.name!r} have no factor: leave alpha out")
         self.alpha = self.scheme.alpha if self.given_alpha is None else self.given_alpha
         self.generator = None
-        if self.seed is not None:  # a stream of its own: not that of data drawn with the same seed
+        if self.seed is not None:  # another stream than that of data drawn with the same seed
             self.generator = torch.Generator().manual_seed((self.seed * 0x9E3779B9 + 0x7F4A7C15) % 2**32)
         self.moments = gaussian_moments(self.activation().double())
 

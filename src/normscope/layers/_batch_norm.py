@@ -35,9 +35,9 @@ from normscope.ops.ways.kernel import fused_at_once
 class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
     """Torch's parameters, buffers and state dict; the numbers come from ``normscope.ops``.
 
-    Without options it does what torch's does, but for two repairs: a forward that is run again inside a backward
-    (activation checkpointing) does not move the running statistics a second time, and a backward through statistics
-    that have moved since its forward is right.
+    Without options it does the same as torch's layer, but for two repairs: a forward that is run again inside a
+    backward (activation checkpointing) does not move the running statistics a second time, and a backward through
+    statistics that have moved since its forward is right.
 
     Args:
         num_features: Channels ``C``.
@@ -89,7 +89,7 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
         Raises:
             UsageError: The layer was unpickled among connected processes and was of some of them: set the group anew.
         """
-        return None if self._group is None else self._group.found()
+        return None if self._group is None else self._group.current()
 
     @process_group.setter
     def process_group(self, group: Any) -> None:
@@ -139,7 +139,7 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
         return activate(y, self.activation, self.negative_slope, own=y is not input)
 
     def trains_as_torch(self) -> bool:
-        """Say whether no option changes what training normalizes by and tracks; activations are not asked about."""
+        """Say whether training normalizes and tracks as torch does; whatever the activation."""
         return (
             self.statistics == "batch"
             and not self.inplace
@@ -193,7 +193,7 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
     def _forward_with_options(
         self, x: Tensor, mask: Tensor | None, lengths: Tensor | None, population: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, bool]:
-        """Normalize as the options say, and track what is to be tracked.
+        """Normalize as the options say, and update the running statistics if they ask for it.
 
         Returns:
             The normalized values, and whether the activation is applied already.

@@ -1,4 +1,4 @@
-"""The running statistics of a batch norm: what keeps them, when they move, and which updates are refused."""
+"""The running statistics of a batch norm: where they are kept, when they move, and which updates are refused."""
 
 import sys
 import warnings
@@ -42,7 +42,7 @@ class Given:
 
 
 class AbstractRunningStatistics(_BatchNorm):
-    """Torch's buffers, and those of the options; every change of them goes through here."""
+    """Keeps the running statistics: torch's buffers and one more for accumulation. Only this class changes them."""
 
     # The given statistics of a forward, and the running ones before the last update: set in passing, never saved.
     _population: Recorder | Given | None = None
@@ -83,7 +83,7 @@ class AbstractRunningStatistics(_BatchNorm):
                 torch.nn.init.constant_(values, start)
 
     def _make_buffers(self) -> None:
-        """Add what the options need beside torch's buffers."""
+        """Add the buffers that the options need."""
         pending = None
         if self.accumulate > 1 and self.running_mean is not None:
             kept = wide(self.running_mean.dtype)

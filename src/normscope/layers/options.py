@@ -1,4 +1,4 @@
-"""The options of batch norms beyond torch's arguments, declared once: types, defaults, checks, what goes together."""
+"""The options of batch norms beyond torch's arguments, declared once: types, defaults, checks."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -42,7 +42,7 @@ class BatchNormOptions:
         statistics: Whose statistics normalize in training: those of the whole ``"batch"``; of a ``"ghost"`` batch,
             ``group_size`` consecutive samples; of the batches of all processes, ``"sync"``; or of the batch, corrected
             toward the running ones, ``"renorm"``.
-        group_size: Samples of a ghost batch; the last has what is left over, unless that is one value a channel.
+        group_size: Samples of a ghost batch. The last has the remaining samples, unless they are one value a channel.
         process_group: With ``"sync"``, the processes; None for all. With ``"renorm"``, given, the batch is theirs.
         renorm: How far renormalization corrects, and from which update on.
         accumulate: Batches that are pooled for one update of the running statistics: micro-batches of one step.

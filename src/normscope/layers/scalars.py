@@ -1,4 +1,4 @@
-"""One number for a whole tensor: what residual branches without normalization are scaled and shifted by."""
+"""One number for a whole tensor: the scale or shift of residual branches without normalization."""
 
 import torch
 from torch import Tensor

@@ -7,7 +7,7 @@ from normscope.ops.ways.choose import is_written_out
 
 
 def activate(y: Tensor, activation: str | None, slope: float, *, own: bool = True) -> Tensor:
-    """Apply ReLU, leaky ReLU or nothing, over the memory of what came before.
+    """Apply ReLU, leaky ReLU or nothing, in the memory of the values where that is allowed.
 
     Args:
         y: Values.

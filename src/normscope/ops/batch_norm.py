@@ -137,8 +137,8 @@ def ghost_batch_norm(
         x: Values ``(N, C, *)``.
         weight: Gain of each channel ``(C,)``, or None for 1.
         bias: Shift of each channel ``(C,)``, or None for 0.
-        group_size: Samples of a group. The last has those left over, if that is more than one value a channel; else
-            they join the group before it.
+        group_size: Samples of a group. The last group has the remaining samples, if they have more than one value a
+            channel; else they join the group before it.
         eps: Added to the variances.
         mask: True for values that count, ``(N, *)``, ``(N, 1, *)`` or ``(N, C, *)``; or None for all.
 
@@ -183,7 +183,7 @@ def batch_renorm(
         bias: Shift of each channel ``(C,)``, or None for 0.
         running_mean: Running mean ``(C,)``, a constant here.
         running_var: Running variance ``(C,)``, likewise.
-        step: How many updates those have had, a whole number ``()``.
+        step: How many updates the running statistics have had, a whole number ``()``.
         renorm: How far to correct at which step.
         eps: Added to the variances.
         over: The set that the statistics come from.

@@ -39,7 +39,7 @@ class Explanation(NamedTuple):
 
 @contextmanager
 def using(way: Way) -> Iterator[None]:
-    """Compute batch norms in one way, for comparisons and tests; in this thread and what runs in its context.
+    """Compute batch norms in one way, for comparisons and tests; in this thread and its context.
 
     Args:
         way: ``"kernel"`` for the fused kernel wherever there is one for the input, ``"torch"`` for torch's own kernels

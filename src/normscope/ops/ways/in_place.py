@@ -57,7 +57,7 @@ _NONE = (None,) * 4
 
 
 class _InPlace(Function):
-    """Saves its own output. The deviation is an output too: what a second derivative has to be taken through."""
+    """Saves its own output. The deviation is an output too, for second derivatives go through it."""
 
     @staticmethod
     def forward(
@@ -138,7 +138,7 @@ def batch_norm_in_place(
     where it must not be overwritten: a leaf that wants a gradient, or a view.
 
     Args:
-        x: Values ``(N, C, *)``; what came before must not need them in its backward.
+        x: Values ``(N, C, *)``; the operation before must not need them in its backward.
         weight: Gain of each channel ``(C,)``, or None for 1.
         bias: Shift of each channel ``(C,)``, or None for 0.
         eps: Added to the variance.

@@ -32,7 +32,7 @@ class How(NamedTuple):
         slope: Of leaky ReLU.
         running: Mean and variance ``(C,)``, moved in place, and the count of batches or None; or None for all.
         share: Of this batch in them.
-        keep: Where what the forward saves goes too; None for nowhere.
+        keep: A list that gets the saved tensor of the forward too; or None.
         plan: Of the CPU's kernel for these very tensors, if there is one already.
     """
 
@@ -81,7 +81,7 @@ class _Fused(Function):
         return _through_activation(tangent(t, t_weight, t_bias, d, w, mean, rstd)[0], z, ctx.how).to(x.dtype)
 
 
-# What Function.apply ends in: what it does before is for torch.func, which does not come here, and costs microseconds.
+# The end of Function.apply. Its beginning is for torch.func, which does not come here, and costs microseconds.
 _apply = super(Function, _Fused).apply
 
 
@@ -128,7 +128,7 @@ def run_fused(
         in_place: Whether the output goes over ``x``, which is dense.
 
     Returns:
-        The output, and what `gradients` needs.
+        The output, and the plan or saved tensors for `gradients`.
     """
     eps, activation, slope, running, share, keep, plan = how
     if x.is_cuda:
@@ -218,7 +218,7 @@ def batch_norm(
 ) -> Tensor:
     """Normalize by the statistics of the batch, scale, shift and activate; move running statistics.
 
-    For what `normscope.ops.ways.choose.why_no_kernel` has nothing against.
+    For tensors to which `normscope.ops.ways.choose.why_no_kernel` has no objection.
 
     Args:
         x: Values ``(N, C, *)``.
@@ -256,7 +256,7 @@ def fused_at_once(
     moved: tuple[Tensor, Tensor, Tensor | None] | None,
     share: float,
 ) -> Tensor:
-    """Do what `batch_norm` does, by a plan for these very tensors.
+    """Do what `batch_norm` does, by a plan that was made for these tensors.
 
     Args:
         plan: Of the CPU's kernel.

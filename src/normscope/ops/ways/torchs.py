@@ -133,7 +133,7 @@ class _Normalize(Function):
             mean, rstd = _statistics(x, ctx.eps, over, ctx.count)
         elif over is BATCH:
             found = fused_backward(g, x, weight, None, None, mean, rstd, True, ctx.eps, wanted[:3])
-            return *found, None, None, None  # what is not wanted comes as None
+            return *found, None, None, None  # the kernel returns None for gradients that are not wanted
         g_x, g_weight, g_bias = backward(g, None, None, x, weight, mean, rstd, over, ctx.count)
         return g_x, g_weight if wanted[1] else None, g_bias if wanted[2] else None, None, None, None
 
