@@ -211,6 +211,7 @@ def test_exports(training, options):
     same(decomposed.module()(images()), plain(images()))
 
 
+@pytest.mark.extras
 def test_onnx():
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: test_exports covers the graph it is made from")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")

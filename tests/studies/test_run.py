@@ -154,22 +154,21 @@ def alive(pid: int) -> bool:
 )
 def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how, name):
     seeds, cells = 3, 12
-    environment = dict(os.environ, TINY_SLEEP="0.25", PYTHONPATH=os.pathsep.join([str(HERE), *sys.path]))
+    # Cells wait from the seventh on: however late the signal comes, some are complete, some run, some have not started.
+    environment = dict(os.environ, TINY_HOLD="6", PYTHONPATH=os.pathsep.join([str(HERE), *sys.path]))
     command = [sys.executable, str(HERE / "tiny.py"), name, str(tmp_path / "killed"), str(seeds), str(workers)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        limit = time.monotonic() + 60
         while len(list((tmp_path / "killed" / name).glob("cell-*.json"))) < 3:
             assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < limit
             time.sleep(0.02)
         below = children(process.pid)
         if how is signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does
         else:
             os.kill(process.pid, how)
-        process.wait(30)
-        limit = time.monotonic() + 30
+        process.wait()
+        limit = time.monotonic() + 120  # each looks twice a second whether its parent lives, if it is given the time
         while any(alive(pid) for pid in below):
             assert time.monotonic() < limit, "workers outlive the process that started them"
             time.sleep(0.05)

@@ -18,6 +18,17 @@ from normscope.studies.runs import run
 from normscope.studies.study import AbstractStudy
 
 
+def start(cells):
+    """Write the cells into the log named by TINY_LOG; if it had TINY_HOLD lines before, wait for a signal to end it."""
+    if log := os.environ.get("TINY_LOG"):
+        with open(log, "a+") as file:
+            file.seek(0)
+            before = len(file.readlines())
+            file.writelines(f"{cell.id}\n" for cell in cells)
+        if before >= float(os.environ.get("TINY_HOLD", "inf")):
+            time.sleep(3600)
+
+
 class Null(AbstractStudy):
     """Two arms that are the same.
 
@@ -52,11 +63,7 @@ class Null(AbstractStudy):
         return cell.seed
 
     def run_cell(self, cell, data, device):
-        log = os.environ.get("TINY_LOG")
-        if log:
-            with open(log, "a") as file:
-                file.write(f"{cell.id}\n")
-        time.sleep(float(os.environ.get("TINY_SLEEP", "0")))
+        start([cell])
         seed = self.stream(cell)
         model = mlp(2, 8, inputs=64, classes=10, norm=norms.noisy_batch(seed), seed=seed)
         return train(
@@ -178,12 +185,7 @@ class Together(Null):
         return cell.arm == "first"
 
     def run_cells(self, cells, data, device):
-        log = os.environ.get("TINY_LOG")
-        for cell in cells:
-            if log:
-                with open(log, "a") as file:
-                    file.write(f"{cell.id}\n")
-            time.sleep(float(os.environ.get("TINY_SLEEP", "0")) / len(cells))
+        start(cells)
         models = [mlp(2, 9, inputs=64, classes=10, norm=norms.batch(), seed=cell.seed) for cell in cells]
         splits = [data.split(cell.seed, train=200, test=50) for cell in cells]
         options = {"steps": cells[0].settings["steps"], "lr": float(cells[0].point["lr"]), "batch_size": 30}
