@@ -60,6 +60,7 @@ def test_arms_see_the_same_batches():
     assert all(torch.equal(a, b) for a, b in zip(seen["none"], seen["batch"], strict=True))
 
 
+@pytest.mark.trains
 def test_loss_falls_and_every_step_is_recorded():
     records = run(network(), steps=60)
     losses = values(records, "loss")
@@ -70,6 +71,7 @@ def test_loss_falls_and_every_step_is_recorded():
     assert {r.probe for r in records} == {"training"}
 
 
+@pytest.mark.trains
 def test_a_lost_run_says_so_and_stops():
     records = run(network(norms.none()), lr=1e12, steps=50)
     assert values(records, "diverged") == [1.0]

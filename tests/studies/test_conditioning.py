@@ -63,6 +63,7 @@ def test_the_outlier_is_that_of_theory():
         assert values(records, f"outlier_{width}")[0] == pytest.approx(1 + width / (math.pi - 1), rel=0.03)
 
 
+@pytest.mark.trains
 def test_after_the_activation_inputs_are_better_conditioned_than_before():
     means = {}
     for arm in ("none", "before", "after"):

@@ -60,6 +60,7 @@ def test_the_share_at_initialization_is_that_of_a_normal_variable(arm, beta):
     assert max(values(records, "dead")) == 0
 
 
+@pytest.mark.trains
 def test_below_beta_0_the_share_grows_with_depth():
     net = {"network": {"name": "mlp", "width": 64}, "depths": [3], "steps": 1, "train": 600}
     records = cell_records(SLUG, "beta=-1", {"depth": 3}, **net)

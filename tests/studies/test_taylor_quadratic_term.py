@@ -80,6 +80,7 @@ def test_the_safe_step_is_that_of_the_curvature_along_the_gradient():
     assert safe == pytest.approx(2 * sum(float(g.square().sum()) for g in gradient) / bend, rel=1e-4)
 
 
+@pytest.mark.trains
 def test_with_batch_norm_the_safe_step_hardly_depends_on_the_scale_and_has_an_end():
     net, steps = {"name": "mlp", "width": 32}, {}
     for arm in ("none", "batch"):

@@ -38,6 +38,7 @@ def test_the_other_corners_are_parts_and_decide_nothing():
     assert len(verdict.parts) == 7
 
 
+@pytest.mark.trains
 def test_averages_of_long_memory_lag_and_those_of_short_memory_do_not():
     gaps = {}
     for momentum in (0.1, 0.01):
