@@ -65,4 +65,4 @@ def test_training_gamma_and_beta_alone_lowers_the_loss():
     net = {"network": {"name": "mlp", "width": 40}, "depths": [3]}
     records = cell_records(SLUG, "norm", {"depth": 3}, **net, steps=150, train=None)
     losses = values(records, "loss")
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])  # over ten seeds 0.54 to 0.66 of it
