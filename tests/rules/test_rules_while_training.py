@@ -52,7 +52,6 @@ PLANTED = [
 ]
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize(("code", "index"), PLANTED)
 def test_a_planted_defect_is_told_once_over_many_readings(code, index):
     case = rules.get(code).SICK[index]()
@@ -70,7 +69,6 @@ def test_a_planted_defect_is_told_once_over_many_readings(code, index):
         assert steps["readings"] >= 2
 
 
-@pytest.mark.trains
 @pytest.mark.parametrize("net", [_nets.mlp, _nets.cnn, _nets.residual, _nets.sequence])
 def test_healthy_training_from_the_first_step_is_left_in_peace(net):
     scope, told = train(_nets.case(net, trained=0), steps=60, every=10)
