@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MUTATION := $(VENV)/.mutation
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test lint format mutants clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -14,6 +15,7 @@ help:
 	@echo "make test    set up, then run the whole test suite"
 	@echo "make lint    ruff, mypy and the import contracts"
 	@echo "make format  let ruff put the code in order"
+	@echo "make mutants ROOM=stats  which small faults in a room do its tests miss? (ARGS=--help says more)"
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
@@ -41,6 +43,17 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+mutants: $(MUTATION)
+	@test -n "$(ROOM)" || { echo "make mutants: say which room, such as ROOM=stats"; exit 2; }
+	$(BIN)/python benchmarks/mutants.py $(ROOM) $(ARGS)
+
+$(MUTATION): $(STAMP)
+	@# Its own packages alone: an install of the package again would build the kernels again.
+	$(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['mutation'], sep='\n')" > $@.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $@.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
