@@ -5,7 +5,7 @@ from typing import Any
 from normscope import layers, probes, rules, studies
 from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
-from normscope.layers._norm import AbstractLayer
+from normscope.layers import AbstractLayer
 
 
 def unit(name: str) -> Unit | type[Unit]:

@@ -1,6 +1,7 @@
 """What tests in a browser share."""
 
 import shutil
+import time
 
 import pytest
 
@@ -20,3 +21,16 @@ READY = "html[data-charts=ready]"
 
 def overflow(tab):
     return tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def until(tab, holds, seconds=60):
+    """Wait until what a page draws or moves is there; where it never is, the last look says so."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if holds() or time.monotonic() > end:
+                return
+        except Exception:  # what it looks at is not drawn yet
+            if time.monotonic() > end:
+                raise
+        tab.wait_for_timeout(50)

@@ -8,7 +8,7 @@ import normscope
 from normscope._errors import UsageError
 from normscope._unit import discover
 from normscope.explain import unit
-from normscope.layers._norm import AbstractLayer
+from normscope.layers import AbstractLayer
 
 
 @pytest.mark.parametrize("name", ["noisy-batchnorm", "gradient_flow", "batch_norm_2d"])

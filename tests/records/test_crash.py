@@ -149,7 +149,7 @@ def test_kill_nine(tmp_path: Path) -> None:
         check_whole(folder, {cell.seed for cell in Store.open(folder).cells()})
     assert kills >= 2
     writer = start(folder, 0, cells)
-    assert writer.wait(60) == 0
+    assert writer.wait() == 0
     assert writer.stdout is not None
     writer.stdout.close()
     check_whole(folder, set(range(cells)))
@@ -165,7 +165,7 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     writers = [start(folder, first, 40, 2) for first in (0, 1)] + [start(folder, 0, 40)]
     for writer in writers:
-        assert writer.wait(60) == 0
+        assert writer.wait() == 0
         assert writer.stdout is not None
         writer.stdout.close()
     check_whole(folder, set(range(40)))

@@ -20,7 +20,7 @@ from normscope import probes
 from normscope._errors import UsageError
 from normscope.bench._memory import peak_bytes
 from normscope.bench._timing import Progress, load
-from normscope.probes import AbstractProbe, Scope
+from normscope.probes import AbstractProbe, Recorder
 from normscope.records import provenance
 
 
@@ -213,11 +213,11 @@ class _Trainer:
         self.model = model.build()
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01)
         self.batch = torch.randn(model.shape), torch.randint(10, model.shape[:1])
-        self.scopes: dict[str, Scope | None] = {"plain": None}
+        self.scopes: dict[str, Recorder | None] = {"plain": None}
         for name, make in cases().items():
             if only not in name:
                 continue
-            self.scopes[name] = Scope(self.model, _loss, self.optimizer, make(), every=1)
+            self.scopes[name] = Recorder(self.model, _loss, self.optimizer, make(), every=1)
 
     def step(self, name: str) -> None:
         scope = self.scopes[name]
