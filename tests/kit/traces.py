@@ -85,7 +85,7 @@ def _walk(path, value, found, seen, identities):
     elif isinstance(value, np.ndarray):
         found[path] = (value.dtype.str, value.shape, value.tobytes())
     elif isinstance(value, Mapping):
-        found[path] = (type(value).__name__, len(value))
+        found[path] = (type(value).__name__, len(value), [key for key in value if isinstance(key, str)])
         handles = path.endswith("hooks")  # keys are numbers of handles, counted through the whole process
         for index, (key, item) in enumerate(value.items()):
             named = isinstance(key, (str, int, float, bool)) and not handles
@@ -95,8 +95,10 @@ def _walk(path, value, found, seen, identities):
         for index, item in enumerate(value):
             _walk(f"{path}[{index}]", item, found, seen, identities)
     elif isinstance(value, (set, frozenset)):
-        found[path] = (type(value).__name__, sorted(map(repr, value)))
+        found[path] = (type(value).__name__, sorted(map(id if identities else repr, value)))
         return
+    else:
+        found[f"{path} is a"] = type(value).__qualname__
     _attributes(path, value, found, seen, identities)
 
 

@@ -63,7 +63,7 @@ def found(tmp_path_factory):
         for rank in range(2)
     ]
     for one in started:
-        _, errors = one.communicate(timeout=120)
+        _, errors = one.communicate()
         assert one.returncode == 0, errors
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

@@ -17,7 +17,7 @@ from normscope.checking.recent_steps import ParameterGroups, RecentBatches, join
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence, NotShownError
 from normscope.evidence.listening import Listener, Training
-from normscope.evidence.sandbox import sandbox, users_code
+from normscope.evidence.sandbox import sandbox
 from normscope.modules.batches import finite, tensors
 from normscope.modules.hooks import no_global_hooks, silence
 from normscope.modules.tree import walk
@@ -25,6 +25,7 @@ from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_
 from normscope.probes import GradientFlow, PassConditions, Recorder, Saturation, optimizers_of
 from normscope.records import Finding
 from normscope.rules import AbstractRule
+from normscope.usercode import users_code
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler

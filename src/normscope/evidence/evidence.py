@@ -1,9 +1,6 @@
 """What the rules look at: measured once, shared by all of them, and only if one asks."""
 
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -123,7 +120,7 @@ class Evidence:
             raise NotShownError(self._no_flow)
         self._told("the flow between layers")
         inputs = self.training.inputs
-        with sandbox(self.case), _hushed():
+        with sandbox(self.case):
             if inputs is None:
                 return search(self.case.model)
             try:
@@ -149,15 +146,3 @@ def as_made(norms: Mapping[str, Mapping[str, Any]]) -> bool:
 
     affine = any("weight" in tensors for tensors in norms.values())
     return affine and all(initial(name, tensor) for kept in norms.values() for name, tensor in kept.items())
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep torch from printing the graph of a forward that it cannot trace: that is an answer here, not an accident."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)

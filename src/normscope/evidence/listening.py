@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normscope.evidence.sequences import sequences, tail_share
 from normscope.modules.batches import finite, kept, leading_tensor, tensors
 from normscope.modules.channels import channels
+from normscope.modules.values import same_bits
 from normscope.records import Record
 
 
@@ -38,7 +39,7 @@ class NormCall:
         variance: Variance of each channel ``(C,)``, divisor N * positions, float64.
         finite: Whether every value of the input was finite.
         tail: Share of positions that lie in a constant tail of their sequence, where the input is sequences in one of
-            the layouts of ``_sequences.sequences``; else 0.
+            the layouts of ``evidence.sequences``; else 0.
         dtype: Dtype of the input.
         channels_last: Whether the input lies in memory with its channels last.
         stale: Whether the running statistics had changed between this call in eval mode and its backward pass.
@@ -232,21 +233,16 @@ class Listener:
         if not self._open.get(id(module)):
             return
         call, before = self._open[id(module)].pop()
-        call.updated = not _equal(before, _buffers(module))
+        call.updated = not all(map(same_bits, before, _buffers(module)))
         if not call.training and isinstance(output, Tensor) and output.requires_grad:
             back = self._safe(partial(self._back, call, module, _buffers(module)))
             self._handles.append(output.register_hook(back))
 
     @staticmethod
     def _back(call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
-        call.stale = call.stale or not _equal(then, _buffers(module))
+        call.stale = call.stale or not all(map(same_bits, then, _buffers(module)))
 
 
 def _buffers(module: Any) -> list[Tensor]:
     found = (module._buffers.get(name) for name in ("running_mean", "running_var"))
     return [buffer.detach().clone() for buffer in found if buffer is not None]
-
-
-def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether two lists of buffers are equal, NaN to NaN."""
-    return all(torch.equal(torch.nan_to_num(p), torch.nan_to_num(q)) for p, q in zip(a, b, strict=True))

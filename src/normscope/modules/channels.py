@@ -154,28 +154,11 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
-def to_floats(scalars: Sequence[Tensor | float]) -> list[float]:
-    """Return the values of numbers and one-element tensors; of those on an accelerator in one transfer a device."""
-    away: dict[torch.device, list[int]] = {}
-    found = [0.0] * len(scalars)
-    for index, scalar in enumerate(scalars):
-        if isinstance(scalar, Tensor) and scalar.device.type != "cpu":
-            away.setdefault(scalar.device, []).append(index)  # an accelerator would be waited for at each of them
-        else:
-            found[index] = float(scalar)
-    for device, here in away.items():
-        wide = torch.float32 if device.type == "mps" else torch.float64  # which has no doubles
-        values = torch.stack([torch.as_tensor(scalars[index]).reshape(()).to(wide) for index in here]).tolist()
-        for index, value in zip(here, values, strict=True):
-            found[index] = value
-    return found
-
-
-def scalars(tensors: Sequence[Tensor]) -> list[float]:
-    """Bring tensors of one element to the host, in one transfer where they lie on one device."""
-    if len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1:
-        return torch.stack([tensor.reshape(()) for tensor in tensors]).tolist()
-    return [float(part) for part in to_host(tensors)]
+def to_floats(numbers: Sequence[Tensor | float]) -> list[float]:
+    """Return the values of numbers and one-element tensors; of tensors on an accelerator in one transfer a device."""
+    away = [isinstance(number, Tensor) and number.device.type != "cpu" for number in numbers]
+    brought = iter(to_host([number for number, far in zip(numbers, away, strict=True) if far]))  # type: ignore[misc]
+    return [float(next(brought) if far else number) for number, far in zip(numbers, away, strict=True)]
 
 
 def in_memory_order(output: Tensor) -> Tensor:

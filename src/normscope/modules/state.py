@@ -77,7 +77,7 @@ class Snapshot:
         for key, value in attributes.items():
             if type(value) not in _PLAIN:
                 self._keep(name, key, value)
-        if "_parameters" not in attributes and isinstance(owner, Module):  # a scripted module: its state lies in C++
+        if not isinstance(attributes.get("_parameters"), dict) and isinstance(owner, Module):  # scripted, kept in C++
             for kind in ("_parameters", "_buffers", "_modules"):
                 for key, value in getattr(owner, kind).items():
                     self._keep(name, key, value)
@@ -141,9 +141,8 @@ class Snapshot:
         Raises:
             BaseException: What the first part that cannot be put back has raised, after all others were put back.
         """
-        _call_all((self._restore_objects, self._restore_contents, self._restore_values, self._restore_attached))
-        if self._streams is not None:
-            self._streams.restore()
+        acts = [self._restore_objects, self._restore_contents, self._restore_values, self._restore_attached]
+        _call_all(acts if self._streams is None else [*acts, self._streams.restore])
 
     def _restore_objects(self) -> None:
         _call_all(

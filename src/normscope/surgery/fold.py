@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from normscope.modules.batches import tensors
 from normscope.modules.call import run
 from normscope.modules.state import traceless, transaction
 from normscope.surgery import absorb
@@ -189,4 +189,4 @@ def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
         return []
     with traceless(model):
         torch.manual_seed(0)  # what is drawn at random (dropout in training mode) is drawn the same before and after
-        return [leaf.detach().clone() for leaf in tree_leaves(run(model, example)) if isinstance(leaf, Tensor)]
+        return [tensor.detach().clone() for tensor in tensors(run(model, example))]
