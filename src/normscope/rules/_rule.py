@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from normscope._unit import Unit
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
+from normscope.evidence import Case, Evidence
 from normscope.records import Finding, Severity
 
 Example = Callable[[], Case]

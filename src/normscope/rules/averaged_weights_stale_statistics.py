@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.gap import tracking
-from normscope.evidence.sandbox import sandbox
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, sandbox, tracking
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
@@ -21,18 +16,18 @@ _NEAR = 1e-3
 
 
 def _averaged(net: Any, how: str) -> Case:
-    case = _nets.case(net)
+    case = examples.healthy(net)
     shadow = copy.deepcopy(case.model)
-    other = _nets.case(net, trained=20).model
+    other = examples.healthy(net, trained=20).model
     with torch.no_grad():
         for mine, theirs in zip(shadow.parameters(), other.parameters(), strict=True):
             mine.lerp_(theirs, 0.3)
-        for norm in _nets.norms(shadow):
+        for norm in examples.norms(shadow):
             if how == "initial":
                 norm.reset_running_stats()
     case.averaged = shadow
     if how == "recalibrated":
-        recalibrate(shadow, case.loader, _nets.loss_fn)
+        recalibrate(shadow, case.loader, examples.loss_fn)
     return case
 
 
@@ -58,14 +53,14 @@ class AveragedWeightsStaleStatistics(AbstractRule):
     NEEDS = ("averaged",)
     SOURCES = ("CuriousAI/mean-teacher#9", "pytorch/ignite#2592", "Izmailov et al. 2018, section 3.2")
     SICK = (
-        partial(_averaged, _nets.mlp, "copied"),
-        partial(_averaged, _nets.cnn, "initial"),
-        partial(_averaged, _nets.residual, "copied"),
+        partial(_averaged, examples.mlp, "copied"),
+        partial(_averaged, examples.cnn, "initial"),
+        partial(_averaged, examples.residual, "copied"),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_averaged, _nets.cnn, "recalibrated"),
-        partial(_averaged, _nets.residual, "recalibrated"),
+        partial(examples.healthy, examples.mlp),
+        partial(_averaged, examples.cnn, "recalibrated"),
+        partial(_averaged, examples.residual, "recalibrated"),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
-from normscope.evidence.case import Case, length_of
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, length_of, loader_anew, look
 from normscope.rules._rule import AbstractRule
 
 _TIMES, _FEWEST = 5.0, 4
@@ -20,7 +16,7 @@ _TIMES, _FEWEST = 5.0, 4
 
 def _sorted(net: Any, *, shuffle: bool = False, by: str = "class", **options: Any) -> Case:
     """A loader over data that lie in order: of their class, or of when they were taken."""
-    case = _nets.case(net, **options)
+    case = examples.healthy(net, **options)
     x, y = (torch.cat(part) for part in zip(*case.loader, strict=True))
     if by == "time":
         drift = torch.linspace(-3, 3, len(x)).view(-1, *[1] * (x.ndim - 1))
@@ -60,16 +56,16 @@ class CorrelatedBatches(AbstractRule):
     SEVERITY = Severity.WARNING
     SOURCES = ("arXiv:1502.03167 section 4.2.1: shuffle more thoroughly",)
     SICK = (
-        partial(_sorted, _nets.mlp),
-        partial(_sorted, _nets.cnn),
-        partial(_sorted, _nets.residual, by="time"),
-        partial(_sorted, _nets.sequence),
+        partial(_sorted, examples.mlp),
+        partial(_sorted, examples.cnn),
+        partial(_sorted, examples.residual, by="time"),
+        partial(_sorted, examples.sequence),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_sorted, _nets.cnn, shuffle=True),
-        partial(_sorted, _nets.residual, shuffle=True, by="time"),
-        partial(_nets.case, _nets.cnn),
+        partial(examples.healthy, examples.mlp),
+        partial(_sorted, examples.cnn, shuffle=True),
+        partial(_sorted, examples.residual, shuffle=True, by="time"),
+        partial(examples.healthy, examples.cnn),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -96,10 +92,7 @@ class CorrelatedBatches(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Make the loader anew with shuffling."""
-        old: Any = case.loader
-        names = ("batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn")
-        options = {name: getattr(old, name) for name in (*names, "multiprocessing_context", "generator")}
-        case.loader = DataLoader(old.dataset, shuffle=True, **options)
+        case.loader = loader_anew(case.loader, shuffle=True)
         return "made the loader anew with shuffle=True: take it from case.loader"
 
 

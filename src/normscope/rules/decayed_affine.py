@@ -6,17 +6,13 @@ from typing import Any
 
 import torch
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import take_out
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of, take_out
 from normscope.rules._rule import AbstractRule
 from normscope.surgery._sites import is_norm
 
 
 def _decayed(net: Any, kind: Any = torch.optim.SGD, *, apart: bool = False, **options: Any) -> Case:
-    case = _nets.case(net, **options)
+    case = examples.healthy(net, **options)
     parameters = dict(case.model.named_parameters())
     of_norms = {id(p) for module in case.model.modules() if is_norm(module) for p in module.parameters(recurse=False)}
     if not apart:
@@ -55,15 +51,15 @@ class DecayedAffine(AbstractRule):
     SEVERITY = Severity.INFO
     SOURCES = ("pytorch/pytorch#1402", "He et al. 2019, Bag of Tricks, section 3.1")
     SICK = (
-        partial(_decayed, _nets.mlp),
-        partial(_decayed, _nets.cnn, torch.optim.AdamW),
-        partial(_decayed, _nets.residual, torch.optim.Adam),
-        partial(_decayed, _nets.cnn, norm=partial(torch.nn.GroupNorm, 4)),
+        partial(_decayed, examples.mlp),
+        partial(_decayed, examples.cnn, torch.optim.AdamW),
+        partial(_decayed, examples.residual, torch.optim.Adam),
+        partial(_decayed, examples.cnn, norm=partial(torch.nn.GroupNorm, 4)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_decayed, _nets.cnn, apart=True),
-        partial(_decayed, _nets.residual, torch.optim.AdamW, apart=True),
+        partial(examples.healthy, examples.mlp),
+        partial(_decayed, examples.cnn, apart=True),
+        partial(_decayed, examples.residual, torch.optim.AdamW, apart=True),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -101,8 +97,7 @@ class DecayedAffine(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Move the parameters of the finding into groups without decay."""
         assert case.optimizer is not None
-        modules = dict(case.model.named_modules())
-        mine = [p for path in finding.places for p in modules[path].parameters(recurse=False)]
+        mine = [p for module in modules_of(case, finding) for p in module.parameters(recurse=False)]
         taken = take_out(case.optimizer, mine)
         groups = case.optimizer.param_groups
         groups[:] = [group for group in groups if group["params"]]

@@ -10,18 +10,14 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, recalibrate_places
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import recalibrate
 
 _RATIO = (0.8, 1.25)
 
 
 def _dropped(
-    norm: _nets.Norm = nn.BatchNorm1d, *, share: float = 0.5, depth: int = 2, after: bool = False
+    norm: examples.Norm = nn.BatchNorm1d, *, share: float = 0.5, depth: int = 2, after: bool = False
 ) -> nn.Module:
     """A dense network with dropout before each linear layer and norm, or only after the last norm."""
     parts: list[nn.Module] = []
@@ -32,7 +28,7 @@ def _dropped(
     return nn.Sequential(*parts, nn.Dropout(share) if after else nn.Identity(), nn.Linear(24, 4))
 
 
-def _dropped_maps(norm: _nets.Norm = nn.BatchNorm2d, *, share: float = 0.7) -> nn.Module:
+def _dropped_maps(norm: examples.Norm = nn.BatchNorm2d, *, share: float = 0.7) -> nn.Module:
     """Dropout between convolutions."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
@@ -91,16 +87,16 @@ class DropoutBeforeNorm(AbstractRule):
         "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization (arXiv:1801.05134)",
     )
     SICK = (
-        partial(_nets.case, _dropped, shape=(12,)),
-        partial(_nets.case, _dropped, shape=(12,), depth=4),
-        partial(_nets.case, _dropped_maps, shape=(3, 8, 8)),
-        partial(_nets.case, _DroppedSequence, shape=(12, 9)),
+        partial(examples.healthy, _dropped, shape=(12,)),
+        partial(examples.healthy, _dropped, shape=(12,), depth=4),
+        partial(examples.healthy, _dropped_maps, shape=(3, 8, 8)),
+        partial(examples.healthy, _DroppedSequence, shape=(12, 9)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, partial(_dropped, after=True), shape=(12,)),
-        partial(_nets.case, partial(_dropped, share=0.1), shape=(12,)),
-        partial(_nets.case, _nets.cnn),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, partial(_dropped, after=True), shape=(12,)),
+        partial(examples.healthy, partial(_dropped, share=0.1), shape=(12,)),
+        partial(examples.healthy, examples.cnn),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -141,8 +137,8 @@ class DropoutBeforeNorm(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the norms of the finding with dropout off."""
-        report = recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places))
-        return f"recalibrated {len(report.done)} norms with dropout off: do so again after further training"
+        done = recalibrate_places(case, finding, frozen=False)
+        return f"recalibrated {done} norms with dropout off: do so again after further training"
 
 
 def _share(module: Any) -> float:

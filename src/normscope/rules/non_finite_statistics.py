@@ -7,18 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of, recalibrate_places
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import recalibrate
 
 _HUGE = 1e30
 
 
 def _poison(model: nn.Module, value: float) -> None:
-    norm = _nets.norms(model)[-1]
+    norm = examples.norms(model)[-1]
     with torch.no_grad():
         norm.running_mean[0] = value
         norm.running_var[0] = value
@@ -26,15 +22,7 @@ def _poison(model: nn.Module, value: float) -> None:
 
 def _negative(model: nn.Module) -> None:
     with torch.no_grad():
-        _nets.norms(model)[0].running_var[1] = -0.5
-
-
-def _poisoned_batch() -> Case:
-    case = _nets.case(_nets.mlp)
-    assert isinstance(case.loader, list)
-    x, y = case.loader[1]
-    case.loader[1] = (torch.where(torch.arange(len(x))[:, None] == 3, torch.nan, x), y)
-    return case
+        examples.norms(model)[0].running_var[1] = -0.5
 
 
 class NonFiniteStatistics(AbstractRule):
@@ -61,12 +49,15 @@ class NonFiniteStatistics(AbstractRule):
     BUFFERS_ONLY = True
     SOURCES = ("pytorch/pytorch#1206",)
     SICK = (
-        partial(_nets.case, _nets.mlp, change=partial(_poison, value=float("nan"))),
-        partial(_nets.case, _nets.cnn, change=partial(_poison, value=1e35)),
-        partial(_nets.case, _nets.residual, change=_negative),
+        partial(examples.healthy, examples.mlp, change=partial(_poison, value=float("nan"))),
+        partial(examples.healthy, examples.cnn, change=partial(_poison, value=1e35)),
+        partial(examples.healthy, examples.residual, change=_negative),
     )
-    WELL = (partial(_nets.case, _nets.mlp), partial(_nets.case, _nets.cnn), partial(_nets.case, _nets.residual))
-    SICK_WITHOUT_FIX = (_poisoned_batch,)
+    WELL = (
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn),
+        partial(examples.healthy, examples.residual),
+    )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look at the buffers, then at what a few batches do."""
@@ -116,12 +107,9 @@ class NonFiniteStatistics(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Reset the norms of the finding and recalibrate them."""
-        modules = dict(case.model.named_modules())
-        for path in finding.places:
-            module: Any = modules[path]
+        for module in modules_of(case, finding):
             module.reset_running_stats()
-        report = recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=True)
-        return f"reset and recalibrated {len(report.done)} norms on the training data"
+        return f"reset and recalibrated {recalibrate_places(case, finding)} norms on the training data"
 
 
 def _bad(norms: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

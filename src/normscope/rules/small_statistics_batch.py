@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, look
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import convert
 
 _SPREAD, _CALLS = 0.35, 3
 
@@ -43,14 +38,14 @@ class SmallStatisticsBatch(AbstractRule):
     SEVERITY = Severity.WARNING
     SOURCES = ("open-mmlab/mmdetection#3621",)
     SICK = (
-        partial(_nets.case, _nets.mlp, size=4),
-        partial(_nets.case, _nets.mlp, size=6, depth=5),
-        partial(_nets.case, _nets.mlp, size=8, norm=layers.BatchNorm1d, width=32),
+        partial(examples.healthy, examples.mlp, size=4),
+        partial(examples.healthy, examples.mlp, size=6, depth=5),
+        partial(examples.healthy, examples.mlp, size=8, norm=layers.BatchNorm1d, width=32),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp, size=64),
-        partial(_nets.case, _nets.cnn, size=16),
-        partial(_nets.case, _nets.residual, size=8),
+        partial(examples.healthy, examples.mlp, size=64),
+        partial(examples.healthy, examples.cnn, size=16),
+        partial(examples.healthy, examples.residual, size=8),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -88,8 +83,7 @@ class SmallStatisticsBatch(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to group normalization."""
-        report = convert(case.model, to="group", only=list(finding.places))
-        return f"converted {len(report.done)} norms to group normalization, gains and shifts kept"
+        return f"converted {convert_places(case, finding, 'group')} norms to group normalization, gains and shifts kept"
 
 
 def _spread(variances: list[Tensor]) -> float | None:

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.sandbox import sandbox
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Evidence, Finding, Severity, examples, sandbox
 from normscope.rules._rule import AbstractRule
 
 _KNOWN = (
@@ -66,14 +63,14 @@ class SyncConversionDropsSubclass(AbstractRule):
     SEVERITY = Severity.INFO
     SOURCES = ("pytorch/pytorch#187298",)
     SICK = (
-        partial(_nets.case, _nets.cnn, norm=_BatchNormAct2d),
-        partial(_nets.case, _nets.mlp, norm=_BatchNormAct1d),
-        partial(_nets.case, _nets.residual, norm=_BatchNormAct2d),
+        partial(examples.healthy, examples.cnn, norm=_BatchNormAct2d),
+        partial(examples.healthy, examples.mlp, norm=_BatchNormAct1d),
+        partial(examples.healthy, examples.residual, norm=_BatchNormAct2d),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn, norm=_Renamed2d),
-        partial(_nets.case, _nets.cnn, norm=layers.BatchNorm2d),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn, norm=_Renamed2d),
+        partial(examples.healthy, examples.cnn, norm=layers.BatchNorm2d),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -2,24 +2,19 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, recalibrate_places
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import recalibrate
 
 _SHIFT, _RATIO, _CHANNELS, _LOSS = 0.5, (0.5, 2.0), 0.1, 1.2
 
 
 def _spoil(model: nn.Module, *, mean: float = 0.0, factor: float = 1.0) -> None:
     with torch.no_grad():
-        for norm in _nets.norms(model):
+        for norm in examples.norms(model):
             norm.running_mean.add_(mean * norm.running_var.sqrt())
             norm.running_var.mul_(factor)
 
@@ -50,14 +45,14 @@ class TrainEvalGap(AbstractRule):
     NEEDS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#4741", "pytorch/pytorch#5406", "keras-team/keras#6977", "keras-team/keras#7265")
     SICK = (
-        partial(_nets.case, _nets.mlp, change=partial(_spoil, mean=2.0)),
-        partial(_nets.case, _nets.cnn, change=partial(_spoil, factor=30.0)),
-        partial(_nets.case, _nets.residual, change=partial(_spoil, mean=-1.5, factor=0.05)),
+        partial(examples.healthy, examples.mlp, change=partial(_spoil, mean=2.0)),
+        partial(examples.healthy, examples.cnn, change=partial(_spoil, factor=30.0)),
+        partial(examples.healthy, examples.residual, change=partial(_spoil, mean=-1.5, factor=0.05)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn),
-        partial(_nets.case, _nets.residual, change=partial(_spoil, factor=1.3)),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn),
+        partial(examples.healthy, examples.residual, change=partial(_spoil, factor=1.3)),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -96,9 +91,4 @@ class TrainEvalGap(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the norms of the finding."""
-        report = recalibrate(case.model, case.loader, _call(case), only=list(finding.places), frozen=True)
-        return f"recalibrated {len(report.done)} norms on the training data"
-
-
-def _call(case: Case) -> Any:
-    return case.loss_fn
+        return f"recalibrated {recalibrate_places(case, finding)} norms on the training data"

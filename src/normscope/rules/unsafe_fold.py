@@ -9,14 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.exported import Deployed, exported_anew
-from normscope.evidence.passes import example
-from normscope.evidence.sandbox import sandbox
+from normscope.evidence import Case, Deployed, Evidence, Finding, Severity, example, examples, exported_anew, sandbox
 from normscope.modules.call import set_mode
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import fold
 from normscope.surgery._absorb import deviation, widened
@@ -66,7 +60,7 @@ def _head() -> nn.Module:
 
 def _folded(net: Any, norm: str, linear: str, how: str, *, shape: tuple[int, ...] = (3, 8, 8)) -> Case:
     """Fold one norm as tools do that look at neighbours alone."""
-    case = _nets.case(net, shape=shape)
+    case = examples.healthy(net, shape=shape)
     model: Any = copy.deepcopy(case.model).eval()
     bn, layer = model.get_submodule(norm), model.get_submodule(linear)
     s = bn.weight / (bn.running_var + bn.eps).sqrt()
@@ -86,7 +80,7 @@ def _folded(net: Any, norm: str, linear: str, how: str, *, shape: tuple[int, ...
 
 
 def _well(net: Any, *, half: bool = False) -> Case:
-    case = _nets.case(net)
+    case = examples.healthy(net)
     assert isinstance(case.loader, list)
     model = copy.deepcopy(case.model).eval()
     fold(model, case.loader[0][0])
@@ -127,13 +121,13 @@ class UnsafeFold(AbstractRule):
         partial(_folded, _TwoUsers, "norm", "conv", "before"),
         partial(_folded, _transposed, "3", "2", "before"),
         partial(_folded, _norm_first, "0", "1", "after"),
-        partial(_folded, _nets.mlp, "1", "0", "eps", shape=(12,)),
+        partial(_folded, examples.mlp, "1", "0", "eps", shape=(12,)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_well, _nets.cnn),
-        partial(_well, _nets.residual),
-        partial(_well, _nets.cnn, half=True),
+        partial(examples.healthy, examples.mlp),
+        partial(_well, examples.cnn),
+        partial(_well, examples.residual),
+        partial(_well, examples.cnn, half=True),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -3,19 +3,15 @@
 import math
 from collections.abc import Iterable
 from functools import partial
+from statistics import median_high
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import childless, look, replace_module
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, childless, examples, look, replace_module
 from normscope.rules._rule import AbstractRule
-from normscope.rules.exploding_depth import _middle
 from normscope.surgery._sites import is_norm
 
 _RATIO, _SATURATED = 1e-3, 0.5
@@ -59,7 +55,7 @@ def _probability(scale: float = 12.0) -> nn.Module:
 def _zero_gains(model: nn.Module) -> None:
     """The last gain of each residual branch starts at zero, as recipes have it: no gradient enters the branches."""
     for block in model.get_submodule("blocks").children():
-        nn.init.zeros_(_nets.norms(block)[-1].weight)
+        nn.init.zeros_(examples.norms(block)[-1].weight)
 
 
 class VanishingDepth(AbstractRule):
@@ -88,17 +84,17 @@ class VanishingDepth(AbstractRule):
     NEEDS = ("gradient",)
     SOURCES = ("arXiv:1502.03167 section 3.2", "Glorot and Bengio 2010")
     SICK = (
-        partial(_nets.case, partial(_squashed, scale=8.0), trained=0, shape=(12,)),
-        partial(_nets.case, partial(_squashed, act=nn.Sigmoid, depth=8), trained=0, shape=(12,)),
-        partial(_nets.case, _SquashedMaps, trained=0, shape=(3, 8, 8)),
-        partial(_nets.case, partial(_squashed, act=nn.ReLU, depth=12, scale=0.3), trained=0, shape=(12,)),
+        partial(examples.healthy, partial(_squashed, scale=8.0), trained=0, shape=(12,)),
+        partial(examples.healthy, partial(_squashed, act=nn.Sigmoid, depth=8), trained=0, shape=(12,)),
+        partial(examples.healthy, _SquashedMaps, trained=0, shape=(3, 8, 8)),
+        partial(examples.healthy, partial(_squashed, act=nn.ReLU, depth=12, scale=0.3), trained=0, shape=(12,)),
     )
     WELL = (
-        partial(_nets.case, partial(_squashed), trained=0, shape=(12,)),
-        partial(_nets.case, partial(_squashed, scale=8.0, norm=True), trained=0, shape=(12,)),
-        partial(_nets.case, _probability, trained=0, shape=(12,)),
-        partial(_nets.case, _nets.residual, trained=0),
-        partial(_nets.case, _nets.residual, trained=0, change=_zero_gains),
+        partial(examples.healthy, partial(_squashed), trained=0, shape=(12,)),
+        partial(examples.healthy, partial(_squashed, scale=8.0, norm=True), trained=0, shape=(12,)),
+        partial(examples.healthy, _probability, trained=0, shape=(12,)),
+        partial(examples.healthy, examples.residual, trained=0),
+        partial(examples.healthy, examples.residual, trained=0, change=_zero_gains),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -167,7 +163,7 @@ def _fading(evidence: Evidence) -> float:
             values = [value for value in values if value > 0]
         if len(values) < 5:
             return 1.0
-        ratios.append(_middle(values[:3]) / max(_middle(values[-4:-1]), 1e-300))
+        ratios.append(median_high(values[:3]) / max(median_high(values[-4:-1]), 1e-300))
     return max(ratios)
 
 
