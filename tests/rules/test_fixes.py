@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from normscope import checking, layers, rules
-from normscope.rules import _nets
+from normscope.evidence import examples
 
 
 def _repaired(case, code):
@@ -37,12 +37,12 @@ def test_dropping_a_redundant_bias_keeps_function_and_training(make, kind):
     assert sum(p.numel() for p in case.model.parameters()) < held
     known = {id(p) for group in case.optimizer.param_groups for p in group["params"]}
     assert known == {id(p) for p in case.model.parameters()}
-    _nets.loss_fn(case.model, case.loader[0]).backward()
+    examples.loss_fn(case.model, case.loader[0]).backward()
     case.optimizer.step()
 
 
 def test_a_bias_that_a_frozen_norm_uses_is_no_finding_but_dropping_it_would_show():
-    case = _nets.case(_nets.cnn, bias=True)
+    case = examples.healthy(examples.cnn, bias=True)
     norm, conv = case.model[1], case.model[0]
     before = _outputs(case, training=False)
     with torch.no_grad():
@@ -54,10 +54,10 @@ def test_a_bias_that_a_frozen_norm_uses_is_no_finding_but_dropping_it_would_show
 
 @pytest.mark.parametrize("named", [False, True])
 def test_moving_gain_and_shift_keeps_every_parameter_once_and_every_option(named):
-    case = _nets.case(_nets.cnn)
+    case = examples.healthy(examples.cnn)
     given = case.model.named_parameters() if named else case.model.parameters()
     case.optimizer = torch.optim.AdamW(given, lr=0.02, weight_decay=0.1, betas=(0.8, 0.9))
-    _nets.loss_fn(case.model, case.loader[0]).backward()
+    examples.loss_fn(case.model, case.loader[0]).backward()
     case.optimizer.step()
     state = {id(key): value for key, value in case.optimizer.state.items()}
     _repaired(case, "NS123")
@@ -66,7 +66,7 @@ def test_moving_gain_and_shift_keeps_every_parameter_once_and_every_option(named
     assert all(group["lr"] == 0.02 and group["betas"] == (0.8, 0.9) for group in groups)
     ids = [id(p) for group in groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in case.model.parameters())
-    assert {id(p) for p in groups[1]["params"]} == {id(p) for m in _nets.norms(case.model) for p in m.parameters()}
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for m in examples.norms(case.model) for p in m.parameters()}
     assert state == {id(key): value for key, value in case.optimizer.state.items()}
     if named:
         names = dict(case.model.named_parameters())
@@ -107,7 +107,7 @@ def test_dropout_is_a_matter_of_which_variance_the_buffers_have():
     def loss():
         model = copy.deepcopy(case.model).eval()
         with torch.no_grad():
-            return sum(float(_nets.loss_fn(model, batch)) for batch in case.eval_loader)
+            return sum(float(examples.loss_fn(model, batch)) for batch in case.eval_loader)
 
     before = loss()
     _repaired(case, "NS125")
@@ -121,7 +121,7 @@ def test_an_onnx_model_is_judged_by_its_training_mode():
         nodes.append(SimpleNamespace(op_type="BatchNormalization", name="/1/BatchNormalization", attribute=attributes))
         return SimpleNamespace(graph=SimpleNamespace(node=nodes))
 
-    case = _nets.case(_nets.cnn)
+    case = examples.healthy(examples.cnn)
     case.exported = model(0)
     assert not checking.check(case, ["NS128", "NS119"], gap=False)
     case.exported = model(1)
@@ -138,16 +138,16 @@ def test_an_export_is_left_as_it_was():
 
 
 def test_many_layers_are_one_finding():
-    deep = partial(_nets.case, _nets.mlp, trained=0, depth=40, bias=True)
+    deep = partial(examples.healthy, examples.mlp, trained=0, depth=40, bias=True)
     found = checking.check(deep(), ["NS122", "NS126"], gap=False)
     assert [(finding.code, len(finding.places)) for finding in found] == [("NS126", 40), ("NS122", 40)]
 
 
 def test_a_negative_loss_is_no_gap_and_a_gap_in_it_is_found():
     def below_zero(model, batch):
-        return _nets.loss_fn(model, batch) - 1.0
+        return examples.loss_fn(model, batch) - 1.0
 
-    well = _nets.case(_nets.mlp)
+    well = examples.healthy(examples.mlp)
     well.loss_fn = below_zero
     assert not checking.check(well, ["NS102"])
     sick = rules.get("NS102").SICK[0]()
@@ -162,14 +162,14 @@ def test_repaired_statistics_are_not_called_young(make):
     assert [finding.code for finding in checking.check(case, ["NS103", "NS109"], gap=False)] == []
 
 
-@pytest.mark.parametrize("net", _nets.NETS)
+@pytest.mark.parametrize("net", examples.NETS)
 def test_an_untrained_network_with_evaluation_data_has_no_gap_to_speak_of(net):
-    case = _nets.case(net, trained=0, change=lambda model: _centred_elsewhere(model))
+    case = examples.healthy(net, trained=0, change=lambda model: _centred_elsewhere(model))
     assert [finding.code for finding in checking.check(case, ["NS102", "NS109"])] == []
     optimizer = case.optimizer = torch.optim.Adam(case.model.parameters(), lr=1e-4)
-    _nets.loss_fn(case.model, case.loader[0]).backward()
+    examples.loss_fn(case.model, case.loader[0]).backward()
     optimizer.step()
-    for norm in _nets.norms(case.model):
+    for norm in examples.norms(case.model):
         norm.reset_running_stats()
     assert "NS109" in [finding.code for finding in checking.check(case, ["NS109"])]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from normscope.rules import _nets
+from normscope.evidence import examples
 
 
 def replica(rank, folder):
@@ -23,12 +23,12 @@ def replica(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = {}
     for name, broadcast in (("alone", False), ("broadcast", True)):
-        plain = _nets.seeded(_nets.mlp)
+        plain = examples.seeded(examples.mlp)
         model = nn.parallel.DistributedDataParallel(plain, broadcast_buffers=broadcast)
-        loader = _nets.data((12,), seed=rank, mean=float(3 * rank))
+        loader = examples.data((12,), seed=rank, mean=float(3 * rank))
         for batch in loader:
-            _nets.loss_fn(model, batch).backward()
-        case = evidence.Case(model, _nets.loss_fn, loader, torch.optim.SGD(model.parameters(), lr=0.1))
+            examples.loss_fn(model, batch).backward()
+        case = evidence.Case(model, examples.loss_fn, loader, torch.optim.SGD(model.parameters(), lr=0.1))
         before = {key: value.clone() for key, value in plain.state_dict().items()}
         findings = checking.check(case, ["NS114"], gap=False)
         same = all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
@@ -51,18 +51,18 @@ def watched(rank):
     import normscope as ns
     from normscope import checking, evidence
 
-    model = nn.parallel.DistributedDataParallel(_nets.seeded(_nets.mlp))
+    model = nn.parallel.DistributedDataParallel(examples.seeded(examples.mlp))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    loader = _nets.data((12,), seed=rank)
-    scope = ns.Scope(model, _nets.loss_fn, optimizer, rules="all", every=6)
+    loader = examples.data((12,), seed=rank)
+    scope = ns.Scope(model, examples.loss_fn, optimizer, rules="all", every=6)
     for batch in loader * 3:
         with scope.step(batch):
             optimizer.zero_grad()
-            _nets.loss_fn(model, batch).backward()
+            examples.loss_fn(model, batch).backward()
             optimizer.step()
     seen = [(one.code, one.message) for one in scope.findings()]
     checked = [
-        (one.code, one.message) for one in checking.check(evidence.Case(model, _nets.loss_fn, loader, optimizer))
+        (one.code, one.message) for one in checking.check(evidence.Case(model, examples.loss_fn, loader, optimizer))
     ]
     return {
         "seen": seen,

@@ -214,6 +214,14 @@ def stepped(case: Case, losses: Callable[[Any, Any], Iterable[Tensor]]) -> Case:
     return case
 
 
+def batch_norm(channels: int = 12, *, mean: float = 0.0, variance: float = 1.0, **options: Any) -> Any:
+    """Return a ``BatchNorm1d`` with these running statistics; ``options`` are its own."""
+    norm: Any = nn.BatchNorm1d(channels, **options)
+    norm.running_mean.fill_(mean)
+    norm.running_var.fill_(variance)
+    return norm
+
+
 def mean_square(model: Any, batch: Any) -> Tensor:
     """Mean square of the output: its value is known where a norm makes the output."""
     return model(batch).float().square().mean()

@@ -31,6 +31,18 @@ def _averaged(net: Any, how: str) -> Case:
     return case
 
 
+def _moved(distance: float) -> Case:
+    """Averaged weights that move the mean of the norm's input by so many standard deviations."""
+    linear = nn.Linear(12, 12)
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    pooled = 4.0 * 320 / 319  # of ten batches of 32
+    model = nn.Sequential(linear, examples.batch_norm(variance=pooled)).train()
+    averaged: Any = copy.deepcopy(model)
+    nn.init.constant_(averaged[0].bias, distance * 2.0)
+    return Case(model, examples.mean_square, [examples.two_values(0.0, 2.0)] * 10, averaged=averaged)
+
+
 class AveragedWeightsStaleStatistics(AbstractRule):
     r"""Averaged weights are evaluated with the running statistics of other weights.
 
@@ -51,6 +63,7 @@ class AveragedWeightsStaleStatistics(AbstractRule):
     SLUG = "averaged-weights-stale-statistics"
     SEVERITY = Severity.ERROR
     NEEDS = ("averaged",)
+    KEEPS = ("training", "evaluation")
     SOURCES = ("CuriousAI/mean-teacher#9", "pytorch/ignite#2592", "Izmailov et al. 2018, section 3.2")
     SICK = (
         partial(_averaged, examples.mlp, "copied"),
@@ -62,6 +75,7 @@ class AveragedWeightsStaleStatistics(AbstractRule):
         partial(_averaged, examples.cnn, "recalibrated"),
         partial(_averaged, examples.residual, "recalibrated"),
     )
+    NEAR = (examples.Near(_moved, found=1.1e-3, quiet=0.9e-3),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare parameters and buffers of both models, then the buffers with the data."""

@@ -30,6 +30,13 @@ def _sorted(net: Any, *, shuffle: bool = False, by: str = "class", **options: An
     return case
 
 
+def _swinging(times: float) -> Case:
+    """A norm on ten batches of 32 whose means vary so many times as much as those of shuffled ones would."""
+    shift = (times / 31 * 9 / 10) ** 0.5  # the unbiased variances of 32 values and of 10 means
+    batches = [examples.two_values(3.0 + 2.0 * sign * shift, 2.0) for sign in (1, -1) * 5]
+    return examples.alone(examples.batch_norm(), batches)
+
+
 class CorrelatedBatches(AbstractRule):
     r"""Samples of a batch are alike: the loader does not shuffle.
 
@@ -54,12 +61,13 @@ class CorrelatedBatches(AbstractRule):
     CODE = "NS120"
     SLUG = "correlated-batches"
     SEVERITY = Severity.WARNING
+    KEEPS = ("training", "evaluation")
     SOURCES = ("arXiv:1502.03167 section 4.2.1: shuffle more thoroughly",)
     SICK = (
-        partial(_sorted, examples.mlp),
-        partial(_sorted, examples.cnn),
-        partial(_sorted, examples.residual, by="time"),
-        partial(_sorted, examples.sequence),
+        examples.Planted(partial(_sorted, examples.mlp), ["1"]),
+        examples.Planted(partial(_sorted, examples.cnn), ["1"]),
+        examples.Planted(partial(_sorted, examples.residual, by="time"), ["stem.1"]),
+        examples.Planted(partial(_sorted, examples.sequence), ["norm1"]),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),
@@ -67,6 +75,7 @@ class CorrelatedBatches(AbstractRule):
         partial(_sorted, examples.residual, shuffle=True, by="time"),
         partial(examples.healthy, examples.cnn),
     )
+    NEAR = (examples.Near(_swinging, found=5.1, quiet=4.9),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare the variance of batch means with that of samples."""

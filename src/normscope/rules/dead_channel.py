@@ -47,6 +47,16 @@ def _zero_gains(model: nn.Module) -> None:
         nn.init.zeros_(examples.norms(block)[-1].weight)
 
 
+def _planted(count: int = 6, *, gain: float = 1.0, deviation: float = 1.0, shift: float = 0.0) -> Case:
+    """A norm with a ReLU on the data, and some of its 100 channels with a gain, a deviation or a shift of their own."""
+    norm, own = examples.batch_norm(100), torch.arange(100) < count
+    deviations = torch.where(own, deviation, 1.0)
+    with torch.no_grad():
+        norm.weight[own], norm.bias[own], norm.running_var[:] = gain, shift, deviations.square()
+    x = examples.two_values(0.0, deviations, channels=100)
+    return examples.alone(norm, [x] * 4, then=[nn.ReLU()])
+
+
 class DeadChannel(AbstractRule):
     r"""Channels of a norm carry nothing: constant before it, scaled to nothing by it, or cut off behind it.
 
@@ -73,9 +83,10 @@ class DeadChannel(AbstractRule):
     CODE = "NS121"
     SLUG = "dead-channel"
     SEVERITY = Severity.WARNING
+    KEEPS = ()
     SOURCES = ("LeelaChessZero/lc0#779",)
     SICK = (
-        partial(examples.healthy, examples.mlp, change=partial(_kill, how="shift")),
+        examples.Planted(partial(examples.healthy, examples.mlp, change=partial(_kill, how="shift")), ["7"]),
         partial(examples.healthy, examples.cnn, change=partial(_kill, how="gain")),
         partial(examples.healthy, examples.residual, change=partial(_kill, how="gain")),
         _constant_columns,
@@ -86,6 +97,12 @@ class DeadChannel(AbstractRule):
         partial(examples.healthy, examples.cnn),
         partial(examples.healthy, examples.residual, trained=0, change=_zero_gains),
         partial(examples.healthy, examples.residual),
+    )
+    NEAR = (
+        examples.Near(lambda count: _planted(count, gain=1e-6), found=6, quiet=5),
+        examples.Near(lambda gain: _planted(gain=gain), found=0.95e-3, quiet=1.05e-3),
+        examples.Near(lambda deviation: _planted(deviation=deviation), found=0.95e-3, quiet=1.05e-3),
+        examples.Near(lambda shift: _planted(shift=shift), found=-1.01, quiet=-0.99),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -11,15 +11,17 @@ from normscope.rules._rule import AbstractRule
 from normscope.surgery._sites import is_norm
 
 
-def _decayed(net: Any, kind: Any = torch.optim.SGD, *, apart: bool = False, **options: Any) -> Case:
+def _decayed(
+    net: Any, kind: Any = torch.optim.SGD, *, apart: bool = False, decay: float = 1e-2, **options: Any
+) -> Case:
     case = examples.healthy(net, **options)
     parameters = dict(case.model.named_parameters())
     of_norms = {id(p) for module in case.model.modules() if is_norm(module) for p in module.parameters(recurse=False)}
     if not apart:
-        case.optimizer = kind(parameters.values(), lr=0.01, weight_decay=1e-2)
+        case.optimizer = kind(parameters.values(), lr=0.01, weight_decay=decay)
         return case
     groups = [
-        {"params": [p for p in parameters.values() if id(p) not in of_norms], "weight_decay": 1e-2},
+        {"params": [p for p in parameters.values() if id(p) not in of_norms], "weight_decay": decay},
         {"params": [p for p in parameters.values() if id(p) in of_norms], "weight_decay": 0.0},
     ]
     case.optimizer = kind(groups, lr=0.01)
@@ -49,18 +51,20 @@ class DecayedAffine(AbstractRule):
     CODE = "NS123"
     SLUG = "decayed-affine"
     SEVERITY = Severity.INFO
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#1402", "He et al. 2019, Bag of Tricks, section 3.1")
     SICK = (
         partial(_decayed, examples.mlp),
         partial(_decayed, examples.cnn, torch.optim.AdamW),
         partial(_decayed, examples.residual, torch.optim.Adam),
-        partial(_decayed, examples.cnn, norm=partial(torch.nn.GroupNorm, 4)),
+        examples.Planted(partial(_decayed, examples.cnn, norm=partial(torch.nn.GroupNorm, 4)), ["1", "5"]),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),
         partial(_decayed, examples.cnn, apart=True),
         partial(_decayed, examples.residual, torch.optim.AdamW, apart=True),
     )
+    NEAR = (examples.Near(lambda decay: _decayed(examples.mlp, decay=decay, trained=0), found=1e-9, quiet=0.0),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look up each gain and shift in the optimizer's groups."""

@@ -57,6 +57,7 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
     SEVERITY = Severity.WARNING
     NEEDS = ("loop",)
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#96136",)
     SICK = (
         partial(_checkpointed, examples.mlp),
@@ -67,6 +68,13 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
         partial(examples.healthy, examples.mlp),
         partial(_checkpointed, examples.mlp, norm=layers.BatchNorm1d),
         partial(_checkpointed, examples.cnn, norm=layers.BatchNorm2d),
+    )
+    NEAR = (
+        examples.Near(
+            lambda norm: _checkpointed(examples.mlp, norm=norm, trained=0),
+            found=nn.BatchNorm1d,
+            quiet=layers.BatchNorm1d,
+        ),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

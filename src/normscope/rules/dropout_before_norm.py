@@ -58,6 +58,18 @@ class _DroppedSequence(nn.Module):
         return self.head(torch.relu(self.norm(self.dropout(self.inlet(x)))).mean(2))
 
 
+def _dropped_values(share: float, *, clipped: bool = False) -> Case:
+    """Values of 1 and -1 under dropout, which multiplies their variance by ``1 / (1 - share)``, or ``1 - share``.
+
+    Args:
+        share: Share of values that are dropped.
+        clipped: Whether what is left is cut off at 1 and -1 again.
+    """
+    norm = examples.batch_norm(24, variance=1 - share if clipped else 1 / (1 - share))
+    model = nn.Sequential(nn.Dropout(share), nn.Hardtanh() if clipped else nn.Identity(), norm).train()
+    return Case(model, examples.mean_square, [examples.two_values(0.0, 1.0, 256, 24)] * 10)
+
+
 class DropoutBeforeNorm(AbstractRule):
     r"""Dropout reaches a norm, whose running variance then fits training and not evaluation.
 
@@ -83,13 +95,14 @@ class DropoutBeforeNorm(AbstractRule):
     CODE = "NS125"
     SLUG = "dropout-before-norm"
     SEVERITY = Severity.WARNING
+    KEEPS = ("training",)
     SOURCES = (
         "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization (arXiv:1801.05134)",
     )
     SICK = (
         partial(examples.healthy, _dropped, shape=(12,)),
         partial(examples.healthy, _dropped, shape=(12,), depth=4),
-        partial(examples.healthy, _dropped_maps, shape=(3, 8, 8)),
+        examples.Planted(partial(examples.healthy, _dropped_maps, shape=(3, 8, 8)), ["5"]),
         partial(examples.healthy, _DroppedSequence, shape=(12, 9)),
     )
     WELL = (
@@ -97,6 +110,10 @@ class DropoutBeforeNorm(AbstractRule):
         partial(examples.healthy, partial(_dropped, after=True), shape=(12,)),
         partial(examples.healthy, partial(_dropped, share=0.1), shape=(12,)),
         partial(examples.healthy, examples.cnn),
+    )
+    NEAR = (
+        examples.Near(lambda ratio: _dropped_values(1 - ratio), found=0.76, quiet=0.84),
+        examples.Near(lambda ratio: _dropped_values(1 - 1 / ratio, clipped=True), found=1.31, quiet=1.19),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -52,6 +52,7 @@ class EvalThenTrainGradient(AbstractRule):
     SEVERITY = Severity.ERROR
     NEEDS = ("loop",)
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#13402", "pytorch/pytorch#120622")
     SICK = (
         partial(_two_modes, examples.mlp),
@@ -63,6 +64,7 @@ class EvalThenTrainGradient(AbstractRule):
         partial(_two_modes, examples.cnn, norm=layers.BatchNorm2d),
         partial(_two_modes, examples.mlp, norm=layers.BatchNorm1d),
     )
+    NEAR = (examples.Near(lambda early: _two_modes(examples.mlp, early=early, trained=0), found=False, quiet=True),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look for stale backward passes of norms that keep no copy."""

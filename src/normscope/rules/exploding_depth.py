@@ -68,6 +68,7 @@ class ExplodingDepth(AbstractRule):
     SLUG = "exploding-depth"
     SEVERITY = Severity.WARNING
     NEEDS = ("gradient",)
+    KEEPS = ()
     SOURCES = ("Yang et al. 2019, A Mean Field Theory of Batch Normalization (arXiv:1902.08129)",)
     SICK = (
         partial(examples.healthy, examples.mlp, trained=0, depth=30),
@@ -80,6 +81,11 @@ class ExplodingDepth(AbstractRule):
         partial(examples.healthy, examples.mlp, trained=0, depth=12),
         partial(examples.healthy, partial(_plain_maps, skips=True), trained=0, shape=(3, 8, 8)),
         partial(examples.healthy, examples.residual, trained=0),
+    )
+    NEAR = (
+        examples.Near(lambda growth: examples.deep_with_scaled_gradients(growth, 60), found=1.135, quiet=1.105),
+        examples.Near(lambda depth: examples.deep_with_scaled_gradients(1.25, depth), found=20, quiet=19),
+        examples.Near(lambda growth: examples.deep_with_scaled_gradients(growth, 10), found=3.3, quiet=3.0),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

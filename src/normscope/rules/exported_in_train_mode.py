@@ -31,6 +31,14 @@ def _exported(net: Any, *, training: bool, how: str = "export", **options: Any) 
     return case
 
 
+def _deployed(training: bool) -> Case:
+    """A deployed module one of whose norms is in train mode, or none."""
+    case = examples.healthy(examples.mlp, trained=0)
+    case.exported = copy.deepcopy(case.model).eval()
+    case.exported[4].train(training)
+    return case
+
+
 class ExportedInTrainMode(AbstractRule):
     r"""What is deployed normalizes by the batch it is given.
 
@@ -56,6 +64,7 @@ class ExportedInTrainMode(AbstractRule):
     SLUG = "exported-in-train-mode"
     SEVERITY = Severity.WARNING
     NEEDS = ("exported",)
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#151726",)
     SICK = (
         partial(_exported, examples.mlp, training=True),
@@ -70,6 +79,7 @@ class ExportedInTrainMode(AbstractRule):
         partial(_exported, examples.residual, training=False, how="trace"),
         partial(_exported, examples.cnn, training=True, norm=partial(torch.nn.BatchNorm2d, track_running_stats=False)),
     )
+    NEAR = (examples.Near(_deployed, found=True, quiet=False),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Call what is deployed and see whether its statistics change."""

@@ -23,9 +23,14 @@ def _freeze_well(model: nn.Module) -> None:
     freeze(model)
 
 
-def _freeze_affine(model: nn.Module) -> None:
+def _freeze_affine(model: nn.Module, names: tuple[str, ...] = ("weight", "bias")) -> None:
     for norm in examples.norms(model):
-        norm.requires_grad_(False)
+        for name in names:
+            getattr(norm, name).requires_grad_(False)
+
+
+def _partly_frozen(names: tuple[str, ...]) -> Case:
+    return examples.healthy(examples.mlp, trained=0, change=partial(_freeze_affine, names=names))
 
 
 def _eval_norms(model: nn.Module) -> None:
@@ -55,6 +60,7 @@ class FrozenButDrifting(AbstractRule):
     CODE = "NS101"
     SLUG = "frozen-but-drifting"
     SEVERITY = Severity.ERROR
+    KEEPS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#86590", "pytorch/pytorch#66073", "Lightning-AI/pytorch-lightning#15063")
     SICK = (
         partial(examples.healthy, examples.mlp, change=_freeze_parameters),
@@ -66,6 +72,7 @@ class FrozenButDrifting(AbstractRule):
         partial(examples.healthy, examples.cnn, change=_freeze_well),
         partial(examples.healthy, examples.residual, change=_eval_norms),
     )
+    NEAR = (examples.Near(_partly_frozen, found=("weight", "bias"), quiet=("weight",)),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look which norms count without learning."""

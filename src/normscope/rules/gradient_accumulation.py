@@ -7,7 +7,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence import Case, Evidence, Finding, Severity, by_update, convert_places, distance_of_means, examples
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    by_update,
+    convert_places,
+    distance_of_means,
+    examples,
+)
 from normscope.rules._rule import AbstractRule
 
 _VALUES = 64
@@ -21,6 +30,18 @@ def _accumulating(net: Any, parts: int, **options: Any) -> Case:
             yield examples.loss_fn(model, part) / parts
 
     return examples.stepped(examples.healthy(net, **options), losses)
+
+
+def _micro_batches(size: int) -> Case:
+    """A norm on the data, with two micro-batches of this size in an update."""
+
+    def losses(model: Any, batch: Any) -> Iterator[Tensor]:
+        for part in batch.chunk(2):
+            yield examples.mean_square(model, part)
+
+    return examples.stepped(
+        examples.alone(examples.batch_norm(), [examples.two_values(3.0, 2.0, 2 * size)] * 4), losses
+    )
 
 
 class GradientAccumulation(AbstractRule):
@@ -45,6 +66,7 @@ class GradientAccumulation(AbstractRule):
     SLUG = "gradient-accumulation"
     SEVERITY = Severity.WARNING
     NEEDS = ("loop",)
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#46516",)
     SICK = (
         partial(_accumulating, examples.mlp, 4),
@@ -56,6 +78,7 @@ class GradientAccumulation(AbstractRule):
         partial(_accumulating, examples.cnn, 2),
         partial(_accumulating, examples.mlp, 1),
     )
+    NEAR = (examples.Near(_micro_batches, found=63, quiet=64),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Count updates by step of the optimizer."""

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope.evidence import Case, Evidence, Finding, Severity, as_made, examples, modules_of, recalibrate_places
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    as_made,
+    examples,
+    modules_of,
+    recalibrate_places,
+)
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
@@ -40,6 +49,15 @@ def _recalibrated(model: nn.Module) -> None:
     recalibrate(model, examples.data((3, 8, 8), seed=1, batches=6), examples.loss_fn)
 
 
+def _counted(count: int, momentum: float = 0.1) -> Case:
+    """A norm on the data whose running statistics are those of so many batches after the initial values."""
+    left, x = (1 - momentum) ** count, examples.two_values(3.0, 2.0)
+    variance = (1 - left) * 4.0 * 32 / 31 + left
+    norm = examples.batch_norm(mean=(1 - left) * 3.0, variance=variance, momentum=momentum)
+    norm.num_batches_tracked.fill_(count)
+    return examples.alone(norm, [x] * 4, eval_loader=[x])
+
+
 class ImmatureStatistics(AbstractRule):
     r"""Running statistics still hold much of their initial values, or nothing else.
 
@@ -65,6 +83,7 @@ class ImmatureStatistics(AbstractRule):
     SEVERITY = Severity.WARNING
     NEEDS = ("evaluation",)
     BUFFERS_ONLY = True
+    KEEPS = ("training",)
     SOURCES = ("keras-team/keras#10666",)
     SICK = (
         partial(examples.healthy, examples.mlp, change=_reset),
@@ -77,6 +96,10 @@ class ImmatureStatistics(AbstractRule):
         partial(examples.healthy, examples.residual, trained=40),
         partial(examples.healthy, examples.mlp, trained=0),
         partial(examples.healthy, examples.cnn, trained=5, change=_recalibrated),
+    )
+    NEAR = (
+        examples.Near(_counted, found=28, quiet=29),
+        examples.Near(partial(_counted, momentum=0.01), found=298, quiet=299),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -31,6 +31,12 @@ def _low(net: Any, *, momentum: float = 0.1, only_norms: bool = False) -> Case:
     return case
 
 
+def _kept_in(dtype: torch.dtype) -> Case:
+    norm = examples.batch_norm()
+    norm.running_mean, norm.running_var = norm.running_mean.to(dtype), norm.running_var.to(dtype)
+    return examples.alone(norm, [examples.two_values(1.0, 2.0)] * 4)
+
+
 class LowPrecisionStatistics(AbstractRule):
     r"""Running statistics are kept in half precision while they are being averaged.
 
@@ -51,6 +57,7 @@ class LowPrecisionStatistics(AbstractRule):
     SLUG = "low-precision-statistics"
     SEVERITY = Severity.ERROR
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#75478", "facebookresearch/fairscale#442")
     SICK = (
         partial(_low, examples.mlp),
@@ -60,6 +67,10 @@ class LowPrecisionStatistics(AbstractRule):
     WELL = (
         partial(examples.healthy, examples.mlp),
         partial(examples.healthy, examples.cnn),
+    )
+    NEAR = (
+        examples.Near(_kept_in, found=torch.bfloat16, quiet=torch.float32),
+        examples.Near(_kept_in, found=torch.float16, quiet=torch.float64),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -23,13 +23,23 @@ def _two_streams(net: Any, *, shift: float = 6.0) -> Case:
     return examples.stepped(examples.healthy(net), losses)
 
 
+def _apart(distance: float, channels: int = 4) -> Case:
+    """A norm that two kinds of data go through: their means are so far apart in some of 12 channels."""
+    shift = torch.where(torch.arange(12) < channels, 2.0 * distance, 0.0)
+
+    def losses(model: Any, batch: Any) -> Iterator[Tensor]:
+        yield examples.mean_square(model, batch) + examples.mean_square(model, batch + shift)
+
+    return examples.stepped(examples.alone(examples.batch_norm(), [examples.two_values(3.0, 2.0)] * 4), losses)
+
+
 class MixedStreams(AbstractRule):
     r"""One norm is given two kinds of data in turn, and averages their statistics.
 
     ## Finds
     Within one step of the optimizer a norm in train mode updates its running statistics twice or more, and the means of
-    those calls lie more than one standard deviation apart in at least a quarter of its channels (the median over steps;
-    the standard deviation is the mean one of the calls).
+    those calls lie more than one standard deviation apart: in the upper quartile over channels and the median over
+    steps, and in the mean standard deviation of the calls.
 
     ## Why it hurts
     Training normalizes each kind by itself: both come out with mean 0, and the network cannot tell them apart by it.
@@ -47,14 +57,18 @@ class MixedStreams(AbstractRule):
     NEEDS = ("loop",)
     SOURCES = ("soumith/ganhacks#52",)
     SICK = (
-        partial(_two_streams, examples.mlp),
-        partial(_two_streams, examples.cnn),
-        partial(_two_streams, examples.residual),
+        examples.Planted(partial(_two_streams, examples.mlp), ["1"]),
+        examples.Planted(partial(_two_streams, examples.cnn), ["1"]),
+        examples.Planted(partial(_two_streams, examples.residual), ["stem.1"]),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),
         partial(_two_streams, examples.cnn, shift=0.0),
         partial(examples.healthy, examples.residual),
+    )
+    NEAR = (
+        examples.Near(_apart, found=1.02, quiet=0.98),
+        examples.Near(partial(_apart, 2.0), found=4, quiet=3),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -16,6 +16,10 @@ def _set(model: nn.Module, momentum: float | None) -> None:
         norm.momentum = momentum
 
 
+def _planted(momentum: float) -> Case:
+    return examples.alone(examples.batch_norm(momentum=momentum), [examples.two_values(1.0, 2.0)] * 4)
+
+
 class MomentumConvention(AbstractRule):
     r"""Momentum is given by another framework's convention, or is zero.
 
@@ -36,6 +40,7 @@ class MomentumConvention(AbstractRule):
     CODE = "NS108"
     SLUG = "momentum-convention"
     SEVERITY = Severity.ERROR
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/vision#8250", "Cadene/pretrained-models.pytorch#5")
     SICK = (
         partial(examples.healthy, examples.mlp, change=partial(_set, momentum=0.99)),
@@ -46,6 +51,10 @@ class MomentumConvention(AbstractRule):
         partial(examples.healthy, examples.mlp),
         partial(examples.healthy, examples.cnn, change=partial(_set, momentum=0.01)),
         partial(examples.healthy, examples.residual, change=partial(_set, momentum=None)),
+    )
+    NEAR = (
+        examples.Near(_planted, found=0.5, quiet=0.499),
+        examples.Near(_planted, found=0.0, quiet=1e-3),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of, recalibrate_places
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    examples,
+    modules_of,
+    recalibrate_places,
+)
 from normscope.rules._rule import AbstractRule
 
 _HUGE = 1e30
@@ -23,6 +31,12 @@ def _poison(model: nn.Module, value: float) -> None:
 def _negative(model: nn.Module) -> None:
     with torch.no_grad():
         examples.norms(model)[0].running_var[1] = -0.5
+
+
+def _planted(value: float) -> Case:
+    norm = examples.batch_norm()
+    norm.running_var[5] = value
+    return examples.alone(norm, [examples.two_values(1.0, 2.0)] * 4)
 
 
 class NonFiniteStatistics(AbstractRule):
@@ -47,16 +61,21 @@ class NonFiniteStatistics(AbstractRule):
     SLUG = "non-finite-statistics"
     SEVERITY = Severity.ERROR
     BUFFERS_ONLY = True
+    KEEPS = ("training",)
     SOURCES = ("pytorch/pytorch#1206",)
     SICK = (
-        partial(examples.healthy, examples.mlp, change=partial(_poison, value=float("nan"))),
-        partial(examples.healthy, examples.cnn, change=partial(_poison, value=1e35)),
-        partial(examples.healthy, examples.residual, change=_negative),
+        examples.Planted(partial(examples.healthy, examples.mlp, change=partial(_poison, value=float("nan"))), ["7"]),
+        examples.Planted(partial(examples.healthy, examples.cnn, change=partial(_poison, value=1e35)), ["5"]),
+        examples.Planted(partial(examples.healthy, examples.residual, change=_negative), ["stem.1"]),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),
         partial(examples.healthy, examples.cnn),
         partial(examples.healthy, examples.residual),
+    )
+    NEAR = (
+        examples.Near(_planted, found=1.01e30, quiet=0.99e30),
+        examples.Near(_planted, found=-1e-6, quiet=0.0),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -35,6 +35,16 @@ def _offset(net: Any, *, mean: float, packed: bool = False, **options: Any) -> C
     return case
 
 
+def _at(distance: float = 105.0, error: float = 1.1e-4) -> Case:
+    """A norm on float16 data so many standard deviations from zero, whose output torch rounds by a known error.
+
+    All values are 10 above or below the mean, and the exact output is 1 - error or its negative: the nearest number
+    that float16 has is 1.
+    """
+    norm = nn.BatchNorm1d(12, eps=200 * error)
+    return examples.alone(norm, [examples.two_values(10 * distance, 10.0).half()] * 4)
+
+
 class OffsetPrecision(AbstractRule):
     r"""A norm's input lies so far from zero that subtracting the mean leaves few digits.
 
@@ -60,9 +70,10 @@ class OffsetPrecision(AbstractRule):
     CODE = "NS124"
     SLUG = "offset-precision"
     SEVERITY = Severity.WARNING
+    KEEPS = ()
     SOURCES = ("pytorch/pytorch#178123",)
     SICK = (
-        partial(_offset, examples.mlp, mean=3e3),
+        examples.Planted(partial(_offset, examples.mlp, mean=3e3), ["1"]),
         partial(_offset, _raw, mean=1e4, shape=(12,)),
         partial(_offset, _unpadded, mean=3e3, packed=True, shape=(3, 8, 8)),
         partial(_offset, _unpadded, mean=1e5, shape=(3, 8, 8)),
@@ -71,6 +82,10 @@ class OffsetPrecision(AbstractRule):
         partial(examples.healthy, examples.mlp),
         partial(_offset, _unpadded, mean=10.0, packed=True, shape=(3, 8, 8)),
         partial(_offset, examples.mlp, mean=1e4, norm=layers.BatchNorm1d),
+    )
+    NEAR = (
+        examples.Near(_at, found=105.0, quiet=95.0),
+        examples.Near(lambda error: _at(error=error), found=1.1e-4, quiet=0.9e-4),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -45,6 +45,7 @@ class OneSampleLastBatch(AbstractRule):
     CODE = "NS104"
     SLUG = "one-sample-last-batch"
     SEVERITY = Severity.ERROR
+    KEEPS = ("training", "evaluation")
     SOURCES = ("fastai/fastai#1352", "RasmussenLab/vamb#425")
     SICK = (
         partial(_case, examples.mlp, 65, 16),
@@ -56,6 +57,10 @@ class OneSampleLastBatch(AbstractRule):
         partial(_case, examples.mlp, 64, 16),
         partial(_case, examples.mlp, 65, 16, drop_last=True),
         partial(_case, examples.cnn, 72, 16),
+    )
+    NEAR = (
+        examples.Near(lambda rest: _case(examples.mlp, 64 + rest, 16, trained=0), found=3, quiet=4),
+        examples.Near(lambda rest: _case(examples.mlp, 64 + rest, 16, trained=0), found=1, quiet=0),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -109,6 +109,15 @@ def _laid_out(net: Any, order: tuple[int, ...] | None, *, least: float = 0.2) ->
     return case
 
 
+def _tailed(mean: int = 40, spread: int = 14) -> Case:
+    """A norm on sequences of 200 positions, half with ``mean - spread`` equal ones at the end, half with more."""
+    stream = torch.Generator().manual_seed(0)
+    tail = torch.tensor([mean - spread, mean + spread]).repeat(8)
+    x = torch.randn(16, 12, 200, generator=stream)
+    x = torch.where(torch.arange(200) < 200 - tail[:, None, None], x, 0.0)
+    return examples.alone(examples.batch_norm(), [x] * 4)
+
+
 class PaddingInStatistics(AbstractRule):
     r"""Padding at the ends of sequences is counted among the data when a norm takes its statistics.
 
@@ -142,7 +151,7 @@ class PaddingInStatistics(AbstractRule):
     SEVERITY = Severity.WARNING
     SOURCES = ("pytorch/pytorch#70529", "pytorch/pytorch#30414")
     SICK = (
-        partial(_padded, examples.sequence),
+        examples.Planted(partial(_padded, examples.sequence), ["norm1"]),
         partial(_padded, _pointwise),
         partial(_padded, _on_data, norm=layers.BatchNorm1d),
         partial(_laid_out, _Rows, (0, 2, 1)),
@@ -156,6 +165,10 @@ class PaddingInStatistics(AbstractRule):
         partial(_laid_out, _Rows, (0, 2, 1), least=0.97),
         partial(_laid_out, _Transposed, None, least=0.97),
         partial(examples.healthy, examples.mlp),
+    )
+    NEAR = (
+        examples.Near(_tailed, found=22, quiet=18),
+        examples.Near(lambda spread: _tailed(spread=spread), found=11, quiet=9),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

@@ -41,6 +41,7 @@ class RedundantBias(AbstractRule):
     CODE = "NS122"
     SLUG = "redundant-bias"
     SEVERITY = Severity.INFO
+    KEEPS = ("training", "evaluation")
     SOURCES = ("huggingface/pytorch-image-models#357", "arXiv:1502.03167 section 3.2")
     SICK = (
         partial(examples.healthy, examples.mlp, bias=True),
@@ -52,6 +53,11 @@ class RedundantBias(AbstractRule):
         partial(examples.healthy, examples.mlp),
         partial(examples.healthy, examples.cnn, bias=True, change=_frozen),
         partial(examples.healthy, examples.residual, bias=True, norm=partial(nn.GroupNorm, 4)),
+    )
+    NEAR = (
+        examples.Near(
+            lambda bias: examples.healthy(examples.mlp, bias=bias, depth=1, trained=0), found=True, quiet=False
+        ),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

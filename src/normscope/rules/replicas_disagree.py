@@ -31,6 +31,15 @@ def _drifted(net: Any, *, count: int = 1, same: bool = False) -> Case:
     return case
 
 
+def _apart_by(distance: float) -> Case:
+    """A norm and its replica, whose means are so many standard deviations apart."""
+    case = examples.alone(examples.batch_norm(), [examples.two_values(0.0, 1.0)] * 4)
+    replica: Any = copy.deepcopy(case.model)
+    replica[0].running_mean[7] = distance * (1 + replica[0].eps) ** 0.5
+    case.replicas = (replica,)
+    return case
+
+
 class ReplicasDisagree(AbstractRule):
     r"""Each process keeps running statistics of its own, and one of them is evaluated and saved.
 
@@ -61,6 +70,7 @@ class ReplicasDisagree(AbstractRule):
     SLUG = "replicas-disagree"
     SEVERITY = Severity.WARNING
     NEEDS = ("replicas",)
+    KEEPS = ("training",)
     SOURCES = ("pytorch/pytorch#13711",)
     SICK = (
         partial(_drifted, examples.mlp),
@@ -72,6 +82,7 @@ class ReplicasDisagree(AbstractRule):
         partial(_drifted, examples.cnn, same=True),
         partial(_drifted, examples.residual, same=True, count=2),
     )
+    NEAR = (examples.Near(_apart_by, found=1.05e-6, quiet=0.95e-6),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Hold the statistics of each replica against the pooled ones."""

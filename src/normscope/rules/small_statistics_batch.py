@@ -14,6 +14,13 @@ from normscope.rules._rule import AbstractRule
 _SPREAD, _CALLS = 0.35, 3
 
 
+def _scattering(spread: float) -> Case:
+    """A norm on data whose batch variances scatter by a known share, as ten batches show it without bias."""
+    swing = spread / (1 + 0.25 / 9.25) / (10 / 9) ** 0.5
+    variances = [1 + swing, 1 - swing] * 5
+    return examples.alone(examples.batch_norm(), [examples.two_values(3.0, variance**0.5) for variance in variances])
+
+
 class SmallStatisticsBatch(AbstractRule):
     r"""Batch statistics come from so few values that they are mostly noise.
 
@@ -36,6 +43,7 @@ class SmallStatisticsBatch(AbstractRule):
     CODE = "NS105"
     SLUG = "small-statistics-batch"
     SEVERITY = Severity.WARNING
+    KEEPS = ()
     SOURCES = ("open-mmlab/mmdetection#3621",)
     SICK = (
         partial(examples.healthy, examples.mlp, size=4),
@@ -47,6 +55,7 @@ class SmallStatisticsBatch(AbstractRule):
         partial(examples.healthy, examples.cnn, size=16),
         partial(examples.healthy, examples.residual, size=8),
     )
+    NEAR = (examples.Near(_scattering, found=0.36, quiet=0.34),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare the batch variances of a few batches."""

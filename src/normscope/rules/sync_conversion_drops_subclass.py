@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence import Evidence, Finding, Severity, examples, sandbox
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, sandbox
 from normscope.rules._rule import AbstractRule
 
 _KNOWN = (
@@ -39,6 +39,21 @@ class _BatchNormAct1d(nn.BatchNorm1d):
 
 class _Renamed2d(nn.BatchNorm2d):
     """Adds nothing."""
+
+
+class _Raised1d(nn.BatchNorm1d):
+    """Adds a small number."""
+
+    offset = 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.offset
+
+
+def _raised(offset: float) -> Case:
+    norm = _Raised1d(12)
+    norm.offset = offset
+    return examples.alone(norm, [examples.two_values(1.0, 2.0)] * 4)
 
 
 class SyncConversionDropsSubclass(AbstractRule):
@@ -72,6 +87,7 @@ class SyncConversionDropsSubclass(AbstractRule):
         partial(examples.healthy, examples.cnn, norm=_Renamed2d),
         partial(examples.healthy, examples.cnn, norm=layers.BatchNorm2d),
     )
+    NEAR = (examples.Near(_raised, found=1.05e-4, quiet=0.95e-4),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Convert a copy of each subclass and compare."""

@@ -106,7 +106,7 @@ class SyncInBranch(AbstractRule):
     SICK = (
         partial(_case, partial(_Branch, _sync)),
         partial(_case, partial(_Branch, _ours)),
-        partial(_case, partial(_Experts, _sync), (3, 8, 8), size=4),
+        examples.Planted(partial(_case, partial(_Experts, _sync), (3, 8, 8), size=4), ["experts.1.1"]),
         partial(_case, partial(_Refined, _sync)),
     )
     WELL = (
@@ -115,6 +115,7 @@ class SyncInBranch(AbstractRule):
         partial(_case, partial(_Branch, _ours, by="never")),
         partial(examples.healthy, examples.mlp, norm=_sync),
     )
+    NEAR = (examples.Near(lambda by: _case(partial(_Branch, _sync, by=by)), found="data", quiet="turn"),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Count the calls of synchronised norms batch by batch."""

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from normscope.evidence import Case, Deployed, Evidence, Finding, Severity, example, examples, exported_anew, sandbox
+from normscope.evidence import (
+    Case,
+    Deployed,
+    Evidence,
+    Finding,
+    Severity,
+    example,
+    examples,
+    exported_anew,
+    sandbox,
+)
 from normscope.modules.call import set_mode
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import fold
@@ -88,6 +98,19 @@ def _well(net: Any, *, half: bool = False) -> Case:
     return case
 
 
+def _folded_with(error: float) -> Case:
+    """A norm folded into the layer before it, with weights that are too large by this share."""
+    linear, norm = examples.seeded(lambda: nn.Linear(12, 8)), examples.batch_norm(8)
+    x = examples.two_values(1.0, 2.0) + torch.linspace(-1, 1, 32)[:, None]
+    norm.running_mean.copy_(linear(x).mean(0).detach())
+    folded: Any = nn.Sequential(copy.deepcopy(linear), nn.Identity())
+    with torch.no_grad():
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt() * (1 + error)
+        folded[0].bias.sub_(norm.running_mean).mul_(scale)
+        folded[0].weight.mul_(scale[:, None])
+    return Case(nn.Sequential(linear, norm).train(), examples.mean_square, [x] * 4, exported=folded)
+
+
 class UnsafeFold(AbstractRule):
     r"""What is deployed has norms folded into weights, and computes something else.
 
@@ -116,12 +139,13 @@ class UnsafeFold(AbstractRule):
     SEVERITY = Severity.ERROR
     NEEDS = ("exported",)
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#180995", "ultralytics/ultralytics#25364")
     SICK = (
         partial(_folded, _TwoUsers, "norm", "conv", "before"),
         partial(_folded, _transposed, "3", "2", "before"),
         partial(_folded, _norm_first, "0", "1", "after"),
-        partial(_folded, examples.mlp, "1", "0", "eps", shape=(12,)),
+        examples.Planted(partial(_folded, examples.mlp, "1", "0", "eps", shape=(12,)), ["1"]),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),
@@ -129,6 +153,7 @@ class UnsafeFold(AbstractRule):
         partial(_well, examples.residual),
         partial(_well, examples.cnn, half=True),
     )
+    NEAR = (examples.Near(_folded_with, found=1.05e-4, quiet=0.95e-4),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare what is deployed with the model, then norm by norm."""

@@ -26,6 +26,17 @@ def _pseudo_labels(net: Any, *, quiet: bool = False) -> Case:
     return examples.stepped(examples.healthy(net), losses)
 
 
+def _one_more_call(grad: bool) -> Case:
+    """A step in which one norm is called once more, with gradients recorded or not."""
+
+    def losses(model: Any, batch: Any) -> Iterator[Tensor]:
+        with torch.set_grad_enabled(grad):
+            model[:2](batch[0])
+        yield examples.loss_fn(model, batch)
+
+    return examples.stepped(examples.healthy(examples.mlp, trained=0), losses)
+
+
 class UpdatesWithoutGrad(AbstractRule):
     r"""Forward passes without gradient change the running statistics.
 
@@ -57,6 +68,7 @@ class UpdatesWithoutGrad(AbstractRule):
         partial(_pseudo_labels, examples.cnn, quiet=True),
         partial(_pseudo_labels, examples.residual, quiet=True),
     )
+    NEAR = (examples.Near(_one_more_call, found=False, quiet=True),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look for updates without gradient."""

@@ -52,10 +52,27 @@ def _probability(scale: float = 12.0) -> nn.Module:
     return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), last, nn.Sigmoid())
 
 
+def _vectors(net: Any) -> Case:
+    return examples.healthy(net, trained=0, shape=(12,))
+
+
+def _odd(count: int) -> list[str]:
+    """Return the names of so many activations, each behind a layer."""
+    return [str(2 * index + 1) for index in range(count)]
+
+
 def _zero_gains(model: nn.Module) -> None:
     """The last gain of each residual branch starts at zero, as recipes have it: no gradient enters the branches."""
     for block in model.get_submodule("blocks").children():
         nn.init.zeros_(examples.norms(block)[-1].weight)
+
+
+def _saturating(share: float) -> Case:
+    """A tanh between two layers, of whose outputs this share is near 1."""
+    rows = torch.arange(100) < 100 * share
+    x = torch.where(rows[:, None], 5.0, 0.1).expand(100, 12) + 0.01 * torch.arange(12)
+    model = nn.Sequential(nn.Tanh(), nn.Linear(12, 4)).train()
+    return Case(model, examples.mean_square, [x] * 4, torch.optim.SGD(model.parameters(), lr=0.01))
 
 
 class VanishingDepth(AbstractRule):
@@ -82,19 +99,26 @@ class VanishingDepth(AbstractRule):
     SLUG = "vanishing-depth"
     SEVERITY = Severity.WARNING
     NEEDS = ("gradient",)
+    KEEPS = ()
     SOURCES = ("arXiv:1502.03167 section 3.2", "Glorot and Bengio 2010")
     SICK = (
-        partial(examples.healthy, partial(_squashed, scale=8.0), trained=0, shape=(12,)),
-        partial(examples.healthy, partial(_squashed, act=nn.Sigmoid, depth=8), trained=0, shape=(12,)),
-        partial(examples.healthy, _SquashedMaps, trained=0, shape=(3, 8, 8)),
-        partial(examples.healthy, partial(_squashed, act=nn.ReLU, depth=12, scale=0.3), trained=0, shape=(12,)),
+        examples.Planted(partial(_vectors, partial(_squashed, scale=8.0)), ["1", "3", "5", "7"]),
+        examples.Planted(partial(_vectors, partial(_squashed, act=nn.Sigmoid, depth=8)), _odd(8)),
+        examples.Planted(partial(examples.healthy, _SquashedMaps, trained=0, shape=(3, 8, 8)), ["act1", "act2"]),
+        examples.Planted(partial(_vectors, partial(_squashed, act=nn.ReLU, depth=12, scale=0.3)), _odd(12)),
     )
     WELL = (
-        partial(examples.healthy, partial(_squashed), trained=0, shape=(12,)),
-        partial(examples.healthy, partial(_squashed, scale=8.0, norm=True), trained=0, shape=(12,)),
-        partial(examples.healthy, _probability, trained=0, shape=(12,)),
+        partial(_vectors, _squashed),
+        partial(_vectors, partial(_squashed, scale=8.0, norm=True)),
+        partial(_vectors, _probability),
         partial(examples.healthy, examples.residual, trained=0),
         partial(examples.healthy, examples.residual, trained=0, change=_zero_gains),
+    )
+    NEAR = (
+        examples.Near(_saturating, found=0.52, quiet=0.48),
+        examples.Near(
+            lambda factor: examples.deep_with_scaled_gradients(factor, 10, norm=False), found=0.3, quiet=0.34
+        ),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
