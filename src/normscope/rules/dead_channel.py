@@ -83,14 +83,16 @@ class DeadChannel(AbstractRule):
     CODE = "NS121"
     SLUG = "dead-channel"
     SEVERITY = Severity.WARNING
-    KEEPS = ()
+    KEEPS = ("training", "evaluation")  # such channels hardly show in the outputs
     SOURCES = ("LeelaChessZero/lc0#779",)
     SICK = (
         examples.Planted(partial(examples.healthy, examples.mlp, change=partial(_kill, how="shift")), ["7"]),
-        partial(examples.healthy, examples.cnn, change=partial(_kill, how="gain")),
-        partial(examples.healthy, examples.residual, change=partial(_kill, how="gain")),
+        examples.Planted(partial(examples.healthy, examples.cnn, change=partial(_kill, how="gain")), ["5"]),
+        examples.Planted(
+            partial(examples.healthy, examples.residual, change=partial(_kill, how="gain")), ["blocks.1.4"]
+        ),
         _constant_columns,
-        partial(examples.healthy, examples.sequence, change=partial(_kill, how="shift")),
+        examples.Planted(partial(examples.healthy, examples.sequence, change=partial(_kill, how="shift")), ["norm2"]),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),

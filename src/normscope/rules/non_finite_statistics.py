@@ -89,11 +89,15 @@ class NonFiniteStatistics(AbstractRule):
             return
         seen = evidence.training
         if seen.batch_broken is not None or seen.broken is not None:
-            where, step = seen.broken or ("", seen.batch_broken)
-            places = list(dict.fromkeys(call.path for call in seen.calls if not call.finite and call.updated))
+            # The step after a broken batch is broken too, by the weights: the first of both is the cause.
+            where, step = seen.broken or ("", seen.steps)
+            of_batch = seen.batch_broken is not None and seen.batch_broken <= step
+            step = seen.batch_broken if of_batch else step
+            broken = (call for call in seen.calls if call.step == step and call.updated and not call.finite)
+            places = list(dict.fromkeys(call.path for call in broken))
             if not places:
                 return
-            source = "its input batch is not finite" if seen.batch_broken is not None else f"first in {where!r}"
+            source = "its input batch is not finite" if of_batch else f"first in {where!r}"
             yield self.finding(
                 f"training batch {step} makes the running statistics of {len(places)} norms non-finite: {source}",
                 places,

@@ -70,7 +70,7 @@ class OffsetPrecision(AbstractRule):
     CODE = "NS124"
     SLUG = "offset-precision"
     SEVERITY = Severity.WARNING
-    KEEPS = ()
+    KEEPS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#178123",)
     SICK = (
         examples.Planted(partial(_offset, examples.mlp, mean=3e3), ["1"]),

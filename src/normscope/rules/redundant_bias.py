@@ -44,10 +44,13 @@ class RedundantBias(AbstractRule):
     KEEPS = ("training", "evaluation")
     SOURCES = ("huggingface/pytorch-image-models#357", "arXiv:1502.03167 section 3.2")
     SICK = (
-        partial(examples.healthy, examples.mlp, bias=True),
-        partial(examples.healthy, examples.cnn, bias=True),
-        partial(examples.healthy, examples.residual, bias=True, norm=layers.BatchNorm2d),
-        partial(examples.healthy, examples.sequence, bias=True),
+        examples.Planted(partial(examples.healthy, examples.mlp, bias=True), ["0", "3", "6"]),
+        examples.Planted(partial(examples.healthy, examples.cnn, bias=True), ["0", "4"]),
+        examples.Planted(
+            partial(examples.healthy, examples.residual, bias=True, norm=layers.BatchNorm2d),
+            ["stem.0", "blocks.0.0", "blocks.0.3", "blocks.1.0", "blocks.1.3"],
+        ),
+        examples.Planted(partial(examples.healthy, examples.sequence, bias=True), ["inlet", "middle"]),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),

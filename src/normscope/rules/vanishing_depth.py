@@ -99,7 +99,7 @@ class VanishingDepth(AbstractRule):
     SLUG = "vanishing-depth"
     SEVERITY = Severity.WARNING
     NEEDS = ("gradient",)
-    KEEPS = ()
+    KEEPS = ("evaluation",)  # until it has seen data, a new norm in eval mode is the identity
     SOURCES = ("arXiv:1502.03167 section 3.2", "Glorot and Bengio 2010")
     SICK = (
         examples.Planted(partial(_vectors, partial(_squashed, scale=8.0)), ["1", "3", "5", "7"]),
