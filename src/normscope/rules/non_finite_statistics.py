@@ -90,9 +90,9 @@ class NonFiniteStatistics(AbstractRule):
         seen = evidence.training
         if seen.batch_broken is not None or seen.broken is not None:
             # The step after a broken batch is broken too, by the weights: the first of both is the cause.
-            where, step = seen.broken or ("", seen.steps)
-            of_batch = seen.batch_broken is not None and seen.batch_broken <= step
-            step = seen.batch_broken if of_batch else step
+            where, of_layer = seen.broken or ("", seen.steps)
+            of_batch = seen.batch_broken is not None and seen.batch_broken <= of_layer
+            step = seen.batch_broken if of_batch else of_layer
             broken = (call for call in seen.calls if call.step == step and call.updated and not call.finite)
             places = list(dict.fromkeys(call.path for call in broken))
             if not places:

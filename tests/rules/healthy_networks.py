@@ -1,7 +1,7 @@
 """Healthy networks of many architectures, for images, volumes and vectors, trained in the plain way."""
 
 import torch
-from _zoo import Head, conv_norm, fit, healthy, images
+from healthy import Head, conv_norm, fit, healthy, images
 from torch import nn
 from torch.nn import functional as F
 

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from _zoo import conv_norm, fit, healthy, images
+from healthy import conv_norm, fit, healthy, images
 from torch import nn
 from torch.nn import functional as F
 

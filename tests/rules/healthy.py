@@ -1,7 +1,7 @@
 """What the healthy set-ups share: how they are collected, trained and built.
 
-Each entry of ``ZOO`` is a function that makes a ``Case``: a network trained for some steps as its kind is trained, in
-the modes of training, with the data and the step that go with it.
+Each entry of ``HEALTHY`` is a function that makes a ``Case``: a network trained for some steps as its kind is trained,
+in the modes of training, with the data and the step that go with it.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch import nn
 
 from normscope.evidence import Case, examples
 
-ZOO = {}
+HEALTHY = {}
 
 
 def healthy(make):
-    ZOO[make.__name__] = make
+    HEALTHY[make.__name__] = make
     return make
 
 
