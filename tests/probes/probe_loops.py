@@ -6,7 +6,7 @@ import probe_nets as nets
 import torch
 from torch import nn
 
-from normscope.modules.state import RngState
+from normscope.modules.rng import RngState
 from normscope.probes import ProbeWarning, Scope
 
 STREAMING = ["gradient_flow", "activation_distribution"]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normscope.modules.state import RngState, same_bits
+from normscope.modules.rng import RngState
+from normscope.modules.values import same_bits
 from normscope.probes import Scope
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from normscope._errors import UsageError
-from normscope.modules.state import RngState
+from normscope.modules.rng import RngState
 from normscope.probes import Curvature, Scope, _lanczos
 from normscope.probes._hessian import Hessian, count, drawn, generator
 from normscope.probes._lanczos import hutchinson, lanczos, quantiles

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from normscope._errors import UsageError
-from normscope.modules.state import RngState
+from normscope.modules.rng import RngState
 from normscope.probes import Descent, Interaction, LandscapeAlongGradient, Scope
 from normscope.probes._hessian import drawn, generator
 from normscope.probes.landscape import _direction

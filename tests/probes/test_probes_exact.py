@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from normscope import probes
-from normscope.modules.state import RngState
+from normscope.modules.rng import RngState
 from normscope.probes import Scope
 
 NETS = [name for name in nets.NETS if name not in ("numpy", "transformer")]

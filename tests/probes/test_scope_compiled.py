@@ -9,7 +9,7 @@ from probe_loops import COSTLY, STREAMING, values
 from torch import nn
 
 from normscope import probes
-from normscope.modules.state import RngState
+from normscope.modules.rng import RngState
 from normscope.probes import ProbeWarning, Scope
 
 CODES = [probe.CODE for probe in probes.all()]

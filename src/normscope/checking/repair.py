@@ -11,7 +11,7 @@ from torch.nn import Module
 from normscope import checking, evidence
 from normscope._errors import NormscopeError
 from normscope.checking import checkpoint
-from normscope.modules.state import same_bits
+from normscope.modules.values import same_bits
 from normscope.records import Finding
 from normscope.report import FixNote
 from normscope.usercode import said

@@ -15,13 +15,14 @@ from normscope._errors import NonFiniteError, UsageError
 from normscope.checking.checks import Findings, chosen
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence, NotShownError
-from normscope.evidence.listening import Listener, Training, finite, tensors
+from normscope.evidence.listening import Listener, Training
 from normscope.evidence.sandbox import sandbox, users_code
-from normscope.modules.sites import walk
+from normscope.modules.autocast import autocast_now, autocasting
+from normscope.modules.batches import finite, tensors
+from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes import GradientFlow, Saturation, Scope
-from normscope.probes._replay import no_global_hooks, silence
-from normscope.probes._start import autocast_now, autocasting
 from normscope.probes._step_guard import StepGuard
 from normscope.records import Finding
 from normscope.rules._rule import AbstractRule

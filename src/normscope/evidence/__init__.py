@@ -4,15 +4,14 @@ from normscope.evidence import examples as examples
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
 from normscope.evidence.evidence import Evidence as Evidence, as_made as as_made
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
-from normscope.evidence.gap import Gap as Gap, Share as Share, tracking as tracking
-from normscope.evidence.listening import NormCall as NormCall, tensors as tensors
+from normscope.evidence.gap import Gap as Gap, Share as Share
+from normscope.evidence.listening import NormCall as NormCall
 from normscope.evidence.measures import (
     by_update as by_update,
     distance_of_means as distance_of_means,
     of_this_library as of_this_library,
 )
 from normscope.evidence.passes import (
-    childless as childless,
     example as example,
     look as look,
     replace_module as replace_module,
@@ -26,8 +25,12 @@ from normscope.evidence.repairs import (
 )
 from normscope.evidence.sandbox import sandbox as sandbox
 from normscope.evidence.sequences import (
-    sequences as as_sequences,  # noqa: F401
+    as_sequences as as_sequences,
     tail_lengths as tail_lengths,
     tail_share as tail_share,
 )
+from normscope.modules.batches import tensors as tensors
+from normscope.modules.call import set_mode as set_mode
+from normscope.modules.sites import is_known_norm as is_known_norm, tracking as tracking
+from normscope.modules.tree import childless as childless
 from normscope.records import Finding as Finding, Severity as Severity

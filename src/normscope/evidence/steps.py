@@ -8,8 +8,9 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.listening import Listener, NormCall as NormCall, Training as Training, finite, tensors
+from normscope.evidence.listening import Listener, NormCall as NormCall, Training as Training
 from normscope.evidence.sandbox import batches, sandbox, users_code
+from normscope.modules.batches import finite, tensors
 from normscope.probes import GradientFlow, Saturation, Scope
 
 

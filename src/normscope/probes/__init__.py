@@ -4,7 +4,8 @@ import sys
 
 from normscope._errors import UsageError
 from normscope._unit import discover, near
-from normscope.modules.state import RngState as RngState, Snapshot as Snapshot
+from normscope.modules.rng import RngState as RngState
+from normscope.modules.state import Snapshot as Snapshot
 from normscope.probes._probe import AbstractProbe as AbstractProbe, Step as Step
 from normscope.probes._replay import Evaluation as Evaluation, Replay as Replay
 from normscope.probes._scope import ProbeWarning as ProbeWarning, Scope as Scope

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
-from normscope.modules.state import same_bits
+from normscope.modules.hooks import forward_replaced
+from normscope.modules.values import same_bits
 from normscope.probes._start import Start
 
 if TYPE_CHECKING:
@@ -152,14 +153,8 @@ class OwnPass:
             leaves = [fresh[id(part)] if isinstance(part, _Part) else part for part in kept]
             return pytree.tree_unflatten(leaves, spec)
 
-        own = vars(self._model).get("forward")
-        vars(self._model)["forward"] = instead
-        try:
+        with forward_replaced([self._model], lambda *_: instead):
             yield left
-        finally:
-            vars(self._model).pop("forward", None)
-            if own is not None:
-                vars(self._model)["forward"] = own
 
 
 def _same_return(part: _Part, gradient: Tensor | None) -> bool:

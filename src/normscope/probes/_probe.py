@@ -13,9 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
 from normscope._unit import Unit
-from normscope.modules.sites import leading_tensor
+from normscope.modules.autocast import no_grad, without_autocast
+from normscope.modules.batches import leading_tensor
 from normscope.probes._replay import Replay, Start
-from normscope.probes._start import no_grad, without_autocast
 from normscope.records import Record
 
 Reader = Callable[[Tensor], None]

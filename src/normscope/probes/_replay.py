@@ -5,7 +5,6 @@ user's own tensors, their gradients and their hooks are not touched. All substit
 buffer, so that a walk along the gradient is one fused multiply-add.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.nn.modules import module as torch_module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import is_norm
-from normscope.modules.state import HOOKS, RngState, Snapshot
+from normscope.modules.batches import Piece, is_pieces
+from normscope.modules.call import modes_kept
+from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.sites import normalizes
+from normscope.modules.state import Snapshot
 from normscope.probes._own_pass import OwnPass
 from normscope.probes._start import Slot as Slot, Start as Start, copy_all
 
@@ -48,15 +49,6 @@ class Evaluation:
 
     loss: Tensor
     gradient: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One of the batches that a step accumulates: its share in the loss, and the random streams at its beginning."""
-
-    batch: Any
-    share: float
-    rng: RngState
 
 
 class Replay:
@@ -151,15 +143,14 @@ class Replay:
         """
         norms = [module for module in self.model.modules() if wanted and module.training and _keeps_statistics(module)]
         before = self.mode
-        try:
-            for module in norms:
-                module.training = False
-            self.mode = "frozen" if norms else before
-            yield bool(norms)
-        finally:
-            self.mode = before
-            for module in norms:
-                module.training = True
+        with modes_kept(norms):
+            try:
+                for module in norms:
+                    module.training = False
+                self.mode = "frozen" if norms else before
+                yield bool(norms)
+            finally:
+                self.mode = before
 
     @contextmanager
     def on(self, batch: Any) -> Iterator[None]:
@@ -252,7 +243,7 @@ class Replay:
             substitute = value.clone()
             for module, key in places:
                 module._buffers[key] = substitute
-        pieces = self.batch if _is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
+        pieces = self.batch if is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
         for piece in pieces:
             piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
             with self.start.autocasting():
@@ -278,10 +269,6 @@ class Replay:
         return [torch.cat(pieces[kind]) for kind in self.start.trainable_kinds]
 
 
-def _is_pieces(batch: Any) -> bool:
-    return isinstance(batch, list) and bool(batch) and all(isinstance(one, Piece) for one in batch)
-
-
 def _added(a: Evaluation, b: Evaluation) -> Evaluation:
     return Evaluation(a.loss + b.loss, [p + q for p, q in zip(a.gradient, b.gradient, strict=True)])
 
@@ -294,30 +281,4 @@ def _dense(part: Tensor | None, like: Tensor) -> Tensor:
 
 def _keeps_statistics(module: Module) -> bool:
     buffers = module._buffers.values()
-    return is_norm(module) and any(buffer is not None and buffer.is_floating_point() for buffer in buffers)
-
-
-def silence(module: Module) -> None:
-    """Take the hooks off, but for those by which torch itself computes weights (weight and spectral norm, pruning)."""
-    for kind in HOOKS:
-        hooks = vars(module).get(kind)
-        if hooks:
-            vars(module)[kind] = OrderedDict((key, hook) for key, hook in hooks.items() if _computes_weight(hook))
-
-
-def _computes_weight(hook: Any) -> bool:
-    home = getattr(hook, "__module__", None) or type(hook).__module__
-    return str(home).startswith("torch.nn.utils.")
-
-
-@contextmanager
-def no_global_hooks() -> Iterator[None]:
-    kinds = [name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks")]
-    kept = {name: getattr(torch_module, name) for name in kinds}
-    try:
-        for name in kinds:
-            setattr(torch_module, name, OrderedDict())
-        yield
-    finally:
-        for name, hooks in kept.items():
-            setattr(torch_module, name, hooks)
+    return normalizes(module) and any(buffer is not None and buffer.is_floating_point() for buffer in buffers)

@@ -1,16 +1,16 @@
 """What a step begins with: where parameters lie in flat buffers, and the state from which its loss is evaluated."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from normscope.modules.sites import walk
-from normscope.modules.state import RngState
+from normscope.modules.autocast import autocast_now, autocasting
+from normscope.modules.rng import RngState
+from normscope.modules.tree import walk
 
 _ALIGN = 64  # bytes: each parameter begins at a cache line, as it would on its own
 
@@ -159,39 +159,6 @@ class Start:
         Without a cache of cast weights: it would hand out weights of another point of a walk.
         """
         return autocasting(self.autocast)
-
-
-def autocast_now(devices: Iterable[str]) -> list[tuple[str, torch.dtype]]:
-    """Return the kinds of device, of these and the CPU, on which autocast is on, each with its dtype."""
-    kinds = {*devices, "cpu"}
-    return [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
-
-
-def autocasting(kinds: Iterable[tuple[str, torch.dtype]]) -> ExitStack:
-    """Return a context in which autocast is on for these, without a cache of cast weights."""
-    stack = ExitStack()
-    for kind, dtype in kinds:
-        stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
-    return stack
-
-
-_NOTHING = nullcontext()
-
-
-def no_grad() -> AbstractContextManager[Any]:
-    """Return ``torch.no_grad()`` where gradients are recorded; in a backward pass they are not."""
-    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
-
-
-def without_autocast() -> AbstractContextManager[Any]:
-    """Return a context in which a probe's own arithmetic is not cast down by the user's autocast."""
-    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    if not kinds:
-        return _NOTHING
-    stack = ExitStack()
-    for kind in kinds:
-        stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
 
 
 @torch.no_grad()

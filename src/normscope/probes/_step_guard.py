@@ -8,12 +8,14 @@ import torch
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
-from normscope.modules.state import RngState
+from normscope.modules.autocast import without_autocast
+from normscope.modules.batches import Piece
+from normscope.modules.rng import RngState
 from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
 from normscope.probes._own_pass import OwnPass
 from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Piece, Replay
-from normscope.probes._start import Layout, Start, without_autocast
+from normscope.probes._replay import Replay
+from normscope.probes._start import Layout, Start
 from normscope.records import Record
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, walk, weight_layers
+from normscope.modules.sites import chosen, weight_layers
+from normscope.modules.tree import walk
 from normscope.probes._prefix import NotRepeatable, WatchedPass
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm

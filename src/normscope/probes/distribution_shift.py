@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, leading_tensor, pre_activations
-from normscope.modules.state import RngState
-from normscope.probes._beside import batch_of, beside, kept
+from normscope.modules.batches import kept, leading_tensor
+from normscope.modules.rng import RngState
+from normscope.modules.sites import chosen, pre_activations
+from normscope.probes._beside import batch_of, beside
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.records import Record
 

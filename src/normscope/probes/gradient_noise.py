@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator
 
 from normscope._errors import UsageError
-from normscope.probes._beside import batch_of, batch_size, beside, part
+from normscope.modules.batches import batch_size, part
+from normscope.probes._beside import batch_of, beside
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.probes._replay import norm
 from normscope.records import Record

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, leading_tensor
+from normscope.modules.batches import leading_tensor
+from normscope.modules.sites import chosen
 from normscope.probes._hessian import (
     MODES,
     Hessian,

@@ -11,8 +11,9 @@ from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
-from normscope.modules.channels import row_products, scalars
-from normscope.modules.sites import chosen, leading_tensor, norms, weight_layers, weights
+from normscope.modules.batches import leading_tensor
+from normscope.modules.channels import row_products, to_floats
+from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._probe import AbstractProbe, Step
 from normscope.records import Record
 
@@ -107,7 +108,7 @@ class ScaleInvariance(AbstractProbe):
         if not layers:
             return
         found = [torch.cat([gradients[id(weight)], _moved(step, weight)]) for weight in layers.values()]
-        values = scalars([part for row in found for part in row.unbind()])
+        values = to_floats([part for row in found for part in row.unbind()])
         for index, (site, weight) in enumerate(layers.items()):
             inner, w2, g2, unit, moved2, moved_inner = values[6 * index : 6 * index + 6]
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))

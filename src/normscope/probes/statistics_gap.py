@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from normscope.modules.call import modes_kept
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe, Step
@@ -115,14 +116,11 @@ class StatisticsGap(AbstractProbe):
 
 def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:
     """Evaluate the loss with other modes, and set those of the user's pass again."""
-    try:
+    with modes_kept(module for module, _ in replay.start.modes):
         for module, mode in replay.start.modes:
             module.training = mode_of(module, mode)
         replay.reset()
         return float(replay.evaluate(gradient=False).loss)
-    finally:
-        for module, mode in replay.start.modes:
-            module.training = mode
 
 
 def _rms(values: np.ndarray) -> float:

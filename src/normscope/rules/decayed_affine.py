@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of, take_out
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, is_known_norm, modules_of, take_out
 from normscope.rules._rule import AbstractRule
-from normscope.surgery._sites import is_norm
 
 
 def _decayed(
@@ -16,7 +15,9 @@ def _decayed(
 ) -> Case:
     case = examples.healthy(net, **options)
     parameters = dict(case.model.named_parameters())
-    of_norms = {id(p) for module in case.model.modules() if is_norm(module) for p in module.parameters(recurse=False)}
+    of_norms = {
+        id(p) for module in case.model.modules() if is_known_norm(module) for p in module.parameters(recurse=False)
+    }
     if not apart:
         case.optimizer = kind(parameters.values(), lr=0.01, weight_decay=decay)
         return case
@@ -78,7 +79,7 @@ class DecayedAffine(AbstractRule):
         }
         places, worst, numbers = [], 0.0, 0
         for path, module in evidence.modules.items():
-            if not is_norm(module):
+            if not is_known_norm(module):
                 continue
             decayed = [p for p in module.parameters(recurse=False) if decays.get(id(p), 0.0) > 0]
             if decayed:

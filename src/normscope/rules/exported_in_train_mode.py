@@ -9,8 +9,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope import layers
-from normscope.evidence import Case, Deployed, Evidence, Finding, Severity, examples, exported_anew, quiet
-from normscope.modules.call import set_mode
+from normscope.evidence import Case, Deployed, Evidence, Finding, Severity, examples, exported_anew, quiet, set_mode
 from normscope.rules._rule import AbstractRule
 
 

@@ -11,7 +11,7 @@ from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, take_out
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import freeze
-from normscope.surgery._pairs import Pair
+from normscope.surgery.pairs import Pair
 
 
 def _frozen(model: nn.Module) -> None:

@@ -40,7 +40,7 @@ from torch import nn
 from normscope import layers
 from normscope._errors import UsageError
 from normscope.modules.call import run, set_mode
-from normscope.modules.transaction import traceless, transaction
+from normscope.modules.state import traceless, transaction
 from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
 from normscope.surgery._options import OPTIONS, hand_over, inherited, not_in
 from normscope.surgery._report import Change, Report, Skip

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from surgery_nets import alive, images, net, state
 from torch import nn
 
+from kit.small_convnets import images, small_convnet, state_of, trained_looking
 from normscope import layers, surgery
 from normscope._errors import UsageError
 from normscope.layers import BatchNorm1d, BatchNorm2d
@@ -24,7 +24,7 @@ def same(a, b):
 
 
 def switched():
-    model = net()
+    model = small_convnet()
     surgery.convert(model, "batch")
     model[1].frozen = True
     return model
@@ -60,7 +60,7 @@ def test_asked_to_recalibrate_a_switched_layer_it_stays_frozen():
 @pytest.mark.parametrize("by", ["switch", "surgery", "both"])
 @pytest.mark.parametrize("use_running", [None, False])
 def test_every_freeze_survives(way, by, use_running):
-    model = nn.Sequential(alive(BatchNorm2d(3, use_running=use_running)))
+    model = nn.Sequential(trained_looking(BatchNorm2d(3, use_running=use_running)))
     if by != "switch":
         surgery.freeze(model, affine=True)
     if by != "surgery":
@@ -102,7 +102,7 @@ KEPT = {
 
 
 def test_options_that_apply_are_kept_and_others_named():
-    model = nn.Sequential(nn.Identity(), alive(BatchNorm2d(6, statistics="ghost", group_size=2, **KEPT)))
+    model = nn.Sequential(nn.Identity(), trained_looking(BatchNorm2d(6, statistics="ghost", group_size=2, **KEPT)))
     buffers = statistics(model[1])
     report = surgery.convert(model, "sync")
     assert model[1].statistics == "sync"
@@ -134,7 +134,7 @@ def test_a_micro_batch_already_taken_in_is_not_forgotten():
 
 def test_ghost_renorm_and_sync_are_kinds():
     x = torch.randn(6, 3, 4, 4, dtype=F64)
-    model = alive(nn.Sequential(nn.BatchNorm2d(3, dtype=F64)))
+    model = trained_looking(nn.Sequential(nn.BatchNorm2d(3, dtype=F64)))
     whole = nn.BatchNorm2d(3, affine=False, dtype=F64)
     gain, shift = (model[0].state_dict()[n].view(-1, 1, 1) for n in ("weight", "bias"))
     surgery.convert(model, "ghost", group_size=2)
@@ -149,7 +149,7 @@ def test_ghost_renorm_and_sync_are_kinds():
 
 
 def test_statistics_asked_to_be_wide_keep_their_values():
-    model = alive(nn.Sequential(BatchNorm2d(3).bfloat16()))
+    model = trained_looking(nn.Sequential(BatchNorm2d(3).bfloat16()))
     right = model[0].running_var.float()
     surgery.convert(model, "batch", float32_statistics=True)
     assert model[0].running_var.dtype == torch.float32
@@ -204,10 +204,10 @@ def test_a_masked_norm_is_not_replaced_by_one_without_masks_nor_folded():
     model = Padded("mask")
     example = (torch.randn(4, 2, 5, dtype=F64), torch.tensor([5, 3, 1, 2]))
     assert "mask" in surgery.convert(model, "group", example=example).skipped[0].why
-    before = state(model)
+    before = state_of(model)
     report = surgery.fold(model.eval(), example)
     assert "mask" in report.skipped[0].why
-    assert list(before[3]) == list(state(model)[3])
+    assert list(before[3]) == list(state_of(model)[3])
     assert "mask" in surgery.fold(model).skipped[0].why
     model.norm = layers.BatchNorm1d(3, dtype=F64, use_running=False)
     assert "each batch" in surgery.fold(model.eval(), example).skipped[0].why

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from surgery_nets import Residual, alive, assert_same, images, net, state, twin
 from torch import nn
 
+from kit.small_convnets import Residual, assert_same_state, images, small_convnet, state_of, trained_looking, twin
 from normscope import layers, surgery
-from normscope.surgery import _absorb
+from normscope.surgery import absorb
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -41,7 +41,7 @@ def inputs(rank, channels):
 def test_a_norm_after_any_convolution_folds(case):
     rank, conv, norm, affine = case
     torch.manual_seed(0)
-    model = alive(nn.Sequential(conv, norm(conv.out_channels, affine=affine))).double().eval()
+    model = trained_looking(nn.Sequential(conv, norm(conv.out_channels, affine=affine))).double().eval()
     x = inputs(rank, conv.in_channels)
     expected, weight = model(x), model[0].weight
     report = surgery.fold(model)
@@ -56,9 +56,9 @@ def test_a_norm_after_any_convolution_folds(case):
 def test_a_norm_before_a_convolution_folds_exactly_where_padding_allows(case):
     rank, conv, norm, affine = case
     torch.manual_seed(0)
-    model = alive(nn.Sequential(norm(conv.in_channels, affine=affine), conv)).double().eval()
+    model = trained_looking(nn.Sequential(norm(conv.in_channels, affine=affine), conv)).double().eval()
     x = inputs(rank, conv.in_channels)
-    expected, before = model(x), state(model)
+    expected, before = model(x), state_of(model)
     report = surgery.fold(model, x)
     transposed = isinstance(conv, tuple(TRANSPOSED.values()))
     one = conv.kernel_size[0] == 1 and conv.stride[0] == 1
@@ -66,14 +66,14 @@ def test_a_norm_before_a_convolution_folds_exactly_where_padding_allows(case):
     assert bool(report.done) == allowed
     if not allowed:
         assert "would differ" in report.skipped[0].why
-        assert_same(before, state(model))
+        assert_same_state(before, state_of(model))
     torch.testing.assert_close(model(x), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_without_a_shift_zero_padding_allows_it(transposed):
     conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(4, 6, 3, padding=1, stride=2, groups=2)
-    model = alive(nn.Sequential(nn.BatchNorm2d(4), conv)).double().eval()
+    model = trained_looking(nn.Sequential(nn.BatchNorm2d(4), conv)).double().eval()
     with torch.no_grad():
         model[0].bias.zero_()
         model[0].running_mean.zero_()
@@ -84,17 +84,17 @@ def test_without_a_shift_zero_padding_allows_it(transposed):
 
 
 def test_same_padding_is_padding():
-    model = alive(nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding="same"))).eval()
+    model = trained_looking(nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding="same"))).eval()
     assert "pads with zeros" in surgery.fold(model).skipped[0].why
     for free in (nn.Conv2d(2, 2, 1, padding="same"), nn.Conv2d(2, 2, 3, padding="valid")):
-        model = alive(nn.Sequential(nn.BatchNorm2d(2), free)).eval()
+        model = trained_looking(nn.Sequential(nn.BatchNorm2d(2), free)).eval()
         expected = model(x := torch.randn(2, 2, 5, 5))
         assert surgery.fold(model).done
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_deep_net_folds_whole_and_says_how_well():
-    model = net().eval()
+    model = small_convnet().eval()
     for make in (lambda m: m, lambda m: surgery.convert(m, "batch").model):
         folded = make(twin(model))
         x = images()
@@ -109,7 +109,7 @@ def test_a_deep_net_folds_whole_and_says_how_well():
 
 def test_linear_needs_to_show_its_axes():
     """A linear layer acts on the last axis, a norm of (N, C, L) on the second."""
-    model = alive(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5))).double().eval()
+    model = trained_looking(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5))).double().eval()
     assert "give an example" in surgery.fold(model).skipped[0].why
     x = torch.randn(3, 5, 5, dtype=torch.float64)
     expected = model(x)
@@ -119,7 +119,7 @@ def test_linear_needs_to_show_its_axes():
     expected = model(x)
     assert surgery.fold(model, x).done
     torch.testing.assert_close(model(x), expected)
-    model = alive(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))).double().eval()
+    model = trained_looking(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))).double().eval()
     expected = model(x := torch.randn(3, 4, dtype=torch.float64))
     assert surgery.fold(model, x).done
     torch.testing.assert_close(model(x), expected)
@@ -163,32 +163,32 @@ REFUSED = {
 def test_what_would_break_is_refused_however_the_flow_is_seen(wiring, way, monkeypatch):
     refuse_before(way, monkeypatch)
     forward, why = REFUSED[wiring]
-    model = alive(Wired(forward)).eval()
+    model = trained_looking(Wired(forward)).eval()
     x = torch.randn(2, 3, 5, 5)
-    before = state(model)
+    before = state_of(model)
     report = surgery.fold(model, x)
     assert not report.done
     # Watching an example sees who reads an output; which function made an input it sees only of modules.
     unnamed = way == "example" and why in ("relu", "add")
     assert ("no module of interest" if unnamed else why) in report.skipped[0].why
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
 
 
 @pytest.mark.parametrize("way", ["fx", "export", "example"])
 def test_each_way_of_seeing_finds_the_pairs(way, monkeypatch):
     refuse_before(way, monkeypatch)
-    model, x = surgery.convert(net().eval(), "batch", only="3.*").model, images()
+    model, x = surgery.convert(small_convnet().eval(), "batch", only="3.*").model, images()
     expected = model(x)
     report = surgery.fold(model, x)
     assert [c.path for c in report] == ["1", "3.bn1", "3.bn2", "7"]
     assert {"fx": "torch.fx", "export": "torch.export", "example": "an example"}[way] in report.notes[0]
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
-    after = alive(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 2))).eval()
+    after = trained_looking(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 2))).eval()
     assert "after" in surgery.fold(after, x)["1"].what
 
 
 def refuse_before(way, monkeypatch):
-    from normscope.surgery import _graph
+    from normscope.surgery import _graph  # one way of seeing at a time: a fold takes the first that works
 
     def refuses(*_):
         raise _graph.UnseenError("not this way")
@@ -199,12 +199,12 @@ def refuse_before(way, monkeypatch):
 
 def test_control_flow_is_not_guessed():
     x = torch.randn(2, 3, 5, 5)
-    report = surgery.fold(alive(Wired(reads_values)).eval(), x)
+    report = surgery.fold(trained_looking(Wired(reads_values)).eval(), x)
     assert not report.done
     assert "reads values of tensors (__bool__)" in report.skipped[0].why
-    report = surgery.fold(alive(Wired(reads_shape)).eval())
+    report = surgery.fold(trained_looking(Wired(reads_shape)).eval())
     assert "example may show more" in report.skipped[0].why
-    report = surgery.fold(alive(Wired(reads_shape)).eval(), x)
+    report = surgery.fold(trained_looking(Wired(reads_shape)).eval(), x)
     assert "torch.export" in report.notes[0]
 
 
@@ -213,7 +213,7 @@ def test_an_argument_left_at_its_default_is_traced_as_such():
         def forward(self, x, mask=None):
             return self.bn(self.conv(x)) if mask is None else self.conv(x) * mask
 
-    model = alive(Masked(None)).eval()
+    model = trained_looking(Masked(None)).eval()
     expected = model(x := torch.randn(2, 3, 4, 4))
     assert surgery.fold(model).done
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
@@ -261,17 +261,17 @@ def spoil(value):
     ],
 )
 def test_other_reasons_to_refuse(change, why):
-    model = alive(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1))).eval()
+    model = trained_looking(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1))).eval()
     change(model)
-    before = state(model)
+    before = state_of(model)
     report = surgery.fold(model)
     assert not report.done
     assert why in report.skipped[0].why
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
 
 
 def test_a_frozen_norm_in_a_training_model_folds():
-    model = alive(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))).train()
+    model = trained_looking(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))).train()
     surgery.freeze(model)
     expected = model(x := torch.randn(2, 3, 4, 4))
     assert surgery.fold(model).done
@@ -279,11 +279,11 @@ def test_a_frozen_norm_in_a_training_model_folds():
 
 
 def test_low_precision_fails_the_bound_and_is_rolled_back():
-    model = alive(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))).eval().to(torch.bfloat16)
-    before = state(model)
+    model = trained_looking(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))).eval().to(torch.bfloat16)
+    before = state_of(model)
     report = surgery.fold(model)
     assert "rolled back" in report.skipped[0].why
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
     assert surgery.fold(model, bound=0.05).done
 
 
@@ -299,14 +299,14 @@ WRONG = {
 @pytest.mark.parametrize("example", [False, True])
 def test_a_planted_wrong_algebra_is_caught_by_the_proof(wrong, example, monkeypatch):
     order, spoil = WRONG[wrong]
-    right = getattr(_absorb, order)
-    monkeypatch.setattr(_absorb, order, lambda linear, s, t: spoil(linear, s, t, right(linear, s, t)))
+    right = getattr(absorb, order)
+    monkeypatch.setattr(absorb, order, lambda linear, s, t: spoil(linear, s, t, right(linear, s, t)))
     parts = [nn.Conv2d(3, 3, 2), nn.BatchNorm2d(3)][:: 1 if order == "before" else -1]
-    model = alive(nn.Sequential(nn.ReLU(), *parts)).eval()
-    before = state(model)
+    model = trained_looking(nn.Sequential(nn.ReLU(), *parts)).eval()
+    before = state_of(model)
     report = surgery.fold(model, torch.randn(2, 3, 5, 5)) if example else surgery.fold(model)
     assert "rolled back" in report.skipped[0].why
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
 
 
 def test_a_pair_that_only_the_whole_model_betrays_is_rolled_back_alone():
@@ -321,10 +321,10 @@ def test_a_pair_that_only_the_whole_model_betrays_is_rolled_back_alone():
         def forward(self, x):
             return self.nb(self.b(self.na(self.a(x)))) + self.b.__dict__["_parameters"]["weight"].detach().abs().sum()
 
-    model = alive(Hidden()).eval()
+    model = trained_looking(Hidden()).eval()
     x = torch.randn(2, 3, 4, 4)
     expected = model(x)
-    from normscope.surgery import _graph
+    from normscope.surgery import _graph  # one way of seeing at a time: a fold takes the first that works
 
     def blind(m, names):
         seen = _graph.Flow("a planted blind eye")
@@ -343,7 +343,7 @@ def test_a_pair_that_only_the_whole_model_betrays_is_rolled_back_alone():
 
 def test_torchs_own_fusion_of_the_same_pair_agrees():
     conv, norm = nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)
-    model = alive(nn.Sequential(conv, norm)).eval()
+    model = trained_looking(nn.Sequential(conv, norm)).eval()
     fused = torch.nn.utils.fusion.fuse_conv_bn_eval(*twin(model))
     surgery.fold(model)
     torch.testing.assert_close(model[0].weight, fused.weight)
@@ -352,7 +352,7 @@ def test_torchs_own_fusion_of_the_same_pair_agrees():
 
 def test_torchs_fusion_of_a_grouped_transposed_convolution_is_wrong_or_refused():
     """A transposed weight is (in, out / groups): scaling its second axis by ``out`` scales cannot be right."""
-    model = alive(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6))).eval()
+    model = trained_looking(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6))).eval()
     expected = model(x := torch.randn(2, 4, 5, 5))
     with pytest.raises(RuntimeError):
         torch.nn.utils.fusion.fuse_conv_bn_eval(*twin(model), transpose=True)
@@ -363,17 +363,17 @@ def test_torchs_fusion_of_a_grouped_transposed_convolution_is_wrong_or_refused()
 def test_the_example_leaves_no_trace_and_an_error_neither():
     model = Residual().eval()
     model.conv2.train()
-    before, random = state(model), torch.get_rng_state()
+    before, random = state_of(model), torch.get_rng_state()
     with pytest.raises(RuntimeError):
         surgery.fold(model, torch.randn(1, 9, 4, 4, generator=torch.Generator()))
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
     assert torch.equal(random, torch.get_rng_state())
     surgery.fold(model, torch.zeros(1, 4, 4, 4))
     assert torch.equal(random, torch.get_rng_state())
 
 
 def test_modes_and_optimizers_hold_on_folded_layers():
-    model = net().eval()
+    model = small_convnet().eval()
     ids = {id(p) for p in model[0].parameters()}
     surgery.fold(model, images())
     assert {id(p) for p in model[0].parameters()} == ids

@@ -1,4 +1,4 @@
-"""Small models and what the tests of this room compare."""
+"""Small convolutional networks whose norms look trained, and their state to compare."""
 
 import copy
 
@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def alive(model):
+def trained_looking(model):
     """Give every norm gains, shifts and statistics that are none of 0 and 1, and every layer a bias that is not 0."""
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -23,7 +23,7 @@ def alive(model):
     return model
 
 
-def state(model):
+def state_of(model):
     """Everything that must come back: tree, classes, modes, identities, hooks, values."""
     modules = [(path, m, type(m), m.training, sorted(vars(m))) for path, m in model.named_modules()]
     hooks = [list(m._forward_hooks) + list(m._forward_pre_hooks) for m in model.modules()]
@@ -32,7 +32,7 @@ def state(model):
     return modules, hooks, [(n, id(t), r) for n, t, r in tensors], bits
 
 
-def assert_same(a, b):
+def assert_same_state(a, b):
     assert a[:3] == b[:3]
     assert list(a[3]) == list(b[3])
     for name, value in a[3].items():
@@ -51,9 +51,9 @@ class Residual(nn.Module):
         return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
 
 
-def net():
+def small_convnet():
     torch.manual_seed(0)
-    return alive(
+    return trained_looking(
         nn.Sequential(
             nn.Conv2d(3, 4, 3),
             nn.BatchNorm2d(4),

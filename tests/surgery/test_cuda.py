@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from surgery_nets import alive, assert_same, images, net, state
 from torch import nn
 
+from kit.small_convnets import assert_same_state, images, small_convnet, state_of, trained_looking
 from normscope import surgery
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 
 
 def test_fold_convert_and_recalibrate_stay_on_the_device():
-    model, x = net().cuda().eval(), images()
+    model, x = small_convnet().cuda().eval(), images()
     surgery.convert(model, "batch")
     surgery.recalibrate(model, [x, x[:3]])
     expected = model(x.cuda())
@@ -31,12 +31,12 @@ def test_recalibration_leaves_no_trace_in_the_devices_random_state():
 
 
 def test_torchs_synchronised_norm_where_it_runs():
-    model = alive(nn.Sequential(nn.BatchNorm2d(3))).cuda().eval()
+    model = trained_looking(nn.Sequential(nn.BatchNorm2d(3))).cuda().eval()
     x = torch.randn(2, 3, 4, 4, device="cuda")
     expected = model(x)
     surgery.convert(model, "sync")
     torch.testing.assert_close(model(x), expected)
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(RuntimeError):
         surgery.recalibrate(model, [x, torch.ones(3, device="cuda")])
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))

@@ -5,12 +5,14 @@ With :math:`s = \gamma / \sqrt{v + \epsilon}` and :math:`t = \beta - s \mu`, a b
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from normscope.modules.values import Values
 
 LINEAR: dict[type, int] = {
     nn.Linear: 0,
@@ -98,39 +100,29 @@ def why_not_after(linear: Any, t: Tensor) -> str | None:
     return "the convolution pads with zeros, which the norm would have shifted: the border would differ"
 
 
-@dataclass
-class Kept:
-    """A layer's weight and bias as they were, to go back to."""
-
-    linear: Any
-    weight: Tensor
-    bias: Tensor | None
-    had_bias: nn.Parameter | None
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the old values back."""
-        self.linear.weight.copy_(self.weight)
-        self.linear._parameters["bias"] = self.had_bias
-        if self.had_bias is not None and self.bias is not None:
-            self.had_bias.copy_(self.bias)
-
-
 @torch.no_grad()
-def write(linear: Any, by_output: Tensor, bias: Tensor) -> Kept:
+def write(linear: Any, by_output: Tensor, bias: Tensor) -> Callable[[], None]:
     """Give ``linear`` a weight ``(out, in / groups, *)`` and a bias, creating that if there is none.
 
     The weight stays the same ``Parameter``, so that an optimizer and an average still hold it.
+
+    Returns:
+        A function that puts the old weight and bias back.
     """
     weight: Any = linear.weight
     old: Any = linear._parameters["bias"]
-    kept = Kept(linear, weight.detach().clone(), None if old is None else old.detach().clone(), old)
+    values = Values([("weight", weight)] + ([] if old is None else [("bias", old)]))
+
+    def undo() -> None:
+        linear._parameters["bias"] = old
+        values.restore()
+
     weight.copy_(stored(linear, by_output))
     if old is None:
         linear._parameters["bias"] = nn.Parameter(bias.to(weight), requires_grad=weight.requires_grad)
     else:
         old.copy_(bias)
-    return kept
+    return undo
 
 
 def widened(module: nn.Module) -> nn.Module:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from surgery_nets import alive, assert_same, images, net, state, twin
 from torch import nn
 
+from kit.small_convnets import assert_same_state, images, small_convnet, state_of, trained_looking, twin
 from normscope import surgery
 from normscope._errors import DataError, NonFiniteError, UsageError
 
@@ -14,7 +14,7 @@ def has_norms(model):
 
 
 def test_plainly_the_weights_stay():
-    model = net()
+    model = small_convnet()
     expected = model[0](images())
     report = surgery.strip(model)
     assert not has_norms(model)
@@ -25,7 +25,7 @@ def test_plainly_the_weights_stay():
 
 @pytest.mark.parametrize("where", ["eval", "train"])
 def test_population_preserves_the_function_in_evaluation(where):
-    model = net().double().train(where == "train")
+    model = small_convnet().double().train(where == "train")
     x = images(dtype=torch.float64)
     expected = twin(model).eval()(x)
     report = surgery.strip(model, "population", example=x)
@@ -36,7 +36,7 @@ def test_population_preserves_the_function_in_evaluation(where):
 
 
 def test_batch_preserves_the_function_in_training_at_that_batch():
-    model = net().double().train()
+    model = small_convnet().double().train()
     model[8].p = 0.0
     x = images(dtype=torch.float64)
     expected = twin(model)(x)
@@ -46,7 +46,7 @@ def test_batch_preserves_the_function_in_training_at_that_batch():
 
 
 def test_what_cannot_be_taken_in_leaves_its_scale_and_shift():
-    model = alive(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU())).double().eval()
+    model = trained_looking(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.ReLU())).double().eval()
     model[1].bias.requires_grad_(False)
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     expected = model(x)
@@ -93,15 +93,15 @@ def test_other_norms_and_repeated_calls_are_skipped_with_the_reason():
     assert [s.path for s in report.skipped] == ["bn", "ln"]
     assert "2 times" in report.skipped[0].why
     assert "each sample" in report.skipped[1].why
-    model = alive(Twice()).eval()
+    model = trained_looking(Twice()).eval()
     expected = model(x)
     surgery.strip(model, "population")
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_errors_leave_everything():
-    model = net()
-    before = state(model)
+    model = small_convnet()
+    before = state_of(model)
     with pytest.raises(UsageError, match="rescale is one of"):
         surgery.strip(model, "lsuv")
     with pytest.raises(UsageError, match="give an example"):
@@ -112,7 +112,7 @@ def test_errors_leave_everything():
     with pytest.raises(NonFiniteError, match="1: the example"):
         surgery.strip(model, "batch", example=images() * torch.inf)
     model[7].running_var[0] = torch.nan
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(NonFiniteError, match="7: its scale"):
         surgery.strip(model, "population")
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from surgery_nets import alive, assert_same, images, net, state, twin
 from torch import nn
 
+from kit.small_convnets import assert_same_state, images, small_convnet, state_of, trained_looking, twin
 from normscope import layers, surgery
 from normscope._errors import UsageError
 
@@ -45,7 +45,7 @@ def expected(kind, x, w, b, eps):
     list(itertools.product(MAKERS, ["batch", "torch-batch", "group", "layer", "instance", "rms", "affine"])),
 )
 def test_every_pair_has_the_function_of_the_new_norm_with_the_old_gain(of, to):
-    model = alive(nn.Sequential(nn.Identity(), MAKERS[of](6))).double()
+    model = trained_looking(nn.Sequential(nn.Identity(), MAKERS[of](6))).double()
     w, b, eps = model[1].weight, model[1].bias, model[1].eps
     x = torch.randn(4, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 + 1
     report = surgery.convert(model, to, groups=2, example=x)
@@ -59,7 +59,7 @@ def test_every_pair_has_the_function_of_the_new_norm_with_the_old_gain(of, to):
 
 def test_opacus_fixer_drops_the_gain_by_its_formula():
     """Opacus' fixer: ``nn.GroupNorm(min(32, C), C, affine=norm.affine)``, and nothing copied."""
-    norm = alive(nn.Sequential(nn.Identity(), nn.BatchNorm2d(8)))
+    norm = trained_looking(nn.Sequential(nn.Identity(), nn.BatchNorm2d(8)))
     fixed = nn.GroupNorm(min(32, 8), 8, affine=norm[1].affine)
     assert not torch.equal(fixed.weight, norm[1].weight)
     gain = norm[1].weight.clone()
@@ -68,7 +68,7 @@ def test_opacus_fixer_drops_the_gain_by_its_formula():
 
 
 def test_the_optimizer_still_holds_the_gains():
-    model = net()
+    model = small_convnet()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     surgery.convert(model, "group")
     before = model[1].weight.clone()
@@ -79,7 +79,7 @@ def test_the_optimizer_still_holds_the_gains():
 
 def test_batch_to_batch_keeps_function_statistics_and_mode():
     for training in (False, True):
-        model = net().train(training)
+        model = small_convnet().train(training)
         model[8].p = 0.0
         reference = twin(model)
         surgery.convert(model, "batch")
@@ -166,7 +166,7 @@ def test_layer_norm_needs_to_see_the_layout():
     assert "give an example" in surgery.convert(model, "batch").skipped[0].why
     assert type(model[1]) is nn.LayerNorm
     tokens = torch.randn(3, 5, 4)
-    alive(model)
+    trained_looking(model)
     surgery.convert(model, "batch", example=tokens)
     h = model[0](tokens)
     w, b = model[1].norm.weight, model[1].norm.bias
@@ -190,7 +190,7 @@ def test_layer_norm_over_a_map_gives_one_gain_per_channel_only_where_it_has_one(
 
 
 def test_rms_of_tokens_keeps_the_shift_torchs_has_not():
-    model = alive(nn.Sequential(nn.LayerNorm(6)))
+    model = trained_looking(nn.Sequential(nn.LayerNorm(6)))
     w, b = model[0].weight, model[0].bias
     surgery.convert(model, "rms")
     x = torch.randn(2, 5, 6)
@@ -220,7 +220,7 @@ def test_instance_statistics_are_kept_and_remarked_on():
 
 
 def test_none_affine_callable_only_and_options():
-    model = net()
+    model = small_convnet()
     report = surgery.convert(model, "none", only="1")
     assert type(model[1]) is nn.Identity
     assert "lost" in report["1"].detail
@@ -232,10 +232,10 @@ def test_none_affine_callable_only_and_options():
     assert type(model[3].bn1) is nn.BatchNorm2d
     with pytest.raises(UsageError, match="no norm is called"):
         surgery.convert(model, "butch")
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(UsageError, match="no such option"):
         surgery.convert(model, "group", momentum_=3)
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
 
 
 def test_affine_false_and_bias_false_stay_so():
@@ -264,7 +264,7 @@ def test_torchs_encoder_layer_would_ignore_the_new_norm():
 
 
 def test_a_frozen_norm_stays_frozen():
-    model = net()
+    model = small_convnet()
     surgery.freeze(model, only="1")
     report = surgery.convert(model, "batch", only="1")
     assert surgery.is_frozen(model[1])
@@ -286,8 +286,8 @@ def test_the_model_itself_is_not_replaced():
 
 
 def test_an_error_midway_leaves_everything():
-    model = net()
-    before = state(model)
+    model = small_convnet()
+    before = state_of(model)
 
     def fails_later(old):
         if old.num_features == 6:
@@ -296,7 +296,7 @@ def test_an_error_midway_leaves_everything():
 
     with pytest.raises(RuntimeError, match="no"):
         surgery.convert(model, fails_later)
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
     with pytest.raises(RuntimeError):
         surgery.convert(model, "group", example=torch.randn(2, 99))
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))

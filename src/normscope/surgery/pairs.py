@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.modules.call import run
-from normscope.modules.transaction import traceless
-from normscope.surgery._absorb import LINEAR, channels
+from normscope.modules.state import traceless
 from normscope.surgery._graph import Flow, flow
 from normscope.surgery._sites import BATCH, Site, sites, why_hooked, why_opaque
+from normscope.surgery.absorb import LINEAR, channels
 
 MISSING = object()
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from surgery_nets import assert_same, images, net, state, twin
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from kit.small_convnets import assert_same_state, images, small_convnet, state_of, twin
 from normscope import surgery
 from normscope._errors import DataError, UsageError
 
@@ -66,11 +66,11 @@ def test_plain_averaging_of_replicas_variances_and_the_law_of_total_variance():
 
 
 def test_other_buffers_are_copied_and_mistakes_change_nothing():
-    a, b = net(), net()
+    a, b = small_convnet(), small_convnet()
     for model, value in ((a, 1.0), (b, 2.0)):
         model.register_buffer("table", torch.full((3,), value))
     b[1].running_mean += 1
-    before = state(a)
+    before = state_of(a)
     for error, arguments, options in (
         (UsageError, (b, "mean"), {}),
         (UsageError, ([], "copy"), {}),
@@ -82,6 +82,6 @@ def test_other_buffers_are_copied_and_mistakes_change_nothing():
     ):
         with pytest.raises(error):
             surgery.average_buffers(a, *arguments, **options)
-        assert_same(before, state(a))
+        assert_same_state(before, state_of(a))
     surgery.average_buffers(a, b, loader=[images()])
     assert a.table.eq(2).all()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from surgery_nets import alive, assert_same, images, net, state, twin
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from kit.small_convnets import assert_same_state, images, small_convnet, state_of, trained_looking, twin
 from normscope import layers, surgery
 from normscope._errors import DataError, NonFiniteError, UsageError
 
@@ -63,16 +63,16 @@ def test_torch_unfreezes_and_leaves_momentum_none_after_an_exception_and_ours_do
     with pytest.raises(RuntimeError, match="disk"):
         update_bn(broken(), model)
     assert model[0].momentum is None
-    model = alive(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))).train()
+    model = trained_looking(nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))).train()
     model[0].eval()
     frozen = model[0].running_mean.clone()
     theirs = twin(model)
     update_bn([torch.randn(8, 3)], theirs)
     assert not torch.equal(theirs[0].running_mean, frozen)
-    before = state(model)
+    before = state_of(model)
     with pytest.raises(RuntimeError, match="disk"):
         surgery.recalibrate(model, broken())
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
     report = surgery.recalibrate(model, [torch.randn(8, 3)])
     assert torch.equal(model[0].running_mean, frozen)
     assert "evaluation mode in a model that trains" in report.skipped[0].why
@@ -97,7 +97,7 @@ def test_fvcores_formula_goes_negative_and_ours_does_not():
 
 
 def test_frozen_norms_are_left_unless_asked():
-    model = net()
+    model = small_convnet()
     surgery.freeze(model, only="1")
     frozen = model[1].running_mean.clone()
     report = surgery.recalibrate(model, [images()])
@@ -120,13 +120,13 @@ def test_nothing_but_the_statistics_moves(training):
             self.calls += 1
             return x
 
-    model = nn.Sequential(Counting(), *net(), layers.TimeVaryingNoise(2)).train(training)
+    model = nn.Sequential(Counting(), *small_convnet(), layers.TimeVaryingNoise(2)).train(training)
     model[1].weight.grad = torch.ones_like(model[1].weight)
-    before = state(model)
+    before = state_of(model)
     torch.manual_seed(11)
     random = torch.get_rng_state()
     surgery.recalibrate(model, [images(), images(3)], dropout=True)
-    after = state(model)
+    after = state_of(model)
     assert torch.equal(random, torch.get_rng_state())
     assert before[:3] == after[:3]
     moved = {k for k in before[3] if not torch.equal(before[3][k], after[3][k])}
@@ -173,8 +173,8 @@ def test_any_call_signature():
 
 
 def test_empty_and_unfit_data():
-    model = net()
-    before = state(model)
+    model = small_convnet()
+    before = state_of(model)
     for loader in ([], iter([])):
         with pytest.raises(DataError, match="no batches"):
             surgery.recalibrate(model, loader)
@@ -186,7 +186,7 @@ def test_empty_and_unfit_data():
         surgery.recalibrate(model, [images()], num_batches=0)
     with pytest.raises(UsageError, match="not an iterator"):
         surgery.recalibrate(model, iter([images()]), sequential=True)
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
     report = surgery.recalibrate(one(track_running_stats=False), [torch.randn(4, 3)])
     assert "no running statistics" in report.skipped[0].why
 
@@ -205,7 +205,7 @@ def test_the_default_is_training_statistics_and_sequential_is_the_fixed_point_of
     model = nn.Sequential(
         nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.BatchNorm1d(8)
     )
-    model = alive(model).double()
+    model = trained_looking(model).double()
     data = torch.randn(60, 5, dtype=torch.float64) * torch.linspace(0.5, 2, 60, dtype=torch.float64).unsqueeze(1)
     whole, split = [data], list(data.split(7))
     surgery.recalibrate(model, split, sequential=True)

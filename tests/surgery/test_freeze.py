@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from surgery_nets import alive, assert_same, images, net, state
 from torch import nn
 
+from kit.small_convnets import assert_same_state, images, small_convnet, state_of, trained_looking
 from normscope import layers, surgery
 from normscope._errors import UsageError
 
@@ -23,7 +23,7 @@ def statistics(model):
 
 def test_torch_unfreezes_at_train():
     """The customary freeze, ``norm.eval()``, lasts until the next epoch's ``train()``."""
-    model = net()
+    model = small_convnet()
     for m in model.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             m.eval()
@@ -35,7 +35,7 @@ def test_torch_unfreezes_at_train():
 @pytest.mark.parametrize("through", ["itself", "deepcopy", "pickle"])
 @pytest.mark.parametrize("ours", [False, True])
 def test_frozen_norm_uses_and_keeps_its_statistics_in_training(through, ours):
-    model = net()
+    model = small_convnet()
     if ours:
         surgery.convert(model, "batch")
     surgery.freeze(model)
@@ -54,7 +54,7 @@ def test_frozen_norm_uses_and_keeps_its_statistics_in_training(through, ours):
 
 
 def test_a_copy_is_frozen_by_itself():
-    model = net()
+    model = small_convnet()
     surgery.freeze(model)
     other = copy.deepcopy(model)
     surgery.unfreeze(model)
@@ -65,7 +65,7 @@ def test_a_copy_is_frozen_by_itself():
 
 
 def test_class_and_state_dict_are_unchanged():
-    model, plain = net(), net()
+    model, plain = small_convnet(), small_convnet()
     report = surgery.freeze(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -76,7 +76,7 @@ def test_class_and_state_dict_are_unchanged():
 
 
 def test_affine_on_request_and_back():
-    model = net()
+    model = small_convnet()
     model[1].bias.requires_grad_(False)
     surgery.freeze(model, affine=True)
     step(model)
@@ -92,7 +92,7 @@ def test_affine_on_request_and_back():
 
 
 def test_affine_may_be_frozen_later():
-    model = net()
+    model = small_convnet()
     surgery.freeze(model)
     surgery.freeze(model, affine=True)
     assert not model[1].weight.requires_grad
@@ -101,15 +101,15 @@ def test_affine_may_be_frozen_later():
 
 
 def test_round_trip_restores_everything():
-    model = net()
-    before = state(model)
+    model = small_convnet()
+    before = state_of(model)
     surgery.freeze(model, affine=True)
     surgery.unfreeze(model)
-    assert_same(before, state(model))
+    assert_same_state(before, state_of(model))
 
 
 def test_thawed_mode_is_the_last_asked():
-    model = net().train()
+    model = small_convnet().train()
     surgery.freeze(model)
     model.eval()
     surgery.unfreeze(model)
@@ -117,7 +117,7 @@ def test_thawed_mode_is_the_last_asked():
 
 
 def test_other_operations_do_not_touch_what_a_freeze_remembers():
-    model = net().train()
+    model = small_convnet().train()
     surgery.freeze(model, affine=True)
 
     def call(m, batch):
@@ -138,7 +138,7 @@ def test_only_and_skips():
     assert [c.path for c in report] == ["0"]
     assert "initial" in report["0"].detail
     assert [s.path for s in report.skipped] == ["1", "2"]
-    model = net()
+    model = small_convnet()
     surgery.freeze(model, only=["3.*"])
     assert [surgery.is_frozen(m) for m in (model[1], model[3].bn1, model[3].bn2, model[7])] == [0, 1, 1, 0]
     with pytest.raises(UsageError, match="named 'nope'"):
@@ -149,7 +149,11 @@ def test_a_norm_is_a_model_and_subclasses_freeze():
     class Mine(nn.BatchNorm1d):
         pass
 
-    for norm in (alive(Mine(3)), alive(layers.BatchNorm1d(3)), alive(nn.SyncBatchNorm(3))):
+    for norm in (
+        trained_looking(Mine(3)),
+        trained_looking(layers.BatchNorm1d(3)),
+        trained_looking(nn.SyncBatchNorm(3)),
+    ):
         surgery.freeze(norm)
         norm.train()
         before = norm.running_mean.clone()
@@ -158,7 +162,7 @@ def test_a_norm_is_a_model_and_subclasses_freeze():
 
 
 def test_frozen_models_compile_and_trace():
-    model = net()
+    model = small_convnet()
     surgery.freeze(model)
     model.train()
     model[8].p = 0.0
