@@ -117,6 +117,14 @@ def test_findings_come_worst_first_and_then_by_code():
     assert checking.check(three_kinds(), ["NS101"], gap=False).worst is None
 
 
+def test_a_warning_comes_after_an_error_of_a_higher_code():
+    case = three_kinds()
+    case.loader = DataLoader(examples.two_values(1.0, 2.0, 38, 3), batch_size=16)  # a remainder of 6, then of 3
+    assert codes(checking.check(case, ["NS104", "NS108"], gap=False)) == ["NS108"]
+    case.loader = DataLoader(examples.two_values(1.0, 2.0, 36, 3)[:35], batch_size=16)
+    assert codes(checking.check(case, ["NS104", "NS108"], gap=False)) == ["NS108", "NS104"]
+
+
 @pytest.mark.parametrize(
     ("select", "ignore", "found"),
     [

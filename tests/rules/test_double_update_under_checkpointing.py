@@ -49,3 +49,17 @@ def test_a_norm_that_one_pass_calls_twice_is_no_checkpoint():
     model = case.model
     model.forward = lambda x: model[2:](model[1](model[1](model[0](x))))
     assert is_quiet(case, "NS110")
+
+
+def test_a_norm_that_only_the_backward_pass_calls_updates_once():
+    case = examples.healthy(examples.mlp, trained=0)
+    model = case.model
+    model.watcher = examples.batch_norm(16)
+
+    def forward(x):
+        hidden = model[0](x)
+        hidden.register_hook(lambda gradient: model.watcher(gradient.detach()) * 0 + gradient)
+        return model[1:9](hidden) @ torch.ones(16, 4)
+
+    model.forward = forward
+    assert is_quiet(case, "NS110")

@@ -75,10 +75,10 @@ class UpdatesWithoutGrad(AbstractRule):
         if not evidence.tracking:
             return
         seen = evidence.training
-        wrong = [call for call in seen.calls if call.updated and not call.grad and not call.recomputed]
-        # A whole network under no_grad in a re-entrant checkpoint is called again, with gradient, in the backward pass.
+        # What a re-entrant checkpoint runs without gradient it runs again, with gradient, in the backward pass.
         again = {(call.path, call.step) for call in seen.calls if call.recomputed}
-        wrong = [call for call in wrong if (call.path, call.step) not in again]
+        calls = (call for call in seen.calls if call.updated and not call.grad)
+        wrong = [call for call in calls if (call.path, call.step) not in again]
         if not wrong:
             return
         places = list(dict.fromkeys(call.path for call in wrong))
