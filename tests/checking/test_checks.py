@@ -9,7 +9,7 @@ from normscope import checking, evidence, rules
 from normscope._errors import DataError, UsageError
 from normscope.evidence import examples
 from normscope.evidence.exported import quiet
-from normscope.probes import Snapshot
+from normscope.modules.state import Snapshot
 
 
 class Stream(IterableDataset):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from kit import repairs
 from normscope import checking, rules
-from normscope.probes import Snapshot
+from normscope.modules.state import Snapshot
 from normscope.records import Severity
 
 RULES = rules.all()

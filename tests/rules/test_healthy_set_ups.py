@@ -7,7 +7,7 @@ import torch
 from healthy import HEALTHY
 
 from normscope import checking, evidence, rules
-from normscope.probes import Snapshot
+from normscope.modules.state import Snapshot
 from normscope.records import Severity
 
 

@@ -30,6 +30,7 @@ def loss(model, data, target):
     return nn.functional.mse_loss(model.eval()(data), target).item()
 
 
+@pytest.mark.trains
 def test_averaged_weights_with_stale_statistics_and_the_cures():
     """NS107: trained weights, averaged, with the statistics of other weights: the source's, or an untrained model's."""
     model, average, by_hand, data, target = trained()

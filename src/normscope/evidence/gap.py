@@ -12,12 +12,13 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from normscope._errors import NormscopeError
 from normscope.evidence.case import Case
-from normscope.evidence.sandbox import batches, sandbox, users_code
+from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.call import set_mode
 from normscope.modules.rng import RngState
 from normscope.modules.sites import tracking
 from normscope.modules.state import traceless
 from normscope.surgery import recalibrate
+from normscope.usercode import users_code
 
 _NOISE, _BATCH, _DATA, _DOMAIN = "dropout and other noise", "batch statistics", "other data", "domain shift"
 _RUNNING, _AVERAGED = "running statistics", "averaged weights"

@@ -12,8 +12,9 @@ from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.sandbox import batches, sandbox, users_code
+from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.batches import leading_tensor
+from normscope.usercode import users_code
 
 Seen = Callable[[str, Tensor, Any], None]
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Generator
 
-from normscope._errors import NormscopeError, UsageError
+from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.modules.batches import tensors
 from normscope.modules.state import traceless
 from normscope.modules.wrapped import eagerly, is_compiled
+from normscope.usercode import users_code
 
 
 @contextmanager
@@ -47,22 +48,6 @@ def _streams(case: Case) -> Iterator[Generator]:
             stream = getattr(holder, "generator", None)
             if isinstance(stream, Generator):
                 yield stream
-
-
-@contextmanager
-def users_code(doing: str) -> Iterator[None]:
-    """Have an exception in the user's own code said in one line, with what was being done.
-
-    Raises:
-        UsageError: In place of any exception but this package's own.
-    """
-    try:
-        yield
-    except (NormscopeError, KeyboardInterrupt):
-        raise
-    except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"{doing} raised {type(error).__name__}: {said[:300]}") from error
 
 
 def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:

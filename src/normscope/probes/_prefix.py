@@ -1,7 +1,7 @@
 """Run the updated prefix of a network once, and only the old suffix again for each layer.
 
 The forward pass at the updated parameters is watched call by call. To evaluate the network with everything before
-layer i updated and the rest old, every childless module called before layer i hands out the output it had in the
+layer i updated and the rest old, every childless module called before layer i returns the output that it had in the
 watched pass instead of computing it. What containers compute between such calls (additions, reshapes, functional
 activations) runs again on those outputs, so skips and branches come out right too.
 """
@@ -67,7 +67,7 @@ class WatchedPass:
         self._watch()
         changed = self._find_overwritten()
         if changed:
-            # Outputs that were overwritten in place are gone: once more, with copies of those.
+            # Outputs that were overwritten in place are lost: watch the pass again, and copy these outputs.
             overwriters = {index: call.overwriters for index, call in enumerate(self._calls)}
             glue = {index for index, call in enumerate(self._calls) if call.overwritten}
             self._copy, self._calls, self.first = changed, [], {}
@@ -81,8 +81,8 @@ class WatchedPass:
         return tuple(id(call.module) for call in self._calls)
 
     def _watch(self) -> None:
-        # What code between two calls draws is put down to the later one: when that is skipped, the code has drawn
-        # again, and the streams stand where they are set to.
+        # Random draws between two module calls are attributed to the later call: when it is skipped, the code between
+        # the calls has drawn again, and the streams are then set to their state after the call.
         self._streams = torch_streams()
         with forward_replaced((module for _, module in walk(self._replay.model)), self._watching):
             self._replay.evaluate(gradient=False)
@@ -143,11 +143,11 @@ class WatchedPass:
         elif not all(isinstance(part, known) for call in self._calls for part in _leaves(call.output)):
             self.repeatable = "a module returns something other than tensors"
         for call in self._calls:
-            call.watched.clear()  # lets go of what is not needed any more
+            call.watched.clear()  # frees the tensors
 
     @contextmanager
     def skipping(self, count: int) -> Iterator[None]:
-        """Let the first ``count`` calls of one evaluation hand out what was kept.
+        """Have the first ``count`` calls of one evaluation return the kept outputs.
 
         Raises:
             NotRepeatable: The calls of the evaluation come in another order than in the watched pass.

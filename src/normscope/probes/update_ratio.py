@@ -1,4 +1,4 @@
-"""How large updates are beside what they update."""
+"""How large updates are relative to the parameters that they change."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,7 +7,8 @@ from torch.nn import Parameter
 
 from normscope.modules.channels import to_floats
 from normscope.modules.sites import chosen, weight_layers, weights
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 

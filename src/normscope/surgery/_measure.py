@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope._errors import DataError, NonFiniteError
-from normscope.layers._norm import AbstractBatchNorm
+from normscope.layers import AbstractBatchNorm
 from normscope.ops import Moments, merge, moments_of
 from normscope.ops.sets import Masked, mask_of_lengths
 

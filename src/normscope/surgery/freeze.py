@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from normscope.layers._norm import AbstractBatchNorm
+from normscope.layers import AbstractBatchNorm
 from normscope.modules.sites import is_known_norm
 from normscope.modules.state import transaction
 from normscope.surgery._report import Change, Report, Skip
