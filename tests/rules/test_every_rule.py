@@ -48,7 +48,7 @@ def test_a_rule_says_where_its_bounds_are(rule):
 
 
 def test_codes_and_names_are_distinct():
-    assert len({rule.CODE for rule in RULES}) == len({rule.SLUG for rule in RULES}) == len(RULES)
+    assert len({rule.CODE for rule in RULES}) == len({rule.SLUG for rule in RULES}) == len(RULES) >= 28
 
 
 def _number(value):
