@@ -49,7 +49,8 @@ class GradientAccumulation(AbstractRule):
 
     ## Finds
     Within one step of the optimizer a norm in train mode updates its running statistics k > 1 times on data of one kind
-    (means less than a standard deviation apart), with fewer than 64 values a channel each time.
+    (means less than :math:`1 + 2\sqrt{2/n}` standard deviations apart for n values, which leaves room for chance), with
+    fewer than 64 values a channel each time.
 
     ## Why it hurts
     Gradients add up over micro-batches; statistics do not. The step is that of the small batch's network, with its
