@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 SARIF := $(VENV)/sarif
+MUTATION := $(VENV)/.mutation
 HOST := $(shell uname -s) $(shell uname -m)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-extras test-machines lint format clean
+.PHONY: setup demo test test-extras test-machines lint format mutants clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -17,6 +18,7 @@ help:
 	@echo "make test    set up, then run the whole test suite"
 	@echo "make lint    ruff, mypy and the import contracts"
 	@echo "make format  let ruff put the code in order"
+	@echo "make mutants ROOM=stats  which small faults in a room do its tests miss? (ARGS=--help says more)"
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "make test-extras    add Triton (286 MB) and ONNX to .venv on Linux x86-64, then run the tests that need them"
@@ -75,6 +77,17 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+mutants: $(MUTATION)
+	@test -n "$(ROOM)" || { echo "make mutants: say which room, such as ROOM=stats"; exit 2; }
+	$(BIN)/python benchmarks/mutants.py $(ROOM) $(ARGS)
+
+$(MUTATION): $(STAMP)
+	@# Its own packages alone: an install of the package again would build the kernels again.
+	$(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['mutation'], sep='\n')" > $@.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $@.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from _records_writer import CONFIG, ROWS, cell_of, records_of
 
+from kit import cell_writer
+from kit.cell_writer import CONFIG, ROWS, cell_of, records_of
 from normscope.records import Store, files as _files, store as store_module
 
-WRITER = str(Path(__file__).with_name("_records_writer.py"))
+WRITER = cell_writer.__file__
 
 
 class Crash(BaseException):

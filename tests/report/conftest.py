@@ -1,5 +1,6 @@
 import pytest
-from _browser import CHROMIUM, READY, sync_playwright
+
+from kit.browser import CHROMIUM, READY, sync_playwright
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """A page of many claims in a browser: filters, links that open studies, figures drawn when unfolded, no script."""
 
 import pytest
-from _browser import IN_BROWSER, READY, overflow, until
 from test_overview import ERRATA, SENTENCES, many
 
+from kit.browser import IN_BROWSER, READY, overflow, until
 from normscope import report
 from normscope.report import _overview
 

@@ -2,11 +2,11 @@
 
 import re
 
-import _page_bench as _bench
 import pytest
-from _browser import IN_BROWSER, READY, overflow, until
 from test_page import hostile_section
 
+from kit import report_pages
+from kit.browser import IN_BROWSER, READY, overflow, until
 from normscope import report
 
 pytestmark = IN_BROWSER
@@ -15,8 +15,10 @@ pytestmark = IN_BROWSER
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    sections = _bench.sections(_bench.frame(every=20))
-    return report.write(path, title="A report", sections=sections, provenance=_bench.PROVENANCE, times=_bench.TIMES)
+    sections = report_pages.sections(report_pages.frame(every=20))
+    return report.write(
+        path, title="A report", sections=sections, provenance=report_pages.PROVENANCE, times=report_pages.TIMES
+    )
 
 
 def brightness(colour):
@@ -122,7 +124,7 @@ def test_pointing_at_a_curve_shows_its_numbers(opened, written):
     tip.wait_for(state="visible")
     words = tip.inner_text()
     assert "optimizer step" in words
-    assert any(label in words for label in _bench.LABELS.values())
+    assert any(label in words for label in report_pages.LABELS.values())
     assert "undefined" not in words
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,15 +19,21 @@ from normscope.studies.runs import run
 from normscope.studies.study import AbstractStudy
 
 
-def start(cells):
-    """Write the cells into the log named by TINY_LOG; if it had TINY_HOLD lines before, wait for a signal to end it."""
-    if log := os.environ.get("TINY_LOG"):
-        with open(log, "a+") as file:
-            file.seek(0)
-            before = len(file.readlines())
-            file.writelines(f"{cell.id}\n" for cell in cells)
-        if before >= float(os.environ.get("TINY_HOLD", "inf")):
-            time.sleep(3600)
+def begin(cells):
+    """Log cells that begin together; hold them for as long as the process above lives if enough began before.
+
+    The file ``TINY_LOG`` takes their ids; with ``TINY_HOLD=4`` cells are held from the fifth on.
+    """
+    log = os.environ.get("TINY_LOG")
+    if not log:
+        return
+    with open(log, "a") as file:
+        file.write("".join(f"{cell.id}\n" for cell in cells))
+    held = os.environ.get("TINY_HOLD")
+    if held is not None and Path(log).read_text().split().index(cells[0].id) >= int(held):
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.05)
 
 
 class Null(AbstractStudy):
@@ -63,7 +70,7 @@ class Null(AbstractStudy):
         return cell.seed
 
     def run_cell(self, cell, data, device):
-        start([cell])
+        begin([cell])
         seed = self.stream(cell)
         model = mlp(2, 8, inputs=64, classes=10, norm=norms.noisy_batch(seed), seed=seed)
         return train(
@@ -185,7 +192,7 @@ class Together(Null):
         return cell.arm == "first"
 
     def run_cells(self, cells, data, device):
-        start(cells)
+        begin(cells)
         models = [mlp(2, 9, inputs=64, classes=10, norm=norms.batch(), seed=cell.seed) for cell in cells]
         splits = [data.split(cell.seed, train=200, test=50) for cell in cells]
         options = {"steps": cells[0].settings["steps"], "lr": float(cells[0].point["lr"]), "batch_size": 30}

@@ -1,16 +1,21 @@
-"""Find studies by slug, and users' own by file."""
+"""Find studies by slug, users' own by file, and runs by folder."""
 
 import hashlib
-import importlib.util
+import importlib
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from normscope._errors import NormscopeError, UsageError
+from normscope._errors import StoreError, UsageError
 from normscope._unit import discover, near
+from normscope.records import Store, Verdict
+from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy
+from normscope.usercode import load_file
 
 #: Users' own studies, by slug, whose files were named in this process.
 _OWN: dict[str, AbstractStudy] = {}
@@ -41,7 +46,8 @@ def get(slug: str) -> AbstractStudy:
 def from_file(path: str | Path) -> AbstractStudy:
     """Load a user's own study. The file is Python, and is executed.
 
-    From then on its slug is known in this process.
+    From then on its slug is known in this process. It may import modules that lie beside it; the run's configuration
+    holds the hash of the file itself, not of these.
 
     Args:
         path: A file with one class derived from ``AbstractStudy``.
@@ -50,53 +56,99 @@ def from_file(path: str | Path) -> AbstractStudy:
         UsageError: No such file, an error in it, no study or several, or one that lacks something; one line says what.
     """
     file = Path(path)
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror or error}") from None
-    name = "normscope_own_" + re.sub(r"\W", "_", file.stem)
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except NormscopeError:
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        line = error.lineno if isinstance(error, SyntaxError) else _line(error, file)
-        said = error.msg if isinstance(error, SyntaxError) else error
-        raise UsageError(f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {said}") from None
+    before = set(sys.modules)
+    module = load_file(file)
     kinds = [
         kind
         for _, kind in inspect.getmembers(module, inspect.isclass)
-        if issubclass(kind, AbstractStudy) and kind.__module__ == name
+        if issubclass(kind, AbstractStudy) and kind.__module__ == module.__name__
     ]
     if len(kinds) != 1:
         raise UsageError(f"{file} must hold one class derived from AbstractStudy, and holds {len(kinds)}")
     kind = kinds[0]
     _complete(kind, file)
-    _by_value(module)
-    kind.SOURCE_FILE = hashlib.sha256(text).hexdigest()[:16]
+    folder = file.resolve().parent
+    beside = [sys.modules[name] for name in set(sys.modules) - before]
+    _by_value(module, *(found for found in beside if _lies_in(found, folder)))
+    kind.SOURCE_FILE = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     study = kind()
     _OWN[study.CODE] = study
     return study
 
 
-def _by_value(module: ModuleType) -> None:
-    """Have workers get the file's classes by value: they cannot import a file that lies anywhere."""
+def run(study: AbstractStudy | str, **options: Any) -> Verdict:
+    """Run a study, or what of it is not yet complete, and judge it.
+
+    Args:
+        study: A study or its slug.
+        options: ``out``, ``seeds``, ``preset`` and so on, as ``AbstractStudy.run`` takes them.
+    """
+    return (get(study) if isinstance(study, str) else study).run(**options)
+
+
+def load(folder: str | Path) -> list[Run]:
+    """Open the runs that lie in a folder: the folder's own, or those of its subfolders.
+
+    Raises:
+        StoreError: No run lies there.
+        UsageError: A run is of a study that this version does not have.
+    """
+    root = Path(folder)
+    here = (root / "run.json").is_file()
+    folders = [root] if here else sorted(path.parent for path in root.glob("*/run.json"))
+    runs = []
+    for path in folders:
+        store = Store.open(path)
+        config = config_of(store, required=len(folders) == 1)
+        if "study" in config:
+            runs.append(Run(_study_of(store, config), store))
+    if not runs:
+        raise StoreError(f"{root}: no run of a study lies there: give the folder that was --out")
+    return sorted(runs, key=lambda found: found.study.CARD)
+
+
+def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
+    """Return the study that made a run. Code of a user's own runs only if they named its file in this process."""
+    if "source_file" not in config:
+        return get(config["study"])
+    try:
+        study = get(config["study"])
+    except UsageError:
+        raise UsageError(
+            f"{store.path} is a run of a study of your own, {config['study']}: name its file with --study FILE.py"
+        ) from None
+    if config["source_file"] != study.SOURCE_FILE:
+        raise UsageError(
+            f"the file of {study.CODE} has changed since the records in {store.path} were made, and a rule stands "
+            "before its run: take the old file, or run the new one with another --out"
+        )
+    return study
+
+
+def _by_value(*modules: ModuleType) -> None:
+    """Have worker processes get a file's classes by value: they cannot import a file that lies anywhere."""
     try:  # joblib has a copy of its own in older versions
         pickler = importlib.import_module("joblib.externals.cloudpickle")
     except ImportError:
         pickler = importlib.import_module("cloudpickle")
-    pickler.register_pickle_by_value(module)
+    for module in modules:
+        pickler.register_pickle_by_value(module)
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    """Return whether a module lies in a folder or below it, and is no installed package there."""
+    file = Path(getattr(module, "__file__", None) or "/").resolve()
+    return folder in file.parents and "site-packages" not in file.parts
 
 
 def _complete(kind: type[AbstractStudy], file: Path) -> None:
     """Say in one line what a study lacks."""
     undone = sorted(getattr(kind, "__abstractmethods__", ()))
+    # Each is given by the study, or made by another that it gives.
+    pairs = ((AbstractStudy.judge, "judge", "contrasts"), (AbstractStudy.grid, "grid", "ARMS"))
+    for inherited, name, other in pairs:
+        if getattr(kind, name) is inherited and getattr(kind, other) is getattr(AbstractStudy, other):
+            undone.append(f"{other} (or {name})")
     undone += [
         name
         for name in ("CODE", "TOPIC", "CLAIM", "ENDPOINT", "MARGIN", "PRESETS", "SOURCES")
@@ -109,13 +161,3 @@ def _complete(kind: type[AbstractStudy], file: Path) -> None:
         raise UsageError(f"{file}: CODE {kind.CODE!r} must be lower-case words joined by hyphens")
     if kind.CODE in {study.CODE for study in all()}:
         raise UsageError(f"{file}: a study of the package is called {kind.CODE} already: choose another CODE")
-
-
-def _line(error: Exception, file: Path) -> int | None:
-    """Return the line of the user's file at which an error arose."""
-    trace, found = error.__traceback__, None
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename).resolve() == file.resolve():
-            found = trace.tb_lineno
-        trace = trace.tb_next
-    return found
