@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EXTRAS := $(VENV)/.extras
+SARIF := $(VENV)/sarif
 MUTATION := $(VENV)/.mutation
+HOST := $(shell uname -s) $(shell uname -m)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint format mutants clean
+.PHONY: setup demo test test-extras test-machines lint format mutants clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -18,6 +21,9 @@ help:
 	@echo "make mutants ROOM=stats  which small faults in a room do its tests miss? (ARGS=--help says more)"
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
 	@echo "make clean   remove .venv and caches; runs/ stays"
+	@echo "make test-extras    add Triton (286 MB) and ONNX to .venv on Linux x86-64, then run the tests that need them"
+	@echo "make test-machines  run the tests that train (marker trains) as other CPUs would: three instruction sets,"
+	@echo "                    one thread and two; TESTS=path limits them to a folder or file"
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard src/normscope/kernels/cpu/*.cpp src/normscope/kernels/cpu/*.h)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,8 +37,36 @@ demo: $(STAMP)
 	$(BIN)/normscope demo
 
 test: $(STAMP)
-	@# One thread a worker: more would have them wait for one another.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	@# One thread a worker: more would have them wait for one another. What needs the extras is for test-extras.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not extras"
+
+ifeq ($(HOST),Linux x86_64)
+test-extras: $(EXTRAS)
+	@# The interpreter must be on before Triton is first imported, so the whole process has it.
+	@schema=$(SARIF)/package/lib/schemas/sarif-2.1.0-rtm.5.json; if test -f $$schema; then export SARIF_SCHEMA=$$schema; fi; \
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m extras
+else
+test-extras:
+	@echo "make test-extras: Triton is published for Linux on x86-64, and this is $(HOST): nothing to run here"
+endif
+
+# The packages of the extra alone are added: torch and the compiled kernels stay as they are.
+$(EXTRAS): $(STAMP)
+	$(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['extras'], sep='\n')" > $@.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $@.txt
+	@# The schema of the SARIF standard comes with a package of npm's; without npm its tests skip and say so.
+	@mkdir -p $(SARIF) && cd $(SARIF) && npm pack --silent @microsoft/jest-sarif@1.0.0-beta.0 > /dev/null 2>&1 \
+	&& tar -xzf microsoft-jest-sarif-*.tgz || echo "no schema of SARIF: npm is missing or did not fetch it"
+	@touch $@
+
+# What torch computes with instead of the best that this CPU has; the empty name is the best.
+test-machines: $(STAMP)
+	@for capability in default avx2 ""; do for threads in 1 2; do \
+	echo "== ATEN_CPU_CAPABILITY=$${capability:-of this CPU} OMP_NUM_THREADS=$$threads"; \
+	if test -n "$$capability"; then export ATEN_CPU_CAPABILITY=$$capability; else unset ATEN_CPU_CAPABILITY; fi; \
+	OMP_NUM_THREADS=$$threads $(BIN)/python -m pytest -q -m trains $(TESTS) || exit 1; \
+	done; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

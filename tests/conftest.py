@@ -1,12 +1,19 @@
-"""How tests type commands: in this process, words in, text and an exit code out."""
+"""What every test starts from, and how tests type commands: in this process, words in, text and an exit code out."""
 
 from collections import namedtuple
 
 import pytest
+import torch
 
 from normscope import cli
 
 Done = namedtuple("Done", "stdout stderr")
+
+
+@pytest.fixture(autouse=True)
+def _random_numbers():
+    """Start every test at the same random numbers: what it draws does not depend on the tests that ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

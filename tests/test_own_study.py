@@ -1,6 +1,7 @@
 """A study of one's own: from the template to a verdict, and what is refused on the way."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,9 @@ def test_new_writes_over_nothing_and_wants_a_name_that_can_be_a_slug(run):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("x = 1 / 0", "line 1: ZeroDivisionError"),
-        ("import os\ndef (", "line 2: SyntaxError"),
+        ("x = 1 / 0", "ZeroDivisionError: division by zero (mine.py:1)"),
+        ("import os\ndef (", "SyntaxError: invalid syntax (mine.py:2)"),
+        ("raise SystemExit(3)", "SystemExit: 3 (mine.py:1)"),
         ("x = 1", "holds 0"),
         ("from normscope.studies import AbstractStudy\nclass A(AbstractStudy):\n    pass", "lacks"),
     ],
@@ -79,6 +81,22 @@ def test_a_file_that_is_no_study_is_refused_in_a_line(run, text, said):
     Path("mine.py").write_text(text, encoding="utf-8")
     assert said in run("study", "run", "mine.py", code=2)
     assert "cannot read" in run("study", "run", "gone.py", code=2)
+
+
+def test_a_study_may_import_what_lies_beside_it_also_in_worker_processes(run):
+    run("study", "new", "my_claim.py")
+    Path("own_steps.py").write_text("STEPS = 12\n\n\ndef halved(rate):\n    return rate / 2\n", encoding="utf-8")
+    file = Path("my_claim.py")
+    _smaller(file, '"steps": 100', '"steps": own_steps.STEPS')
+    _smaller(file, "norm = batch_norm(", "own_steps.halved(1)\n        norm = batch_norm(")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("\nimport ", "\nimport own_steps\nimport ", 1), encoding="utf-8"
+    )
+    try:
+        out = json.loads(run("study", "run", "my_claim.py", "--seeds", 2, "--workers", 2, "--json").stdout)
+        assert out["verdicts"][0]["effect"]["n"] == 2
+    finally:
+        sys.modules.pop("own_steps", None)
 
 
 def test_an_own_study_cannot_take_the_name_of_one_of_the_package(run):

@@ -52,14 +52,16 @@ class Unit:
 def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
     """Yield every final ``kind`` of a room, in the order of file names.
 
-    Files whose names begin with an underscore hold what the units share and are passed over.
+    Files whose names begin with an underscore, and classes whose names begin with "Abstract", hold what the units share
+    and are passed over.
     """
     for info in pkgutil.iter_modules(room.__path__):
         if info.name.startswith("_") or info.ispkg:
             continue
         module = importlib.import_module(f"{room.__name__}.{info.name}")
         for _, member in inspect.getmembers(module, inspect.isclass):
-            if issubclass(member, kind) and member.__module__ == module.__name__ and not inspect.isabstract(member):
+            shared = inspect.isabstract(member) or member.__name__.startswith("Abstract")
+            if issubclass(member, kind) and member.__module__ == module.__name__ and not shared:
                 yield member
 
 

@@ -1,85 +1,182 @@
-"""Run a user's code: what it raises becomes one line, what it prints stays out of what a program reads."""
+"""Load and run a user's own code.
 
+An exception in it becomes one line with the user's own file and line, and what it prints stays out of the output that a
+program reads.
+"""
+
+import importlib
+import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 from normscope._errors import NormscopeError, UsageError
 
-_LONGEST = 300
-_LIBRARIES = (str(Path(__file__).parents[1]) + os.sep, sysconfig.get_path("stdlib") + os.sep)
+_LONGEST = 300  # characters of an exception's message that are kept
+_LIBRARIES = (str(Path(__file__).parent) + os.sep, sysconfig.get_path("stdlib") + os.sep)
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """Execute a Python file, whatever its suffix, and return it as a module.
+
+    The file may import modules that lie beside it. The module is registered in ``sys.modules``, where data classes,
+    pickles and worker processes look it up; if the file raises, it is removed again.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: The file cannot be read, or raises; the message names the line of the user's code.
+    """
+    file = Path(path)
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror or error}") from None
+    name = "normscope_user_" + re.sub(r"\W", "_", file.stem)
+    spec = importlib.util.spec_from_file_location(name, file, loader=SourceFileLoader(name, str(file.resolve())))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with users_code(f"importing {file}", file), imports_from(file.resolve().parent):
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module
+
+
+def load_module(name: str) -> ModuleType:
+    """Import a module by its dotted name; modules in the current folder are found too.
+
+    Args:
+        name: The name, as in an import statement.
+
+    Raises:
+        UsageError: There is no such module, or it raises while it is imported.
+    """
+    if not name or name.startswith("."):
+        raise UsageError(f"{name!r} is no module's name, and there is no such file")
+    with users_code(f"importing {name}"), imports_from(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            raise UsageError(f"there is no module or file called {name}") from None
 
 
 @contextmanager
-def one_line(doing: str) -> Iterator[None]:
-    """Have any exception said in one line, with the line of the user's code from which it came.
+def imports_from(folder: Path) -> Iterator[None]:
+    """Let imports find the modules of a folder, and write no compiled files.
+
+    Args:
+        folder: Searched first. Other changes that the user's code makes to ``sys.path`` stay: later imports may rest
+            on them.
+    """
+    searched, wrote = str(folder), sys.dont_write_bytecode
+    sys.path.insert(0, searched)
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = wrote
+        with suppress(ValueError):
+            sys.path.remove(searched)
+
+
+@contextmanager
+def users_code(doing: str, file: Path | None = None) -> Iterator[None]:
+    """Turn any exception of the user's code into one line that says what was being done, and where it arose.
+
+    Args:
+        doing: What is done in the block, as the subject of the sentence "... raised ValueError: ...".
+        file: A file that is the user's even if it lies among libraries.
 
     Raises:
-        UsageError: In place of any exception but this package's own and an interrupt.
+        UsageError: In place of any exception but this package's own and an interrupt. The exception is its cause.
     """
     try:
         yield
     except NormscopeError as error:
         cause = error.__cause__
-        place = where(cause) if cause is not None else ""
+        place = place_of(cause, file) if cause is not None else ""
         if place and place not in str(error):
-            raise type(error)(f"{_flat(error)} ({place})") from None
+            raise type(error)(f"{_flat(error)} ({place})") from cause
         raise
     except KeyboardInterrupt:
         raise
     except (Exception, SystemExit) as error:
-        place = where(error)
-        raise UsageError(f"{doing} raised {said(error)}{f' ({place})' if place else ''}") from None
+        place = place_of(error, file)
+        raise UsageError(f"{doing} raised {described(error)}{f' ({place})' if place else ''}") from error
 
 
-def said(error: BaseException) -> str:
-    """Return the kind of an exception and what it says, in one line."""
+def described(error: BaseException) -> str:
+    """Return the kind and the message of an exception in one line, also where its ``__str__`` raises."""
     text = _flat(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def where(error: BaseException) -> str:
-    """Return file and line of the innermost frame outside libraries; empty if there is none."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        name = frame.filename
-        if not name.startswith(("<", *_LIBRARIES)) and "site-packages" not in name:
-            return f"{Path(name).name}:{frame.lineno}"
+def place_of(error: BaseException, file: Path | None = None) -> str:
+    """Return where the user's code failed, as ``train.py:12``.
+
+    Args:
+        error: The exception.
+        file: A file that is the user's even if it lies among libraries.
+
+    Returns:
+        File name and line of a syntax error, else of the innermost frame outside Python's library, installed packages
+        and this package; empty if there is no such frame.
+    """
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno))
+    own = None if file is None else str(file.resolve())
+    for name, line in reversed(frames):
+        if name == own or not (name.startswith(("<", *_LIBRARIES)) or "site-packages" in name):
+            return f"{Path(name).name}:{line}"
     return ""
 
 
 def _flat(error: BaseException) -> str:
-    with suppress(Exception):  # a __str__ of the user's own may raise
-        text = " ".join(str(error).split())
+    with suppress(Exception):  # the user's own __str__ may raise
+        # The text of a syntax error ends with its file and line, which `place_of` returns.
+        text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return ""
 
 
 @contextmanager
 def quiet_stdout() -> Iterator[None]:
-    """Send what is printed to standard error, also by libraries and child processes that know the descriptor only."""
+    """Send standard output to standard error, also that of libraries and child processes, which use descriptor 1."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    held = sys.stdout
+    outer = sys.stdout
     try:
-        kept = os.dup(1)
+        saved = os.dup(1)
     except OSError:  # there is no standard output
-        kept = -1
+        saved = -1
     try:
-        if kept >= 0:
+        if saved >= 0:
             with suppress(OSError):
                 os.dup2(2, 1)
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        for stream in (held, sys.__stdout__):
+        for stream in (outer, sys.__stdout__):
             if stream is not None:
                 with suppress(OSError, ValueError):
                     stream.flush()
-        if kept >= 0:
-            os.dup2(kept, 1)
-            os.close(kept)
+        if saved >= 0:
+            os.dup2(saved, 1)
+            os.close(saved)

@@ -1,4 +1,4 @@
-"""Runs of studies, judged together: run, loaded, written as a page, condensed."""
+"""Studies that are judged together: run or loaded, written as a page or condensed into a file."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import Any
 from normscope import studies
 from normscope._errors import NormscopeError, UsageError
 from normscope.records import Verdict
-from normscope.report import FEW, Condensed, Evidence, Section, theory_rows, write
+from normscope.report import FEW, CondensedEvidence, CondensedStudy, Section, theory_rows, write
 from normscope.stats import adjust
 
 
@@ -40,17 +40,17 @@ def run(
     ended: Callable[[str, str, float], None] | None = None,
     **settings: Any,
 ) -> tuple[list[Judged], dict[str, str]]:
-    """Run studies one after the other into ``out`` and judge them together. One that fails does not lose the others.
+    """Run studies one after the other into a folder and judge them together. A study that fails does not stop others.
 
     Args:
-        slugs: The studies; a slug said twice is run once.
+        slugs: The studies; a slug that is repeated is run once.
         out: Folder of runs; each study has a folder in it.
         progress: Called with (slug, cells complete, cells in all).
-        ended: Called when a study has ended, with (slug, its outcome or what went wrong in words, seconds).
+        ended: Called when a study has ended, with (slug, its outcome or its error in words, seconds).
         settings: As ``normscope.studies.run`` takes them.
 
     Returns:
-        The studies that ended well, and by slug what went wrong with the others.
+        The studies that ended well, and the error of each other study by its slug.
 
     Raises:
         UsageError: A slug names no study, or an option is wrong; nothing has run then. Or no study ended well.
@@ -61,26 +61,31 @@ def run(
     studies.refuse(chosen, out=out, **settings)
     seconds: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for one in chosen:
-        began = time.perf_counter()
-        told = None if progress is None else _telling(progress, one.CODE)
+    for study in chosen:
+        slug, began = study.CODE, time.perf_counter()
         try:
-            said = f"{studies.run(one, out=out, progress=told, **settings).outcome.value}, before Holm's correction"
+            verdict = studies.run(study, out=out, progress=_cells_of(slug, progress), **settings)
         except Exception as error:
             if len(chosen) == 1:
                 raise
             kind = "" if isinstance(error, NormscopeError) else f"{type(error).__name__}: "
-            failed[one.CODE] = f"{kind}{error}".partition("\n")[0]
-            said = f"failed: {failed[one.CODE]}"
+            failed[slug] = f"{kind}{error}".partition("\n")[0]
+            result = f"failed: {failed[slug]}"
         else:
-            seconds[one.CODE] = time.perf_counter() - began
+            seconds[slug] = time.perf_counter() - began
+            result = f"{verdict.outcome.value}, before Holm's correction"
         if ended is not None:
-            ended(one.CODE, said, time.perf_counter() - began)
+            ended(slug, result, time.perf_counter() - began)
     if not seconds:
-        slug, said = next(iter(failed.items()))
-        raise UsageError(f"none of the {len(chosen)} studies ended well; the first, {slug}: {said}")
+        slug, reason = next(iter(failed.items()))
+        raise UsageError(f"none of the {len(chosen)} studies ended well; the first, {slug}: {reason}")
     runs = [studies.load(out / slug)[0] for slug in seconds]
     return _judged(runs, list(seconds.values())), failed
+
+
+def _cells_of(slug: str, progress: Callable[[str, int, int], None] | None) -> studies.Progress | None:
+    """Return the progress of one study's cells, told with its slug."""
+    return None if progress is None else lambda done, total, cell: progress(slug, done, total)
 
 
 def load(folder: Path) -> list[Judged]:
@@ -110,10 +115,10 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
     )
 
 
-def condense(runs: Sequence[Judged]) -> Evidence:
+def condense(runs: Sequence[Judged]) -> CondensedEvidence:
     """Return the verdicts of some runs without their records, with what made them."""
     texts, whole = studies.texts(), _is_whole(runs)
-    return Evidence(
+    return CondensedEvidence(
         lede=_lede(runs),
         commands=_commands(runs),
         studies=tuple(_condensed(judged) for judged in runs),
@@ -123,44 +128,42 @@ def condense(runs: Sequence[Judged]) -> Evidence:
 
 
 def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judged]:
-    verdicts = adjust([found.verdict() for found in runs])
-    asked = [found.asked() for found in runs]
+    """Correct the verdicts of runs for being judged together, and give each run the command that repeats it.
+
+    Several numbers of seeds may have been asked for a run; runs that one command may have made get the same number.
+    """
+    verdicts = adjust([run.verdict() for run in runs])
+    asked = [run.asked() for run in runs]
     (usual, _), *_ = Counter(count for counts in asked for count in counts).most_common(1)
-    commands = [
-        found.command(usual if usual in counts else counts[0]) for found, counts in zip(runs, asked, strict=True)
-    ]
+    commands = [run.command(usual if usual in counts else counts[0]) for run, counts in zip(runs, asked, strict=True)]
     return [Judged(*row) for row in zip(runs, verdicts, seconds, commands, strict=True)]
-
-
-def _telling(progress: Callable[[str, int, int], None], slug: str) -> studies.Progress:
-    return lambda done, total, cell: progress(slug, done, total)
 
 
 @lru_cache(maxsize=64)
 def _section(judged: Judged) -> Section:
-    """Return what is shown of a study; remembered, for the page and the condensed file both ask."""
-    found = judged.run
-    evidence = found.evidence()
+    """Return the section of a study; cached, for the page and the condensed file both ask."""
+    study, evidence = judged.run.study, judged.run.evidence()
     return Section(
-        slug=found.study.CODE,
-        title=found.study.title(),
-        claim=found.study.CLAIM,
-        page=found.study.page(),
+        slug=study.CODE,
+        title=study.title(),
+        claim=study.CLAIM,
+        page=study.page(),
         verdicts=(judged.verdict,),
-        figures=tuple(found.study.figures(evidence)),
-        tables=tuple(found.study.tables(evidence)),
+        figures=tuple(study.figures(evidence)),
+        tables=tuple(study.tables(evidence)),
         command=judged.command,
-        topic=found.study.TOPIC,
-        texts=studies.texts().judged_by(found.study.CODE),
+        topic=study.TOPIC,
+        texts=studies.texts().judged_by(study.CODE),
     )
 
 
-def _condensed(judged: Judged) -> Condensed:
-    found, section = judged.run, _section(judged)
-    config, made = found.store.config, found.store.provenance
-    return Condensed(
-        slug=found.study.CODE,
-        card=found.study.CARD,
+def _condensed(judged: Judged) -> CondensedStudy:
+    """Return a study without its records."""
+    run, section = judged.run, _section(judged)
+    config, made_by = run.store.config, run.store.provenance
+    return CondensedStudy(
+        slug=section.slug,
+        card=run.study.CARD,
         title=section.title,
         topic=section.topic,
         texts=section.texts,
@@ -169,28 +172,28 @@ def _condensed(judged: Judged) -> Condensed:
         preset=str(config["preset"]),
         data=str(config["data"]["name"]),
         device=str(config["device"]),
-        seeds=found.evidence().seeds,
-        seconds=round(sum(found.store.wall_times().values()), 1),
+        seeds=run.evidence().seeds,
+        seconds=round(sum(run.store.wall_times().values()), 1),
         normscope=str(config["versions"]["normscope"]),
         torch=str(config["versions"]["torch"]),
-        cores=made.get("cores", {}).get("usable"),
-        cpu=str(made.get("cpu") or ""),
+        cores=made_by.get("cores", {}).get("usable"),
+        cpu=str(made_by.get("cpu") or ""),
         command=section.command,
     )
 
 
 def _is_whole(runs: Sequence[Judged]) -> bool:
-    """Tell whether so many studies are shown that what the texts say of all of them belongs beside."""
+    """Return whether the runs are many enough to show the source texts and errata, which are about all studies."""
     return len(runs) > FEW
 
 
 def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
-    """Return what makes the committed files; studies that were run alike are run by one command."""
+    """Return the commands that make the committed files; studies with the same options are run by one command."""
     alike: dict[str, list[str]] = {}
     for judged in runs:
-        _, slug, options = judged.command.partition(judged.run.study.CODE)
-        alike.setdefault(options, []).append(slug)
-    everything = [one.CODE for one in studies.all()]
+        slug = judged.run.study.CODE
+        alike.setdefault(judged.command.removeprefix(f"normscope study run {slug}"), []).append(slug)
+    everything = [study.CODE for study in studies.all()]
     lines = [
         f"normscope study run {'--all' if slugs == everything else ' '.join(slugs)}{options} --out runs/all"
         for options, slugs in alike.items()
@@ -200,12 +203,13 @@ def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
 
 
 def _time(judged: Judged) -> tuple[str, float]:
-    """Return what this call took; where records were only read, what their cells took one by one."""
+    """Return a study's name and wall time; for a run that was only loaded, the summed wall time of its cells."""
     slug = judged.run.study.CODE
     return (slug, judged.seconds) if judged.seconds else (f"{slug}, cells", sum(judged.run.store.wall_times().values()))
 
 
 def _lede(runs: Sequence[Judged]) -> str:
+    """Return the sentence under the title: how many studies, their presets, data and seeds."""
     configs = [judged.run.store.config for judged in runs]
     data = sorted({str(config["data"]["name"]) for config in configs})
     presets = sorted({str(config["preset"]) for config in configs})

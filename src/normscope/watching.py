@@ -1,4 +1,4 @@
-"""The scope with everything that its steps can show: records of probes, findings of rules, and the page of both."""
+"""The scope: probes and rules at the steps of a training loop, and the page of their records and findings."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope import checking, plots, probes, rules
+from normscope import checking, plots, rules
 from normscope._errors import UsageError
 from normscope.plots import Figure, Table
-from normscope.probes import AbstractProbe
-from normscope.probes._replay import LossFn
-from normscope.probes._scope import RecordSink
+from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink
 from normscope.records import Store, provenance
 from normscope.report import Checked, RuleNote, Section, check_json, save, write
 
@@ -26,23 +24,23 @@ _GRID_POINT = re.compile(r"@s=|@.*=\d")  # one point of a probe's grid: drawn as
 _SPREAD_FOR_LOG = 30.0
 
 
-class Scope(probes.Scope):
+class Scope(Recorder):
     """Reads probes and runs rules at the scheduled steps of a training loop, and leaves no trace in it.
 
-    Training with a scope attached is bit-identical to training without. Steps that are not due cost a comparison.
-    A probe that fails is reported once by a ``ProbeWarning`` with its name and switched off; rules likewise by a
-    ``RuleWarning``.
+    Training with a scope attached is bit-identical to training without. A step that is not due costs one
+    comparison. A probe that raises is reported once by a ``ProbeWarning`` with its name, and switched off; a rule that
+    raises likewise by a ``RuleWarning``.
 
-    Rules judge the user's own steps: the due one and up to three right before it are listened to, and the batches of
-    the last ten such steps are kept, by reference, for rules that must run passes of their own. Each cause, a code and
-    the places where it shows, is told once, by a ``FindingWarning`` of one line; ``findings()`` says at which steps it
-    was first and last seen. Rules that judge what a scope is not given (evaluation data, averaged weights, what is
-    deployed, other processes) are listed there as not run, with the reason.
+    Rules judge the user's own steps: the due step and up to three steps right before it. The batches of the last ten
+    such steps are kept, by reference, for rules that must run passes of their own. Each cause, a code with the places
+    where it shows, is reported once, by a ``FindingWarning`` of one line; ``findings()`` names the steps at which it
+    was first and last found. Rules that judge something that a scope is not given (evaluation data, averaged weights,
+    the deployed model, other processes) are listed there as not run, with the reason.
 
-    With ``rules="all"`` a due step takes as long as 10 to 26 plain ones, for some fourteen forward passes of the rules'
-    own, and each of those listened to before it 1.1 to 2.5: 20 to 60 % of a training at ``every=50``, 2 to 6 % at
-    ``every=500``. Rules about the loop alone (``["NS106", "NS110", "NS111", "NS112", "NS113"]``) run no passes: a due
-    step takes 1.1 to 5 plain ones.
+    With ``rules="all"`` a due step takes as long as 10 to 26 plain steps, for some fourteen forward passes of the
+    rules' own, and each of the three steps before it as long as 1.1 to 2.5: this adds 20 to 60 % to a training at
+    ``every=50``, 2 to 6 % at ``every=500``. Rules about the loop alone (``["NS106", "NS110", "NS111", "NS112",
+    "NS113"]``) run no passes: a due step takes as long as 1.1 to 5 plain steps.
 
     How it meets a loop's machinery:
 
@@ -51,27 +49,27 @@ class Scope(probes.Scope):
       the mean of the micro-batches', and costly probes evaluate it over all of them.
     - *Mixed precision*: costly probes and rules repeat the autocast that the model's own forward pass ran under. Give a
       gradient scaler as ``scaler``: gradients are read without its scale.
-    - *Compiled models* (``torch.compile``): what is compiled stays as it is. Probes that listen to modules hear one
-      eager pass of ``loss_fn`` instead, at the same parameters, buffers and random streams: one plain step more at
-      due steps, shared with the costly probes, and rounding as of eager code. Rules hear eager passes over recent
-      batches; those about the loop itself are not run.
+    - *Compiled models* (``torch.compile``): the compiled code stays as it is. Probes that listen to modules read one
+      eager pass of ``loss_fn`` instead, at the same parameters, buffers and random streams: a due step costs one plain
+      step more, shared with the costly probes, and values are rounded as in eager code. Rules read eager passes over
+      recent batches; rules about the loop itself are not run.
     - *Several processes* (``DistributedDataParallel``): each process records its own batch as a cell of its own,
       ``CELL.rank0``, ``CELL.rank1``, ..., into the same run folder; they exchange nothing. Make the scope after the
       process group. Layers that communicate in their forward pass (synchronised batch norm) need the same probes on
       every rank; with them, rules that need passes of their own are not run.
-    - *The user's own gradient* serves as the gradient of the step where that is proven bit for bit: once wholly,
-      and at every due step in what the loss sends back into the model's output.
+    - *The user's own gradient* serves as the gradient of the step once the two are proven equal bit for bit: wholly at
+      the first due step, and at every later one by the gradient that the loss sends back into the model's output.
 
     Args:
         model: Any module, also compiled or wrapped for data-parallel training.
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
-            by probes and rules that evaluate the loss again; it must reach the parameters through ``model``, which is
-            handed to it out of its wrappers.
+            by probes and rules that evaluate the loss again; it must reach the parameters through ``model``, which it
+            gets without its wrappers.
         optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
             ``.grad`` when the step ends, and probes that need a learning rate must be given one.
         probes: Probes, or their codes.
         rules: Rules to run while training: ``"all"``, a code, a name or a beginning (``"NS1"``), or several of them.
-        every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` goes before this.
+        every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
             ``append``, ``flush`` and ``frame``.
         cell: Name under which the records are filed.
@@ -79,7 +77,7 @@ class Scope(probes.Scope):
 
     Raises:
         UsageError: A code names no probe, or fits no rule or only rules that cannot run while training; ``every`` is
-            below 1, what was given is no model or optimizer, or a scaler comes without optimizer.
+            below 1, ``model`` is no module, ``optimizer`` is no optimizer, or a scaler comes without optimizer.
         StoreError: ``record_to`` is a folder that cannot be written or holds another run.
 
     Example:
@@ -106,13 +104,20 @@ class Scope(probes.Scope):
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
     ) -> None:
-        if rules is not None:
-            checking.refuse(rules)  # before a run folder is made
-        super().__init__(model, loss_fn, optimizer, probes, every=every, record_to=record_to, cell=cell, scaler=scaler)
         self._watch: checking.Watch | None = None
-        if rules is not None:
-            self._watch = checking.Watch(model, loss_fn, self.optimizers, rules, every=every, scaler=scaler)
-            self._companion = self._watch
+        if rules is not None:  # refused before a run folder is made
+            self._watch = checking.Watch(model, loss_fn, optimizer, rules, every=every, scaler=scaler)
+        super().__init__(
+            model,
+            loss_fn,
+            optimizer,
+            probes,
+            every=every,
+            record_to=record_to,
+            cell=cell,
+            scaler=scaler,
+            observers=[] if self._watch is None else [self._watch],
+        )
 
     def findings(self) -> checking.Findings:
         """Return what the rules have found so far, worst first, as ``normscope.check`` does.
@@ -129,7 +134,7 @@ class Scope(probes.Scope):
         return self._watch.findings()
 
     def report(self, path: str | PathLike[str] = "report.html") -> Path:
-        """Draw every record that the probes have made so far on one self-contained page, after what rules have found.
+        """Write one self-contained page: the findings of the rules, then figures of every record of the probes so far.
 
         Args:
             path: The HTML file to write.
@@ -158,7 +163,7 @@ class Scope(probes.Scope):
         )
 
     def close(self) -> None:
-        """Write out what is pending, and what the rules have found beside a run folder's records as JSON.
+        """Write out pending records, and the findings of the rules as JSON into the run folder.
 
         The file is ``findings-CELL.json``, in the form of ``normscope check --format json``. The scope can be used
         again.
@@ -167,48 +172,50 @@ class Scope(probes.Scope):
             StoreError: The folder cannot be written.
         """
         super().close()
-        if self._watch is not None and isinstance(self._sink, Store):
-            save(self._sink.path / f"findings-{self.cell}.json", check_json(_checked(self.findings(), self.model)))
+        if self._watch is not None and isinstance(self.sink, Store):
+            save(self.sink.path / f"findings-{self.cell}.json", check_json(_checked(self.findings(), self.model)))
 
 
-def _checked(found: checking.Findings, model: Any) -> Checked:
-    notes = [f"{code} was not run: {why}" for code, why in found.not_run]
+def _checked(findings: checking.Findings, model: Any) -> Checked:
+    notes = [f"{code} was not run: {why}" for code, why in findings.not_run]
     return Checked(
         target=f"{type(model).__name__}, while training",
-        findings=found.found,
-        ignored=found.ignored,
+        findings=findings.found,
+        ignored=findings.ignored,
         rules=[
             RuleNote(rule.CODE, rule.SLUG, rule.title(), rule.SEVERITY, rule.SAFE)
             for rule in rules.all()
-            if rule.CODE in found.rules
+            if rule.CODE in findings.rules
         ],
-        failed=found.unmeasured,
+        failed=findings.unmeasured,
         notes=notes,
     )
 
 
-def _findings_section(found: checking.Findings, steps: int) -> Section:
-    """Return what rules have found, as a section before those of the probes."""
-    several = [
+def _findings_section(findings: checking.Findings, steps: int) -> Section:
+    """Return the findings of the rules as a section."""
+    tables = [
         Table(
             "Findings",
             ("code", "severity", "what", "where", "measured", "first step", "last step"),
-            tuple(_row(finding) for finding in found),
+            tuple(_row(finding) for finding in findings),
             caption="Each cause once; `normscope explain CODE` has the page of a rule.",
         )
     ]
-    left = [*found.not_run, *found.unmeasured]
-    left += [(one.code, f"ignored at {', '.join(one.places)}: {reason}") for one, reason in found.ignored]
+    left = [*findings.not_run, *findings.unmeasured]
+    left += [
+        (ignored.code, f"ignored at {', '.join(ignored.places)}: {reason}") for ignored, reason in findings.ignored
+    ]
     if left:
-        several.append(Table("Not judged", ("code", "why"), tuple(left)))
-    words = f"{len(found)} findings" if len(found) else "nothing was found"
+        tables.append(Table("Not judged", ("code", "why"), tuple(left)))
+    words = f"{len(findings)} findings" if len(findings) else "nothing was found"
     return Section(
         slug="rules",
         title="What the rules found while training",
-        claim=f"Defects of normalization, by {len(found.rules)} rules over {steps} training steps: {words}.",
+        claim=f"Defects of normalization, by {len(findings.rules)} rules over {steps} training steps: {words}.",
         page={},
         verdicts=(),
-        tables=tuple(table for table in several if table.rows),
+        tables=tuple(table for table in tables if table.rows),
         kind="check",
     )
 

@@ -8,24 +8,24 @@ import pytest
 import torch
 
 from normscope._errors import UsageError
-from normscope.bench import _layers_page, _whole, layers
+from normscope.bench import _timing, _training_steps, layers, layers_page
 
 
 @pytest.fixture
 def quickly(monkeypatch):
-    monkeypatch.setattr(layers, "SECONDS", 0.0)
-    monkeypatch.setattr(layers, "LEAST_ROUNDS", 3)
-    monkeypatch.setattr(layers, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(_timing, "SECONDS", 0.0)
+    monkeypatch.setattr(_timing, "LEAST_ROUNDS", 3)
+    monkeypatch.setattr(_timing, "MOST_ROUNDS", 3)
     monkeypatch.setattr(layers, "SHAPES", ((8, 4), (4, 3, 6, 6)))
-    monkeypatch.setattr(_whole, "_BATCH", {"vgg": 2, "resnet18": 2})
-    monkeypatch.setattr(_whole, "_SECONDS", 0.0)
+    monkeypatch.setattr(_training_steps, "_BATCH", {"vgg": 2, "resnet18": 2})
+    monkeypatch.setattr(_training_steps, "_SECONDS", 0.0)
 
     def child(job):
         if job["work"] == "layers":
             return layers.measure_shape(tuple(job["shape"]), job["allocator"])
         if job["work"] == "step":
-            return _whole.measure_step(job["model"], job["kind"])
-        return _whole.measure_memory(job["model"], job["arm"])
+            return _training_steps.measure_step(job["model"], job["kind"])
+        return _training_steps.measure_memory(job["model"], job["arm"])
 
     monkeypatch.setattr(layers, "_child", child)
 
@@ -45,16 +45,16 @@ def test_all_cases_are_measured_and_told(quickly):
     assert len(result["memory"]) == 6
     assert [done for _, done, _ in told] == list(range(told[0][2]))
     assert json.loads(json.dumps(result))["kernel"] == result["kernel"]
-    page = _layers_page.markdown(result)
+    page = layers_page.markdown(result)
     assert page.count("| (4, 3, 6, 6) | channels_last | bf16 |") == 2 * threads
     assert "## In a whole training step" in page
     assert "## Peak memory" in page
-    assert len(_layers_page.terminal(result)[0][1]) == len(result["rows"])
+    assert len(layers_page.terminal(result)[0][1]) == len(result["rows"])
 
 
 def test_a_job_has_a_process_of_its_own():
     job = {"work": "layers", "shape": [4, 3], "allocator": "recycled", "compiled": False}
-    code = "from normscope.bench import layers; layers.SECONDS = 0.0; layers.serve()"
+    code = "from normscope.bench import _timing, layers; _timing.SECONDS = 0.0; layers.serve()"
     ran = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps(job), capture_output=True, text=True, check=True
     )
@@ -62,16 +62,16 @@ def test_a_job_has_a_process_of_its_own():
 
 
 def test_ratios_are_of_one_round():
-    found = layers.ratio({"a": [2.0, 40.0, 6.0, 8.0], "b": [1.0, 20.0, 3.0, 4.0]}, "a", "b")
+    found = _timing.ratio({"a": [2.0, 40.0, 6.0, 8.0], "b": [1.0, 20.0, 3.0, 4.0]}, "a", "b")
     assert found == {"median": 2.0, "low": 2.0, "high": 2.0}
 
 
 def test_a_missed_bound_is_marked():
     row = {"shape": (8, 4, 2, 2), "layout": "contiguous", "dtype": "float32", "allocator": "recycled", "threads": 1}
     ratio = {"median": 3.9, "low": 3.0, "high": 5.0}
-    assert _layers_page._verdict(row | {"ratios": {"torch / ours": ratio}}) == ", below 4"
-    assert _layers_page._verdict(row | {"ratios": {"torch / ours": ratio | {"median": 4.1}}}) == ""
-    assert _layers_page._verdict(row | {"allocator": "default", "ratios": {"torch / ours": ratio}}) == ""
+    assert layers_page._verdict(row | {"ratios": {"torch / ours": ratio}}) == ", below 4"
+    assert layers_page._verdict(row | {"ratios": {"torch / ours": ratio | {"median": 4.1}}}) == ""
+    assert layers_page._verdict(row | {"allocator": "default", "ratios": {"torch / ours": ratio}}) == ""
 
 
 @pytest.mark.parametrize("norm", ["_torchs", "_ours", "_torchs_leaky", "_ours_leaky", "_in_place"])
@@ -82,8 +82,8 @@ def test_the_networks_of_all_arms_are_the_same_function(norm):
         outputs = []
         for name in (norm, twin):
             torch.manual_seed(0)
-            made = getattr(_whole, name)
-            outputs.append(_whole.build(model, made, _whole._plain_of(made))(x))
+            made = getattr(_training_steps, name)
+            outputs.append(_training_steps.build(model, made, _training_steps._plain_of(made))(x))
         torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from normscope import cli, probes
 from normscope._errors import UsageError
-from normscope.bench import _page, probes as bench
+from normscope.bench import probes as bench, probes_page
 from normscope.bench._memory import peak_bytes
 
 TINY = {"tiny": bench.Model(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 10)), (8, 6), "x")}
@@ -43,13 +43,13 @@ def test_amortised_costs_are_spread_over_a_hundred_steps(result):
 
 
 def test_the_page_holds_every_row_the_peers_and_the_machine(result):
-    page = _page.markdown(result, notes="A note.")
-    assert all("| " + " | ".join(row) + " |" in page for row in _page.rows(result))
+    page = probes_page.markdown(result, notes="A note.")
+    assert all("| " + " | ".join(row) + " |" in page for row in probes_page.rows(result))
     assert all(peer["tool"] in page for peer in result["peers"])
     assert result["provenance"]["cpu"] in page
     assert "\nA note.\n" in page
     missed = {**result["costs"][0], "ratio": 9.0, "target": 3.0}
-    assert _page.rows({**result, "costs": [missed]})[0][4] == "3 missed"
+    assert probes_page.rows({**result, "costs": [missed]})[0][4] == "3 missed"
 
 
 def test_the_result_is_json_and_leaves_the_threads_alone(result):

@@ -155,6 +155,7 @@ def test_shapes_of_a_convolutional_network(scheme):
     assert net(torch.randn(3, 1, 9, 7)).shape == (3, 5)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
 def test_every_parameter_learns(scheme, kind):

@@ -13,7 +13,7 @@ from torch import nn
 
 import normscope as ns
 from normscope import rules
-from normscope.probes import Snapshot
+from normscope.modules.state import Snapshot
 
 
 @pytest.mark.parametrize(

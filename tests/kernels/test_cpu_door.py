@@ -13,7 +13,7 @@ from cpu_oracles import draw
 from normscope import layers, ops
 from normscope._errors import UsageError
 from normscope.kernels import cpu
-from normscope.ops.ways import choose as _choose
+from normscope.ops.ways import choose, ownership
 
 pytestmark = pytest.mark.skipif(bool(cpu.why_not()), reason=cpu.why_not() or "runs")
 
@@ -82,25 +82,25 @@ def test_using_asks_for_a_way_and_says_when_there_is_none(monkeypatch):
 def test_what_the_kernel_must_not_touch_goes_another_way(case):
     x, w, b, _ = draw((6, 3, 4, 4))
     if case == "half":
-        assert "float16" in _choose.why_no_kernel(x.half(), w, b)
+        assert "float16" in choose.why_no_kernel(x.half(), w, b)
         assert ops.batch_norm(x.half(), w, b).dtype == torch.float16
     elif case == "complex weight":
-        assert _choose.why_no_kernel(x, w.half(), b)
+        assert choose.why_no_kernel(x, w.half(), b)
     elif case == "meta":
-        assert "meta" in _choose.why_no_kernel(x.to("meta"), w, b)
+        assert "meta" in choose.why_no_kernel(x.to("meta"), w, b)
         assert ops.batch_norm(x.to("meta"), w.to("meta"), b.to("meta")).shape == x.shape
     elif case == "subclass":
 
         class Own(torch.Tensor):
             pass
 
-        assert "Own" in _choose.why_no_kernel(x.as_subclass(Own), w, b)
+        assert "Own" in choose.why_no_kernel(x.as_subclass(Own), w, b)
     elif case == "mode":
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         with FakeTensorMode() as mode:
             fake = mode.from_tensor(x)
-            assert _choose.why_no_kernel(fake)
+            assert choose.why_no_kernel(fake)
             assert ops.batch_norm(fake).shape == x.shape
     elif case == "trace":
         layer = layers.BatchNorm2d(3, activation="relu").eval()
@@ -109,7 +109,7 @@ def test_what_the_kernel_must_not_touch_goes_another_way(case):
             traced = torch.jit.trace(layer, x, check_trace=False)
             torch.testing.assert_close(traced(2 * x), layer(2 * x))
     else:
-        assert _choose.why_no_kernel(x, torch.stack([w, w], -1)[:, 0], b)
+        assert choose.why_no_kernel(x, torch.stack([w, w], -1)[:, 0], b)
 
 
 def test_a_layer_with_an_activation_is_torchs_layer_and_activation():
@@ -143,7 +143,7 @@ def test_without_the_extension_everything_works_and_says_so(tmp_path):
 
 def watched(module, monkeypatch):
     """Return a list that tells of every backward of a module whether it wrote the gradient over the cotangent."""
-    monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(ownership, "LARGE", 0)
     used, gradients = [], module.gradients
 
     def gradients_and_tell(g, *args):
@@ -204,10 +204,9 @@ def test_a_cotangent_is_written_over_only_where_nobody_else_has_it(monkeypatch):
 
 
 def test_gradients_are_the_same_over_the_cotangent_and_beside_it(monkeypatch):
-    fused = importlib.import_module("normscope.ops.ways.kernel")
     results = []
     for large in (0, 1 << 40):
-        monkeypatch.setattr(fused, "LARGE", large)
+        monkeypatch.setattr(ownership, "LARGE", large)
         x, w, b, g = draw((16, 6, 12, 12))
         ts = [t.requires_grad_() for t in (x, w, b)]
         with ops.using("kernel"):
@@ -220,8 +219,8 @@ def test_a_row_of_another_length_is_never_read_past_its_end():
     """By addresses it would be, and by torch's own kernel too: so it is refused before."""
     x, w, b, _ = draw((8, 4, 3, 3))
     for short in (w[:2].clone(), w.view(4, 1), w.new_empty(0)):
-        assert "one number a channel" in _choose.why_no_kernel(x, short, b)
-        assert "one number a channel" in _choose.why_no_kernel(x, w, b, (short, w))
+        assert "one number a channel" in choose.why_no_kernel(x, short, b)
+        assert "one number a channel" in choose.why_no_kernel(x, w, b, (short, w))
     for call in (
         lambda short: ops.normalize(x, short, b, 1e-5),
         lambda short: ops.batch_norm(x, w, short),

@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from normscope import layers, ops
 from normscope.kernels import cpu
-from normscope.ops.ways import choose as _choose
+from normscope.ops.ways import choose
 
 pytestmark = pytest.mark.skipif(bool(cpu.why_not()), reason="no kernel on this machine")
 
@@ -89,8 +89,8 @@ def test_what_is_taken_at_once_is_what_nothing_speaks_against():
             with torch.device(x.device):
                 rows = [torch.ones(x.shape[1]) for _ in range(4)] + [torch.tensor(0)]
         with FakeTensorMode() if name == "a fake" else torch.no_grad():
-            at_once = _choose.plan_at_once(x, *rows)
-            reason = _choose.why_no_kernel(x, *rows[:2], None if rows[2] is None else tuple(rows[2:4]))
+            at_once = choose.plan_at_once(x, *rows)
+            reason = choose.why_no_kernel(x, *rows[:2], None if rows[2] is None else tuple(rows[2:4]))
         assert (at_once is not None) == (taken and x.numel() > x.shape[1]), name
         if at_once is not None:
             assert not reason, name

@@ -11,6 +11,7 @@ from gpu_oracle import INTERPRETED
 
 
 @pytest.mark.slow
+@pytest.mark.extras
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(not INTERPRETED, reason="there is a GPU: the kernels are tested on it")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="test_gpu_batch_norm.py runs in this process")

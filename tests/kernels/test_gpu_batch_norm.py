@@ -16,6 +16,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if INTERPRETED and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton was imported before without its interpreter: see test_gpu_apart.py", allow_module_level=True)
 
+pytestmark = pytest.mark.extras
+
 FUSED = _plan.Limits()
 # Tiles so small, and programs so few, that a handful of values has several of each.
 SPLIT = _plan.Limits(tile_bytes=256, fused=0, processors=1, resident=6)

@@ -114,6 +114,7 @@ def test_without_triton_it_says_so(monkeypatch):
         gpu._why_not.cache_clear()
 
 
+@pytest.mark.extras
 def test_where_triton_has_no_driver_it_says_so(monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed")
     from normscope.kernels import gpu

@@ -60,16 +60,18 @@ def test_arms_see_the_same_batches():
     assert all(torch.equal(a, b) for a, b in zip(seen["none"], seen["batch"], strict=True))
 
 
+@pytest.mark.trains
 def test_loss_falls_and_every_step_is_recorded():
     records = run(network(), steps=60)
     losses = values(records, "loss")
     assert [r.step for r in records if r.name == "loss"] == list(range(60))
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])  # over ten seeds 0.35 to 0.51 of it
     assert values(records, "diverged") == [0.0]
     assert values(records, "test_accuracy")[0] > 0.5
     assert {r.probe for r in records} == {"training"}
 
 
+@pytest.mark.trains
 def test_a_lost_run_says_so_and_stops():
     records = run(network(norms.none()), lr=1e12, steps=50)
     assert values(records, "diverged") == [1.0]

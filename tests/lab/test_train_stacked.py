@@ -18,6 +18,8 @@ from normscope.studies.lab.models import mlp
 from normscope.studies.lab.train import train
 from normscope.studies.lab.train_stacked import train_stacked
 
+pytestmark = pytest.mark.trains
+
 SEEDS = (3, 0, 7)
 
 

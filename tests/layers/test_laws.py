@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from normscope import layers
 from normscope._unit import discover
-from normscope.layers._norm import AbstractLayer
+from normscope.layers import AbstractLayer
 
 N, C, L = 4, 6, 5
 EXACT, BROKEN = 1e-9, 1e-4

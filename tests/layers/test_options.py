@@ -7,26 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from kit.batch_norms import F64, OPTIONS, batches, copied_buffers, drawn_batch_norm
 from normscope import layers
 from normscope._errors import UsageError
 from normscope.ops.sets import Renorm
-
-F64 = torch.float64
-
-
-def batches(count=6, shape=(8, 3), offset=2.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [offset + i + (1 + i) * torch.randn(shape, generator=generator, dtype=F64) for i in range(count)]
-
-
-def state(layer):
-    return {name: value.clone() for name, value in layer.named_buffers()}
-
-
-def layer_of(**options):
-    layer = layers.BatchNorm1d(3, dtype=F64, **options)
-    nn.init.normal_(layer.weight)
-    return layer
 
 
 def test_options_are_by_keyword_and_shown():
@@ -64,22 +48,9 @@ def test_options_that_cannot_be_are_refused(options):
         layers.BatchNorm1d(3, **options)
 
 
-OPTIONS = [
-    {"activation": "relu"},
-    {"activation": "leaky_relu", "inplace": True},
-    {"statistics": "ghost", "group_size": 4},
-    {"statistics": "renorm"},
-    {"statistics": "sync"},
-    {"accumulate": 3, "momentum": None},
-    {"on_bad_update": "raise", "unbiased_variance": False},
-    {"float32_statistics": True},
-    {"use_running": True},
-]
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_state_dict_is_torchs_and_copies_do_the_same(options):
-    layer = layer_of(**options)
+    layer = drawn_batch_norm(**options)
     x = batches(3)
     layer(x[0])
     assert list(layer.state_dict()) == list(nn.BatchNorm1d(3).state_dict())
@@ -103,7 +74,7 @@ def test_the_state_dict_is_torchs_and_copies_do_the_same(options):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("activation", "function"), [("relu", torch.relu), ("leaky_relu", nn.functional.leaky_relu)])
 def test_activations_are_what_follows(activation, function, training):
-    fused, plain = layer_of(activation=activation), layer_of()
+    fused, plain = drawn_batch_norm(activation=activation), drawn_batch_norm()
     plain.load_state_dict(fused.state_dict())
     x, g = batches(2)
     results = []
@@ -126,7 +97,7 @@ def test_an_activation_never_overwrites_what_is_not_its_own():
 
 
 def test_inplace_overwrites_in_training_only():
-    layer, plain = layer_of(activation="leaky_relu", inplace=True), layer_of(activation="leaky_relu")
+    layer, plain = drawn_batch_norm(activation="leaky_relu", inplace=True), drawn_batch_norm(activation="leaky_relu")
     plain.load_state_dict(layer.state_dict())
     x = batches(1)[0].requires_grad_()
     for training in (True, False):
@@ -134,4 +105,4 @@ def test_inplace_overwrites_in_training_only():
         y = layer.train(training)(h)
         assert (y.data_ptr() == h.data_ptr()) is training
         torch.testing.assert_close(y, plain.train(training)(x))
-        torch.testing.assert_close(state(layer), state(plain))
+        torch.testing.assert_close(copied_buffers(layer), copied_buffers(plain))

@@ -9,40 +9,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from kit.batch_norms import F64, OPTIONS, batches, copied_buffers, drawn_batch_norm
 from normscope import layers, surgery
 from normscope._errors import NonFiniteError, UsageError
 from normscope.ops.sets import Renorm
-
-F64 = torch.float64
-
-
-def batches(count=6, shape=(8, 3), offset=2.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [offset + i + (1 + i) * torch.randn(shape, generator=generator, dtype=F64) for i in range(count)]
-
-
-def state(layer):
-    return {name: value.clone() for name, value in layer.named_buffers()}
-
-
-def layer_of(**options):
-    layer = layers.BatchNorm1d(3, dtype=F64, **options)
-    nn.init.normal_(layer.weight)
-    return layer
-
-
-OPTIONS = [
-    {"activation": "relu"},
-    {"activation": "leaky_relu", "inplace": True},
-    {"statistics": "ghost", "group_size": 4},
-    {"statistics": "renorm"},
-    {"statistics": "sync"},
-    {"accumulate": 3, "momentum": None},
-    {"on_bad_update": "raise", "unbiased_variance": False},
-    {"float32_statistics": True},
-    {"use_running": True},
-]
-
 
 # Accumulation.
 
@@ -50,10 +20,10 @@ OPTIONS = [
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("k", [2, 3])
 def test_micro_batches_make_one_update_of_their_union(k, momentum):
-    layer, whole = layer_of(accumulate=k, momentum=momentum), layer_of(momentum=momentum)
+    layer, whole = drawn_batch_norm(accumulate=k, momentum=momentum), drawn_batch_norm(momentum=momentum)
     data = batches(6)
     for at in range(0, 6, k):
-        before = state(layer)
+        before = copied_buffers(layer)
         for i, x in enumerate(data[at : at + k]):
             if i:
                 assert torch.equal(layer.running_mean, before["running_mean"])
@@ -61,14 +31,14 @@ def test_micro_batches_make_one_update_of_their_union(k, momentum):
         whole(torch.cat(data[at : at + k]))
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             torch.testing.assert_close(getattr(layer, name), getattr(whole, name))
-    plain = layer_of(momentum=momentum)
+    plain = drawn_batch_norm(momentum=momentum)
     for x in data:
         plain(x)
     assert (plain.running_var - whole.running_var).abs().max() > 0.1  # what torch would have had
 
 
 def test_uneven_micro_batches_are_weighted():
-    layer, whole = layer_of(accumulate=2), layer_of()
+    layer, whole = drawn_batch_norm(accumulate=2), drawn_batch_norm()
     big, small = batches(1, (30, 3))[0], 9 + batches(1, (2, 3))[0]
     layer(big)
     layer(small)
@@ -93,7 +63,7 @@ def test_uneven_micro_batches_are_weighted():
     ids=str,
 )
 def test_one_update_a_step_under_checkpointing(options, reentrant):
-    plain, again = layer_of(**options), None
+    plain, again = drawn_batch_norm(**options), None
     again = copy.deepcopy(plain)
     for x in batches(3):
         grads = []
@@ -104,7 +74,7 @@ def test_one_update_a_step_under_checkpointing(options, reentrant):
             torch.tanh(y).square().sum().backward()
             grads.append((leaf.grad, layer.weight.grad))
         torch.testing.assert_close(*grads)
-        torch.testing.assert_close(state(again), state(plain))
+        torch.testing.assert_close(copied_buffers(again), copied_buffers(plain))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -120,13 +90,13 @@ def test_torch_updates_twice_under_checkpointing(reentrant):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_one_update_a_step_under_checkpointing_of_a_compiled_layer(reentrant):
     torch._dynamo.reset()
-    layer, plain = layer_of(), layer_of()
+    layer, plain = drawn_batch_norm(), drawn_batch_norm()
     plain.load_state_dict(layer.state_dict())
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for x in batches(3):
         checkpoint(compiled, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
         plain(x)
-        torch.testing.assert_close(state(layer), state(plain))
+        torch.testing.assert_close(copied_buffers(layer), copied_buffers(plain))
 
 
 # Updates that are refused.
@@ -135,12 +105,12 @@ def test_one_update_a_step_under_checkpointing_of_a_compiled_layer(reentrant):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e200])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"statistics": "ghost", "group_size": 4}], ids=str)
 def test_an_update_that_is_not_finite_is_refused_by_name(value, options):
-    model = nn.Sequential(nn.Identity(), nn.Sequential(layer_of(on_bad_update="raise", **options)))
+    model = nn.Sequential(nn.Identity(), nn.Sequential(drawn_batch_norm(on_bad_update="raise", **options)))
     layer = model[1][0]
     good, bad = batches(2)
     bad[3, 1] = value
     model(good)
-    before = state(layer)
+    before = copied_buffers(layer)
     with pytest.raises(NonFiniteError, match=r"layer '1\.0'.*not finite"):
         model(bad)
     with pytest.raises(NonFiniteError, match="BatchNorm1d"):
@@ -150,7 +120,7 @@ def test_an_update_that_is_not_finite_is_refused_by_name(value, options):
         model(bad)
     layer.on_bad_update = "skip"
     model(bad)
-    assert all(torch.equal(before[name], value) for name, value in state(layer).items())
+    assert all(torch.equal(before[name], value) for name, value in copied_buffers(layer).items())
     layer.on_bad_update = "track"  # as torch does
     model(bad)
     model(good)
@@ -158,9 +128,9 @@ def test_an_update_that_is_not_finite_is_refused_by_name(value, options):
 
 
 def test_one_value_a_channel():
-    layer, one = layer_of(on_bad_update="warn"), batches(1, (1, 3))[0]
+    layer, one = drawn_batch_norm(on_bad_update="warn"), batches(1, (1, 3))[0]
     layer(batches(1)[0])
-    before = state(layer)
+    before = copied_buffers(layer)
     with pytest.warns(UserWarning, match="one value a channel; normalized by the running statistics"):
         y = layer(one)
     torch.testing.assert_close(y, copy.deepcopy(layer).eval()(one))
@@ -170,11 +140,11 @@ def test_one_value_a_channel():
     layer.on_bad_update = "track"
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         layer(one)
-    assert all(torch.equal(before[name], value) for name, value in state(layer).items())
+    assert all(torch.equal(before[name], value) for name, value in copied_buffers(layer).items())
 
 
 def test_masked_updates():
-    layer, plain = layer_of(), layer_of()
+    layer, plain = drawn_batch_norm(), drawn_batch_norm()
     x = batches(1, (8, 3, 5))[0]
     lengths = torch.tensor([5, 4, 3, 2, 1, 0, 0, 5])
     padded = x.clone()
@@ -186,13 +156,13 @@ def test_masked_updates():
     assert (y.movedim(1, -1)[~mask] == 0).all()
     plain(x.movedim(1, -1)[mask])
     torch.testing.assert_close(layer.running_var, 0.9 * plain.running_var + 0.1 * x.movedim(1, -1)[mask].var(0))
-    before = state(layer)
+    before = copied_buffers(layer)
     nothing = torch.zeros(8, 5, dtype=torch.bool)
     assert (layer(padded, nothing) == 0).all()
     nothing[0, 0] = True
     with pytest.raises(ValueError, match="all but one masked"):
         layer(padded, nothing)
-    assert all(torch.equal(before[name], value) for name, value in state(layer).items())
+    assert all(torch.equal(before[name], value) for name, value in copied_buffers(layer).items())
     layer.eval()
     z = layer(padded, mask)
     torch.testing.assert_close(z.movedim(1, -1)[mask], layer(x.movedim(1, -1)[mask]))
@@ -205,16 +175,16 @@ def test_masked_updates():
 
 
 def test_frozen_survives_train():
-    model = nn.Sequential(layer_of())
+    model = nn.Sequential(drawn_batch_norm())
     data = batches(3)
     model(data[0])
     layer = model[0]
     layer.frozen = True
-    before = state(layer)
+    before = copied_buffers(layer)
     right = copy.deepcopy(model).eval()(data[1])
     model.train()
     torch.testing.assert_close(model(data[1]), right)
-    assert all(torch.equal(before[name], value) for name, value in state(layer).items())
+    assert all(torch.equal(before[name], value) for name, value in copied_buffers(layer).items())
     assert "use_running=True, update_statistics=False" in repr(layer)
     assert copy.deepcopy(layer).frozen
     assert pickle.loads(pickle.dumps(layer)).frozen
@@ -227,16 +197,16 @@ def test_frozen_survives_train():
 
 def test_surgery_freezes_and_thaws_it_whatever_its_options():
     for options in OPTIONS:
-        model = nn.Sequential(layer_of(**options))
+        model = nn.Sequential(drawn_batch_norm(**options))
         layer, data = model[0], batches(3)
         for x in data:
             model(x)
-        before = state(layer)
+        before = copied_buffers(layer)
         surgery.freeze(model)
         model.train()(data[1])
         right = nn.Sequential(copy.deepcopy(layer)).eval()(data[1])
         torch.testing.assert_close(model(data[1]), right)
-        assert all(torch.equal(before[name], value) for name, value in state(layer).items())
+        assert all(torch.equal(before[name], value) for name, value in copied_buffers(layer).items())
         surgery.unfreeze(model)
         for x in data:
             model(x)
@@ -248,9 +218,9 @@ def test_use_and_update_are_switched_separately():
     for use in (None, True, False):
         for update in (True, False):
             for training in (True, False):
-                layer = layer_of(use_running=use, update_statistics=update).train(training)
+                layer = drawn_batch_norm(use_running=use, update_statistics=update).train(training)
                 layer.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
-                before = state(layer)
+                before = copied_buffers(layer)
                 y = layer(x)
                 running = use if use is not None else not training
                 mean, var = (before["running_mean"], before["running_var"]) if running else (
@@ -264,21 +234,21 @@ def test_use_and_update_are_switched_separately():
 def test_biased_or_unbiased_running_variance():
     x = batches(1)[0]
     for unbiased in (True, False):
-        layer = layer_of(unbiased_variance=unbiased, momentum=1.0)
+        layer = drawn_batch_norm(unbiased_variance=unbiased, momentum=1.0)
         layer(x)
         torch.testing.assert_close(layer.running_var, x.var(0, correction=int(unbiased)))
 
 
 def test_ghost_batches_track_the_whole():
-    layer, plain = layer_of(statistics="ghost", group_size=3), layer_of()
+    layer, plain = drawn_batch_norm(statistics="ghost", group_size=3), drawn_batch_norm()
     for x in batches(3):
         layer(x)
         plain(x)
-    torch.testing.assert_close(state(layer), state(plain))
+    torch.testing.assert_close(copied_buffers(layer), copied_buffers(plain))
 
 
 def test_renorm_reaches_its_bounds_and_no_more():
-    layer = layer_of(statistics="renorm", renorm=Renorm(3.0, 5.0, (2, 4), (2, 4)), affine=True)
+    layer = drawn_batch_norm(statistics="renorm", renorm=Renorm(3.0, 5.0, (2, 4), (2, 4)), affine=True)
     x = torch.randn(8, 3, dtype=F64)
     for step in range(12):
         layer.running_mean.zero_()
@@ -297,10 +267,10 @@ def test_renorm_reaches_its_bounds_and_no_more():
 def test_running_statistics_stay_float32(make):
     layer = layers.BatchNorm1d(3, float32_statistics=True, accumulate=2)
     layer(torch.randn(8, 3))
-    before = state(layer)
+    before = copied_buffers(layer)
     layer = layer.to(torch.bfloat16) if make == "to" else getattr(layer, make)()
     assert layer.weight.dtype in (torch.float16, torch.bfloat16)
-    assert all(torch.equal(before[name], value) for name, value in state(layer).items())
+    assert all(torch.equal(before[name], value) for name, value in copied_buffers(layer).items())
     assert layer(torch.randn(8, 3).to(layer.weight.dtype)).dtype == layer.weight.dtype
     assert layer.double().running_mean.dtype == F64
     assert layers.BatchNorm1d(3, float32_statistics=True, dtype=torch.bfloat16).running_var.dtype == torch.float32
@@ -326,6 +296,6 @@ def test_no_warning_is_given_without_cause():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for options in OPTIONS:
-            layer = layer_of(**options)
+            layer = drawn_batch_norm(**options)
             for x in batches(2):
                 layer(x)

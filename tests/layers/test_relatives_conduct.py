@@ -78,7 +78,7 @@ def test_the_written_rule_is_the_kernels(name):
 
 @pytest.mark.parametrize(
     ("name", "room"),
-    [("layer", "rows"), ("group", "rows"), ("instance tracked", "standardize"), ("rms", "lp"), ("lp 1", "lp")],
+    [("layer", "rows"), ("group", "rows"), ("instance tracked", "ways.torchs"), ("rms", "lp"), ("lp 1", "lp")],
 )
 def test_a_wrong_sign_is_caught(monkeypatch, name, room):
     module = sys.modules[f"normscope.ops.{room}"]

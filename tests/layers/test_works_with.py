@@ -211,6 +211,8 @@ def test_exports(training, options):
     same(decomposed.module()(images()), plain(images()))
 
 
+@pytest.mark.extras
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's exporter warns of its own code
 def test_onnx():
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: test_exports covers the graph it is made from")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")

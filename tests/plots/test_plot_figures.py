@@ -1,16 +1,12 @@
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import vl_convert
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-import _page_bench as _bench
-
+from kit import report_pages
 from normscope import plots
 from normscope._errors import StoreError, UsageError
 from normscope.plots._figure import fitted
@@ -54,7 +50,7 @@ def values(spec):
 
 @pytest.fixture(scope="module")
 def full():
-    return _bench.frame(every=1)
+    return report_pages.frame(every=1)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -87,7 +83,7 @@ def test_every_figure_is_small_and_compiles_and_is_the_same_twice(name, full):
     ids=["empty", "one seed", "one arm", "one step", "all NaN", "constant", "negative", "infinite later"],
 )
 def test_odd_frames_give_a_figure_that_compiles(name, change):
-    figure = BUILDERS[name](change(_bench.frame(seeds=3, steps=80, every=10, layers=3)))
+    figure = BUILDERS[name](change(report_pages.frame(seeds=3, steps=80, every=10, layers=3)))
     vl_convert.vegalite_to_svg(fitted(figure.spec, 330), config=theme("dark"))
 
 
@@ -100,7 +96,7 @@ def test_values_that_cannot_be_drawn_are_counted_in_the_caption():
 
 
 def test_a_missing_quantity_is_said_not_raised():
-    assert "no records of nothing" in plots.curves(_bench.frame(1, 10), y="nothing", title="t").caption
+    assert "no records of nothing" in plots.curves(report_pages.frame(1, 10), y="nothing", title="t").caption
 
 
 @pytest.mark.parametrize(("log", "middle"), [(False, (1 + 100 + 4) / 3), (True, 400 ** (1 / 3))])
@@ -210,7 +206,7 @@ def test_odd_verdicts_give_a_forest_that_compiles(verdicts):
 
 
 def test_the_parts_of_a_verdict_follow_it():
-    smooth = _bench.verdicts()[0]
+    smooth = report_pages.verdicts()[0]
     labels = [r["label"] for r in values(plots.forest([smooth], parts=True).spec) if "label" in r]
     assert labels == ["landscape-smoothness", *(part.endpoint for part in smooth.parts)]
 
@@ -230,13 +226,13 @@ def test_theory_takes_intervals_or_makes_them():
 
 @pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<svg"), (".pdf", b"%PDF")])
 def test_a_figure_is_saved(tmp_path, suffix, start):
-    figure = plots.forest(_bench.verdicts())
+    figure = plots.forest(report_pages.verdicts())
     written = figure.save(tmp_path / "new" / f"f{suffix}", mode="dark")
     assert written.read_bytes().startswith(start)
 
 
 def test_saving_says_what_was_wrong(tmp_path):
-    figure = plots.forest(_bench.verdicts())
+    figure = plots.forest(report_pages.verdicts())
     with pytest.raises(UsageError, match=r"\.png, \.svg or \.pdf, not as \.gif"):
         figure.save(tmp_path / "f.gif")
     (tmp_path / "file").write_text("")

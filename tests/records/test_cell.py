@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 from normscope._errors import UsageError
 from normscope.records import Cell
-from normscope.records.cell import RESERVED, canonical, digest
+from normscope.records.cell import RESERVED
+from normscope.records.json import canonical, digest
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(

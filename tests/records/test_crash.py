@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from _records_writer import CONFIG, ROWS, cell_of, records_of
 
+from kit import cell_writer
+from kit.cell_writer import CONFIG, ROWS, cell_of, records_of
 from normscope.records import Store, files as _files, store as store_module
 
-WRITER = str(Path(__file__).with_name("_records_writer.py"))
+WRITER = cell_writer.__file__
 
 
 class Crash(BaseException):
@@ -148,7 +149,7 @@ def test_kill_nine(tmp_path: Path) -> None:
         check_whole(folder, {cell.seed for cell in Store.open(folder).cells()})
     assert kills >= 2
     writer = start(folder, 0, cells)
-    assert writer.wait(60) == 0
+    assert writer.wait() == 0
     assert writer.stdout is not None
     writer.stdout.close()
     check_whole(folder, set(range(cells)))
@@ -164,7 +165,7 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     writers = [start(folder, first, 40, 2) for first in (0, 1)] + [start(folder, 0, 40)]
     for writer in writers:
-        assert writer.wait(60) == 0
+        assert writer.wait() == 0
         assert writer.stdout is not None
         writer.stdout.close()
     check_whole(folder, set(range(40)))

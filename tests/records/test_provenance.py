@@ -2,10 +2,16 @@
 
 import getpass
 import json
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from normscope import records
+from normscope.records import provenance
 from normscope.records.provenance import collect
 
 
@@ -19,10 +25,26 @@ def test_what_is_collected() -> None:
     assert found["commit"] is None or len(found["commit"]) == 40
 
 
+def leaks(text: str) -> list[str]:
+    """Return what in a text names this machine, its user or a folder of theirs."""
+    named = {
+        socket.gethostname(),
+        getpass.getuser(),
+        str(Path.home()),
+        str(Path.cwd()),
+        str(Path(records.__file__).parent),
+    }
+    return [secret for secret in named if re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text, re.IGNORECASE)]
+
+
 def test_names_neither_machine_nor_user() -> None:
-    text = json.dumps({key: value for key, value in collect().items() if key != "versions"}).lower()
-    for secret in (socket.gethostname(), f"/home/{getpass.getuser()}"):
-        assert len(secret) < 5 or secret.lower() not in text
+    assert leaks(json.dumps({key: value for key, value in collect().items() if key != "versions"})) == []
+
+
+@pytest.mark.parametrize("secret", [socket.gethostname(), getpass.getuser(), str(Path.home()), str(Path.cwd())])
+def test_the_check_for_names_catches_a_leak(monkeypatch, secret) -> None:
+    monkeypatch.setattr(provenance, "_cpu", lambda: f"a processor of {secret}")
+    assert secret in leaks(json.dumps(collect()))
 
 
 def test_torch_is_not_imported_for_it() -> None:

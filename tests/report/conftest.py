@@ -1,5 +1,6 @@
 import pytest
-from _browser import CHROMIUM, READY, sync_playwright
+
+from kit.browser import CHROMIUM, READY, sync_playwright
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,7 @@ def opened(browser):
 
     def go(path, width=1280, scheme="light", **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        context.set_default_timeout(120_000)  # of a machine with other work
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
@@ -24,7 +26,7 @@ def opened(browser):
         tab.on("dialog", lambda dialog: (noise.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         tab.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else noise.append(r.url))
         tab.goto(path.as_uri())
-        tab.wait_for_selector(READY, state="attached", timeout=60_000)
+        tab.wait_for_selector(READY, state="attached")
         return tab
 
     yield go

@@ -275,6 +275,7 @@ def test_sarif_has_what_the_standard_requires(checked):
         assert described[result["ruleIndex"]]["id"] == result["ruleId"]
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("checked", [FULL, EMPTY])
 def test_sarif_fits_the_schema_of_the_standard_where_that_is_at_hand(checked):
     path = os.environ.get("SARIF_SCHEMA")

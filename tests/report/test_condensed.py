@@ -9,8 +9,8 @@ import pytest
 from normscope import report
 from normscope._errors import StoreError
 from normscope.plots import Table
-from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict, json as _strict
-from normscope.report import Condensed, Evidence, TheoryRow
+from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict, json as encoder
+from normscope.report import CondensedEvidence, CondensedStudy, TheoryRow
 
 PART = Verdict(
     "a-study", "A part.", Outcome.REFUTED, "ratio", Estimate(-0.1, -0.2, 0.1, 0.95, 10, "t", "log-ratio"), 0.4, "So."
@@ -39,7 +39,7 @@ LOST = dataclasses.replace(
 
 
 def study(verdict=PRIMARY, **changed):
-    one = Condensed(
+    one = CondensedStudy(
         slug=verdict.study,
         card=3,
         title="A title.",
@@ -62,7 +62,7 @@ def study(verdict=PRIMARY, **changed):
 
 
 def evidence():
-    return Evidence(
+    return CondensedEvidence(
         lede="Two studies.",
         commands=("normscope study run --all --out runs/all",),
         studies=(study(), study(LOST, topic="affine", theory=(), cores=None)),
@@ -154,8 +154,8 @@ def test_bytes_that_are_no_text_and_paths_that_are_no_file(tmp_path):
 
 def test_every_number_survives_the_file():
     for value in (0.1, -1e-300, 5e300, math.inf, -math.inf, 3):
-        assert _strict.build(float, json.loads(json.dumps(_strict.plain(float(value))))) == value
-    assert math.isnan(_strict.build(float, _strict.plain(math.nan)))
+        assert encoder.build(float, json.loads(json.dumps(encoder.plain(float(value))))) == value
+    assert math.isnan(encoder.build(float, encoder.plain(math.nan)))
 
 
 def test_rows_of_theory_are_taken_from_tables_that_have_them():

@@ -8,7 +8,7 @@ from test_condensed import evidence
 
 from normscope import report
 from normscope._errors import StoreError
-from normscope.report import Evidence, _markdown
+from normscope.report import CondensedEvidence, _markdown
 
 
 def test_the_page_is_the_same_every_time_and_from_the_file(tmp_path):
@@ -58,6 +58,6 @@ def test_a_file_with_marks_keeps_all_but_what_is_between_them(tmp_path):
 
 
 def test_nothing_judged_is_a_page_too():
-    page = report.page(Evidence("Nothing.", (), (), (), ()))
+    page = report.page(CondensedEvidence("Nothing.", (), (), (), ()))
     assert "0 claims judged: 0 supported" in page
-    assert json.loads(report.dumps(Evidence("", (), (), (), ())))["studies"] == []
+    assert json.loads(report.dumps(CondensedEvidence("", (), (), (), ())))["studies"] == []

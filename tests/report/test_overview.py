@@ -5,10 +5,10 @@ import itertools
 import math
 import re
 
-import _page_bench as _bench
 import pytest
 from test_page import HOSTILE, Outline
 
+from kit import report_pages
 from normscope import plots, report
 from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict
 from normscope.report import Section, _overview
@@ -21,7 +21,9 @@ def verdict(point, low, high, margin, *, scale="difference", outcome=Outcome.INC
 
 
 def many(count=7, **changed):
-    figure = plots.curves(_bench.frame(seeds=2, every=60, arms=["none", "bn"]), y="loss", slug="loss", title="Loss")
+    figure = plots.curves(
+        report_pages.frame(seeds=2, every=60, arms=["none", "bn"]), y="loss", slug="loss", title="Loss"
+    )
     table = plots.Table(
         "Against theory", ("Quantity", "Measured", "Theory", "Ratio"), (("growth", "1.5", "1.4", "1.07"),)
     )

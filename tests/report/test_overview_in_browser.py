@@ -1,9 +1,9 @@
 """A page of many claims in a browser: filters, links that open studies, figures drawn when unfolded, no script."""
 
 import pytest
-from _browser import IN_BROWSER, READY, overflow
 from test_overview import ERRATA, SENTENCES, many
 
+from kit.browser import IN_BROWSER, READY, overflow, until
 from normscope import report
 from normscope.report import _overview
 
@@ -50,8 +50,9 @@ def test_a_row_opens_its_study_by_keyboard_too_and_again_after_it_was_closed(ope
         tab.keyboard.press("Enter")
         tab.wait_for_selector("#study-s1 > details[open]", state="attached")
         tab.locator("#study-s1 svg.marks").wait_for()
-        tab.wait_for_timeout(600)  # it scrolls smoothly
-        assert -5 < tab.evaluate("document.getElementById('study-s1').getBoundingClientRect().top") < 700
+        top = "document.getElementById('study-s1').getBoundingClientRect().top"
+        until(tab, lambda top=top: -5 < tab.evaluate(top) < 700)  # it scrolls smoothly
+        assert -5 < tab.evaluate(top) < 700
         whole.locator("> summary").click()
         assert not whole.evaluate("fold => fold.open")
     assert not tab.locator("#study-s2 > details").evaluate("fold => fold.open")
@@ -80,7 +81,8 @@ def test_the_figure_of_an_erratum_is_drawn_when_it_is_unfolded(opened, written):
 def test_nothing_overflows_and_bars_have_a_width(opened, written, width, scheme):
     tab = opened(written, width, scheme)
     tab.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
-    tab.wait_for_timeout(300)
+    drawn = "[...document.querySelectorAll('.chart')].every(box => box.querySelector('svg.marks'))"
+    until(tab, lambda: tab.evaluate(drawn))
     tab.wait_for_selector(READY, state="attached")
     assert overflow(tab) <= 0
     boxes = tab.locator(f"{ROWS} svg.strip").evaluate_all("all => all.map(s => s.getBoundingClientRect().width)")

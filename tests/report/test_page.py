@@ -6,10 +6,10 @@ import os
 import re
 from html.parser import HTMLParser
 
-import _page_bench as _bench
 import pytest
 from rich.console import Console
 
+from kit import report_pages
 from normscope import report
 from normscope._errors import StoreError
 from normscope.plots import Table
@@ -53,8 +53,8 @@ class Outline(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "deep" / "report.html"
-    arguments = {"sections": _bench.sections(_bench.frame(every=20)), "provenance": _bench.PROVENANCE}
-    written = report.write(path, title="A report", times=_bench.TIMES, lede="Four claims.", **arguments)
+    arguments = {"sections": report_pages.sections(report_pages.frame(every=20)), "provenance": report_pages.PROVENANCE}
+    written = report.write(path, title="A report", times=report_pages.TIMES, lede="Four claims.", **arguments)
     assert written == path
     return path.read_text(encoding="utf-8")
 
@@ -116,7 +116,7 @@ def test_every_section_shows_its_parts_tables_threats_and_command(page):
 def hostile_section():
     effect = Estimate(0.1, 0.0, 0.2, 0.95, 3, HOSTILE, HOSTILE)
     verdict = Verdict(HOSTILE, HOSTILE, Outcome.SUPPORTED, HOSTILE, effect, 0.1, HOSTILE, (HOSTILE,))
-    figure = _bench.sections(_bench.frame(1, 20))[2].figures[0]
+    figure = report_pages.sections(report_pages.frame(1, 20))[2].figures[0]
     bad = type(figure)(HOSTILE, HOSTILE, HOSTILE, HOSTILE, figure.spec)
     table = Table(HOSTILE, (HOSTILE, "b"), ((HOSTILE, 1.0), (None, True)), HOSTILE)
     text = {"Threats": HOSTILE, HOSTILE: HOSTILE}
@@ -162,10 +162,10 @@ def test_a_page_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "r.html"
     path.write_text("old")
 
-    def refuse(self, target):
+    def refuse(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StoreError, match="No space left"):
         report.write(path, title="t", sections=[])
     assert path.read_text() == "old"
@@ -209,7 +209,7 @@ def test_the_terminal_table_fits_and_reads_nothing_as_markup(width):
         "s[red]", "[bold]claim[/] [/nope]", Outcome.REFUTED, "e", Estimate(0.1, 0, 0.2, 0.95, 3, "m"), 0.1, "[r]"
     )
     out = io.StringIO()
-    Console(file=out, width=width).print(report.console([*_bench.verdicts(), strange], reasons=True))
+    Console(file=out, width=width).print(report.console([*report_pages.verdicts(), strange], reasons=True))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
@@ -217,6 +217,6 @@ def test_the_terminal_table_fits_and_reads_nothing_as_markup(width):
         assert words in text
     coloured = io.StringIO()
     Console(file=coloured, width=80, force_terminal=True, color_system="standard").print(
-        report.console(_bench.verdicts())
+        report.console(report_pages.verdicts())
     )
     assert "\x1b[1;32m" in coloured.getvalue()

@@ -2,11 +2,11 @@
 
 import re
 
-import _page_bench as _bench
 import pytest
-from _browser import IN_BROWSER, READY, overflow
 from test_page import hostile_section
 
+from kit import report_pages
+from kit.browser import IN_BROWSER, READY, overflow, until
 from normscope import report
 
 pytestmark = IN_BROWSER
@@ -15,8 +15,10 @@ pytestmark = IN_BROWSER
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    sections = _bench.sections(_bench.frame(every=20))
-    return report.write(path, title="A report", sections=sections, provenance=_bench.PROVENANCE, times=_bench.TIMES)
+    sections = report_pages.sections(report_pages.frame(every=20))
+    return report.write(
+        path, title="A report", sections=sections, provenance=report_pages.PROVENANCE, times=report_pages.TIMES
+    )
 
 
 def brightness(colour):
@@ -60,8 +62,7 @@ def test_the_button_switches_the_colours_and_is_remembered(opened, written):
     tab = opened(written)
     before = look(tab)
     tab.get_by_role("button", name="Switch to dark colours").click()
-    tab.wait_for_selector(READY, state="attached")
-    tab.wait_for_timeout(200)
+    until(tab, lambda: brightness(look(tab)["chart"]) > 128)
     tab.wait_for_selector(READY, state="attached")
     after = look(tab)
     assert brightness(after["ground"]) < 60 < brightness(before["ground"])
@@ -70,7 +71,7 @@ def test_the_button_switches_the_colours_and_is_remembered(opened, written):
     tab.wait_for_selector(READY, state="attached")
     assert look(tab) == after
     tab.get_by_role("button", name="Switch to light colours").click()
-    tab.wait_for_timeout(300)
+    until(tab, lambda: brightness(look(tab)["ground"]) > 200)
     assert brightness(look(tab)["ground"]) > 200
 
 
@@ -78,11 +79,12 @@ def test_a_change_of_the_system_or_of_the_width_draws_again(opened, written):
     tab = opened(written)
     tab.emulate_media(color_scheme="dark")
     tab.set_viewport_size({"width": 390, "height": 800})
-    tab.wait_for_timeout(500)
+    width = "Number(document.querySelector('.chart svg').getAttribute('width'))"
+    until(tab, lambda: brightness(look(tab)["chart"]) > 128 and tab.evaluate(width) <= 390)
     tab.wait_for_selector(READY, state="attached")
     assert brightness(look(tab)["chart"]) > 128
     assert overflow(tab) <= 0
-    assert tab.evaluate("Number(document.querySelector('.chart svg').getAttribute('width'))") <= 390
+    assert tab.evaluate(width) <= 390
 
 
 def test_a_chart_is_saved_as_png_and_svg(opened, written, tmp_path):
@@ -107,7 +109,7 @@ def test_a_click_on_the_legend_brings_one_arm_forward(opened, written):
     lines = "svg .mark-line path"
     assert chart.locator(lines).evaluate_all(faint) == 0
     chart.locator("svg .role-legend-label text").get_by_text("noisy batch norm", exact=True).click()
-    tab.wait_for_timeout(200)
+    until(tab, lambda: chart.locator(lines).evaluate_all(faint) > 0)
     assert chart.locator(lines).evaluate_all(faint) > 0
 
 
@@ -119,10 +121,10 @@ def test_pointing_at_a_curve_shows_its_numbers(opened, written):
     tab.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
     tab.mouse.move(place["x"] + place["width"] / 2 + 3, place["y"] + place["height"] / 2 + 2, steps=4)
     tip = tab.locator("#tip")
-    tip.wait_for(state="visible", timeout=5000)
+    tip.wait_for(state="visible")
     words = tip.inner_text()
     assert "optimizer step" in words
-    assert any(label in words for label in _bench.LABELS.values())
+    assert any(label in words for label in report_pages.LABELS.values())
     assert "undefined" not in words
 
 
@@ -144,7 +146,7 @@ def test_the_keyboard_reaches_the_content_and_a_command_is_copied(opened, writte
     tab.keyboard.press("Enter")
     assert tab.evaluate("document.activeElement.id") == "main"
     tab.get_by_role("button", name="Copy").first.click()
-    tab.get_by_role("button", name="Copied").wait_for(timeout=3000)
+    tab.get_by_role("button", name="Copied").wait_for()
     assert tab.evaluate("document.getElementById('said').textContent") == "The command was copied"
 
 

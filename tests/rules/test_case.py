@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from normscope import checking, evidence, rules
 from normscope._errors import DataError, UsageError
 from normscope.evidence.exported import quiet
-from normscope.probes import Snapshot
+from normscope.modules.state import Snapshot
 from normscope.rules import _nets
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from normscope import checking, rules
-from normscope.probes import Snapshot
+from normscope.modules.state import Snapshot
 from normscope.records import Severity
 
 RULES = rules.all()

@@ -5,7 +5,7 @@ import torch
 from zoo import ZOO
 
 from normscope import checking, evidence, rules
-from normscope.probes import Snapshot
+from normscope.modules.state import Snapshot
 from normscope.records import Severity
 
 

@@ -42,6 +42,7 @@ def test_a_bias_that_does_something_is_found(apart, outcome):
     assert outcomes(STUDY.judge(planted(apart=apart)), "with and without the bias") == {outcome}
 
 
+@pytest.mark.trains
 def test_runs_with_and_without_the_bias_are_one():
     losses = [values(cell_records(SLUG, arm, {"examples": 60}), "loss") for arm in list(ARMS)[:3]]
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)

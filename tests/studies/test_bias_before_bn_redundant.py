@@ -50,6 +50,7 @@ def test_drift_is_that_of_adam(drifts, outcome):
     assert outcomes(STUDY.judge(planted(drifts=drifts)), "Adam over SGD") == {outcome}
 
 
+@pytest.mark.trains
 def test_a_bias_before_batch_norm_gets_no_gradient_and_makes_no_difference():
     where = {"optimizer": "sgd", "bits": 64}
     with_, without = (cell_records(SLUG, arm, where) for arm in ARMS)
@@ -57,6 +58,7 @@ def test_a_bias_before_batch_norm_gets_no_gradient_and_makes_no_difference():
     assert values(with_, "loss") == pytest.approx(values(without, "loss"), abs=1e-9)
 
 
+@pytest.mark.trains
 def test_in_float32_adam_moves_what_sgd_leaves():
     drift = {
         name: values(cell_records(SLUG, "bias", {"optimizer": name, "bits": 32}), "drift")[-1] for name in OPTIMIZERS

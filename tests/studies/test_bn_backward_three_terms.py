@@ -127,6 +127,7 @@ def test_measuring_changes_neither_network():
     assert np.isfinite([record.value for record in records]).all()
 
 
+@pytest.mark.trains
 def test_it_runs_as_a_whole(tmp_path, monkeypatch):
     tiny = {
         "network": {"name": "mlp", "depth": 2, "width": 8}, "batches": [16, 64], "judged": 64, "steps": 3, "lr": 0.1,

@@ -38,6 +38,7 @@ def test_the_distance_to_the_full_network_is_told_apart(everything, outcome):
     assert outcomes(STUDY.judge(planted(everything=everything)), "full network") == {outcome}
 
 
+@pytest.mark.trains
 def test_as_many_random_weights_are_trained_and_no_others():
     cell = STUDY.cells("quick", [0], load("digits"))[0]
     model = build("mlp", shape=(1, 8, 8), classes=10, norm=norms.batch(), seed=0, depth=2, width=8)
@@ -59,8 +60,9 @@ def test_a_cell_counts_two_parameters_a_unit():
     assert values(records, "off") == [0.0]
 
 
+@pytest.mark.trains
 def test_training_gamma_and_beta_alone_lowers_the_loss():
     net = {"network": {"name": "mlp", "width": 40}, "depths": [3]}
     records = cell_records(SLUG, "norm", {"depth": 3}, **net, steps=150, train=None)
     losses = values(records, "loss")
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])  # over ten seeds 0.54 to 0.66 of it

@@ -63,10 +63,11 @@ def test_the_outlier_is_that_of_theory():
         assert values(records, f"outlier_{width}")[0] == pytest.approx(1 + width / (math.pi - 1), rel=0.03)
 
 
+@pytest.mark.trains
 def test_after_the_activation_inputs_are_better_conditioned_than_before():
     means = {}
     for arm in ("none", "before", "after"):
         records = cell_records(SLUG, arm, {"features": "standardised"}, batch=256, steps=1, train=None)
         found = [r.value for r in records if r.name == "condition_95" and not r.site.startswith("blocks.0")]
         means[arm] = float(np.mean(np.log(found)))
-    assert means["after"] < means["before"] - math.log(1.5)
+    assert means["after"] < means["before"] - 0.1  # over ten seeds by 0.47 to 0.78

@@ -60,6 +60,7 @@ def test_the_closed_form_for_a_mean_as_large_as_the_deviation(keep, value):
     assert ratio == pytest.approx(value, rel=0.03)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("keep", [0.5, 0.8])
 def test_in_a_trained_network_the_ratio_is_that_of_theory(keep):
     net = {"network": {"name": "mlp", "depth": 3, "width": 32}, "steps": 60, "settle": 60, "train": None}
@@ -72,8 +73,9 @@ def test_in_a_trained_network_the_ratio_is_that_of_theory(keep):
     assert last < first
 
 
+@pytest.mark.trains
 def test_without_dropout_nothing_is_shifted():
     records = cell_records(SLUG, "dropout", {"keep": 1.0}, settle=60, train=None)
     assert values(records, "theory") == [1.0]
     assert values(records, "measured")[0] == pytest.approx(1, rel=1e-5)
-    assert values(records, "evaluation")[0] == pytest.approx(1, rel=0.05)
+    assert values(records, "evaluation")[0] == pytest.approx(1, rel=0.15)  # over ten seeds 0.955 to 1.043

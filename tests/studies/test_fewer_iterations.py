@@ -48,6 +48,7 @@ def test_accuracy_at_the_end_is_compared(ends, outcome):
     assert outcomes(STUDY.judge(planted(ends=ends)), "at the end, own best rates") == {outcome}
 
 
+@pytest.mark.trains
 def test_a_sigmoid_network_is_fast_with_batch_norm_alone():
     more = {"network": {"name": "mlp", "depth": 3, "width": 40}, "steps": 60, "train": None}
     late = {}
@@ -55,5 +56,5 @@ def test_a_sigmoid_network_is_fast_with_batch_norm_alone():
         records = cell_records(SLUG, arm, {"net": "sigmoid", "lr": 2.0}, **more)
         accuracies = [r.value for r in records if r.name == "accuracy"]
         late[arm] = sum(accuracies[-10:]) / 10
-    assert late["batch"] > 0.8
-    assert late["none"] < 0.6
+    assert late["batch"] > 0.7  # over ten seeds 0.89 to 0.96
+    assert late["none"] < 0.5  # 0.17 to 0.30

@@ -47,6 +47,7 @@ def test_an_identity_that_fails_is_found():
     assert outcomes(STUDY.judge(planted(euler=1e-3)), "add to zero") == {"refuted"}
 
 
+@pytest.mark.trains
 def test_scaling_an_inner_gamma_does_nothing_with_rectifiers_and_something_with_tanh():
     relu, tanh = (cell_records(SLUG, "learnt", {"activation": name}) for name in ("relu", "tanh"))
     assert values(relu, "invariance")[0] < 1e-9
@@ -56,6 +57,7 @@ def test_scaling_an_inner_gamma_does_nothing_with_rectifiers_and_something_with_
     assert values(tanh, "euler")[0] > 1e-3
 
 
+@pytest.mark.trains
 def test_a_fixed_gamma_stays():
     assert values(cell_records(SLUG, "fixed", {"activation": "relu"}), "mean") == [1.0]
     assert values(cell_records(SLUG, "learnt", {"activation": "relu"}), "mean") != [1.0]

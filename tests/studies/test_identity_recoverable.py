@@ -63,5 +63,6 @@ def test_noise_in_training_is_that_of_theory(kind, rel):
     assert values(records, "nonlinear_train")[0] == pytest.approx(math.sqrt(2) - 1, rel=0.08)  # heavy tails: some more
 
 
+@pytest.mark.trains
 def test_batch_norm_put_in_at_the_identity_changes_no_evaluation():
     assert values(cell_records(SLUG, "inserted"), "loss_change")[0] < 1e-4

@@ -52,10 +52,12 @@ def test_a_law_that_fails_is_found(law, outcome):
     assert outcomes(STUDY.judge(planted(law=law)), "changes no loss") == {outcome}
 
 
+@pytest.mark.trains
 def test_scaling_weights_by_c_and_their_rate_by_c_squared_changes_no_loss():
     assert values(cell_records(SLUG, "law", law_steps=20), "difference")[0] < 1e-9
 
 
+@pytest.mark.trains
 def test_the_law_is_not_empty():
     """The test of the test: with c in place of c squared the losses differ."""
     import torch

@@ -52,9 +52,10 @@ def test_small_rates_are_compared_on_both_sides(small, outcome):
     assert outcomes(STUDY.judge(planted(small=small)), "at learning rate 0.01") == {outcome}
 
 
+@pytest.mark.trains
 def test_a_deep_network_survives_a_large_rate_with_batch_norm_alone():
     more = {"network": {"name": "mlp", "width": 32}, "depths": [10], "judged": 10, "lrs": [1.0], "steps": 60,
             "train": None}  # fmt: skip
     ends = {arm: values(cell_records(SLUG, arm, **more), "test_accuracy")[-1:] for arm in ("none", "batch")}
-    assert ends["batch"][0] > 0.5
-    assert not ends["none"] or ends["none"][0] < 0.3
+    assert ends["batch"][0] > 0.5  # over ten seeds 0.80 to 0.93
+    assert not ends["none"] or ends["none"][0] < 0.4  # lost, or at chance: 0.07 to 0.18

@@ -46,6 +46,7 @@ def test_which_parameters_break_is_told_apart(ends, outcome):
     assert outcomes(STUDY.judge(planted(ends=ends)), "less with it on all else") == {outcome}
 
 
+@pytest.mark.trains
 def test_slopes_cosine_and_growth_are_those_of_theory():
     records = cell_records(SLUG, "identities", network={"name": "mlp", "depth": 3, "width": 16}, steps=30)
     assert values(records, "cosine")[0] < 1e-12
@@ -54,6 +55,7 @@ def test_slopes_cosine_and_growth_are_those_of_theory():
     assert values(records, "pythagoras")[0] == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.trains
 def test_with_weight_decay_rotation_and_norm_settle_where_theory_says():
     net = {"name": "mlp", "depth": 1, "width": 16}
     more = {"decayed_network": net, "decayed_steps": 900, "decay": 0.03, "train": None}

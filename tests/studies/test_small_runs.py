@@ -51,6 +51,7 @@ LOOSE = {"safe_step", "decrease_ratio", "linear_decrease_ratio", "condition_100"
 TRAINED = {"loss", "accuracy", "test_accuracy", "val_loss", "diverged"}
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("slug", sorted(SMALL))
 def test_it_runs_as_a_whole(slug, tmp_path):
     verdict, run = run_small(slug, tmp_path)

@@ -71,6 +71,7 @@ def test_with_batch_norm_the_shares_are_those_of_a_normal_variable_at_any_scale(
         assert values(records, name, site="")[0] == pytest.approx(expected, abs=0.05 * expected + 0.003)
 
 
+@pytest.mark.trains
 def test_without_it_large_weights_saturate():
     records = cell_records(SLUG, "none", {"scale": 10.0}, **WIDE)
     assert values(records, "beyond_3", site="")[0] > 0.6

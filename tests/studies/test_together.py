@@ -32,6 +32,7 @@ def test_some_studies_do():
     assert {"fewer-iterations", "init-tolerance", "learning-rate-tolerance"} <= set(stacked())
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("slug", stacked())
 def test_of_each_cell_the_records_that_it_has_alone(slug, monkeypatch):
     study, found = groups(slug, monkeypatch)

@@ -38,14 +38,15 @@ def test_the_other_corners_are_parts_and_decide_nothing():
     assert len(verdict.parts) == 7
 
 
+@pytest.mark.trains
 def test_averages_of_long_memory_lag_and_those_of_short_memory_do_not():
-    gaps = {}
-    for momentum in (0.1, 0.01):
+    gaps, data = {}, {"train": None, "test": None}
+    for momentum in (0.1, 0.001):
         where = {"lr": 0.1, "batch": 64, "momentum": momentum}
         network = {"name": "mlp", "depth": 3, "width": 32}
-        records = cell_records(SLUG, "batch", where, network=network, steps=81, train=None, test=None)
+        records = cell_records(SLUG, "batch", where, network=network, steps=81, momenta=[0.1, 0.001], **data)
         anew, moving = (values(records, name) for name in ("anew", "moving"))
         assert len(anew) == len(moving) == len(values(records, "own")) == 4
         gaps[momentum] = sum(a - m for a, m in zip(anew, moving, strict=True)) / 4
-    assert gaps[0.01] > 0.02
-    assert gaps[0.01] > gaps[0.1]
+    assert gaps[0.001] > 0.05  # over ten seeds 0.17 to 0.28
+    assert abs(gaps[0.1]) < 0.05  # up to 0.006

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,23 @@ from normscope.studies.lab.train import train
 from normscope.studies.lab.train_stacked import fit_stacked
 from normscope.studies.runs import run
 from normscope.studies.study import AbstractStudy
+
+
+def begin(cells):
+    """Log cells that begin together; hold them for as long as the process above lives if enough began before.
+
+    The file ``TINY_LOG`` takes their ids; with ``TINY_HOLD=4`` cells are held from the fifth on.
+    """
+    log = os.environ.get("TINY_LOG")
+    if not log:
+        return
+    with open(log, "a") as file:
+        file.write("".join(f"{cell.id}\n" for cell in cells))
+    held = os.environ.get("TINY_HOLD")
+    if held is not None and Path(log).read_text().split().index(cells[0].id) >= int(held):
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.05)
 
 
 class Null(AbstractStudy):
@@ -52,11 +70,7 @@ class Null(AbstractStudy):
         return cell.seed
 
     def run_cell(self, cell, data, device):
-        log = os.environ.get("TINY_LOG")
-        if log:
-            with open(log, "a") as file:
-                file.write(f"{cell.id}\n")
-        time.sleep(float(os.environ.get("TINY_SLEEP", "0")))
+        begin([cell])
         seed = self.stream(cell)
         model = mlp(2, 8, inputs=64, classes=10, norm=norms.noisy_batch(seed), seed=seed)
         return train(
@@ -178,12 +192,7 @@ class Together(Null):
         return cell.arm == "first"
 
     def run_cells(self, cells, data, device):
-        log = os.environ.get("TINY_LOG")
-        for cell in cells:
-            if log:
-                with open(log, "a") as file:
-                    file.write(f"{cell.id}\n")
-            time.sleep(float(os.environ.get("TINY_SLEEP", "0")) / len(cells))
+        begin(cells)
         models = [mlp(2, 9, inputs=64, classes=10, norm=norms.batch(), seed=cell.seed) for cell in cells]
         splits = [data.split(cell.seed, train=200, test=50) for cell in cells]
         options = {"steps": cells[0].settings["steps"], "lr": float(cells[0].point["lr"]), "batch_size": 30}

@@ -8,12 +8,11 @@ is wall time, for which the machine must be quiet. Each setting of the allocator
 
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +20,9 @@ from torch import Tensor, nn
 
 from normscope import allocator, layers, ops
 from normscope._errors import UsageError
-from normscope.bench import _whole
+from normscope.bench import _training_steps
+from normscope.bench._timing import Act, Progress, load, ratio, rounds
 from normscope.records import provenance
-
-Progress = Callable[[str, int, int], None]
-Act = Callable[[], object]
 
 SHAPES: tuple[tuple[int, ...], ...] = (
     (128, 64, 32, 32),
@@ -38,8 +35,6 @@ SHAPES: tuple[tuple[int, ...], ...] = (
 )
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 ALLOCATORS = ("recycled", "default")
-#: A round of one candidate may take so many seconds; a case gets rounds until this many seconds or rounds are spent.
-SECONDS, MOST_ROUNDS, LEAST_ROUNDS = 2.0, 150, 7
 
 
 def measure(
@@ -76,7 +71,7 @@ def measure(
         for name in allocators
         for shape in wanted
     ]
-    total = len(jobs) + (len(_whole.STEPS) + len(_whole.MEMORY) if whole else 0)
+    total = len(jobs) + (len(_training_steps.STEPS) + len(_training_steps.MEMORY) if whole else 0)
     done = 0
 
     def tell(what: str) -> None:
@@ -85,7 +80,7 @@ def measure(
             progress(what, done, total)
         done += 1
 
-    before = _load()
+    before = load()
     rows: list[dict[str, Any]] = []
     for job in jobs:
         tell(f"{job['shape']} {job['allocator']}")
@@ -93,10 +88,10 @@ def measure(
     steps: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     if whole:
-        for setting in _whole.STEPS:
+        for setting in _training_steps.STEPS:
             tell(f"step of {setting['model']}, {setting['kind']}")
             steps.append(_child({"work": "step", "allocator": "default", **setting}))
-        for setting in _whole.MEMORY:
+        for setting in _training_steps.MEMORY:
             tell(f"memory of {setting['model']}, {setting['arm']}")
             memory.append(_child({"work": "memory", "allocator": "default", **setting}))
     return {
@@ -104,7 +99,7 @@ def measure(
         "steps": steps,
         "memory": memory,
         "kernel": str(ops.explain(torch.empty(2, 2, 2, 2))),
-        "load": {"before": before, "after": _load()},
+        "load": {"before": before, "after": load()},
         "provenance": provenance.collect(),
     }
 
@@ -130,9 +125,9 @@ def serve() -> None:
     if job["work"] == "layers":
         found: Any = measure_shape(tuple(job["shape"]), job["allocator"], compiled=job["compiled"])
     elif job["work"] == "step":
-        found = _whole.measure_step(job["model"], job["kind"])
+        found = _training_steps.measure_step(job["model"], job["kind"])
     else:
-        found = _whole.measure_memory(job["model"], job["arm"])
+        found = _training_steps.measure_memory(job["model"], job["arm"])
     print(json.dumps(found))
 
 
@@ -211,38 +206,6 @@ class _Case:
         return act
 
 
-def rounds(acts: Mapping[str, Act], clock: Callable[[], float], seconds: float | None = None) -> dict[str, list[float]]:
-    """Run all acts in rounds, each once and in random order, and return their times in seconds.
-
-    Args:
-        acts: What to time.
-        clock: In seconds.
-        seconds: Wall time after which no more rounds begin, once there are enough; `SECONDS` if None.
-    """
-    for act in acts.values():
-        act()
-        act()
-    times: dict[str, list[float]] = {name: [] for name in acts}
-    order, began = list(acts), time.perf_counter()
-    dice = random.Random(0)
-    for done in range(MOST_ROUNDS):
-        if done >= LEAST_ROUNDS and time.perf_counter() - began > (SECONDS if seconds is None else seconds):
-            break
-        dice.shuffle(order)
-        for name in order:
-            start = clock()
-            acts[name]()
-            times[name].append(clock() - start)
-    return times
-
-
-def ratio(times: Mapping[str, Sequence[float]], over: str, under: str) -> dict[str, float]:
-    """Return the median and the quartiles of the ratio of two candidates within rounds."""
-    found = sorted(a / b for a, b in zip(times[over], times[under], strict=True))
-    low, median, high = statistics.quantiles(found, n=4)
-    return {"median": median, "low": low, "high": high}
-
-
 def _summary(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     ratios = {"torch / ours": ("torch", "ours"), "torch in place / ours": ("torch in place", "ours")}
     ratios |= {"torch BN / ours BN": ("torch BN", "ours BN"), "copy / forward": ("copy", "ours forward")}
@@ -260,7 +223,3 @@ def _summary(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     once = [copy + add for copy, add in zip(times["copy"], times["add"], strict=True)]
     found["torch / memory"] = ratio({"torch": times["torch"], "memory": once}, "torch", "memory")
     return {"ms": {name: 1e3 * statistics.median(ran) for name, ran in times.items()}, "ratios": found}
-
-
-def _load() -> float | None:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -5,7 +5,6 @@ processor time of one thread, which repeats under load where wall time does not.
 rounds of its time over the plain step's time in the same round.
 """
 
-import os
 import random
 import statistics
 import time
@@ -20,10 +19,9 @@ from torch.nn import functional as F
 from normscope import probes
 from normscope._errors import UsageError
 from normscope.bench._memory import peak_bytes
-from normscope.probes import AbstractProbe, Scope
+from normscope.bench._timing import Progress, load
+from normscope.probes import AbstractProbe, Recorder
 from normscope.records import provenance
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +184,7 @@ def measure(
     if not any(only in name for name in cases()):
         raise UsageError(f"no case {only!r} to measure; there are {', '.join(cases())}")
     chosen = list(names or models)
-    threads, before = torch.get_num_threads(), _load()
+    threads, before = torch.get_num_threads(), load()
     torch.set_num_threads(1)
     try:
         costs: list[Cost] = []
@@ -202,7 +200,7 @@ def measure(
         "about": {name: models[name].about for name in chosen},
         "rounds": rounds,
         "peers": [asdict(peer) for peer in PEERS],
-        "load": {"before": before, "after": _load()},
+        "load": {"before": before, "after": load()},
         "provenance": provenance.collect(),
     }
 
@@ -215,11 +213,11 @@ class _Trainer:
         self.model = model.build()
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01)
         self.batch = torch.randn(model.shape), torch.randint(10, model.shape[:1])
-        self.scopes: dict[str, Scope | None] = {"plain": None}
+        self.scopes: dict[str, Recorder | None] = {"plain": None}
         for name, make in cases().items():
             if only not in name:
                 continue
-            self.scopes[name] = Scope(self.model, _loss, self.optimizer, make(), every=1)
+            self.scopes[name] = Recorder(self.model, _loss, self.optimizer, make(), every=1)
 
     def step(self, name: str) -> None:
         scope = self.scopes[name]
@@ -290,7 +288,3 @@ def _amortised(cost: Cost) -> Cost:
     """Spread a case over 100 steps, of which the others cost what a step costs that is not due."""
     ratio, low, high = (1 + (value - 1) / 100 for value in (cost.ratio, cost.low, cost.high))
     return Cost(cost.case + _ONCE_IN_100, cost.model, ratio, low, high, cost.held, _AMORTISED_TARGET)
-
-
-def _load() -> float | None:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

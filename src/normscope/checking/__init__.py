@@ -11,5 +11,4 @@ from normscope.checking.watch import (
     FindingWarning as FindingWarning,
     RuleWarning as RuleWarning,
     Watch as Watch,
-    refuse as refuse,
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normscope._errors import DataError, StoreError, UsageError
-from normscope.usercode import said
+from normscope.usercode import described
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -71,7 +71,7 @@ def write(state: Mapping[str, Tensor], path: Path) -> None:
             torch.save(tensors, part)
         os.replace(part, path)
     except Exception as error:
-        raise StoreError(f"cannot write {path}: {said(error)}") from None
+        raise StoreError(f"cannot write {path}: {described(error)}") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -96,7 +96,7 @@ def _safetensors(path: Path) -> Any:
     except UsageError:
         raise
     except Exception as error:
-        raise DataError(f"{path} is truncated or no safetensors file: {said(error)}") from None
+        raise DataError(f"{path} is truncated or no safetensors file: {described(error)}") from None
 
 
 def _torch(path: Path, head: bytes) -> Any:
@@ -113,4 +113,4 @@ def _torch(path: Path, head: bytes) -> Any:
             ) from None
         raise DataError(f"{path} is truncated or no file of torch.save") from None
     except Exception as error:
-        raise DataError(f"{path} is truncated or no file of torch.save: {said(error)[:120]}") from None
+        raise DataError(f"{path} is truncated or no file of torch.save: {described(error)[:120]}") from None

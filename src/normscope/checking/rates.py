@@ -8,7 +8,7 @@ import torch
 
 from normscope import checking, rules
 from normscope.records import provenance
-from normscope.usercode import said
+from normscope.usercode import described
 
 COLUMNS = ("rule", "sick", "found", "well", "quiet", "recall", "precision", "repaired", "beside", "ms")
 
@@ -42,7 +42,7 @@ def measure(select: Sequence[str] | None = None, *, progress: Callable[[str], No
         for rule in every:
             told(f"{rule.CODE} {rule.SLUG}")
             rows.append(_row(rule))
-        spoken = _beside(every, told, lambda code, error: failed.append(f"{code}: {said(error)}"))
+        spoken = _beside(every, told, lambda code, error: failed.append(f"{code}: {described(error)}"))
     for row in rows:
         row["beside"], row["beside_of"] = spoken[row["code"]]
     return {

@@ -11,10 +11,10 @@ from torch.nn import Module
 from normscope import checking, evidence
 from normscope._errors import NormscopeError
 from normscope.checking import checkpoint
-from normscope.modules.state import same_bits
+from normscope.modules.values import same_bits
 from normscope.records import Finding
 from normscope.report import FixNote
-from normscope.usercode import said
+from normscope.usercode import described
 
 # An attribute of a module -> how its change is said; None where another one says it.
 _WORDS = {"training": "the mode", "train": "the freeze", "extra_repr": None, "_before_freeze": None}
@@ -38,7 +38,7 @@ def repair(case: evidence.Case, findings: Iterable[Finding], *, unsafe: bool) ->
         except KeyboardInterrupt:
             raise
         except (Exception, SystemExit) as error:
-            why = str(error) if isinstance(error, NormscopeError) else said(error)
+            why = str(error) if isinstance(error, NormscopeError) else described(error)
             notes.append(FixNote(finding, why_not=f"the fix failed: {why}"))
             continue
         tensors, beyond = before.changes() if made.done else (0, ())

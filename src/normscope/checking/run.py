@@ -14,7 +14,7 @@ from normscope._errors import UsageError
 from normscope.checking import checkpoint, repair
 from normscope.checking.target import Target, open_target
 from normscope.report import Checked, FixNote, GapNote, RuleNote
-from normscope.usercode import one_line, said, where
+from normscope.usercode import described, place_of, users_code
 
 Told = Callable[[str], None] | None
 
@@ -56,7 +56,7 @@ def check_target(words: str, options: Options, told: Told = None) -> Checked:
             raise UsageError("fixes need data: have the factory return a Case with a loss and a loader")
         name = type(target.made).__name__
         note = f"{name} came without loss and data: only rules that read buffers ran; return an ns.Case for the others"
-        with one_line("the state dict of the module"):
+        with users_code("the state dict of the module"):
             state = target.made.state_dict()
         return _of_state(state, words, options, began, notes=(note,), file=target.file, line=target.line)
     return _of_case(target.made, words, target, options, told, began)
@@ -79,7 +79,7 @@ def _of_state(
     state: Any, target: str, options: Options, began: float, *, notes: Sequence[str], file: str, line: int
 ) -> Checked:
     failed: list[tuple[str, str]] = []
-    with one_line("the check"):
+    with users_code("the check"):
         found = checking.check_state(state, options.select, options.ignore, on_failure=_noting(failed))
     if not found.rules:
         buffers = ", ".join(rule.CODE for rule in rules.all() if rule.BUFFERS_ONLY)
@@ -103,9 +103,9 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
     fixes: list[FixNote] = []
     saved: list[str] = []
     if options.fix:
-        with one_line("the state dict of the model"):
+        with users_code("the state dict of the model"):
             before = repair.states(case)
-        with one_line("a fix"):
+        with users_code("a fix"):
             fixes = repair.repair(case, found, unsafe=options.unsafe)
         if any(fixed.done for fixed in fixes):
             failed.clear()
@@ -136,7 +136,7 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
 
 
 def _check(case: evidence.Case, options: Options, told: Told, failed: list[tuple[str, str]]) -> checking.Findings:
-    with one_line("the check"):
+    with users_code("the check"):
         found = checking.check(
             case,
             options.select,
@@ -151,8 +151,8 @@ def _check(case: evidence.Case, options: Options, told: Told, failed: list[tuple
 
 def _noting(failed: list[tuple[str, str]]) -> Callable[[str, Exception], None]:
     def note(code: str, error: Exception) -> None:
-        place = where(error)
-        failed.append((code, said(error) + (f" ({place})" if place else "")))
+        place = place_of(error)
+        failed.append((code, described(error) + (f" ({place})" if place else "")))
 
     return note
 

@@ -1,13 +1,8 @@
 """Find what is to be checked: ``FILE_OR_MODULE:FACTORY``."""
 
-import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +12,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope._unit import near
 from normscope.evidence import Case
-from normscope.usercode import one_line
+from normscope.usercode import imports_from, load_file, load_module, users_code
 
 _WANTED = (
     "an ns.Case, a tuple (model, loss_fn, loader, optimizer, eval_loader) of which the last two may be left out, a "
@@ -52,8 +47,9 @@ def open_target(words: str) -> Target:
     source, colon, name = words.rpartition(":")
     if not colon or not source or not name:
         raise UsageError(f"{words!r} names no factory: give FILE_OR_MODULE:FACTORY, such as train.py:make_case")
-    with _importing(source):
-        module = _from_file(Path(source)) if _is_file(source) else _from_name(source)
+    is_file = _is_file(source)
+    with imports_from(Path(source).resolve().parent if is_file else Path.cwd()):  # a factory may import when called
+        module = load_file(source) if is_file else load_module(source)
         found: Any = module
         for part in name.split("."):
             if not hasattr(found, part):
@@ -66,9 +62,9 @@ def open_target(words: str) -> Target:
             if not callable(found):
                 raise UsageError(f"{name} in {source} is of type {type(found).__name__}: it must be a function")
             _takes_nothing(found, name)
-            with one_line(f"{name}()"):
+            with users_code(f"{name}()"):
                 found = found()
-        with one_line(f"{name}()"):
+        with users_code(f"{name}()"):
             return Target(_case_of(found, name), file, line)
 
 
@@ -81,52 +77,6 @@ def _is_file(source: str) -> bool:
     if path.suffix == ".py" or len(path.parts) > 1:
         raise UsageError(f"there is no file {source}")
     return False
-
-
-@contextmanager
-def _importing(source: str) -> Iterator[None]:
-    """Let imports find what lies beside the file, or where the command was given; write no compiled files."""
-    beside = str(Path(source).resolve().parent) if Path(source).is_file() else str(Path.cwd())
-    path, wrote = list(sys.path), sys.dont_write_bytecode
-    sys.path.insert(0, beside)
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = wrote
-        if sys.path[:1] == [beside]:  # the user's own changes stay: lazy imports may rest on them
-            sys.path[:] = path
-
-
-def _from_file(path: Path) -> ModuleType:
-    name = f"_normscope_checked_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=SourceFileLoader(name, str(path.resolve())))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # data classes and worker processes look their module up
-    try:
-        with one_line(f"importing {path}"):
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _from_name(name: str) -> ModuleType:
-    try:
-        with one_line(f"importing {name}"):
-            try:
-                return importlib.import_module(name)
-            except ModuleNotFoundError as error:
-                if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                    raise
-                raise UsageError(f"there is no module or file called {name}") from None
-            except (TypeError, ValueError):  # relative or empty names
-                raise UsageError(f"{name!r} is no module's name, and there is no such file") from None
-    except UsageError as error:
-        raise error from None
 
 
 def _takes_nothing(factory: Any, name: str) -> None:

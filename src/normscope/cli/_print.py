@@ -1,8 +1,9 @@
-"""What every command prints by: tables, pages, JSON without numbers that it has none for, files."""
+"""Printing of all commands: text, tables, pages of units, JSON."""
 
 import json
-import math
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,75 @@ import typer
 from normscope._errors import UsageError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, its folders made; what cannot be written is a mistake in --out."""
+def print_text(text: str) -> None:
+    """Print a text that ends with its own line break; letters that the terminal's encoding lacks are escaped.
+
+    Raises:
+        UsageError: There is no standard output, or it cannot be written.
+    """
+    if sys.stdout is None:
+        raise UsageError("there is no standard output to print to")
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+        with suppress(OSError, ValueError):
+            sys.stdout.close()  # the rest of its buffer would fail again when the program ends
+        raise UsageError(f"cannot write to standard output: {error.strerror}") from None
 
 
-def say_page(unit: Any, as_json: bool) -> None:
-    """Print the page of a study, probe or layer."""
-    page = unit.page()
-    if as_json:
-        print_json({"code": unit.CODE, "title": unit.title(), "sources": list(unit.SOURCES), "page": page})
-        return
-    typer.echo(f"{unit.CODE}\n{unit.title()}")
-    for heading, text in page.items():
-        typer.echo(f"\n{heading}\n{'-' * len(heading)}\n{text}")
+def print_json(document: Any) -> None:
+    """Print a document as JSON; a number that JSON lacks, such as an interval's infinite end, is null."""
+    from normscope.records.json import or_null, plain
+
+    print_text(json.dumps(plain(document, or_null), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def print_page(heading: Sequence[str], unit: Any) -> None:
+    """Print the page of a study, probe, layer or rule.
+
+    Args:
+        heading: The lines above the page.
+        unit: The unit, or its class.
+    """
+    lines = list(heading)
+    for title, text in unit.page().items():
+        lines += ["", title, "-" * len(title), text]
     if unit.SOURCES:
-        typer.echo("\nSources\n-------\n" + "\n".join(unit.SOURCES))
+        lines += ["", "Sources", "-------", *unit.SOURCES]
+    print_text("\n".join(lines) + "\n")
+
+
+def print_unit(unit: Any, as_json: bool) -> None:
+    """Print what a study, probe, layer or rule says of itself."""
+    if as_json:
+        print_json({"code": unit.CODE, "title": unit.title(), "sources": unit.SOURCES, "page": unit.page()})
+    else:
+        print_page((unit.CODE, unit.title()), unit)
+
+
+def print_tables(tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]], *lines: str) -> None:
+    """Print tables, each as its columns and its rows, and lines below them."""
+    console = wide()
+    for columns, rows in tables:
+        console.print(table(columns, rows))
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """Return a table for `wide` to print; long cells fold."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def wide() -> Any:
@@ -40,26 +90,6 @@ def wide() -> Any:
     return Console(width=None if sys.stdout.isatty() else 100)
 
 
-def plain_table(*columns: str) -> Any:
-    """Return an empty table whose long cells fold."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def print_json(document: Any) -> None:
-    """Print a document as JSON, with null for numbers that JSON has none for."""
-    typer.echo(json.dumps(_finite(document), indent=2, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """Put null for what JSON has no number for: an unbounded end of an interval."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+def written(path: Path | None) -> list[str]:
+    """Return the line that names a file that was written; none where no file was asked for."""
+    return [] if path is None else [f"Written to {path}"]

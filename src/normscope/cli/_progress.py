@@ -1,4 +1,4 @@
-"""How far long work is: bars on a terminal, lines in a pipe."""
+"""Progress of long work: bars on a terminal, lines in a pipe."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Bars:
-    """A bar for what is under way, and above it one for all of it where it has several parts."""
+    """A bar for each part that is under way; above them, where there are several parts, a bar for all of them."""
 
     def __init__(self, bars: "Progress", parts: int) -> None:
         self._bars = bars
@@ -20,13 +20,13 @@ class Bars:
         self._all = bars.add_task(f"{parts} studies", total=parts) if parts > 1 else None
 
     def __call__(self, part: str, done: int, total: int) -> None:
-        """Show how far a part is."""
+        """Show how much of a part is done."""
         if part not in self._tasks:
             self._tasks[part] = self._bars.add_task(part, total=total)
         self._bars.update(self._tasks[part], completed=done, total=total)
 
     def end(self, part: str, line: str) -> None:
-        """Put a line in the place of a part's bar."""
+        """Replace a part's bar by a line."""
         if self._all is not None and part in self._tasks:
             self._bars.remove_task(self._tasks.pop(part))
             self._bars.advance(self._all)
@@ -34,25 +34,28 @@ class Bars:
 
 
 def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None] | None:
-    """Return what says how studies ended, a line each on standard error: in a pipe that is all there is to see."""
+    """Return a function that reports how a study ended, in a line on standard error; None for a single study.
+
+    In a pipe, which shows no bars, these lines are the only progress.
+    """
     if count < 2:
         return None
     ended = []
 
-    def say(slug: str, said: str, seconds: float) -> None:
+    def report(slug: str, result: str, seconds: float) -> None:
         ended.append(slug)
-        line = f"{len(ended)} of {count}: {slug}: {said}, {seconds:.0f} s"
+        line = f"{len(ended)} of {count}: {slug}: {result}, {seconds:.0f} s"
         if bars is None:
             typer.echo(line, err=True)
         else:
             bars.end(slug, line)
 
-    return say
+    return report
 
 
 @contextmanager
 def progress_bar(quiet: bool, studies: int = 1) -> Iterator["Bars | None"]:
-    """Yield what the runner calls with (study, cells done, cells in all): a bar on a terminal, nothing in a pipe."""
+    """Yield a function for (part, steps done, steps in all) that draws bars; None in a pipe, or if ``quiet``."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -75,3 +78,26 @@ def progress_bar(quiet: bool, studies: int = 1) -> Iterator["Bars | None"]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         yield Bars(bars, studies)
+
+
+@contextmanager
+def status_line(quiet: bool) -> Iterator[Callable[[str], None] | None]:
+    """Yield a function that shows what is being done in a line that changes; None in a pipe, or if ``quiet``."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("importing") as status:
+        yield lambda doing: status.update(escape(doing))
+
+
+@contextmanager
+def interruptible(advice: str) -> Iterator[None]:
+    """Turn an interrupt into one line with this advice, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"normscope: interrupted; {advice}", err=True)
+        raise typer.Exit(130) from None

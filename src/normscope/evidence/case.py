@@ -105,7 +105,7 @@ def ignore(module: Module, code: str, reason: str) -> Module:
     """Say at a module that a rule's finding there is on purpose, and why.
 
     Args:
-        module: The module; what is below it is meant too only if it is said there.
+        module: The module. Modules inside it are not meant: mark each by itself.
         code: A code such as ``NS105`` or its beginning.
         reason: Why it is on purpose.
 

@@ -1,9 +1,6 @@
 """What the rules look at: measured once, shared by all of them, and only if one asks."""
 
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +9,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.gap import Gap, Statistics, measure_gap, pooled, tracking
+from normscope.evidence.gap import Gap, Statistics, measure_gap, pooled
 from normscope.evidence.passes import example
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
+from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
-from normscope.surgery._pairs import Search, search
-
-_NEVER = object()
+from normscope.surgery.pairs import Search, search
 
 
 class NotShownError(UsageError):
@@ -67,7 +63,6 @@ class Evidence:
         }
         self.tracking: dict[str, Any] = tracking(case.model)
         self._told = told or (lambda what: None)
-        self._with_dropout: Any = _NEVER
 
     def frozen(self, module: Module) -> bool:
         """Whether a norm has been frozen by this library: it uses and keeps its running statistics in every mode."""
@@ -120,12 +115,12 @@ class Evidence:
 
     @cached_property
     def flow(self) -> Search:
-        """What each norm and linear layer reads, and who reads it: see ``surgery._pairs.Search``."""
+        """What each norm and linear layer reads, and who reads it: see ``surgery.pairs.Search``."""
         if self._no_flow:
             raise NotShownError(self._no_flow)
         self._told("the flow between layers")
         inputs = self.training.inputs
-        with sandbox(self.case), _hushed():
+        with sandbox(self.case):
             if inputs is None:
                 return search(self.case.model)
             try:
@@ -151,15 +146,3 @@ def as_made(norms: Mapping[str, Mapping[str, Any]]) -> bool:
 
     affine = any("weight" in tensors for tensors in norms.values())
     return affine and all(initial(name, tensor) for kept in norms.values() for name, tensor in kept.items())
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep torch from printing the graph of a forward that it cannot trace: that is an answer here, not an accident."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)

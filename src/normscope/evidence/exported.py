@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from normscope.evidence.sandbox import sandbox
+from normscope.modules.batches import tensors
+from normscope.modules.call import modes_kept, set_mode
+from normscope.modules.values import Values
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -45,32 +47,28 @@ class Deployed:
                     output = self.module(*args, **kwargs)
             except Exception:  # exported for another shape: then it is asked with its own example
                 continue
-            yield args, kwargs, [leaf.detach().clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            yield args, kwargs, [tensor.detach().clone() for tensor in tensors(output)]
             return
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Have it in eval mode meanwhile, where it has modes."""
-        modes = [] if self.is_program or self.module is None else [(m, m.training) for m in self.module.modules()]
-        try:
-            for module, _ in modes:
-                module.training = False
+        if self.is_program or self.module is None:
             yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            return
+        with modes_kept(self.module.modules()):
+            set_mode(self.module, False)
+            yield
 
     def changing(self, inputs: tuple[tuple[Any, ...], dict[str, Any]] | None) -> list[str]:
         """Return the norms whose running statistics a call changes, by name; they are put back."""
-        held = {name: t for name, t in self.state.items() if name.rpartition(".")[2] in _STATISTICS}
         found: list[str] = []
         with sandbox(self._case):
-            before = {name: t.detach().clone() for name, t in self.state.items()}
+            kept = Values(list(self.state.items()))
             for _ in self.calls(inputs):
-                found = [name.rpartition(".")[0] for name, t in held.items() if not torch.equal(t, before[name])]
-            with torch.no_grad():
-                for name, tensor in self.state.items():
-                    tensor.detach().copy_(before[name])
+                names = [name.rpartition(".") for name, *_ in kept.changed()]
+                found = [path for path, _, name in names if name in _STATISTICS]
+            kept.restore()
         return list(dict.fromkeys(found))
 
     def written_in_train_mode(self) -> list[str]:

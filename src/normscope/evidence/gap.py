@@ -1,7 +1,6 @@
 """Why is eval worse than train? The gap between two losses, taken apart into steps that add up to it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,24 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from normscope._errors import NormscopeError
 from normscope.evidence.case import Case
-from normscope.evidence.sandbox import batches, sandbox, users_code
-from normscope.probes import RngState
+from normscope.evidence.sandbox import batches, sandbox
+from normscope.modules.call import set_mode
+from normscope.modules.rng import RngState
+from normscope.modules.sites import tracking
+from normscope.modules.state import traceless
 from normscope.surgery import recalibrate
+from normscope.usercode import users_code
+
+_NOISE, _BATCH, _DATA, _DOMAIN = "dropout and other noise", "batch statistics", "other data", "domain shift"
+_RUNNING, _AVERAGED = "running statistics", "averaged weights"
+_CAUSES = {
+    _NOISE: "they act in training only: no defect",
+    _BATCH: "training normalizes each batch by itself: large where batches are small or sorted",
+    _DATA: "generalisation: the same network on data it was not trained on",
+    _DOMAIN: "statistics of the training data do not fit those of evaluation",
+    _RUNNING: "running statistics are not those of the data: recalibrate them",
+    _AVERAGED: "evaluation uses averaged weights with statistics of their own",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,95 +121,83 @@ def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
     return Statistics(parts[0], parts[1], parts[2], parts[3], noted)
 
 
-def tracking(model: Module) -> dict[str, Any]:
-    """Return the batch norms that keep running statistics, by qualified name."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
-    }
-
-
 def measure_gap(case: Case, count: int, statistics: Statistics | None = None) -> Gap:
     """Take the gap between training and evaluation apart.
 
     From the loss of training batches as they train, one thing is changed after another: dropout and other noise are
     switched off; norms normalize by statistics of the training data instead of the batch's; data are those of
     evaluation, at first with statistics of their own; then with those of the training data; then with the running
-    statistics; then the weights are the averaged ones. The steps add up to the gap. Another order would give other
-    shares: each is what its change costs after those before it.
+    statistics; then the weights are the averaged ones. The steps add up to the gap. The decomposition depends on the
+    order: each share is the increase on top of the steps before it.
 
     Args:
         case: With ``eval_loader``; without, the training data are evaluated and no data change.
         count: Batches a loss.
         statistics: Pooled statistics of the training data, where they are known; else they are taken from ``count``
             batches.
+
+    Raises:
+        UsageError: The loader or the loss raises.
     """
-    evaluated = case.eval_loader if case.eval_loader is not None else case.loader
-    norms = bool(tracking(case.model))
     with sandbox(case):
-        model = case.model
-        states = RngState(model)
-        known = list(statistics.losses[:count]) if statistics is not None else []
-        noisy = losses(case, case.loader, 1)
-        states.restore()
-        if noisy != known[:1]:
-            noisy = known = losses(case, case.loader, count)
-            states.restore()
-        train = sum(known) / len(known)
-        _without_noise(model)
-        # Noise draws from a random stream or depends on a mode. If the first batch gives the same bits with it and
-        # without, from the same state of the streams, then there is none, and the loss is known already: from the pass
-        # that took the statistics, or from the one just made.
-        silent = known is not noisy or losses(case, case.loader, 1) == noisy[:1]
-        quiet = train if silent else mean_loss(case, case.loader, count)
-        marks = [("dropout and other noise", quiet, "they act in training only: no defect")]
-        if norms:
-            _eval(model)
-            with _kept(model):
-                if statistics is None:
-                    _recalibrate(case, case.loader, count, dropout=False, frozen=True)
-                else:
-                    _put(model, statistics)
-                population = mean_loss(case, case.loader, count)
-                on_eval = mean_loss(case, evaluated, count) if case.eval_loader is not None else population
-            marks.append(
-                (
-                    "batch statistics",
-                    population,
-                    "training normalizes each batch by itself: large where batches are small or sorted",
-                )
-            )
-            if case.eval_loader is not None:
-                with _kept(model):
-                    _recalibrate(case, evaluated, count, dropout=False, frozen=True)
-                    own = mean_loss(case, evaluated, count)
-                marks.append(("other data", own, "generalisation: the same network on data it was not trained on"))
-                marks.append(
-                    ("domain shift", on_eval, "statistics of the training data do not fit those of evaluation")
-                )
+        train, quiet = _losses_of_training(case, count, statistics)
+        levels = {_NOISE: quiet}
+        set_mode(case.model, False)
+        if tracking(case.model):
+            levels |= _losses_by_statistics(case, count, statistics)
         elif case.eval_loader is not None:
-            _eval(model)
-            marks.append(
-                (
-                    "other data",
-                    mean_loss(case, evaluated, count),
-                    "generalisation: the same network on data it was not trained on",
-                )
-            )
-        _eval(model)
-        last = mean_loss(case, evaluated, count)
-        if norms:
-            marks.append(("running statistics", last, "running statistics are not those of the data: recalibrate them"))
+            levels[_DATA] = _evaluated(case, count)
+        last = _evaluated(case, count)
+        if tracking(case.model):
+            levels[_RUNNING] = last
         if case.averaged is not None:
-            _eval(case.averaged)
-            last = mean_loss(case, evaluated, count, model=case.averaged)
-            marks.append(("averaged weights", last, "evaluation uses averaged weights with statistics of their own"))
-    shares, at = [], train
-    for cause, loss, explanation in marks:
-        shares.append(Share(cause, loss - at, explanation))
-        at = loss
+            set_mode(case.averaged, False)
+            levels[_AVERAGED] = last = _evaluated(case, count, model=case.averaged)
+    before = [train, *levels.values()]
+    shares = (
+        Share(cause, loss - at, _CAUSES[cause]) for (cause, loss), at in zip(levels.items(), before, strict=False)
+    )
     return Gap(train, last, tuple(shares), count)
+
+
+def _losses_of_training(case: Case, count: int, statistics: Statistics | None) -> tuple[float, float]:
+    """Return the loss of training with its noise and without, and leave the noise off."""
+    streams = RngState(case.model)
+    known = list(statistics.losses[:count]) if statistics is not None else []
+    noisy = losses(case, case.loader, 1)
+    streams.restore()
+    if noisy != known[:1]:
+        noisy = known = losses(case, case.loader, count)
+        streams.restore()
+    train = sum(known) / len(known)
+    _without_noise(case.model)
+    # Noise draws from a random stream or depends on a mode. If the first batch gives the same bits with it and without,
+    # from the same state of the streams, then there is none, and the loss is known already: from the pass that took the
+    # statistics, or from the one just made.
+    silent = known is not noisy or losses(case, case.loader, 1) == noisy[:1]
+    return train, train if silent else mean_loss(case, case.loader, count)
+
+
+def _losses_by_statistics(case: Case, count: int, statistics: Statistics | None) -> dict[str, float]:
+    """Return the losses where norms normalize by statistics of the training data, and by those of other data."""
+    with traceless(case.model, streams=False):
+        if statistics is None:
+            _recalibrate(case, case.loader, count, dropout=False, frozen=True)
+        else:
+            _put(case.model, statistics)
+        levels = {_BATCH: mean_loss(case, case.loader, count)}
+        on_other_data = _evaluated(case, count) if case.eval_loader is not None else 0.0
+    if case.eval_loader is not None:
+        with traceless(case.model, streams=False):
+            _recalibrate(case, case.eval_loader, count, dropout=False, frozen=True)
+            levels[_DATA] = _evaluated(case, count)
+        levels[_DOMAIN] = on_other_data
+    return levels
+
+
+def _evaluated(case: Case, count: int, *, model: Module | None = None) -> float:
+    loader = case.eval_loader if case.eval_loader is not None else case.loader
+    return mean_loss(case, loader, count, model=model)
 
 
 @torch.no_grad()
@@ -241,30 +243,8 @@ def _recalibrate(
                 raise
 
 
-def _eval(model: Module) -> None:
-    for module in model.modules():
-        module.training = False
-
-
 def _without_noise(model: Module) -> None:
     """Leave only the norms in the mode of training."""
     for module in model.modules():
         if isinstance(module, _DropoutNd) or not isinstance(module, (_BatchNorm, nn.Sequential)):
             module.training = module.training and isinstance(module, _BatchNorm)
-
-
-@contextmanager
-def _kept(model: Module) -> Iterator[None]:
-    """Put the buffers of the norms back at the end."""
-    kept = [
-        (buffer, buffer.clone())
-        for module in tracking(model).values()
-        for buffer in module._buffers.values()
-        if buffer is not None
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)

@@ -13,8 +13,9 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.evidence.sequences import sequences, tail_share
+from normscope.modules.batches import finite, kept, leading_tensor, tensors
 from normscope.modules.channels import channels
-from normscope.modules.sites import leading_tensor
+from normscope.modules.values import same_bits
 from normscope.records import Record
 
 
@@ -38,7 +39,7 @@ class NormCall:
         variance: Variance of each channel ``(C,)``, divisor N * positions, float64.
         finite: Whether every value of the input was finite.
         tail: Share of positions that lie in a constant tail of their sequence, where the input is sequences in one of
-            the layouts of ``_sequences.sequences``; else 0.
+            the layouts of ``evidence.sequences``; else 0.
         dtype: Dtype of the input.
         channels_last: Whether the input lies in memory with its channels last.
         stale: Whether the running statistics had changed between this call in eval mode and its backward pass.
@@ -190,7 +191,7 @@ class Listener:
         shapes = [leaf.shape for leaf in tensors((args, kwargs)) if leaf.ndim > 1]
         self._lead = tuple(shapes[0]) if shapes else ()
         if self._seen.inputs is None:
-            self._seen.inputs = _detached(args), _detached(kwargs)
+            self._seen.inputs = kept(args), kept(kwargs)
 
     def _log(self, path: str, _module: Module, inputs: Any, output: Any) -> None:
         self._logs[path] += 1
@@ -232,44 +233,16 @@ class Listener:
         if not self._open.get(id(module)):
             return
         call, before = self._open[id(module)].pop()
-        call.updated = not _equal(before, _buffers(module))
+        call.updated = not all(map(same_bits, before, _buffers(module)))
         if not call.training and isinstance(output, Tensor) and output.requires_grad:
             back = self._safe(partial(self._back, call, module, _buffers(module)))
             self._handles.append(output.register_hook(back))
 
     @staticmethod
     def _back(call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
-        call.stale = call.stale or not _equal(then, _buffers(module))
+        call.stale = call.stale or not all(map(same_bits, then, _buffers(module)))
 
 
 def _buffers(module: Any) -> list[Tensor]:
     found = (module._buffers.get(name) for name in ("running_mean", "running_var"))
     return [buffer.detach().clone() for buffer in found if buffer is not None]
-
-
-def _equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    """Whether two lists of buffers are equal, NaN to NaN."""
-    return all(torch.equal(torch.nan_to_num(p), torch.nan_to_num(q)) for p, q in zip(a, b, strict=True))
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a value of any structure."""
-    from torch.utils._pytree import tree_leaves
-
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every value of every tensor is a finite number."""
-    # The sum is finite unless a value is not, or the sum itself overflows: then look at each.
-    return all(
-        not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())) or bool(tensor.isfinite().all())
-        for tensor in tensors
-        if tensor.device.type != "meta"
-    )
-
-
-def _detached(value: Any) -> Any:
-    from torch.utils._pytree import tree_map_only
-
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

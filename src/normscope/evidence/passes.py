@@ -12,8 +12,9 @@ from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.sandbox import batches, sandbox, users_code
-from normscope.modules.sites import leading_tensor
+from normscope.evidence.sandbox import batches, sandbox
+from normscope.modules.batches import leading_tensor
+from normscope.usercode import users_code
 
 Seen = Callable[[str, Tensor, Any], None]
 
@@ -84,16 +85,13 @@ def example(model: Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) ->
     return dict(bound.arguments)
 
 
-def childless(modules: Mapping[str, Module]) -> dict[str, Module]:
-    """Return those modules that have none inside them."""
-    return {path: module for path, module in modules.items() if next(module.children(), None) is None}
-
-
 def replace_module(model: Module, path: str, new: Module) -> None:
     """Put ``new`` wherever the module of that name hangs in the model."""
-    from normscope.surgery._sites import sites
-
-    next(site for site in sites(model) if site.path == path).replace(new)
+    old = model.get_submodule(path)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
 
 
 def take_out(optimizer: Any, parameters: Iterable[Tensor]) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.listening import Listener, NormCall as NormCall, Training as Training, finite, tensors
-from normscope.evidence.sandbox import batches, sandbox, users_code
-from normscope.probes import GradientFlow, Saturation, Scope
+from normscope.evidence.listening import Listener, NormCall as NormCall, Training as Training
+from normscope.evidence.sandbox import batches, sandbox
+from normscope.modules.batches import finite, tensors
+from normscope.probes import GradientFlow, Recorder, Saturation
+from normscope.usercode import users_code
 
 
 def watch_training(case: Case, steps: int) -> Training:
@@ -34,7 +36,7 @@ def _run(case: Case, seen: Training, steps: int) -> None:
             losses.append(float(loss.detach()))
         return loss
 
-    scope = Scope(case.model, case.loss_fn, case.optimizer, [GradientFlow(), Saturation()], every=1)
+    scope = Recorder(case.model, case.loss_fn, case.optimizer, [GradientFlow(), Saturation()], every=1)
     listener = Listener(case.model, [] if case.optimizer is None else [case.optimizer], seen)
     try:
         listener.attach()

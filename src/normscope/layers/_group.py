@@ -25,11 +25,11 @@ class GroupOfProcesses:
         ranks = self.ranks or tuple(torch.distributed.get_process_group_ranks(self.group))
         return GroupOfProcesses, (None, ranks)
 
-    def found(self) -> Any:
-        """Return the group; None, for all, where it was those of all or where processes are not connected.
+    def current(self) -> Any:
+        """Return the group; None for all processes, and where processes are not connected.
 
         Raises:
-            UsageError: It was of some processes, and came out of a file.
+            UsageError: The group was of some of the processes, and the layer came out of a file.
         """
         connected = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.group is None and connected and self.ranks != tuple(range(torch.distributed.get_world_size())):

@@ -2,7 +2,7 @@ r"""Batch normalization (Ioffe & Szegedy, 2015): one layer, three ranks of input
 
 import torch
 
-from normscope.layers._norm import AbstractBatchNorm
+from normscope.layers._batch_norm import AbstractBatchNorm
 
 
 class BatchNorm1d(AbstractBatchNorm, torch.nn.BatchNorm1d):

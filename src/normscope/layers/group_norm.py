@@ -3,7 +3,7 @@ r"""Group normalization (Wu & He, 2018)."""
 import torch
 from torch import Tensor
 
-from normscope.layers._norm import AbstractLayer
+from normscope.layers._layer import AbstractLayer
 from normscope.ops import group_norm
 
 

@@ -3,7 +3,7 @@ r"""Layer normalization (Ba, Kiros & Hinton, 2016)."""
 import torch
 from torch import Tensor
 
-from normscope.layers._norm import AbstractLayer
+from normscope.layers._layer import AbstractLayer
 from normscope.ops import layer_norm
 
 

@@ -1,9 +1,49 @@
 """Batch norms that learn their number of channels from their first input."""
 
-import torch
+from typing import Any
 
-from normscope.layers._lazy import AbstractLazyBatchNorm
+import torch
+from torch.nn.modules.batchnorm import _LazyNormBase
+from torch.nn.parameter import is_lazy
+
+from normscope.layers._batch_norm import AbstractBatchNorm
 from normscope.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normscope.layers.options import BatchNormOptions
+
+
+class AbstractLazyBatchNorm(_LazyNormBase, AbstractBatchNorm):
+    """Becomes the batch norm that it stands for at its first forward."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype)
+        if not bias:
+            self.register_parameter("bias", None)
+        chosen = BatchNormOptions(**options)
+        chosen.check(track_running_stats=track_running_stats, eps=eps)
+        self._take(chosen)
+
+    def initialize_parameters(self, input: torch.Tensor, *_: Any, **__: Any) -> None:
+        """Take the number of channels from the first input; a mask or lengths given with it say nothing of them."""
+        waiting = self.has_uninitialized_params()
+        super().initialize_parameters(input)
+        if waiting:
+            self._make_buffers()
+
+    def reset_running_stats(self) -> None:
+        """Forget all batches, if there is anything to forget in."""
+        if self.running_mean is None or not is_lazy(self.running_mean):
+            super().reset_running_stats()
 
 
 class LazyBatchNorm1d(AbstractLazyBatchNorm, torch.nn.LazyBatchNorm1d):

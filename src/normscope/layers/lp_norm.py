@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from normscope._errors import UsageError
-from normscope.layers._norm import AbstractLayer
+from normscope.layers._layer import AbstractLayer
 from normscope.ops import lp_norm
 from normscope.ops.lp import ORDERS
 from normscope.ops.statistics import wide

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.layers._norm import AbstractBatchNorm
+from normscope.layers._batch_norm import AbstractBatchNorm
 from normscope.layers._running import Given, Recorder
 
 Population = dict[str, list[tuple[Tensor, Tensor]]]

@@ -3,7 +3,7 @@ r"""Root-mean-square normalization (Zhang & Sennrich, 2019)."""
 import torch
 from torch import Tensor
 
-from normscope.layers._norm import AbstractLayer
+from normscope.layers._layer import AbstractLayer
 from normscope.ops import rms_norm
 
 

@@ -1,10 +1,10 @@
-"""One number for a whole tensor: what residual branches without normalization are scaled and shifted by."""
+"""One number for a whole tensor: the scale or shift of residual branches without normalization."""
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normscope.layers._norm import AbstractLayer
+from normscope.layers._layer import AbstractLayer
 
 
 class ScalarGain(AbstractLayer):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from normscope._errors import UsageError
-from normscope.layers._norm import AbstractLayer
+from normscope.layers._layer import AbstractLayer
 from normscope.ops.statistics import channelwise
 
 # The generator reads 32 bits of its seed. Streams start a golden-ratio stride apart there, so that the first thousand

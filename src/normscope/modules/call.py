@@ -1,6 +1,7 @@
-"""How a model is called with an example or a batch."""
+"""How a model is called with an example or a batch, and in which modes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,17 @@ def set_mode(model: nn.Module, training: bool) -> None:
     """Put every module into a mode: not through ``train()``, which a frozen norm remembers and does not obey."""
     for module in model.modules():
         module.training = training
+
+
+@contextmanager
+def modes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put every module back into its mode when the block ends."""
+    modes = [(module, module.training) for module in modules]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()

@@ -154,11 +154,11 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
-def scalars(tensors: Sequence[Tensor]) -> list[float]:
-    """Bring tensors of one element to the host, in one transfer where they lie on one device."""
-    if len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1:
-        return torch.stack([tensor.reshape(()) for tensor in tensors]).tolist()
-    return [float(part) for part in to_host(tensors)]
+def to_floats(numbers: Sequence[Tensor | float]) -> list[float]:
+    """Return the values of numbers and one-element tensors; of tensors on an accelerator in one transfer a device."""
+    away = [isinstance(number, Tensor) and number.device.type != "cpu" for number in numbers]
+    brought = iter(to_host([number for number, far in zip(numbers, away, strict=True) if far]))  # type: ignore[misc]
+    return [float(next(brought) if far else number) for number, far in zip(numbers, away, strict=True)]
 
 
 def in_memory_order(output: Tensor) -> Tensor:

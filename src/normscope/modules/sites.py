@@ -1,45 +1,46 @@
-"""Where probes look: weight-bearing layers, norms, and the tensor in whatever a module returns."""
+"""Which modules of a model are norms, and which bear weight."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from torch import Tensor
-from torch.nn import GroupNorm, LayerNorm, LocalResponseNorm, Module, Parameter
+from torch.nn import GroupNorm, LayerNorm, LocalResponseNorm, Module, Parameter, RMSNorm
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normscope._errors import UsageError
+from normscope.modules.tree import own_parameters, walk
 
+_KNOWN = (_BatchNorm, _InstanceNorm, GroupNorm, LayerNorm, RMSNorm)
 _NORMS = (_NormBase, GroupNorm, LayerNorm, LocalResponseNorm)
 
 
-def own_parameters(module: Module) -> Iterator[tuple[str, Parameter]]:
-    """Yield the parameters that belong to ``module`` itself: its own, and those behind its parametrizations."""
-    seen: set[int] = set()  # not by named_parameters: this is asked of every module at every step
-    for name, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in seen:
-            seen.add(id(parameter))
-            yield name, parameter
-    hidden = module._modules.get("parametrizations")
-    if hidden is not None:
-        for name, parameter in hidden.named_parameters():
-            yield f"parametrizations.{name}", parameter
+def normalizes(module: Module) -> bool:
+    """Whether a module normalizes as far as its class tells: torch's kinds, subclasses, childless modules named a norm.
 
-
-def is_norm(module: Module) -> bool:
-    """Whether ``module`` normalizes: one of torch's kinds, a subclass, or a childless module named like one."""
+    Asked where a model is only looked at: probes group layers by it, and a norm of the user's own counts too.
+    """
     named = "norm" in type(module).__name__.lower() and next(module.children(), None) is None
     return isinstance(module, _NORMS) or named
 
 
+def is_known_norm(module: Module) -> bool:
+    """Whether a module is a batch, instance, group, layer or RMS norm, or of a class derived from one.
+
+    Asked where a norm is changed or judged by what its kind does, in surgery and rules: a norm of the user's own may
+    compute anything, and ``LocalResponseNorm`` has neither statistics nor a gain.
+    """
+    return isinstance(module, _KNOWN)
+
+
 def norms(model: Module) -> dict[str, Module]:
     """Return the modules that normalize."""
-    return sites_where(model, is_norm)
+    return sites_where(model, normalizes)
 
 
 def bears_weight(module: Module) -> bool:
     """Whether ``module`` owns a parameter of two axes or more: Linear, Conv, Embedding, recurrent layers, ..."""
-    return not is_norm(module) and any(parameter.ndim >= 2 for _, parameter in own_parameters(module))
+    return not normalizes(module) and any(parameter.ndim >= 2 for _, parameter in own_parameters(module))
 
 
 def named_sites(model: Module) -> Iterator[tuple[str, Module]]:
@@ -70,22 +71,6 @@ def sites_where(model: Module, wanted: Callable[[Module], bool]) -> dict[str, Mo
     return found
 
 
-def walk(model: Module) -> list[tuple[str, Module]]:
-    """Return every module once with its qualified name, as ``named_modules`` yields them, at a fraction of its time."""
-    seen: set[Module] = set()
-    found: list[tuple[str, Module]] = []
-
-    def visit(module: Module, name: str) -> None:
-        seen.add(module)
-        found.append((name, module))
-        for key, child in module._modules.items():
-            if child is not None and child not in seen:
-                visit(child, f"{name}.{key}" if name else key)
-
-    visit(model, "")
-    return found
-
-
 def weight_layers(model: Module) -> dict[str, Module]:
     """Return the weight-bearing layers by qualified name, in the order in which they are registered."""
     return sites_where(model, bears_weight)
@@ -101,8 +86,17 @@ def batch_norms(model: Module) -> dict[str, Module]:
     return sites_where(model, _is_batch_norm)
 
 
+def tracking(model: Module) -> dict[str, Any]:
+    """Return the batch norms that keep running statistics, by qualified name."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    }
+
+
 def _pre_activates(module: Module) -> bool:
-    return is_norm(module) or bears_weight(module)
+    return normalizes(module) or bears_weight(module)
 
 
 def _is_batch_norm(module: Module) -> bool:
@@ -130,14 +124,3 @@ def chosen(model: Module, sites: Sequence[str]) -> dict[str, Module]:
     if missing:
         raise UsageError(f"the model has no module {missing[0]!r}; it has {', '.join(filter(None, known))}")
     return {site: known[site] for site in sites}
-
-
-def leading_tensor(output: Any) -> Tensor | None:
-    """Return the first floating-point tensor in what a module returned, or None."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    if isinstance(output, Mapping):
-        output = tuple(output.values())
-    if isinstance(output, (tuple, list)):
-        return next((found for part in output if (found := leading_tensor(part)) is not None), None)
-    return None

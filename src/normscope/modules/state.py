@@ -1,236 +1,291 @@
-"""What a probe must leave as it was, and how it is put back bit for bit."""
+"""Everything that models, optimizers and random streams are at a moment, and how it is put back bit for bit."""
 
-import random
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from operator import is_
+from types import FunctionType, MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
-from normscope.modules.sites import walk
+from normscope._errors import UsageError
+from normscope.modules.rng import RngState
+from normscope.modules.values import Values, put_back
 
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-_TENSORS = ("_parameters", "_buffers")
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same bits (equal NaNs are the same, 0.0 and -0.0 are not)."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.layout != b.layout:
-        return False
-    if a.layout != torch.strided:
-        a, b = a.coalesce(), b.coalesce()
-        return same_bits(a.indices(), b.indices()) and same_bits(a.values(), b.values())
-    whole = _WORDS.get(a.element_size())
-    if whole is None:  # complex128: two words an element
-        a, b, whole = torch.view_as_real(a), torch.view_as_real(b), torch.int64
-    return torch.equal(a.detach().view(whole), b.detach().view(whole))
-
-
-class RngState:
-    """The state of every random stream that a forward pass may draw from.
-
-    torch's CPU stream, its CUDA streams once CUDA is in use, NumPy's legacy global stream, Python's ``random``, and
-    every ``torch.Generator`` that a module of the model holds as an attribute.
-    """
-
-    def __init__(self, model: Module | None = None) -> None:
-        self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-        self.numpy = np.random.get_state()  # noqa: NPY002  (the global stream itself is what is kept)
-        self.python = random.getstate()
-        self.generators = [(generator, generator.get_state()) for generator in _generators(model)]
-
-    def restore(self, *, beside_torch: bool = True) -> None:
-        """Set every stream back to the state it had; those of NumPy and Python only if asked for."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state_all(self.cuda)
-        for generator, state in self.generators:
-            generator.set_state(state)
-        if not beside_torch:
-            return
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        random.setstate(self.python)
-
-    def drawn_beside_torch(self) -> bool:
-        """Whether NumPy's or Python's stream has moved on since."""
-        now = repr_state(np.random.get_state())  # noqa: NPY002
-        return now != repr_state(self.numpy) or random.getstate() != self.python
-
-    def differences(self, other: "RngState") -> list[str]:
-        """Name the streams whose states differ between ``self`` and ``other``."""
-        found = [] if torch.equal(self.cpu, other.cpu) else ["torch's CPU stream"]
-        mine, theirs = self.cuda or [], other.cuda or []
-        if self.cuda is not None and not all(map(torch.equal, mine, theirs)):
-            found.append("a CUDA stream")
-        if repr_state(self.numpy) != repr_state(other.numpy):
-            found.append("NumPy's stream")
-        if self.python != other.python:
-            found.append("Python's stream")
-        for (_, before), (_, after) in zip(self.generators, other.generators, strict=False):
-            if not torch.equal(before, after):
-                found.append("a module's generator")
-        return found
-
-
-def repr_state(state: Any) -> tuple[Any, ...]:
-    """Return NumPy's stream state in a form that compares by value."""
-    return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in state)
-
-
-def _generators(model: Module | None) -> Iterator[Generator]:
-    for _, module in walk(model) if model is not None else ():
-        for value in vars(module).values():
-            if type(value) is Generator:  # isinstance asks a metaclass, in Python, a thousand times a step
-                yield value
-
-
-class _Kept:
-    """A tensor, and what hangs on it; its value and its gradient's lie with those of others in a ``_Values``."""
-
-    __slots__ = ("grad", "requires_grad", "tensor")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.requires_grad = tensor.requires_grad
-        self.grad = tensor.grad if tensor.is_leaf else None
-
-    def differences(self, name: str) -> Iterator[str]:
-        if self.tensor.requires_grad is not self.requires_grad:
-            yield f"requires_grad of {name}"
-        if self.tensor.is_leaf and self.tensor.grad is not self.grad:
-            yield f"identity of the gradient of {name}"
-
-    def restore(self) -> None:
-        if self.tensor.requires_grad is not self.requires_grad:
-            self.tensor.requires_grad_(self.requires_grad)
-        if self.tensor.is_leaf and self.tensor.grad is not self.grad:
-            self.tensor.grad = self.grad
-
-
-class _Values:
-    """Values of many tensors, kept and compared in one piece a kind: calls, not bytes, are what small ones cost."""
-
-    def __init__(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        kinds: dict[Any, list[tuple[str, Tensor]]] = {}
-        for name, tensor in named:
-            plain = tensor.layout == torch.strided and type(tensor) in (Tensor, Parameter)
-            # What lies in memory in any other way than row by row is kept by itself: gathering would reorder it.
-            together = plain and tensor.element_size() in _WORDS and tensor.is_contiguous()
-            key = (tensor.dtype, tensor.device) if together else id(tensor)
-            kinds.setdefault(key, []).append((name, tensor))
-        self._pieces = [(named, [tensor.shape for _, tensor in named], _joined(named)) for named in kinds.values()]
-
-    def changed(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield the name, the tensor and its kept value of each that is not as it was."""
-        for named, shapes, kept in self._pieces:
-            if len(named) == 1:
-                if not same_bits(named[0][1], kept):
-                    yield (*named[0], kept)
-            elif not same_bits(_joined(named), kept):
-                parts = kept.split([shape.numel() for shape in shapes])
-                for (name, tensor), shape, part in zip(named, shapes, parts, strict=True):
-                    value = part.view(shape)
-                    if not same_bits(tensor, value):
-                        yield name, tensor, value
-
-
-def _joined(named: Sequence[tuple[str, Tensor]]) -> Tensor:
-    if len(named) == 1:
-        return named[0][1].detach().clone()
-    return torch.cat([tensor.detach().reshape(-1) for _, tensor in named])
+# Types without contents. Most attributes are of one of these, and isinstance asks a metaclass, in Python.
+_PLAIN = {bool, int, float, str, type(None), type, FunctionType, MethodType, torch.dtype, torch.device, torch.Size}
 
 
 class Snapshot:
-    """Everything about a model and the random streams that a probe might disturb.
+    """What models, optimizers and random streams are now, and the way back to it.
 
-    Kept: values, identities, gradients (their values, identities, and whether there are any) and ``requires_grad`` of
-    parameters and buffers; hooks; modes; children; every plain attribute of every module, and the contents of those
-    that are lists, dicts or sets; the random streams. Not kept: what is reached only through an attribute's inside.
+    Kept of every module, also of one that is held by a plain attribute or in a list, and of every optimizer: its class,
+    its attributes (modes among them), and the contents of those that are lists, dicts, sets or deques, to any depth:
+    children, hooks, parameter groups, optimizer state. The containers stay the same objects, so that handles of hooks
+    still work. Kept of every tensor in any of these: its value, its memory, ``requires_grad``, its gradient (value,
+    identity, and whether there is any) and its hooks. Kept of random streams: torch's, NumPy's, Python's, and every
+    ``torch.Generator`` in an attribute. Not kept: what is reached only through another object's inside.
 
-    Memory: one copy of parameters, buffers and gradients.
+    Memory: one copy of parameters, buffers, gradients and optimizer state.
+
+    Args:
+        *models: The models.
+        optimizers: Their optimizers; anything with ``param_groups`` and ``state``.
+        generators: Further random streams, such as those of loaders.
+        streams: Whether the random streams are put back too.
+
+    Raises:
+        UsageError: A parameter or buffer is lazy, and so has no shape.
     """
 
-    def __init__(self, model: Module) -> None:
-        self._model = model
-        self._rng = RngState(model)
-        self._modules = [(name, module, dict(vars(module))) for name, module in walk(model)]
-        self._contents = [
-            (module, key, value, value.copy())
-            for _, module, attributes in self._modules
-            for key, value in attributes.items()
-            if isinstance(value, (list, dict, set))
-        ]
-        tensors = {
-            id(tensor): (name, key, tensor)
-            for name, module, _ in self._modules
-            for kind in _TENSORS
-            for key, tensor in getattr(module, kind).items()
-            if tensor is not None
-        }
-        self._tensors = [(f"{name}.{key}".lstrip("."), _Kept(tensor)) for name, key, tensor in tensors.values()]
-        self._values = _Values(
-            [(f"value of {name}", kept.tensor) for name, kept in self._tensors]
-            + [(f"gradient of {name}", kept.grad) for name, kept in self._tensors if kept.grad is not None]
+    def __init__(
+        self,
+        *models: Module,
+        optimizers: Sequence[Any] = (),
+        generators: Iterable[Generator] = (),
+        streams: bool = True,
+    ) -> None:
+        self._known: set[int] = set()
+        self._objects: list[tuple[str, Any, type, dict[str, Any]]] = []
+        self._contents: list[tuple[str, Any, Any, tuple[Any, ...]]] = []
+        self._tensors: list[_Attached] = []
+        self._generators = list(generators)
+        for model in models:
+            self._keep_object("", model)
+        for optimizer in optimizers:
+            self._keep_object("optimizer", optimizer)
+            for key in ("param_groups", "state"):  # a wrapper may hand out what another optimizer holds
+                self._keep("optimizer", key, getattr(optimizer, key, None))
+        self._values = Values(
+            [(f"value of {kept.name}", kept.tensor) for kept in self._tensors]
+            + [(f"gradient of {kept.name}", kept.grad) for kept in self._tensors if kept.grad is not None]
         )
+        self._streams = RngState(generators=self._generators) if streams else None
+
+    def _keep_object(self, name: str, owner: Any) -> None:
+        if id(owner) in self._known:
+            return
+        self._known.add(id(owner))
+        attributes = dict(vars(owner))
+        self._objects.append((name, owner, type(owner), attributes))
+        for key, value in attributes.items():
+            if type(value) not in _PLAIN:
+                self._keep(name, key, value)
+        if not isinstance(attributes.get("_parameters"), dict) and isinstance(owner, Module):  # scripted, kept in C++
+            for kind in ("_parameters", "_buffers", "_modules"):
+                for key, value in getattr(owner, kind).items():
+                    self._keep(name, key, value)
+
+    def _keep(self, name: str, key: Any, value: Any) -> None:
+        """Keep one value that an attribute or a container holds under a key, and what is in it."""
+        if isinstance(value, (dict, list, set, deque)):
+            if id(value) not in self._known:
+                self._known.add(id(value))
+                if not value:  # most of a module's hooks
+                    self._contents.append((name, key, value, ()))
+                    return
+                self._contents.append((name, key, value, _items(value)))
+                self._keep_all(name, key, value)
+        elif isinstance(value, tuple):
+            self._keep_all(name, key, value)
+        elif isinstance(value, Tensor):
+            if id(value) not in self._known:
+                self._known.add(id(value))
+                if type(value) not in (Tensor, Parameter) and is_lazy(value):
+                    raise UsageError(f"{_inside(name, key)} has no shape yet: run a batch through the lazy model first")
+                kept = _Attached(_inside(name, key), value)
+                self._tensors.append(kept)
+                for hooks in (kept.hooks, kept.after_hooks):
+                    if hooks is not None:
+                        self._keep(kept.name, "hooks", hooks)
+        elif isinstance(value, (Module, Optimizer)):
+            self._keep_object(_inside(name, key), value)
+        elif isinstance(value, Generator):
+            self._generators.append(value)
+
+    def _keep_all(self, name: str, key: Any, container: Any) -> None:
+        for inner, value in container.items() if isinstance(container, dict) else enumerate(container):
+            if type(value) not in _PLAIN:
+                self._keep(_inside(name, key), inner, value)
 
     def differences(self) -> list[str]:
         """Name everything that is not as it was, one phrase each; an empty list means: no trace."""
-        found = self._rng.differences(RngState(self._model))
-        names = {module: name for name, module, _ in self._modules}
-        for name, module, attributes in self._modules:
-            now = vars(module)
+        found: list[str] = []
+        if self._streams is not None:
+            found += self._streams.differences(RngState(generators=self._generators))
+        for name, owner, kind, attributes in self._objects:
+            now = vars(owner)
+            if type(owner) is not kind:
+                found.append(f"class of {name}")
             changed = [key for key in attributes if key not in now or now[key] is not attributes[key]]
             found += [f"attribute {name}.{key}" for key in [*changed, *(now.keys() - attributes.keys())]]
-        found += [f"contents of {names[module]}.{key}" for module, key, *pair in self._contents if _differ(*pair)]
-        for name, tensor in self._tensors:
-            found += tensor.differences(name)
+        found += [
+            f"contents of {name}.{key}" for name, key, *pair in self._contents if any(pair) and not _same_items(*pair)
+        ]
+        for tensor in self._tensors:
+            if not tensor.is_as_it_was():
+                found += tensor.differences()
         return found + [name for name, *_ in self._values.changed()]
 
     def restore(self) -> None:
-        """Put everything back. Safe to call in the middle of a failed evaluation."""
-        for _, module, attributes in self._modules:
-            now = vars(module)
-            if now.keys() != attributes.keys() or any(now[key] is not value for key, value in attributes.items()):
-                now.clear()
-                now.update(attributes)
-        for _, _, value, kept in self._contents:
-            if _differ(value, kept):
-                value.clear()
-                value.extend(kept) if isinstance(value, list) else value.update(kept)
-        for _, tensor in self._tensors:
-            tensor.restore()
-        # Written through .data and only where bits differ: version counters stay, so a graph that the user has
-        # kept for a later backward pass stays valid.
-        for _, changed, was in self._values.changed():
-            if changed.shape == was.shape:
-                changed.data.copy_(was)
-            else:
-                changed.data = was.clone()
-        self._rng.restore()
+        """Put everything back, each part even if another cannot be.
+
+        Safe to call in the middle of a failed evaluation. Only what differs is written.
+
+        Raises:
+            BaseException: What the first part that cannot be put back has raised, after all others were put back.
+        """
+        acts = [self._restore_objects, self._restore_contents, self._restore_values, self._restore_attached]
+        _call_all(acts if self._streams is None else [*acts, self._streams.restore])
+
+    def _restore_objects(self) -> None:
+        _call_all(
+            partial(_restore_object, owner, kind, attributes)
+            for _, owner, kind, attributes in self._objects
+            if type(owner) is not kind or _other_attributes(vars(owner), attributes)
+        )
+
+    def _restore_contents(self) -> None:
+        _call_all(
+            partial(_refill, container, items)
+            for _, _, container, items in self._contents
+            if not _same_items(container, items)
+        )
+
+    def _restore_values(self) -> None:
+        _call_all(partial(put_back, tensor, memory, value) for _, tensor, memory, value in self._values.changed())
+
+    def _restore_attached(self) -> None:
+        _call_all(tensor.restore for tensor in self._tensors if not tensor.is_as_it_was())
 
 
-def _differ(now: Any, kept: Any) -> bool:
-    return bool(now or kept) and not _same_items(now, kept)
+class _Attached:
+    """What hangs on a tensor beside its value."""
+
+    __slots__ = ("after_hooks", "grad", "hooks", "is_leaf", "name", "requires_grad", "tensor")
+
+    def __init__(self, name: str, tensor: Any) -> None:
+        self.name, self.tensor = name, tensor
+        self.is_leaf, self.requires_grad = tensor.is_leaf, tensor.requires_grad
+        self.grad = tensor.grad if self.is_leaf else None
+        self.hooks, self.after_hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+
+    def is_as_it_was(self) -> bool:
+        tensor = self.tensor
+        return (
+            tensor.requires_grad is self.requires_grad
+            and tensor.is_leaf is self.is_leaf
+            and (not self.is_leaf or tensor.grad is self.grad)
+            and (tensor._backward_hooks is self.hooks and tensor._post_accumulate_grad_hooks is self.after_hooks)
+        )
+
+    def differences(self) -> Iterator[str]:
+        tensor = self.tensor
+        if tensor.requires_grad is not self.requires_grad or tensor.is_leaf is not self.is_leaf:
+            yield f"requires_grad of {self.name}"
+        if tensor.is_leaf and tensor.grad is not self.grad:
+            yield f"identity of the gradient of {self.name}"
+        # Where a first hook was set and removed again, an empty dictionary stays, which is no trace.
+        if _other(tensor._backward_hooks, self.hooks) or _other(tensor._post_accumulate_grad_hooks, self.after_hooks):
+            yield f"hooks of {self.name}"
+
+    def restore(self) -> None:
+        tensor = self.tensor
+        if self.is_leaf and not tensor.is_leaf:
+            tensor.detach_()  # it was updated in place with a graph
+        if tensor.requires_grad is not self.requires_grad:
+            tensor.requires_grad_(self.requires_grad)
+        if tensor.is_leaf and tensor.grad is not self.grad:
+            tensor.grad = self.grad
+        if _other(tensor._backward_hooks, self.hooks):
+            tensor._backward_hooks = self.hooks
+        if _other(tensor._post_accumulate_grad_hooks, self.after_hooks):
+            tensor._post_accumulate_grad_hooks = self.after_hooks
 
 
-def _same_items(a: Any, b: Any) -> bool:
-    """Whether two containers hold the same objects; by identity, as tensors do not compare to a truth value."""
-    if len(a) != len(b):
-        return False
-    if isinstance(a, dict):
-        return all(p is q and a[p] is b[q] for p, q in zip(a, b, strict=True))
-    if isinstance(a, set):
-        return all(item in b for item in a)
-    return all(map(lambda p, q: p is q, a, b))
+def _other(now: Any, kept: Any) -> bool:
+    return now is not kept and bool(now or kept)
+
+
+def _inside(name: str, key: Any) -> str:
+    """Name what an attribute, a container or a tensor holds; the dictionaries of a module's own need no name."""
+    if key in ("_parameters", "_buffers", "_modules"):
+        return name
+    return f"{name}.{key if isinstance(key, (str, int)) else type(key).__name__}".lstrip(".")
+
+
+def _other_attributes(now: dict[str, Any], kept: dict[str, Any]) -> bool:
+    return now.keys() != kept.keys() or any(now[key] is not value for key, value in kept.items())
+
+
+def _restore_object(owner: Any, kind: type, attributes: dict[str, Any]) -> None:
+    if type(owner) is not kind:
+        owner.__class__ = kind
+    now = vars(owner)
+    if _other_attributes(now, attributes):
+        now.clear()
+        now.update(attributes)
+
+
+def _items(container: Any) -> tuple[Any, ...]:
+    return tuple(container.items() if isinstance(container, dict) else container)
+
+
+def _same_items(container: Any, kept: tuple[Any, ...]) -> bool:
+    """Whether a container holds the objects that it held; by identity, as tensors do not compare to a truth value."""
+    if len(container) != len(kept) or not kept:
+        return not container and not kept
+    if isinstance(container, dict):
+        return all(p is key and q is value for (p, q), (key, value) in zip(container.items(), kept, strict=True))
+    if isinstance(container, set):
+        return set(map(id, container)) == set(map(id, kept))
+    return all(map(is_, container, kept))
+
+
+def _refill(container: Any, items: tuple[Any, ...]) -> None:
+    container.clear()
+    if isinstance(container, (dict, set)):
+        container.update(items)
+    else:
+        container.extend(items)
+
+
+def _call_all(acts: Iterable[Callable[[], object]]) -> None:
+    """Call every function, also after one of them has raised; then raise the first error."""
+    error: BaseException | None = None
+    for act in acts:
+        try:
+            act()
+        except BaseException as raised:
+            error = error or raised
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def transaction(model: Module) -> Iterator[None]:
+    """Put the model and the random streams back as they were if the block raises, whatever it raises."""
+    snapshot = Snapshot(model)
+    try:
+        yield
+    except BaseException:
+        snapshot.restore()
+        raise
+
+
+@contextmanager
+def traceless(
+    *models: Module, optimizers: Sequence[Any] = (), generators: Iterable[Generator] = (), streams: bool = True
+) -> Iterator[None]:
+    """Put models, optimizers and random streams back after the block, however it ends; see ``Snapshot``."""
+    snapshot = Snapshot(*models, optimizers=optimizers, generators=generators, streams=streams)
+    try:
+        yield
+    finally:
+        snapshot.restore()

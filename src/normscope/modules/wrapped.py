@@ -7,7 +7,7 @@ import torch
 from torch.nn import DataParallel, Module
 from torch.nn.parallel import DistributedDataParallel
 
-from normscope.modules.sites import walk
+from normscope.modules.tree import walk
 
 
 def unwrap(model: Module) -> Module:

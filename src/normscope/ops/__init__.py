@@ -5,9 +5,8 @@ from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given, b
 from normscope.ops.gaussian import GaussianMoments, gaussian_moments
 from normscope.ops.lp import lp_norm
 from normscope.ops.moments import Moments, merge, merge_all
-from normscope.ops.normalize import normalize
+from normscope.ops.normalize import normalize, standardize
 from normscope.ops.per_sample import group_norm, instance_norm, layer_norm, rms_norm
-from normscope.ops.standardize import standardize
 from normscope.ops.statistics import moments_of
 from normscope.ops.ways.choose import Explanation, explain, using
 from normscope.ops.ways.in_place import batch_norm_in_place

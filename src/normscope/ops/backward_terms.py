@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from normscope.ops.standardize import standardize
+from normscope.ops.normalize import standardize
 from normscope.ops.statistics import channel_axes, channelwise, wide
 
 

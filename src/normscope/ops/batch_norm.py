@@ -4,15 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normscope.ops.activation import activate
 from normscope.ops.moments import Moments, merge, merge_all
-from normscope.ops.normalize import count_batch, normalize, normalize_and_track
+from normscope.ops.normalize import normalize
 from normscope.ops.sets import BATCH, Masked, Renorm, StatisticsSet, ghost
 from normscope.ops.shapes import ShapeError, check_rows
-from normscope.ops.standardize import affine
+from normscope.ops.standardization import affine
 from normscope.ops.statistics import channelwise, wide
-from normscope.ops.track import track
+from normscope.ops.track import count_batch, track
 from normscope.ops.ways.choose import plan_at_once
-from normscope.ops.ways.kernel import activate, fused_at_once
+from normscope.ops.ways.kernel import fused_at_once
+from normscope.ops.ways.of import way_of
 
 __all__ = ["ShapeError", "batch_norm", "batch_norm_given", "batch_renorm", "check_batch_norm", "ghost_batch_norm"]
 
@@ -82,7 +84,8 @@ def batch_norm(
         if (running_mean is None) == (running_var is None):
             running = None if running_mean is None or running_var is None else (running_mean, running_var)
             seen = num_batches_tracked
-            return normalize_and_track(x, weight, bias, eps, running, momentum, activation, negative_slope, seen)
+            way = way_of(x, weight, bias, running)
+            return way.batch_norm(x, weight, bias, eps, activation, negative_slope, running, momentum, seen)
     y, moments = normalize(x, weight, bias, eps, over)
     track(running_mean, running_var, moments.mean + moments.low, moments.variance(unbiased=True), momentum)
     count_batch(num_batches_tracked)
@@ -134,8 +137,8 @@ def ghost_batch_norm(
         x: Values ``(N, C, *)``.
         weight: Gain of each channel ``(C,)``, or None for 1.
         bias: Shift of each channel ``(C,)``, or None for 0.
-        group_size: Samples of a group. The last has those left over, if that is more than one value a channel; else
-            they join the group before it.
+        group_size: Samples of a group. The last group has the remaining samples, if they have more than one value a
+            channel; else they join the group before it.
         eps: Added to the variances.
         mask: True for values that count, ``(N, *)``, ``(N, 1, *)`` or ``(N, C, *)``; or None for all.
 
@@ -180,7 +183,7 @@ def batch_renorm(
         bias: Shift of each channel ``(C,)``, or None for 0.
         running_mean: Running mean ``(C,)``, a constant here.
         running_var: Running variance ``(C,)``, likewise.
-        step: How many updates those have had, a whole number ``()``.
+        step: How many updates the running statistics have had, a whole number ``()``.
         renorm: How far to correct at which step.
         eps: Added to the variances.
         over: The set that the statistics come from.

@@ -25,7 +25,7 @@ from torch.autograd import Function
 
 from normscope._errors import UsageError
 from normscope.ops.batch_norm import ShapeError, batch_norm_given
-from normscope.ops.standardize import affine
+from normscope.ops.standardization import affine
 from normscope.ops.statistics import channel_axes, channelwise, shifted
 from normscope.ops.track import track
 
@@ -33,12 +33,12 @@ ORDERS = (1.0, 2.0, math.inf)
 
 
 class Divisor(NamedTuple):
-    """By what a channel is divided.
+    """The norm that a channel is divided by.
 
     Attributes:
         p: Order of the norm: 1, 2 or ``math.inf``.
-        centre: Whether the mean is taken off what is divided.
-        centred: Whether the mean is taken off what the norm is of.
+        centre: Whether the mean is subtracted before the division.
+        centred: Whether the norm is of the values less their mean.
         factor: :math:`k`, by which the norm is multiplied.
     """
 
@@ -102,7 +102,7 @@ def tangent(
 
 
 def _parts(x: Tensor, shift: Tensor, low: Tensor, by: Divisor) -> tuple[Tensor, Tensor]:
-    """Return what is divided, and what the norm is of."""
+    """Return the dividend, and the values whose norm is the divisor."""
     about_mean = x - channelwise(shift, x) - channelwise(low, x)
     return about_mean if by.centre else x, about_mean if by.centred else x
 
@@ -174,7 +174,7 @@ def divide(x: Tensor, by: Divisor, eps: float) -> tuple[Tensor, Tensor, Tensor, 
 @torch.compiler.assume_constant_result
 @functools.cache
 def gaussian_factor(p: float, n: int) -> float:
-    r"""Return what turns the average norm of ``n`` centred Gaussian values into their standard deviation.
+    r"""Return the factor between the average norm of ``n`` centred Gaussian values and their standard deviation.
 
     :math:`\sqrt{\pi/2}` for :math:`p = 1` and 1 for 2, in the limit of large ``n``. For the maximum, one over
     :math:`E \max |z| = \int_0^\infty 1 - \mathrm{erf}(t/\sqrt 2)^n\, dt`, of which :math:`\sqrt{2 \ln n}` is the

@@ -101,7 +101,7 @@ def merge_all(parts: Moments) -> Moments:
 
 
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rounded sum and exactly what rounding took from it (Knuth, 1969, 4.2.2 theorem B)."""
+    """Return the rounded sum and its rounding error, exactly (Knuth, 1969, 4.2.2 theorem B)."""
     total = a + b
     from_b = total - a
     return total, (a - (total - from_b)) + (b - from_b)

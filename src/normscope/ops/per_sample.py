@@ -11,8 +11,9 @@ from torch import Tensor
 
 from normscope.ops.batch_norm import ShapeError, batch_norm_given
 from normscope.ops.lp import Divisor, divide
+from normscope.ops.normalize import standardize_affine
 from normscope.ops.rows import columnwise, standardize_rows
-from normscope.ops.standardize import affine, standardize_affine
+from normscope.ops.standardization import affine
 from normscope.ops.statistics import wide
 from normscope.ops.track import track
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from normscope.ops.standardize import (
+from normscope.ops.standardization import (
     backward as channels_backward,
     forward as channels_forward,
     tangent as channels_tangent,

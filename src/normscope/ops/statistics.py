@@ -45,7 +45,7 @@ def shifted(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def remainder(low: Tensor, shift: Tensor) -> Tensor:
-    """Take the noise out of what a mean has beyond the constant that was taken off.
+    """Limit the low part of a mean to a few roundings of its high part: the excess is noise.
 
     That constant is itself the mean, but for a few roundings of its own size: what lies beyond those is the rounding of
     ``x - shift``, alike for all values of one binade, and of the kernel's sums, which together are more than the

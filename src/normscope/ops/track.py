@@ -1,4 +1,4 @@
-"""Running statistics: what a batch norm remembers of its batches for the time it sees none."""
+"""Running statistics: averages over batches, which normalize where no batch does."""
 
 import torch
 from torch import Tensor
@@ -54,6 +54,13 @@ def track(
             running.copy_(moved if where is True else torch.where(torch.as_tensor(where), moved, running))
 
 
+def count_batch(seen: Tensor | None) -> None:
+    """Raise a count of batches by one."""
+    if seen is not None:
+        with torch.no_grad():
+            seen.add_(1)
+
+
 def is_sound(moments: Moments) -> Tensor:
     """Say whether moments are fit to be remembered: finite, and of more than one value in every channel.
 
@@ -67,10 +74,10 @@ def is_sound(moments: Moments) -> Tensor:
 
 
 def accumulate(pending: Tensor, moments: Moments, batches: int, where: bool | Tensor) -> tuple[Moments, Tensor]:
-    """Merge a batch into those that wait for the next update, in place.
+    """Merge a batch into the batches that wait for the next update, in place.
 
     Args:
-        pending: Rows ``(5, C)``: how many batches wait; their count, mean, what the mean has beyond that, and sum of
+        pending: Rows ``(5, C)``: how many batches wait; their count, mean, low part of the mean, and sum of
             squared deviations. Emptied when ``batches`` have come together.
         moments: Of the batch ``(C,)``.
         batches: How many make one update.

@@ -27,14 +27,24 @@ def colour(alt: Any, styles: Mapping[str, tuple[str, list[int]]], *, show: bool 
 
 
 def _legend(alt: Any) -> Any:
-    """Return a legend of lines; the same for every channel, so that they merge into one."""
+    """Return a legend of lines; it is the same for every channel, so that Vega merges them."""
     return alt.Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3)
 
 
 def dash(alt: Any, styles: Mapping[str, tuple[str, list[int]]], *, show: bool = True) -> Any:
-    """Return the dash channel of the arms: what tells lines apart without colour."""
+    """Return the dash channel of the arms, which tells lines apart without colour."""
     scale = alt.Scale(domain=list(styles), range=[style[1] for style in styles.values()])
     return alt.StrokeDash("arm:N", scale=scale, sort=None, legend=_legend(alt) if show else None)
+
+
+def pick(alt: Any) -> Any:
+    """Return the choice of an arm by a click in the legend."""
+    return alt.selection_point(name="arm_pick", fields=["arm"], bind="legend")
+
+
+def unless_picked(alt: Any, opacity: float, faded: float) -> Any:
+    """Return the opacity channel: ``opacity``, or ``faded`` for arms other than the picked arm."""
+    return alt.when(pick(alt)).then(alt.value(opacity)).otherwise(alt.value(faded))
 
 
 def upward(alt: Any, field: str, *, log: bool, zero: bool = False, ticks: Sequence[float] = ()) -> Any:
@@ -45,7 +55,7 @@ def upward(alt: Any, field: str, *, log: bool, zero: bool = False, ticks: Sequen
         field: Column drawn upward.
         log: Logarithmic axis.
         zero: Whether the axis begins at zero.
-        ticks: Where a logarithmic axis is labelled; Vega's own choice labels too many.
+        ticks: Labelled values of a logarithmic axis; Vega's own choice labels too many.
     """
     if log:
         label = "abs(log(datum.value) / LN10) > 3.9 ? format(datum.value, '.0e') : format(datum.value, '~g')"
@@ -57,8 +67,8 @@ def upward(alt: Any, field: str, *, log: bool, zero: bool = False, ticks: Sequen
 
 def log_ticks(frame: "pl.DataFrame", columns: Sequence[str] = ("low", "mid", "high")) -> list[float]:
     """Return round values over the range of some columns: 1, 2, 5 within two decades, else powers of ten."""
-    there = [c for c in columns if c in frame.columns]
-    ends = [v for c in there for v in frame[c].drop_nulls().to_list() if v > 0]
+    present = [c for c in columns if c in frame.columns]
+    ends = [v for c in present for v in frame[c].drop_nulls().to_list() if v > 0]
     if not ends:
         return []
     first, last = math.floor(math.log10(min(ends))), math.ceil(math.log10(max(ends)))
@@ -70,7 +80,7 @@ def log_ticks(frame: "pl.DataFrame", columns: Sequence[str] = ("low", "mid", "hi
 def along(
     alt: Any, field: str, title: str, *, whole: bool = True, log: bool = False, ticks: list[float] | None = None
 ) -> Any:
-    """Return a horizontal axis; ``ticks`` are where it is labelled, else round numbers."""
+    """Return a horizontal axis, labelled at ``ticks``, else at round numbers."""
     options: dict[str, Any] = {"values": ticks} if ticks else {"tickCount": 6}
     options |= {"format": "~s", "tickMinStep": 1} if whole else {"format": "~g"}
     axis = alt.Axis(title=title, **options)
@@ -89,7 +99,7 @@ def panels(alt: Any, chart: Any, order: Sequence[str], *, independent: bool) -> 
 
 
 def nothing(slug: str, title: str, caption: str, alt_text: str) -> Figure:
-    """Return the figure that stands where there is nothing to draw."""
+    """Return a figure that says that there is nothing to draw."""
     import altair as alt
 
     data = alt.Data(values=[{"t": "nothing to draw"}])

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import StoreError, UsageError
+from normscope._errors import UsageError
 from normscope.plots._theme import theme
+from normscope.records.files import save
+from normscope.records.json import plain
 
 _WIDTH = 640  # pixels of a saved figure, axes included
 _META = "normscope"
@@ -64,12 +66,7 @@ class Figure:
             raise UsageError(
                 f"a figure is saved as .png, .svg or .pdf, not as {target.suffix or 'a file without suffix'}"
             )
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        except OSError as error:
-            raise StoreError(f"cannot write {target}: {error.strerror}; choose another path") from error
-        return target
+        return save(target, content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,7 @@ def finished(
     spec = chart.to_dict()
     spec.pop("config", None)
     spec["usermeta"] = {_META: {"layout": layout, "panels": panels, "legend": list(legend), "subtitle": subtitle}}
-    return json.loads(json.dumps(_tidy(spec), allow_nan=False))
+    return json.loads(json.dumps(plain(spec, _five_digits), allow_nan=False))
 
 
 def fitted(spec: dict[str, Any], width: float) -> dict[str, Any]:
@@ -149,10 +146,6 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     return max(1, len(sizes) if sum(sizes) <= width else int(width / max(sizes)))
 
 
-def _tidy(value: Any) -> Any:
-    """Round floats to five significant digits and turn what JSON lacks into null."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _tidy(item) for key, item in value.items()}
-    return [_tidy(item) for item in value] if isinstance(value, list | tuple) else value
+def _five_digits(value: float) -> float | None:
+    """Round a number of a chart to five significant digits; None for a value that JSON has no number for."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None

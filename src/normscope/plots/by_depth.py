@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from normscope.plots import _draw
 from normscope.plots._figure import Figure, finished
 from normscope.plots._frames import band_words, chosen, joined, layered, summarised
+from normscope.plots._lines import Lines, in_words, tips
 from normscope.plots._names import readable
-from normscope.plots._theme import arm_styles
 
 if TYPE_CHECKING:
     import polars as pl
@@ -60,52 +60,23 @@ def by_depth(
     at = sorted({min(recorded, key=lambda step: abs(step - goal)) for goal in wanted})
     ranked = layered(kept).filter(pl.col("step").is_in(at))
     drawn = summarised(ranked, x="layer", panel="step", log=log, center=center, band=band)
-    words = dict(labels or {})
-    styles = {words.get(a, a): s for a, s in arm_styles(drawn.frame["arm"].unique().to_list(), arms).items()}
-    panels = [f"Step {step:,}" for step in at]
-    shown = drawn.frame.with_columns(
-        pl.col("arm").replace(words),
-        pl.col("panel").replace({str(step): name for step, name in zip(at, panels, strict=True)}),
-    )
-    data = _draw.rows(shown, {c: c for c in ("arm", "panel", "x", "mid", "low", "high")})
-    ticks = _draw.log_ticks(drawn.frame) if log else []
-    pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
+    shown, styles = in_words(drawn, ("arm",), dict(labels or {}), arms)
+    panels = {str(step): f"Step {step:,}" for step in at}
+    shown = shown.with_columns(pl.col("panel").replace(panels))
     across = altair.X(
         "x:Q",
         axis=altair.Axis(title="Layer, from input to output", tickMinStep=1, format="d", tickCount=8),
         scale=altair.Scale(zero=False, nice=False),
     )
-    up = _draw.upward(altair, "mid", log=log, ticks=ticks)
-    base = altair.Chart().encode(x=across)
-    faded = altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.1))
-    tips = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title="layer")]
-    tips += [
-        altair.Tooltip(f"{c}:Q", title=t, format=".4~g") for c, t in (("mid", center), ("low", "low"), ("high", "high"))
-    ]
-    layers = []
+    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else ())
     if band != "none" and drawn.seeds > 1:
-        area = base.mark_area().encode(
-            y=_draw.upward(altair, "low", log=log, ticks=ticks),
-            y2="high:Q",
-            color=_draw.colour(altair, styles),
-            opacity=altair.when(pick).then(altair.value(0.18)).otherwise(altair.value(0.03)),
-        )
-        layers.append(area)
-    layers.append(
-        base.mark_line(strokeWidth=2).encode(
-            y=up, color=_draw.colour(altair, styles), strokeDash=_draw.dash(altair, styles), opacity=faded
-        )
-    )
-    layers.append(
-        base.mark_point(filled=True, size=36).encode(
-            y=up, color=_draw.colour(altair, styles), opacity=faded, tooltip=tips
-        )
-    )
+        lines.band(opacity=0.18)
+    lines.line(width=2)
+    named = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title="layer")]
+    lines.points(tips(named, [("mid", center), ("low", "low"), ("high", "high")]), size=36)
     panelled = len(at) > 1
-    chart = altair.layer(*layers, data=data).properties(height=_draw.PANEL_HEIGHT if panelled else _draw.HEIGHT)
-    chart = chart.add_params(pick)
-    if panelled:
-        chart = _draw.panels(altair, chart, panels, independent=not shared)
+    data = _draw.rows(shown, {c: c for c in ("arm", "panel", "x", "mid", "low", "high")})
+    chart = lines.chart(data, list(panels.values()) if panelled else [], independent=not shared)
     subtitle = (y_title or readable(y)) + (", logarithmic axis" if log else "")
     layout = "facet" if panelled else "single"
     spec = finished(chart, layout=layout, subtitle=subtitle, panels=len(at), legend=tuple(styles))

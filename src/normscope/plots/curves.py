@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from normscope.plots import _draw
 from normscope.plots._figure import Figure, finished
-from normscope.plots._frames import band_words, chosen, joined, summarised
+from normscope.plots._frames import band_words, chosen, joined, natural_key, summarised
+from normscope.plots._lines import Lines, in_words, tips
 from normscope.plots._names import readable
-from normscope.plots._theme import arm_styles
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,52 +73,23 @@ def curves(
     if not kept.height:
         return _draw.nothing(slug, title, joined(caption, *notes), alt)
     drawn = summarised(kept, x=x, panel=panel, by=by, log=log, center=center, band=band)
-    present = drawn.frame["arm"].unique().to_list()
-    styles = {words.get(arm, arm): style for arm, style in arm_styles(present, arms).items()}
     order = names if panel == "name" else _in_order(drawn.frame["panel"].unique().to_list())
-    table = drawn.frame.with_columns(pl.col("arm", "panel").replace(words))
-    data = _draw.rows(table, {"arm": "arm", "panel": "panel", "x": "x", "mid": "mid", "low": "low", "high": "high"})
-    ticks = _draw.log_ticks(drawn.frame) if log else []
-    pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
-    hover = altair.selection_point(
-        name="near", fields=["x"], nearest=True, on="pointermove", clear="pointerout", empty=False
-    )
+    table, styles = in_words(drawn, ("arm", "panel"), words, arms)
     across = _draw.along(altair, "x", x_title, whole=x == "step", log=log_x)
-    up = _draw.upward(altair, "mid", log=log, ticks=ticks)
-    base = altair.Chart().encode(x=across)
-    line = base.mark_line(strokeWidth=2, clip=True).encode(
-        y=up,
-        color=_draw.colour(altair, styles),
-        strokeDash=_draw.dash(altair, styles),
-        opacity=altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.12)),
-    )
-    layers = [line]
+    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else ())
     if band != "none" and drawn.seeds > 1:
-        area = base.mark_area(clip=True).encode(
-            y=_draw.upward(altair, "low", log=log, ticks=ticks),
-            y2="high:Q",
-            color=_draw.colour(altair, styles),
-            opacity=altair.when(pick).then(altair.value(0.2)).otherwise(altair.value(0.03)),
-        )
-        layers.insert(0, area)
-    tips = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title=x_title.lower(), format="~g")]
-    tips += [altair.Tooltip(f"{c}:Q", title=t, format=".4~g") for c, t in _tips(center, band, drawn.seeds)]
-    points = base.mark_point(filled=True, size=46).encode(
-        y=up,
-        color=_draw.colour(altair, styles),
-        opacity=altair.when(hover).then(altair.value(1)).otherwise(altair.value(0)),
-        tooltip=tips,
-    )
-    layers.append(points.add_params(hover))
+        lines.band(opacity=0.2, clip=True)
+    lines.line(width=2, faded=0.12, clip=True)
+    named = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title=x_title.lower(), format="~g")]
+    lines.hover(tips(named, _numbers(center, band, drawn.seeds)))
     for label, value in (reference or {}).items():
-        layers += _reference(altair, label, value)
-    chart = altair.layer(*layers, data=data).properties(height=_draw.PANEL_HEIGHT if panel else _draw.HEIGHT)
-    chart = chart.add_params(pick)
+        lines.layers += _reference(altair, label, value)
+    panels = [words.get(name, name) for name in order] if panel else []
+    data = _draw.rows(table, {c: c for c in ("arm", "panel", "x", "mid", "low", "high")})
+    chart = lines.chart(data, panels, independent=panel == "name")
     subtitle = y_title or ("" if several else readable(names[0]))
     subtitle = ", ".join(part for part in (subtitle, "logarithmic axis" if log else "") if part)
     layout = "facet" if panel else "single"
-    if panel:
-        chart = _draw.panels(altair, chart, [words.get(p, p) for p in order], independent=panel == "name")
     spec = finished(chart, layout=layout, subtitle=subtitle, panels=len(order), legend=tuple(styles))
     told = joined(caption, band_words(drawn, center, band, log), *notes, *drawn.notes)
     described = alt or f"{title}. {subtitle or 'Lines'} against {x_title.lower()} for {', '.join(styles)}."
@@ -127,21 +98,19 @@ def curves(
 
 def _in_order(values: Sequence[str]) -> list[str]:
     """Sort panels as numbers where they are numbers, else in natural order."""
-    from normscope.plots._frames import natural_key
-
     try:
         return sorted(values, key=float)
     except ValueError:
         return sorted(values, key=natural_key)
 
 
-def _tips(center: str, band: str, seeds: int) -> list[tuple[str, str]]:
-    """Return the fields that the tooltip shows, with their titles."""
+def _numbers(center: str, band: str, seeds: int) -> list[tuple[str, str]]:
+    """Return the columns of numbers in the tooltip, with their titles."""
     ends = {"p10-90": ("10 %", "90 %"), "range": ("lowest seed", "highest seed"), "ci": ("CI low", "CI high")}
-    tips = [("mid", center if seeds > 1 else "value")]
+    shown = [("mid", center if seeds > 1 else "value")]
     if seeds > 1 and band in ends:
-        tips += list(zip(("low", "high"), ends[band], strict=True))
-    return tips
+        shown += list(zip(("low", "high"), ends[band], strict=True))
+    return shown
 
 
 def _reference(altair: Any, label: str, value: float) -> list[Any]:

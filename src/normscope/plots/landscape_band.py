@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from normscope.plots import _draw
 from normscope.plots._figure import Figure, finished
 from normscope.plots._frames import Drawn, chosen, joined, thinned
+from normscope.plots._lines import Lines, in_words, tips
 from normscope.plots._names import readable
-from normscope.plots._theme import arm_styles
 
 if TYPE_CHECKING:
     import polars as pl
@@ -78,49 +78,18 @@ def landscape_band(
     table = table.select(pl.col("arm", "panel", "low", "high", "n"), pl.col("step").cast(pl.Float64).alias("x"))
     drawn = thinned(Drawn(table.sort("arm", "panel", "x"), [], max(table["n"].to_list(), default=0)))
     words = {m: f"Matched by {m.replace('-', ' ')}" for m in shown if m} | dict(labels or {})
-    present = drawn.frame["arm"].unique().to_list()
-    styles = {words.get(arm, arm): style for arm, style in arm_styles(present, arms).items()}
-    shown_table = drawn.frame.with_columns(pl.col("arm", "panel").replace(words))
-    data = _draw.rows(shown_table, {c: c for c in ("arm", "panel", "x", "low", "high")})
-    ticks = _draw.log_ticks(drawn.frame) if log else []
-    pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
-    tips = [
-        altair.Tooltip("arm:N", title="arm"),
-        altair.Tooltip("x:Q", title="step", format="~g"),
-        altair.Tooltip("low:Q", title="from", format=".4~g"),
-        altair.Tooltip("high:Q", title="to", format=".4~g"),
-    ]
-    base = altair.Chart().encode(x=_draw.along(altair, "x", "Optimizer step"))
-    area = base.mark_area(clip=True).encode(
-        y=_draw.upward(altair, "low", log=log, ticks=ticks),
-        y2="high:Q",
-        color=_draw.colour(altair, styles),
-        opacity=altair.when(pick).then(altair.value(0.28)).otherwise(altair.value(0.03)),
-    )
-    edges = [
-        base.mark_line(strokeWidth=width, clip=True).encode(
-            y=_draw.upward(altair, end, log=log, ticks=ticks),
-            color=_draw.colour(altair, styles),
-            strokeDash=_draw.dash(altair, styles),
-            opacity=altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.1)),
-        )
-        for end, width in (("high", 1.8), ("low", 1.0))
-        if end == "high" or low is not None
-    ]
-    hover = altair.selection_point(
-        name="near", fields=["x"], nearest=True, on="pointermove", clear="pointerout", empty=False
-    )
-    points = base.mark_point(filled=True, size=46).encode(
-        y=_draw.upward(altair, "high", log=log, ticks=ticks),
-        color=_draw.colour(altair, styles),
-        opacity=altair.when(hover).then(altair.value(1)).otherwise(altair.value(0)),
-        tooltip=tips,
-    )
+    shown_table, styles = in_words(drawn, ("arm", "panel"), words, arms)
+    across = _draw.along(altair, "x", "Optimizer step")
+    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else ())
+    lines.band(opacity=0.28, clip=True)
+    lines.line("high", width=1.8, clip=True)
+    if low is not None:
+        lines.line("low", width=1.0, clip=True)
+    named = [altair.Tooltip("arm:N", title="arm"), altair.Tooltip("x:Q", title="step", format="~g")]
+    lines.hover(tips(named, [("low", "from"), ("high", "to")]), "high")
     panelled = len(shown) > 1
-    chart = altair.layer(area, *edges, points.add_params(hover), data=data)
-    chart = chart.properties(height=_draw.PANEL_HEIGHT if panelled else _draw.HEIGHT).add_params(pick)
-    if panelled:
-        chart = _draw.panels(altair, chart, [words.get(m, m) for m in shown], independent=True)
+    data = _draw.rows(shown_table, {c: c for c in ("arm", "panel", "x", "low", "high")})
+    chart = lines.chart(data, [words.get(m, m) for m in shown] if panelled else [], independent=True)
     subtitle = y_title or ("Loss along the gradient (nats)" if high == "loss_max" else readable(high))
     if log:
         subtitle += ", logarithmic axis"

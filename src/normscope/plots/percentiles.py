@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from normscope.plots import _draw
 from normscope.plots._figure import Figure, finished
 from normscope.plots._frames import Drawn, chosen, joined, layered, thinned
-from normscope.plots._theme import arm_styles
+from normscope.plots._lines import Lines, in_words, tips
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,33 +69,17 @@ def percentiles(
         pl.col(high).alias("high"),
     )
     drawn = thinned(Drawn(table.drop_nulls().sort("arm", "x"), [], most))
-    words = dict(labels or {})
-    styles = {words.get(a, a): s for a, s in arm_styles(drawn.frame["arm"].unique().to_list(), arms).items()}
-    shown = drawn.frame.with_columns(pl.col("arm").replace(words)).with_columns(pl.col("arm").alias("panel"))
+    shown, styles = in_words(drawn, ("arm",), dict(labels or {}), arms)
+    lines = Lines(_draw.along(altair, "x", "Optimizer step"), styles, legend=False)
+    lines.band(opacity=0.22)
+    for end in ("low", "high"):
+        lines.line(end, width=1, opacity=0.7)
+    lines.line(width=2.2)
+    numbers = zip(("low", "mid", "high"), names, strict=True)
+    lines.hover(tips([altair.Tooltip("x:Q", title="step", format="~g")], list(numbers)))
+    shown = shown.with_columns(pl.col("arm").alias("panel"))
     data = _draw.rows(shown, {c: c for c in ("arm", "panel", "x", "low", "mid", "high")})
-    base = altair.Chart().encode(
-        x=_draw.along(altair, "x", "Optimizer step"), color=_draw.colour(altair, styles, show=False)
-    )
-    tips = [altair.Tooltip("x:Q", title="step", format="~g")]
-    tips += [
-        altair.Tooltip(f"{c}:Q", title=n, format=".4~g") for c, n in zip(("low", "mid", "high"), names, strict=True)
-    ]
-    hover = altair.selection_point(
-        name="near", fields=["x"], nearest=True, on="pointermove", clear="pointerout", empty=False
-    )
-    area = base.mark_area(opacity=0.22).encode(y=_draw.upward(altair, "low", log=False), y2="high:Q")
-    edges = [
-        base.mark_line(strokeWidth=1, opacity=0.7).encode(y=_draw.upward(altair, end, log=False))
-        for end in ("low", "high")
-    ]
-    line = base.mark_line(strokeWidth=2.2).encode(y=_draw.upward(altair, "mid", log=False))
-    points = base.mark_point(filled=True, size=46).encode(
-        y=_draw.upward(altair, "mid", log=False),
-        opacity=altair.when(hover).then(altair.value(1)).otherwise(altair.value(0)),
-        tooltip=tips,
-    )
-    chart = altair.layer(area, *edges, line, points.add_params(hover), data=data).properties(height=_draw.PANEL_HEIGHT)
-    chart = _draw.panels(altair, chart, list(styles), independent=not shared)
+    chart = lines.chart(data, list(styles), independent=not shared)
     spec = finished(chart, layout="facet", subtitle=y_title, panels=len(styles))
     over = f"medians over {most} seeds" if most > 1 else "one seed"
     told = joined(

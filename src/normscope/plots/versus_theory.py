@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from normscope.plots import _draw
 from normscope.plots._figure import Figure, finished
 from normscope.plots._frames import chosen, joined, summarised
+from normscope.plots._lines import tips
 from normscope.plots._theme import arm_styles
 
 if TYPE_CHECKING:
@@ -74,24 +75,20 @@ def versus_theory(
     labelled = points["x"].unique().sort().to_list() if few else None
     across = _draw.along(altair, "x", x_title or x, whole=False, log=log_x, ticks=labelled)
     ticks = _draw.log_ticks(pl.concat([points.select("mid"), lines.select("mid")])) if log else []
-    pick = altair.selection_point(name="arm_pick", fields=["arm"], bind="legend")
     shown: dict[str, Any] = {"color": colour}
     if several:
-        shown["opacity"] = altair.when(pick).then(altair.value(1)).otherwise(altair.value(0.12))
-    tips = [altair.Tooltip("arm:N", title="series")] if several else []
-    tips += [
-        altair.Tooltip(f"{c}:Q", title=t, format=".4~g")
-        for c, t in (("x", x_title or x), ("mid", "measured"), ("low", "low"), ("high", "high"))
-    ]
+        shown["opacity"] = _draw.unless_picked(altair, 1, 0.12)
+    numbers = [("x", x_title or x), ("mid", "measured"), ("low", "low"), ("high", "high")]
+    tooltip = tips([altair.Tooltip("arm:N", title="series")] if several else [], numbers)
     line = altair.Chart(line_data).mark_line(strokeDash=[5, 4], strokeWidth=1.8)
     line = line.encode(x=across, y=_draw.upward(altair, "mid", log=log, ticks=ticks), **shown)
     bars = altair.Chart().mark_rule(strokeWidth=2)
     bars = bars.encode(x=across, y=_draw.upward(altair, "low", log=log, ticks=ticks), y2="high:Q", **shown)
     dots = altair.Chart().mark_point(filled=True, size=70)
-    dots = dots.encode(x=across, y=_draw.upward(altair, "mid", log=log, ticks=ticks), tooltip=tips, **shown)
+    dots = dots.encode(x=across, y=_draw.upward(altair, "mid", log=log, ticks=ticks), tooltip=tooltip, **shown)
     chart = altair.layer(line, altair.layer(bars, dots, data=point_data)).properties(height=_draw.HEIGHT)
     if several:
-        chart = chart.add_params(pick)
+        chart = chart.add_params(_draw.pick(altair))
     subtitle = y_title + (", logarithmic axis" if log else "")
     spec = finished(chart, layout="single", subtitle=subtitle, legend=tuple(styles) if several else ())
     told = joined(caption, "Points: measured, with 95 % intervals; dashed: theory.", *notes)

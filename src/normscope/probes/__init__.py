@@ -1,30 +1,18 @@
 """Probes, one a file: instruments that attach to a training loop and leave no trace."""
 
-import sys
-
-from normscope._errors import UsageError
-from normscope._unit import discover, near
-from normscope.modules.state import RngState as RngState, Snapshot as Snapshot
-from normscope.probes._probe import AbstractProbe as AbstractProbe, Step as Step
-from normscope.probes._replay import Evaluation as Evaluation, Replay as Replay
-from normscope.probes._scope import ProbeWarning as ProbeWarning, Scope as Scope
-
-
-def all() -> list[type[AbstractProbe]]:
-    """Return every probe, in the order of file names."""
-    return list(discover(sys.modules[__name__], AbstractProbe))  # type: ignore[type-abstract]
-
-
-def get(code: str) -> type[AbstractProbe]:
-    """Return the probe with the given code.
-
-    Raises:
-        UsageError: There is none; the message names the nearest codes.
-    """
-    known = {probe.CODE: probe for probe in all()}
-    if code not in known:
-        raise UsageError(f"no probe {code!r}; did you mean {near(code, known)}?")
-    return known[code]
+from normscope.probes._find import all as all, get as get
+from normscope.probes._pass_conditions import PassConditions as PassConditions
+from normscope.probes._probe import AbstractProbe as AbstractProbe
+from normscope.probes._recorder import (
+    ProbeWarning as ProbeWarning,
+    Recorder as Recorder,
+    RecordSink as RecordSink,
+    StepObserver as StepObserver,
+    optimizers_of as optimizers_of,
+)
+from normscope.probes._replay import LossFn as LossFn, Replay as Replay
+from normscope.probes._step import Step as Step
+from normscope.probes._vectors import Evaluation as Evaluation
 
 
 def __getattr__(name: str) -> type[AbstractProbe]:

@@ -9,7 +9,9 @@ from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.modules.sites import weight_layers
-from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import Slot, homes
+from normscope.probes._vectors import Vector, difference, dot, norm
 
 MODES = ("train", "frozen")
 Value = tuple[str, str, float]
@@ -44,7 +46,7 @@ class Hessian:
         self.exact, parts = True, None
         self._along: Vector | None = None
         try:
-            # Under the loss scale, without which half-precision gradients vanish; it is taken off what is handed out.
+            # Under the loss scale, without which half-precision gradients vanish; results are returned without it.
             parts = torch.autograd.grad(self._scaled(loss), leaves, create_graph=True, allow_unused=True)
         except RuntimeError:
             self.exact = False
@@ -72,10 +74,10 @@ class Hessian:
 
     @staticmethod
     def of(replay: Replay) -> "Hessian":
-        """Return the Hessian in the replay's present mode; one is kept for the probes that ask next."""
+        """Return the Hessian in the replay's present mode; the next probes that ask get the same object."""
         kept = replay.cache.get("hessian")
         if kept is None or kept.mode != replay.mode:
-            replay.cache.pop("hessian", None)  # the old graph goes before the new one is made
+            replay.cache.pop("hessian", None)  # frees the old graph before a new one is recorded
             kept = replay.cache["hessian"] = Hessian(replay)
         return kept
 
@@ -86,12 +88,12 @@ class Hessian:
     def product(
         self, direction: Vector, *, along: Sequence[Slot] | None = None, wanted: Sequence[Slot] | None = None
     ) -> Vector:
-        """Multiply by ``direction``.
+        """Return the product of the Hessian and ``direction``.
 
         Args:
             direction: A vector over all trainable parameters.
-            along: Parameters outside of which it is known to be zero; the rest of the pass is left out.
-            wanted: Parameters whose part of the product is asked for; the rest of it is zero.
+            along: Parameters outside of which ``direction`` is zero; their part of the pass is not computed.
+            wanted: Parameters whose part of the product is computed; the rest of the result is zero.
         """
         if self.exact:
             try:
@@ -159,7 +161,7 @@ class Hessian:
 
 
 def _refuses(parts: Iterable[Tensor | None]) -> bool:
-    """Whether a function that is differentiable only once took part: torch would take its part as zero and not say."""
+    """Whether a function that is differentiable only once took part: torch would count its part as zero, silently."""
     seen, waiting = set(), [part.grad_fn for part in parts if part is not None]
     while waiting:
         node = waiting.pop()
@@ -173,9 +175,9 @@ def _refuses(parts: Iterable[Tensor | None]) -> bool:
 
 
 def in_modes(replay: Replay, modes: Sequence[str], read: Callable[[], Iterable[Value]]) -> Iterator[Value]:
-    """Yield what ``read`` finds in each mode, the mode's name behind an ``@``.
+    """Yield the values of ``read`` in each mode, with ``@`` and the mode behind their names.
 
-    Where freezing the norms changes nothing, because there are none or they are in eval mode, it reads only once.
+    If freezing the norms changes nothing, because there are none or all are in eval mode, ``read`` runs only once.
     """
     plain: list[Value] | None = None
     for mode in modes:
@@ -258,9 +260,3 @@ def weight_slots(replay: Replay, model: Module) -> dict[str, list[Slot]]:
         if slots:
             found[site] = slots
     return found
-
-
-def homes(layer: Module) -> set[Module]:
-    """Return the modules that hold a layer's own parameters: itself, and its parametrizations."""
-    hidden = layer._modules.get("parametrizations")
-    return {layer, *(hidden.modules() if hidden is not None else ())}

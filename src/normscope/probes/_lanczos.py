@@ -8,17 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normscope.probes._replay import Vector, dot, norm
+from normscope.probes._vectors import Vector, dot, norm
 
 Product = Callable[[Vector], Vector]
 
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    r"""What a Lanczos run found.
+    r"""The result of a Lanczos run.
 
     Attributes:
-        values: The largest eigenvalues, descending; NaN for those that it could not see.
+        values: The largest eigenvalues, descending; NaN where the run has found fewer.
         residuals: :math:`\lVert Hv - \lambda v\rVert` of each, by the recurrence.
         vectors: Unit eigenvectors that belong to ``values``; fewer where values are NaN.
         converged: Whether the estimated error of each value is within the tolerance.
@@ -57,10 +57,9 @@ class _Basis:
         return [rows[index] for rows in self._rows]
 
     def remove_from(self, vector: Vector) -> Vector:
-        """Take from ``vector`` its part in the span; again, if so much went that what is left is rounding.
+        """Orthogonalise ``vector`` against the basis; repeat once if cancellation left only rounding error.
 
-        A pass over all rows is as dear as a product in a small net, so the last two vectors, the only ones along which
-        there is a part but for rounding, go first.
+        Except for rounding, ``vector`` has components only along the last two basis vectors: these are removed first.
         """
         for first in (max(self.count - 2, 0), 0):
             vector = self._remove_rows(vector, first)
@@ -69,11 +68,11 @@ class _Basis:
         return vector
 
     def _remove_rows(self, vector: Vector, first: int) -> Vector:
-        rows = [one[first : self.count] for one in self._rows]
-        along = sum((one @ part).to(vector[0].device, torch.float64) for one, part in zip(rows, vector, strict=True))
+        basis = [rows[first : self.count] for rows in self._rows]
+        along = sum((rows @ part).to(vector[0].device, torch.float64) for rows, part in zip(basis, vector, strict=True))
         assert isinstance(along, Tensor)
         self._lost = float(torch.linalg.vector_norm(along))
-        return [torch.addmv(part, one.T, along.to(part), alpha=-1) for one, part in zip(rows, vector, strict=True)]
+        return [torch.addmv(part, rows.T, along.to(part), alpha=-1) for rows, part in zip(basis, vector, strict=True)]
 
     def combine(self, coefficients: NDArray[np.float64]) -> Vector:
         return [torch.as_tensor(coefficients).to(rows) @ rows[: self.count] for rows in self._rows]
@@ -85,7 +84,7 @@ def lanczos(
     r"""Find the largest eigenvalues of a symmetric operator, with full reorthogonalization.
 
     A Ritz value :math:`\theta` with residual r is within r of an eigenvalue, and within :math:`r^2/\delta` if the next
-    one is :math:`\delta` away (Parlett 1980, theorem 11.7.1); the run stops once the smaller of the two is below
+    eigenvalue is :math:`\delta` away (Parlett 1980, theorem 11.7.1); the run stops once the smaller of the two is below
     ``tolerance`` times :math:`|\theta|` for each value wanted. The gap is estimated from the Ritz values themselves.
 
     Args:
@@ -103,7 +102,7 @@ def lanczos(
     diagonal: list[float] = []
     beside: list[float] = []
     if not (0 < length < np.inf):
-        return _nothing(wanted, 0)
+        return _all_nan(wanted, 0)
     basis = _Basis(start)
     vector = [part / length for part in start]
     good = False
@@ -114,11 +113,11 @@ def lanczos(
         image = basis.remove_from(image)
         beside.append(norm(image))
         if not (np.isfinite(diagonal[-1]) and np.isfinite(beside[-1])):
-            return _nothing(wanted, len(diagonal))
+            return _all_nan(wanted, len(diagonal))
         nodes, modes = np.linalg.eigh(np.diag(diagonal) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1))
         residuals = beside[-1] * np.abs(modes[-1])
         scale = float(np.abs(nodes).max())
-        # The start's Krylov space is closed: what it holds is exact, and there is nowhere to go on to.
+        # The Krylov space of the start is exhausted: its eigenvalues are exact, and no further vector exists.
         closed = beside[-1] <= 10 * _epsilon(start) * scale
         held = good
         good = _good(nodes, residuals, wanted, tolerance) if wanted else False
@@ -134,7 +133,7 @@ def lanczos(
 
 
 def _good(nodes: NDArray[np.float64], residuals: NDArray[np.float64], wanted: int, tolerance: float) -> bool:
-    if len(nodes) <= wanted:  # no gap to the rest is seen yet
+    if len(nodes) <= wanted:  # the gap to the other eigenvalues is not known yet
         return False
     for index in range(len(nodes) - 1, len(nodes) - 1 - wanted, -1):
         others = np.delete(np.arange(len(nodes)), index)
@@ -145,7 +144,7 @@ def _good(nodes: NDArray[np.float64], residuals: NDArray[np.float64], wanted: in
     return True
 
 
-def _nothing(wanted: int, products: int) -> Spectrum:
+def _all_nan(wanted: int, products: int) -> Spectrum:
     empty = np.full(wanted, np.nan)
     return Spectrum(empty, empty, [], False, products, np.array([np.nan]), np.array([1.0]), np.nan)
 

@@ -1,7 +1,7 @@
 """Run the updated prefix of a network once, and only the old suffix again for each layer.
 
 The forward pass at the updated parameters is watched call by call. To evaluate the network with everything before
-layer i updated and the rest old, every childless module called before layer i hands out the output it had in the
+layer i updated and the rest old, every childless module called before layer i returns the output that it had in the
 watched pass instead of computing it. What containers compute between such calls (additions, reshapes, functional
 activations) runs again on those outputs, so skips and branches come out right too.
 """
@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils import _pytree as pytree
 
-from normscope.modules.sites import walk
+from normscope.modules.batches import tensors
+from normscope.modules.hooks import forward_replaced
+from normscope.modules.rng import set_torch_streams, torch_streams
+from normscope.modules.tree import is_childless, walk
 from normscope.probes._replay import Replay
 
 
@@ -64,7 +67,7 @@ class WatchedPass:
         self._watch()
         changed = self._find_overwritten()
         if changed:
-            # Outputs that were overwritten in place are gone: once more, with copies of those.
+            # Outputs that were overwritten in place are lost: watch the pass again, and copy these outputs.
             overwriters = {index: call.overwriters for index, call in enumerate(self._calls)}
             glue = {index for index, call in enumerate(self._calls) if call.overwritten}
             self._copy, self._calls, self.first = changed, [], {}
@@ -78,29 +81,29 @@ class WatchedPass:
         return tuple(id(call.module) for call in self._calls)
 
     def _watch(self) -> None:
-        # What code between two calls draws is put down to the later one: when that is skipped, the code has drawn
-        # again, and the streams stand where they are set to.
-        self._streams = _streams()
-        with _patched(self._replay.model, self._watching):
+        # Random draws between two module calls are attributed to the later call: when it is skipped, the code between
+        # the calls has drawn again, and the streams are then set to their state after the call.
+        self._streams = torch_streams()
+        with forward_replaced((module for _, module in walk(self._replay.model)), self._watching):
             self._replay.evaluate(gradient=False)
         if self._replay.draws_beside_torch:
             self.repeatable = "the forward pass draws from NumPy's or Python's stream"
 
     def _watching(self, module: Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        childless = _childless(module)
+        childless = is_childless(module)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.first.setdefault(module, (len(self.first), len(self._calls)))
             if not childless:
                 return forward(*args, **kwargs)
-            inputs = [(tensor, tensor._version) for tensor in _tensors((args, kwargs))]
+            inputs = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
             output = forward(*args, **kwargs)
-            before, after = self._streams, _streams()
+            before, after = self._streams, torch_streams()
             self._streams = after
             index = len(self._calls)
             self._note_overwriting(inputs, index)
             kept = _mapped(lambda part: self._keep(part, index), output)
-            watched = [(part, part._version) for part in _tensors(output)]
+            watched = [(part, part._version) for part in tensors(output)]
             drew = not all(map(torch.equal, before, after))
             self._calls.append(_Call(module, kept, after if drew else None, watched))
             return output
@@ -140,11 +143,11 @@ class WatchedPass:
         elif not all(isinstance(part, known) for call in self._calls for part in _leaves(call.output)):
             self.repeatable = "a module returns something other than tensors"
         for call in self._calls:
-            call.watched.clear()  # lets go of what is not needed any more
+            call.watched.clear()  # frees the tensors
 
     @contextmanager
     def skipping(self, count: int) -> Iterator[None]:
-        """Let the first ``count`` calls of one evaluation hand out what was kept.
+        """Have the first ``count`` calls of one evaluation return the kept outputs.
 
         Raises:
             NotRepeatable: The calls of the evaluation come in another order than in the watched pass.
@@ -161,7 +164,7 @@ class WatchedPass:
                 if call.module is not module:
                     raise NotRepeatable("modules are called in another order than before")
                 if call.streams is not None:
-                    _set_streams(call.streams)
+                    set_torch_streams(call.streams)
                 if call.overwritten or any(other >= count for other in call.overwriters):
                     return _mapped(lambda part: part.clone() if _is_tensor(part) else part, call.output)
                 return call.output
@@ -170,23 +173,13 @@ class WatchedPass:
 
         # Only modules with a call to skip need a stand-in, as long as counting stops after the last of them.
         skipped = {call.module for call in self._calls[:count]}
-        with _patched(self._replay.model, instead, only=_childless if len(skipped) < count else skipped.__contains__):
+        wanted = is_childless if len(skipped) < count else skipped.__contains__
+        with forward_replaced([module for _, module in walk(self._replay.model) if wanted(module)], instead):
             yield
 
 
 def _is_tensor(part: Any) -> bool:
     return isinstance(part, Tensor)
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    """Return the tensors in a structure; what modules are mostly called with needs no walk."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if type(tree) in (tuple, list):
-        return [tensor for part in tree for tensor in _tensors(part)]
-    if tree is None or (type(tree) is dict and not tree):
-        return []
-    return [part for part in pytree.tree_leaves(tree) if _is_tensor(part)]
 
 
 def _leaves(tree: Any) -> list[Any]:
@@ -195,36 +188,3 @@ def _leaves(tree: Any) -> list[Any]:
 
 def _mapped(act: Callable[[Any], Any], tree: Any) -> Any:
     return act(tree) if isinstance(tree, Tensor) else pytree.tree_map(act, tree)
-
-
-def _childless(module: Module) -> bool:
-    return not any(child is not None for child in module._modules.values())
-
-
-def _streams() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
-
-
-def _set_streams(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])
-
-
-@contextmanager
-def _patched(
-    model: Module,
-    make: Callable[[Module, Callable[..., Any]], Callable[..., Any]],
-    only: Callable[[Module], bool] = lambda module: True,
-) -> Iterator[None]:
-    """Shadow ``forward`` of the modules by an attribute of the instance, and take it away again."""
-    kept = [(module, vars(module).get("forward")) for _, module in walk(model) if only(module)]
-    try:
-        for module, _ in kept:
-            vars(module)["forward"] = make(module, module.forward)
-        yield
-    finally:
-        for module, own in kept:
-            vars(module).pop("forward", None)
-            if own is not None:
-                vars(module)["forward"] = own

@@ -1,62 +1,38 @@
-"""Evaluate the loss of a training step again, at any parameters, beside the model and not in it.
+"""Evaluate the loss of a training step again, at arbitrary parameter values.
 
-The parameters and buffers that the model computes with are exchanged for substitutes while a replay is open; the
-user's own tensors, their gradients and their hooks are not touched. All substitutes of one kind lie in one flat
-buffer, so that a walk along the gradient is one fused multiply-add.
+While a replay is open, the model computes with substitutes for its parameters and buffers; the user's own tensors,
+their gradients and their hooks stay untouched. All substitutes of one kind lie in one flat buffer, so that a walk along
+the gradient is one fused multiply-add.
 """
 
-from collections import OrderedDict
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.nn.modules import module as torch_module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import is_norm
-from normscope.modules.state import HOOKS, RngState, Snapshot
-from normscope.probes._own_pass import OwnPass
-from normscope.probes._start import Slot as Slot, Start as Start, copy_all
+from normscope.modules.batches import Piece, is_pieces
+from normscope.modules.call import modes_kept
+from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.rng import RngState
+from normscope.modules.sites import normalizes
+from normscope.modules.state import Snapshot
+from normscope.probes._start_state import Slot, StartState, copy_all
+from normscope.probes._vectors import Evaluation, Vector
 
 LossFn = Callable[[Any, Any], Tensor]
-Vector = list[Tensor]
-"""One flat tensor for each kind (dtype, device) of trainable parameter."""
+"""``loss_fn(model, batch) -> scalar``."""
 
 
-def dot(a: Vector, b: Vector) -> float:
-    """Inner product of two vectors."""
-    return sum(float(torch.dot(p, q)) for p, q in zip(a, b, strict=True))
+class OriginSource(Protocol):
+    """Who may know the loss and the gradient with which a step begins without a pass of the replay's own."""
 
-
-def norm(a: Vector) -> float:
-    """Euclidean length of a vector."""
-    return sum(float(torch.linalg.vector_norm(p)) ** 2 for p in a) ** 0.5
-
-
-def difference(a: Vector, b: Vector) -> Vector:
-    """``a - b``."""
-    return [p - q for p, q in zip(a, b, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Loss, a scalar detached from its graph, and its gradient; the gradient is empty if none was asked for."""
-
-    loss: Tensor
-    gradient: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One of the batches that a step accumulates: its share in the loss, and the random streams at its beginning."""
-
-    batch: Any
-    share: float
-    rng: RngState
+    def origin(self, replay: "Replay") -> Evaluation:
+        """Return loss and gradient at the parameters with which the step began."""
 
 
 class Replay:
@@ -64,16 +40,25 @@ class Replay:
 
     Every evaluation starts from the buffers and random streams as they were when the step began, in the modes of the
     user's own forward pass: dropout masks repeat, and batch norm in train mode normalizes by the statistics of this
-    batch. Only inside ``opened()``; afterwards the model is bit for bit what it was.
+    batch. Evaluations are possible only inside ``opened()``; afterwards the model is bit for bit what it was.
 
     Args:
         model: The model, at its updated parameters.
         loss_fn: ``loss_fn(model, batch) -> scalar``.
-        batch: The batch of the step, passed through as it is. A ``loss_fn`` that writes into it is read wrongly. A list
-            of ``Piece`` if the step accumulates: then the loss is their weighted sum.
-        start: Taken when the step began.
-        own: The user's own pass, to be used where it is proven to be the origin.
-        scale: Loss scale for backward passes; gradients are handed out unscaled.
+        batch: The batch of the step, handed to ``loss_fn`` as it is. If ``loss_fn`` writes into it, later evaluations
+            see what was written. If the step accumulates, a list of ``Piece``: the loss is their weighted sum.
+        start: The state with which the step began; the present one if None.
+        origin_source: The user's own pass, if it may serve as the evaluation at the start.
+        scale: Loss scale for backward passes; gradients are returned without it.
+
+    Attributes:
+        model: As given.
+        batch: As given.
+        start: The state with which the step began.
+        scale: As given.
+        flat: The parameters at which the loss is evaluated, in flat buffers.
+        mode: ``"frozen"`` while norms compute with their running statistics, else ``"train"``.
+        cache: What probes share until the replay closes.
     """
 
     def __init__(
@@ -81,14 +66,15 @@ class Replay:
         model: Module,
         loss_fn: LossFn,
         batch: Any,
-        start: Start,
+        start: StartState | None = None,
         *,
-        own: OwnPass | None = None,
+        origin_source: OriginSource | None = None,
         scale: float = 1.0,
     ) -> None:
-        self.model, self.start = model, start
-        self._own, self.scale = own, scale
-        self._loss_fn, self.batch, self._whole = loss_fn, batch, batch
+        self.model = model
+        self.start = start = start if start is not None else StartState(model)
+        self._origin_source, self.scale = origin_source, scale
+        self._loss_fn, self.batch = loss_fn, batch
         self.flat = [part.clone() for part in start.flat]
         self._leaves = [
             Parameter(view, requires_grad=slot.trainable)
@@ -98,7 +84,7 @@ class Replay:
         self._open = False
         self.mode = "train"
         self.cache: dict[str, Any] = {}
-        # Found out at the first evaluation: where the loss draws from torch's streams only, the others need no setting.
+        # Known after the first evaluation. If the loss draws from torch's streams only, the others need no restoring.
         self.draws_beside_torch: bool | None = None
 
     @property
@@ -114,8 +100,7 @@ class Replay:
             try:
                 for module in self.start.layout.modules:
                     silence(module)
-                for module, mode in self.start.modes:
-                    module.training = mode
+                self.start.conditions.set_modes()
                 self._install(self._leaves)
                 self._open = True
                 yield self
@@ -151,25 +136,31 @@ class Replay:
         """
         norms = [module for module in self.model.modules() if wanted and module.training and _keeps_statistics(module)]
         before = self.mode
-        try:
-            for module in norms:
-                module.training = False
-            self.mode = "frozen" if norms else before
-            yield bool(norms)
-        finally:
-            self.mode = before
-            for module in norms:
-                module.training = True
+        with modes_kept(norms):
+            try:
+                for module in norms:
+                    module.training = False
+                self.mode = "frozen" if norms else before
+                yield bool(norms)
+            finally:
+                self.mode = before
 
-    @contextmanager
-    def on(self, batch: Any) -> Iterator[None]:
-        """Evaluate the loss on another batch until the block ends."""
-        kept = self.batch, self._origins, self.cache
-        self.batch, self._origins, self.cache = batch, {}, {}
-        try:
-            yield
-        finally:
-            self.batch, self._origins, self.cache = kept
+    def with_batch(self, batch: Any, rng: RngState | None = None) -> "Replay":
+        """Return an open replay of the same model and start on another batch.
+
+        It shares the parameter substitutes of this one, and can be used as long as this one is open.
+
+        Args:
+            batch: What ``loss_fn`` takes.
+            rng: The random streams to begin from; those of the step if None.
+        """
+        other = copy.copy(self)
+        other.batch, other._origin_source, other._origins, other.cache = batch, None, {}, {}
+        other.draws_beside_torch = None
+        if rng is not None:
+            other.start = copy.copy(self.start)
+            other.start.rng = rng
+        return other
 
     def reset(self) -> None:
         """Go back to the parameters with which the step began."""
@@ -201,8 +192,8 @@ class Replay:
         """Loss and gradient at the parameters with which the step began; computed once, shared by all probes."""
         if self.mode not in self._origins:
             self.reset()
-            own = self._own if self.mode == "train" and self.batch is self._whole else None
-            self._origins[self.mode] = self.evaluate() if own is None else own.origin(self)
+            source = self._origin_source if self.mode == "train" else None
+            self._origins[self.mode] = self.evaluate() if source is None else source.origin(self)
         return self._origins[self.mode]
 
     def evaluate(self, wanted: Sequence[Slot] | None = None, *, gradient: bool = True) -> Evaluation:
@@ -221,12 +212,12 @@ class Replay:
         for slot, leaf in zip(self.slots, self._leaves, strict=True):
             leaf.requires_grad_(slot.trainable and id(slot) in asked)
         chosen = [(slot, leaf) for slot, leaf in zip(self.slots, self._leaves, strict=True) if leaf.requires_grad]
-        found: Evaluation | None = None
+        total: Evaluation | None = None
         for loss in self._losses():  # one graph at a time
-            part = Evaluation(loss.detach(), self._gradient(loss, chosen, wanted is None) if gradient else [])
-            found = part if found is None else _added(found, part)
-        assert found is not None
-        return found
+            piece = Evaluation(loss.detach(), self._gradient(loss, chosen, wanted is None) if gradient else [])
+            total = piece if total is None else _added(total, piece)
+        assert total is not None
+        return total
 
     def _gradient(self, loss: Tensor, chosen: Sequence[tuple[Slot, Parameter]], whole: bool) -> Vector:
         if not loss.requires_grad:
@@ -252,10 +243,10 @@ class Replay:
             substitute = value.clone()
             for module, key in places:
                 module._buffers[key] = substitute
-        pieces = self.batch if _is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
+        pieces = self.batch if is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
         for piece in pieces:
             piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
-            with self.start.autocasting():
+            with self.start.conditions.autocasting():
                 loss = self._loss_fn(self.model, piece.batch)
             if self.draws_beside_torch is None:
                 self.draws_beside_torch = piece.rng.drawn_beside_torch()
@@ -278,10 +269,6 @@ class Replay:
         return [torch.cat(pieces[kind]) for kind in self.start.trainable_kinds]
 
 
-def _is_pieces(batch: Any) -> bool:
-    return isinstance(batch, list) and bool(batch) and all(isinstance(one, Piece) for one in batch)
-
-
 def _added(a: Evaluation, b: Evaluation) -> Evaluation:
     return Evaluation(a.loss + b.loss, [p + q for p, q in zip(a.gradient, b.gradient, strict=True)])
 
@@ -294,30 +281,4 @@ def _dense(part: Tensor | None, like: Tensor) -> Tensor:
 
 def _keeps_statistics(module: Module) -> bool:
     buffers = module._buffers.values()
-    return is_norm(module) and any(buffer is not None and buffer.is_floating_point() for buffer in buffers)
-
-
-def silence(module: Module) -> None:
-    """Take the hooks off, but for those by which torch itself computes weights (weight and spectral norm, pruning)."""
-    for kind in HOOKS:
-        hooks = vars(module).get(kind)
-        if hooks:
-            vars(module)[kind] = OrderedDict((key, hook) for key, hook in hooks.items() if _computes_weight(hook))
-
-
-def _computes_weight(hook: Any) -> bool:
-    home = getattr(hook, "__module__", None) or type(hook).__module__
-    return str(home).startswith("torch.nn.utils.")
-
-
-@contextmanager
-def no_global_hooks() -> Iterator[None]:
-    kinds = [name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks")]
-    kept = {name: getattr(torch_module, name) for name in kinds}
-    try:
-        for name in kinds:
-            setattr(torch_module, name, OrderedDict())
-        yield
-    finally:
-        for name, hooks in kept.items():
-            setattr(torch_module, name, hooks)
+    return normalizes(module) and any(buffer is not None and buffer.is_floating_point() for buffer in buffers)

@@ -11,7 +11,8 @@ from torch import Tensor
 from normscope._errors import UsageError
 from normscope.modules.channels import channels, coprime_stride, in_memory_order, to_host
 from normscope.modules.sites import chosen, pre_activations
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _LEVELS = (0.15, 0.50, 0.85)
@@ -24,10 +25,10 @@ class ActivationDistribution(AbstractProbe):
     ## Measures
     For each site, over all elements of its output in the user's own forward pass (batch, channels, positions):
     ``mean``, ``std`` (of the population, divisor :math:`n`), and the percentiles ``p15``, ``p50``, ``p85`` by linear
-    interpolation. The output of a norm or of a linear or convolutional layer is a pre-activation: what the following
-    non-linearity sees. A site that is called several times is pooled over its calls.
+    interpolation. The output of a norm or of a linear or convolutional layer is a pre-activation: the input of
+    the following non-linearity. A site that is called several times is pooled over its calls.
 
-    Percentiles of more than ``sample`` elements are those of a subsample: every k-th element in memory order, with k
+    For more than ``sample`` elements, percentiles are taken of a subsample: every k-th element in memory order, with k
     the smallest step that leaves at most ``sample`` elements and has no factor in common with their number, so that all
     channels and positions are met evenly. No random number is drawn. The standard error of a percentile from 8192
     independent normal values is about 0.015 standard deviations. ``mean`` and ``std`` always use every element.
@@ -72,9 +73,9 @@ class ActivationDistribution(AbstractProbe):
             return
         flat = in_memory_order(output)
         stride = 1 if flat.numel() <= self.sample else coprime_stride(flat.numel(), self.sample)
-        seen = step.memo(output if output.ndim > 1 else output.reshape(1, -1), "channels", channels)
-        # The values themselves are let go of: only what is small is kept.
-        notes.setdefault(site, []).append((seen.count, seen.mean, seen.variance, flat[::stride].clone()))
+        moments = step.memo(output if output.ndim > 1 else output.reshape(1, -1), "channels", channels)
+        # Only moments and the subsample are kept, not the output itself.
+        notes.setdefault(site, []).append((moments.count, moments.mean, moments.variance, flat[::stride].clone()))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""
@@ -84,7 +85,7 @@ class ActivationDistribution(AbstractProbe):
             return
         host = to_host([part for _, *parts in every for part in parts])
         samples = host[2::3]
-        # Channels of all sites and calls side by side: as many operations for fifty layers as for one.
+        # Channels of all sites and calls lie side by side: the number of operations does not grow with the layers.
         widths = [mean.size for mean in host[::3]]
         counts = np.repeat([float(count) for count, *_ in every], widths)
         means, variances = np.concatenate(host[::3]), np.concatenate(host[1::3])

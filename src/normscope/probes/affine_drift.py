@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import chosen, norms, uses_batch
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _PARTS = ("weight", "bias")
@@ -32,7 +33,7 @@ class AffineDrift(AbstractProbe):
       normalization. :math:`\mu` and :math:`\sigma^2 = \mathrm{Var} + \epsilon` are those that the layer normalized by:
       of the user's own batch (the last call's), in eval mode the running ones.
 
-    **State**: for each norm, gain and shift as first seen. A probe used for another model starts anew.
+    **State**: for each norm, gain and shift at its first reading. A probe used for another model starts anew.
 
     ## Cost
     Two reads of the input of each batch norm, shared with other probes.
@@ -75,8 +76,8 @@ class AffineDrift(AbstractProbe):
     @staticmethod
     def _take(step: Step, module: Module, statistics: dict[str, Any], x: Tensor) -> None:
         if uses_batch(module):
-            seen = step.memo(x, "channels", channels)
-            statistics.update(mean=seen.mean, variance=seen.variance)
+            moments = step.memo(x, "channels", channels)
+            statistics.update(mean=moments.mean, variance=moments.variance)
         else:
             mean, variance = module.running_mean, module.running_var
             assert isinstance(mean, Tensor)

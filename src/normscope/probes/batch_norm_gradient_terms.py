@@ -11,7 +11,8 @@ from torch.nn import Module
 
 from normscope.modules.channels import Channels, channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 
@@ -70,11 +71,11 @@ class BatchNormGradientTerms(AbstractProbe):
             return None
         notes = step.notes(self)
         notes.setdefault(site, [])  # the order of first use
-        seen = step.memo(x, "channels", channels)
+        moments = step.memo(x, "channels", channels)
         weight = getattr(module, "weight", None)
         kept = None if weight is None else weight.detach().clone()
         eps = float(getattr(module, "eps", 0.0))
-        inputs = [seen]
+        inputs = [moments]
 
         def read(gradient: Tensor) -> None:
             # The input is let go of at once: held until the whole backward pass ends, it would raise the peak of memory
@@ -82,15 +83,15 @@ class BatchNormGradientTerms(AbstractProbe):
             if inputs:
                 notes[site].append(self._of(inputs.pop(), gradient, kept, eps))
 
-        del seen
+        del moments
         return read
 
     @staticmethod
-    def _of(seen: Channels, gradient: Tensor, weight: Tensor | None, eps: float) -> dict[str, Any]:
-        total, squares, product = seen.inner(gradient)
-        scale = torch.ones_like(seen.mean) if weight is None else weight.to(seen.mean.dtype)
-        stacked = torch.stack([total, squares, product, seen.variance, scale])
-        return {"stacked": stacked, "count": seen.count, "eps": eps}
+    def _of(moments: Channels, gradient: Tensor, weight: Tensor | None, eps: float) -> dict[str, Any]:
+        total, squares, product = moments.inner(gradient)
+        scale = torch.ones_like(moments.mean) if weight is None else weight.to(moments.mean.dtype)
+        stacked = torch.stack([total, squares, product, moments.variance, scale])
+        return {"stacked": stacked, "count": moments.count, "eps": eps}
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares, errors and scales of each layer, in the order of first use."""
@@ -99,7 +100,7 @@ class BatchNormGradientTerms(AbstractProbe):
             return
         every = [call for calls in notes.values() for call in calls]
         host = to_host([call["stacked"] for call in every])
-        # All layers and calls side by side: the few operations below are as many for fifty layers as for one.
+        # All layers and calls lie side by side, so the number of operations does not grow with the layers.
         widths = [part.shape[1] for part in host]
         count = np.repeat([float(call["count"]) for call in every], widths)
         eps = np.repeat([call["eps"] for call in every], widths)

@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride
 from normscope.modules.sites import chosen, weight_layers
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _TOP = 3

@@ -9,10 +9,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, walk, weight_layers
+from normscope.modules.sites import chosen, weight_layers
+from normscope.modules.tree import walk
 from normscope.probes._prefix import NotRepeatable, WatchedPass
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Slot, Vector, difference, dot, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import Slot, homes
+from normscope.probes._step import Step
+from normscope.probes._vectors import Vector, difference, dot, norm
 from normscope.records import Record
 
 METHODS = ("auto", "prefix", "general")
@@ -98,14 +102,13 @@ class CovariateShift(AbstractProbe):
             yield from self._compare(step, layer.site, _pick(whole, layer.slots), after)
 
     def _slots(self, replay: Replay, module: Module) -> list[Slot]:
-        hidden = module._modules.get("parametrizations")
-        homes = {module, *(hidden.modules() if hidden is not None else ())}
+        own = homes(module)
         return [
             slot
             for slot in replay.slots
             if slot.trainable
             and (slot.parameter.ndim >= 2 or self.parameters == "all")
-            and any(home in homes for home, _ in slot.places)
+            and any(home in own for home, _ in slot.places)
         ]
 
     def _shifted(
@@ -166,7 +169,7 @@ class _Order:
                 if child is not None:
                     self._around.setdefault(child, parent)
 
-    def _seen(self, module: Module) -> Module | None:
+    def _called(self, module: Module) -> Module | None:
         at: Module | None = module
         while at is not None and at not in self._first:
             at = self._around.get(at)
@@ -174,13 +177,13 @@ class _Order:
 
     def of(self, module: Module) -> int:
         """Return the number of its first call; beyond all others if it was never called."""
-        seen = self._seen(module)
-        return len(self._first) if seen is None else self._first[seen][0]
+        called = self._called(module)
+        return len(self._first) if called is None else self._first[called][0]
 
     def calls_before(self, module: Module) -> int:
         """Return how many childless modules had been called before it began."""
-        seen = self._seen(module)
-        return 0 if seen is None else self._first[seen][1]
+        called = self._called(module)
+        return 0 if called is None else self._first[called][1]
 
     def preceding(self, replay: Replay, layer: "_Layer") -> list[Slot]:
         """Return the parameters whose first use comes before the layer's, its own left out."""
@@ -209,7 +212,7 @@ def _general(replay: Replay, order: _Order, layer: _Layer, whole: Mapping[int, T
 def _by_prefix(
     replay: Replay, watched: WatchedPass, order: _Order, layers: Sequence[_Layer], whole: Mapping[int, Tensor]
 ) -> list[Vector]:
-    """Run only what comes after each layer's input, on the outputs kept from the updated pass."""
+    """Run only the part of the network behind each layer's input, on the outputs kept from the updated pass."""
     found = []
     for layer in layers:
         before = order.preceding(replay, layer)

@@ -1,13 +1,14 @@
 """The curvature of the loss: how far a quadratic model of it reaches."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from normscope._errors import UsageError
+from normscope.modules.batches import part, tensors
 from normscope.probes._hessian import (
     MODES,
     Hessian,
@@ -22,8 +23,11 @@ from normscope.probes._hessian import (
     zeros,
 )
 from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Slot, Vector, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import Slot
+from normscope.probes._step import Step
+from normscope.probes._vectors import Vector, norm
 from normscope.records import Record
 
 MEASURES = ("eigenvalues", "trace", "gradient", "density", "batch", "layers", "adaptive")
@@ -251,10 +255,7 @@ class Curvature(AbstractProbe):
         batches = _cut(replay.batch, self.parts)
         if batches is None:
             return
-        values = []
-        for batch in batches:
-            with replay.on(batch):
-                values.append(Hessian.of(replay).gradient_curvature())
+        values = [Hessian(replay.with_batch(batch)).gradient_curvature() for batch in batches]
         mean, error = hutchinson(values)
         yield "", "batch_sharpness", mean
         yield "", "batch_sharpness_error", error
@@ -286,32 +287,7 @@ def _length(replay: Replay, slot: Slot) -> float:
 
 def _cut(batch: Any, parts: int) -> list[Any] | None:
     """Cut every tensor of a batch along its first axis; None if they differ in length or are too short."""
-    lengths = {len(tensor) if tensor.ndim else 0 for tensor in _tensors(batch)}
-    if len(lengths) != 1 or (length := lengths.pop()) < 2 * parts:
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in tensors(batch)}
+    if len(lengths) != 1 or lengths.pop() < 2 * parts:
         return None
-    size = length // parts
-    return [_slice(batch, slice(index * size, (index + 1) * size)) for index in range(parts)]
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for part in batch.values():
-            yield from _tensors(part)
-    elif isinstance(batch, (tuple, list)):
-        for part in batch:
-            yield from _tensors(part)
-
-
-def _slice(batch: Any, rows: slice) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[rows]
-    if isinstance(batch, Mapping):
-        cut = {key: _slice(part, rows) for key, part in batch.items()}
-        return cut if type(batch) is dict else type(batch)(cut)  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_slice(part, rows) for part in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_slice(part, rows) for part in batch)
-    return batch
+    return [part(batch, index, parts) for index in range(parts)]

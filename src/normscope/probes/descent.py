@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator
 
 from normscope.probes._hessian import Hessian
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import difference, dot, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
+from normscope.probes._vectors import difference, dot, norm
 from normscope.records import Record
 
 
@@ -69,7 +70,7 @@ class Descent(AbstractProbe):
             "loss": before,
             "loss_after": after,
             "actual_decrease": before - after,
-            # A loss that is no number any more has not gone down; one that was none before says nothing.
+            # A loss that has become NaN has not gone down; if it was NaN before the update, nothing is known.
             "raised": math.nan if math.isnan(before) else float(not after <= before),
             "linear_decrease": linear,
             "predicted_decrease": predicted,

@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, leading_tensor, pre_activations
-from normscope.modules.state import RngState
-from normscope.probes._beside import batch_of, beside, kept
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.modules.batches import kept, leading_tensor
+from normscope.modules.rng import RngState
+from normscope.modules.sites import chosen, pre_activations
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 
 @dataclass(slots=True)
 class _Unit:
-    """What is kept of a site: its values ``(units, values)`` in rising order at first and last, and the way so far."""
+    """The sorted values ``(units, values)`` of a site at its first and last reading, and the path length so far."""
 
     first: np.ndarray
     last: np.ndarray
@@ -31,8 +32,8 @@ class _Unit:
 
 
 @dataclass(slots=True)
-class _Watched:
-    """What is kept of a model: the fixed batch, the random streams to read it with, and its sites."""
+class _FixedBatch:
+    """The batch on which a model is always read, the random streams for it, and the readings of its sites."""
 
     batch: Any
     streams: RngState
@@ -103,29 +104,29 @@ class DistributionShift(AbstractProbe):
             raise UsageError(f"{self.CODE}: sample={sample} must be 2 or more")
         self.batch, self.sample, self.unit_axis = batch, sample, unit_axis
         self.sites = None if sites is None else tuple(sites)
-        self._watched: WeakKeyDictionary[Module, _Watched] = WeakKeyDictionary()
+        self._fixed: WeakKeyDictionary[Module, _FixedBatch] = WeakKeyDictionary()
 
     def read(self, step: Step) -> Iterator[Record]:
         """Run the fixed batch, and yield how far each site has come."""
         replay = step.replay
-        known = self._watched.get(step.model)
+        known = self._fixed.get(step.model)
         if known is None:
-            batch = kept(batch_of(replay)) if self.batch is None else self.batch
-            known = self._watched[step.model] = _Watched(batch, replay.start.rng)
-        seen: dict[str, list[np.ndarray]] = {}
+            batch = kept(replay.batch) if self.batch is None else self.batch
+            known = self._fixed[step.model] = _FixedBatch(batch, replay.start.rng)
+        outputs: dict[str, list[np.ndarray]] = {}
         layers = step.modules(pre_activations) if self.sites is None else chosen(step.model, self.sites)
-        handles = [module.register_forward_hook(partial(self._look, seen, site)) for site, module in layers.items()]
+        handles = [module.register_forward_hook(partial(self._keep, outputs, site)) for site, module in layers.items()]
         try:
             replay.reset()
-            beside(replay, known.batch, known.streams).evaluate(gradient=False)
+            replay.with_batch(known.batch, known.streams).evaluate(gradient=False)
         finally:
             for handle in handles:
                 handle.remove()
-        for site, calls in seen.items():
+        for site, calls in outputs.items():
             values = np.sort(np.concatenate(calls, axis=1), axis=1)
             yield from self._compare(step, site, values, known)
 
-    def _look(self, seen: dict[str, list[np.ndarray]], site: str, _module: Module, _inputs: Any, output: Any) -> None:
+    def _keep(self, values: dict[str, list[np.ndarray]], site: str, _module: Module, _inputs: Any, output: Any) -> None:
         tensor = leading_tensor(output)
         if tensor is None or tensor.ndim < 2 or not tensor.numel():
             return
@@ -133,9 +134,9 @@ class DistributionShift(AbstractProbe):
         stride = -(-by_unit.shape[1] // self.sample)
         while stride > 1 and math.gcd(stride, by_unit.shape[1]) != 1:
             stride += 1
-        seen.setdefault(site, []).append(by_unit[:, ::stride].to(_wide(tensor)).cpu().numpy().copy())
+        values.setdefault(site, []).append(by_unit[:, ::stride].to(_wide(tensor)).cpu().numpy().copy())
 
-    def _compare(self, step: Step, site: str, values: np.ndarray, known: _Watched) -> Iterator[Record]:
+    def _compare(self, step: Step, site: str, values: np.ndarray, known: _FixedBatch) -> Iterator[Record]:
         unit = known.sites.get(site)
         fresh = unit is None or unit.first.shape != values.shape
         if unit is None or fresh:

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from normscope._errors import UsageError
-from normscope.modules.host import to_floats
-from normscope.modules.sites import chosen, own_parameters, weight_layers
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.modules.channels import to_floats
+from normscope.modules.sites import chosen, weight_layers
+from normscope.modules.tree import own_parameters
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 

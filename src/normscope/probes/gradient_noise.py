@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator
 
 from normscope._errors import UsageError
-from normscope.probes._beside import batch_of, batch_size, beside, part
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import norm
+from normscope.modules.batches import batch_size, part
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
+from normscope.probes._vectors import norm
 from normscope.records import Record
 
 
@@ -53,7 +54,7 @@ class GradientNoise(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Take the gradients, and yield the estimates."""
-        replay, batch = step.replay, batch_of(step.replay)
+        replay, batch = step.replay, step.replay.batch
         small = batch_size(batch, self.axis) // self.parts
         large = batch_size(batch, self.axis)
         pieces = [part(batch, index, self.parts, self.axis) for index in range(self.parts)]
@@ -61,7 +62,7 @@ class GradientNoise(AbstractProbe):
         squares = []
         for piece in pieces:
             replay.reset()
-            squares.append(norm(beside(replay, piece).evaluate().gradient) ** 2)
+            squares.append(norm(replay.with_batch(piece).evaluate().gradient) ** 2)
         mean = math.fsum(squares) / self.parts
         square = (large * whole - small * mean) / (large - small)
         variance = (mean - whole) / (1 / small - 1 / large)

@@ -7,9 +7,12 @@ import numpy as np
 
 from normscope._errors import UsageError
 from normscope.modules.sites import weight_layers
-from normscope.probes._hessian import Hessian, homes, restricted
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Slot, dot, norm
+from normscope.probes._hessian import Hessian, restricted
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import Slot, homes
+from normscope.probes._step import Step
+from normscope.probes._vectors import dot, norm
 from normscope.records import Record
 
 
@@ -29,8 +32,8 @@ class Interaction(AbstractProbe):
 
     - ``remainder`` :math:`|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2|`, all that the first order leaves out;
     - ``second_order`` :math:`\alpha^2 g^T H g / 2`, signed;
-    - ``third_order`` :math:`|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2 - \alpha^2 g^T H g / 2|`, what the second
-      leaves out;
+    - ``third_order`` :math:`|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2 - \alpha^2 g^T H g / 2|`, the part that
+      the second order leaves out;
     - ``interaction``, the jackknife: the change of the loss by the whole step less the sum of its changes by the steps
       of each group alone, signed; ``interaction_size``, its absolute value.
 
@@ -106,7 +109,7 @@ class Interaction(AbstractProbe):
         blocks = np.zeros((len(groups), len(groups)))
         for i, group in enumerate(groups):
             # A product of a layer's gradient is needed only for the layers from it on: the pass is shorter.
-            later = [slot for one in groups[i:] for slot in one]
+            later = [slot for member in groups[i:] for slot in member]
             product = hessian.product(restricted(replay, hessian.gradient, group), along=group, wanted=later)
             for j in range(i, len(groups)):
                 blocks[i, j] = blocks[j, i] = dot(restricted(replay, hessian.gradient, groups[j]), product)
@@ -114,7 +117,7 @@ class Interaction(AbstractProbe):
 
 
 def parameter_groups(step: Step) -> list[list[Slot]]:
-    """Cut the trainable parameters at each weight-bearing layer; what comes before the first goes with it."""
+    """Cut the trainable parameters at each weight-bearing layer; those before the first layer go with it."""
     owner = {home: site for site, layer in weight_layers(step.model).items() for home in homes(layer)}
     groups: list[list[Slot]] = []
     current = None

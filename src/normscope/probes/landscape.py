@@ -10,8 +10,10 @@ from torch import Generator
 
 from normscope._errors import UsageError
 from normscope.probes._hessian import Hessian, drawn, generator, whole
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Vector, difference, dot, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._replay import Replay
+from normscope.probes._step import Step
+from normscope.probes._vectors import Vector, difference, dot, norm
 from normscope.records import Record
 
 MATCHINGS = ("same-step", "relative-step", "predicted-decrease")
@@ -20,7 +22,7 @@ DIRECTIONS = ("gradient", "random", "filter")
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """What was found at distance ``s`` along the gradient: the loss and the change of the gradient."""
+    """The loss and the change of the gradient at distance ``s`` along the gradient."""
 
     s: float
     loss: float
@@ -168,16 +170,16 @@ class LandscapeAlongGradient(AbstractProbe):
         curvature = self._curvature(replay, direction, length) if self.curvature else None
         if curvature is not None:
             yield self.record(step, "", f"curvature@{prefix[:-1]}" if prefix else "curvature", curvature)
-        seen: dict[float, _Point] = {}
+        points: dict[float, _Point] = {}
         for matching in self.matchings:
             grid = np.geomspace(*self._ranges[matching], self.points) * units[matching]
             dense = self._dense * grid[0]
             usable = math.isfinite(units[matching]) and units[matching] > 0
-            for s in {*grid.tolist(), *dense.tolist()} - seen.keys() if usable else ():
-                seen[s] = self._look(replay, direction, s)
+            for s in {*grid.tolist(), *dense.tolist()} - points.keys() if usable else ():
+                points[s] = self._evaluate(replay, direction, s)
             nothing = _Point(math.nan, math.nan, math.nan)
-            band = [seen.get(s, nothing) for s in grid.tolist()]
-            tail = [seen.get(s, nothing) for s in dense.tolist()]
+            band = [points.get(s, nothing) for s in grid.tolist()]
+            tail = [points.get(s, nothing) for s in dense.tolist()]
             yield from self._summary(step, prefix + matching, band, tail, length)
             if curvature is not None:
                 yield self.record(step, "", f"curvature@{prefix}{matching}", curvature)
@@ -186,7 +188,7 @@ class LandscapeAlongGradient(AbstractProbe):
                     yield self.record(step, "", f"s@{prefix}s={index}", point.s)
                     yield self.record(step, "", f"loss@{prefix}s={index}", point.loss)
 
-    def _look(self, replay: Replay, direction: Vector, s: float) -> _Point:
+    def _evaluate(self, replay: Replay, direction: Vector, s: float) -> _Point:
         replay.move(direction, s)
         there = replay.evaluate(gradient=self.gradients)
         if not self.gradients:
@@ -203,7 +205,7 @@ class LandscapeAlongGradient(AbstractProbe):
         self, step: Step, matching: str, band: Sequence[_Point], tail: Sequence[_Point], length: float
     ) -> Iterator[Record]:
         losses = np.array([point.loss for point in band])
-        # NumPy's minimum and maximum hand NaN on, so a line that leaves the numbers says so.
+        # NumPy's minimum and maximum return NaN if any loss is NaN.
         least, most = float(losses.min()), float(losses.max())
         values = {
             "loss_min": least,

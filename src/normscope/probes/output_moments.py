@@ -1,4 +1,4 @@
-"""Whether the sharpest directions are those that shift the distribution of the outputs."""
+"""Whether the sharpest directions of the loss are the directions that shift the distribution of the outputs."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.sites import chosen, leading_tensor
+from normscope.modules.batches import leading_tensor
+from normscope.modules.sites import chosen
 from normscope.probes._hessian import (
     MODES,
     Hessian,
@@ -21,8 +22,10 @@ from normscope.probes._hessian import (
     whole,
 )
 from normscope.probes._lanczos import lanczos
-from normscope.probes._probe import AbstractProbe, Step
-from normscope.probes._replay import Replay, Vector, norm
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._replay import Replay
+from normscope.probes._step import Step
+from normscope.probes._vectors import Vector, norm
 from normscope.records import Record
 
 

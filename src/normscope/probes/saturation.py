@@ -13,7 +13,8 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride, in_memory_order, to_host
 from normscope.modules.sites import chosen, named_sites
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _TANH_TAIL = math.atanh(0.97)
@@ -49,13 +50,13 @@ class Saturation(AbstractProbe):
 
     ReLU and its relatives (leaky, parametric, ELU, GELU, SiLU, ...): ``inactive_share``, the share of :math:`x \le 0`,
     :math:`\Phi(-\beta/\gamma)` after a norm with gain and shift over normal values; ``silent_share``, the share of
-    units (channels) that are inactive on this whole batch; and ``dead_share``, of those inactive on all data seen.
+    units (channels) that are inactive on this whole batch; and ``dead_share``, the share inactive on all data so far.
 
     Shares are of all elements up to ``sample``, beyond that of every k-th in memory order, k having no factor in common
     with their number; ``silent_share`` and ``dead_share`` use every element.
 
     **State**: for each activation, which units were ever active at a step that this probe read. A probe used for
-    another model starts anew; with ``every`` above 1 what happened between is not seen.
+    another model starts anew; with ``every`` above 1 the steps between readings are not counted.
 
     ## Cost
     One read of each activation's input (a maximum by channel), none where another probe reads what comes before it, and
@@ -144,8 +145,8 @@ class Saturation(AbstractProbe):
         # The largest value of a unit says whether it was ever active.
         axis = self.unit_axis % x.ndim if x.ndim > 1 else 0
         others = [other for other in range(x.ndim) if other != axis]
-        seen = step.recall(x, "channels") if axis == 1 else None
-        peaks = None if seen is None else seen.peaks()
+        moments = step.recall(x, "channels") if axis == 1 else None
+        peaks = None if moments is None else moments.peaks()
         if peaks is None:
             peaks = x.amax(others) if others else x
         values = self._sampled(x)

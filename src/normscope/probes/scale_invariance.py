@@ -1,4 +1,4 @@
-"""What normalization makes of a weight's length."""
+"""What a weight's length means in front of a norm."""
 
 import math
 import weakref
@@ -11,9 +11,11 @@ from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
-from normscope.modules.channels import row_products, scalars
-from normscope.modules.sites import chosen, leading_tensor, norms, weight_layers, weights
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.modules.batches import leading_tensor
+from normscope.modules.channels import row_products, to_floats
+from normscope.modules.sites import chosen, norms, weight_layers, weights
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 
@@ -46,7 +48,7 @@ class ScaleInvariance(AbstractProbe):
     constant learning rate.
 
     Args:
-        sites: Qualified names of layers; those whose output a norm takes in if None.
+        sites: Qualified names of layers; the layers whose output is the input of a norm if None.
         every: Read at every so-many-th step; None takes the scope's schedule.
     """
 
@@ -63,7 +65,7 @@ class ScaleInvariance(AbstractProbe):
         self.sites = None if sites is None else tuple(sites)
 
     def watch(self, step: Step) -> None:
-        """Keep the weights, and see which outputs norms take in."""
+        """Keep the weights, and note whose output is the input of a norm."""
         layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
         owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
         notes = step.notes(self)
@@ -77,7 +79,7 @@ class ScaleInvariance(AbstractProbe):
             step.on_module(self, norm, _note_taken(made, notes["norms"]), before=True)
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
-        """Take what is about to be used of the gradients."""
+        """Read the gradients that this optimizer is about to use."""
         wanted = {id(weight): weight for weight in step.notes(self)["weights"].values() if id(weight) in parameters}
         self._look(step, list(wanted.values()))
 
@@ -91,8 +93,8 @@ class ScaleInvariance(AbstractProbe):
                 w, g = step.value_before(weight).flatten(1), weight.grad.to_dense().flatten(1)
                 w, g = (part if part.dtype == torch.float64 else part.float() for part in (w, g))
                 inner = torch.stack([row_products(w, g), row_products(w, w), row_products(g, g)])
-                tiny = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
-                unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=tiny)).abs().max()
+                least = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
+                unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=least)).abs().max()
                 gradients[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
 
     def read(self, step: Step) -> Iterator[Record]:
@@ -107,7 +109,7 @@ class ScaleInvariance(AbstractProbe):
         if not layers:
             return
         found = [torch.cat([gradients[id(weight)], _moved(step, weight)]) for weight in layers.values()]
-        values = scalars([part for row in found for part in row.unbind()])
+        values = to_floats([part for row in found for part in row.unbind()])
         for index, (site, weight) in enumerate(layers.items()):
             inner, w2, g2, unit, moved2, moved_inner = values[6 * index : 6 * index + 6]
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))

@@ -1,4 +1,4 @@
-"""How far running statistics are from those of the batch, and what that costs."""
+"""How far running statistics are from the statistics of the batch, and how much loss this costs."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from normscope.modules.call import modes_kept
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import Replay
+from normscope.probes._step import Step
 from normscope.records import Record
 
 _LEAST = 1e-6  # of the loss: gaps below are rounding, and have no shares
@@ -62,7 +64,7 @@ class StatisticsGap(AbstractProbe):
         self.sites, self.loss = None if sites is None else tuple(sites), loss
 
     def watch(self, step: Step) -> None:
-        """Keep the running statistics, and reduce what each layer takes in."""
+        """Keep the running statistics, and take the moments of each layer's input."""
         layers: Mapping[str, Module] = (
             step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
         )
@@ -77,8 +79,8 @@ class StatisticsGap(AbstractProbe):
     @staticmethod
     def _take(step: Step, calls: list[tuple[Tensor, int]], x: Tensor) -> None:
         if x.numel():
-            seen = step.memo(x, "channels", channels)
-            calls.append((torch.stack([seen.mean.double(), seen.variance.double()]), seen.count))
+            moments = step.memo(x, "channels", channels)
+            calls.append((torch.stack([moments.mean.double(), moments.variance.double()]), moments.count))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the gaps of each layer, then the losses."""
@@ -114,15 +116,12 @@ class StatisticsGap(AbstractProbe):
 
 
 def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:
-    """Evaluate the loss with other modes, and set those of the user's pass again."""
-    try:
-        for module, mode in replay.start.modes:
+    """Evaluate the loss in other modes, then set the modes of the user's pass again."""
+    with modes_kept(module for module, _ in replay.start.conditions.modes):
+        for module, mode in replay.start.conditions.modes:
             module.training = mode_of(module, mode)
         replay.reset()
         return float(replay.evaluate(gradient=False).loss)
-    finally:
-        for module, mode in replay.start.modes:
-            module.training = mode
 
 
 def _rms(values: np.ndarray) -> float:

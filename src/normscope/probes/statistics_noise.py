@@ -11,7 +11,8 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.modules.channels import Channels, channels, to_host
 from normscope.modules.sites import batch_norms, chosen
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 
@@ -40,7 +41,7 @@ class StatisticsNoise(AbstractProbe):
 
     ## Reads wrongly when
     A part holds fewer than about 8 values: the formula for the scale is of first order in 1/m, and with heavy tails
-    wants 64. The order of the samples has a meaning (sorted batches raise the ratios: what is to be seen). Channels
+    wants 64. The order of the samples has a meaning (sorted batches raise the ratios, which is the purpose). Channels
     without variance are left out.
 
     Args:
@@ -84,33 +85,34 @@ class StatisticsNoise(AbstractProbe):
         size = x.shape[0] // self.groups
         if x.ndim < 2 or not size or not x.numel():
             return
-        seen = step.memo(x, "channels", channels)
+        moments = step.memo(x, "channels", channels)
         parts = torch.cat(
             [
-                *(self._fold(part, size) for part in seen.deviations()),
-                seen.variance[None],
-                self._fourth(seen)[None],
+                *(self._fold(part, size) for part in moments.deviations()),
+                moments.variance[None],
+                self._fourth(moments)[None],
             ]
         )
-        step.notes(self).setdefault(site, []).append((parts, seen.count, size * seen.positions))
+        step.notes(self).setdefault(site, []).append((parts, moments.count, size * moments.positions))
 
     def _fold(self, part: Tensor, size: int) -> Tensor:
         return part[: size * self.groups].reshape(self.groups, size, -1).sum(1)
 
-    def _fourth(self, seen: Channels) -> Tensor:
+    def _fourth(self, moments: Channels) -> Tensor:
         """Mean fourth power of the deviations of each channel."""
-        if seen.shift is None:
-            return (seen.raw * seen.raw).sum(0) / seen.count
-        stride = -(-seen.values.numel() // self.sample)
-        while seen.positions % stride == 0 and 1 < stride < seen.positions:
+        if moments.shift is None:
+            return (moments.raw * moments.raw).sum(0) / moments.count
+        stride = -(-moments.values.numel() // self.sample)
+        while moments.positions % stride == 0 and 1 < stride < moments.positions:
             stride += 1
         # Every so-many-th of a channel's values, along samples and positions.
-        if stride >= seen.positions:
-            values = seen.values[:: -(-stride // seen.positions), :, seen.positions // 2 : seen.positions // 2 + 1]
+        if stride >= moments.positions:
+            middle = moments.positions // 2
+            values = moments.values[:: -(-stride // moments.positions), :, middle : middle + 1]
         else:
-            values = seen.values[:, :, stride // 2 :: stride]
-        deviations = values if seen.about is not None else values - seen.mean.to(values.dtype)[:, None]
-        return ((deviations * deviations) ** 2).mean((0, 2)).to(seen.mean.dtype)
+            values = moments.values[:, :, stride // 2 :: stride]
+        deviations = values if moments.about is not None else values - moments.mean.to(values.dtype)[:, None]
+        return ((deviations * deviations) ** 2).mean((0, 2)).to(moments.mean.dtype)
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield noises and ratios of each layer; several calls are averaged."""

@@ -1,13 +1,14 @@
-"""How large updates are beside what they update."""
+"""How large updates are relative to the parameters that they change."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch.nn import Parameter
 
-from normscope.modules.channels import scalars
+from normscope.modules.channels import to_floats
 from normscope.modules.sites import chosen, weight_layers, weights
-from normscope.probes._probe import AbstractProbe, Step
+from normscope.probes._probe import AbstractProbe
+from normscope.probes._step import Step
 from normscope.records import Record
 
 
@@ -62,7 +63,7 @@ class UpdateRatio(AbstractProbe):
             return
         now, before = [parameter.detach() for parameter in every], [step.value_before(p) for p in every]
         norms = [*torch._foreach_norm(torch._foreach_sub(now, before)), *torch._foreach_norm(before)]
-        squares = iter([value**2 for value in scalars(norms)])
+        squares = iter([value**2 for value in to_floats(norms)])
         updates = {id(parameter): next(squares) for parameter in every}
         sizes = {id(parameter): next(squares) for parameter in every}
         for site, own in layers.items():

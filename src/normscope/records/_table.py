@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError, UsageError
-from normscope.records.cell import Cell, canonical
+from normscope.records.cell import Cell
+from normscope.records.json import canonical
 from normscope.records.record import Record
 
 if TYPE_CHECKING:

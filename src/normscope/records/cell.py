@@ -1,60 +1,15 @@
-"""One cell of a study's grid, and the canonical JSON by whose hash cells and runs are named."""
+"""One cell of a study's grid: an arm at a seed at a point, named by the hash of its configuration."""
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from normscope._errors import UsageError
-
-JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+from normscope.records.json import canonical, canonical_form, digest
 
 #: Columns of a frame of records that no point of a grid may use as a key.
 RESERVED = ("cell", "arm", "seed", "step", "probe", "site", "name", "value", "unit")
-
-
-def plain(value: Any, where: str = "") -> JSON:
-    """Return ``value`` as plain JSON with one form for each meaning.
-
-    Mappings become dicts with sorted keys, sequences lists, NumPy scalars Python numbers, and whole floats integers
-    (``1.0`` and ``1`` are the same number, so they must have the same hash).
-
-    Args:
-        value: What to convert.
-        where: How a message names it.
-
-    Raises:
-        UsageError: A part of it has no JSON form: NaN, an infinity, a key that is no string, an object.
-    """
-    if value is None or isinstance(value, bool | str):
-        return str(value) if isinstance(value, str) else value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UsageError(f"{where or 'the configuration'} is {value}; a configuration holds finite numbers only")
-        return int(value) if value.is_integer() and abs(value) < 2**53 else float(value)
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise UsageError(f"{where or 'the configuration'} has keys that are not strings; JSON needs strings")
-        return {str(key): plain(value[key], f"{where}.{key}" if where else key) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{k}]") for k, item in enumerate(value)]
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar, without importing NumPy
-        return plain(value.item(), where)
-    raise UsageError(f"{where or 'the configuration'} is a {type(value).__name__}, which has no JSON form")
-
-
-def canonical(value: Any) -> str:
-    """Return the canonical JSON text of ``value``: sorted keys, no spaces, ASCII only, one form for each number."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of ``value``."""
-    return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,11 +49,11 @@ class Cell:
         if taken:
             raise UsageError(f"grid coordinate {taken[0]!r} is the name of a record column; call it something else")
         object.__setattr__(self, "seed", int(self.seed))
-        object.__setattr__(self, "point", plain(self.point, "point"))
-        object.__setattr__(self, "settings", plain(self.settings, "settings"))
-        object.__setattr__(self, "id", digest(self._plain()))
+        object.__setattr__(self, "point", canonical_form(self.point, "point"))
+        object.__setattr__(self, "settings", canonical_form(self.settings, "settings"))
+        object.__setattr__(self, "id", digest(self._configuration()))
 
-    def _plain(self) -> dict[str, Any]:
+    def _configuration(self) -> dict[str, Any]:
         return {
             "study": self.study,
             "arm": self.arm,
@@ -110,14 +65,14 @@ class Cell:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Cell):
             return NotImplemented
-        return canonical(self._plain()) == canonical(other._plain())
+        return canonical(self._configuration()) == canonical(other._configuration())
 
     def __hash__(self) -> int:
         return hash(self.id)
 
     def to_json(self) -> str:
         """Return the canonical JSON from which `from_json` makes an equal cell."""
-        return canonical(self._plain())
+        return canonical(self._configuration())
 
     @classmethod
     def from_json(cls, text: str) -> "Cell":

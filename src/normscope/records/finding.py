@@ -1,9 +1,11 @@
 """A defect, found and proven."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from normscope.records.json import plain
 
 
 class Severity(StrEnum):
@@ -54,14 +56,6 @@ class Finding:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; NaN and infinities as words, which JSON has no numbers for."""
-        found = asdict(self) | {"severity": self.severity.value, "places": list(self.places)}
-        found |= {key: _plain(found[key]) for key in ("measured", "bound")}
-        found["details"] = {key: _plain(value) for key, value in self.details.items()}
-        return found
-
-
-def _plain(value: float | None) -> float | str | None:
-    if value is None or value - value == 0:  # infinities and NaN give NaN
-        return value
-    return str(float(value))
+        """Return the attributes as JSON values; NaN and infinities, for which JSON has no numbers, as words."""
+        document: dict[str, Any] = plain(self)
+        return document

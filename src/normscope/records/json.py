@@ -1,26 +1,98 @@
-"""Frozen dataclasses to JSON and back, with nothing left out, nothing added and every type as declared."""
+"""Values to JSON and back.
 
+`plain` writes whatever flows through the package; `build` reads dataclasses back strictly; `canonical` gives a
+configuration the one text by whose hash runs and cells are named.
+"""
+
+import hashlib
+import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
+
+from normscope._errors import UsageError
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no number for these
 
 
-def plain(value: Any) -> Any:
-    """Return a dataclass, or what lies in one, as JSON values."""
+def in_words(value: float) -> float | str:
+    """Return a number, or ``"nan"``, ``"inf"`` or ``"-inf"``: nothing is lost, and `build` reads it back."""
+    return value if math.isfinite(value) else str(float(value))
+
+
+def or_null(value: float) -> float | None:
+    """Return a number, or None for NaN and infinities: for readers that expect a number or nothing."""
+    return value if math.isfinite(value) else None
+
+
+def plain(value: Any, number: Callable[[float], Any] = in_words) -> Any:
+    """Return a value as JSON values.
+
+    Args:
+        value: A dataclass, a mapping, a list or tuple, an enumeration, a scalar of NumPy or torch, or what JSON has
+            itself; anything else is returned as it is.
+        number: How a float is written: `in_words` or `or_null`.
+    """
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a scalar of NumPy or torch, without importing it
+        value = value.item()
+    if isinstance(value, float):
+        return number(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {field.name: plain(getattr(value, field.name), number) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item, number) for key, item in value.items()}
+    return [plain(item, number) for item in value] if isinstance(value, list | tuple) else value
+
+
+def canonical_form(value: Any, where: str = "") -> JSON:
+    """Return ``value`` as JSON values with one form for each meaning, for a hash.
+
+    Mappings become dicts with sorted keys, sequences lists, NumPy scalars Python numbers, and whole floats integers
+    (``1.0`` and ``1`` are the same number, so they must have the same hash).
+
+    Args:
+        value: What to convert.
+        where: How a message names it.
+
+    Raises:
+        UsageError: A part of it has no JSON form: NaN, an infinity, a key that is no string, an object.
+    """
+    if value is None or isinstance(value, bool | str):
+        return str(value) if isinstance(value, str) else value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UsageError(f"{where or 'the configuration'} is {value}; a configuration holds finite numbers only")
+        return int(value) if value.is_integer() and abs(value) < 2**53 else float(value)
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise UsageError(f"{where or 'the configuration'} has keys that are not strings; JSON needs strings")
+        return {str(key): canonical_form(value[key], f"{where}.{key}" if where else key) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [canonical_form(item, f"{where}[{k}]") for k, item in enumerate(value)]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar, without importing NumPy
+        return canonical_form(value.item(), where)
+    raise UsageError(f"{where or 'the configuration'} is a {type(value).__name__}, which has no JSON form")
+
+
+def canonical(value: Any) -> str:
+    """Return the canonical JSON text of ``value``: sorted keys, no spaces, ASCII only, one form for each number."""
+    return json.dumps(canonical_form(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()[:16]
 
 
 def build(kind: Any, value: Any, where: str = "it") -> Any:
@@ -36,7 +108,7 @@ def build(kind: Any, value: Any, where: str = "it") -> Any:
     """
     origin = typing.get_origin(kind)
     if origin is types.UnionType or origin is typing.Union:
-        (inner,) = (one for one in typing.get_args(kind) if one is not type(None))
+        (inner,) = (part for part in typing.get_args(kind) if part is not type(None))
         return None if value is None else build(inner, value, where)
     if origin is tuple:
         if not isinstance(value, list):
@@ -45,8 +117,8 @@ def build(kind: Any, value: Any, where: str = "it") -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return _record(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        if value not in [one.value for one in kind]:
-            raise ValueError(f"{where} is none of {', '.join(str(one.value) for one in kind)}")
+        if value not in [member.value for member in kind]:
+            raise ValueError(f"{where} is none of {', '.join(str(member.value) for member in kind)}")
         return kind(value)
     if kind is float:
         if isinstance(value, str) and value in _NUMBERS:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from normscope._errors import NormscopeError, StoreError, UsageError
 from normscope.records import _table, files as _files
-from normscope.records.cell import Cell, digest, plain
+from normscope.records.cell import Cell
+from normscope.records.json import canonical_form, digest
 from normscope.records.provenance import collect
 from normscope.records.record import Record
 
@@ -78,7 +79,7 @@ class Store:
             UsageError: The configuration has no JSON form.
         """
         folder = Path(path)
-        wanted = plain(config)
+        wanted = canonical_form(config)
         if not isinstance(wanted, dict):
             raise UsageError("a run's configuration is a mapping of names to values")
         try:

@@ -3,10 +3,10 @@
 Verdicts without their records go to one small JSON file, and from there to Markdown.
 """
 
-from normscope.records.save import save as save
+from normscope.records.files import save as save
 from normscope.report._condensed import (
-    Condensed as Condensed,
-    Evidence as Evidence,
+    CondensedEvidence as CondensedEvidence,
+    CondensedStudy as CondensedStudy,
     TheoryRow as TheoryRow,
     dumps as dumps,
     read as read,

@@ -8,7 +8,8 @@ from typing import Any
 
 from normscope._errors import StoreError
 from normscope.plots import Table
-from normscope.records import Erratum, Sentence, Verdict, json as _strict
+from normscope.records import Erratum, Sentence, Verdict
+from normscope.records.json import build, plain
 from normscope.report._sections import cell
 
 FORMAT = "normscope evidence"
@@ -34,7 +35,7 @@ class TheoryRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Condensed:
+class CondensedStudy:
     """A study, judged, with what made its numbers.
 
     Attributes:
@@ -77,8 +78,8 @@ class Condensed:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that a committed file holds.
+class CondensedEvidence:
+    """The contents of a condensed file, which can be committed: verdicts without records.
 
     Attributes:
         lede: What was run, in a sentence.
@@ -90,7 +91,7 @@ class Evidence:
 
     lede: str
     commands: tuple[str, ...]
-    studies: tuple[Condensed, ...]
+    studies: tuple[CondensedStudy, ...]
     sentences: tuple[Sentence, ...]
     errata: tuple[Erratum, ...]
 
@@ -105,24 +106,24 @@ def theory_rows(tables: Iterable[Table]) -> Iterator[TheoryRow]:
         if not {"Theory", "Ratio"} <= set(table.columns):
             continue
         theory, ratio = table.columns.index("Theory"), table.columns.index("Ratio")
-        said = table.columns[theory - 1]
+        measured = table.columns[theory - 1]
         for row in table.rows:
             values = [cell(value) for value in row]
             if theory == 2:
                 quantity = values[0] if table.title == "Against theory" else f"{table.title}: {values[0]}"
             else:
                 points = zip(table.columns[: theory - 1], values[: theory - 1], strict=True)
-                quantity = f"{said}: " + ", ".join(f"{name.lower()} {value}" for name, value in points)
+                quantity = f"{measured}: " + ", ".join(f"{name.lower()} {value}" for name, value in points)
             yield TheoryRow(quantity, values[theory - 1], values[theory], values[ratio])
 
 
-def dumps(evidence: Evidence) -> str:
+def dumps(evidence: CondensedEvidence) -> str:
     """Return the file's text."""
-    document = {"format": FORMAT, "version": VERSION, **_strict.plain(evidence)}
+    document = {"format": FORMAT, "version": VERSION, **plain(evidence)}
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read(path: str | Path) -> Evidence:
+def read(path: str | Path) -> CondensedEvidence:
     """Read a file that `dumps` wrote, strictly.
 
     Raises:
@@ -143,7 +144,7 @@ def read(path: str | Path) -> Evidence:
     if type(version) is not int or version != VERSION:
         raise StoreError(f"{source} has layout {str(version)[:20]}, this version reads {VERSION}: {_AGAIN}")
     try:
-        evidence: Evidence = _strict.build(Evidence, document)
+        evidence: CondensedEvidence = build(CondensedEvidence, document)
     except ValueError as error:
         raise StoreError(f"{source} is damaged ({error}): {_AGAIN}") from None
     return evidence

@@ -1,4 +1,4 @@
-"""Condensed evidence as a Markdown page, or as the table of verdicts within a page of one's own."""
+"""Condensed evidence as a Markdown page, or as the table of verdicts within a page of the user's own."""
 
 import math
 import re
@@ -10,16 +10,16 @@ from typing import Any
 from normscope import plots
 from normscope._errors import StoreError
 from normscope.records import Outcome
-from normscope.report._condensed import Condensed, Evidence
+from normscope.report._condensed import CondensedEvidence, CondensedStudy
 from normscope.report._sections import duration
 
-#: A file that holds these keeps all but what lies between them, where the table of verdicts goes.
+#: Marks in a file: only the text between them is replaced, by the table of verdicts.
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 _COLUMNS = ("claim", "verdict", "effect (interval)", "margin", "seeds", "why")
 
 
-def into(path: str | Path, evidence: Evidence) -> str:
-    """Return what a file is to hold: the whole page, or its own text with the table of verdicts between its marks.
+def into(path: str | Path, evidence: CondensedEvidence) -> str:
+    """Return a file's new text: the whole page, or the old text with the table of verdicts between its marks.
 
     Raises:
         StoreError: The file cannot be read, or has one mark without the other.
@@ -38,27 +38,27 @@ def into(path: str | Path, evidence: Evidence) -> str:
     return f"{head}{BEGIN}\n{top(evidence)}{END}{tail}"
 
 
-def top(evidence: Evidence) -> str:
-    """Return how many claims came out how, and the table of all verdicts, by card."""
+def top(evidence: CondensedEvidence) -> str:
+    """Return how many claims have each outcome, and the table of all verdicts, by card."""
     rows = [(_claim(study), *_judged(study)[:2]) for study in evidence.studies]
     return f"{_tally(evidence)}\n\n{_table(('claim', 'verdict', 'effect (interval)'), rows)}"
 
 
-def page(evidence: Evidence) -> str:
+def page(evidence: CondensedEvidence) -> str:
     """Return the whole page: verdicts by topic, theory, what texts say, errata, times. The same text every time."""
     parts = ["# Evidence", evidence.lede, _tally(evidence), *_made(evidence), *_verdicts(evidence)]
     parts += [*_theory(evidence), *_sentences(evidence), *_errata(evidence), *_times(evidence)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
-def _tally(evidence: Evidence) -> str:
+def _tally(evidence: CondensedEvidence) -> str:
     counts = Counter(study.verdict.outcome for study in evidence.studies)
     said = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome)
     return f"{len(evidence.studies)} {'claim' if len(evidence.studies) == 1 else 'claims'} judged: {said}."
 
 
-def _made(evidence: Evidence) -> list[str]:
-    """Say what made the numbers, and how they are read."""
+def _made(evidence: CondensedEvidence) -> list[str]:
+    """Return the commands and conditions that made the numbers, and how to read them."""
 
     def each(values: Sequence[Any]) -> str:
         return " and ".join(sorted({str(value) for value in values}))
@@ -82,7 +82,7 @@ def _made(evidence: Evidence) -> list[str]:
     return ["Made by", f"```sh\n{commands}\n```" if commands else "", conditions if studies else "", reading]
 
 
-def _verdicts(evidence: Evidence) -> list[str]:
+def _verdicts(evidence: CondensedEvidence) -> list[str]:
     parts = []
     for topic in sorted({study.topic for study in evidence.studies}):
         rows = [(_claim(s), *_judged(s)) for s in evidence.studies if s.topic == topic]
@@ -90,7 +90,7 @@ def _verdicts(evidence: Evidence) -> list[str]:
     return parts
 
 
-def _theory(evidence: Evidence) -> list[str]:
+def _theory(evidence: CondensedEvidence) -> list[str]:
     rows = [
         (f"`{study.slug}`", row.quantity, row.measured, row.theory, row.ratio)
         for study in evidence.studies
@@ -102,30 +102,33 @@ def _theory(evidence: Evidence) -> list[str]:
     return ["## Measured against theory", said, _table(("study", "quantity", "measured", "theory", "ratio"), rows)]
 
 
-def _sentences(evidence: Evidence) -> list[str]:
+def _sentences(evidence: CondensedEvidence) -> list[str]:
     if not evidence.sentences:
         return []
     said = "Each claim of the texts where this project began, in short, and the studies that judge it."
     parts = ["## What the texts say, and which studies judge it", said]
-    for text in dict.fromkeys(one.text for one in evidence.sentences):
+    for text in dict.fromkeys(sentence.text for sentence in evidence.sentences):
         rows = [
-            (one.says, one.place, _answers(evidence, one.studies) or one.note)
-            for one in evidence.sentences
-            if one.text == text
+            (sentence.says, sentence.place, _answers(evidence, sentence.studies) or sentence.note)
+            for sentence in evidence.sentences
+            if sentence.text == text
         ]
         parts += [f"### {_text(text)}", _table(("it says", "where", "studies"), rows)]
     return parts
 
 
-def _errata(evidence: Evidence) -> list[str]:
+def _errata(evidence: CondensedEvidence) -> list[str]:
     if not evidence.errata:
         return []
-    rows = [(one.where, one.stated, one.holds, _answers(evidence, one.studies)) for one in evidence.errata]
+    rows = [
+        (erratum.where, erratum.stated, erratum.holds, _answers(evidence, erratum.studies))
+        for erratum in evidence.errata
+    ]
     said = "What is stated wrongly or left open there, what holds instead, and the studies whose figures show it."
     return ["## Errata of texts and papers", said, _table(("where", "stated", "holds", "studies"), rows)]
 
 
-def _times(evidence: Evidence) -> list[str]:
+def _times(evidence: CondensedEvidence) -> list[str]:
     if not evidence.studies:
         return []
     rows = [(f"`{s.slug}`", duration(s.seconds), f"`{s.command}`") for s in evidence.studies]
@@ -137,18 +140,18 @@ def _times(evidence: Evidence) -> list[str]:
     ]
 
 
-def _claim(study: Condensed) -> str:
+def _claim(study: CondensedStudy) -> str:
     return f"{study.verdict.claim}<br>`{study.slug}`"
 
 
-def _judged(study: Condensed) -> tuple[str, ...]:
+def _judged(study: CondensedStudy) -> tuple[str, ...]:
     verdict, effect = study.verdict, study.verdict.effect
     words = plots.effect_words(effect, margin=verdict.margin)
     margin = plots.margin_words(verdict.margin, effect.scale)
     return f"**{verdict.outcome.value}**", words, margin, str(effect.n), verdict.reason
 
 
-def _answers(evidence: Evidence, slugs: Sequence[str]) -> str:
+def _answers(evidence: CondensedEvidence, slugs: Sequence[str]) -> str:
     outcomes = {study.slug: study.verdict.outcome.value for study in evidence.studies}
     return "<br>".join(f"`{slug}`" + (f" {outcomes[slug]}" if slug in outcomes else "") for slug in slugs)
 

@@ -1,4 +1,4 @@
-"""What stands before and behind the studies of a page: strips, filters, sentences of texts, errata, theory."""
+"""The parts of a page before and after the studies: strips, filters, sentences of texts, errata, theory."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,9 +8,9 @@ from normscope.records import Erratum, Sentence, Verdict
 from normscope.report._condensed import theory_rows
 from normscope.report._sections import Section
 
-#: More verdicts than this are a list to look things up in: it gets strips and filters, and the studies are folded.
+#: With more verdicts than this a page is for looking things up: it gets strips and filters, and studies are folded.
 FEW = 5
-#: Stands for the text where a study judges what none of the texts says.
+#: Replaces the text's title where a study judges a claim that no text makes.
 EXTENSION = "None of them: an extension"
 WIDTH, HEIGHT = 260, 26
 _PAD = 9
@@ -18,7 +18,7 @@ _TICKS = (1, 3, 10, 30, 100)
 _APART = 22  # units between labels
 _WIDEN = 4  # gives the first margin to either side two fifths of the axis or so
 
-Shown = Mapping[str, Any]  # what the template shows of a study
+Shown = Mapping[str, Any]  # a study as the template shows it
 
 
 def unit(verdict: Verdict) -> float:
@@ -46,16 +46,16 @@ def strip(verdict: Verdict, far: float) -> dict[str, Any]:
         far: From `reach`.
     """
     length, effect = unit(verdict), verdict.effect
-    seen = math.isfinite(effect.point)
+    measured = math.isfinite(effect.point)
     low, high = (
         -math.inf if math.isnan(effect.low) else effect.low,
         math.inf if math.isnan(effect.high) else effect.high,
     )
-    kept = [min(max(v / length, -far), far) for v in (effect.point if seen else 0.0, low, high)]
+    kept = [min(max(v / length, -far), far) for v in (effect.point if measured else 0.0, low, high)]
     point, start, end = (position(v, far) for v in kept)
     margin = math.copysign(1.0, verdict.margin) if verdict.margin else 0.0
     return {
-        "seen": seen,
+        "seen": measured,
         "point": point,
         "start": start,
         "end": end,
@@ -80,42 +80,43 @@ def position(margins: float, far: float) -> float:
 
 
 def filters(studies: Sequence[Shown]) -> list[tuple[str, str, list[str]]]:
-    """Return (what, its name on the rows, its values) of what tells the verdicts apart; nothing for a short list."""
+    """Return filter definitions (label, row key, values) for the overview; none for a short list."""
     judged = [study for study in studies if study["verdict"]]
     found = [
         ("Verdict", "outcome", {study["verdict"]["outcome"] for study in judged}),
         ("Topic", "topic", {study["topic"] for study in judged if study["topic"]}),
         ("Source text", "texts", {text for study in judged for text in study["texts"]}),
     ]
-    return [(what, key, sorted(values)) for what, key, values in found if len(judged) > FEW and len(values) > 1]
+    return [(label, key, sorted(values)) for label, key, values in found if len(judged) > FEW and len(values) > 1]
 
 
-def said(sentences: Iterable[Sentence], studies: Mapping[str, Shown]) -> list[tuple[str, list[dict[str, Any]]]]:
+def sentences_by_text(
+    sentences: Iterable[Sentence], studies: Mapping[str, Shown]
+) -> list[tuple[str, list[dict[str, Any]]]]:
     """Return the sentences by text, each with the studies that judge it."""
     texts: dict[str, list[dict[str, Any]]] = {}
-    for one in sentences:
-        row = {"place": one.place, "says": one.says, "note": one.note, "studies": _found(one.studies, studies)}
-        texts.setdefault(one.text, []).append(row)
+    for sentence in sentences:
+        row = {"place": sentence.place, "says": sentence.says, "note": sentence.note}
+        texts.setdefault(sentence.text, []).append(row | {"studies": _found(sentence.studies, studies)})
     return list(texts.items())
 
 
-def corrected(errata: Iterable[Erratum], studies: Mapping[str, Shown]) -> list[dict[str, Any]]:
+def errata_with_figures(errata: Iterable[Erratum], studies: Mapping[str, Shown]) -> list[dict[str, Any]]:
     """Return the errata, each with its studies and with the figure that shows it, if it is on the page."""
-    notes = []
-    for one in errata:
-        shown = [studies[slug] for slug in one.studies if slug in studies]
-        figures = [figure for study in shown for figure in study["figures"]]
-        named = [figure for figure in figures if figure["slug"] == one.figure]
-        notes.append(
+    rows = []
+    for erratum in errata:
+        figures = [figure for slug in erratum.studies if slug in studies for figure in studies[slug]["figures"]]
+        named = [figure for figure in figures if figure["slug"] == erratum.figure]
+        rows.append(
             {
-                "where": one.where,
-                "stated": one.stated,
-                "holds": one.holds,
-                "studies": _found(one.studies, studies),
+                "where": erratum.where,
+                "stated": erratum.stated,
+                "holds": erratum.holds,
+                "studies": _found(erratum.studies, studies),
                 "figure": next(iter(named or figures), None),
             }
         )
-    return notes
+    return rows
 
 
 def theory(sections: Sequence[Section], studies: Sequence[Shown]) -> list[tuple[Shown, list[Any]]]:

@@ -1,4 +1,4 @@
-"""The page: what is written, in which order, and how it comes to lie in one file."""
+"""The report as one HTML file: its contents, their order, and the scripts and styles that it carries."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 from normscope import plots
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Outcome, Sentence, Verdict
-from normscope.records.save import save
+from normscope.records.files import save
 from normscope.report import _overview, _text
 from normscope.report._sections import Section, cell, duration
 
@@ -58,7 +58,7 @@ def write(
         sentences=sentences,
         errata=errata,
     )
-    return save(path, page, what="the report")
+    return save(path, page)
 
 
 def render(
@@ -120,8 +120,8 @@ def render(
         ticks=_overview.ticks(far),
         size=(_overview.WIDTH, _overview.HEIGHT, _overview.position(0, far)),
         filters=_overview.filters(studies),
-        sentences=_overview.said(sentences, by_slug),
-        errata=_overview.corrected(errata, by_slug),
+        sentences=_overview.sentences_by_text(sentences, by_slug),
+        errata=_overview.errata_with_figures(errata, by_slug),
         theory=_overview.theory(sections, studies) if many else [],
         level=_levels(primaries),
     )

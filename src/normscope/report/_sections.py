@@ -1,4 +1,4 @@
-"""What is shown of a study, and how times and cells are written."""
+"""A study as a page shows it, and how times and cells are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -63,7 +63,7 @@ def inline(text: str) -> Markup:
 def mathematics(source: str) -> Markup:
     r"""Write TeX as signs, superscripts and subscripts: ``\frac{\gamma}{\sigma}`` becomes ``γ/σ``."""
     text = source.strip()
-    for _ in range(4):  # fractions and roots may hold one another
+    for _ in range(4):  # fractions and roots may be nested
         text = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", _fraction, text)
         text = re.sub(r"\\sqrt\{([^{}]*)\}", r"√(\1)", text)
         text = re.sub(r"\\(?:mathrm|mathbf|mathcal|mathbb|text|operatorname|boldsymbol)\{([^{}]*)\}", r"\1", text)
@@ -85,7 +85,7 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def _accent(match: re.Match[str]) -> str:
-    """Put an accent over a letter; over a command the letter that it stands for is not known yet, so it goes before."""
+    """Put an accent over a letter; a LaTeX command, whose sign is not known yet, is returned without its accent."""
     return f"{match[2]}{_ACCENTS[match[1]]}" if not match[2].startswith("\\") else match[2]
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
-from normscope.evidence.gap import tracking
 from normscope.evidence.sandbox import sandbox
+from normscope.modules.sites import tracking
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule

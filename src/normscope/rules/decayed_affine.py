@@ -9,16 +9,18 @@ import torch
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
 from normscope.evidence.passes import take_out
+from normscope.modules.sites import is_known_norm
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule
-from normscope.surgery._sites import is_norm
 
 
 def _decayed(net: Any, kind: Any = torch.optim.SGD, *, apart: bool = False, **options: Any) -> Case:
     case = _nets.case(net, **options)
     parameters = dict(case.model.named_parameters())
-    of_norms = {id(p) for module in case.model.modules() if is_norm(module) for p in module.parameters(recurse=False)}
+    of_norms = {
+        id(p) for module in case.model.modules() if is_known_norm(module) for p in module.parameters(recurse=False)
+    }
     if not apart:
         case.optimizer = kind(parameters.values(), lr=0.01, weight_decay=1e-2)
         return case
@@ -78,7 +80,7 @@ class DecayedAffine(AbstractRule):
         }
         places, worst, numbers = [], 0.0, 0
         for path, module in evidence.modules.items():
-            if not is_norm(module):
+            if not is_known_norm(module):
                 continue
             decayed = [p for p in module.parameters(recurse=False) if decays.get(id(p), 0.0) > 0]
             if decayed:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from normscope import layers
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
-from normscope.evidence.listening import tensors
 from normscope.evidence.passes import look
 from normscope.evidence.sequences import sequences, tail_lengths, tail_share
+from normscope.modules.batches import tensors
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule

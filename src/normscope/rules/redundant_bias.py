@@ -15,7 +15,7 @@ from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import freeze
-from normscope.surgery._pairs import Pair
+from normscope.surgery.pairs import Pair
 
 
 def _frozen(model: nn.Module) -> None:

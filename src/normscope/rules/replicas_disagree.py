@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
-from normscope.evidence.gap import tracking
+from normscope.modules.sites import tracking
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule

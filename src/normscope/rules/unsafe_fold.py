@@ -19,8 +19,8 @@ from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import fold
-from normscope.surgery._absorb import deviation, widened
-from normscope.surgery._pairs import Pair
+from normscope.surgery.absorb import deviation, widened
+from normscope.surgery.pairs import Pair
 
 _BOUND = 1e-4
 _ORDERS: tuple[Literal["before", "after"], ...] = ("before", "after")

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from normscope import layers
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import childless, look, replace_module
+from normscope.evidence.passes import look, replace_module
+from normscope.modules.sites import is_known_norm
+from normscope.modules.tree import childless
 from normscope.records import Finding, Severity
 from normscope.rules import _nets
 from normscope.rules._rule import AbstractRule
 from normscope.rules.exploding_depth import _middle
-from normscope.surgery._sites import is_norm
 
 _RATIO, _SATURATED = 1e-3, 0.5
 _NORMS = {2: layers.BatchNorm1d, 3: layers.BatchNorm1d, 4: layers.BatchNorm2d, 5: layers.BatchNorm3d}
@@ -187,7 +188,7 @@ def _activations(evidence: Evidence) -> tuple[list[str], set[str]]:
     look(evidence.case, watched, 1, after=see)
     bare, before = [], ""
     for path, _ in order:
-        if isinstance(leaves[path], _ACTIVATIONS) and not (before and is_norm(leaves[before])):
+        if isinstance(leaves[path], _ACTIVATIONS) and not (before and is_known_norm(leaves[before])):
             bare.append(path)
         before = path
     ends = {tensor.data_ptr() for tensor in final if isinstance(tensor, torch.Tensor)}

@@ -1,16 +1,17 @@
 """Find studies by slug, and users' own by file."""
 
 import hashlib
-import importlib.util
+import importlib
 import inspect
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from normscope._errors import NormscopeError, UsageError
+from normscope._errors import UsageError
 from normscope._unit import discover, near
 from normscope.studies.study import AbstractStudy
+from normscope.usercode import load_file
 
 #: Users' own studies, by slug, whose files were named in this process.
 _OWN: dict[str, AbstractStudy] = {}
@@ -41,7 +42,8 @@ def get(slug: str) -> AbstractStudy:
 def from_file(path: str | Path) -> AbstractStudy:
     """Load a user's own study. The file is Python, and is executed.
 
-    From then on its slug is known in this process.
+    From then on its slug is known in this process. It may import modules that lie beside it; the run's configuration
+    holds the hash of the file itself, not of these.
 
     Args:
         path: A file with one class derived from ``AbstractStudy``.
@@ -50,48 +52,40 @@ def from_file(path: str | Path) -> AbstractStudy:
         UsageError: No such file, an error in it, no study or several, or one that lacks something; one line says what.
     """
     file = Path(path)
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror or error}") from None
-    name = "normscope_own_" + re.sub(r"\W", "_", file.stem)
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except NormscopeError:
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        line = error.lineno if isinstance(error, SyntaxError) else _line(error, file)
-        said = error.msg if isinstance(error, SyntaxError) else error
-        raise UsageError(f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {said}") from None
+    before = set(sys.modules)
+    module = load_file(file)
     kinds = [
         kind
         for _, kind in inspect.getmembers(module, inspect.isclass)
-        if issubclass(kind, AbstractStudy) and kind.__module__ == name
+        if issubclass(kind, AbstractStudy) and kind.__module__ == module.__name__
     ]
     if len(kinds) != 1:
         raise UsageError(f"{file} must hold one class derived from AbstractStudy, and holds {len(kinds)}")
     kind = kinds[0]
     _complete(kind, file)
-    _by_value(module)
-    kind.SOURCE_FILE = hashlib.sha256(text).hexdigest()[:16]
+    folder = file.resolve().parent
+    beside = [sys.modules[name] for name in set(sys.modules) - before]
+    _by_value(module, *(found for found in beside if _lies_in(found, folder)))
+    kind.SOURCE_FILE = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     study = kind()
     _OWN[study.CODE] = study
     return study
 
 
-def _by_value(module: ModuleType) -> None:
-    """Have workers get the file's classes by value: they cannot import a file that lies anywhere."""
+def _by_value(*modules: ModuleType) -> None:
+    """Have worker processes get a file's classes by value: they cannot import a file that lies anywhere."""
     try:  # joblib has a copy of its own in older versions
         pickler = importlib.import_module("joblib.externals.cloudpickle")
     except ImportError:
         pickler = importlib.import_module("cloudpickle")
-    pickler.register_pickle_by_value(module)
+    for module in modules:
+        pickler.register_pickle_by_value(module)
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    """Return whether a module lies in a folder or below it, and is no installed package there."""
+    file = Path(getattr(module, "__file__", None) or "/").resolve()
+    return folder in file.parents and "site-packages" not in file.parts
 
 
 def _complete(kind: type[AbstractStudy], file: Path) -> None:
@@ -109,13 +103,3 @@ def _complete(kind: type[AbstractStudy], file: Path) -> None:
         raise UsageError(f"{file}: CODE {kind.CODE!r} must be lower-case words joined by hyphens")
     if kind.CODE in {study.CODE for study in all()}:
         raise UsageError(f"{file}: a study of the package is called {kind.CODE} already: choose another CODE")
-
-
-def _line(error: Exception, file: Path) -> int | None:
-    """Return the line of the user's file at which an error arose."""
-    trace, found = error.__traceback__, None
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename).resolve() == file.resolve():
-            found = trace.tb_lineno
-        trace = trace.tb_next
-    return found

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
-from normscope.records.cell import canonical
+from normscope.records.json import canonical
 from normscope.studies.evidence import Evidence
 from normscope.studies.find import get
 from normscope.studies.study import AbstractStudy, Progress

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from normscope.modules.batches import tensors
 from normscope.modules.call import arguments, run
-from normscope.modules.transaction import traceless
+from normscope.modules.state import traceless
 
 
 class UnseenError(Exception):
@@ -85,7 +85,8 @@ def by_fx(model: nn.Module, leaves: Mapping[nn.Module, str]) -> Flow:
         # An argument left at its default would be traced as given: `if mask is not None` would take the wrong branch.
         parameters = inspect.signature(model.forward).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        graph = Tracer().trace(model, concrete_args=defaults or None)
+        with _hushed():
+            graph = Tracer().trace(model, concrete_args=defaults or None)
     except Exception as error:
         raise UnseenError(f"torch.fx: {_first_line(error)}") from error
     seen = Flow("torch.fx symbolic trace")
@@ -113,22 +114,22 @@ def by_fx(model: nn.Module, leaves: Mapping[nn.Module, str]) -> Flow:
 
 
 @contextmanager
-def _unlogged(name: str) -> Iterator[None]:
-    """Keep a logger silent: a refused export prints its whole graph, and the error says what there is to say."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _hushed() -> Iterator[None]:
+    """Keep torch from printing the graph of a forward that it cannot trace: the error says what there is to say."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
 
 
 def by_export(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) -> Flow:
     """See the flow in the exported program, whose nodes say in which module's call they arose."""
     args, kwargs = arguments(model, example)
     try:
-        with _unlogged("torch.fx.experimental.symbolic_shapes"), redirect_stderr(io.StringIO()):
+        with _hushed():
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise UnseenError(f"torch.export: {_first_line(error)}") from error
@@ -202,11 +203,11 @@ class _Watch(TorchFunctionMode):
         if name in _VALUES and not self.inside:
             self.values.add(name)
         if name not in _HARMLESS and not self.inside:
-            for leaf in tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor) and id(leaf) in self.made:
-                    self.reads.append((self.made[id(leaf)][1], f"({name})"))
-                if isinstance(leaf, Tensor) and id(leaf) in self.held:
-                    self.seen.loose.add(self.held[id(leaf)])
+            for tensor in tensors((args, kwargs)):
+                if id(tensor) in self.made:
+                    self.reads.append((self.made[id(tensor)][1], f"({name})"))
+                if id(tensor) in self.held:
+                    self.seen.loose.add(self.held[id(tensor)])
         return func(*args, **(kwargs or {}))
 
     held: Mapping[int, str] = {}
@@ -228,7 +229,7 @@ def by_example(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) 
         seen.calls[path] += 1
         if len(args) + len(kwargs) > 1:
             seen.several.add(path)
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = tensors((args, kwargs))
         known = [watch.made[id(t)][1] for t in given if id(t) in watch.made]
         seen.source[path] = known[0] if len(known) == len(given) == 1 else "(what no module of interest made)"
         watch.reads.extend((made, path) for made in known)
@@ -251,7 +252,7 @@ def by_example(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any) 
     if watch.values:
         raise UnseenError(f"an example forward: Python reads values of tensors ({', '.join(sorted(watch.values))})")
     reads = watch.reads + [
-        (watch.made[id(t)][1], "(the model's output)") for t in tree_leaves(output) if id(t) in watch.made
+        (watch.made[id(t)][1], "(the model's output)") for t in tensors(output) if id(t) in watch.made
     ]
     for made, reader in reads:
         seen.readers.setdefault(made, []).append(reader)

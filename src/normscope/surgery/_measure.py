@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope._errors import DataError, NonFiniteError
-from normscope.layers._norm import AbstractBatchNorm
+from normscope.layers import AbstractBatchNorm
 from normscope.ops import Moments, merge, moments_of
 from normscope.ops.sets import Masked, mask_of_lengths
 
@@ -30,7 +30,7 @@ class Pooled:
 
 
 class Meter:
-    """Measures what one norm is given, and decides by what it normalizes meanwhile.
+    """Records the statistics of one norm's input, and chooses what the norm normalizes by while it is measured.
 
     Args:
         path: The norm's name.
@@ -143,7 +143,7 @@ class Step:
 
 @contextmanager
 def in_step(model: nn.Module, meters: Mapping[str, Meter]) -> Iterator[Step]:
-    """Pool what the block measures over all processes; what one raises, all raise, rather than wait for it forever.
+    """Pool what the block measures over all processes. If one process raises, all raise: the others would hang.
 
     Raises:
         DataError: No process had a batch, or another process failed.

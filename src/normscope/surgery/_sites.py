@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normscope import layers
 from normscope._errors import UsageError
+from normscope.modules.sites import is_known_norm
 
 Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
 
@@ -60,11 +61,6 @@ def sites(model: nn.Module) -> list[Site]:
     return [Site(path, module, tuple(slots.get(module, ()))) for path, module in model.named_modules()]
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Say whether a module is a batch, group, layer, instance or RMS norm, or of a class derived from one."""
-    return isinstance(module, _FAMILIES)
-
-
 def norms(model: nn.Module, only: Only = None) -> list[Site]:
     """Return the norms of a model that ``only`` selects.
 
@@ -75,7 +71,7 @@ def norms(model: nn.Module, only: Only = None) -> list[Site]:
     Raises:
         UsageError: A name fits no norm.
     """
-    found = [site for site in sites(model) if is_norm(site.module)]
+    found = [site for site in sites(model) if is_known_norm(site.module)]
     if only is None:
         return found
     if callable(only):

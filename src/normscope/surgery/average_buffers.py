@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from normscope._errors import DataError, UsageError
-from normscope.modules.transaction import transaction
+from normscope.modules.state import transaction
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import norms
 from normscope.surgery.recalibrate import recalibrate

@@ -39,10 +39,11 @@ from torch import nn
 
 from normscope import layers
 from normscope._errors import UsageError
+from normscope.layers.options import NAMES
 from normscope.modules.call import run, set_mode
-from normscope.modules.transaction import traceless, transaction
+from normscope.modules.state import traceless, transaction
 from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
-from normscope.surgery._options import OPTIONS, hand_over, inherited, not_in
+from normscope.surgery._options import hand_over, inherited, not_in
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import BATCH, INSTANCE, OURS, Only, Site, keep_hooks, norms, why_opaque
 from normscope.surgery.freeze import is_frozen, refreeze
@@ -300,7 +301,7 @@ def _only_eps(to: str, settings: dict[str, Any]) -> float:
 
 def _kind(to: str, old: nn.Module, rank: int | None, anchor: Any, asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the class of a batch or instance norm for inputs of ``rank`` axes, and arguments it needs beside."""
-    own = type(old) in OURS or any(name in OPTIONS and name != "process_group" for name in asked)
+    own = type(old) in OURS or any(name in NAMES and name != "process_group" for name in asked)
     if to == "sync" and anchor is not None and anchor.is_cuda and not own:
         if type(old) is nn.SyncBatchNorm:
             raise _RefusedError("is a synchronised batch norm already")

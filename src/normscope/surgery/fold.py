@@ -25,15 +25,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from normscope.modules.batches import tensors
 from normscope.modules.call import run
-from normscope.modules.transaction import traceless, transaction
-from normscope.surgery import _absorb
-from normscope.surgery._pairs import MISSING, Pair, Search, search, why_not_fixed
+from normscope.modules.state import traceless, transaction
+from normscope.surgery import absorb
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import Only, Site, norms
 from normscope.surgery.freeze import is_frozen
+from normscope.surgery.pairs import MISSING, Pair, Search, search, why_not_fixed
 
 _ORDERS: tuple[Literal["before", "after"], ...] = ("before", "after")
 
@@ -45,28 +45,28 @@ class _Folded:
         self.pair = pair
         norm: Any = pair.norm.module
         linear: Any = pair.linear.module
-        s, t = _absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)
-        x = _absorb.sample_input(linear) if pair.input is None else pair.input.double()
+        s, t = absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)
+        x = absorb.sample_input(linear) if pair.input is None else pair.input.double()
         with torch.no_grad():
             expected = self._both(x)
-            weight, bias = (_absorb.before if pair.order == "before" else _absorb.after)(linear, s, t)
+            weight, bias = (absorb.before if pair.order == "before" else absorb.after)(linear, s, t)
             self.created = linear.bias is None
             self.values = weight, bias
-            self.kept = _absorb.write(linear, weight, bias)
-            self.error = _absorb.deviation(expected, _absorb.widened(linear)(x))
+            self._unwrite = absorb.write(linear, weight, bias)
+            self.error = absorb.deviation(expected, absorb.widened(linear)(x))
         self.identity = nn.Identity().train(norm.training)
         pair.norm.replace(self.identity)
 
     def _both(self, x: Tensor) -> Tensor:
-        norm, linear = _absorb.widened(self.pair.norm.module), _absorb.widened(self.pair.linear.module)
+        norm, linear = absorb.widened(self.pair.norm.module), absorb.widened(self.pair.linear.module)
         return norm(linear(x)) if self.pair.order == "before" else linear(norm(x))
 
     def undo(self) -> None:
-        self.kept.restore()
+        self._unwrite()
         self.pair.norm.replace(self.pair.norm.module)
 
     def redo(self) -> None:
-        self.kept = _absorb.write(self.pair.linear.module, *self.values)
+        self._unwrite = absorb.write(self.pair.linear.module, *self.values)
         self.pair.norm.replace(self.identity)
 
     def change(self, whole: float | None) -> Change:
@@ -137,10 +137,10 @@ def _try(site: Site, order: Literal["before", "after"], seen: Search, bound: flo
     linear: Any = pair.linear.module
     if not linear.weight.is_floating_point() or linear.weight.is_meta:
         return f"{pair.linear.path} has no real floating-point weights"
-    s, t = _absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)
+    s, t = absorb.scale_and_shift(norm, norm.running_mean, norm.running_var)
     if not (s.isfinite().all() and t.isfinite().all()):
         return "its scale or shift is not finite: a running statistic is, or a variance is below -eps"
-    if order == "after" and (why := _absorb.why_not_after(linear, t)):
+    if order == "after" and (why := absorb.why_not_after(linear, t)):
         return why
     one = _Folded(pair)
     if one.error <= bound:
@@ -162,7 +162,7 @@ def _guilty(
         if [a.shape for a in after] != [b.shape for b in before]:
             return torch.inf
         pairs = zip(before, after, strict=True)
-        return max((_absorb.deviation(b.double(), a.double()) for b, a in pairs), default=0.0)
+        return max((absorb.deviation(b.double(), a.double()) for b, a in pairs), default=0.0)
 
     whole = error()
     if whole <= bound:
@@ -189,4 +189,4 @@ def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
         return []
     with traceless(model):
         torch.manual_seed(0)  # what is drawn at random (dropout in training mode) is drawn the same before and after
-        return [leaf.detach().clone() for leaf in tree_leaves(run(model, example)) if isinstance(leaf, Tensor)]
+        return [tensor.detach().clone() for tensor in tensors(run(model, example))]

@@ -22,10 +22,11 @@ from typing import Any
 
 from torch import nn
 
-from normscope.layers._norm import AbstractBatchNorm
-from normscope.modules.transaction import transaction
+from normscope.layers import AbstractBatchNorm
+from normscope.modules.sites import is_known_norm
+from normscope.modules.state import transaction
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._sites import Only, Site, is_norm, norms
+from normscope.surgery._sites import Only, Site, norms
 
 # The attribute of a frozen module that holds the mode last asked for, under "asked", and what parameters required a
 # gradient before, under their names. A plain dictionary, so that a failed operation restores it with the module.
@@ -194,4 +195,4 @@ def _initial(module: Any) -> bool:
 
 
 def _learns(module: nn.Module) -> bool:
-    return is_norm(module) and any(p is not None and p.requires_grad for p in module._parameters.values())
+    return is_known_norm(module) and any(p is not None and p.requires_grad for p in module._parameters.values())

@@ -46,7 +46,7 @@ from torch import nn
 
 from normscope._errors import DataError, UsageError
 from normscope.modules.call import call_batch, set_mode
-from normscope.modules.transaction import traceless, transaction
+from normscope.modules.state import traceless, transaction
 from normscope.surgery._measure import Meter, Pooled, in_step
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import BATCH, Only, Site, norms
@@ -82,7 +82,8 @@ def recalibrate(
             gives the statistics that evaluation meets; on, those that training met.
         sequential: Whether norms are measured one after another, as described above.
         unbiased: Whether the running variance is the unbiased one, as torch's is.
-        preserve_rng: Whether torch's random state is put back afterwards (the loader's shuffling included).
+        preserve_rng: Whether the random streams (torch's, NumPy's and Python's) are put back afterwards, the loader's
+            shuffling included.
         progress: Whether a progress bar is shown on standard error.
 
     Returns:
@@ -159,7 +160,7 @@ class _Passes:
             settled: Whether the norms, too, normalize by their running statistics.
         """
         meters = {site.path: Meter(site.path, site.module, settled=settled) for site in chosen}
-        with in_step(self.model, meters) as step, traceless(self.model, rng=self.preserve_rng), torch.no_grad():
+        with in_step(self.model, meters) as step, traceless(self.model, streams=self.preserve_rng), torch.no_grad():
             self._modes()
             for meter in meters.values():
                 meter.attach(self.order)

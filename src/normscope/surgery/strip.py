@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from normscope._errors import DataError, NonFiniteError, UsageError
 from normscope.modules.call import run, set_mode
-from normscope.modules.transaction import traceless, transaction
+from normscope.modules.state import traceless, transaction
 from normscope.ops import Moments, merge
-from normscope.surgery import _absorb
+from normscope.surgery import absorb
 from normscope.surgery._measure import moments_given
 from normscope.surgery._modules import ChannelAffine
-from normscope.surgery._pairs import MISSING, Search, search, why_not_fixed
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import BATCH, Only, Site, keep_hooks, norms
+from normscope.surgery.pairs import MISSING, Search, search, why_not_fixed
 
 WAYS = (None, "population", "batch", "unit-variance")
 
@@ -148,7 +148,7 @@ def _strip_preserving(model: nn.Module, chosen: list[Site], example: Any, *, fro
         mean, var = module.running_mean, module.running_var
         if from_batch:
             mean, var = taken[site.path][0].mean + taken[site.path][0].low, taken[site.path][0].variance()
-        s, t = _absorb.scale_and_shift(module, mean, var)
+        s, t = absorb.scale_and_shift(module, mean, var)
         if not (s.isfinite().all() and t.isfinite().all()):
             raise NonFiniteError(f"{site.path}: its scale or shift is not finite; reset or recalibrate it first")
         done.append(_absorbed(site, seen, s, t))
@@ -163,11 +163,11 @@ def _absorbed(site: Site, seen: Search, s: Tensor, t: Tensor) -> Change:
             reasons.append(pair)
             continue
         linear = pair.linear.module
-        if order == "after" and (why := _absorb.why_not_after(linear, t)):
+        if order == "after" and (why := absorb.why_not_after(linear, t)):
             reasons.append(why)
             continue
         created = linear.bias is None
-        _absorb.write(linear, *(_absorb.before if order == "before" else _absorb.after)(linear, s, t))
+        absorb.write(linear, *(absorb.before if order == "before" else absorb.after)(linear, s, t))
         _identity_for(site)
         return Change(site.path, f"taken into {pair.linear.path}", "a bias was created" if created else "")
     weight: Any = site.module.weight

@@ -11,7 +11,7 @@ from torch import Tensor
 def group_sizes(samples: int, size: int, positions: int) -> list[tuple[int, int]]:
     """Split a batch into groups of consecutive samples.
 
-    All have ``size`` samples but the last, which has those that are left over. If that is a single value a channel,
+    All have ``size`` samples but the last, which has the remaining ones. If they are a single value a channel,
     which has no variance, it joins the group before it.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from normscope._errors import UsageError
@@ -38,7 +39,7 @@ class Explanation(NamedTuple):
 
 @contextmanager
 def using(way: Way) -> Iterator[None]:
-    """Compute batch norms in one way, for comparisons and tests; in this thread and what runs in its context.
+    """Compute batch norms in one way, for comparisons and tests; in this thread and its context.
 
     Args:
         way: ``"kernel"`` for the fused kernel wherever there is one for the input, ``"torch"`` for torch's own kernels
@@ -84,6 +85,14 @@ def wants_written_out() -> bool:
     return is_written_out() or _asked.get() == "written_out"
 
 
+def differentiated(x: Tensor, g: Tensor) -> bool:
+    """Say whether a backward that is running is itself being differentiated."""
+    if torch.is_grad_enabled():
+        return True
+    # The level is below 0 but for a few users of dual numbers, and looking at it is ten times cheaper.
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(p).tangent is not None for p in (x, g))
+
+
 def plan_at_once(
     x: Tensor,
     weight: Tensor | None,
@@ -92,10 +101,10 @@ def plan_at_once(
     running_var: Tensor | None,
     seen: Tensor | None,
 ) -> Any:
-    """Return the CPU kernel's plan of a batch norm where nothing at all is in the way; else None, and ask on.
+    """Return the CPU kernel's plan of a batch norm; None where anything is in its way: then ask `why_no_kernel`.
 
-    All that `why_no_kernel` and the checks of shapes ask, but in the kernel's own language: on a small batch the
-    questions in Python cost three times what the kernel does.
+    The same checks as `why_no_kernel` and `check_rows`, done in C++: on a small batch the checks in Python take three
+    times as long as the kernel.
 
     Args:
         x: Values ``(N, C, *)``.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from normscope.ops.moments import Moments
-from normscope.ops.standardize import affine, backward
+from normscope.ops.standardization import affine, backward
 from normscope.ops.statistics import channel_axes, channelwise, wide
 
 

@@ -18,21 +18,19 @@ from torch.autograd import Function, forward_ad
 
 from normscope.kernels.cpu import RSTD, plan
 from normscope.ops.moments import Moments
-from normscope.ops.normalize import normalize
 from normscope.ops.shapes import check_rows
-from normscope.ops.standardize import backward_of_xhat
+from normscope.ops.standardization import backward_of_xhat
 from normscope.ops.statistics import channelwise, moments_of
 from normscope.ops.ways.choose import wants_written_out, why_no_kernel
 from normscope.ops.ways.kernel import (
-    LARGE,
     How,
     gradients,
     moments_of_saved,
     must_be_written_out,
-    references_of_an_owner,
-    references_to,
     run_fused,
 )
+from normscope.ops.ways.of import way_of
+from normscope.ops.ways.ownership import is_sole_owner
 
 # The gain at least this, and the shift at most so many gains: then x-hat comes back to 8 units in the last place.
 LEAST_GAIN, MOST_SHIFT = 1e-6, 8.0
@@ -59,7 +57,7 @@ _NONE = (None,) * 4
 
 
 class _InPlace(Function):
-    """Saves its own output. The deviation is an output too: what a second derivative has to be taken through."""
+    """Saves its own output. The deviation is an output too, for second derivatives go through it."""
 
     @staticmethod
     def forward(
@@ -108,7 +106,7 @@ class _InPlace(Function):
         z, weight, bias, rstd = ctx.saved_tensors
         if ctx.kept is not None and g is not None and g_rstd is None and not must_be_written_out(z, g):
             wanted = ctx.needs_input_grad
-            own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
+            own = is_sole_owner(g)
             by_kernel = gradients(g, z, weight, bias, ctx.kept, ctx.how, wanted, own, True)
             if by_kernel is not None:
                 return *by_kernel, *_NONE
@@ -140,7 +138,7 @@ def batch_norm_in_place(
     where it must not be overwritten: a leaf that wants a gradient, or a view.
 
     Args:
-        x: Values ``(N, C, *)``; what came before must not need them in its backward.
+        x: Values ``(N, C, *)``; the operation before must not need them in its backward.
         weight: Gain of each channel ``(C,)``, or None for 1.
         bias: Shift of each channel ``(C,)``, or None for 0.
         eps: Added to the variance.
@@ -163,7 +161,7 @@ def batch_norm_in_place(
         or not can_be_inverted(weight, bias)
     )
     if alone:
-        y, moments = normalize(x, weight, bias, eps)
+        y, moments = way_of(x, weight, bias, moments=True).normalize(x, weight, bias, eps)
         return (y if slope == 1 else torch.nn.functional.leaky_relu(y, slope)), moments
     found: list[Moments] = []
     by_kernel = x.is_cpu and not why_no_kernel(x, weight, bias) and plan(x) is not None

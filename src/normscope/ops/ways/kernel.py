@@ -4,11 +4,9 @@ r"""Batch norm over a batch and its activation in one kernel, with rules for eve
 
 The kernel's backward rebuilds the activation's argument from the input by the forward's own operations, so the mask is
 the forward's bit for bit and none is stored. Where a derivative is itself differentiated, the rules are those of
-`normscope.ops.standardize`, in torch operations.
+`normscope.ops.standardization`, in torch operations.
 """
 
-import functools
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,25 +17,10 @@ from torch.autograd.graph import increment_version
 
 from normscope.kernels import cpu, gpu
 from normscope.ops.moments import Moments
-from normscope.ops.standardize import affine, backward, differentiated, tangent
+from normscope.ops.standardization import affine, backward, tangent
 from normscope.ops.statistics import channel_axes, channelwise, shifted
-from normscope.ops.ways.choose import is_written_out
-
-
-def activate(y: Tensor, activation: str | None, slope: float) -> Tensor:
-    """Apply ReLU, leaky ReLU or nothing, over the memory of what came before.
-
-    Args:
-        y: Values that nobody else holds.
-        activation: ``"relu"``, ``"leaky_relu"`` or None.
-        slope: Of leaky ReLU below 0.
-    """
-    if activation is None:
-        return y
-    own = not is_written_out()
-    if activation == "relu":
-        return torch.relu_(y) if own else torch.relu(y)
-    return torch.nn.functional.leaky_relu(y, slope, inplace=own)
+from normscope.ops.ways.choose import differentiated, is_written_out
+from normscope.ops.ways.ownership import is_sole_owner
 
 
 class How(NamedTuple):
@@ -49,7 +32,7 @@ class How(NamedTuple):
         slope: Of leaky ReLU.
         running: Mean and variance ``(C,)``, moved in place, and the count of batches or None; or None for all.
         share: Of this batch in them.
-        keep: Where what the forward saves goes too; None for nowhere.
+        keep: A list that gets the saved tensor of the forward too; or None.
         plan: Of the CPU's kernel for these very tensors, if there is one already.
     """
 
@@ -79,7 +62,7 @@ class _Fused(Function):
         x, weight, bias = ctx.saved_tensors
         wanted, how = ctx.needs_input_grad, ctx.how
         if not must_be_written_out(x, g):
-            own = g.nbytes >= LARGE and references_to(g) == references_of_an_owner()
+            own = is_sole_owner(g)
             by_kernel = gradients(g, x, weight, bias, ctx.kept, how, wanted, own)
             if by_kernel is not None:
                 return *by_kernel, None
@@ -98,55 +81,8 @@ class _Fused(Function):
         return _through_activation(tangent(t, t_weight, t_bias, d, w, mean, rstd)[0], z, ctx.how).to(x.dtype)
 
 
-# What Function.apply ends in: what it does before is for torch.func, which does not come here, and costs microseconds.
+# The end of Function.apply. Its beginning is for torch.func, which does not come here, and costs microseconds.
 _apply = super(Function, _Fused).apply
-
-
-#: Bytes from which on a cotangent's memory is used again, if nobody else holds it: below, finding out costs more.
-LARGE = 1 << 20
-
-
-class _Twin(Function):
-    """Sees how often a cotangent that nobody else holds is referred to, in a backward like that of `_Fused`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, seen: list[int]) -> Tensor:
-        ctx.seen = seen
-        return x * 1
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        ctx.seen.append(references_to(g))
-        return g, None
-
-
-@functools.cache
-def references_of_an_owner() -> int:
-    """Return what `references_to` says of a cotangent that is the backward's alone; -1 if that cannot be told.
-
-    Measured, on one that is alone and on one that a hook keeps: it depends on how torch calls a backward.
-    """
-    seen: list[int] = []
-    kept: list[Tensor] = []
-    with torch.enable_grad():
-        for keeps in (False, True):
-            y = _Twin.apply(torch.ones(2, requires_grad=True), seen)
-            if keeps:
-                y.register_hook(kept.append)
-            (y * 2).sum().backward()
-    return seen[0] if seen[0] != seen[1] else -1
-
-
-def references_to(g: Tensor) -> int:
-    """Return how many references Python holds to a tensor; 0 if its memory is not its own, or torch holds it too."""
-    count = getattr(g, "_use_count", None)  # not in every torch
-    alone = (
-        count is not None
-        and count() == 1
-        and not g._is_view()
-        and torch._C._storage_Use_Count(g.untyped_storage()._cdata) == 2  # the tensor, and the handle just made
-    )
-    return sys.getrefcount(g) if alone else 0
 
 
 def must_be_written_out(x: Tensor, g: Tensor) -> bool:
@@ -192,7 +128,7 @@ def run_fused(
         in_place: Whether the output goes over ``x``, which is dense.
 
     Returns:
-        The output, and what `gradients` needs.
+        The output, and the plan or saved tensors for `gradients`.
     """
     eps, activation, slope, running, share, keep, plan = how
     if x.is_cuda:
@@ -269,7 +205,7 @@ def _like(values: Tensor | None, of: Tensor | None) -> Tensor | None:
     return None if values is None or of is None else values.to(of.dtype)
 
 
-def fused_batch_norm(
+def batch_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -278,11 +214,11 @@ def fused_batch_norm(
     slope: float,
     running: tuple[Tensor, Tensor] | None,
     share: float,
-    seen: Tensor | None = None,
+    seen: Tensor | None,
 ) -> Tensor:
     """Normalize by the statistics of the batch, scale, shift and activate; move running statistics.
 
-    For what `normscope.ops.ways.choose.why_no_kernel` has nothing against.
+    For tensors to which `normscope.ops.ways.choose.why_no_kernel` has no objection.
 
     Args:
         x: Values ``(N, C, *)``.
@@ -320,7 +256,7 @@ def fused_at_once(
     moved: tuple[Tensor, Tensor, Tensor | None] | None,
     share: float,
 ) -> Tensor:
-    """Do what `fused_batch_norm` does, by a plan for these very tensors.
+    """Do what `batch_norm` does, by a plan that was made for these tensors.
 
     Args:
         plan: Of the CPU's kernel.
@@ -336,7 +272,7 @@ def fused_at_once(
     return _apply(x, weight, bias, How(eps, activation, slope, moved, share, None, plan))
 
 
-def fused_normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Moments]:
+def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Moments]:
     """Do what ``normalize`` does over the batch, by the kernel: the output, and the moments ``(C,)`` of the batch."""
     keep: list[Tensor] = []
     y = _apply(x, weight, bias, How(eps, keep=keep))

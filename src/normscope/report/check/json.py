@@ -1,10 +1,10 @@
 """Findings for a program."""
 
 import json
-import math
 from typing import Any
 
 from normscope.records import Finding
+from normscope.records.json import plain
 from normscope.report.check.checked import Checked
 
 SCHEMA = "normscope.check"
@@ -59,15 +59,6 @@ def check_json(checked: Checked) -> str:
             ],
         }
     return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """Put words for the numbers that JSON has none for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _short(finding: Finding) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from normscope.records import Finding, Severity
+from normscope.records.json import plain
 from normscope.report.check.checked import Checked, RuleNote, place_words
-from normscope.report.check.json import plain
 
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

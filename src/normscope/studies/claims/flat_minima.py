@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope.plots import Figure, Table, curves
-from normscope.probes import Scope
+from normscope.probes import Recorder
 from normscope.probes.curvature import Curvature
 from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
@@ -255,7 +255,7 @@ def _to_loss(cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:
     with population_statistics(model, split.x_train), torch.no_grad():
         yield note("test_accuracy", accuracy(model(split.x_test), split.y_test))
     probe = Curvature(("eigenvalues", "trace", "layers", "adaptive"), modes=("train", "frozen"), seed=cell.seed)
-    with Scope(model, loss_fn, optimizer, probes=[probe], every=1, cell=cell.id) as scope:
+    with Recorder(model, loss_fn, optimizer, probes=[probe], every=1, cell=cell.id) as scope:
         with scope.step((x, y)):
             optimizer.zero_grad()
             loss_fn(model, (x, y)).backward()

@@ -69,7 +69,7 @@ def _stages(model: nn.Module) -> list[Stage] | None:
 
 def _known(norm: nn.Module) -> bool:
     if type(norm) is layers.BatchNorm1d:
-        return norm.affine and norm.activation is None and norm._trains_as_torch() and norm.use_running is None
+        return norm.affine and norm.activation is None and norm.trains_as_torch() and norm.use_running is None
     return type(norm) is nn.Identity
 
 

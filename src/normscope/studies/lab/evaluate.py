@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope.modules.state import traceless
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share of (N, classes) ``logits`` whose largest is at the label (N,)."""
@@ -21,16 +23,13 @@ def population_statistics(model: nn.Module, x: Tensor, *, samples: int = 1024, b
     norm, Wu & Johnson 2021, section 3). Noise and dropout rest meanwhile.
 
     Args:
-        model: The network; its modes and buffers are restored.
+        model: The network; left as it was.
         x: Training inputs (N, ...).
         samples: Number of inputs used, all if there are fewer.
         batch: Inputs of one batch; a last batch of fewer is left out, so that every batch has the same weight.
     """
-    modes = {module: module.training for module in model.modules()}
     normalizers: list[_BatchNorm] = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    momenta = [module.momentum for module in normalizers]
-    try:
+    with traceless(model, streams=False):
         model.eval()
         if normalizers:
             for normalizer in normalizers:
@@ -45,11 +44,3 @@ def population_statistics(model: nn.Module, x: Tensor, *, samples: int = 1024, b
             for normalizer in normalizers:
                 normalizer.eval()
         yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-        for normalizer, momentum in zip(normalizers, momenta, strict=True):
-            normalizer.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode

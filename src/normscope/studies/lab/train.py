@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normscope._errors import NonFiniteError
-from normscope.probes import AbstractProbe, ProbeWarning, Scope
+from normscope.probes import AbstractProbe, ProbeWarning, Recorder
 from normscope.records import Record
 from normscope.studies.lab.data import Split
 from normscope.studies.lab.evaluate import accuracy, population_statistics
@@ -115,7 +115,7 @@ def train(
 
     scope = None
     if probes:
-        scope = Scope(
+        scope = Recorder(
             model, lambda net, at: criterion(net(at[0]), at[1]), updates, probes=list(probes), every=every, cell=cell
         )
     diverged = False

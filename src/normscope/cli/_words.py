@@ -1,0 +1,35 @@
+"""Options that several commands share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
+TableOut = Annotated[Path | None, typer.Option("--out", help="Markdown file to write the tables into.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]
+Preset = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the original's protocol).")]
+Data = Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, or a PATH: folder of idx files, or an npz.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: the cores]")]
+Codes = list[str] | None
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def group(purpose: str, example: str) -> typer.Typer:
+    """Return an empty group of commands.
+
+    Args:
+        purpose: Its help.
+        example: A command of it, for the end of its help.
+    """
+    return typer.Typer(help=purpose, epilog=f"Example:  {example}", no_args_is_help=True, rich_markup_mode=None)
+
+
+def codes(given: Sequence[str] | None) -> list[str] | None:
+    """Split options with rules' codes or names at commas, and write codes in capitals; None if none is given."""
+    if not given:
+        return None
+    parts = [part.strip() for words in given for part in words.split(",")]
+    return [part.upper() if part[:2].lower() == "ns" else part for part in parts if part]

@@ -1,0 +1,90 @@
+"""``normscope bench``: probes, layers, check."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from normscope._errors import UsageError
+from normscope.cli._print import print_json, print_tables, print_text, written
+from normscope.cli._progress import interruptible, progress_bar, status_line
+from normscope.cli._words import Codes, Json, TableOut, codes, group
+
+_ADVICE = "nothing was written"
+
+app = group("What normscope's parts cost, measured on this machine.", "normscope bench probes --model mlp")
+
+
+@app.command(epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")
+def probes(
+    model: Annotated[list[str] | None, typer.Option(help="mlp or vgg; may be repeated.  [default: both]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; five times as many on a fast model.")] = 12,
+    case: Annotated[str, typer.Option(help="Only what has this in its name.  [default: all]")] = "",
+    out: TableOut = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each probe adds to a training step, in plain steps, beside what other tools cost."""
+    from normscope.bench import probes, probes_page
+
+    with interruptible(_ADVICE), progress_bar(as_json) as bars:
+        result = probes.measure(model, rounds=rounds, only=case, progress=bars)
+    _finish(result, probes_page, out, as_json)
+
+
+@app.command(epilog="Example:  normscope bench layers --out benchmarks/results/layers.md")
+def layers(
+    only: Annotated[str, typer.Option(help='Only shapes with this in them: "(128, 64)".  [default: all]')] = "",
+    allocator: Annotated[
+        list[str] | None, typer.Option(help="recycled or default; may be repeated.  [default: both]")
+    ] = None,
+    compiled: Annotated[bool, typer.Option(help="Also beside torch.compile, which takes minutes.")] = True,
+    whole: Annotated[bool, typer.Option(help="Also whole training steps, and peak memory.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for the GPU kernels.")] = "cpu",
+    out: TableOut = None,
+    as_json: Json = False,
+) -> None:
+    """Measure batch norm with ReLU, forward and backward, beside torch's. Leave the machine alone meanwhile."""
+    from normscope.bench import gpu, gpu_page, layers, layers_page
+
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device is cpu or cuda: got {device!r}")
+    with interruptible(_ADVICE), progress_bar(as_json) as bars:
+        if device == "cuda":
+            result = gpu.measure(bars)
+        else:
+            allocators = allocator or layers.ALLOCATORS
+            result = layers.measure(only=only, allocators=allocators, compiled=compiled, whole=whole, progress=bars)
+    _finish(result, gpu_page if device == "cuda" else layers_page, out, as_json)
+
+
+@app.command(epilog="Example:  normscope bench check --out benchmarks/results/check.md")
+def check(
+    select: Annotated[Codes, typer.Option(help="Only rules whose codes begin so.")] = None,
+    out: TableOut = None,
+    as_json: Json = False,
+) -> None:
+    """Run every rule on set-ups with and without its defect: how much it finds, and how often it is wrong."""
+    from normscope.checking import rates
+    from normscope.records.files import save
+
+    with interruptible(_ADVICE), status_line(as_json) as show:
+        result = rates.measure(codes(select), progress=show)
+    if out is not None:
+        save(out, rates.markdown(result))
+    if as_json:
+        print_json(result)
+    else:
+        print_text("\n".join([rates.text(result).rstrip("\n"), *written(out)]) + "\n")
+
+
+def _finish(result: dict[str, Any], page: ModuleType, out: Path | None, as_json: bool) -> None:
+    """Write the page of a measurement, if a file is named, and print its tables or the measurement itself."""
+    from normscope.records.files import save
+
+    if out is not None:
+        save(out, page.markdown(result))
+    if as_json:
+        print_json(result)
+    else:
+        print_tables(page.terminal(result), page.conditions(result), *written(out))

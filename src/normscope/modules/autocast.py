@@ -1,0 +1,39 @@
+"""Autocast and the recording of gradients, as a pass had them and as arithmetic beside it needs them."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+
+_NOTHING = nullcontext()
+
+
+def autocast_now(devices: Iterable[str]) -> list[tuple[str, torch.dtype]]:
+    """Return the kinds of device, of these and the CPU, on which autocast is on, each with its dtype."""
+    kinds = {*devices, "cpu"}
+    return [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+
+
+def autocasting(kinds: Iterable[tuple[str, torch.dtype]]) -> ExitStack:
+    """Return a context in which autocast is on for these, without a cache of cast weights."""
+    stack = ExitStack()
+    for kind, dtype in kinds:
+        stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
+    return stack
+
+
+def no_grad() -> AbstractContextManager[Any]:
+    """Return ``torch.no_grad()`` where gradients are recorded; in a backward pass they are not."""
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """Return a context in which a probe's own arithmetic is not cast down by the user's autocast."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if not kinds:
+        return _NOTHING
+    stack = ExitStack()
+    for kind in kinds:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack

@@ -1,0 +1,272 @@
+"""One training step as probes see it: where they attach hooks, take notes, and read what was heard."""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from normscope._errors import UsageError
+from normscope.modules.autocast import no_grad, without_autocast
+from normscope.modules.batches import leading_tensor
+from normscope.probes._replay import Replay
+from normscope.probes._start_state import StartState
+
+Reader = Callable[[Tensor], None]
+CallReader = Callable[[Tensor, Tensor], Reader | None]
+FailureReport = Callable[[Any, Exception], None]
+"""Called with a probe and the exception that its reader raised."""
+T = TypeVar("T")
+
+
+class Step:
+    """One training step as the probes due at it see it.
+
+    Attributes:
+        cell: Name of the run.
+        index: Number of optimizer steps before this one.
+        model: The model without its wrappers; once the step has ended, at its updated parameters.
+        lr: Learning rate of the first optimizer's first parameter group as the step began; None without optimizer.
+        scale: Loss scale of the user's backward pass; readers get gradients without it.
+        optimizers: The user's optimizers; to be read, not used.
+        start: The state with which the step began, if a probe evaluates the loss again.
+        gradients_scaled: Whether ``parameter.grad`` carries the loss scale at the moment.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        index: int,
+        model: Module,
+        optimizers: Sequence[Optimizer],
+        report: FailureReport,
+        *,
+        scale: float = 1.0,
+    ) -> None:
+        self.cell, self.index, self.model, self.scale = cell, index, model, scale
+        self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+        self.optimizers = tuple(optimizers)
+        self.start: StartState | None = None
+        self.gradients_scaled = scale != 1
+        self._replay: Replay | None = None
+        self._report = report
+        self._handles: list[RemovableHandle] = []
+        self._listeners: dict[Module, _Listener] = {}
+        self._hooks: list[tuple[Hashable, Module, Callable[..., None], bool]] = []
+        self._notes: dict[int, dict[str, Any]] = {}
+        self._modules: dict[Any, dict[str, Module]] = {}
+        self._values: dict[int, Tensor] = {}
+        self._memo_of: tuple[Tensor, int] | None = None
+        self._memo: dict[str, Any] = {}
+
+    @property
+    def replay(self) -> Replay:
+        """The loss of this step as a function of the parameters; open while probes with ``REPLAYS`` read.
+
+        Raises:
+            UsageError: Asked for by a probe that does not declare ``REPLAYS``.
+        """
+        if self._replay is None:
+            raise UsageError("a probe that evaluates the loss again must declare REPLAYS = True")
+        return self._replay
+
+    def begin_replay(self, replay: Replay | None) -> None:
+        """Give the step its replay, or take it away with None; done by the recorder as the step ends."""
+        self._replay = replay
+
+    def modules(self, find: Callable[[Module], dict[str, Module]]) -> dict[str, Module]:
+        """Return ``find(model)``, looked up once for all probes of this step."""
+        if find not in self._modules:
+            self._modules[find] = find(self.model)
+        return self._modules[find]
+
+    def notes(self, probe: Hashable) -> dict[str, Any]:
+        """Return what ``probe`` keeps until the step ends: an empty dict at its first use."""
+        return self._notes.setdefault(id(probe), {})
+
+    def keep_values(self, parameters: Iterable[Tensor]) -> None:
+        """Copy these parameters as they are now, once for all probes; called in ``watch``."""
+        for parameter in parameters:
+            if id(parameter) not in self._values:
+                self._values[id(parameter)] = parameter.detach().clone()
+
+    def value_before(self, parameter: Tensor) -> Tensor:
+        """Return the copy that ``keep_values`` made as the step began."""
+        return self._values[id(parameter)]
+
+    def memo(self, tensor: Tensor, key: str, make: Callable[[Tensor], T]) -> T:
+        """Return ``make(tensor)``, computed once as long as probes look at the same unchanged tensor in a row.
+
+        The output of a layer is most often the input of the next: all probes that read either share its statistics.
+        """
+        last = self._memo_of
+        if last is None or not _same_content(tensor, *last):
+            # As long as the tensor is held, its memory is not given to another one.
+            self._memo_of, self._memo = (tensor, tensor._version), {}
+        if key not in self._memo:
+            self._memo[key] = make(tensor)
+        return self._memo[key]
+
+    def recall(self, tensor: Tensor, key: str) -> Any:
+        """Return what ``memo`` computed last for this tensor under this key, or None."""
+        known = self._memo_of is not None and _same_content(tensor, *self._memo_of)
+        return self._memo.get(key) if known else None
+
+    def on_input(self, probe: Hashable, module: Module, read: Reader) -> None:
+        """Call ``read(input)`` before each forward pass of ``module`` that records gradients.
+
+        ``input`` is the first floating-point tensor among the arguments, detached. The reader must not keep it: the
+        module may overwrite it.
+        """
+        self._listener(module).inputs.append((probe, read))
+
+    def on_call(self, probe: Hashable, module: Module, read: CallReader) -> None:
+        """Call ``read(input, output)`` after each forward pass of ``module`` that records gradients.
+
+        If the reader returns a function, that function is called with the gradient at this output. Not for modules
+        that overwrite their input.
+        """
+        self._listener(module).calls.append((probe, read))
+
+    def on_output(self, probe: Hashable, module: Module, read: Reader) -> None:
+        """Call ``read(output)`` at each forward pass of ``module`` that records gradients.
+
+        ``output`` is detached. The reader must not keep it: an operation in place may overwrite it later.
+        """
+        self._listener(module).outputs.append((probe, read))
+
+    def on_output_gradient(self, probe: Hashable, module: Module, read: Reader) -> None:
+        """Call ``read(gradient)`` with the gradient of the loss with respect to each output of ``module``."""
+        self._listener(module).gradients.append((probe, read))
+
+    def on_module(self, probe: Hashable, module: Module, hook: Callable[..., None], *, before: bool = False) -> None:
+        """Register a forward hook of torch's own kind, or with ``before`` a forward pre-hook.
+
+        It must change nothing and return nothing. An exception in it switches the probe off and does not reach the
+        user's pass.
+        """
+
+        def guarded(*args: Any) -> None:
+            self._guarded([(probe, hook)], *args)
+
+        self._hooks.append((probe, module, guarded, before))
+
+    def _listener(self, module: Module) -> "_Listener":
+        if module not in self._listeners:
+            self._listeners[module] = _Listener(self._guarded, self._handles.append, 1 / self.scale)
+        return self._listeners[module]
+
+    def listening(self) -> set[Hashable]:
+        """Return the probes that have asked for inputs, outputs or gradients of modules."""
+        readers_of_tensors = {
+            probe
+            for listener in self._listeners.values()
+            for readers in (listener.inputs, listener.calls, listener.outputs, listener.gradients)
+            for probe, _ in readers
+        }
+        return readers_of_tensors | {probe for probe, *_ in self._hooks}
+
+    def attach(self) -> None:
+        """Register the hooks: one a module, however many probes read it."""
+        for module, listener in self._listeners.items():
+            if listener.inputs:
+                self._handles.append(module.register_forward_pre_hook(listener.before, with_kwargs=True))
+            if listener.calls or listener.outputs or listener.gradients:
+                self._handles.append(module.register_forward_hook(listener.after))
+        for _, module, hook, before in self._hooks:
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            self._handles.append(register(hook))
+
+    def gradient(self, parameter: Parameter) -> Tensor | None:
+        """Return the gradient in ``parameter.grad``, detached and without loss scale; None if there is none."""
+        gradient = parameter.grad
+        if gradient is None:
+            return None
+        gradient = gradient.detach()
+        return _unscaled(gradient, 1 / self.scale) if self.gradients_scaled else gradient
+
+    def _guarded(self, readers: Iterable[tuple[Hashable, Callable[..., T]]], *args: Any) -> list[T | None]:
+        """Call all readers; an exception in one of them is reported, and the others are still called."""
+        results: list[T | None] = []
+        for probe, read in readers:
+            try:
+                results.append(read(*args))
+            except Exception as error:
+                self._report(probe, error)
+                results.append(None)
+        return results
+
+    def keep(self, handle: RemovableHandle) -> None:
+        """Have ``handle`` removed when the step ends."""
+        self._handles.append(handle)
+
+    def detach(self) -> None:
+        """Remove every hook that was set for this step."""
+        for handle in reversed(self._handles):
+            handle.remove()
+        self._handles.clear()
+        self._memo_of, self._memo = None, {}
+
+
+class _Listener:
+    """Passes the inputs, outputs and output gradients of one module on to the readers that asked for them."""
+
+    __slots__ = ("_guarded", "_keep", "_unscale", "calls", "gradients", "inputs", "outputs")
+
+    def __init__(self, guarded: Callable[..., Any], keep: Callable[[RemovableHandle], None], unscale: float) -> None:
+        self._guarded, self._keep, self._unscale = guarded, keep, unscale
+        self.inputs: list[tuple[Hashable, Reader]] = []
+        self.calls: list[tuple[Hashable, CallReader]] = []
+        self.outputs: list[tuple[Hashable, Reader]] = []
+        self.gradients: list[tuple[Hashable, Reader]] = []
+
+    def before(self, _module: Module, inputs: Any, keywords: Any) -> None:
+        """Read the input of a call."""
+        tensor = leading_tensor(inputs) if inputs else leading_tensor(keywords)
+        if tensor is not None and torch.is_grad_enabled():
+            with torch.no_grad(), without_autocast():
+                self._guarded(self.inputs, tensor.detach())
+
+    def after(self, _module: Module, inputs: Any, output: Any) -> None:
+        """Read the output of a call, and have its gradient read on the way back."""
+        tensor = leading_tensor(output)
+        if tensor is None or not torch.is_grad_enabled():
+            return
+        gradients = self.gradients
+        if self.calls or self.outputs:
+            with torch.no_grad(), without_autocast():
+                detached = tensor.detach()
+                if self.calls and (source := leading_tensor(inputs)) is not None:
+                    returned = self._guarded(self.calls, source.detach(), detached)
+                    probes = (probe for probe, _ in self.calls)
+                    gradients = gradients + [
+                        (probe, read) for probe, read in zip(probes, returned, strict=True) if read is not None
+                    ]
+                self._guarded(self.outputs, detached)
+        if gradients and tensor.requires_grad:
+            self._keep(tensor.register_hook(partial(self._back, gradients)))
+
+    def _back(self, readers: list[tuple[Hashable, Reader]], gradient: Tensor) -> None:
+        with no_grad(), without_autocast():
+            gradient = gradient.detach()
+            self._guarded(readers, gradient if self._unscale == 1 else _unscaled(gradient, self._unscale))
+
+
+def _unscaled(gradient: Tensor, factor: float) -> Tensor:
+    """Divide by the loss scale, in float32 or wider: half precision would underflow."""
+    wide = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
+    return wide * factor
+
+
+def _same_content(tensor: Tensor, other: Tensor, version: int) -> bool:
+    return tensor._version == version and (
+        tensor.data_ptr() == other.data_ptr()
+        and tensor.shape == other.shape
+        and tensor.stride() == other.stride()
+        and tensor.dtype == other.dtype
+        and tensor.device == other.device
+    )

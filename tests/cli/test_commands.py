@@ -1,0 +1,285 @@
+"""Every command that there is, found in the command line itself: help, examples, misuse, JSON, files."""
+
+import inspect
+import json
+import shlex
+import subprocess
+import sys
+import types
+import typing
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+import typer.models
+from torch import nn
+
+import normscope
+from normscope import cli
+from normscope.bench import _timing, layers as bench_layers, probes as bench_probes
+from normscope.cli import demo
+
+SETUP = """
+import torch
+import normscope as ns
+
+def make():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    data = [(torch.randn(16, 6), torch.randint(3, (16,))) for _ in range(2)]
+    return ns.Case(model, lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]), data)
+"""
+HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
+
+
+def leaves(app, words=()):
+    """Yield (words, function) for every command below a group."""
+    for info in app.registered_commands:
+        yield (*words, info.name or info.callback.__name__), info.callback
+    for group in app.registered_groups:
+        yield from leaves(group.typer_instance, (*words, group.name))
+
+
+def options(function):
+    """Yield (name, kind, what typer was told) for every option and argument."""
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        if name != "return":
+            kind, *told = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint, None)
+            yield name, kind, told[0]
+
+
+def option(name, told):
+    return next((word for word in told.param_decls or () if word.startswith("--")), "--" + name.replace("_", "-"))
+
+
+FUNCTIONS = dict(leaves(cli.app))
+GROUPS = [(), *dict.fromkeys(words[:-1] for words in FUNCTIONS if len(words) > 1)]
+OPTIONS = [
+    (words, option(name, told), kind, told)
+    for words, function in FUNCTIONS.items()
+    for name, kind, told in options(function)
+    if isinstance(told, typer.models.OptionInfo) and kind is not bool
+]
+
+
+def parser(words):
+    found = typer.main.get_command(cli.app)
+    for word in words:
+        found = found.commands[word]
+    return found
+
+
+def named(words):
+    return " ".join(words) or "normscope"
+
+
+every_command = pytest.mark.parametrize("words", FUNCTIONS, ids=named)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["study", "run", "--help"], []])
+def test_help_imports_nothing_heavy(words):
+    probe = (
+        "import sys; from normscope.cli import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert out.rstrip().endswith("heavy: []")
+
+
+def test_the_commands_are_all_found():
+    assert {("demo",), ("check",), ("report",), ("explain",), ("study", "run"), ("bench", "check")} <= set(FUNCTIONS)
+    assert all(words[-1] in parser(words[:-1]).commands for words in FUNCTIONS)
+
+
+@pytest.mark.parametrize("words", [*GROUPS, *FUNCTIONS], ids=named)
+def test_help_has_an_example_that_the_parser_takes(run, words):
+    epilog = parser(words).epilog
+    assert " ".join(epilog.split()) in " ".join(run(*words, "--help").stdout.split())
+    assert parser(words).help
+    label, _, examples = epilog.partition(":  ")
+    assert label == ("Example" if words else "Start with")
+    for example in examples.split(" && "):
+        program, *given = shlex.split(example)
+        assert program == "normscope"
+        own = next(known for known in FUNCTIONS if tuple(given[: len(known)]) == known)
+        parser(own).make_context(named(own), given[len(own) :])  # raises if it does not fit
+    assert tuple(shlex.split(examples)[1 : len(words) + 1]) == words
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=named)
+def test_a_group_alone_answers_with_its_help(run, words):
+    assert "Commands:" in run(*words, code=2).stderr
+
+
+def test_version(run):
+    assert run("--version").stdout == f"normscope {normscope.__version__}\n"
+
+
+# -- misuse
+
+
+@every_command
+def test_an_option_that_there_is_not_is_one_line(refuse, words):
+    said = refuse(*words, "--nothing-like-it")
+    assert f"See `normscope {named(words)} --help`" in said
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=named)
+def test_a_command_that_there_is_not_is_one_line(refuse, words):
+    assert "--help" in refuse(*words, "nothing-like-it")
+
+
+@every_command
+def test_words_too_many_are_one_line(refuse, words):
+    arguments = [kind for _, kind, told in options(FUNCTIONS[words]) if not isinstance(told, typer.models.OptionInfo)]
+    if any("list" in str(kind) for kind in arguments):  # as many as one likes
+        assert "no study is called" in refuse(*words, "nothing-like-it", "nor-this")
+        return
+    assert "--help" in refuse(*words, *(["word"] * (len(arguments) + 1)))
+
+
+@every_command
+def test_a_word_that_is_needed_and_missing_is_one_line(refuse, words):
+    defaults = inspect.signature(FUNCTIONS[words]).parameters.values()
+    if any(parameter.default is parameter.empty for parameter in defaults):
+        assert "--help" in refuse(*words)
+
+
+@pytest.mark.parametrize(("words", "word", "kind", "told"), OPTIONS, ids=[f"{named(o[0])} {o[1]}" for o in OPTIONS])
+def test_a_value_that_does_not_fit_is_one_line(refuse, words, word, kind, told):
+    """Of every option: that its value is missing, and values that its type refuses."""
+    assert "--help" in refuse(*words, word)
+    bad = [] if told.min is None else [told.min - 1]
+    bad += ["x", "1.5"] if kind in (int, int | None) else []
+    bad += ["nothing-like-it"] if isinstance(kind, type) and issubclass(kind, Enum) else []
+    for value in bad:
+        said = refuse(*words, word, value)
+        assert "--help" in said
+        assert word in said
+
+
+NO_SUCH = {
+    ("demo",): [("--data", "missing")],
+    ("report",): [("missing",), (".",), ("a_file", "--markdown", "x.md"), (".", "--study", "missing.py")],
+    ("explain",): [("nothing-like-it",), ("missing.py",), ("probe:nothing",)],
+    ("check",): [(), ("missing.py:make",), ("missing:make",), ("--state-dict", "missing.pt"), ("--explain", "NS999")],
+    ("study", "show"): [("nothing-like-it",), ("missing.py",)],
+    ("study", "run"): [(), ("nothing-like-it",), ("noisy-batchnorm", "--all"), ("noisy-batchnorm", "--preset", "slow"),
+                       ("noisy-batchnorm", "--data", "missing"), ("noisy-batchnorm", "--device", "abacus")],
+    ("study", "new"): [("claim.txt",), ("missing/claim.py",), ("a_file/claim.py",)],
+    ("bench", "probes"): [("--model", "gpt"), ("--case", "nothing")],
+    ("bench", "layers"): [("--only", "(3, 3, 3)"), ("--allocator", "jemalloc"), ("--device", "abacus")],
+    ("bench", "check"): [("--select", "NS999")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "more"), [(words, more) for words, listed in NO_SUCH.items() for more in listed])
+def test_what_there_is_not_is_one_line_and_writes_nothing(refuse, tmp_path, monkeypatch, words, more):
+    monkeypatch.chdir(tmp_path)
+    Path("a_file").write_text("no run", encoding="utf-8")
+    refuse(*words, *more)
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+# -- what works
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with a set-up to check, a study of the user's own that is over soon, and its run."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "setup.py").write_text(SETUP, encoding="utf-8")
+    claim = folder / "my_claim.py"
+    normscope.studies.new(claim)
+    text = claim.read_text(encoding="utf-8")
+    assert '"steps": 100' in text
+    claim.write_text(text.replace('"steps": 100', '"steps": 3'), encoding="utf-8")
+    normscope.studies.run(normscope.study(str(claim)), out=folder / "run", seeds=2, workers=1)
+    return folder
+
+
+@pytest.fixture
+def works(small, monkeypatch):
+    """Words with which each command ends soon."""
+    tiny = bench_probes.Model(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 10)), (8, 6), "x")
+    monkeypatch.setitem(bench_probes.measure.__kwdefaults__, "models", {"tiny": tiny})
+    monkeypatch.setattr(bench_layers, "SHAPES", ((8, 4),))
+    monkeypatch.setattr(bench_layers, "_child", lambda job: bench_layers.measure_shape(job["shape"], job["allocator"]))
+    monkeypatch.setattr(_timing, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(_timing, "LEAST_ROUNDS", 3)
+    monkeypatch.setattr(demo, "STUDIES", ("my-claim",))
+    monkeypatch.chdir(small)
+    run = ("--seeds", 2, "--workers", 1, "--out", "run")
+    return {
+        ("demo",): run,
+        ("report",): ("run", "--study", "my_claim.py"),
+        ("explain",): ("noisy-batchnorm",),
+        ("check",): ("setup.py:make", "--select", "NS103"),
+        ("study", "list"): (),
+        ("study", "show"): ("noisy-batchnorm",),
+        ("study", "run"): ("my_claim.py", *run),
+        ("study", "calibrate"): ("--studies", 20, "--seeds", 2),
+        ("bench", "probes"): ("--rounds", 1, "--case", "saturation"),
+        ("bench", "layers"): ("--no-compiled", "--no-whole", "--allocator", "default"),
+        ("bench", "check"): ("--select", "NS103"),
+    }
+
+
+def with_option(word):
+    return [
+        words
+        for words, function in FUNCTIONS.items()
+        if any(told is not None and option(name, told) == word for name, _, told in options(function))
+    ]
+
+
+@pytest.mark.parametrize("words", with_option("--json"), ids=named)
+def test_json_is_one_strict_document_and_nothing_beside_it(run, works, words):
+    done = run(*words, *works[words], "--json")
+    json.loads(done.stdout, parse_constant=pytest.fail)
+    assert done.stderr == ""  # no progress in a pipe
+    plain = run(*words, *works[words]).stdout
+    assert plain.strip()
+    assert not plain.startswith("{")
+
+
+@pytest.mark.parametrize("words", [w for w in with_option("--out") if w != ("check",)], ids=named)
+def test_an_out_that_cannot_be_written_is_one_line(refuse, works, small, words):
+    """Below a file nobody can write, not even root."""
+    given = [word for word in works[words] if word not in ("--out", "run")]
+    assert "setup.py" in refuse(*words, *given, "--out", small / "setup.py" / "out")
+    assert (small / "setup.py").is_file()
+
+
+@pytest.mark.parametrize("words", [w for w in with_option("--out") if w[0] == "bench"], ids=named)
+def test_tables_are_written_where_out_says(run, works, tmp_path, words):
+    page = tmp_path / "deep" / "page.md"
+    done = run(*words, *works[words], "--out", page)
+    assert f"Written to {page}" in done.stdout.replace("\n", "")
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "| --- |" in text
+
+
+def test_interrupt_ends_in_one_line(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    judging = types.ModuleType("normscope.verdicts")
+    judging.run = interrupted
+    monkeypatch.setitem(sys.modules, "normscope.verdicts", judging)
+    monkeypatch.setattr(normscope, "verdicts", judging, raising=False)
+    done = run("demo", code=130)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert "same command" in done.stderr
+    monkeypatch.setattr(bench_probes, "measure", interrupted)
+    assert "nothing was written" in run("bench", "probes", code=130).stderr
+
+
+def test_threads_are_as_they_were(run, works):
+    before = torch.get_num_threads()
+    run("bench", "layers", *works["bench", "layers"])
+    assert torch.get_num_threads() == before

@@ -1,0 +1,46 @@
+"""What the README says runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import normscope as ns
+from normscope import checking
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_its_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S))
+    with pytest.warns(checking.FindingWarning, match="NS122 redundant-bias at step 0"):
+        exec(compile(code, str(README), "exec"), {})
+    assert (tmp_path / "page.html").is_file()
+    assert "shape: (" in capsys.readouterr().out
+
+
+def test_its_commands_and_files_exist():
+    text = README.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (README.parent / path).is_file(), path
+    known = {"demo", "study", "check", "report", "explain", "bench"}
+    named = set(re.findall(r"^normscope (\w+)", text, re.M))
+    assert named <= known
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:`|^)make (\w+)", text, re.M):
+        assert f"\n{target}:" in makefile, target
+
+
+def test_its_verdicts_are_of_studies_that_exist():
+    table = re.search(r"<!-- verdicts: begin -->(.*?)<!-- verdicts: end -->", README.read_text(encoding="utf-8"), re.S)
+    rows = re.findall(r"^\| (.*?)<br>`([\w-]+)` \| \*\*(\w+)\*\*", table.group(1), re.M)
+    assert rows
+    for claim, slug, outcome in rows:
+        assert claim == ns.study(slug).CLAIM
+        assert outcome in {"supported", "refuted", "inconclusive"}
+
+
+def test_it_counts_the_probes():
+    words = {18: "Eighteen", 19: "Nineteen", 20: "Twenty"}
+    assert f"\n{words[len(ns.probes.all())]} probes, each" in README.read_text(encoding="utf-8")

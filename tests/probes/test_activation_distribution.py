@@ -1,0 +1,89 @@
+"""Distributions of activations against NumPy."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from torch import nn
+
+from kit import varied_networks as nets
+from normscope.modules.channels import coprime_stride
+from normscope.probes import ActivationDistribution, Recorder
+
+# White box: percentiles are held against NumPy on values that no network puts out.
+from normscope.probes.activation_distribution import _percentiles
+
+
+def read(model, loss_fn, batch, probe, optimizer=None, block=None):
+    scope = Recorder(model, loss_fn, optimizer, [probe], every=1)
+    with scope.step(batch):
+        if block is not None:
+            block()
+        else:
+            loss_fn(model, batch).backward()
+    return {(record.site, record.name): record.value for record in scope.drain()}
+
+
+def keep(outputs, name, module, inputs, output):
+    outputs[name] = output.detach().numpy().copy()
+
+
+@pytest.mark.parametrize("net", ["mlp", "cnn", "channels", "residual"])
+def test_activation_statistics_are_numpys(net):
+    model, (batch,) = nets.make(net), nets.batches(net, 1)
+    outputs = {}
+    bare = (nn.ReLU, nn.MaxPool2d, nn.Dropout, nn.Flatten)
+    for name, module in model.named_modules():
+        if next(module.children(), None) is None and not isinstance(module, bare):
+            module.register_forward_hook(partial(keep, outputs, name))
+    found = read(model, nets.loss_fn, batch, ActivationDistribution())
+    assert {site for site, _ in found} == set(outputs)
+    for site, values in outputs.items():
+        wide = values.astype(np.float64)
+        p15, p50, p85 = np.percentile(wide, (15, 50, 85))
+        expected = {"mean": wide.mean(), "std": wide.std(), "p15": p15, "p50": p50, "p85": p85}
+        for name, value in expected.items():
+            assert found[site, name] == pytest.approx(value, rel=1e-5, abs=1e-5), (site, name)
+
+
+def test_a_large_offset_does_not_spoil_the_standard_deviation():
+    x = 1e4 + torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
+    found = read(nn.Identity(), lambda m, b: m(b).sum(), x, ActivationDistribution(sites=[""]), block=lambda: None)
+    assert found == {}
+    layer = nn.BatchNorm1d(100).eval()
+    found = read(layer, lambda m, b: m(b).sum(), x, ActivationDistribution())
+    y = layer(x).detach().double().numpy()
+    assert found["", "std"] == pytest.approx(y.std(), rel=1e-4)
+    assert found["", "mean"] == pytest.approx(y.mean(), rel=1e-6)
+
+
+def test_subsampled_percentiles_are_near_and_the_same_every_time():
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1))
+    x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    runs = [read(model, lambda m, b: m(b).mean(), x, ActivationDistribution(sample=4096)) for _ in range(2)]
+    assert runs[0] == runs[1]
+    y = model(x).detach().numpy()
+    for name, level in (("p15", 15), ("p50", 50), ("p85", 85)):
+        assert runs[0]["0", name] == pytest.approx(np.percentile(y, level), abs=0.05 * float(y.std()))
+
+
+@given(st.integers(2, 10**7), st.integers(2, 10**5))
+def test_the_stride_meets_every_residue(count, sample):
+    stride = coprime_stride(count, sample)
+    assert math.gcd(stride, count) == 1
+    assert -(-count // stride) <= max(sample, 1) or count <= sample
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50))
+def test_percentiles_are_numpys(values):
+    array = np.array(values, dtype=np.float32)
+    expected = np.percentile(array.astype(np.float64), (15, 50, 85))
+    assert _percentiles(array) == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-9)
+
+
+def test_percentiles_keep_what_is_not_finite():
+    assert all(map(math.isnan, _percentiles(np.array([1.0, math.nan]))))
+    assert _percentiles(np.full(4, math.inf)) == [math.inf] * 3

@@ -1,0 +1,302 @@
+"""Any norm to any other, keeping what was learned."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from kit.small_convnets import assert_same_state, images, small_convnet, state_of, trained_looking, twin
+from normscope import layers, surgery
+from normscope._errors import UsageError
+
+MAKERS = {
+    "batch": lambda c: layers.BatchNorm2d(c),
+    "torch-batch": lambda c: nn.BatchNorm2d(c),
+    "group": lambda c: nn.GroupNorm(2, c),
+    "instance": lambda c: nn.InstanceNorm2d(c, affine=True),
+    "layer": lambda c: nn.GroupNorm(1, c),
+}
+
+
+def expected(kind, x, w, b, eps):
+    """The norms of a map (N, C, H, W), by their definitions."""
+    if kind in ("batch", "torch-batch"):
+        axes = (0, 2, 3)
+    elif kind == "instance":
+        axes = (2, 3)
+    elif kind == "group":
+        n, c, h, v = x.shape
+        y = x.view(n, 2, c // 2, h, v)
+        y = (y - y.mean((2, 3, 4), keepdim=True)) / (y.var((2, 3, 4), keepdim=True, correction=0) + eps).sqrt()
+        return y.view_as(x) * w.view(-1, 1, 1) + b.view(-1, 1, 1)
+    elif kind == "affine":
+        return x * w.view(-1, 1, 1) + b.view(-1, 1, 1)
+    else:
+        axes = (1, 2, 3)
+    mean = 0 if kind == "rms" else x.mean(axes, keepdim=True)
+    y = (x - mean) / ((x - mean).square().mean(axes, keepdim=True) + eps).sqrt()
+    return y * w.view(-1, 1, 1) + b.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("of", "to"),
+    list(itertools.product(MAKERS, ["batch", "torch-batch", "group", "layer", "instance", "rms", "affine"])),
+)
+def test_every_pair_has_the_function_of_the_new_norm_with_the_old_gain(of, to):
+    model = trained_looking(nn.Sequential(nn.Identity(), MAKERS[of](6))).double()
+    w, b, eps = model[1].weight, model[1].bias, model[1].eps
+    x = torch.randn(4, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 + 1
+    report = surgery.convert(model, to, groups=2, example=x)
+    if not report.done:
+        assert "already" in report.skipped[0].why
+        assert of == to
+    assert model[1].weight is w
+    assert model[1].bias is b
+    torch.testing.assert_close(model[1](x), expected(to, x, w, b, eps), rtol=1e-9, atol=1e-9)
+
+
+def test_opacus_fixer_drops_the_gain_by_its_formula():
+    """Opacus' fixer: ``nn.GroupNorm(min(32, C), C, affine=norm.affine)``, and nothing copied."""
+    norm = trained_looking(nn.Sequential(nn.Identity(), nn.BatchNorm2d(8)))
+    fixed = nn.GroupNorm(min(32, 8), 8, affine=norm[1].affine)
+    assert not torch.equal(fixed.weight, norm[1].weight)
+    gain = norm[1].weight.clone()
+    surgery.convert(norm, "group")
+    assert torch.equal(norm[1].weight, gain)
+
+
+def test_the_optimizer_still_holds_the_gains():
+    model = small_convnet()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    surgery.convert(model, "group")
+    before = model[1].weight.clone()
+    model(images()).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model[1].weight)
+
+
+def test_batch_to_batch_keeps_function_statistics_and_mode():
+    for training in (False, True):
+        model = small_convnet().train(training)
+        model[8].p = 0.0
+        reference = twin(model)
+        surgery.convert(model, "batch")
+        assert isinstance(model[1], layers.BatchNorm2d)
+        assert [m.training for m in model.modules()] == [m.training for m in reference.modules()]
+        torch.testing.assert_close(model(images()), reference(images()), rtol=1e-5, atol=1e-5)
+        for (name, a), b in zip(model.state_dict().items(), reference.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, msg=name)
+        surgery.convert(model, "torch-batch")
+        assert type(model[1]) is nn.BatchNorm2d
+        assert not surgery.convert(model, "torch-batch").done
+
+
+def test_shared_stays_shared_and_ties_stay_tied():
+    norm = nn.BatchNorm1d(4)
+    model = nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 4), norm, nn.BatchNorm1d(4))
+    model[4].weight = norm.weight
+    surgery.convert(model, "layer")
+    assert model[1] is model[3]
+    assert isinstance(model[1], nn.GroupNorm)
+    assert model[4].weight is model[1].weight
+
+
+def test_subclasses_parametrised_and_lazy_norms_are_skipped_with_the_reason():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Twice(nn.Module):
+        def forward(self, w):
+            return 2 * w
+
+    model = nn.Sequential(Doubled(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    torch.nn.utils.parametrize.register_parametrization(model[1], "weight", Twice())
+    x = torch.randn(2, 3, 4, 4)
+    reference = twin(model)(x)
+    report = surgery.convert(model, "batch")
+    assert [c.path for c in report] == ["2"]
+    assert "subclass" in report.skipped[0].why
+    assert "parametri" in report.skipped[1].why
+    torch.testing.assert_close(model(x), reference)
+    # torch's converter changes the function (NS115): the doubling is gone.
+    assert type(nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(Doubled(3)))[0]) is nn.SyncBatchNorm
+
+
+def test_dtype_device_requires_grad_mode_and_hooks_are_kept():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=1e-3, momentum=0.2)).to(torch.bfloat16).eval()
+    model[1].bias.requires_grad_(False)
+    seen = []
+    handle = model[1].register_forward_hook(lambda *_: seen.append(1))
+    surgery.convert(model, "batch")
+    assert {t.dtype for t in model[1].state_dict().values()} == {torch.bfloat16, torch.int64}
+    assert (model[1].eps, model[1].momentum, model[1].training) == (1e-3, 0.2, False)
+    assert not model[1].bias.requires_grad
+    model(torch.randn(2, 3, 4, 4, dtype=torch.bfloat16))
+    handle.remove()
+    model(torch.randn(2, 3, 4, 4, dtype=torch.bfloat16))
+    assert seen == [1]
+
+
+@given(channels=st.integers(1, 48), groups=st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_groups_that_do_not_divide_take_the_divisor_below(channels, groups):
+    model = nn.Sequential(nn.BatchNorm2d(channels))
+    report = surgery.convert(model, "group", groups=groups)
+    taken = model[0].num_groups
+    assert taken <= groups
+    assert channels % taken == 0
+    assert not any(channels % d == 0 for d in range(taken + 1, min(groups, channels) + 1))
+    assert (str(groups) in report["0"].detail) == (taken != groups)
+
+
+def test_group_norm_of_vectors_never_has_groups_of_one():
+    """With (N, C) a group of one channel is one value, which any norm turns into its shift."""
+    model = nn.Sequential(nn.BatchNorm1d(8))
+    surgery.convert(model, "group", groups=32)
+    assert model[0].num_groups == 4
+    model = nn.Sequential(nn.BatchNorm1d(1))
+    assert "one value" in surgery.convert(model, "group").skipped[0].why
+
+
+def test_layer_norm_needs_to_see_the_layout():
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6))
+    assert "give an example" in surgery.convert(model, "batch").skipped[0].why
+    assert type(model[1]) is nn.LayerNorm
+    tokens = torch.randn(3, 5, 4)
+    trained_looking(model)
+    surgery.convert(model, "batch", example=tokens)
+    h = model[0](tokens)
+    w, b = model[1].norm.weight, model[1].norm.bias
+    flat = (h - h.mean((0, 1))) / (h.var((0, 1), correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(model[1](h), flat * w + b, rtol=1e-4, atol=1e-4)
+    vectors = nn.Sequential(nn.LayerNorm(6))
+    surgery.convert(vectors, "torch-batch", example=torch.randn(3, 6))
+    assert type(vectors[0]) is nn.BatchNorm1d
+
+
+def test_layer_norm_over_a_map_gives_one_gain_per_channel_only_where_it_has_one():
+    model = nn.Sequential(nn.LayerNorm((3, 4, 4)))
+    x = torch.randn(2, 3, 4, 4)
+    reference = twin(model)(x)
+    surgery.convert(model, "layer", example=x)
+    assert isinstance(model[0], nn.GroupNorm)
+    torch.testing.assert_close(model(x), reference)
+    model = nn.Sequential(nn.LayerNorm((3, 4, 4)))
+    nn.init.normal_(model[0].weight)
+    assert "differs by position" in surgery.convert(model, "layer", example=x).skipped[0].why
+
+
+def test_rms_of_tokens_keeps_the_shift_torchs_has_not():
+    model = trained_looking(nn.Sequential(nn.LayerNorm(6)))
+    w, b = model[0].weight, model[0].bias
+    surgery.convert(model, "rms")
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(model(x), nn.functional.rms_norm(x, (6,), w, 1e-5) + b)
+
+
+def test_ambiguous_dimensions_are_not_guessed():
+    assert "how many axes" in surgery.convert(nn.Sequential(nn.GroupNorm(2, 4)), "batch").skipped[0].why
+    model = nn.Sequential(nn.GroupNorm(2, 4))
+    surgery.convert(model, "torch-batch", dims=3)
+    assert type(model[0]) is nn.BatchNorm3d
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    assert "dims=1" in surgery.convert(model, "instance").skipped[0].why
+    assert "one value" in surgery.convert(model, "instance", example=torch.randn(3, 4)).skipped[0].why
+    surgery.convert(model, "instance", dims=1)
+    assert type(model[0]) is nn.InstanceNorm1d
+    unbatched = nn.Sequential(nn.InstanceNorm1d(4))
+    assert "unbatched" in surgery.convert(unbatched, "batch", example=torch.randn(4, 9)).skipped[0].why
+
+
+def test_instance_statistics_are_kept_and_remarked_on():
+    model = nn.Sequential(nn.InstanceNorm2d(3, affine=True, track_running_stats=True))
+    model[0].running_mean.fill_(2.0)
+    report = surgery.convert(model, "batch")
+    assert model[0].running_mean.eq(2).all()
+    assert "different things" in report["0"].detail
+
+
+def test_none_affine_callable_only_and_options():
+    model = small_convnet()
+    report = surgery.convert(model, "none", only="1")
+    assert type(model[1]) is nn.Identity
+    assert "lost" in report["1"].detail
+    surgery.convert(model, lambda old: nn.GroupNorm(1, old.num_features) if old.num_features == 6 else None)
+    assert type(model[7]) is nn.GroupNorm
+    assert type(model[3].bn1) is nn.BatchNorm2d
+    surgery.convert(model, "batch", only=lambda path, m: path.endswith("bn2"), momentum=0.5)
+    assert model[3].bn2.momentum == 0.5
+    assert type(model[3].bn1) is nn.BatchNorm2d
+    with pytest.raises(UsageError, match="no norm is called"):
+        surgery.convert(model, "butch")
+    before = state_of(model)
+    with pytest.raises(UsageError, match="no such option"):
+        surgery.convert(model, "group", momentum_=3)
+    assert_same_state(before, state_of(model))
+
+
+def test_affine_false_and_bias_false_stay_so():
+    model = nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.LayerNorm(4, bias=False))
+    surgery.convert(model, "group")
+    assert model[0].weight is None
+    x = torch.randn(2, 3, 5, 4)
+    model = nn.Sequential(nn.LayerNorm(4, bias=False))
+    surgery.convert(model, "group", example=x, groups=2)
+    assert model[0].norm.bias is None
+    assert model(x).shape == x.shape
+
+
+def test_sync_runs_on_the_cpu():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    assert surgery.convert(model, "sync").done
+    assert model[0].statistics == "sync"
+    model(torch.randn(2, 3, 4, 4))
+
+
+def test_torchs_encoder_layer_would_ignore_the_new_norm():
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
+    report = surgery.convert(model, "rms")
+    assert not report.done
+    assert "fast path" in report.skipped[0].why
+
+
+def test_a_frozen_norm_stays_frozen():
+    model = small_convnet()
+    surgery.freeze(model, only="1")
+    report = surgery.convert(model, "batch", only="1")
+    assert surgery.is_frozen(model[1])
+    assert "still frozen" in report["1"].detail
+    assert not model.train()[1].training
+    assert "no longer frozen" in surgery.convert(model, "group", only="1")["1"].detail
+
+
+def test_a_fused_activation_is_not_dropped():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), layers.BatchNorm2d(3)).eval()
+    model[1].activation = "relu"
+    for report in (surgery.convert(model, "group"), surgery.fold(model), surgery.strip(model, "population")):
+        assert not report.done
+        assert "'relu' fused" in report.skipped[0].why
+
+
+def test_the_model_itself_is_not_replaced():
+    assert "Sequential" in surgery.convert(nn.BatchNorm1d(3), "layer").skipped[0].why
+
+
+def test_an_error_midway_leaves_everything():
+    model = small_convnet()
+    before = state_of(model)
+
+    def fails_later(old):
+        if old.num_features == 6:
+            raise RuntimeError("no")
+        return nn.Identity()
+
+    with pytest.raises(RuntimeError, match="no"):
+        surgery.convert(model, fails_later)
+    assert_same_state(before, state_of(model))
+    with pytest.raises(RuntimeError):
+        surgery.convert(model, "group", example=torch.randn(2, 99))
+    assert_same_state(before, state_of(model))
