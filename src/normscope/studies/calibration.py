@@ -10,9 +10,9 @@ import numpy as np
 from normscope._errors import UsageError
 from normscope.records import Outcome
 from normscope.stats import decide, slope_per_seed, tost
+from normscope.studies.contrast import conjunction
 from normscope.studies.evidence import Evidence
 from normscope.studies.find import get
-from normscope.studies.judging import conjunction
 from normscope.studies.runs import EXTENSION_LEVEL, LEVEL
 
 Floats = np.ndarray

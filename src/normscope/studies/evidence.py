@@ -24,6 +24,21 @@ def typical(values: Floats, *, logs: bool = False) -> str:
 
 
 @dataclass(frozen=True)
+class Arrivals:
+    """When runs reached a target.
+
+    Attributes:
+        steps: Steps (n,) per seed; a run that never got there counts as the horizon.
+        missed: Which runs (n,) never got there, or diverged before.
+        horizon: Steps of a run.
+    """
+
+    steps: Floats
+    missed: NDArray[np.bool_]
+    horizon: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a study is judged on.
 
@@ -114,19 +129,32 @@ class Evidence:
             for (seed,), part in ordered.group_by(["seed"], maintain_order=True)
         }
 
-    def steps_to(self, target: float, *, horizon: int, window: int = 5, **where: Any) -> tuple[Floats, int]:
-        """Return the steps until the running mean of the training accuracy reaches a target.
+    def accuracy(self, arm: str, name: str = "test_accuracy", **point: Any) -> Floats:
+        """Return the accuracy at the end per seed; a run that diverged has none right."""
+        return np.nan_to_num(self.last(name, arm=arm, **point), nan=0.0)
+
+    def loss_difference(self, first: str, second: str, **point: Any) -> Floats:
+        """Return per seed the largest difference of two arms' losses over steps; infinite if one arm ended earlier."""
+        one, other = (
+            self.curves(self.select(probe="training", name="loss", arm=arm, **point)) for arm in (first, second)
+        )
+        found = []
+        for seed in self.seeds:
+            a, b = one[seed][1], other[seed][1]
+            found.append(float(np.abs(a - b).max()) if len(a) == len(b) else np.inf)
+        return np.array(found, dtype=np.float64)
+
+    def arrivals(self, target: float, *, horizon: int | None = None, window: int = 5, **where: Any) -> Arrivals:
+        """Return when the running mean of the training accuracy reached a target.
 
         Args:
             target: Accuracy in [0, 1].
-            horizon: Steps of a run: a seed that does not reach the target counts as this many (a restricted mean
-                over seeds follows), and so does one that diverged.
+            horizon: Steps of a run, those of the settings if left out: a seed that does not reach the target counts as
+                this many (a restricted mean over seeds follows), and so does a seed that diverged.
             window: Steps of the running mean, which ends at the step reported.
             where: Arm and point.
-
-        Returns:
-            Steps (n,) per seed, and how many of them are censored.
         """
+        end = int(self.settings["steps"]) if horizon is None else horizon
         curves = self.curves(self.select(probe="training", name="accuracy", **where))
         reached = np.full(len(self.seeds), np.inf)
         for index, seed in enumerate(self.seeds):
@@ -138,5 +166,10 @@ class Evidence:
                 hits = np.flatnonzero(smooth >= target - 1e-12)
                 if len(hits):
                     reached[index] = steps[hits[0] + window - 1] + 1
-        censored = reached > horizon
-        return np.where(censored, float(horizon), reached), int(censored.sum())
+        missed = reached > end
+        return Arrivals(np.where(missed, float(end), reached), missed, float(end))
+
+    def steps_to(self, target: float, *, horizon: int, window: int = 5, **where: Any) -> tuple[Floats, int]:
+        """Return the steps of ``arrivals``, and how many of them are censored."""
+        found = self.arrivals(target, horizon=horizon, window=window, **where)
+        return found.steps, int(found.missed.sum())

@@ -1,15 +1,19 @@
-"""Find studies by slug, and users' own by file."""
+"""Find studies by slug, users' own by file, and runs by folder."""
 
 import hashlib
 import importlib
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from normscope._errors import UsageError
+from normscope._errors import StoreError, UsageError
 from normscope._unit import discover, near
+from normscope.records import Store, Verdict
+from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy
 from normscope.usercode import load_file
 
@@ -72,6 +76,55 @@ def from_file(path: str | Path) -> AbstractStudy:
     return study
 
 
+def run(study: AbstractStudy | str, **options: Any) -> Verdict:
+    """Run a study, or what of it is not yet complete, and judge it.
+
+    Args:
+        study: A study or its slug.
+        options: ``out``, ``seeds``, ``preset`` and so on, as ``AbstractStudy.run`` takes them.
+    """
+    return (get(study) if isinstance(study, str) else study).run(**options)
+
+
+def load(folder: str | Path) -> list[Run]:
+    """Open the runs that lie in a folder: the folder's own, or those of its subfolders.
+
+    Raises:
+        StoreError: No run lies there.
+        UsageError: A run is of a study that this version does not have.
+    """
+    root = Path(folder)
+    here = (root / "run.json").is_file()
+    folders = [root] if here else sorted(path.parent for path in root.glob("*/run.json"))
+    runs = []
+    for path in folders:
+        store = Store.open(path)
+        config = config_of(store, required=len(folders) == 1)
+        if "study" in config:
+            runs.append(Run(_study_of(store, config), store))
+    if not runs:
+        raise StoreError(f"{root}: no run of a study lies there: give the folder that was --out")
+    return sorted(runs, key=lambda found: found.study.CARD)
+
+
+def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
+    """Return the study that made a run. Code of a user's own runs only if they named its file in this process."""
+    if "source_file" not in config:
+        return get(config["study"])
+    try:
+        study = get(config["study"])
+    except UsageError:
+        raise UsageError(
+            f"{store.path} is a run of a study of your own, {config['study']}: name its file with --study FILE.py"
+        ) from None
+    if config["source_file"] != study.SOURCE_FILE:
+        raise UsageError(
+            f"the file of {study.CODE} has changed since the records in {store.path} were made, and a rule stands "
+            "before its run: take the old file, or run the new one with another --out"
+        )
+    return study
+
+
 def _by_value(*modules: ModuleType) -> None:
     """Have worker processes get a file's classes by value: they cannot import a file that lies anywhere."""
     try:  # joblib has a copy of its own in older versions
@@ -91,6 +144,11 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 def _complete(kind: type[AbstractStudy], file: Path) -> None:
     """Say in one line what a study lacks."""
     undone = sorted(getattr(kind, "__abstractmethods__", ()))
+    # Each is given by the study, or made by another that it gives.
+    pairs = ((AbstractStudy.judge, "judge", "contrasts"), (AbstractStudy.grid, "grid", "ARMS"))
+    for inherited, name, other in pairs:
+        if getattr(kind, name) is inherited and getattr(kind, other) is getattr(AbstractStudy, other):
+            undone.append(f"{other} (or {name})")
     undone += [
         name
         for name in ("CODE", "TOPIC", "CLAIM", "ENDPOINT", "MARGIN", "PRESETS", "SOURCES")

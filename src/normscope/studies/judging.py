@@ -9,43 +9,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
-from normscope.records import Estimate, Outcome, Verdict
+from normscope.records import Outcome, Verdict
 from normscope.stats import decide, interval, tost
+from normscope.studies.contrast import conjunction as conjunction, unmeasured as unmeasured
 from normscope.studies.evidence import Evidence
 
 if TYPE_CHECKING:
     from normscope.studies.study import AbstractStudy
 
 Floats = np.ndarray
-
-
-def conjunction(parts: Sequence[Verdict], alpha: float) -> tuple[Outcome, float, Verdict]:
-    """Judge a claim that is to hold under every one of several conditions.
-
-    *Supported* if every part is: an intersection-union test, whose p-value is the largest of theirs. *Refuted* if one
-    part is; that one of several is looked for is paid for by multiplying its p-value by their number (Bonferroni).
-
-    Args:
-        parts: Verdicts with p-values, one a condition.
-        alpha: One minus the level of their intervals.
-
-    Returns:
-        The outcome, its p-value, and the part that decided: the weakest support or the strongest refutation.
-    """
-    worst = min(parts, key=lambda part: part.effect.low - part.margin)
-    if all(part.outcome is Outcome.SUPPORTED for part in parts):
-        return Outcome.SUPPORTED, max(p_value(part) for part in parts), worst
-    against = [part for part in parts if part.outcome is Outcome.REFUTED]
-    if against:
-        decisive = min(against, key=lambda part: (p_value(part), part.effect.high))
-        p = min(1.0, len(parts) * p_value(decisive))
-        return (Outcome.REFUTED if p <= alpha else Outcome.INCONCLUSIVE), p, decisive
-    return Outcome.INCONCLUSIVE, 1.0, worst
-
-
-def p_value(verdict: Verdict) -> float:
-    """Return the verdict's p-value, one if no test was made."""
-    return 1.0 if verdict.p_value is None else verdict.p_value
 
 
 def best_rate(evidence: Evidence, arm: str) -> float:
@@ -81,11 +53,6 @@ def interpolate(x: ArrayLike, y: ArrayLike, at: float) -> float:
     if not logs[0] - 1e-9 <= where <= logs[-1] + 1e-9:
         return math.nan
     return float(np.interp(where, logs, values))
-
-
-def unmeasured(level: float, scale: str) -> Estimate:
-    """Return the estimate of something that no seed allows to estimate."""
-    return Estimate(math.nan, -math.inf, math.inf, level, 0, "not measured", scale)
 
 
 def with_parts(verdict: Verdict, parts: Sequence[Verdict], reason: str = "") -> Verdict:
@@ -164,7 +131,8 @@ def equivalent(
     numbers = np.asarray(values, dtype=np.float64)
     kept = numbers[np.isfinite(numbers)]
     if not len(kept):
-        effect, outcome, p = unmeasured(evidence.level, scale), Outcome.INCONCLUSIVE, 1.0
+        effect = unmeasured(evidence.level, scale)
+        outcome, p = Outcome.INCONCLUSIVE, 1.0
     else:
         effect = interval(kept, scale=scale, level=evidence.level)
         alike, p, _ = tost(kept, low=-bound, high=bound, level=evidence.level, scale=scale)

@@ -15,8 +15,7 @@ from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
 from normscope.records.json import canonical
 from normscope.studies.evidence import Evidence
-from normscope.studies.find import get
-from normscope.studies.study import AbstractStudy, Progress
+from normscope.studies.experiment import AbstractExperiment, Progress
 
 _Done = tuple[Cell, list[Record], float]
 LEVEL = 0.95
@@ -35,7 +34,7 @@ class Run(NamedTuple):
         store: Its records.
     """
 
-    study: AbstractStudy
+    study: AbstractExperiment
     store: Store
 
     def evidence(self, seeds: Sequence[int] | None = None) -> Evidence:
@@ -47,7 +46,7 @@ class Run(NamedTuple):
         Raises:
             DataError: Not one seed is complete.
         """
-        config = _config(self.store)
+        config = config_of(self.store)
         points = len(list(self.study.grid(config["settings"])))
         counts: dict[int, int] = {}
         for cell in self.store.cells():
@@ -79,7 +78,7 @@ class Run(NamedTuple):
         many, if the first half did not.
         """
         seeds = 1 + max((cell.seed for cell in self.store.cells()), default=0)
-        if _config(self.store)["level"] != EXTENSION_LEVEL:
+        if config_of(self.store)["level"] != EXTENSION_LEVEL:
             return (seeds,)
         half = (seeds // 2,) if seeds % 2 == 0 and self._leave_open(seeds // 2) else ()
         return half if half and self._leave_open(seeds) else (seeds, *half)
@@ -96,7 +95,7 @@ class Run(NamedTuple):
         Args:
             seeds: One of `asked`; its first if left out.
         """
-        config = _config(self.store)
+        config = config_of(self.store)
         extend = " --extend" if config["level"] == EXTENSION_LEVEL else ""
         return (
             f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds or self.asked()[0]}"
@@ -105,7 +104,7 @@ class Run(NamedTuple):
 
 
 def run(
-    study: AbstractStudy | str,
+    study: AbstractExperiment,
     *,
     out: str | Path,
     seeds: int = 10,
@@ -123,7 +122,7 @@ def run(
     asked for, and what was not is not kept; records differ from those of a seed alone by rounding.
 
     Args:
-        study: A study or its slug.
+        study: The study.
         out: Folder of runs; this one goes to ``out/SLUG``. A run of the same configuration there is continued.
         seeds: Number of replicates, seeds 0 to ``seeds - 1``.
         preset: Which of the study's presets.
@@ -138,14 +137,13 @@ def run(
         The verdict over the seeds asked for.
 
     Raises:
-        UsageError: An unknown slug, preset or device, or numbers that make no sense.
+        UsageError: An unknown preset or device, or numbers that make no sense.
         DataError: The data cannot be read.
         StoreError: The folder cannot be written, or holds a run of another configuration.
         NonFiniteError: The data make the loss infinite before any training.
     """
     from normscope.studies.lab.data import load as load_data
 
-    study = get(study) if isinstance(study, str) else study
     refuse([study], out=out, seeds=seeds, preset=preset, data=data, device=device, workers=workers)
     settings = study.settings(preset)
     workers = _workers(workers, device)
@@ -189,7 +187,7 @@ def run(
 
 
 def refuse(
-    chosen: Sequence[AbstractStudy],
+    chosen: Sequence[AbstractExperiment],
     *,
     out: str | Path,
     seeds: int = 10,
@@ -230,46 +228,12 @@ def refuse(
         raise StoreError(f"cannot make {out}: {error.strerror}; choose another folder") from None
 
 
-def load(folder: str | Path) -> list[Run]:
-    """Open the runs that lie in a folder: the folder's own, or those of its subfolders.
+def config_of(store: Store, *, required: bool = True) -> Mapping[str, Any]:
+    """Return the configuration of a run.
 
     Raises:
-        StoreError: No run lies there.
-        UsageError: A run is of a study that this version does not have.
+        StoreError: The folder holds no run of a study, though ``required`` says so.
     """
-    root = Path(folder)
-    here = (root / "run.json").is_file()
-    folders = [root] if here else sorted(path.parent for path in root.glob("*/run.json"))
-    runs = []
-    for path in folders:
-        store = Store.open(path)
-        config = _config(store, required=len(folders) == 1)
-        if "study" in config:
-            runs.append(Run(_study_of(store, config), store))
-    if not runs:
-        raise StoreError(f"{root}: no run of a study lies there: give the folder that was --out")
-    return sorted(runs, key=lambda found: found.study.CARD)
-
-
-def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
-    """Return the study that made a run. Code of a user's own runs only if they named its file in this process."""
-    if "source_file" not in config:
-        return get(config["study"])
-    try:
-        study = get(config["study"])
-    except UsageError:
-        raise UsageError(
-            f"{store.path} is a run of a study of your own, {config['study']}: name its file with --study FILE.py"
-        ) from None
-    if config["source_file"] != study.SOURCE_FILE:
-        raise UsageError(
-            f"the file of {study.CODE} has changed since the records in {store.path} were made, and a rule stands "
-            "before its run: take the old file, or run the new one with another --out"
-        )
-    return study
-
-
-def _config(store: Store, *, required: bool = True) -> Mapping[str, Any]:
     config: Mapping[str, Any] = store.config
     if required and "study" not in config:
         raise StoreError(f"{store.path}: not a run of a study")
@@ -294,7 +258,7 @@ def _workers(workers: int | None, device: str) -> int:
 
 
 def _execute(
-    study: AbstractStudy, cells: Sequence[Cell], data: str, device: str, workers: int
+    study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str, workers: int
 ) -> Iterator[list[_Done]]:
     """Run cells and yield them as they end, in whatever order; together those that were run together."""
     groups = _groups(study, cells)
@@ -306,14 +270,14 @@ def _execute(
 
     # One thread each: sums over threads would make the last bits depend on their number. One task at a time, so that
     # an interruption loses no more than the cells under way.
-    with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+    with joblib.parallelconfig_of("loky", n_jobs=workers, inner_max_num_threads=1):
         results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
             joblib.delayed(_work_for)(os.getpid(), study, group, data, device) for group in groups
         )
         yield from results
 
 
-def _groups(study: AbstractStudy, cells: Sequence[Cell]) -> list[list[Cell]]:
+def _groups(study: AbstractExperiment, cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return which cells are run together, in the order of the first of each."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
@@ -324,7 +288,7 @@ def _groups(study: AbstractStudy, cells: Sequence[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def _work_for(parent: int, study: AbstractStudy, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
+def _work_for(parent: int, study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
     """Run cells in a worker that ends with the process that started it."""
     _follow(parent)
     return _work(study, cells, data, device)
@@ -342,7 +306,7 @@ def _follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="follow-parent").start()
 
 
-def _work(study: AbstractStudy, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
+def _work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
     """Run one cell, or some of those that are run together, on one thread; leave the caller's global state as it was.
 
     The time of cells that are run together is shared out among those that were wanted.

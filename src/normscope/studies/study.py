@@ -1,122 +1,182 @@
-"""What every study is: a claim, cells that differ in one thing, an endpoint and a margin fixed before the run."""
+"""What every study is: a claim, cells that differ in one thing, and contrasts fixed before the run."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from normscope._errors import UsageError
-from normscope._unit import Unit
-from normscope.records import Cell, Estimate, Outcome, Record, Verdict
-from normscope.stats import decide, interval
+from normscope.records import Estimate, Outcome, Verdict
+from normscope.studies import figures
+from normscope.studies.contrast import AllOf, Contrast, conjunction
 from normscope.studies.evidence import Evidence
-from normscope.studies.judging import unmeasured
+from normscope.studies.experiment import AbstractExperiment, Progress
+from normscope.studies.quantity import Quantity
+from normscope.studies.runs import run
+from normscope.studies.wording import Wording
 
 if TYPE_CHECKING:
     from normscope.plots import Figure, Table
-    from normscope.studies.lab.data import Dataset
-
-#: Called after every cell with (cells complete, cells in all, the cell or None at the start).
-Progress = Callable[[int, int, Cell | None], None]
 
 
-class AbstractStudy(Unit, ABC):
+class AbstractStudy(AbstractExperiment):
     """One claim about batch normalization, put to a test. A positive effect speaks for the claim.
 
-    A study is found by its file being in this folder. Its docstring is its page; everything that decides its verdict
-    (endpoint, margin, presets) is a class attribute, fixed before anything runs.
+    A study is found by its file being in the folder ``claims``. Its docstring is its page. It yields contrasts: the
+    first decides the claim, the others qualify it. Sentences, figures and tables come from the contrasts unless the
+    study makes its own.
 
     Attributes:
-        CARD: Number of the study in the catalogue of claims; a user's own has none and comes last.
-        TOPIC: What it is about, in a word or two; studies are listed and filtered by it.
-        CLAIM: The claim in a sentence, as its source makes it.
-        ENDPOINT: What the primary verdict measures, in words.
-        MARGIN: Smallest effect of interest of the primary endpoint, on the scale of its effect.
-        PRESETS: By name, everything that a run can vary: sizes, learning rates, steps, arms. Plain JSON values.
-        VERSION: Raised when the procedure changes, so that older cells are not taken for new ones.
-        EXTENSION: Whether it judges what no sentence of the source texts says (see ``data/texts.toml``).
+        CONDITIONS: Words for the values of points, ``{}`` for the value, by the name of the value.
     """
 
-    HEADINGS = ("Claim", "Method", "Prediction", "Threats")
-    CARD: ClassVar[int] = 1000
-    TOPIC: ClassVar[str]
-    CLAIM: ClassVar[str]
-    ENDPOINT: ClassVar[str]
-    MARGIN: ClassVar[float]
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
-    VERSION: ClassVar[int] = 1
-    EXTENSION: ClassVar[bool] = False
-    #: Fingerprint of the file of a user's own study, which its runs remember; empty for those of the package.
-    SOURCE_FILE: ClassVar[str] = ""
+    CONDITIONS: ClassVar[Mapping[str, str]] = {}
 
-    @abstractmethod
-    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield the (arm, point) pairs that every seed runs.
+    def contrasts(self, evidence: Evidence) -> Iterable[Contrast | AllOf | Verdict]:
+        """Yield what is judged: the primary endpoint first, then what qualifies it.
 
         Args:
-            settings: The preset's. Points are plain JSON values and become columns of the frame.
+            evidence: Gives the settings, and own best values of points.
         """
+        raise NotImplementedError(f"{type(self).__name__} must yield its contrasts, or judge by itself")
 
-    @abstractmethod
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Run one cell and yield its records, which depend on the cell and the data alone."""
-
-    def together(self, cell: Cell) -> bool:
-        """Say whether ``run_cells`` takes all seeds of the cell's arm and point at once, because that is faster."""
-        return False
-
-    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, Iterable[Record]]]:
-        """Run cells that differ in their seed only, and yield each with the records of ``run_cell``, to rounding.
-
-        Args:
-            cells: Always the same seeds in company, whichever of them were asked for (``SEEDS_AT_ONCE`` in ``_run``).
-            data: As ``run_cell`` takes it.
-            device: Where.
-        """
-        for cell in cells:
-            yield cell, self.run_cell(cell, data, device)
-
-    @abstractmethod
     def judge(self, evidence: Evidence) -> Verdict:
-        """Reduce the records of complete seeds to the primary verdict, with the others as its parts."""
+        """Return the verdict of the first contrast, with its conditions and the other contrasts as its parts."""
+        first, *others = self.contrasts(evidence)
+        primary = self.verdict_of(first, evidence, primary=True)
+        judged = [self.verdict_of(other, evidence) for other in others]
+        beside = [
+            verdict.reason
+            for other, verdict in zip(others, judged, strict=True)
+            if isinstance(other, Contrast) and other.in_headline
+        ]
+        reason = " ".join([primary.reason, *beside])
+        return replace(primary, reason=reason, primary=True, parts=(*primary.parts, *judged))
+
+    def verdict_of(self, judged: Contrast | AllOf | Verdict, evidence: Evidence, *, primary: bool = False) -> Verdict:
+        """Judge one contrast, or several that must all hold; a verdict passes through.
+
+        Args:
+            judged: What to judge.
+            evidence: The records.
+            primary: Whether it decides the study, whose endpoint it then has.
+        """
+        if isinstance(judged, Verdict):
+            return judged
+        if isinstance(judged, AllOf):
+            return self._all_of(judged, evidence, primary=primary)
+        reading, words = judged.read(evidence), self.wording
+        outcome, p_value = reading.judge(self.MARGIN)
+        said = words.reason(reading)
+        for premise in judged.premises:
+            found = self.verdict_of(premise, evidence)
+            if outcome is Outcome.SUPPORTED and found.outcome is not Outcome.SUPPORTED:
+                outcome, said = Outcome.INCONCLUSIVE, f"A premise is not met: {found.reason} {said}"
+        own = self.ENDPOINT if primary and not judged.endpoint else ""
+        return self.verdict(
+            outcome,
+            reading.effect,
+            reason=said,
+            p_value=p_value,
+            claim=judged.claim,
+            endpoint=words.endpoint(replace(judged, endpoint=own) if own else judged),
+            margin=reading.margin(self.MARGIN),
+            primary=primary,
+        )
+
+    def _all_of(self, judged: AllOf, evidence: Evidence, *, primary: bool) -> Verdict:
+        parts = [self.verdict_of(part, evidence) for part in judged.parts]
+        outcome, p_value, decisive = conjunction(parts, 1 - evidence.level)
+        found = self.verdict(
+            outcome,
+            decisive.effect,
+            reason=judged.reason if isinstance(judged.reason, str) else "",
+            p_value=p_value,
+            claim=judged.claim,
+            endpoint=judged.endpoint,
+            primary=primary,
+            parts=parts,
+        )
+        if not isinstance(judged.reason, str):
+            return replace(found, reason=judged.reason(found))
+        return found if judged.reason else replace(found, reason=" ".join(part.reason for part in parts))
+
+    @property
+    def wording(self) -> Wording:
+        """Words for the arms and conditions."""
+        return Wording({name: str(arm) for name, arm in self.ARMS.items()}, self.CONDITIONS)
 
     def figures(self, evidence: Evidence) -> Sequence["Figure"]:
-        """Draw what answers the claim."""
-        return ()
+        """Draw what answers the claim: by default the quantity of the first contrast over steps."""
+        drawn = [
+            self.figure(contrast, evidence) for contrast in self.leading(evidence) if any(contrast.quantity.record)
+        ]
+        return list({figure.slug: figure for figure in drawn}.values())
 
     def tables(self, evidence: Evidence) -> Sequence["Table"]:
-        """Tabulate the numbers behind the figures."""
-        return ()
+        """Tabulate the numbers behind the figures: by default a row for every contrast."""
+        rows = [(contrast, contrast.read(evidence)) for contrast in _flat(self.contrasts(evidence))]
+        return [figures.contrasts_table(rows, self.wording, self.MARGIN, len(evidence.seeds))]
 
-    def settings(self, preset: str) -> Mapping[str, Any]:
-        """Return the settings of a preset.
+    def leading(self, evidence: Evidence) -> list[Contrast]:
+        """Return the contrasts that decide the claim: the first, or all conditions of the first."""
+        return _flat(list(self.contrasts(evidence))[:1])
 
-        Raises:
-            UsageError: The study has no preset of that name.
-        """
-        if preset not in self.PRESETS:
-            raise UsageError(f"{self.CODE} has no preset {preset!r}: use {' or '.join(self.PRESETS)}")
-        return self.PRESETS[preset]
-
-    def cells(self, preset: str, seeds: Sequence[int], data: "Dataset", device: str = "cpu") -> list[Cell]:
-        """List every cell of a run, seed by seed, so that an interrupted run has whole seeds to judge.
+    def figure(self, contrast: Contrast, evidence: Evidence, **changes: Any) -> "Figure":
+        """Draw the records of a contrast's quantity over steps, a line an arm, each side under its own condition.
 
         Args:
-            preset: Name of the preset.
-            seeds: Replicates.
-            data: What is trained on; its content, not its path, is part of a cell's name.
-            device: Where it runs; numbers differ between devices, so it is part of a cell's name too.
+            contrast: What to draw; its quantity has a ``record``.
+            evidence: The records.
+            changes: Arguments of ``plots.curves`` in place of the defaults.
         """
-        settings = dict(self.settings(preset))
-        fixed = settings | {"data": data.fingerprint(), "device": device, "version": self.VERSION}
-        return [
-            Cell(study=self.CODE, arm=arm, seed=seed, point=dict(point), settings=fixed)
-            for seed in seeds
-            for arm, point in self.grid(settings)
-        ]
+        return figures.contrast_figure(contrast, evidence, self.wording, **changes)
+
+    def curves(
+        self,
+        evidence: Evidence,
+        name: str | Sequence[str],
+        *,
+        probe: str = "training",
+        at: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> "Figure":
+        """Draw recorded quantities over steps, a line an arm; titles, axes, words and caption have defaults.
+
+        Args:
+            evidence: The records.
+            name: Name of the records, or several names.
+            probe: Their probe.
+            at: Which of them: ``arm`` (several, if not all), ``site``, ``before``, and values of the point.
+            changes: Arguments of ``plots.curves`` in place of the defaults.
+        """
+        return figures.record_figure(evidence, name, self.wording, probe=probe, at=at or {}, **changes)
+
+    def grid_table(
+        self,
+        quantities: Quantity | Sequence[Quantity],
+        evidence: Evidence,
+        *,
+        rows: Mapping[str, Sequence[Any]],
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        at: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> "Table":
+        """Tabulate quantities over the grid: a row for every combination of ``rows``, a column for every other.
+
+        Args:
+            quantities: What stands in the cells.
+            evidence: The records.
+            rows: Names of the point's values (or ``"arm"``) and the values; each name is a first column.
+            columns: As ``rows``, across, and then each quantity has a row of its own; None for a column a quantity.
+            at: The condition of the whole table.
+            changes: ``title``, ``caption``, ``heads`` (of the first columns) and ``labels`` (words for values).
+        """
+        listed = [quantities] if isinstance(quantities, Quantity) else list(quantities)
+        where: dict[str, Any] = {"rows": rows, "columns": columns or {}, "at": at or {}}
+        return figures.grid_table(listed, evidence, self.wording, **where, **changes)
 
     def verdict(
         self,
@@ -159,7 +219,7 @@ class AbstractStudy(Unit, ABC):
         refuted_below: float | None = None,
         primary: bool = False,
     ) -> Verdict:
-        """Judge one endpoint from one number per seed.
+        """Judge one number a seed that no contrast of two sides gives.
 
         Args:
             evidence: Gives the level.
@@ -173,21 +233,17 @@ class AbstractStudy(Unit, ABC):
             refuted_below: Where refutation begins, if not at the margin.
             primary: Whether this is the endpoint that decides the claim.
         """
-        margin = self.MARGIN if margin is None else margin
         numbers = np.asarray(values, dtype=np.float64)
-        kept = numbers[np.isfinite(numbers)]
-        if not len(kept):
-            effect = unmeasured(evidence.level, scale)
-            outcome, p, said = Outcome.INCONCLUSIVE, 1.0, "Not one seed could be measured."
-        else:
-            effect = interval(kept, scale=scale, level=evidence.level)
-            outcome, p = decide(kept, margin=margin, refuted_below=refuted_below, level=evidence.level, scale=scale)
-            said = reason if isinstance(reason, str) else reason(effect)
-            if len(kept) < len(numbers):
-                said += f" {len(numbers) - len(kept)} of {len(numbers)} seeds could not be measured."
-        return self.verdict(
-            outcome, effect, reason=said, p_value=p, claim=claim, endpoint=endpoint, margin=margin, primary=primary
+        contrast = Contrast(
+            Quantity(endpoint, lambda _: numbers),
+            claim=claim,
+            endpoint=endpoint,
+            reason=reason if isinstance(reason, str) else lambda reading: reason(reading.effect),
+            scale=scale,
+            margin=margin,
+            refuted_below=refuted_below,
         )
+        return self.verdict_of(contrast, evidence, primary=primary)
 
     def run(
         self,
@@ -201,9 +257,7 @@ class AbstractStudy(Unit, ABC):
         extend: bool = False,
         progress: Progress | None = None,
     ) -> Verdict:
-        """Run the study, or what of it is not yet complete, and judge it: see ``normscope.studies.run``."""
-        from normscope.studies.runs import run
-
+        """Run the study, or what of it is not yet complete, and judge it: see ``normscope.studies.runs.run``."""
         return run(
             self,
             out=out,
@@ -215,3 +269,14 @@ class AbstractStudy(Unit, ABC):
             extend=extend,
             progress=progress,
         )
+
+
+def _flat(found: Iterable[Contrast | AllOf | Verdict]) -> list[Contrast]:
+    """Return contrasts, with the parts of those that must all hold; verdicts have no numbers to show."""
+    contrasts: list[Contrast] = []
+    for item in found:
+        if isinstance(item, Contrast):
+            contrasts.append(item)
+        elif isinstance(item, AllOf):
+            contrasts += _flat(item.parts)
+    return contrasts

@@ -14,7 +14,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import accuracy, loss_figure, reached
 from normscope.studies.judging import equivalent, exact, with_parts
-from normscope.studies.lab.arms import batch_norm, network, one
+from normscope.studies.lab.arms import batch_norm, network, recorder
 from normscope.studies.lab.models import Place
 from normscope.studies.lab.streams import generator
 from normscope.studies.training import AbstractTraining
@@ -226,7 +226,7 @@ def _border(evidence: Evidence, size: int) -> float:
 
 
 def _algebra(cell: Cell) -> Iterator[Record]:
-    note, stream = one(cell, "algebra"), generator(cell.seed, "algebra")
+    record, stream = recorder(cell, "algebra"), generator(cell.seed, "algebra")
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=stream, dtype=torch.float64)
@@ -237,11 +237,11 @@ def _algebra(cell: Cell) -> Iterator[Record]:
     gamma, beta = 0.5 + draw(12).abs(), draw(12)
     x, weight, bias = draw(40, 12), draw(7, 12), draw(7)
     z = (x - x.mean(0)) / x.var(0, correction=0).sqrt()
-    yield note(
+    yield record(
         "linear", off(F.linear(z, weight * gamma, bias + weight @ beta), F.linear(gamma * z + beta, weight, bias))
     )
     rectified = F.linear(torch.relu(gamma * z + beta), weight, bias)
-    yield note("rectified_gamma", off(F.linear(torch.relu(z + beta / gamma), weight * gamma, bias), rectified))
+    yield record("rectified_gamma", off(F.linear(torch.relu(z + beta / gamma), weight * gamma, bias), rectified))
     kernel = draw(7, 12, 3, 3)
     moved, more = kernel * gamma[:, None, None], bias + (kernel.sum((2, 3)) @ beta)
     for size in SIZES:
@@ -250,7 +250,7 @@ def _algebra(cell: Cell) -> Iterator[Record]:
         padded = F.conv2d(image, moved, more, padding=1)
         right = F.conv2d(affine, kernel, bias, padding=1)
         if size == SIZES[0]:
-            yield note("valid", off(F.conv2d(image, moved, more), F.conv2d(affine, kernel, bias)))
-            yield note("padded", off(padded, right))
+            yield record("valid", off(F.conv2d(image, moved, more), F.conv2d(affine, kernel, bias)))
+            yield record("padded", off(padded, right))
         wrong = ((padded - right).abs() > 1e-9 * right.abs().max()).any(1)
-        yield note(f"border_{size}", wrong.double().mean())
+        yield record(f"border_{size}", wrong.double().mean())

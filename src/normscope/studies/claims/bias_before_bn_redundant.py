@@ -2,28 +2,23 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, apart
-from normscope.studies.judging import exact, with_parts
-from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
-from normscope.studies.study import AbstractStudy
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, Contrast, Evidence, Quantity, accuracy, last, presets
+from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
+from normscope.studies.lab.data import Dataset, Split
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
-
-ARMS = {"bias": "with biases before batch norm", "no bias": "without"}
 OPTIMIZERS = {"sgd": "SGD", "momentum": "SGD with momentum", "adam": "Adam"}
+DOUBLE = {"optimizer": "sgd", "bits": 64}
 
 
-class BiasBeforeBnRedundant(AbstractStudy):
+class BiasBeforeBnRedundant(AbstractTraining):
     r"""A bias before batch norm is cancelled by it and can be left out.
 
     ## Claim
@@ -58,8 +53,10 @@ class BiasBeforeBnRedundant(AbstractStudy):
     CLAIM = "A bias before batch norm is cancelled by it."
     ENDPOINT = "Gradient of a bias before batch norm over the gradient of beta, largest of layers and steps, float64"
     MARGIN = 0.0
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"bias": "with biases before batch norm", "no bias": "without"}
+    CONDITIONS = {"optimizer": ""}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "batch": 64,
             "lr": 0.1,
@@ -68,38 +65,28 @@ class BiasBeforeBnRedundant(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "mlp", "depth": 8, "width": 512},
-            "batch": 128,
-            "lr": 0.1,
-            "adam_lr": 0.001,
-            "steps": 15000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "mlp", "depth": 8, "width": 512}, "batch": 128, "steps": 15000},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield both arms with SGD in float64, and with every optimizer in float32."""
-        for arm in ARMS:
-            yield arm, {"optimizer": "sgd", "bits": 64}
+        for arm in self.ARMS:
+            yield arm, DOUBLE
             for optimizer in OPTIMIZERS:
                 yield arm, {"optimizer": optimizer, "bits": 32}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm and watch the gradients of biases before norms."""
-        kind = torch.float64 if cell.point["bits"] == 64 else torch.float32
-        model = network(cell, data, batch_norm(dtype=kind), device, bias=cell.arm == "bias").to(kind)
-        split = split_of(cell, data, device)
-        split = type(split)(
-            split.x_train.to(kind),
-            split.y_train,
-            split.x_val.to(kind),
-            split.y_val,
-            split.x_test.to(kind),
-            split.y_test,
-        )
-        note, steps = one(cell, "bias"), int(cell.settings["steps"])
+    def network(self, cell: Cell, data: Dataset, device: str) -> nn.Module:
+        """Return the network with or without biases, in the point's precision."""
+        return network(cell, data, batch_norm(dtype=_kind(cell)), device, bias=cell.arm == "bias").to(_kind(cell))
+
+    def split(self, cell: Cell, data: Dataset, device: str) -> Split:
+        """Return the data in the point's precision."""
+        split, kind = split_of(cell, data, device), _kind(cell)
+        return replace(split, x_train=split.x_train.to(kind), x_val=split.x_val.to(kind), x_test=split.x_test.to(kind))
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Watch the gradients of biases before norms, and train with the point's optimizer."""
+        record, steps = recorder(cell, "bias"), int(cell.settings["steps"])
         worst = 0.0
 
         def watch(step: int, net: nn.Module) -> Iterator[Record]:
@@ -112,92 +99,81 @@ class BiasBeforeBnRedundant(AbstractStudy):
             scale = max(float(p.grad.abs().max()) for p in shifts if p.grad is not None)
             worst = max(worst, largest / scale)
             if step % 10 == 0:
-                yield note("drift", max(float(p.detach().abs().max()) for p in before), step)
+                yield record("drift", max(float(p.detach().abs().max()) for p in before), step)
             if step == steps - 1:
-                yield note("ratio", worst, step)
+                yield record("ratio", worst, step)
 
-        rate = float(cell.settings["adam_lr"])
-        make = {
+        rate, adam_rate = float(cell.settings["lr"]), float(cell.settings["adam_lr"])
+        optimizer = {
             "sgd": None,
-            "momentum": lambda net: torch.optim.SGD(net.parameters(), lr=0.1 * cell.settings["lr"], momentum=0.9),
-            "adam": lambda net: torch.optim.Adam(net.parameters(), lr=rate),
+            "momentum": lambda net: torch.optim.SGD(net.parameters(), lr=0.1 * rate, momentum=0.9),
+            "adam": lambda net: torch.optim.Adam(net.parameters(), lr=adam_rate),
         }[str(cell.point["optimizer"])]
-        return fit(model, split, cell, watch=watch, optimizer=make)
+        return {"watch": watch, "optimizer": optimizer}
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the gradient; equal runs, drift and evaluation are parts."""
-        primary = exact(
-            self, evidence, _seen(evidence, "ratio"), 1e-12, claim=self.CLAIM, endpoint=self.ENDPOINT, primary=True
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the gradient of the biases; equal runs and drift are parts."""
+        yield Contrast(last("ratio", probe="bias"), "bias", at={"bits": 64}, exact_within=1e-12)
+        yield Contrast(
+            Quantity("largest difference of the losses, float64", _apart),
+            exact_within=1e-9,
+            claim="Runs with and without the biases have the same losses.",
         )
-        parts = [
-            exact(
-                self,
-                evidence,
-                _apart(evidence),
-                1e-9,
-                claim="Runs with and without the biases have the same losses.",
-                endpoint="Largest difference of the losses, float64",
-            )
-        ]
-        drifts = {name: np.log(_seen(evidence, "drift", optimizer=name, bits=32)) for name in OPTIMIZERS}
-        parts.append(
-            self.part(
-                evidence,
-                drifts["adam"] - drifts["sgd"],
-                scale="log-ratio",
-                margin=math.log(100),
-                claim="In float32 Adam moves the idle biases more than a hundred times as far as SGD.",
-                endpoint="Largest bias at the end, Adam over SGD, float32",
-                reason=", ".join(f"{typical(drifts[name], logs=True)} with {OPTIMIZERS[name]}" for name in OPTIMIZERS)
-                + ".",
-            )
+        yield Contrast(
+            last("drift", "largest bias at the end", probe="bias", logs=True),
+            {"optimizer": "adam"},
+            {"optimizer": "sgd"},
+            at={"arm": "bias", "bits": 32},
+            labels=("Adam", "SGD"),
+            scale="log-ratio",
+            margin=math.log(100),
+            claim="In float32 Adam moves the idle biases more than a hundred times as far as SGD.",
+            in_headline=True,
         )
-        return with_parts(primary, parts, parts[-1].reason)
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
-        """Draw the drift of the biases."""
+        """Draw the drift of the biases, and the losses of both arms."""
         return [
-            curves(
-                evidence.select(probe="bias", name="drift", bits=32),
-                y="drift",
+            self.curves(
+                evidence,
+                "drift",
+                probe="bias",
+                at={"bits": 32},
                 by="optimizer",
                 slug="drift",
                 title="Largest bias before batch norm, float32",
                 y_title="Largest absolute bias",
                 log=True,
+                arms=None,
                 labels=OPTIMIZERS,
                 caption="Gradients of these biases are rounding alone; Adam divides them by their own size.",
             ),
-            curves(
-                evidence.select(probe="training", bits=64),
-                y="loss",
+            self.curves(
+                evidence,
+                "loss",
+                at={"bits": 64},
                 slug="loss",
-                title="Training loss with and without biases, float64",
-                y_title="Cross-entropy of the step's batch",
-                log=True,
-                labels=ARMS,
-                caption=f"The largest difference is {float(np.nanmax(_apart(evidence))):.1e}.",
+                caption=f"The largest difference is {float(_apart(evidence).max()):.1e}.",
             ),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate drift and accuracy by optimizer."""
-        rows = tuple(
-            (
-                words,
-                f"{float(np.nanmean(_seen(evidence, 'drift', optimizer=name, bits=32))):.1e}",
-                *(typical(accuracy(evidence, arm, optimizer=name, bits=32)) for arm in ARMS),
+        return [
+            self.grid_table(
+                [last("drift", "largest bias at the end", probe="bias"), accuracy()],
+                evidence,
+                rows={"optimizer": list(OPTIMIZERS), "arm": list(self.ARMS)},
+                at={"bits": 32},
+                title="Biases before batch norm, float32",
+                labels=OPTIMIZERS,
             )
-            for name, words in OPTIMIZERS.items()
-        )
-        columns = ("Optimizer", "Largest bias at the end", "Test accuracy with biases", "without")
-        return [Table("Biases before batch norm, float32", columns, rows)]
+        ]
 
 
-def _seen(evidence: Evidence, name: str, **where: Any) -> np.ndarray:
-    where = where or {"bits": 64}
-    return evidence.last(name, probe="bias", arm="bias", **where)
+def _kind(cell: Cell) -> torch.dtype:
+    return torch.float64 if cell.point["bits"] == 64 else torch.float32
 
 
-def _apart(evidence: Evidence) -> np.ndarray:
-    return apart(evidence, *ARMS, bits=64)
+def _apart(evidence: Evidence) -> Any:
+    return evidence.loss_difference("bias", "no bias", bits=64)

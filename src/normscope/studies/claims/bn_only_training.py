@@ -12,7 +12,7 @@ from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import accuracy, ends_table, loss_figure
 from normscope.studies.judging import with_parts
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import network, one
+from normscope.studies.lab.arms import network, recorder
 from normscope.studies.lab.streams import generator
 from normscope.studies.training import AbstractTraining
 
@@ -112,9 +112,9 @@ class BnOnlyTraining(AbstractTraining):
     def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
         """Count what was trained, and what of it was switched off."""
         gammas = [m.weight.detach() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        note = one(cell, "affine")
-        yield note("count", sum(p.numel() for p in _affine(model)))
-        yield note("off", (torch.cat(gammas).abs() < 0.01).double().mean(), int(cell.settings["steps"]))
+        record = recorder(cell, "affine")
+        yield record("count", sum(p.numel() for p in _affine(model)))
+        yield record("off", (torch.cat(gammas).abs() < 0.01).double().mean(), int(cell.settings["steps"]))
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge gamma and beta against random weights; depth and the full network are parts."""

@@ -17,7 +17,7 @@ from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import reached
 from normscope.studies.judging import equivalent, with_parts
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.models import Place
 from normscope.studies.lab.streams import generator
 from normscope.studies.study import AbstractStudy
@@ -254,8 +254,8 @@ def _other_units(split: Any, cell: Cell) -> Any:
 
 
 def _outlier(cell: Cell) -> Iterable[Record]:
-    note, stream = one(cell, "outlier"), generator(cell.seed, "outlier")
+    record, stream = recorder(cell, "outlier"), generator(cell.seed, "outlier")
     for width in WIDTHS:
         h = torch.relu(torch.randn(int(cell.settings["samples"]), width, generator=stream, dtype=torch.float64))
         values = torch.linalg.eigvalsh(h.T @ h / len(h))
-        yield note(f"outlier_{width}", values[-1] / values[:-1].mean())
+        yield record(f"outlier_{width}", values[-1] / values[:-1].mean())

@@ -14,7 +14,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import equivalent, with_parts
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.evaluate import accuracy as right, population_statistics
 from normscope.studies.lab.models import Place
 from normscope.studies.study import AbstractStudy
@@ -264,7 +264,7 @@ def _settle(cell: Cell, model: nn.Module, split: "Split") -> None:
 
 
 def _ratios(cell: Cell, model: nn.Module, split: "Split", keep: float) -> Iterator[Record]:
-    note = one(cell, "dropout")
+    record = recorder(cell, "dropout")
     measured, theory, met = [], [], []
     evaluated = _evaluated(model, split)
     for watched, module in zip(_dropouts(model), _batch_norms(model), strict=True):
@@ -276,27 +276,27 @@ def _ratios(cell: Cell, model: nn.Module, split: "Split", keep: float) -> Iterat
         theory.append((v[alive] / (v[alive] + square[alive] * (1 / keep - 1))).log().mean())
         met.append((evaluated[module][alive].clamp(min=1e-12) / running).log().mean())
     found, expected, shift = (torch.stack(values) for values in (measured, theory, met))
-    yield note("log_ratio", (found - expected).mean())
-    yield note("measured", found.mean().exp())
-    yield note("theory", expected.mean().exp())
-    yield note("evaluation", shift.mean().exp())
+    yield record("log_ratio", (found - expected).mean())
+    yield record("measured", found.mean().exp())
+    yield record("theory", expected.mean().exp())
+    yield record("evaluation", shift.mean().exp())
     for index, value in enumerate(shift):
-        yield note("evaluation_layer", value.exp(), site=f"blocks.{index}.norm")
+        yield record("evaluation_layer", value.exp(), site=f"blocks.{index}.norm")
     model.eval()
     with torch.no_grad():
-        yield note("accuracy_running", right(model(split.x_test), split.y_test))
+        yield record("accuracy_running", right(model(split.x_test), split.y_test))
     with population_statistics(model, split.x_train), torch.no_grad():
-        yield note("accuracy_again", right(model(split.x_test), split.y_test))
+        yield record("accuracy_again", right(model(split.x_test), split.y_test))
 
 
 def _evaluated(model: nn.Module, split: "Split") -> dict[nn.Module, torch.Tensor]:
     """Return the variance per channel of what each norm is given in evaluation, on the training data."""
     found: dict[nn.Module, torch.Tensor] = {}
 
-    def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def keep(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         found[layer] = inputs[0].detach().transpose(0, 1).flatten(1).double().var(1)
 
-    handles = [module.register_forward_pre_hook(note) for module in _batch_norms(model)]
+    handles = [module.register_forward_pre_hook(keep) for module in _batch_norms(model)]
     model.eval()
     with torch.no_grad():
         model(split.x_train)

@@ -11,7 +11,7 @@ from normscope.plots import Figure, Table, by_depth, versus_theory
 from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import equivalent, with_parts
-from normscope.studies.lab.arms import one
+from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.chain import growth, rate, theory
 from normscope.studies.study import AbstractStudy
 
@@ -105,10 +105,10 @@ class ExplodingGradientAtInit(AbstractStudy):
             scale=scale,
             **ARMS[cell.arm],
         )
-        note = one(cell, "chain")
-        yield note("rate", rate(squares))
+        record = recorder(cell, "chain")
+        yield record("rate", rate(squares))
         for index, value in enumerate(squares):
-            yield note("squared_gradient", value / squares[-1], site=f"layer.{index}")
+            yield record("squared_gradient", value / squares[-1], site=f"layer.{index}")
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the rate with batch norm; theory, variants and badly scaled weights are parts."""

@@ -13,7 +13,7 @@ from normscope.stats import proportional
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import accuracy
 from normscope.studies.judging import with_parts
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.chain import theory
 from normscope.studies.study import AbstractStudy
 
@@ -92,7 +92,7 @@ class ExplodingGradientInTraining(AbstractStudy):
         model = network(
             cell, data, lambda place: nn.BatchNorm1d(place.features), device, depth=int(cell.point["depth"])
         )
-        note = one(cell, "relative_gradient")
+        record = recorder(cell, "relative_gradient")
 
         def watch(step: int, net: nn.Module) -> Iterator[Record]:
             if step not in WATCHED:
@@ -101,8 +101,8 @@ class ExplodingGradientInTraining(AbstractStudy):
             for name, parameter in net.named_parameters():
                 if "linear.weight" in name and parameter.grad is not None:
                     found.append(float(parameter.grad.norm() / parameter.detach().norm()))
-                    yield note("relative", found[-1], step, name.removesuffix(".linear.weight"))
-            yield note("spread", max(found) / max(min(found), 1e-30), step)
+                    yield record("relative", found[-1], step, name.removesuffix(".linear.weight"))
+            yield record("spread", max(found) / max(min(found), 1e-30), step)
 
         return fit(model, split_of(cell, data, device), cell, watch=watch)
 

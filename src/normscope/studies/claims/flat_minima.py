@@ -17,7 +17,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import conjunction, exact
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import batch_norm, network, one, split_of
+from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
 from normscope.studies.lab.evaluate import accuracy, population_statistics
 from normscope.studies.lab.train import batch_indices, loss_fn
 from normscope.studies.study import AbstractStudy
@@ -229,7 +229,7 @@ def _sharp(evidence: Evidence, name: str, arm: str, lr: float, decay: float) -> 
 
 
 def _to_loss(cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:
-    settings, note = cell.settings, one(cell, "minimum")
+    settings, record = cell.settings, recorder(cell, "minimum")
     optimizer = torch.optim.SGD(model.parameters(), lr=float(cell.point["lr"]), weight_decay=float(cell.point["decay"]))
     count, steps = int(settings["probe"]), int(settings["steps"])
     x, y = split.x_train[:count], split.y_train[:count]
@@ -247,13 +247,13 @@ def _to_loss(cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:
         optimizer.zero_grad()
         loss_fn(model, (split.x_train[order[step]], split.y_train[order[step]])).backward()
         optimizer.step()
-    yield note("reached", float(reached))
+    yield record("reached", float(reached))
     if not reached:
         return
-    yield note("steps", step)
-    yield note("loss", value)
+    yield record("steps", step)
+    yield record("loss", value)
     with population_statistics(model, split.x_train), torch.no_grad():
-        yield note("test_accuracy", accuracy(model(split.x_test), split.y_test))
+        yield record("test_accuracy", accuracy(model(split.x_test), split.y_test))
     probe = Curvature(("eigenvalues", "trace", "layers", "adaptive"), modes=("train", "frozen"), seed=cell.seed)
     with Recorder(model, loss_fn, optimizer, probes=[probe], every=1, cell=cell.id) as scope:
         with scope.step((x, y)):
@@ -285,4 +285,4 @@ def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
             weight.mul_(10)
     after, flatter = read()
     change = float((after - before).abs().max() / before.abs().max())
-    yield one(cell, "law")("error", max(change, abs(100 * flatter / curved - 1)))
+    yield recorder(cell, "law")("error", max(change, abs(100 * flatter / curved - 1)))

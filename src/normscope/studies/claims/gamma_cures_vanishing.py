@@ -15,7 +15,7 @@ from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import ends_table, loss_figure, reached
 from normscope.studies.judging import conjunction, exact
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import batch_norm, network, one
+from normscope.studies.lab.arms import batch_norm, network, recorder
 from normscope.studies.training import AbstractTraining
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class GammaCuresVanishing(AbstractTraining):
         """Read the gains."""
         gains = [m.weight.detach().mean() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if gains:
-            yield one(cell, "gamma")("mean", torch.stack(gains).mean(), int(cell.settings["steps"]))
+            yield recorder(cell, "gamma")("mean", torch.stack(gains).mean(), int(cell.settings["steps"]))
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge speed and learnt gamma with rectifiers together; invariance and other activations are parts too."""
@@ -239,7 +239,7 @@ def _sensitivity(
     cell: Cell, data: "Dataset", split: "Split", device: str, options: Mapping[str, Any]
 ) -> Iterator[Record]:
     """Scale gamma and beta of one inner layer, in float64, and look at the first layer's gradient."""
-    note = one(cell, "gamma")
+    record = recorder(cell, "gamma")
     model = network(cell, data, batch_norm(eps=1e-30, dtype=torch.float64), device, **options).double()
     x, y = split.x_train[:128].double(), split.y_train[:128]
     layers: list[Any] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -256,7 +256,7 @@ def _sensitivity(
 
     base, gamma, beta = gradient()
     terms = inner.weight.detach() * gamma + inner.bias.detach() * beta
-    yield note("euler", terms.sum().abs() / terms.abs().sum())
+    yield record("euler", terms.sum().abs() / terms.abs().sum())
     worst, at = 0.0, (inner.weight.detach().clone(), inner.bias.detach().clone())
     for factor in FACTORS:
         with torch.no_grad():
@@ -264,5 +264,5 @@ def _sensitivity(
             inner.bias.copy_(factor * at[1])
         moved = gradient()[0]
         worst = max(worst, float((moved - base).norm() / base.norm()))
-        yield note("sensitivity", moved.norm() / base.norm(), step=round(100 * factor))
-    yield note("invariance", worst)
+        yield record("sensitivity", moved.norm() / base.norm(), step=round(100 * factor))
+    yield record("invariance", worst)

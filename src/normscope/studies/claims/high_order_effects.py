@@ -14,7 +14,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import conjunction, exact
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.models import Place
 from normscope.studies.study import AbstractStudy
 
@@ -227,4 +227,4 @@ def _chain(cell: Cell) -> Iterator[Record]:
         normal = (h - h.mean()) / h.std(correction=0)
         (gradient,) = torch.autograd.grad(((normal * w[-1] - x) ** 3).sum(), w)
         errors.append(float(gradient[:-1].abs().max() / gradient[-1].abs()))
-    yield one(cell, "chain")("error", max(errors))
+    yield recorder(cell, "chain")("error", max(errors))

@@ -16,7 +16,7 @@ from normscope.records import Cell, Outcome, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import equivalent, exact, with_parts
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.streams import generator
 from normscope.studies.study import AbstractStudy
 
@@ -260,7 +260,7 @@ def _draw(kind: str, count: int, stream: torch.Generator) -> Tensor:
 
 
 def _identity(cell: Cell) -> Iterator[Record]:
-    note, m, draws = one(cell, "identity"), int(cell.point["m"]), int(cell.settings["draws"])
+    record, m, draws = recorder(cell, "identity"), int(cell.point["m"]), int(cell.settings["draws"])
     stream = generator(cell.seed, f"identity:{cell.arm}")
     mean, sigma, eps = 0.7, 1.8, 1e-5
     x = mean + sigma * _draw(cell.arm, m * draws, stream).reshape(m, draws)  # a channel a batch
@@ -269,14 +269,14 @@ def _identity(cell: Cell) -> Iterator[Record]:
         layer.weight.fill_(math.sqrt(sigma**2 + eps))
         layer.bias.fill_(mean)
         error = float((layer(x) - x).square().mean()) / sigma**2
-        yield note("nonlinear_train", _nonlinear(layer, x, _draw(cell.arm, m * draws, stream).reshape(m, draws)))
+        yield record("nonlinear_train", _nonlinear(layer, x, _draw(cell.arm, m * draws, stream).reshape(m, draws)))
         layer.running_mean.fill_(mean)
         layer.running_var.fill_(sigma**2)
         layer.eval()
-        yield note("nonlinear_eval", _nonlinear(layer, x, _draw(cell.arm, m * draws, stream).reshape(m, draws)))
+        yield record("nonlinear_eval", _nonlinear(layer, x, _draw(cell.arm, m * draws, stream).reshape(m, draws)))
         single = layer.eval().float()
-        yield note("eval_error", float((single(x.float()) - x.float()).abs().max()) / sigma)
-    yield note("error_times_m", m * error)
+        yield record("eval_error", float((single(x.float()) - x.float()).abs().max()) / sigma)
+    yield record("error_times_m", m * error)
 
 
 def _nonlinear(layer: nn.Module, x: Tensor, more: Tensor) -> float:
@@ -302,17 +302,17 @@ def _shift_away(model: nn.Module) -> float:
 
 
 def _trained(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
-    note, steps = one(cell, "identity"), int(cell.settings["steps"])
+    record, steps = recorder(cell, "identity"), int(cell.settings["steps"])
     model = network(cell, data, norms.batch(), device)
     yield from fit(model, split_of(cell, data, device), cell)
-    yield note("gamma_away", _away(model), steps)
-    yield note("beta_away", _shift_away(model), steps)
-    yield note("gamma_moved", torch.cat([(m.weight - 1).detach().abs() for m in _batch_norms(model)]).median(), steps)
+    yield record("gamma_away", _away(model), steps)
+    yield record("beta_away", _shift_away(model), steps)
+    yield record("gamma_moved", torch.cat([(m.weight - 1).detach().abs() for m in _batch_norms(model)]).median(), steps)
 
 
 def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
     """Train without batch norm, put it in at the identity, and go on training."""
-    note, steps = one(cell, "identity"), int(cell.settings["steps"])
+    record, steps = recorder(cell, "identity"), int(cell.settings["steps"])
     split = split_of(cell, data, device)
     model: Any = network(cell, data, norms.none(), device)
     yield from fit(model, split, cell)
@@ -337,7 +337,7 @@ def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
             block.norm.bias.copy_(mean)
         model.eval()
         after = float(nn.functional.cross_entropy(model(split.x_test), split.y_test))
-        yield note("loss_change", abs(after - before) / max(before, 1e-12))
+        yield record("loss_change", abs(after - before) / max(before, 1e-12))
     model.train()
     start = [m.weight.detach().clone() for m in _batch_norms(model)]
     fit(model, split, cell, steps=max(1, steps // 3))
@@ -345,4 +345,4 @@ def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
         ((m.weight - at).abs() / at.abs().clamp(min=1e-6)).detach()
         for m, at in zip(_batch_norms(model), start, strict=True)
     ]
-    yield note("gamma_away", torch.cat(moved).median(), steps)
+    yield record("gamma_away", torch.cat(moved).median(), steps)

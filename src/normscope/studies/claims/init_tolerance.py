@@ -15,7 +15,7 @@ from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import accuracy, loss_figure, reached
 from normscope.studies.judging import exact, with_parts
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import batch_norm, network, one, split_of
+from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
 from normscope.studies.lab.train import batch_indices
 from normscope.studies.training import AbstractTraining
 
@@ -223,4 +223,4 @@ def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
 
     base = losses(1.0)
     worst = max(float((np.abs(losses(c) - base) / base).max()) for c in (0.1, 10.0, 100.0))
-    yield one(cell, "law")("difference", worst)
+    yield recorder(cell, "law")("difference", worst)

@@ -2,43 +2,32 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-import numpy as np
-import polars as pl
-
-from normscope.plots import Figure, Table, curves, landscape_band
+from normscope.plots import Figure, Table, landscape_band
 from normscope.probes.landscape import LandscapeAlongGradient
-from normscope.records import Cell, Outcome, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import conjunction
+from normscope.records import Cell, Outcome, Verdict
+from normscope.studies import AbstractTraining, AllOf, Arm, Contrast, Evidence, Quantity, mean_log, presets
 from normscope.studies.lab import norms
-from normscope.studies.lab.models import build
-from normscope.studies.lab.train import train
-from normscope.studies.study import AbstractStudy
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
-
-ARMS = {"none": "no batch norm", "batch": "batch norm", "noisy": "noisy batch norm"}
 MATCHINGS = {
     "same-step": "the same step sizes",
     "relative-step": "the same relative steps",
     "predicted-decrease": "the same predicted decrease",
 }
 ENDPOINTS = {
-    "loss_range": ("Range of the loss along the gradient", "a narrower range of losses"),
-    "gradient_difference": ("Largest change of the gradient", "a smaller change of the gradient"),
+    "loss_range": ("range of the loss along the gradient", "a narrower range of losses"),
+    "gradient_difference": ("largest change of the gradient", "a smaller change of the gradient"),
     "gradient_difference_relative": (
-        "Largest change of the gradient relative to its length",
+        "largest change of the gradient relative to its length",
         "a smaller relative change of the gradient",
     ),
-    "effective_beta": ("Effective beta", "a smaller effective beta"),
+    "effective_beta": ("effective beta", "a smaller effective beta"),
 }
 WINDOW = 0.3
 
 
-class LandscapeSmoothness(AbstractStudy):
+class LandscapeSmoothness(AbstractTraining):
     r"""Batch norm smooths the loss along the gradient.
 
     ## Claim
@@ -81,8 +70,13 @@ class LandscapeSmoothness(AbstractStudy):
     CLAIM = "Along the gradient, batch norm gives a narrower range of losses."
     ENDPOINT = "Range of the loss along the gradient, without over with batch norm, worst of three matchings"
     MARGIN = math.log(1.5)
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "none": Arm("no batch norm", norms.none()),
+        "batch": Arm("batch norm", norms.batch()),
+        "noisy": Arm("noisy batch norm", norms.batch()),
+    }
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "width": 64},
             "depth": 8,
             "depths": [3, 8, 20],
@@ -96,25 +90,11 @@ class LandscapeSmoothness(AbstractStudy):
             "test": 2000,
         },
         # For a CPU: the source's network narrower, and the beginning of its training.
-        "vgg": {
-            "network": {"name": "vgg-a", "width": 16},
-            "depth": None,
-            "depths": [None],
-            "batch": 128,
-            "lr": 0.1,
-            "steps": 300,
-            "every": 10,
-            "points": 5,
-            "dense": [0.001, 0.01, 0.1],
-            "train": 6000,
-            "test": 2000,
-        },
-        "full": {
+        vgg={"network": {"name": "vgg-a", "width": 16}, "depth": None, "depths": [None], "steps": 300},
+        full={
             "network": {"name": "vgg-a"},
             "depth": None,
             "depths": [None],
-            "batch": 128,
-            "lr": 0.1,
             "steps": 15000,
             "every": 50,
             "points": 8,
@@ -122,229 +102,180 @@ class LandscapeSmoothness(AbstractStudy):
             "train": None,
             "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield every arm at the main depth, those without noise at the others."""
         for depth in settings["depths"]:
-            for arm in ARMS:
+            for arm in self.ARMS:
                 if arm != "noisy" or depth == settings["depth"]:
                     yield arm, {"depth": depth or 0}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm and walk along its gradients."""
-        settings, depth = cell.settings, int(cell.point["depth"])
-        split = data.split(cell.seed, train=settings["train"], test=settings["test"]).to(device)
-        factory = {"none": norms.none(), "batch": norms.batch(), "noisy": norms.noisy_batch(cell.seed)}[cell.arm]
-        sizes = dict(settings["network"]) | ({"depth": depth} if depth else {})
-        model = build(norm=factory, shape=data.shape, classes=data.classes, seed=cell.seed, **sizes).to(device)
+    def norm(self, cell: Cell) -> norms.Factory:
+        """Return the arm's norm; the noise is of the cell's seed."""
+        return norms.noisy_batch(cell.seed) if cell.arm == "noisy" else super().norm(cell)
+
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the point's depth, if the network has one."""
+        return {"depth": int(cell.point["depth"])} if cell.point["depth"] else {}
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Walk along the gradients; other depths than the main one are only compared over the window and end there."""
+        settings = cell.settings
         until = math.ceil(WINDOW * settings["steps"])
-        main = depth == (settings["depth"] or 0)
-        return train(
-            model,
-            split,
-            cell=cell.id,
-            seed=cell.seed,
-            # Other depths are only compared over the window; what comes after it decides nothing.
-            steps=settings["steps"] if main else until,
-            lr=settings["lr"],
-            batch_size=settings["batch"],
-            probes=[LandscapeAlongGradient(points=settings["points"], dense=settings["dense"])],
-            every=settings["every"],
-            probe_until=2 * until if main else until,
-        )
+        main = cell.point["depth"] == (settings["depth"] or 0)
+        return {
+            "steps": settings["steps"] if main else until,
+            "probes": [LandscapeAlongGradient(points=settings["points"], dense=settings["dense"])],
+            "every": settings["every"],
+            "probe_until": 2 * until if main else until,
+        }
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the range of the loss under all three matchings together."""
-        depth = evidence.settings["depth"] or 0
-        primary = self._endpoint(evidence, "loss_range", depth)
-        parts = [*primary.parts]
-        parts += [self._endpoint(evidence, name, depth) for name in ENDPOINTS if name != "loss_range"]
-        parts.append(self._curvature(evidence, depth))
-        parts.append(self._one(evidence, "loss_range", "same-step", depth, arm="noisy"))
-        for other in evidence.settings["depths"]:
-            if (other or 0) != depth:
-                parts.append(self._endpoint(evidence, "loss_range", other))
-        return self.verdict(
-            primary.outcome, primary.effect, reason=primary.reason, p_value=primary.p_value, primary=True, parts=parts
-        )
-
-    def _endpoint(self, evidence: Evidence, name: str, depth: int) -> Verdict:
-        """Judge one endpoint under all three matchings; the parts are the matchings."""
-        parts = [self._one(evidence, name, matching, depth) for matching in MATCHINGS]
-        outcome, p, decisive = conjunction(parts, 1 - evidence.level)
-        said = "; ".join(
-            f"{math.exp(part.effect.point):.2f} at {how} ({part.outcome.value})"
-            for part, how in zip(parts, MATCHINGS.values(), strict=True)
-        )
-        reason = f"Without over with batch norm: {said}."
-        held = [part.outcome is Outcome.SUPPORTED for part in parts]
-        if held == [True, False, False]:
-            reason = f"A scale artefact: it holds only where gradients of different length take equal steps. {reason}"
-        elif any(held) and not all(held):
-            reason = f"It depends on what is taken for an equal step. {reason}"
-        title, what = ENDPOINTS[name]
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            claim=f"Along the gradient, batch norm gives {what}.",
-            endpoint=f"{title}, without over with batch norm, worst of three matchings{_deep(evidence, depth)}",
-            p_value=p,
-            reason=reason,
-            parts=parts,
-        )
-
-    def _one(self, evidence: Evidence, name: str, matching: str, depth: int, arm: str = "batch") -> Verdict:
-        title, what = ENDPOINTS[name]
-        return self._ratio(
-            evidence,
-            f"{name}@{matching}",
-            depth,
-            arm,
-            claim=f"Along the gradient, {ARMS[arm]} gives {what}.",
-            endpoint=f"{title}, without over with {ARMS[arm]}, at {MATCHINGS[matching]}{_deep(evidence, depth)}",
-        )
-
-    def _curvature(self, evidence: Evidence, depth: int) -> Verdict:
-        return self._ratio(
-            evidence,
-            "curvature",
-            depth,
+    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
+        """Yield the range of the loss under all three matchings; other endpoints, noise and depths are parts."""
+        for name in ENDPOINTS:
+            yield self._matched(evidence, name)
+        yield Contrast(
+            _quantity(evidence, "curvature", "curvature along the gradient at distance 0"),
+            "none",
             "batch",
+            at={"depth": evidence.settings["depth"] or 0},
+            scale="log-ratio",
             claim="Batch norm lowers the curvature along the gradient.",
-            endpoint="Curvature along the gradient at distance 0, without over with batch norm",
+        )
+        yield self._contrast(evidence, "loss_range", "same-step", arm="noisy")
+        for depth in evidence.settings["depths"]:
+            if depth != evidence.settings["depth"]:
+                yield self._matched(evidence, "loss_range", depth)
+
+    def _matched(self, evidence: Evidence, name: str, depth: int | None = None) -> AllOf:
+        words, what = ENDPOINTS[name]
+        deep = "" if depth is None else f", {depth} hidden layers"
+        return AllOf(
+            [self._contrast(evidence, name, matching, depth) for matching in MATCHINGS],
+            claim=f"Along the gradient, batch norm gives {what}.",
+            endpoint=f"{words.capitalize()}, without over with batch norm, worst of three matchings{deep}",
+            reason=_by_matching,
         )
 
-    def _ratio(self, evidence: Evidence, name: str, depth: int, arm: str, *, claim: str, endpoint: str) -> Verdict:
-        plain, normed = (_mean_log(evidence, name, one, depth) for one in ("none", arm))
-        return self.part(
-            evidence,
-            plain - normed,
+    def _contrast(
+        self, evidence: Evidence, name: str, matching: str, depth: int | None = None, arm: str = "batch"
+    ) -> Contrast:
+        words, what = ENDPOINTS[name]
+        return Contrast(
+            _quantity(evidence, f"{name}@{matching}", f"{words} at {MATCHINGS[matching]}"),
+            "none",
+            arm,
+            at={"depth": depth or evidence.settings["depth"] or 0},
             scale="log-ratio",
-            claim=claim,
-            endpoint=endpoint,
-            reason=f"{typical(plain, logs=True)} without, {typical(normed, logs=True)} with {ARMS[arm]} "
-            "(geometric means).",
+            claim=f"Along the gradient, {self.ARMS[arm]} gives {what}.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the bands of loss, the change of the gradient, beta, the loss, and the range by depth."""
         settings, depth = evidence.settings, evidence.settings["depth"] or 0
-        at = evidence.select(probe="landscape", depth=depth)
-        common: dict[str, Any] = {"arms": list(ARMS), "labels": {**ARMS, **MATCHINGS}}
+        common: dict[str, Any] = {"log": True, "matchings": list(MATCHINGS), "arms": list(self.ARMS)}
+        common["labels"] = {**self.wording.arms, **MATCHINGS}
 
         def said(name: str) -> str:
-            found = (f"{typical(_mean_log(evidence, name, arm, depth), logs=True)} with {ARMS[arm]}" for arm in ARMS)
-            return ", ".join(found)
+            quantity = _quantity(evidence, name)
+            return ", ".join(
+                f"{quantity.text(evidence, arm=arm, depth=depth)} with {words}" for arm, words in self.ARMS.items()
+            )
 
-        ranges = evidence.select(probe="landscape", name="loss_range@same-step", arm=["none", "batch"])
+        begin = "In the first 30 % of training, at the same step sizes"
         figures = [
             landscape_band(
-                at,
+                evidence.select(probe="landscape", depth=depth),
                 title="Loss values met along the gradient",
                 slug="loss-band",
-                matchings=list(MATCHINGS),
                 y_title="Loss on the step's batch",
-                log=True,
                 caption=f"Width of the band in the first 30 % of training, at the same step sizes: "
                 f"{said('loss_range@same-step')}; at the same predicted decrease: "
                 f"{said('loss_range@predicted-decrease')}.",
                 **common,
             ),
             landscape_band(
-                at,
+                evidence.select(probe="landscape", depth=depth),
                 title="How much the gradient changes along itself, relative to its length",
                 slug="gradient-band",
-                matchings=list(MATCHINGS),
                 low=None,
                 high="gradient_difference_relative",
                 y_title="Largest |g(s) - g| / |g|",
-                log=True,
-                caption="In the first 30 % of training, at the same step sizes: "
-                f"{said('gradient_difference_relative@same-step')}.",
+                caption=f"{begin}: {said('gradient_difference_relative@same-step')}.",
                 **common,
             ),
-            curves(
-                at,
-                y="effective_beta@same-step",
+            self.curves(
+                evidence,
+                "effective_beta@same-step",
+                probe="landscape",
+                at={"depth": depth},
                 slug="beta",
                 title="Effective beta at the same step sizes",
                 y_title="Largest |g(s) - g| / |s g|",
                 log=True,
                 reference={"2 / learning rate": 2 / settings["lr"]},
-                caption=f"In the first 30 % of training {said('effective_beta@same-step')}. Most of it is found at the "
-                "smallest distances, where activations cross their kinks; the dashed line is 2 / learning rate.",
-                **common,
+                caption=f"{begin}: {said('effective_beta@same-step')}. Most of it is found at the smallest distances, "
+                "where activations cross their kinks; the dashed line is 2 / learning rate.",
             ),
-            curves(
-                evidence.select(probe="training", depth=depth),
-                y="loss",
-                slug="loss",
-                title="Training loss",
-                y_title="Cross-entropy of the step's batch",
-                log=True,
-                caption=f"Learning rate {settings['lr']:g}. {evidence.final_losses(ARMS, depth=depth)}",
-                **common,
-            ),
+            self.curves(evidence, "loss", at={"depth": depth}, slug="loss", title="Training loss"),
         ]
         if len(settings["depths"]) > 1:
-            by_depth = (
-                f"{math.exp(float(np.nanmean(_ratio_at(evidence, other)))):.2g} at {other} layers"
-                for other in settings["depths"]
-            )
+            ratios = {at: self._contrast(evidence, "loss_range", "same-step", at) for at in settings["depths"]}
+            points = {at: math.exp(contrast.read(evidence).effect.point) for at, contrast in ratios.items()}
             figures.append(
-                curves(
-                    ranges.filter(pl.col("step") < WINDOW * settings["steps"]),
-                    y="loss_range@same-step",
+                self.curves(
+                    evidence,
+                    "loss_range@same-step",
+                    probe="landscape",
+                    at={"arm": ["none", "batch"], "before": WINDOW * settings["steps"]},
                     x="depth",
                     slug="range-by-depth",
                     title="Range of the loss at the same step sizes, by depth",
                     x_title="Hidden layers",
-                    y_title="Largest minus smallest loss",
                     log=True,
-                    caption=f"Without over with batch norm: {', '.join(by_depth)}.",
-                    **common,
+                    caption="Without over with batch norm: "
+                    + ", ".join(f"{ratio:.2g} at {at} layers" for at, ratio in points.items())
+                    + ".",
                 )
             )
         return figures
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate every endpoint, matching, arm and depth."""
+        quantities = [
+            _quantity(evidence, f"{name}@{matching}", f"{words}, {how}")
+            for name, (words, _) in ENDPOINTS.items()
+            for matching, how in MATCHINGS.items()
+        ]
+        quantities.append(_quantity(evidence, "curvature", "curvature along the gradient, distance 0"))
         return [
-            Table(
-                "Along the gradient",
-                ("Hidden layers", "Quantity", "Matching", *(label.capitalize() for label in ARMS.values())),
-                tuple(_rows(evidence)),
-                f"Geometric means over the first 30 % of training and {len(evidence.seeds)} seeds.",
+            self.grid_table(
+                quantities,
+                evidence,
+                rows={"depth": [depth or 0 for depth in evidence.settings["depths"]]},
+                columns={"arm": list(self.ARMS)},
+                title="Along the gradient",
+                caption=f"Geometric means over the first 30 % of training and {len(evidence.seeds)} seeds.",
             )
         ]
 
 
-def _mean_log(evidence: Evidence, name: str, arm: str, depth: int) -> np.ndarray:
-    """Return the mean logarithm over the window, per seed; values that have none are left out."""
-    frame = evidence.select(
-        probe="landscape", name=name, arm=arm, depth=depth or 0, before=WINDOW * evidence.settings["steps"]
+def _quantity(evidence: Evidence, name: str, words: str = "") -> Quantity:
+    """Return the mean logarithm over the window; values that have none are left out."""
+    return mean_log(name, words, probe="landscape", before=WINDOW * evidence.settings["steps"])
+
+
+def _by_matching(verdict: Verdict) -> str:
+    """Say the ratio at each matching, and what to think of matchings that disagree."""
+    said = "; ".join(
+        f"{math.exp(part.effect.point):.2f} at {how} ({part.outcome.value})"
+        for part, how in zip(verdict.parts, MATCHINGS.values(), strict=True)
     )
-    return evidence.mean_log(frame)
-
-
-def _ratio_at(evidence: Evidence, depth: int) -> np.ndarray:
-    plain, normed = (_mean_log(evidence, "loss_range@same-step", arm, depth) for arm in ("none", "batch"))
-    return plain - normed
-
-
-def _deep(evidence: Evidence, depth: int) -> str:
-    """Say the depth where it is not the main one."""
-    return "" if (depth or 0) == (evidence.settings["depth"] or 0) else f", {depth} hidden layers"
-
-
-def _rows(evidence: Evidence) -> Iterator[tuple[Any, ...]]:
-    for depth in evidence.settings["depths"]:
-        for name, (title, _) in ENDPOINTS.items():
-            for matching, how in MATCHINGS.items():
-                values = (
-                    typical(_mean_log(evidence, f"{name}@{matching}", arm, depth or 0), logs=True) for arm in ARMS
-                )
-                yield (depth or "", title, how, *values)
-        values = (typical(_mean_log(evidence, "curvature", arm, depth or 0), logs=True) for arm in ARMS)
-        yield (depth or "", "Curvature along the gradient", "distance 0", *values)
+    reason = f"Without over with batch norm: {said}."
+    held = [part.outcome is Outcome.SUPPORTED for part in verdict.parts]
+    if held == [True, False, False]:
+        return f"A scale artefact: it holds only where gradients of different length take equal steps. {reason}"
+    if any(held) and not all(held):
+        return f"It depends on what is taken for an equal step. {reason}"
+    return reason

@@ -15,7 +15,7 @@ from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import accuracy, by_rate_figure, loss_figure, reached
 from normscope.studies.judging import best_rate, conjunction, equivalent
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import Noted, first_batch, network, noted, one
+from normscope.studies.lab.arms import Noted, first_batch, network, noted, recorder
 from normscope.studies.lab.norms import Factory
 from normscope.studies.training import AbstractTraining
 
@@ -96,7 +96,7 @@ class LpNormalisation(AbstractTraining):
         if cell.arm == "l1":
             source = torch.Generator().manual_seed(cell.seed)
             values = torch.randn(4096, 8, 1, generator=source, dtype=torch.float64) * 3
-            yield one(cell, "lp")("spread", ops.lp_norm(values, p=1.0, eps=0.0).std(0).mean())
+            yield recorder(cell, "lp")("spread", ops.lp_norm(values, p=1.0, eps=0.0).std(0).mean())
 
     def judge(self, evidence: Evidence) -> Verdict:
         """Judge the speed of every p at the same learning rate; the rest are parts."""
@@ -194,4 +194,4 @@ def _shape(cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
     if last is not None and bool(last.isfinite().all()):
         x = last.detach().double()
         x = (x - x.mean(0)) / x.std(0).clamp_min(1e-12)
-        yield one(cell, "lp")("kurtosis", x.pow(4).mean(0).median())
+        yield recorder(cell, "lp")("kurtosis", x.pow(4).mean(0).median())

@@ -14,7 +14,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import accuracy, loss_figure, reached
 from normscope.studies.judging import best_rate, conjunction, equivalent
-from normscope.studies.lab.arms import first_batch, one
+from normscope.studies.lab.arms import first_batch, recorder
 from normscope.studies.lab.streams import stream
 from normscope.studies.training import AbstractTraining
 
@@ -274,4 +274,4 @@ def _signal(cell: Cell, model: ResidualNet, x: torch.Tensor) -> Iterator[Record]
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     for block, size in enumerate(sizes):
-        yield one(cell, "signal")("mean_square", size / sizes[0], block)
+        yield recorder(cell, "signal")("mean_square", size / sizes[0], block)

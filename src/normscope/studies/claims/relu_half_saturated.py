@@ -14,7 +14,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import equivalent, with_parts
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import Noted, batch_norm, network, noted, one
+from normscope.studies.lab.arms import Noted, batch_norm, network, noted, recorder
 from normscope.studies.training import AbstractTraining
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class ReluHalfSaturated(AbstractTraining):
 
 def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iterator[Record]:
     """Record what the rectifiers of a network are given on a batch of 512, and the mean shift."""
-    note = one(cell, "rectifier")
+    record = recorder(cell, "rectifier")
     with torch.no_grad():
         model(split.x_train[:512])
     shares, betas = [], []
@@ -223,14 +223,14 @@ def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iter
         inputs = module.output.detach().flatten(2) if module.output.ndim > 2 else module.output.detach()[..., None]
         off = inputs <= 0
         shares.append(float(off.double().mean()))
-        yield note("inactive", shares[-1], step, path)
-        yield note("dead", off.all(2).all(0).double().mean(), step, path)
+        yield record("inactive", shares[-1], step, path)
+        yield record("dead", off.all(2).all(0).double().mean(), step, path)
         if getattr(module.inner, "bias", None) is not None:
             betas.append(float(module.inner.bias.detach().mean()))  # type: ignore[operator]
         module.output = None
-    yield note("inactive_mean", math.fsum(shares) / max(1, len(shares)), step)
+    yield record("inactive_mean", math.fsum(shares) / max(1, len(shares)), step)
     if betas:
-        yield note("beta", math.fsum(betas) / len(betas), step)
+        yield record("beta", math.fsum(betas) / len(betas), step)
 
 
 def _against_theory(evidence: Evidence, depth: int) -> Table:

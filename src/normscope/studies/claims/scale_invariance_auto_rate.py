@@ -14,7 +14,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.figures import accuracy, by_rate_figure
 from normscope.studies.judging import equivalent, exact, with_parts
-from normscope.studies.lab.arms import batch_norm, fit, network, one, split_of
+from normscope.studies.lab.arms import batch_norm, fit, network, recorder, split_of
 from normscope.studies.lab.labels import with_wrong_labels
 from normscope.studies.lab.train import batch_indices
 from normscope.studies.study import AbstractStudy
@@ -230,7 +230,7 @@ def _hidden(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _identities(cell: Cell, data: "Dataset", split: "Split", device: str) -> Iterator[Record]:
-    note = one(cell, "scale")
+    record = recorder(cell, "scale")
     model = network(cell, data, batch_norm(eps=1e-30, dtype=torch.float64), device).double()
     x, y = split.x_train[:256].double(), split.y_train[:256]
     weights = _hidden(model)
@@ -257,10 +257,10 @@ def _identities(cell: Cell, data: "Dataset", split: "Split", device: str) -> Ite
         norms.append(math.sqrt(sum(float(g.detach().square().sum()) for g in found)))
         product = torch.autograd.grad(found, weights, along)
         curvatures.append(abs(sum(float((p * v).sum()) for p, v in zip(product, along, strict=True))))
-        yield note("gradient_at", norms[-1], step=round(100 * scale))
+        yield record("gradient_at", norms[-1], step=round(100 * scale))
     logs = np.log(SCALES)
-    yield note("gradient_slope", np.polyfit(logs, np.log(norms), 1)[0])
-    yield note("curvature_slope", np.polyfit(logs, np.log(curvatures), 1)[0])
+    yield record("gradient_slope", np.polyfit(logs, np.log(norms), 1)[0])
+    yield record("curvature_slope", np.polyfit(logs, np.log(curvatures), 1)[0])
     with torch.no_grad():
         for w, at in zip(weights, start, strict=True):
             w.copy_(at)
@@ -273,13 +273,13 @@ def _identities(cell: Cell, data: "Dataset", split: "Split", device: str) -> Ite
         steps += sum(float((rate * w.grad).square().sum()) for w in weights if w.grad is not None)
         optimizer.step()
     grown = sum(float(w.detach().square().sum() - at.square().sum()) for w, at in zip(weights, start, strict=True))
-    yield note("pythagoras", grown / steps)
-    yield note("cosine", max(worst, cosine()))
+    yield record("pythagoras", grown / steps)
+    yield record("cosine", max(worst, cosine()))
 
 
 def _equilibrium(cell: Cell, data: "Dataset", split: "Split", device: str) -> Iterator[Record]:
     """Train with weight decay for several relaxation times; then hold rotation and norm against theory."""
-    note = one(cell, "scale")
+    record = recorder(cell, "scale")
     if cell.arm != "decay":
         # Theory is for gradients of one size; those of a network that has learnt its examples die away.
         split = with_wrong_labels(split, float(cell.settings["decayed_noise"]), cell.seed)
@@ -312,6 +312,6 @@ def _equilibrium(cell: Cell, data: "Dataset", split: "Split", device: str) -> It
     rotation = math.sqrt(float(np.mean(squares)))
     predicted = (rate * lengths[:, :, 1].mean(0) / (2 * decay)) ** 0.25
     fourth = (lengths[:, :, 0] ** 4).mean(0) ** 0.25
-    yield note("rotation_angle", rotation)
-    yield note("rotation", rotation / math.sqrt(2 * rate * decay))
-    yield note("equilibrium", float(np.mean(fourth / predicted)))
+    yield record("rotation_angle", rotation)
+    yield record("rotation", rotation / math.sqrt(2 * rate * decay))
+    yield record("equilibrium", float(np.mean(fourth / predicted)))

@@ -14,7 +14,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import conjunction, equivalent
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import Noted, batch_norm, network, noted, one
+from normscope.studies.lab.arms import Noted, batch_norm, network, noted, recorder
 from normscope.studies.training import AbstractTraining
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _share(evidence: Evidence, arm: str, scale: float, name: str = "beyond_3") -
 
 def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iterator[Record]:
     """Record how far the inputs of tanh lie out, by layer and in all, and the ratio of gradients."""
-    note = one(cell, "tanh")
+    record = recorder(cell, "tanh")
     model.zero_grad()
     cross_entropy(model(split.x_train[:512]), split.y_train[:512]).backward()
     values: dict[str, list[float]] = {"beyond_3": [], "flat": [], "slope": []}
@@ -267,14 +267,14 @@ def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iter
             }
             for name, value in found.items():
                 values[name].append(float(value))
-                yield note(name, value, step, path)
+                yield record(name, value, step, path)
             module.output = None
     for name, listed in values.items():
-        yield note(name, math.fsum(listed) / len(listed), step)
+        yield record(name, math.fsum(listed) / len(listed), step)
     gradients = [
         float(parameter.grad.norm() / parameter.detach().norm())
         for name, parameter in model.named_parameters()
         if "linear.weight" in name and parameter.grad is not None
     ]
-    yield note("gradient_ratio", gradients[0] / gradients[-1] if gradients[-1] else math.nan, step)
+    yield record("gradient_ratio", gradients[0] / gradients[-1] if gradients[-1] else math.nan, step)
     model.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import with_parts
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.models import Block
 from normscope.studies.study import AbstractStudy
 
@@ -228,7 +228,7 @@ def _raised(evidence: Evidence, arm: str) -> np.ndarray:
 
 
 def _safe_step(cell: Cell, model: nn.Module, x: Tensor, labels: Tensor) -> Iterator[Record]:
-    note, y = one(cell, "safe_step"), labels[: len(x)]
+    record, y = recorder(cell, "safe_step"), labels[: len(x)]
     variances: list[float] = []
     handles = [
         module.linear.register_forward_hook(
@@ -248,8 +248,8 @@ def _safe_step(cell: Cell, model: nn.Module, x: Tensor, labels: Tensor) -> Itera
         (p.double() * g.detach().double()).sum() for p, g in zip(product, gradient, strict=True) if p is not None
     )
     safe = float(2 * square / curvature) if float(curvature) > 0 else math.inf
-    yield note("safe_step", safe)
-    yield note("inverse_variance", math.exp(-math.fsum(variances) / max(1, len(variances))))
+    yield record("safe_step", safe)
+    yield record("inverse_variance", math.exp(-math.fsum(variances) / max(1, len(variances))))
     start = [p.detach().clone() for p in parameters]
     rises = False
     with torch.no_grad():
@@ -259,4 +259,4 @@ def _safe_step(cell: Cell, model: nn.Module, x: Tensor, labels: Tensor) -> Itera
             rises = rises or not float(cross_entropy(model(x), y)) <= float(loss.detach())
         for p, at in zip(parameters, start, strict=True):
             p.copy_(at)
-    yield note("rises", float(rises and math.isfinite(safe)))
+    yield record("rises", float(rises and math.isfinite(safe)))

@@ -12,7 +12,7 @@ from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence, typical
 from normscope.studies.judging import with_parts
-from normscope.studies.lab.arms import fit, network, one, split_of
+from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.evaluate import accuracy as right, population_statistics
 from normscope.studies.lab.models import Place
 from normscope.studies.study import AbstractStudy
@@ -92,7 +92,7 @@ class TrainTestStatisticsGap(AbstractStudy):
             return kind(place.features, momentum=momentum)
 
         split = split_of(cell, data, device)
-        note, steps = one(cell, "evaluated"), int(cell.settings["steps"])
+        record, steps = recorder(cell, "evaluated"), int(cell.settings["steps"])
         every = max(EVERY, steps // 50)
 
         def watch(step: int, model: nn.Module) -> Iterator[Record]:
@@ -100,11 +100,11 @@ class TrainTestStatisticsGap(AbstractStudy):
                 return
             with torch.no_grad():
                 model.eval()
-                yield note("moving", right(model(split.x_test), split.y_test), step)
+                yield record("moving", right(model(split.x_test), split.y_test), step)
                 with population_statistics(model, split.x_train):
-                    yield note("anew", right(model(split.x_test), split.y_test), step)
+                    yield record("anew", right(model(split.x_test), split.y_test), step)
                 with population_statistics(model, split.x_test):
-                    yield note("own", right(model(split.x_test), split.y_test), step)
+                    yield record("own", right(model(split.x_test), split.y_test), step)
                 model.train()
 
         return fit(network(cell, data, make, device), split, cell, watch=watch)

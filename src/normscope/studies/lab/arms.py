@@ -119,10 +119,10 @@ def noted(factory: Factory) -> Factory:
     return lambda place: Noted(factory(place))
 
 
-def one(cell: Cell, probe: str) -> Callable[..., Record]:
-    """Return a function that makes a record of the cell: ``note(name, value, step=0, site="")``."""
+def recorder(cell: Cell, probe: str) -> Callable[..., Record]:
+    """Return a function that makes a record of the cell: ``record(name, value, step=0, site="")``."""
 
-    def note(name: str, value: float | Tensor, step: int = 0, site: str = "") -> Record:
+    def record(name: str, value: float | Tensor, step: int = 0, site: str = "") -> Record:
         return Record(cell.id, step, probe, site, name, float(value))
 
-    return note
+    return record

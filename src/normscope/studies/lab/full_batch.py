@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normscope._errors import NonFiniteError
 from normscope.records import Cell, Record
-from normscope.studies.lab.arms import one
+from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.by_hand import Objective, gradient_by_hand
 
 
@@ -51,7 +51,7 @@ def descend(
     Raises:
         NonFiniteError: The loss is not finite before the first update.
     """
-    note = one(cell, "descent")
+    record = recorder(cell, "descent")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     by_hand = gradient_by_hand(model, x, targets, objective)
 
@@ -71,7 +71,7 @@ def descend(
         if not math.isfinite(value):
             if step == 0:
                 raise NonFiniteError("the loss is not finite before the first update: look for NaN in the data")
-            yield note("diverged", 1.0, step)
+            yield record("diverged", 1.0, step)
             return
         if due:
             gradient = torch.autograd.grad(loss, parameters, create_graph=True)
@@ -80,9 +80,9 @@ def descend(
             along = torch.stack([(part * fixed).sum() for part, fixed in zip(gradient, flat, strict=True)]).sum()
             product = torch.autograd.grad(along, parameters)
             curved = math.fsum((part * fixed).sum().item() for part, fixed in zip(product, flat, strict=True))
-            yield note("loss", value, step)
-            yield note("gradient", math.sqrt(square), step)
-            yield note("sharpness", curved / square if square else math.nan, step)
+            yield record("loss", value, step)
+            yield record("gradient", math.sqrt(square), step)
+            yield record("sharpness", curved / square if square else math.nan, step)
             asked = {"relative": [lr * factor for factor in relative], "absolute": list(absolute)}
             # At some learning rates both have the same lengths.
             found = {s: _beta(gradient_here, parameters, flat, s, square) for s in {*asked["relative"], *absolute}}
@@ -90,12 +90,12 @@ def descend(
                 if lengths:
                     betas = [found[s] for s in lengths]
                     finite = all(math.isfinite(beta) for beta in betas)
-                    yield note(f"beta_{name}", max(betas) if finite else math.nan, step)
+                    yield record(f"beta_{name}", max(betas) if finite else math.nan, step)
         if step < steps:
             with torch.no_grad():
                 for parameter, part in zip(parameters, flat, strict=True):
                     parameter.sub_(part, alpha=lr)
-    yield note("diverged", 0.0, steps)
+    yield record("diverged", 0.0, steps)
 
 
 def _beta(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from normscope.records import Cell, Record
-from normscope.studies.lab.arms import Noted, one
+from normscope.studies.lab.arms import Noted, recorder
 
 
 class Trail:
@@ -31,7 +31,7 @@ class Trail:
     """
 
     def __init__(self, cell: Cell, x: Tensor, every: int) -> None:
-        self._note = one(cell, "trail")
+        self._record = recorder(cell, "trail")
         self._x = x
         self._every = every
         self._steps: list[int] = []
@@ -56,24 +56,24 @@ class Trail:
     def _site(self, path: str, values: Tensor, step: int) -> Iterator[Record]:
         seen = self._sorted.setdefault(path, [])
         if seen:
-            yield self._note("path", (values - seen[-1]).abs().mean(), step, path)
-            yield self._note("shape_path", (_standard(values) - _standard(seen[-1])).abs().mean(), step, path)
+            yield self._record("path", (values - seen[-1]).abs().mean(), step, path)
+            yield self._record("shape_path", (_standard(values) - _standard(seen[-1])).abs().mean(), step, path)
         seen.append(values)
-        yield self._note("iqr", _range(values).mean(), step, path)
+        yield self._record("iqr", _range(values).mean(), step, path)
         for name, level in (("low", 0.15), ("median", 0.5), ("high", 0.85)):
-            yield self._note(name, values[int(level * (len(values) - 1)), 0], step, path)
+            yield self._record(name, values[int(level * (len(values) - 1)), 0], step, path)
 
     def finish(self) -> Iterator[Record]:
         """Yield what needs the whole run."""
         for path, seen in self._sorted.items():
             step = self._steps[len(seen) - 1]
-            yield self._note("displacement", (seen[-1] - seen[0]).abs().mean(), step, path)
+            yield self._record("displacement", (seen[-1] - seen[0]).abs().mean(), step, path)
             stack = torch.stack(seen)  # readings, samples, units
             middle = stack[:, stack.shape[1] // 2]
             spread = _range(stack, 1)
             away = ((middle - middle[-1]).abs() > 0.1 * spread[-1]) | ((spread / spread[-1] - 1).abs() > 0.1)
             last = (away * torch.arange(1, len(seen) + 1)[:, None].to(away.device)).amax(0)
-            yield self._note("settled", last.double().mean() * self._every, step, path)
+            yield self._record("settled", last.double().mean() * self._every, step, path)
 
 
 def _range(values: Tensor, axis: int = 0) -> Tensor:
