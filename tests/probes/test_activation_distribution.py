@@ -14,7 +14,9 @@ from normscope.modules.channels import coprime_stride
 from normscope.probes import ActivationDistribution, Recorder
 
 # White box: percentiles are held against NumPy on values that no network puts out.
-from normscope.probes.activation_distribution import _percentiles
+from normscope.probes.activation_distribution import (
+    _percentiles,
+)  # white box: every size and value, not a layer's alone
 
 
 def read(model, loss_fn, batch, probe, optimizer=None, block=None):

@@ -19,7 +19,7 @@ from normscope.modules.rng import RngState
 from normscope.probes import Curvature, Recorder
 
 # White box: products with the Hessian are held against differences of gradients by themselves, in every network.
-from normscope.probes._hessian import Hessian, drawn, generator
+from normscope.probes._hessian import Hessian, drawn, generator  # white box: products with given vectors
 from normscope.probes.curvature import MEASURES
 
 MODES = {"train": False, "frozen": True}

@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from kit import explicit_hessians as hessians
 
 # White box: the estimators are held against matrices that no network has.
-from normscope.probes import _lanczos
-from normscope.probes._hessian import count, drawn, generator
+from normscope.probes import _lanczos  # white box: on matrices whose spectrum is known
+from normscope.probes._hessian import count, drawn, generator  # white box: the vectors that a probe draws
 from normscope.probes._lanczos import hutchinson, lanczos, quantiles
 
 

@@ -12,8 +12,8 @@ from normscope._errors import UsageError
 from normscope.probes import LandscapeAlongGradient
 
 # White box: the drawn directions are not recorded, so they are drawn again here.
-from normscope.probes._hessian import drawn, generator
-from normscope.probes.landscape import _direction
+from normscope.probes._hessian import drawn, generator  # white box: the vectors that a probe draws
+from normscope.probes.landscape import _direction  # white box: records hold a loss along it, not the direction
 
 
 @pytest.mark.parametrize("name", ["random", "filter"])
