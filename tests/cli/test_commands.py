@@ -18,7 +18,7 @@ from torch import nn
 
 import normscope
 from normscope import cli
-from normscope.bench import _timing, layers as bench_layers, probes as bench_probes
+from normscope.bench import layers as bench_layers, probes as bench_probes
 from normscope.cli import demo
 
 SETUP = """
@@ -208,8 +208,8 @@ def works(small, monkeypatch):
     monkeypatch.setitem(bench_probes.measure.__kwdefaults__, "models", {"tiny": tiny})
     monkeypatch.setattr(bench_layers, "SHAPES", ((8, 4),))
     monkeypatch.setattr(bench_layers, "_child", lambda job: bench_layers.measure_shape(job["shape"], job["allocator"]))
-    monkeypatch.setattr(_timing, "MOST_ROUNDS", 3)
-    monkeypatch.setattr(_timing, "LEAST_ROUNDS", 3)
+    rounds = bench_layers.rounds
+    monkeypatch.setattr(bench_layers, "rounds", lambda acts, clock: rounds(acts, clock, 0.0))
     monkeypatch.setattr(demo, "STUDIES", ("my-claim",))
     monkeypatch.chdir(small)
     run = ("--seeds", 2, "--workers", 1, "--out", "run")
