@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from normscope._errors import UsageError
-from normscope.bench import _timing, _training_steps, layers, layers_page
+from normscope.bench import _timing, _training_steps, layers, layers_page  # white box: so that it takes seconds
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def quickly(monkeypatch):
             return _training_steps.measure_step(job["model"], job["kind"])
         return _training_steps.measure_memory(job["model"], job["arm"])
 
-    monkeypatch.setattr(layers, "_child", child)
+    monkeypatch.setattr(layers, "_child", child)  # white box: no process of its own for each job
 
 
 def test_all_cases_are_measured_and_told(quickly):
@@ -69,6 +69,7 @@ def test_ratios_are_of_one_round():
 def test_a_missed_bound_is_marked():
     row = {"shape": (8, 4, 2, 2), "layout": "contiguous", "dtype": "float32", "allocator": "recycled", "threads": 1}
     ratio = {"median": 3.9, "low": 3.0, "high": 5.0}
+    # white box: the words of one row
     assert layers_page._verdict(row | {"ratios": {"torch / ours": ratio}}) == ", below 4"
     assert layers_page._verdict(row | {"ratios": {"torch / ours": ratio | {"median": 4.1}}}) == ""
     assert layers_page._verdict(row | {"allocator": "default", "ratios": {"torch / ours": ratio}}) == ""

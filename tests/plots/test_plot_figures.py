@@ -10,9 +10,9 @@ from kit import report_pages
 from kit.charts import rows_of
 from normscope import plots
 from normscope._errors import StoreError, UsageError
-from normscope.plots._figure import fitted
-from normscope.plots._frames import chosen, layered, summarised
-from normscope.plots._theme import PALETTE, arm_styles, order_arms, theme
+from normscope.plots._figure import fitted  # white box: what the page does to a figure's width
+from normscope.plots._frames import chosen, layered, summarised  # white box: the numbers that are drawn
+from normscope.plots._theme import PALETTE, arm_styles, order_arms, theme  # white box: colours of arms in company
 from normscope.records import Estimate, Outcome, Verdict
 
 INF = math.inf
