@@ -22,7 +22,7 @@ class BatchNorm1d(AbstractBatchNorm, torch.nn.BatchNorm1d):
     The gradient at the input sums to zero over each channel and is orthogonal to it.
 
     A ``torch.nn.BatchNorm1d`` with the same arguments, state dict and numbers; and with options, by keyword, that
-    are described at ``AbstractBatchNorm``: which set the statistics come from (ghost, synchronised, renormalised,
+    ``BatchNormOptions`` describes: which set the statistics come from (ghost, synchronised, renormalised,
     masked, given), when running statistics are used and moved, a fused activation, and less memory.
 
     Args:
@@ -57,7 +57,7 @@ class BatchNorm2d(AbstractBatchNorm, torch.nn.BatchNorm2d):
     The gradient at the input sums to zero over each channel and is orthogonal to it.
 
     A ``torch.nn.BatchNorm2d`` with the same arguments, state dict and numbers; and with options, by keyword, that
-    are described at ``AbstractBatchNorm``: which set the statistics come from (ghost, synchronised, renormalised,
+    ``BatchNormOptions`` describes: which set the statistics come from (ghost, synchronised, renormalised,
     masked, given), when running statistics are used and moved, a fused activation, and less memory.
 
     Args:
@@ -92,7 +92,7 @@ class BatchNorm3d(AbstractBatchNorm, torch.nn.BatchNorm3d):
     The gradient at the input sums to zero over each channel and is orthogonal to it.
 
     A ``torch.nn.BatchNorm3d`` with the same arguments, state dict and numbers; and with options, by keyword, that
-    are described at ``AbstractBatchNorm``: which set the statistics come from (ghost, synchronised, renormalised,
+    ``BatchNormOptions`` describes: which set the statistics come from (ghost, synchronised, renormalised,
     masked, given), when running statistics are used and moved, a fused activation, and less memory.
 
     Args:
