@@ -437,13 +437,13 @@ def measure(server: Server) -> dict[str, Any]:
     return {"seconds": seconds, "reached": reached, "failed": server.failed}
 
 
-def in_order(names: Iterable[str], seconds: dict[str, float]) -> list[str]:
+def in_order(names: Sequence[str], seconds: dict[str, float]) -> list[str]:
     """Put tests in the order to run them: quick files first, and each file's tests together, as fixtures want it."""
-    names = list(names)
     files: dict[str, float] = {}
     for name in names:
         files[name.partition("::")[0]] = files.get(name.partition("::")[0], 0) + seconds[name]
-    return sorted(names, key=lambda name: (files[name.partition("::")[0]], name.partition("::")[0], names.index(name)))
+    place = {name: number for number, name in enumerate(seconds)}
+    return sorted(names, key=lambda name: (files[name.partition("::")[0]], name.partition("::")[0], place[name]))
 
 
 @contextlib.contextmanager
@@ -531,10 +531,11 @@ class Hunt:
     ) -> Outcome:
         """Run the tests that reach a mutant's line."""
         chosen, spent = [], 0.0
-        for name in in_order(names, seconds):
+        for name in sorted(names, key=seconds.__getitem__):
             if not chosen or spent + seconds[name] <= self.budget:
                 chosen.append(name)
                 spent += seconds[name]
+        chosen = in_order(chosen, seconds)
         limit = SPARE + 3 * spent
 
         def body() -> str:

@@ -109,7 +109,8 @@ def test_one_study_that_fails_does_not_lose_the_others(run):
     run("study", "new", "good_one.py")
     run("study", "new", "bad_one.py")
     _smaller(Path("good_one.py"), '"steps": 100', '"steps": 12')
-    _smaller(Path("bad_one.py"), "norm = batch_norm(", 'raise ValueError("no\\nluck")\n        norm = batch_norm(')
+    failing = 'def sizes(self, cell):\n        raise ValueError("no\\nluck")\n\n    def contrasts('
+    _smaller(Path("bad_one.py"), "def contrasts(", failing)
     done = run("study", "run", "bad_one.py", "good_one.py", "--seeds", 2, "--workers", 1, "--json", code=1)
     document = json.loads(done.stdout)
     assert [verdict["study"] for verdict in document["verdicts"]] == ["good-one"]

@@ -1,4 +1,4 @@
-"""What the package raises on purpose: each message is one line that says what was wrong and what to do."""
+"""Errors that are raised on purpose: each message is a line that says what was wrong and what to do."""
 
 
 class NormscopeError(Exception):
@@ -10,7 +10,7 @@ class UnitError(NormscopeError):
 
 
 class UsageError(NormscopeError):
-    """What was asked for does not exist or does not fit: an unknown slug, option or combination."""
+    """A request names something that does not exist or does not fit: an unknown slug, option or combination."""
 
 
 class DataError(NormscopeError):
@@ -18,7 +18,7 @@ class DataError(NormscopeError):
 
 
 class StoreError(NormscopeError):
-    """A run folder cannot be written, or what lies in it is not a run."""
+    """A file or run folder cannot be written, or does not hold a run."""
 
 
 class NonFiniteError(NormscopeError):

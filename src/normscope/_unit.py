@@ -1,4 +1,4 @@
-"""What layers, probes, rules and studies share: each describes itself, and is found by being there."""
+"""The base of layers, probes, rules and studies: each unit describes itself and is found by the file it lies in."""
 
 import difflib
 import importlib
@@ -52,8 +52,8 @@ class Unit:
 def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
     """Yield every final ``kind`` of a room, in the order of file names.
 
-    Files whose names begin with an underscore, and classes whose names begin with "Abstract", hold what the units share
-    and are passed over.
+    Files whose names begin with an underscore, and classes whose names begin with "Abstract", hold shared code and are
+    passed over.
     """
     for info in pkgutil.iter_modules(room.__path__):
         if info.name.startswith("_") or info.ispkg:
@@ -66,5 +66,5 @@ def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
 
 
 def near(name: str, known: Collection[str]) -> str:
-    """Return the known names nearest to one that is not known, joined by "or"; the first few if none is near."""
+    """Return the known names nearest to an unknown name, joined by "or"; the first few if none is near."""
     return " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:5])

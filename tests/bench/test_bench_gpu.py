@@ -38,6 +38,7 @@ def test_every_input_work_and_candidate_has_a_row():
     told = []
     candidates = {name: make for name, make in gpu.CANDIDATES.items() if name != gpu.COMPILED}
     chosen = 3, TINY, ["float32", "bfloat16"], list(gpu.FORMATS)
+    # white box: without a GPU, what the public function refuses is run on the CPU
     found = gpu._measure(torch.device("cpu"), lambda *said: told.append(said), *chosen, candidates)
     keys = {(row.dtype, row.layout, row.work, row.candidate) for row in found}
     assert len(keys) == len(found) == 2 * 2 * 2 * 2
@@ -54,7 +55,7 @@ def test_every_input_work_and_candidate_has_a_row():
 def test_candidates_do_the_same_work():
     x, g = torch.randn(4, 3, 5, 6, requires_grad=True), torch.randn(4, 3, 5, 6)
     modules = {name: gpu.CANDIDATES[name](3) for name in (gpu.OURS, gpu.EAGER)}
-    acts, floor = gpu._acts(modules, x, g, gpu.BOTH)
+    acts, floor = gpu._acts(modules, x, g, gpu.BOTH)  # white box: on the CPU, likewise
     for ours, eager in zip(acts[gpu.OURS](), acts[gpu.EAGER](), strict=True):
         torch.testing.assert_close(ours, eager)
     acts, floor = gpu._acts(modules, x, g, gpu.FORWARD)
@@ -63,7 +64,7 @@ def test_candidates_do_the_same_work():
 
 
 def test_rows_hold_the_numbers_that_were_taken():
-    row = gpu._row(
+    row = gpu._row(  # white box: on the CPU, likewise
         ("a", (1, 2), "float32", "contiguous", "forward", "x"), 8_000_000, [1.0, 2, 3], [0.5, 1, 9], [2.0, 8, 6]
     )
     assert (row.low, row.ms, row.high) == (1.5, 2, 2.5)

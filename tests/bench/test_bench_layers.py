@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from normscope._errors import UsageError
-from normscope.bench import _timing, _training_steps, layers, layers_page
+from normscope.bench import _timing, _training_steps, layers, layers_page  # white box: so that it takes seconds
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def quickly(monkeypatch):
             return _training_steps.measure_step(job["model"], job["kind"])
         return _training_steps.measure_memory(job["model"], job["arm"])
 
-    monkeypatch.setattr(layers, "_child", child)
+    monkeypatch.setattr(layers, "_child", child)  # white box: no process of its own for each job
 
 
 def test_all_cases_are_measured_and_told(quickly):
@@ -69,6 +69,7 @@ def test_ratios_are_of_one_round():
 def test_a_missed_bound_is_marked():
     row = {"shape": (8, 4, 2, 2), "layout": "contiguous", "dtype": "float32", "allocator": "recycled", "threads": 1}
     ratio = {"median": 3.9, "low": 3.0, "high": 5.0}
+    # white box: the words of one row
     assert layers_page._verdict(row | {"ratios": {"torch / ours": ratio}}) == ", below 4"
     assert layers_page._verdict(row | {"ratios": {"torch / ours": ratio | {"median": 4.1}}}) == ""
     assert layers_page._verdict(row | {"allocator": "default", "ratios": {"torch / ours": ratio}}) == ""
@@ -92,3 +93,62 @@ def test_wrong_options_are_refused_in_one_line():
         layers.measure(only="(3, 3, 3)")
     with pytest.raises(UsageError, match="no allocator 'jemalloc'"):
         layers.measure(allocators=["jemalloc"])
+
+
+def test_ratios_are_of_the_times_that_they_name():
+    """White box: the times are planted, for those of a machine prove nothing."""
+    times = {
+        "torch": [8.0, 16.0, 8.0],
+        "ours": [2.0, 4.0, 2.0],
+        "ours forward": [0.5, 1.0, 0.5],
+        "torch forward": [3.0, 3.0, 3.0],
+        "torch in place": [6.0, 12.0, 6.0],
+        "torch BN": [5.0, 10.0, 5.0],
+        "ours BN": [1.0, 2.0, 1.0],
+        "copy": [0.25, 0.5, 0.25],
+        "add": [0.75, 1.5, 0.75],
+        "torch compiled": [4.0, 8.0, 4.0],
+        "ours compiled": [1.0, 2.0, 1.0],
+    }
+    found = layers._summary(times)
+    assert {name: ratio["median"] for name, ratio in found["ratios"].items()} == {
+        "torch / ours": 4,
+        "torch in place / ours": 3,
+        "torch BN / ours BN": 5,
+        "copy / forward": 0.5,
+        "add / backward": 0.5,  # of the backward alone: 2 less 0.5
+        "torch / memory": 8,  # of a copy and an addition: 1
+        "torch compiled / ours": 2,
+        "ours compiled / ours": 0.5,
+        "torch / ours compiled": 8,
+    }
+    assert found["ms"]["torch"] == 8000
+
+
+def test_the_share_of_batch_norm_is_what_goes_when_it_is_taken_out(monkeypatch):
+    monkeypatch.setattr(_training_steps, "_BATCH", {"vgg": 2})
+    planted = {"torch": [10.0, 20.0, 10.0], "ours": [8.0, 16.0, 8.0], "none": [6.0, 12.0, 6.0]}
+    monkeypatch.setattr(_training_steps, "rounds", lambda acts, clock, seconds: {name: planted[name] for name in acts})
+    found = _training_steps.measure_step("vgg", "float32")
+    assert found["share"] == pytest.approx({"torch": 0.4, "ours": 0.25})
+    assert found["torch / ours"]["median"] == pytest.approx(1.25)
+    assert found["ms"] == {"torch": 10000, "ours": 8000, "none": 6000}
+    assert found["batch"] == 2
+
+
+def test_rounds_are_interleaved_and_stop_in_time(monkeypatch):
+    clock = iter(float(tick) for tick in range(10_000))
+    calls = []
+    acts = {name: lambda name=name: calls.append(name) for name in "abc"}
+    monkeypatch.setattr(_timing, "LEAST_ROUNDS", 5)
+    monkeypatch.setattr(_timing, "MOST_ROUNDS", 9)
+    times = _timing.rounds(acts, lambda: next(clock), seconds=-1.0)  # no time: only as many as there must be
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 5, "b": 5, "c": 5}
+    assert {taken for all_taken in times.values() for taken in all_taken} == {1.0}
+    warm, timed = calls[:6], calls[6:]
+    assert sorted(warm) == list("aabbcc")
+    orders = [tuple(timed[start : start + 3]) for start in range(0, len(timed), 3)]
+    assert all(sorted(order) == list("abc") for order in orders)
+    assert len(set(orders)) > 1
+    times = _timing.rounds(acts, lambda: next(clock), seconds=1e9)
+    assert len(times["a"]) == 9

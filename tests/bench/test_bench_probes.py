@@ -9,7 +9,7 @@ from torch import nn
 from normscope import cli, probes
 from normscope._errors import UsageError
 from normscope.bench import probes as bench, probes_page
-from normscope.bench._memory import peak_bytes
+from normscope.bench._memory import peak_bytes  # white box: a known allocation must be seen
 
 TINY = {"tiny": bench.Model(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 10)), (8, 6), "x")}
 

@@ -15,8 +15,8 @@ from normscope import rules
 from normscope._errors import UsageError
 from normscope.checking import FindingWarning, RuleWarning
 from normscope.checking.recent_steps import joined
+from normscope.evidence import examples
 from normscope.evidence.listening import NormCall, Training
-from normscope.rules import _nets
 
 NOT_IN_A_SCOPE = {"NS102", "NS107", "NS109", "NS114", "NS119", "NS128"}
 
@@ -69,9 +69,9 @@ def test_a_planted_defect_is_told_once_over_many_readings(code, index):
         assert steps["readings"] >= 2
 
 
-@pytest.mark.parametrize("net", [_nets.mlp, _nets.cnn, _nets.residual, _nets.sequence])
+@pytest.mark.parametrize("net", [examples.mlp, examples.cnn, examples.residual, examples.sequence])
 def test_healthy_training_from_the_first_step_is_left_in_peace(net):
-    scope, told = train(_nets.case(net, trained=0), steps=60, every=10)
+    scope, told = train(examples.healthy(net, trained=0), steps=60, every=10)
     assert [str(one.message) for one in told] == []
     found = scope.findings()
     assert len(found) == 0
@@ -102,17 +102,17 @@ def trained_with(watch, make, steps=9):
     optimizer = torch.optim.Adam(model.parameters(), 1e-2, weight_decay=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FindingWarning)
-        scope = ns.Scope(model, _nets.loss_fn, optimizer, rules=watch, every=2)
-        shape = (3, 8, 8) if make is _nets.residual else (12,)
-        for batch in _nets.data(shape, batches=steps):
+        scope = ns.Scope(model, examples.loss_fn, optimizer, rules=watch, every=2)
+        shape = (3, 8, 8) if make is examples.residual else (12,)
+        for batch in examples.data(shape, batches=steps):
             with scope.step(batch):
                 optimizer.zero_grad()
-                _nets.loss_fn(model, batch).backward()
+                examples.loss_fn(model, batch).backward()
                 optimizer.step()
     return model, optimizer, torch.get_rng_state()
 
 
-@pytest.mark.parametrize("make", [_nets.mlp, _nets.residual, Noisy])
+@pytest.mark.parametrize("make", [examples.mlp, examples.residual, Noisy])
 def test_training_is_bit_identical_with_all_rules(make):
     (mine, optimizer, stream), (plain, other, untouched) = (trained_with(watch, make) for watch in ("all", None))
     for (name, value), expected in zip(mine.state_dict().items(), plain.state_dict().values(), strict=True):
@@ -130,7 +130,7 @@ def test_training_is_bit_identical_with_all_rules(make):
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_step_that_raises_leaves_no_hook_and_is_not_judged(every):
-    case = _nets.case(_nets.mlp)
+    case = examples.healthy(examples.mlp)
     scope, _ = train(case, steps=2 * every, every=every)
     before = fingerprint(model=case.model, optimizer=case.optimizer)
     with pytest.raises(RuntimeError, match="shapes"), scope.step(case.loader[0]):
@@ -158,8 +158,8 @@ def test_a_loss_that_cannot_be_evaluated_again_is_told_in_one_line():
     def once(model, batch):
         raise ValueError("only\nonce")
 
-    case = _nets.case(_nets.mlp)
-    case.step = lambda model, batch: _nets.loss_fn(model, batch).backward()
+    case = examples.healthy(examples.mlp)
+    case.step = lambda model, batch: examples.loss_fn(model, batch).backward()
     case.loss_fn = once
     scope, told = train(case)
     (line,) = {str(one.message) for one in told if one.category is RuleWarning}
@@ -170,7 +170,7 @@ def test_a_loss_that_cannot_be_evaluated_again_is_told_in_one_line():
 
 def test_an_exception_in_what_listens_does_not_reach_the_users_pass(monkeypatch):
     monkeypatch.setattr("normscope.evidence.listening.channels", lambda x: 1 / 0)
-    case = _nets.case(_nets.mlp)
+    case = examples.healthy(examples.mlp)
     before = fingerprint(model=case.model)
     scope, told = train(case, steps=1)
     assert [one.category for one in told] == [RuleWarning]
@@ -191,10 +191,10 @@ def test_an_exception_in_what_listens_does_not_reach_the_users_pass(monkeypatch)
 )
 def test_a_wrong_choice_is_refused_before_a_folder_is_made(tmp_path, given, words):
     with pytest.raises(UsageError, match=words):
-        ns.Scope(_nets.mlp(), _nets.loss_fn, rules=given, record_to=tmp_path / "run")
+        ns.Scope(examples.mlp(), examples.loss_fn, rules=given, record_to=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="runs no rules"):
-        ns.Scope(_nets.mlp(), _nets.loss_fn).findings()
+        ns.Scope(examples.mlp(), examples.loss_fn).findings()
 
 
 def test_the_page_and_the_run_folder_hold_the_findings(tmp_path):
@@ -208,12 +208,12 @@ def test_the_page_and_the_run_folder_hold_the_findings(tmp_path):
     written = json.loads((tmp_path / "run" / "findings-scope.json").read_text(encoding="utf-8"))
     assert [finding["code"] for finding in written["findings"]] == ["NS123"]
     assert written["findings"][0]["details"]["last_step"] == 12
-    alone, _ = train(_nets.case(_nets.mlp))
+    alone, _ = train(examples.healthy(examples.mlp))
     assert "nothing was found" in alone.report(tmp_path / "other.html").read_text(encoding="utf-8")
 
 
 def test_small_batches_are_told_while_training():
-    case = _nets.case(_nets.cnn, size=32)
+    case = examples.healthy(examples.cnn, size=32)
     last = [tensor[:3] for tensor in case.loader[-1]]
     case.loader = [*case.loader, last]
     scope, told = train(case, steps=14, every=13, watch=["NS104"])
@@ -222,7 +222,7 @@ def test_small_batches_are_told_while_training():
 
 
 def test_new_places_of_a_known_cause_are_added_without_a_word():
-    case = _nets.case(_nets.mlp)
+    case = examples.healthy(examples.mlp)
     case.optimizer = torch.optim.SGD(case.model[0:3].parameters(), lr=0.1, weight_decay=0.1)
     scope = ns.Scope(case.model, case.loss_fn, case.optimizer, rules="NS123", every=1)
     with pytest.warns(FindingWarning, match="NS123"), scope.step(case.loader[0]):
@@ -246,19 +246,19 @@ def test_what_is_on_purpose_is_not_told():
 
 def test_micro_batches_several_optimizers_and_autocast_are_followed():
     torch.manual_seed(0)
-    model = _nets.mlp()
+    model = examples.mlp()
     parameters = list(model.parameters())
     optimizers = [torch.optim.SGD(part, lr=0.1) for part in (parameters[:4], parameters[4:])]
     dtypes = set()
 
     def loss_fn(model, batch):
         dtypes.add(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
-        return _nets.loss_fn(model, batch)
+        return examples.loss_fn(model, batch)
 
     scope = ns.Scope(model, loss_fn, optimizers, rules=["NS113", "NS105", "NS120"], every=4)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        for batch in _nets.data((12,), batches=9):
+        for batch in examples.data((12,), batches=9):
             with scope.step(batch):
                 for part in zip(*(tensor.chunk(4) for tensor in batch), strict=True):
                     scope.micro_batch(part)
@@ -273,24 +273,24 @@ def test_micro_batches_several_optimizers_and_autocast_are_followed():
 
 
 def test_a_compiled_model_is_judged_by_eager_passes():
-    plain = _nets.case(_nets.mlp, change=partial(_momentum, value=0.9))
+    plain = examples.healthy(examples.mlp, change=partial(_momentum, value=0.9))
     compiled = torch.compile(plain.model, backend="eager")
     optimizer = torch.optim.SGD(plain.model.parameters(), lr=0.1)
-    scope = ns.Scope(compiled, _nets.loss_fn, optimizer, rules="all", every=2)
+    scope = ns.Scope(compiled, examples.loss_fn, optimizer, rules="all", every=2)
     twin = copy.deepcopy(plain.model)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for batch in plain.loader[:5]:
             with scope.step(batch):
                 optimizer.zero_grad()
-                _nets.loss_fn(compiled, batch).backward()
+                examples.loss_fn(compiled, batch).backward()
                 optimizer.step()
     assert [str(one.message)[:5] for one in told if one.category is FindingWarning] == ["NS108"]
     assert not [one for one in told if one.category is RuleWarning]
     follow = torch.optim.SGD(twin.parameters(), lr=0.1)
     for batch in plain.loader[:5]:
         follow.zero_grad()
-        _nets.loss_fn(twin, batch).backward()
+        examples.loss_fn(twin, batch).backward()
         follow.step()
     for mine, expected in zip(plain.model.state_dict().values(), twin.state_dict().values(), strict=True):
         assert torch.equal(mine, expected)
@@ -298,7 +298,7 @@ def test_a_compiled_model_is_judged_by_eager_passes():
 
 
 def _momentum(model, value):
-    for norm in _nets.norms(model):
+    for norm in examples.norms(model):
         norm.momentum = value
 
 

@@ -228,6 +228,7 @@ def test_nothing_is_kept_after_a_call(build):
 
 
 def test_a_build_of_older_sources_is_not_used(monkeypatch):
-    monkeypatch.setitem(sys.modules, "normscope.kernels.cpu._baseline", types.ModuleType("old"))
+    name = "_baseline"
+    monkeypatch.setitem(sys.modules, f"{cpu.__name__}.{name}", types.ModuleType("old"))
     with pytest.raises(ImportError, match="built from older sources"):
-        cpu.build("_baseline")
+        cpu.build(name)

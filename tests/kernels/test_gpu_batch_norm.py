@@ -10,7 +10,7 @@ from gpu_oracle import DEVICE, EPS, INTERPRETED, LEAKY, NONE, RELU, Case, errors
 from hypothesis import Phase, given, settings, strategies as st
 
 from normscope.kernels import gpu
-from normscope.kernels.gpu import _plan
+from normscope.kernels.gpu import _plan  # white box: limits of other devices choose other kernels
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if INTERPRETED and os.environ.get("TRITON_INTERPRET") != "1":
@@ -267,7 +267,7 @@ def _slant(case):
 @pytest.mark.skipif(not INTERPRETED, reason="lays sparse memory out on the CPU")
 def test_offsets_beyond_31_bits():
     """Two rows of a channel that lie 2**31 elements apart; what is between them is never touched."""
-    from normscope.kernels.gpu import _forward
+    from normscope.kernels.gpu import _forward  # white box: one kernel alone, on memory too large for a layer
 
     far = 2**31
     try:

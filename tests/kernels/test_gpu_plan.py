@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from normscope.kernels.gpu import _plan, why_not
+from normscope.kernels.gpu import _plan, why_not  # white box: the plan is not part of any result
 
 SMALL = _plan.Limits(tile_bytes=128, fused=64, processors=2, resident=3, most_tiles=4)
 
@@ -107,7 +107,7 @@ def test_without_triton_it_says_so(monkeypatch):
     from normscope.kernels import gpu
 
     monkeypatch.setitem(sys.modules, "triton", None)
-    gpu._why_not.cache_clear()
+    gpu._why_not.cache_clear()  # white box: the answer is kept for the life of the process
     try:
         assert "Triton is not installed" in why_not(torch.device("cpu"))
     finally:

@@ -55,6 +55,8 @@ def _process():
         "anomaly detection": torch.is_anomaly_enabled(),
         "threads": torch.get_num_threads(),
     }
+    if torch.cuda.is_initialized():
+        state["CUDA's streams"] = [stream.numpy().tobytes() for stream in torch.cuda.get_rng_state_all()]
     for name, hooks in vars(torch_module).items():
         if name.startswith("_global_") and hasattr(hooks, "__len__"):
             state[name] = len(hooks)
@@ -104,7 +106,7 @@ def _tensor(path, tensor, found, identities):
     plain = tensor.detach()
     if plain.layout != torch.strided:
         plain = plain.coalesce().to_dense()
-    content = plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    content = plain.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
     found[path] = (type(tensor).__name__, tensor.dtype, tuple(tensor.shape), content)
     found[f"{path} asks for"] = (tensor.requires_grad, tensor.is_leaf)
     if tensor.layout == torch.strided:

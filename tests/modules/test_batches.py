@@ -5,7 +5,7 @@ from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from normscope._errors import UsageError
 from normscope.modules.batches import Piece, batch_size, finite, is_pieces, kept, leading_tensor, mapped, part, tensors
@@ -51,6 +51,7 @@ def test_a_copy_has_the_structure_and_no_memory_of_the_batch(wrap):
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
+@settings(deadline=None)
 @given(st.integers(2, 9), st.integers(2, 4))
 def test_parts_are_disjoint_equal_and_in_order(wrap, size, parts):
     batch = WRAPS[wrap](torch.arange(size * 3.0).view(size, 3), torch.arange(size))

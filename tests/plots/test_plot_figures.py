@@ -7,11 +7,12 @@ import pytest
 import vl_convert
 
 from kit import report_pages
+from kit.charts import rows_of
 from normscope import plots
 from normscope._errors import StoreError, UsageError
-from normscope.plots._figure import fitted
-from normscope.plots._frames import chosen, layered, summarised
-from normscope.plots._theme import PALETTE, arm_styles, order_arms, theme
+from normscope.plots._figure import fitted  # white box: what the page does to a figure's width
+from normscope.plots._frames import chosen, layered, summarised  # white box: the numbers that are drawn
+from normscope.plots._theme import PALETTE, arm_styles, order_arms, theme  # white box: colours of arms in company
 from normscope.records import Estimate, Outcome, Verdict
 
 INF = math.inf
@@ -36,16 +37,6 @@ def made(rows):
         rows, schema=dict(zip(COLUMNS, (pl.String, pl.Int64, pl.Int64, pl.String, pl.String, pl.Float64), strict=True)),
         orient="row",
     )  # fmt: skip
-
-
-def values(spec):
-    """All rows of all data sets of a spec."""
-    if isinstance(spec, list):
-        return [row for part in spec for row in values(part)]
-    if not isinstance(spec, dict):
-        return []
-    own = spec.get("data", {}).get("values", []) if isinstance(spec.get("data"), dict) else []
-    return own + [row for key, part in spec.items() if key != "data" for row in values(part)]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +83,7 @@ def test_values_that_cannot_be_drawn_are_counted_in_the_caption():
     assert "Left out: 3 values not finite." in plots.curves(made(rows), y="loss", title="t").caption
     logged = plots.curves(made(rows), y="loss", title="t", log=True)
     assert "Left out: 1 value not positive" in logged.caption
-    assert {row["x"] for row in values(logged.spec)} == {0, 5}
+    assert {row["x"] for row in rows_of(logged.spec)} == {0, 5}
 
 
 def test_a_missing_quantity_is_said_not_raised():
@@ -133,7 +124,7 @@ def test_depth_is_the_rank_of_a_site_within_its_arm():
 def test_thinning_keeps_the_first_and_the_last_step():
     rows = [("bn", 0, s, "", "loss", 1.0 + s) for s in range(5000)]
     figure = plots.curves(made(rows), y="loss", title="t")
-    steps = sorted({row["x"] for row in values(figure.spec)})
+    steps = sorted({row["x"] for row in rows_of(figure.spec)})
     assert (steps[0], steps[-1]) == (0, 4999)
     assert "of 5000 recorded steps" in figure.caption
 
@@ -141,14 +132,14 @@ def test_thinning_keeps_the_first_and_the_last_step():
 def test_the_percentiles_of_the_last_layer_are_those_of_its_records():
     rows = [("bn", seed, 0, site, name, base + seed) for site, base in (("n.2", 0.0), ("n.10", 50.0))
             for name, base in (("p15", base - 1), ("p50", base), ("p85", base + 1)) for seed in range(3)]  # fmt: skip
-    (row,) = values(plots.percentiles(made(rows), title="t").spec)
+    (row,) = rows_of(plots.percentiles(made(rows), title="t").spec)
     assert (row["low"], row["mid"], row["high"]) == (50, 51, 52)
 
 
 def test_landscape_bands_hold_the_medians_of_both_ends():
     ends = {"loss_min@same-step": 1.0, "loss_max@same-step": 7.0}
     rows = [("bn", seed, 0, "", name, v + seed) for name, v in ends.items() for seed in (0, 1, 50)]
-    (row,) = values(plots.landscape_band(made(rows), title="t").spec)
+    (row,) = rows_of(plots.landscape_band(made(rows), title="t").spec)
     assert (row["low"], row["high"]) == (2, 8)
 
 
@@ -181,7 +172,7 @@ def verdict(point, low, high, scale="difference", margin=0.1, outcome=Outcome.IN
 
 
 def test_the_forest_draws_ratios_where_they_are_and_cuts_what_has_no_bound():
-    rows = values(plots.forest([verdict(math.log(2), -INF, math.log(3), "log-ratio", math.log(1.5))]).spec)
+    rows = rows_of(plots.forest([verdict(math.log(2), -INF, math.log(3), "log-ratio", math.log(1.5))]).spec)
     (row,) = [r for r in rows if "mid" in r]
     assert (row["mid"], row["to"], row["margin_at"]) == pytest.approx((2, 3, 1.5), rel=1e-4)
     assert (row["cut_left"], row["cut_right"]) == (True, False)
@@ -207,7 +198,7 @@ def test_odd_verdicts_give_a_forest_that_compiles(verdicts):
 
 def test_the_parts_of_a_verdict_follow_it():
     smooth = report_pages.verdicts()[0]
-    labels = [r["label"] for r in values(plots.forest([smooth], parts=True).spec) if "label" in r]
+    labels = [r["label"] for r in rows_of(plots.forest([smooth], parts=True).spec) if "label" in r]
     assert labels == ["landscape-smoothness", *(part.endpoint for part in smooth.parts)]
 
 
@@ -216,11 +207,11 @@ def test_theory_takes_intervals_or_makes_them():
     given = pl.DataFrame({"m": [1, 2], "point": [1.1, math.nan], "low": [-INF, 0.0], "high": [INF, 1.0]})
     figure = plots.versus_theory(given, theory, x="m", title="t", y_title="y")
     assert "1 point not finite" in figure.caption
-    (point,) = [row for row in values(figure.spec) if "low" in row]
+    (point,) = [row for row in rows_of(figure.spec) if "low" in row]
     assert point["low"] == point["mid"] == point["high"] == 1.1
     seeds = pl.DataFrame({"m": [4] * 3, "seed": [0, 1, 2], "value": [1.0, 2.0, 3.0]})
     made_here = plots.versus_theory(seeds, theory, x="m", title="t", y_title="y", log=True, log_x=True)
-    (point,) = [row for row in values(made_here.spec) if "low" in row]
+    (point,) = [row for row in rows_of(made_here.spec) if "low" in row]
     assert (point["mid"], point["high"]) == pytest.approx((2, 2 + 4.302653 / math.sqrt(3)), rel=1e-4)
 
 

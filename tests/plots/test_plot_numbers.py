@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats as scipy_stats
 
+from kit.charts import rows_of
 from normscope import plots
 from normscope.records import Estimate, Outcome, Verdict
 
@@ -32,16 +33,6 @@ FRAME = pl.DataFrame(
     schema=["arm", "seed", "step", "site", "name", "value"],
     orient="row",
 )
-
-
-def rows(spec):
-    """Return all rows of all data sets of a chart."""
-    if isinstance(spec, list):
-        return [row for part in spec for row in rows(part)]
-    if not isinstance(spec, dict):
-        return []
-    own = spec["data"].get("values", []) if isinstance(spec.get("data"), dict) else []
-    return own + [row for key, part in spec.items() if key != "data" for row in rows(part)]
 
 
 def per_seed(arm, step, name, sites, log=False):
@@ -71,7 +62,7 @@ def near(row, expected):
 @pytest.mark.parametrize("log", [False, True])
 def test_curves(band, log):
     figure = plots.curves(FRAME, y="l", title="t", band=band, log=log, labels=LABELS, y_title="Loss")
-    drawn = {(row["arm"], row["x"]): row for row in rows(figure.spec)}
+    drawn = {(row["arm"], row["x"]): row for row in rows_of(figure.spec)}
     assert set(drawn) == {(LABELS[arm], step) for arm in ARMS for step in STEPS}
     for arm, step in itertools.product(ARMS, STEPS):
         expected = summary(per_seed(arm, step, "l", SITES[arm], log), band, log=log)
@@ -86,7 +77,7 @@ def test_curves_over_a_column_of_the_grid_by_site_and_with_medians():
     figure = plots.curves(
         rates, y="l", title="t", x="lr", x_title="Rate", facet="site", center="median", band="range", log_x=True
     )
-    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows(figure.spec)}
+    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows_of(figure.spec)}
     for arm, step in itertools.product(ARMS, STEPS):
         for site in SITES[arm]:
             expected = summary(per_seed(arm, step, "l", [site]), "range", "median")
@@ -95,7 +86,7 @@ def test_curves_over_a_column_of_the_grid_by_site_and_with_medians():
 
 
 def test_several_quantities_have_a_panel_each_with_its_own_numbers():
-    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows(
+    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows_of(
         plots.curves(FRAME, y=("p15", "p85"), title="t").spec)}  # fmt: skip
     for arm, step, name in itertools.product(ARMS, STEPS, ("p15", "p85")):
         expected = summary(per_seed(arm, step, name, SITES[arm]), "p10-90")
@@ -105,7 +96,7 @@ def test_several_quantities_have_a_panel_each_with_its_own_numbers():
 @pytest.mark.parametrize("log", [False, True])
 def test_depth(log):
     figure = plots.by_depth(FRAME, y="l", title="t", steps=[3, 1000], log=log, band="ci")
-    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows(figure.spec)}
+    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows_of(figure.spec)}
     assert len(drawn) == 2 * 2 * 3
     for arm, (panel, step) in itertools.product(ARMS, {"Step 0": 0, "Step 40": 40}.items()):  # the nearest steps
         for layer, site in enumerate(SITES[arm], start=1):
@@ -114,14 +105,14 @@ def test_depth(log):
 
 
 def test_depth_is_drawn_at_the_first_the_middle_and_the_last_step():
-    panels = {row["panel"] for row in rows(plots.by_depth(FRAME, y="l", title="t").spec)}
+    panels = {row["panel"] for row in rows_of(plots.by_depth(FRAME, y="l", title="t").spec)}
     assert panels == {"Step 0", "Step 10", "Step 40"}
 
 
 @pytest.mark.parametrize("log", [False, True])
 def test_landscape_bands(log):
     figure = plots.landscape_band(FRAME, title="t", log=log)
-    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows(figure.spec)}
+    drawn = {(row["arm"], row["panel"], row["x"]): row for row in rows_of(figure.spec)}
     assert len(drawn) == 2 * 2 * 3
     for arm, step, matching in itertools.product(ARMS, STEPS, "ab"):
         row = drawn[arm, f"Matched by {matching}", step]
@@ -130,16 +121,16 @@ def test_landscape_bands(log):
 
 
 def test_landscape_from_zero():
-    drawn = rows(plots.landscape_band(FRAME, title="t", low=None, matchings=["b"]).spec)
+    drawn = rows_of(plots.landscape_band(FRAME, title="t", low=None, matchings=["b"]).spec)
     assert {row["low"] for row in drawn} == {0}
     assert len(drawn) == 6
-    logged = rows(plots.landscape_band(FRAME, title="t", low=None, matchings=["b"], log=True).spec)
+    logged = rows_of(plots.landscape_band(FRAME, title="t", low=None, matchings=["b"], log=True).spec)
     assert all(row["low"] == row["high"] for row in logged)
 
 
 @pytest.mark.parametrize(("layer", "place"), [(-1, 2), (0, 0), (1, 1), (-2, 1)])
 def test_percentiles_of_a_layer(layer, place):
-    drawn = {(row["arm"], row["x"]): row for row in rows(plots.percentiles(FRAME, title="t", layer=layer).spec)}
+    drawn = {(row["arm"], row["x"]): row for row in rows_of(plots.percentiles(FRAME, title="t", layer=layer).spec)}
     assert len(drawn) == 6
     for arm, step in itertools.product(ARMS, STEPS):
         ends = [statistics.median(per_seed(arm, step, p, [SITES[arm][place]])) for p in ("p15", "p50", "p85")]
@@ -150,7 +141,7 @@ def test_percentiles_of_a_layer(layer, place):
 def test_heatmap(log):
     """Three steps a third of the way apart fall into cells of their own; their mean is over seeds."""
     even = FRAME.with_columns(pl.col("step").replace({10: 20}))
-    drawn = rows(plots.heatmap(even, y="l", title="t", log=log).spec)
+    drawn = rows_of(plots.heatmap(even, y="l", title="t", log=log).spec)
     assert len(drawn) == 2 * 3 * 3
     for row in drawn:
         arm, site = row["panel"], SITES[row["panel"]][row["layer"] - 1]
@@ -163,7 +154,7 @@ def test_heatmap(log):
 
 def test_steps_that_share_a_cell_are_averaged():
     steps = pl.DataFrame({"step": range(200), "value": [float(s) for s in range(200)], "name": "l", "site": "a"})
-    drawn = sorted(rows(plots.heatmap(steps, y="l", title="t").spec), key=lambda row: row["x"])
+    drawn = sorted(rows_of(plots.heatmap(steps, y="l", title="t").spec), key=lambda row: row["x"])
     assert len(drawn) == 60
     for row in drawn:
         inside = [s for s in range(200) if row["x"] - 1e-3 <= s < row["x2"] - 1e-3]
@@ -178,7 +169,7 @@ def test_forest(scale):
         Verdict(f"s{i}", "c", outcome, f"e{i}", Estimate(point, low, high, 0.95, 5 + i, "m", scale), margin, "r")
         for i, ((point, low, high, margin), outcome) in enumerate(zip(listed, Outcome, strict=True))
     ]
-    drawn = [row for row in rows(plots.forest(verdicts).spec) if "mid" in row]
+    drawn = [row for row in rows_of(plots.forest(verdicts).spec) if "mid" in row]
     assert [row["row"] for row in drawn] == [0, 1, 2]
     for row, verdict, (point, low, high, margin) in zip(drawn, verdicts, listed, strict=True):
         found = (row["from"], row["mid"], row["to"], row["margin_at"])
@@ -195,7 +186,7 @@ def test_theory(log):
     measured = FRAME.filter(pl.col("name") == "l").filter(pl.col("site").is_in(["net.1", "net.0"])).drop("name")
     theory = pl.DataFrame({"step": [0, 10, 40, 0], "value": [1.0, 2.0, -3.0, 5.0], "arm": ["bn", "bn", "bn", "none"]})
     figure = plots.versus_theory(measured, theory, x="step", by="arm", title="t", y_title="Growth", log=log)
-    found = rows(figure.spec)
+    found = rows_of(figure.spec)
     points = {(row["arm"], row["x"]): row for row in found if "low" in row}
     lines = {(row["arm"], row["x"]): row["mid"] for row in found if "low" not in row}
     assert lines == {("bn", 0): 1, ("bn", 10): 2, ("none", 0): 5} | ({} if log else {("bn", 40): -3})
@@ -232,7 +223,7 @@ def test_axes_have_titles_and_a_logarithm_holds_positive_numbers_alone(kind, log
     meta = figure.spec["usermeta"]["normscope"]
     assert "Upward" in meta["subtitle"]
     assert ("logarithmic" in meta["subtitle"]) is logged
-    shown = [row[key] for row in rows(figure.spec) for key in ("low", "mid", "high") if key in row]
+    shown = [row[key] for row in rows_of(figure.spec) for key in ("low", "mid", "high") if key in row]
     assert (min(shown) > 0) is logged
     assert max(shown) > 1
 

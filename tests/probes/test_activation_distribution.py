@@ -13,7 +13,7 @@ from kit import varied_networks as nets
 from normscope.modules.channels import coprime_stride
 from normscope.probes import ActivationDistribution, Recorder
 
-# White box: percentiles are held against NumPy on values that no network puts out.
+# white box: percentiles are held against NumPy on values that no network puts out.
 from normscope.probes.activation_distribution import _percentiles
 
 

@@ -18,7 +18,7 @@ from normscope._errors import UsageError
 from normscope.modules.rng import RngState
 from normscope.probes import Curvature, Recorder
 
-# White box: products with the Hessian are held against differences of gradients by themselves, in every network.
+# white box: products with the Hessian are held against differences of gradients by themselves, in every network.
 from normscope.probes._hessian import Hessian, drawn, generator
 from normscope.probes.curvature import MEASURES
 

@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from kit import explicit_hessians as hessians
+from normscope.probes import _lanczos  # white box: its orthogonalization is switched off
 
-# White box: the estimators are held against matrices that no network has.
-from normscope.probes import _lanczos
+# white box: random vectors are drawn as the probes draw them
 from normscope.probes._hessian import count, drawn, generator
+
+# white box: the estimators are held against matrices that no network has.
 from normscope.probes._lanczos import hutchinson, lanczos, quantiles
 
 

@@ -11,9 +11,9 @@ from kit.readings import read_steps
 from normscope._errors import UsageError
 from normscope.probes import LandscapeAlongGradient
 
-# White box: the drawn directions are not recorded, so they are drawn again here.
+# white box: the drawn directions are not recorded, so they are drawn again here.
 from normscope.probes._hessian import drawn, generator
-from normscope.probes.landscape import _direction
+from normscope.probes.landscape import _direction  # white box: see above
 
 
 @pytest.mark.parametrize("name", ["random", "filter"])

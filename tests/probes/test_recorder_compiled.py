@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from kit import varied_networks as nets
-from kit.traces import differences
+from kit.traces import differences, fingerprint
 from kit.training_loops import COSTLY, STREAMING, seed_all, values
 from normscope import probes
-from normscope.modules.rng import RngState
 from normscope.probes import ProbeWarning, Recorder
 
 CODES = [probe.CODE for probe in probes.all()]
@@ -53,7 +52,7 @@ def test_compiled_models_are_read_and_left_compiled(how, backend):
                 nets.loss_fn(run, batch).backward()
                 optimizer.step()
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        return {"state": model.state_dict(), "streams": RngState(model)}, graphs, scope.drain()
+        return fingerprint(state=model.state_dict(), optimizer=optimizer), graphs, scope.drain()
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -94,7 +93,7 @@ def test_no_trace_and_the_same_values_on_cuda(net):
                 optimizer.zero_grad()
                 nets.loss_fn(model, batch).backward()
                 optimizer.step()
-        return {"state": model.state_dict(), "optimizer": optimizer.state_dict(), "streams": RngState(model)}, scope
+        return fingerprint(model=model, optimizer=optimizer), scope
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -131,3 +131,20 @@ def test_a_skipped_update_still_shows_gradients_without_scale():
 def test_a_scaler_without_optimizer_is_refused():
     with pytest.raises(UsageError, match="needs the optimizer"):
         Recorder(nets.make("mlp"), nets.loss_fn, scaler=torch.amp.GradScaler("cpu"))
+
+
+def test_each_micro_batch_is_evaluated_with_the_random_streams_at_its_own_beginning():
+    """Dropout masks of the three parts differ: only with each part's own does the loss come out as the loop's."""
+    loop, losses = Accumulating(), []
+    inner = loop.loss_fn
+
+    def block(scope, model, optimizer, batch):
+        loop.loss_fn = lambda *args: losses.append(inner(*args)) or losses[-1]
+        Accumulating.block(loop, scope, model, optimizer, batch)
+        loop.loss_fn = inner
+
+    loop.block = block
+    _, records = loop.run(["landscape"], steps=2, every=1)
+    for step in range(2):
+        mean = sum(loss.item() for loss in losses[3 * step : 3 * step + 3]) / 3
+        assert values(records, "loss")["landscape", step, "", "loss"] == pytest.approx(mean, rel=1e-6)

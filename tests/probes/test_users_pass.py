@@ -8,7 +8,7 @@ from kit import varied_networks as nets
 from kit.training_loops import Accumulating, Autocast, Clipped, Loop, Scaled, values
 from normscope import probes
 
-# White box: the pass is not kept, or its check is switched off, to see what each is worth.
+# white box: the pass is not kept, or its check is switched off, to see what each is worth.
 from normscope.probes import Recorder, _users_pass
 
 
@@ -36,6 +36,7 @@ def passes(loop, *, steps):
 
 def without_reuse(loop, monkeypatch, *, steps):
     with monkeypatch.context() as patch:
+        # white box: without it every origin is computed
         patch.setattr(_users_pass.UsersPass, "origin", lambda self, replay: (replay.reset(), replay.evaluate())[1])
         return loop.run([probe()], steps=steps, every=1)[1]
 
@@ -87,6 +88,7 @@ def test_a_pass_that_is_not_the_origin_any_more_is_noticed(change, monkeypatch):
 
 def test_with_the_check_off_the_changed_loop_is_read_wrongly(monkeypatch):
     sure = values(without_reuse(Changing("factor"), monkeypatch, steps=3), "gradient_norm")
+    # white box: the comparison is switched off
     monkeypatch.setattr(_users_pass, "_same_gradient", lambda part, gradient: True)
     assert values(passes(Changing("factor"), steps=3)[1], "gradient_norm") != sure
 

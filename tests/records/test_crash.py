@@ -33,7 +33,9 @@ def crash_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 
         return run
 
+    # white box: the places where a process can die between two writes
     patch.setattr(store_module, "_write_parquet", dying(torn(store_module._write_parquet)))
+    # white box: a step that a process can die in, likewise
     patch.setattr(_files, "_put", dying(_files._put))
     patch.setattr(_files, "sync", dying(_files.sync))
     patch.setattr(os, "replace", dying(os.replace))
@@ -174,7 +176,7 @@ def test_two_processes_write_one_run(tmp_path: Path) -> None:
 
 def test_a_living_writers_temporary_file_is_left_alone(tmp_path: Path) -> None:
     Store.create(tmp_path, {})
-    host = _files._host()
+    host = _files._host()  # white box: the name of this machine in those of temporary files
     mine = tmp_path / f".tmp-{host}-{os.getpid()}-{'0' * 32}"
     dead = tmp_path / f".tmp-{host}-{dead_pid()}-{'1' * 32}"
     away_new = tmp_path / f".tmp-elsewhere-{dead_pid()}-{'2' * 32}"

@@ -43,6 +43,7 @@ def test_names_neither_machine_nor_user() -> None:
 
 @pytest.mark.parametrize("secret", [socket.gethostname(), getpass.getuser(), str(Path.home()), str(Path.cwd())])
 def test_the_check_for_names_catches_a_leak(monkeypatch, secret) -> None:
+    # white box: what it reads of the machine is planted
     monkeypatch.setattr(provenance, "_cpu", lambda: f"a processor of {secret}")
     assert secret in leaks(json.dumps(collect()))
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kit.unprivileged import folder_of_nobody, unprivileged
 from normscope._errors import StoreError, UsageError
-from normscope.records import Cell, MemoryStore, Record, Store, _table
+from normscope.records import Cell, MemoryStore, Record, Store, _table  # white box: to plant a frame without order
 
 CONFIG = {"study": "demo", "seeds": 10, "nested": {"lr": 0.1}}
 WORD = st.text(max_size=6)

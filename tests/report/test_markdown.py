@@ -8,7 +8,10 @@ from test_condensed import evidence
 
 from normscope import report
 from normscope._errors import StoreError
-from normscope.report import CondensedEvidence, _markdown
+from normscope.report import CondensedEvidence
+
+# What the author of a page writes around the part that is filled in.
+BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
 
 
 def test_the_page_is_the_same_every_time_and_from_the_file(tmp_path):
@@ -41,15 +44,15 @@ def test_cells_stay_cells_and_no_html_of_others_is_live():
 
 def test_a_file_with_marks_keeps_all_but_what_is_between_them(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"# Mine\n\n{_markdown.BEGIN}\nold\n{_markdown.END}\n\nmore\n", encoding="utf-8")
+    path.write_text(f"# Mine\n\n{BEGIN}\nold\n{END}\n\nmore\n", encoding="utf-8")
     for _ in range(2):
         path.write_text(report.into(path, evidence()), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
-    assert text.startswith(f"# Mine\n\n{_markdown.BEGIN}\n2 claims judged")
-    assert text.endswith(f"|\n{_markdown.END}\n\nmore\n")
+    assert text.startswith(f"# Mine\n\n{BEGIN}\n2 claims judged")
+    assert text.endswith(f"|\n{END}\n\nmore\n")
     assert text.count("`a-study`") == 1
     assert "old" not in text
-    path.write_text(f"{_markdown.END} {_markdown.BEGIN}", encoding="utf-8")
+    path.write_text(f"{END} {BEGIN}", encoding="utf-8")
     with pytest.raises(StoreError, match="put both"):
         report.into(path, evidence())
     path.write_bytes(b"\xff")

@@ -11,7 +11,7 @@ from test_page import HOSTILE, Outline
 from kit import report_pages
 from normscope import plots, report
 from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict
-from normscope.report import Section, _overview
+from normscope.report import Section, _overview  # white box: a strip's numbers, which a page shows as pixels
 
 
 def verdict(point, low, high, margin, *, scale="difference", outcome=Outcome.INCONCLUSIVE, slug="s"):

@@ -14,8 +14,8 @@ from normscope import report
 from normscope._errors import StoreError
 from normscope.plots import Table
 from normscope.records import Estimate, Outcome, Verdict
-from normscope.report import Section, _text
-from normscope.report._page import duration
+from normscope.report import Section, _text  # white box: markup is a language of its own, seen a case at a time
+from normscope.report._page import duration  # white box: a page shows a few of its words only
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}&amp;\u2028" + "x" * 300
 

@@ -398,3 +398,19 @@ def test_a_line_through_the_origin_and_the_share_it_explains():
     assert r2 == pytest.approx(1 - ((y - slope * x) ** 2).sum() / 2)
     assert r2 < 0
     assert np.isnan(proportional([1, 2], [3, 3])[1])
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_the_share_explained_does_not_depend_on_the_unit(factor):
+    x, y = np.array([1.0, 2.0, 4.0]), np.array([3.0, 1.0, 2.0])
+    slope, r2 = proportional(x, y)
+    assert proportional(x, factor * y) == (pytest.approx(factor * slope), pytest.approx(r2))
+
+
+def test_halls_p_is_one_where_his_interval_lies_beyond_the_bound():
+    values = np.random.default_rng(3).exponential(size=12)
+    low, high = hall_ends(values, 1e-9)  # both ends: his centre, which is not the mean
+    between = (values.mean() + low) / 2
+    assert min(values.mean(), low) < between < max(values.mean(), high)
+    assert hall_p(values, between) == 1.0
+    assert hall_p(values, low) == pytest.approx(1, abs=1e-6)

@@ -5,7 +5,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.bias_before_bn_redundant import ARMS, OPTIMIZERS
+from normscope.studies.claims.bias_before_bn_redundant import OPTIMIZERS
 
 SLUG = "bias-before-bn-redundant"
 STUDY = studies.get(SLUG)
@@ -14,7 +14,7 @@ STUDY = studies.get(SLUG)
 def planted(ratio=1e-15, *, apart=1e-15, drifts=(1e-9, 1e-9, 1e-3)):
     plant = Plant(settings(SLUG))
     for seed in plant.seeds:
-        for arm in ARMS:
+        for arm in STUDY.ARMS:
             for step in range(3):
                 loss = 0.5 + (apart if arm == "bias" and step == 1 else 0)
                 plant.add(arm, seed, "loss", loss, step=step, optimizer="sgd", bits=64)
@@ -53,7 +53,7 @@ def test_drift_is_that_of_adam(drifts, outcome):
 @pytest.mark.trains
 def test_a_bias_before_batch_norm_gets_no_gradient_and_makes_no_difference():
     where = {"optimizer": "sgd", "bits": 64}
-    with_, without = (cell_records(SLUG, arm, where) for arm in ARMS)
+    with_, without = (cell_records(SLUG, arm, where) for arm in STUDY.ARMS)
     assert values(with_, "ratio")[0] < 1e-12
     assert values(with_, "loss") == pytest.approx(values(without, "loss"), abs=1e-9)
 

@@ -84,7 +84,7 @@ def test_the_spread_is_that_of_theory_at_first_and_smaller_after_twenty_steps():
     spread = {r.step: r.value for r in records if r.name == "spread"}
     assert set(spread) == {0, 1, 5, 20}
     assert math.log(spread[0]) == pytest.approx(math.log(theory("relu", 64) ** 5.5), rel=0.35)
-    assert spread[20] < 0.9 * spread[0]  # over ten seeds 0.47 to 0.67 of it
+    assert spread[20] < 0.85 * spread[0]  # over ten seeds 0.47 to 0.67 of it; 0.93 to 1.12 where no step is taken
     for step, value in spread.items():
         relative = [r.value for r in records if r.name == "relative" and r.step == step]
         assert len(relative) == 12

@@ -68,7 +68,7 @@ def test_theory_is_matched_or_not(flat, outcome):
 def test_with_batch_norm_the_shares_are_those_of_a_normal_variable_at_any_scale(scale):
     records = cell_records(SLUG, "batch", {"scale": scale}, **WIDE)
     for name, expected in THEORY.items():
-        assert values(records, name, site="")[0] == pytest.approx(expected, abs=0.05 * expected + 0.003)
+        assert values(records, name, site="")[0] == pytest.approx(expected, abs=0.05 * expected + 0.008)
 
 
 @pytest.mark.trains

@@ -42,8 +42,9 @@ def test_averaged_weights_with_stale_statistics_and_the_cures():
         report = surgery.average_buffers(averaged, model, loader=data.split(100))
         torch.testing.assert_close(inner[1].running_mean, inner[0](data).mean(0).detach(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(inner[1].running_var, inner[0](data).var(0).detach(), rtol=1e-4, atol=1e-4)
-        assert loss(averaged, data, target) < 0.8 * stale
-        assert report["1"].numbers["mean_shift"] > 0.1
+        if averaged is by_hand:  # over ten seeds 0.003 to 0.03 of it; statistics of the source can by luck be no worse
+            assert loss(averaged, data, target) < 0.3 * stale
+        assert report["1"].numbers["mean_shift"] > 0.05  # 0.19 to 3.4
         surgery.average_buffers(averaged, model, "copy")
         assert torch.equal(inner[1].running_mean, model[1].running_mean)
 

@@ -188,7 +188,8 @@ def test_each_way_of_seeing_finds_the_pairs(way, monkeypatch):
 
 
 def refuse_before(way, monkeypatch):
-    from normscope.surgery import _graph  # one way of seeing at a time: a fold takes the first that works
+    # white box: a fold takes the first way of seeing that works; here each way must work by itself
+    from normscope.surgery import _graph
 
     def refuses(*_):
         raise _graph.UnseenError("not this way")
@@ -324,7 +325,8 @@ def test_a_pair_that_only_the_whole_model_betrays_is_rolled_back_alone():
     model = trained_looking(Hidden()).eval()
     x = torch.randn(2, 3, 4, 4)
     expected = model(x)
-    from normscope.surgery import _graph  # one way of seeing at a time: a fold takes the first that works
+    # white box: a fold takes the first way of seeing that works; here each way must work by itself
+    from normscope.surgery import _graph
 
     def blind(m, names):
         seen = _graph.Flow("a planted blind eye")

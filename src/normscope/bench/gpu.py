@@ -1,4 +1,4 @@
-"""What batch norm with ReLU costs on a GPU, beside torch eager, torch.compile, and what memory allows.
+"""Time of batch norm with ReLU on a GPU, beside torch eager, torch.compile, and the floor that memory sets.
 
 In a round every candidate runs once, in random order, between two events on the device. Before each, a buffer larger
 than the cache is written: it empties the cache, and while it runs the candidate's launches are queued, so that what is
@@ -190,7 +190,7 @@ CANDIDATES: Mapping[str, Callable[[int], nn.Module]] = {OURS: _ours, EAGER: _eag
 
 
 def _acts(modules: Mapping[str, nn.Module], x: Tensor, g: Tensor, work: str) -> tuple[dict[str, Act], str]:
-    """Return what is timed, by name, and the name of the floor."""
+    """Return the timed functions by name, and the name of the floor."""
     acts: dict[str, Act] = {}
     for name, module in modules.items():
         leaves = [x, *module.parameters()]
@@ -239,7 +239,7 @@ def _row(
 
 
 def _clock(device: torch.device) -> Callable[[Act], float]:
-    """Return what times one act on the device, in milliseconds."""
+    """Return a function that times a call on the device, in milliseconds."""
     if device.type != "cuda":
 
         def by_the_wall(act: Act) -> float:

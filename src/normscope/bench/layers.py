@@ -1,4 +1,4 @@
-"""Time of batch norm with ReLU, forward and backward, beside torch's; what it is of a whole step; and its peak memory.
+"""Time of batch norm with ReLU, forward and backward, beside torch's; its share of a training step; its peak memory.
 
 Every round runs every candidate once, in random order, and ratios are taken within a round: what else the machine
 does hits all alike. On one thread the clock is the thread's processor time, which repeats under load; on all cores it
@@ -74,10 +74,10 @@ def measure(
     total = len(jobs) + (len(_training_steps.STEPS) + len(_training_steps.MEMORY) if whole else 0)
     done = 0
 
-    def tell(what: str) -> None:
+    def tell(case: str) -> None:
         nonlocal done
         if progress is not None:
-            progress(what, done, total)
+            progress(case, done, total)
         done += 1
 
     before = load()
@@ -105,7 +105,7 @@ def measure(
 
 
 def _child(job: Mapping[str, Any]) -> Any:
-    """Run one job in a process of its own, and return what it found."""
+    """Run one job in a process of its own, and return its result."""
     code = "from normscope.bench import layers; layers.serve()"
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     ran = subprocess.run(
@@ -118,7 +118,7 @@ def _child(job: Mapping[str, Any]) -> Any:
 
 
 def serve() -> None:
-    """Read a job from standard input, do it, and print what was found as JSON: what `measure` starts processes with."""
+    """Read a job from standard input, do it and print the result as JSON: the program of the processes of `measure`."""
     job = json.loads(sys.stdin.read())
     if job["allocator"] == "recycled":
         allocator.keep_large_blocks()
@@ -216,10 +216,10 @@ def _summary(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         }
         ratios |= {"torch / ours compiled": ("torch", "ours compiled")}
     found = {name: ratio(times, *pair) for name, pair in ratios.items()}
-    # The backward alone is what both take less the forward, in the same round.
+    # Time of the backward alone: forward and backward less the forward, in the same round.
     backward = [max(both - once, 1e-9) for both, once in zip(times["ours"], times["ours forward"], strict=True)]
     found["add / backward"] = ratio({"add": times["add"], "backward": backward}, "add", "backward")
-    # What torch takes over a copy and an addition: as far as memory lets anybody go who reads and writes each once.
+    # Torch's time over that of a copy and an addition: the most that a kernel could gain that reads and writes once.
     once = [copy + add for copy, add in zip(times["copy"], times["add"], strict=True)]
     found["torch / memory"] = ratio({"torch": times["torch"], "memory": once}, "torch", "memory")
     return {"ms": {name: 1e3 * statistics.median(ran) for name, ran in times.items()}, "ratios": found}

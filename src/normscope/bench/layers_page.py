@@ -42,7 +42,7 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def limits(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return what is reached of what memory allows, for inputs of 16 MB and more: tuples of ``LIMITS``."""
+    """Return the share of memory's limit that is reached, for inputs of 16 MB and more: tuples of ``LIMITS``."""
     return [
         (*_case(row), *(with_quartiles(row["ratios"][name]) for name in LIMITS[-2:]))
         for row in result["rows"]
@@ -182,7 +182,7 @@ def _bytes(row: Mapping[str, Any]) -> int:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """Mark what misses the bound that was set: on recycled memory the table's, on default memory 2, and 1 anywhere."""
+    """Return a mark if a row misses its bound: that of the table on recycled memory, at most 2 on default, else 1."""
     ratio = row["ratios"]["torch / ours"]["median"]
     least = 1.0
     if row["dtype"] == "float32":

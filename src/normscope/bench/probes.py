@@ -132,7 +132,7 @@ _AMORTISED_TARGET = 1.09
 
 
 def cases() -> dict[str, Callable[[], list[AbstractProbe]]]:
-    """Return what is measured: every probe that is found as it comes, and combinations, by name."""
+    """Return the measured cases by name: every probe with its defaults, and combinations."""
     found = probes.all()
     streaming = [kind for kind in found if kind.STREAMING]
     made: dict[str, Callable[[], list[AbstractProbe]]] = {"not due at this step": list}
@@ -233,7 +233,7 @@ class _Trainer:
         self.optimizer.step()
 
     def forget(self) -> None:
-        """Let go of what was recorded, so that a long run measures the same as a short one."""
+        """Delete the records, so that a long run measures the same as a short run."""
         for scope in self.scopes.values():
             if scope is not None:
                 scope.drain()
@@ -248,7 +248,7 @@ def _measure_model(
 ) -> tuple[list[Cost], float]:
     trainer = _Trainer(model, only)
     order = random.Random(0)
-    for _ in range(2):  # the first steps prove what later ones rely on
+    for _ in range(2):  # probes verify assumptions in the first steps
         for case in trainer.scopes:
             trainer.step(case)
     held = {case: peak_bytes(lambda case=case: trainer.step(case)) for case in trainer.scopes}  # type: ignore[misc]
@@ -259,7 +259,7 @@ def _measure_model(
     for done in range(rounds):
         if progress is not None:
             progress(name, done, rounds)
-        # A slow case repeats well: a few rounds of it say as much as many of a fast one.
+        # A slow case repeats well: a few rounds of it tell as much as many rounds of a fast case.
         due = [case for case, taken in times.items() if len(taken) < _FEWEST or sum(taken) < _ENOUGH]
         due = list(dict.fromkeys(["plain", *due]))
         for case in order.sample(due, len(due)):
@@ -285,6 +285,6 @@ def _cost(case: str, model: str, ratios: Sequence[float], held: int) -> Cost:
 
 
 def _amortised(cost: Cost) -> Cost:
-    """Spread a case over 100 steps, of which the others cost what a step costs that is not due."""
+    """Spread the cost of a case over 100 steps, of which the other 99 are plain steps."""
     ratio, low, high = (1 + (value - 1) / 100 for value in (cost.ratio, cost.low, cost.high))
     return Cost(cost.case + _ONCE_IN_100, cost.model, ratio, low, high, cost.held, _AMORTISED_TARGET)

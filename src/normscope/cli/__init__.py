@@ -13,7 +13,7 @@ from normscope import __version__
 from normscope._errors import NormscopeError
 from normscope.cli import bench, check, demo, explain, report, study
 
-_USAGE: Any = typer.BadParameter.__bases__[0]  # what the parser raises for words that do not fit
+_USAGE: Any = typer.BadParameter.__bases__[0]  # the parser raises it for words that do not fit
 
 app = typer.Typer(
     name="normscope",

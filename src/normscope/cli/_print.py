@@ -54,7 +54,7 @@ def print_page(heading: Sequence[str], unit: Any) -> None:
 
 
 def print_unit(unit: Any, as_json: bool) -> None:
-    """Print what a study, probe, layer or rule says of itself."""
+    """Print code, title, page and sources of a study, probe, layer or rule."""
     if as_json:
         print_json({"code": unit.CODE, "title": unit.title(), "sources": unit.SOURCES, "page": unit.page()})
     else:

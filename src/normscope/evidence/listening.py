@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.evidence.sequences import sequences, tail_share
+from normscope.evidence.sequences import as_sequences, tail_share
 from normscope.modules.batches import finite, kept, leading_tensor, tensors
 from normscope.modules.channels import channels
 from normscope.modules.values import same_bits
@@ -39,7 +39,7 @@ class NormCall:
         variance: Variance of each channel ``(C,)``, divisor N * positions, float64.
         finite: Whether every value of the input was finite.
         tail: Share of positions that lie in a constant tail of their sequence, where the input is sequences in one of
-            the layouts of ``evidence.sequences``; else 0.
+            the layouts of ``evidence.as_sequences``; else 0.
         dtype: Dtype of the input.
         channels_last: Whether the input lies in memory with its channels last.
         stale: Whether the running statistics had changed between this call in eval mode and its backward pass.
@@ -225,7 +225,7 @@ class Listener:
             call.samples, call.positions = x.shape[0], x[0, 0].numel()
             call.mean, call.variance = seen.mean.double(), seen.variance.double()
             call.finite = bool(torch.isfinite(call.mean).all() and torch.isfinite(call.variance).all())
-            call.tail = max((tail_share(view) for view in sequences(x, self._lead)), default=0.0)
+            call.tail = max((tail_share(view) for view in as_sequences(x, self._lead)), default=0.0)
         # A list: a norm may be called again before its call returns, as by a checkpoint within it.
         self._open.setdefault(id(module), []).append((call, _buffers(module)))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 _SHORTEST = 3
 
 
-def sequences(x: Tensor, lead: Sequence[int]) -> list[Tensor]:
+def as_sequences(x: Tensor, lead: Sequence[int]) -> list[Tensor]:
     """Return a norm's input as sequences ``(N, C, L)``, in each way in which it may be some.
 
     Args:

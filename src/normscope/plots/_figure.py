@@ -1,4 +1,4 @@
-"""What a plot is: a chart's description with the words that go with it; and a table."""
+"""The result of a plot: the description of a chart with its words; and a table."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ class Figure:
 
     Attributes:
         slug: Name of the figure within its study; letters, digits, hyphens.
-        title: What one sees, in a line.
+        title: What the figure shows, in a line.
         caption: How to read it: what lines and bands are, what was left out.
         alt: The same for those who do not see it.
         spec: Vega-Lite description without colours of ground and text and without a width: whoever shows it adds both.

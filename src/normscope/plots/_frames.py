@@ -1,4 +1,4 @@
-"""From records to what is drawn: choose, drop what cannot be drawn and count it, summarise over seeds, thin."""
+"""From records to the rows of a chart: choose, drop and count values that cannot be drawn, summarise, thin."""
 
 import re
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ _MAX_POINTS = 1100  # rows a figure: with about 90 bytes a row its spec stays be
 
 @dataclass(slots=True)
 class Drawn:
-    """What is left to draw.
+    """The rows of a chart.
 
     Attributes:
         frame: Columns ``arm``, ``panel``, ``x``, ``mid``, ``low``, ``high``, ``n``.
-        notes: What a reader must know of what was left out; sentences for the caption.
+        notes: Sentences for the caption on values that were left out.
         seeds: Most seeds behind a point.
     """
 
@@ -152,7 +152,7 @@ def natural_key(site: str) -> list[tuple[int, int | str]]:
 
 
 def band_words(drawn: Drawn, center: str, band: str, log: bool) -> str:
-    """Return the sentence that says what line and band are."""
+    """Return the sentence that defines line and band."""
     if drawn.seeds <= 1:
         return "One seed, hence no band." if drawn.seeds else ""
     line = "median" if center == "median" else ("geometric mean" if log else "mean")

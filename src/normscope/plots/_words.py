@@ -1,4 +1,4 @@
-"""How an effect, a margin and an outcome are put into words: the one place that the page, plots and terminal share."""
+"""Effects, margins and outcomes in words, for the page, the plots and the terminal alike."""
 
 import math
 

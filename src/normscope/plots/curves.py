@@ -57,7 +57,7 @@ def curves(
         alt: Description for those who do not see it; made from the rest if empty.
 
     Returns:
-        The figure; one that says so where the frame holds nothing to draw.
+        The figure; if the frame holds nothing to draw, the figure says so.
     """
     import altair
     import polars as pl

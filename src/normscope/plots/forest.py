@@ -1,4 +1,4 @@
-"""Forest plot: verdicts one under the other, each with its interval, its margin and its outcome."""
+"""Forest plot: a row for each verdict, with its interval, its margin and its outcome."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -119,10 +119,10 @@ def _panel(alt: Any, scale: str, verdicts: Sequence[Verdict], labels: Mapping[st
 
 
 def _row(verdict: Verdict, labels: Mapping[str, str], low: float, high: float, index: int) -> dict[str, Any]:
-    """Return what is drawn of one verdict, in the numbers of the axis."""
+    """Return a verdict's row, in the numbers of the axis."""
     effect = verdict.effect
     point, start, end = (natural(v, effect.scale) for v in (effect.point, effect.low, effect.high))
-    seen = math.isfinite(effect.point) and math.isfinite(point)
+    measured = math.isfinite(effect.point) and math.isfinite(point)
     margin = natural(verdict.margin, effect.scale)
     return {
         "row": index,
@@ -135,12 +135,12 @@ def _row(verdict: Verdict, labels: Mapping[str, str], low: float, high: float, i
         "effect": f"{effect_words(effect, margin=verdict.margin)} at {effect.level:.0%}",
         "margin": margin_words(verdict.margin, effect.scale),
         "seeds": effect.n,
-        "mid": min(max(point, low), high) if seen else None,
-        "from": min(max(start, low), high) if seen and not math.isnan(start) else None,
-        "to": min(max(end, low), high) if seen and not math.isnan(end) else None,
+        "mid": min(max(point, low), high) if measured else None,
+        "from": min(max(start, low), high) if measured and not math.isnan(start) else None,
+        "to": min(max(end, low), high) if measured and not math.isnan(end) else None,
         "margin_at": margin if math.isfinite(margin) and low <= margin <= high else None,
-        "cut_left": bool(seen and start < low),
-        "cut_right": bool(seen and end > high),
+        "cut_left": bool(measured and start < low),
+        "cut_right": bool(measured and end > high),
     }
 
 

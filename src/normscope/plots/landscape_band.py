@@ -44,7 +44,7 @@ def landscape_band(
         y_title: What is drawn upward, with its unit.
         arms: All arms of the study in order.
         labels: Words for arms and matchings.
-        caption: Sentences before the one on the band.
+        caption: Sentences before the sentence on the band.
         alt: Description for those who do not see it.
 
     Returns:

@@ -41,7 +41,7 @@ def percentiles(
         arms: All arms of the study in order.
         labels: Words for the arms.
         shared: Whether the panels share their vertical axis.
-        caption: Sentences before the one on line and band.
+        caption: Sentences before the sentence on line and band.
         alt: Description for those who do not see it.
     """
     import altair

@@ -41,7 +41,7 @@ def versus_theory(
         slug: Name of the figure.
         log: Logarithmic vertical axis.
         log_x: Logarithmic horizontal axis.
-        caption: Sentences before the one on points and lines.
+        caption: Sentences before the sentence on points and lines.
         alt: Description for those who do not see it.
     """
     import altair

@@ -14,7 +14,7 @@ RESERVED = ("cell", "arm", "seed", "step", "probe", "site", "name", "value", "un
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cell:
-    """One arm at one seed at one point of a study's grid: what is run as a whole, or not at all.
+    """One arm at one seed at one point of a study's grid; a cell is run as a whole or not at all.
 
     Two cells are equal if their configurations are; their ``id`` is then the same on every machine.
 

@@ -27,7 +27,7 @@ class Finding:
 
     Attributes:
         code: The rule's code, as ``NS102``.
-        slug: The rule's name, after what it finds.
+        slug: The rule's name, after the defect.
         severity: How bad it is.
         message: What is wrong, in a sentence with numbers.
         places: Qualified names of the modules where it shows; ``""`` stands for the whole model or its training.

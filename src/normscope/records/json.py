@@ -36,8 +36,8 @@ def plain(value: Any, number: Callable[[float], Any] = in_words) -> Any:
     """Return a value as JSON values.
 
     Args:
-        value: A dataclass, a mapping, a list or tuple, an enumeration, a scalar of NumPy or torch, or what JSON has
-            itself; anything else is returned as it is.
+        value: A dataclass, a mapping, a list or tuple, an enumeration, a scalar of NumPy or torch, or a JSON value;
+            anything else is returned as it is.
         number: How a float is written: `in_words` or `or_null`.
     """
     if isinstance(value, Enum):
@@ -100,7 +100,7 @@ def build(kind: Any, value: Any, where: str = "it") -> Any:
 
     Args:
         kind: A dataclass, an enumeration, str, int, float, bool, ``tuple[X, ...]`` or ``X | None`` of these.
-        value: What `plain` made of one.
+        value: The JSON values, from `plain`.
         where: Name of the place, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Under what conditions numbers were made: versions, machine, threads, commit, time."""
+"""The conditions of a measurement: versions, machine, threads, commit, time."""
 
 import os
 import platform

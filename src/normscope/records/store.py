@@ -66,7 +66,7 @@ class Store:
 
         Args:
             path: The run's folder; made if need be.
-            config: What determines the run's numbers, made of what JSON has.
+            config: Everything that determines the run's numbers, as JSON values.
             rows: Appended records after which a part is flushed.
             seconds: Seconds after which the next append flushes.
 

@@ -1,4 +1,4 @@
-"""What is said about batch normalization in texts, and what they get wrong: read by studies, shown by the report."""
+"""Claims of texts about batch normalization, and errors in them: read by studies, shown by the report."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Erratum:
-    """What a text or a paper states wrongly or leaves open.
+    """A statement of a text or paper that is wrong or leaves something open.
 
     Attributes:
         where: The text or paper.

@@ -19,7 +19,7 @@ _AGAIN = "make it with `normscope report RUNS --condense FILE`"
 
 @dataclass(frozen=True, slots=True)
 class TheoryRow:
-    """A measured number beside the one that theory gives, as they are shown.
+    """A measured number and its theoretical value, as they are shown.
 
     Attributes:
         quantity: What it is.
@@ -36,7 +36,7 @@ class TheoryRow:
 
 @dataclass(frozen=True, slots=True)
 class CondensedStudy:
-    """A study, judged, with what made its numbers.
+    """A judged study, with the conditions of its numbers.
 
     Attributes:
         slug: Name of the study.
@@ -45,7 +45,7 @@ class CondensedStudy:
         topic: What it is about.
         texts: Titles of the texts of which it judges a sentence.
         verdict: The verdict with its parts, after correction over all studies of the file.
-        theory: What theory gives a value for.
+        theory: Measured numbers for which there is a theoretical value.
         preset: Name of its preset.
         data: Name of the data.
         device: Where it ran.

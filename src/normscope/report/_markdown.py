@@ -98,8 +98,8 @@ def _theory(evidence: CondensedEvidence) -> list[str]:
     ]
     if not rows:
         return []
-    said = "Where theory gives a number: the mean over seeds, and its ratio to theory's."
-    return ["## Measured against theory", said, _table(("study", "quantity", "measured", "theory", "ratio"), rows)]
+    intro = "Where theory gives a number: the mean over seeds, and its ratio to theory's."
+    return ["## Measured against theory", intro, _table(("study", "quantity", "measured", "theory", "ratio"), rows)]
 
 
 def _sentences(evidence: CondensedEvidence) -> list[str]:

@@ -22,7 +22,7 @@ Shown = Mapping[str, Any]  # a study as the template shows it
 
 
 def unit(verdict: Verdict) -> float:
-    """Return the length that a verdict's effect is drawn in: its margin's; without one, its interval's farther end."""
+    """Return the unit in which an effect is drawn: its margin, or without a margin the farther end of its interval."""
     if verdict.margin and math.isfinite(verdict.margin):
         return abs(verdict.margin)
     effect = verdict.effect
@@ -66,7 +66,7 @@ def strip(verdict: Verdict, far: float) -> dict[str, Any]:
 
 
 def ticks(far: float) -> list[tuple[float, str]]:
-    """Return the (place, words) that label the axis of all strips, none so near the one before that they touch."""
+    """Return the labels (place, words) of the axis of all strips; a label that would touch the last is left out."""
     kept = [0]
     for size in _TICKS:
         if size <= far and position(size, far) - position(kept[-1], far) > _APART:

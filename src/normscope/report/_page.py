@@ -38,10 +38,10 @@ def write(
         title: Title of the page.
         sections: The studies, in order.
         provenance: What made the numbers: versions, machine, commit; may be nested.
-        times: Seconds by what took them.
+        times: Seconds by the name of the study that took them.
         lede: What was run, in a sentence; under the title.
-        sentences: What texts claim, shown behind the studies with links to those that judge it.
-        errata: What texts and papers state wrongly, shown with the figures of studies.
+        sentences: Claims of texts, shown after the studies with links to the studies that judge them.
+        errata: Errors of texts and papers, shown with the figures of studies.
 
     Returns:
         The path written. The file appears whole or not at all.
@@ -128,7 +128,7 @@ def render(
 
 
 def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, Any]:
-    """Return what the template shows of a section."""
+    """Return a section as the template shows it."""
     primary = section.verdicts[0] if section.verdicts else None
     others = [v for verdict in section.verdicts for v in ((verdict, *verdict.parts) if verdict.primary else (verdict,))]
     parts = [_verdict(v) for v in others if v is not primary]
@@ -198,7 +198,7 @@ def _table(table: Table) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a cell holds a number, also one that is written out already ("−1.2e−4")."""
+    """Return whether a cell holds a number, also as text ("−1.2e−4")."""
     if isinstance(value, int | float):
         return True
     try:
@@ -235,9 +235,9 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _shares(times: Mapping[str, float]) -> list[tuple[str, float, float]]:
-    """Return (what, seconds, percent of the longest)."""
+    """Return (name, seconds, percent of the longest)."""
     longest = max(times.values(), default=0.0)
-    return [(what, seconds, 100 * seconds / longest if longest > 0 else 0.0) for what, seconds in times.items()]
+    return [(name, seconds, 100 * seconds / longest if longest > 0 else 0.0) for name, seconds in times.items()]
 
 
 def _levels(verdicts: Sequence[Verdict]) -> str:

@@ -90,7 +90,7 @@ def _accent(match: re.Match[str]) -> str:
 
 
 def _span(match: re.Match[str]) -> Markup:
-    """Render what one inline pattern found."""
+    """Render a match of the inline pattern."""
     kind = match.lastgroup or ""
     if match["role"]:
         body = match["rolebody"]
@@ -162,7 +162,7 @@ def _prose(lines: list[str]) -> Iterator[Markup]:
 
 
 def _flush(paragraph: list[str], items: list[list[str]], numbered: bool) -> Iterator[Markup]:
-    """Yield what was gathered."""
+    """Yield the paragraph, then the list."""
     if paragraph:
         joined = " ".join(line.strip() for line in paragraph)
         head = re.match(r"^#{1,6}\s+(.*)$", joined)

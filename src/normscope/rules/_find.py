@@ -1,6 +1,7 @@
 """Find rules by code, name or beginning of a code."""
 
 from collections.abc import Iterable
+from importlib import import_module
 
 from normscope._errors import UsageError
 from normscope._unit import discover, near
@@ -9,9 +10,7 @@ from normscope.rules._rule import AbstractRule
 
 def all() -> list[AbstractRule]:
     """Return every rule, in the order of codes."""
-    from normscope import rules
-
-    found = discover(rules, AbstractRule)  # type: ignore[type-abstract]
+    found = discover(import_module(__name__.rpartition(".")[0]), AbstractRule)  # type: ignore[type-abstract]
     return sorted((kind() for kind in found), key=lambda rule: rule.CODE)
 
 

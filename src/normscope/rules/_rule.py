@@ -5,11 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from normscope._unit import Unit
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-
-Example = Callable[[], Case]
+from normscope.evidence import Case, Evidence, Finding, Severity, examples
 
 
 class AbstractRule(Unit, ABC):
@@ -23,8 +19,11 @@ class AbstractRule(Unit, ABC):
         NEEDS: What it judges by besides the model, its loss and batches: ``"averaged"``, ``"evaluation"``,
             ``"exported"`` or ``"replicas"`` of a case; ``"loop"`` is the user's own training step, ``"gradient"`` what
             flows back in it.
-        SICK: Set-ups in which it must find the defect, in three different networks at least.
-        WELL: Set-ups that come near and in which it must find nothing.
+        KEEPS: Which outputs of the model its fix leaves as they were, to rounding: ``"training"``, ``"evaluation"``.
+        SICK: Set-ups in which it must find the defect, in three different networks at least: at every batch norm, or
+            at the places that an ``examples.Planted`` says.
+        WELL: Similar set-ups without the defect, in which it must find nothing.
+        NEAR: Pairs of set-ups on the two sides of each bound, as near to it as they can be made.
     """
 
     HEADINGS = ("Finds", "Why it hurts", "Fix")
@@ -33,8 +32,10 @@ class AbstractRule(Unit, ABC):
     SAFE: ClassVar[bool] = False
     BUFFERS_ONLY: ClassVar[bool] = False
     NEEDS: ClassVar[tuple[str, ...]] = ()
-    SICK: ClassVar[Sequence[Example]] = ()
-    WELL: ClassVar[Sequence[Example]] = ()
+    KEEPS: ClassVar[tuple[str, ...]] = ()
+    SICK: ClassVar[Sequence[Callable[[], Case]]] = ()
+    WELL: ClassVar[Sequence[Callable[[], Case]]] = ()
+    NEAR: ClassVar[Sequence[examples.Near]] = ()
 
     @abstractmethod
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

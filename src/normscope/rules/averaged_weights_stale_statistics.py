@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.sandbox import sandbox
-from normscope.modules.sites import tracking
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, sandbox, tracking
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
@@ -21,19 +16,31 @@ _NEAR = 1e-3
 
 
 def _averaged(net: Any, how: str) -> Case:
-    case = _nets.case(net)
+    case = examples.healthy(net)
     shadow = copy.deepcopy(case.model)
-    other = _nets.case(net, trained=20).model
+    other = examples.healthy(net, trained=20).model
     with torch.no_grad():
         for mine, theirs in zip(shadow.parameters(), other.parameters(), strict=True):
             mine.lerp_(theirs, 0.3)
-        for norm in _nets.norms(shadow):
+        for norm in examples.norms(shadow):
             if how == "initial":
                 norm.reset_running_stats()
     case.averaged = shadow
     if how == "recalibrated":
-        recalibrate(shadow, case.loader, _nets.loss_fn)
+        recalibrate(shadow, case.loader, examples.loss_fn)
     return case
+
+
+def _moved(distance: float) -> Case:
+    """Averaged weights that move the mean of the norm's input by so many standard deviations."""
+    linear = nn.Linear(12, 12)
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    pooled = 4.0 * 320 / 319  # of ten batches of 32
+    model = nn.Sequential(linear, examples.batch_norm(variance=pooled)).train()
+    averaged: Any = copy.deepcopy(model)
+    nn.init.constant_(averaged[0].bias, distance * 2.0)
+    return Case(model, examples.mean_square, [examples.two_values(0.0, 2.0)] * 10, averaged=averaged)
 
 
 class AveragedWeightsStaleStatistics(AbstractRule):
@@ -56,17 +63,19 @@ class AveragedWeightsStaleStatistics(AbstractRule):
     SLUG = "averaged-weights-stale-statistics"
     SEVERITY = Severity.ERROR
     NEEDS = ("averaged",)
+    KEEPS = ("training", "evaluation")
     SOURCES = ("CuriousAI/mean-teacher#9", "pytorch/ignite#2592", "Izmailov et al. 2018, section 3.2")
     SICK = (
-        partial(_averaged, _nets.mlp, "copied"),
-        partial(_averaged, _nets.cnn, "initial"),
-        partial(_averaged, _nets.residual, "copied"),
+        partial(_averaged, examples.mlp, "copied"),
+        partial(_averaged, examples.cnn, "initial"),
+        partial(_averaged, examples.residual, "copied"),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_averaged, _nets.cnn, "recalibrated"),
-        partial(_averaged, _nets.residual, "recalibrated"),
+        partial(examples.healthy, examples.mlp),
+        partial(_averaged, examples.cnn, "recalibrated"),
+        partial(_averaged, examples.residual, "recalibrated"),
     )
+    NEAR = (examples.Near(_moved, found=1.1e-3, quiet=0.9e-3),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare parameters and buffers of both models, then the buffers with the data."""

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
-from normscope.evidence.case import Case, length_of
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, length_of, loader_anew, look
 from normscope.rules._rule import AbstractRule
 
 _TIMES, _FEWEST = 5.0, 4
@@ -20,7 +16,7 @@ _TIMES, _FEWEST = 5.0, 4
 
 def _sorted(net: Any, *, shuffle: bool = False, by: str = "class", **options: Any) -> Case:
     """A loader over data that lie in order: of their class, or of when they were taken."""
-    case = _nets.case(net, **options)
+    case = examples.healthy(net, **options)
     x, y = (torch.cat(part) for part in zip(*case.loader, strict=True))
     if by == "time":
         drift = torch.linspace(-3, 3, len(x)).view(-1, *[1] * (x.ndim - 1))
@@ -32,6 +28,13 @@ def _sorted(net: Any, *, shuffle: bool = False, by: str = "class", **options: An
     stream = torch.Generator().manual_seed(3)
     case.loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=shuffle, generator=stream)
     return case
+
+
+def _swinging(times: float) -> Case:
+    """A norm on ten batches of 32 whose means vary so many times as much as those of shuffled ones would."""
+    shift = (times / 31 * 9 / 10) ** 0.5  # the unbiased variances of 32 values and of 10 means
+    batches = [examples.two_values(3.0 + 2.0 * sign * shift, 2.0) for sign in (1, -1) * 5]
+    return examples.alone(examples.batch_norm(), batches)
 
 
 class CorrelatedBatches(AbstractRule):
@@ -58,19 +61,21 @@ class CorrelatedBatches(AbstractRule):
     CODE = "NS120"
     SLUG = "correlated-batches"
     SEVERITY = Severity.WARNING
+    KEEPS = ("training", "evaluation")
     SOURCES = ("arXiv:1502.03167 section 4.2.1: shuffle more thoroughly",)
     SICK = (
-        partial(_sorted, _nets.mlp),
-        partial(_sorted, _nets.cnn),
-        partial(_sorted, _nets.residual, by="time"),
-        partial(_sorted, _nets.sequence),
+        examples.Planted(partial(_sorted, examples.mlp), ["1"]),
+        examples.Planted(partial(_sorted, examples.cnn), ["1"]),
+        examples.Planted(partial(_sorted, examples.residual, by="time"), ["stem.1"]),
+        examples.Planted(partial(_sorted, examples.sequence), ["norm1"]),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_sorted, _nets.cnn, shuffle=True),
-        partial(_sorted, _nets.residual, shuffle=True, by="time"),
-        partial(_nets.case, _nets.cnn),
+        partial(examples.healthy, examples.mlp),
+        partial(_sorted, examples.cnn, shuffle=True),
+        partial(_sorted, examples.residual, shuffle=True, by="time"),
+        partial(examples.healthy, examples.cnn),
     )
+    NEAR = (examples.Near(_swinging, found=5.1, quiet=4.9),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare the variance of batch means with that of samples."""
@@ -96,10 +101,7 @@ class CorrelatedBatches(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Make the loader anew with shuffling."""
-        old: Any = case.loader
-        names = ("batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn")
-        options = {name: getattr(old, name) for name in (*names, "multiprocessing_context", "generator")}
-        case.loader = DataLoader(old.dataset, shuffle=True, **options)
+        case.loader = loader_anew(case.loader, shuffle=True)
         return "made the loader anew with shuffle=True: take it from case.loader"
 
 

@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, look
 from normscope.rules._rule import AbstractRule
 
 _CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.05
@@ -20,7 +16,7 @@ _RELU = re.compile(r"\b(call (function|method|module) )?(aten\.)?(relu_?|clamp_m
 
 
 def _kill(model: nn.Module, how: str) -> None:
-    norm = _nets.norms(model)[-1]
+    norm = examples.norms(model)[-1]
     with torch.no_grad():
         if how == "shift":  # far below zero, whatever comes: the ReLU behind never opens
             norm.bias[:3] = -20.0
@@ -28,19 +24,19 @@ def _kill(model: nn.Module, how: str) -> None:
             norm.weight[:3] = 1e-6
 
 
-def _on_data(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
+def _on_data(norm: examples.Norm = nn.BatchNorm1d) -> nn.Module:
     """A norm on the data themselves."""
     return nn.Sequential(norm(12), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
 def _constant_columns() -> Case:
     """A table three of whose columns never vary but for rounding."""
-    case = _nets.case(_on_data, shape=(12,))
+    case = examples.healthy(_on_data, shape=(12,))
     assert isinstance(case.loader, list)
     constant = torch.arange(12) < 3
     case.loader = [(torch.where(constant, 0.1 + 1e-7 * x, x), y) for x, y in case.loader]
     with torch.no_grad():
-        for norm in _nets.norms(case.model):
+        for norm in examples.norms(case.model):
             norm.running_mean[:3], norm.running_var[:3] = 0.1, 1e-12
     return case
 
@@ -48,7 +44,17 @@ def _constant_columns() -> Case:
 def _zero_gains(model: nn.Module) -> None:
     """The last gain of each residual branch starts at zero, as recipes have it."""
     for block in model.get_submodule("blocks").children():
-        nn.init.zeros_(_nets.norms(block)[-1].weight)
+        nn.init.zeros_(examples.norms(block)[-1].weight)
+
+
+def _planted(count: int = 6, *, gain: float = 1.0, deviation: float = 1.0, shift: float = 0.0) -> Case:
+    """A norm with a ReLU on the data, and some of its 100 channels with a gain, a deviation or a shift of their own."""
+    norm, own = examples.batch_norm(100), torch.arange(100) < count
+    deviations = torch.where(own, deviation, 1.0)
+    with torch.no_grad():
+        norm.weight[own], norm.bias[own], norm.running_var[:] = gain, shift, deviations.square()
+    x = examples.two_values(0.0, deviations, channels=100)
+    return examples.alone(norm, [x] * 4, then=[nn.ReLU()])
 
 
 class DeadChannel(AbstractRule):
@@ -77,19 +83,28 @@ class DeadChannel(AbstractRule):
     CODE = "NS121"
     SLUG = "dead-channel"
     SEVERITY = Severity.WARNING
+    KEEPS = ("training", "evaluation")  # such channels hardly show in the outputs
     SOURCES = ("LeelaChessZero/lc0#779",)
     SICK = (
-        partial(_nets.case, _nets.mlp, change=partial(_kill, how="shift")),
-        partial(_nets.case, _nets.cnn, change=partial(_kill, how="gain")),
-        partial(_nets.case, _nets.residual, change=partial(_kill, how="gain")),
+        examples.Planted(partial(examples.healthy, examples.mlp, change=partial(_kill, how="shift")), ["7"]),
+        examples.Planted(partial(examples.healthy, examples.cnn, change=partial(_kill, how="gain")), ["5"]),
+        examples.Planted(
+            partial(examples.healthy, examples.residual, change=partial(_kill, how="gain")), ["blocks.1.4"]
+        ),
         _constant_columns,
-        partial(_nets.case, _nets.sequence, change=partial(_kill, how="shift")),
+        examples.Planted(partial(examples.healthy, examples.sequence, change=partial(_kill, how="shift")), ["norm2"]),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn),
-        partial(_nets.case, _nets.residual, trained=0, change=_zero_gains),
-        partial(_nets.case, _nets.residual),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn),
+        partial(examples.healthy, examples.residual, trained=0, change=_zero_gains),
+        partial(examples.healthy, examples.residual),
+    )
+    NEAR = (
+        examples.Near(lambda count: _planted(count, gain=1e-6), found=6, quiet=5),
+        examples.Near(lambda gain: _planted(gain=gain), found=0.95e-3, quiet=1.05e-3),
+        examples.Near(lambda deviation: _planted(deviation=deviation), found=0.95e-3, quiet=1.05e-3),
+        examples.Near(lambda shift: _planted(shift=shift), found=-1.01, quiet=-0.99),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

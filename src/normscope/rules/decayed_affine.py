@@ -6,26 +6,23 @@ from typing import Any
 
 import torch
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import take_out
-from normscope.modules.sites import is_known_norm
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, is_known_norm, modules_of, take_out
 from normscope.rules._rule import AbstractRule
 
 
-def _decayed(net: Any, kind: Any = torch.optim.SGD, *, apart: bool = False, **options: Any) -> Case:
-    case = _nets.case(net, **options)
+def _decayed(
+    net: Any, kind: Any = torch.optim.SGD, *, apart: bool = False, decay: float = 1e-2, **options: Any
+) -> Case:
+    case = examples.healthy(net, **options)
     parameters = dict(case.model.named_parameters())
     of_norms = {
         id(p) for module in case.model.modules() if is_known_norm(module) for p in module.parameters(recurse=False)
     }
     if not apart:
-        case.optimizer = kind(parameters.values(), lr=0.01, weight_decay=1e-2)
+        case.optimizer = kind(parameters.values(), lr=0.01, weight_decay=decay)
         return case
     groups = [
-        {"params": [p for p in parameters.values() if id(p) not in of_norms], "weight_decay": 1e-2},
+        {"params": [p for p in parameters.values() if id(p) not in of_norms], "weight_decay": decay},
         {"params": [p for p in parameters.values() if id(p) in of_norms], "weight_decay": 0.0},
     ]
     case.optimizer = kind(groups, lr=0.01)
@@ -55,18 +52,20 @@ class DecayedAffine(AbstractRule):
     CODE = "NS123"
     SLUG = "decayed-affine"
     SEVERITY = Severity.INFO
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#1402", "He et al. 2019, Bag of Tricks, section 3.1")
     SICK = (
-        partial(_decayed, _nets.mlp),
-        partial(_decayed, _nets.cnn, torch.optim.AdamW),
-        partial(_decayed, _nets.residual, torch.optim.Adam),
-        partial(_decayed, _nets.cnn, norm=partial(torch.nn.GroupNorm, 4)),
+        partial(_decayed, examples.mlp),
+        partial(_decayed, examples.cnn, torch.optim.AdamW),
+        partial(_decayed, examples.residual, torch.optim.Adam),
+        examples.Planted(partial(_decayed, examples.cnn, norm=partial(torch.nn.GroupNorm, 4)), ["1", "5"]),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_decayed, _nets.cnn, apart=True),
-        partial(_decayed, _nets.residual, torch.optim.AdamW, apart=True),
+        partial(examples.healthy, examples.mlp),
+        partial(_decayed, examples.cnn, apart=True),
+        partial(_decayed, examples.residual, torch.optim.AdamW, apart=True),
     )
+    NEAR = (examples.Near(lambda decay: _decayed(examples.mlp, decay=decay, trained=0), found=1e-9, quiet=0.0),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look up each gain and shift in the optimizer's groups."""
@@ -103,8 +102,7 @@ class DecayedAffine(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Move the parameters of the finding into groups without decay."""
         assert case.optimizer is not None
-        modules = dict(case.model.named_modules())
-        mine = [p for path in finding.places for p in modules[path].parameters(recurse=False)]
+        mine = [p for module in modules_of(case, finding) for p in module.parameters(recurse=False)]
         taken = take_out(case.optimizer, mine)
         groups = case.optimizer.param_groups
         groups[:] = [group for group in groups if group["params"]]

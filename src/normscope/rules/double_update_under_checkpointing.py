@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import convert
 
 
 class _Checkpointed(nn.Module):
@@ -32,7 +28,7 @@ class _Checkpointed(nn.Module):
 
 
 def _checkpointed(net: Any, *, reentrant: bool = False, **options: Any) -> Case:
-    case = _nets.case(net, **options)
+    case = examples.healthy(net, **options)
     case.model = _Checkpointed(case.model, reentrant=reentrant)
     case.model.train()
     return case
@@ -61,16 +57,24 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
     SEVERITY = Severity.WARNING
     NEEDS = ("loop",)
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#96136",)
     SICK = (
-        partial(_checkpointed, _nets.mlp),
-        partial(_checkpointed, _nets.cnn, reentrant=True),
-        partial(_checkpointed, _nets.residual),
+        partial(_checkpointed, examples.mlp),
+        partial(_checkpointed, examples.cnn, reentrant=True),
+        partial(_checkpointed, examples.residual),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_checkpointed, _nets.mlp, norm=layers.BatchNorm1d),
-        partial(_checkpointed, _nets.cnn, norm=layers.BatchNorm2d),
+        partial(examples.healthy, examples.mlp),
+        partial(_checkpointed, examples.mlp, norm=layers.BatchNorm1d),
+        partial(_checkpointed, examples.cnn, norm=layers.BatchNorm2d),
+    )
+    NEAR = (
+        examples.Near(
+            lambda norm: _checkpointed(examples.mlp, norm=norm, trained=0),
+            found=nn.BatchNorm1d,
+            quiet=layers.BatchNorm1d,
+        ),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -96,5 +100,4 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to this library's."""
-        report = convert(case.model, "batch", only=list(finding.places))
-        return f"converted {len(report.done)} norms to normscope's"
+        return f"converted {convert_places(case, finding, 'batch')} norms to normscope's"

@@ -10,18 +10,14 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, recalibrate_places
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import recalibrate
 
 _RATIO = (0.8, 1.25)
 
 
 def _dropped(
-    norm: _nets.Norm = nn.BatchNorm1d, *, share: float = 0.5, depth: int = 2, after: bool = False
+    norm: examples.Norm = nn.BatchNorm1d, *, share: float = 0.5, depth: int = 2, after: bool = False
 ) -> nn.Module:
     """A dense network with dropout before each linear layer and norm, or only after the last norm."""
     parts: list[nn.Module] = []
@@ -32,7 +28,7 @@ def _dropped(
     return nn.Sequential(*parts, nn.Dropout(share) if after else nn.Identity(), nn.Linear(24, 4))
 
 
-def _dropped_maps(norm: _nets.Norm = nn.BatchNorm2d, *, share: float = 0.7) -> nn.Module:
+def _dropped_maps(norm: examples.Norm = nn.BatchNorm2d, *, share: float = 0.7) -> nn.Module:
     """Dropout between convolutions."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
@@ -62,6 +58,18 @@ class _DroppedSequence(nn.Module):
         return self.head(torch.relu(self.norm(self.dropout(self.inlet(x)))).mean(2))
 
 
+def _dropped_values(share: float, *, clipped: bool = False) -> Case:
+    """Values of 1 and -1 under dropout, which multiplies their variance by ``1 / (1 - share)``, or ``1 - share``.
+
+    Args:
+        share: Share of values that are dropped.
+        clipped: Whether what is left is cut off at 1 and -1 again.
+    """
+    norm = examples.batch_norm(24, variance=1 - share if clipped else 1 / (1 - share))
+    model = nn.Sequential(nn.Dropout(share), nn.Hardtanh() if clipped else nn.Identity(), norm).train()
+    return Case(model, examples.mean_square, [examples.two_values(0.0, 1.0, 256, 24)] * 10)
+
+
 class DropoutBeforeNorm(AbstractRule):
     r"""Dropout reaches a norm, whose running variance then fits training and not evaluation.
 
@@ -87,20 +95,25 @@ class DropoutBeforeNorm(AbstractRule):
     CODE = "NS125"
     SLUG = "dropout-before-norm"
     SEVERITY = Severity.WARNING
+    KEEPS = ("training",)
     SOURCES = (
         "Li et al. 2019, Understanding the Disharmony between Dropout and Batch Normalization (arXiv:1801.05134)",
     )
     SICK = (
-        partial(_nets.case, _dropped, shape=(12,)),
-        partial(_nets.case, _dropped, shape=(12,), depth=4),
-        partial(_nets.case, _dropped_maps, shape=(3, 8, 8)),
-        partial(_nets.case, _DroppedSequence, shape=(12, 9)),
+        partial(examples.healthy, _dropped, shape=(12,)),
+        partial(examples.healthy, _dropped, shape=(12,), depth=4),
+        examples.Planted(partial(examples.healthy, _dropped_maps, shape=(3, 8, 8)), ["5"]),
+        partial(examples.healthy, _DroppedSequence, shape=(12, 9)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, partial(_dropped, after=True), shape=(12,)),
-        partial(_nets.case, partial(_dropped, share=0.1), shape=(12,)),
-        partial(_nets.case, _nets.cnn),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, partial(_dropped, after=True), shape=(12,)),
+        partial(examples.healthy, partial(_dropped, share=0.1), shape=(12,)),
+        partial(examples.healthy, examples.cnn),
+    )
+    NEAR = (
+        examples.Near(lambda ratio: _dropped_values(1 - ratio), found=0.76, quiet=0.84),
+        examples.Near(lambda ratio: _dropped_values(1 - 1 / ratio, clipped=True), found=1.31, quiet=1.19),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -141,8 +154,8 @@ class DropoutBeforeNorm(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the norms of the finding with dropout off."""
-        report = recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places))
-        return f"recalibrated {len(report.done)} norms with dropout off: do so again after further training"
+        done = recalibrate_places(case, finding, frozen=False)
+        return f"recalibrated {done} norms with dropout off: do so again after further training"
 
 
 def _share(module: Any) -> float:

@@ -1,37 +1,34 @@
 """Gradients through running statistics that have changed since."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, of_this_library
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import convert
 
 
-def _two_modes(net: Any, **options: Any) -> Case:
-    """A loss of an eval-mode pass and a train-mode pass together, as in some consistency losses."""
-    case = _nets.case(net, **options)
-    optimizer = case.optimizer
-    assert optimizer is not None
+def _two_modes(net: Any, *, early: bool = False, **options: Any) -> Case:
+    """A loss of an eval-mode pass and a train-mode pass together, as in some consistency losses.
 
-    def step(model: nn.Module, batch: Any) -> None:
-        optimizer.zero_grad()
-        model.eval()
-        consistent = _nets.loss_fn(model, batch)
-        model.train()
-        loss = _nets.loss_fn(model, batch) + 0.5 * consistent
-        loss.backward()
-        optimizer.step()
+    Args:
+        net: Makes the network.
+        early: Whether the eval-mode pass has a backward pass of its own before the train-mode pass begins.
+        options: For ``examples.healthy``.
+    """
 
-    case.step = step
-    return case
+    def losses(model: nn.Module, batch: Any) -> Iterator[Tensor]:
+        consistent = 0.5 * examples.loss_fn(model.eval(), batch)
+        if early:
+            yield consistent
+            consistent = torch.zeros(())
+        yield examples.loss_fn(model.train(), batch) + consistent
+
+    return examples.stepped(examples.healthy(net, **options), losses)
 
 
 class EvalThenTrainGradient(AbstractRule):
@@ -55,22 +52,26 @@ class EvalThenTrainGradient(AbstractRule):
     SEVERITY = Severity.ERROR
     NEEDS = ("loop",)
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#13402", "pytorch/pytorch#120622")
-    SICK = (partial(_two_modes, _nets.mlp), partial(_two_modes, _nets.cnn), partial(_two_modes, _nets.residual))
-    WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_two_modes, _nets.cnn, norm=layers.BatchNorm2d),
-        partial(_two_modes, _nets.mlp, norm=layers.BatchNorm1d),
+    SICK = (
+        partial(_two_modes, examples.mlp),
+        partial(_two_modes, examples.cnn),
+        partial(_two_modes, examples.residual),
     )
+    WELL = (
+        partial(examples.healthy, examples.mlp),
+        partial(_two_modes, examples.cnn, norm=layers.BatchNorm2d),
+        partial(_two_modes, examples.mlp, norm=layers.BatchNorm1d),
+    )
+    NEAR = (examples.Near(lambda early: _two_modes(examples.mlp, early=early, trained=0), found=False, quiet=True),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look for stale backward passes of norms that keep no copy."""
         if not evidence.tracking:
             return
-        ours = (layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d)
-        wrong = [
-            call for call in evidence.training.calls if call.stale and not isinstance(evidence.norms[call.path], ours)
-        ]
+        stale = [call for call in evidence.training.calls if call.stale]
+        wrong = [call for call in stale if not of_this_library(evidence.norms[call.path])]
         if not wrong:
             return
         places = list(dict.fromkeys(call.path for call in wrong))
@@ -88,5 +89,4 @@ class EvalThenTrainGradient(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to this library's."""
-        report = convert(case.model, "batch", only=list(finding.places))
-        return f"converted {len(report.done)} norms to normscope's"
+        return f"converted {convert_places(case, finding, 'batch')} norms to normscope's"

@@ -3,27 +3,25 @@
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
+from statistics import median_high
 from typing import Any
 
 import torch
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of
 from normscope.rules._rule import AbstractRule
 
 _RATIO, _GROWTH, _LAYERS, _TOTAL = 1e3, 1.12, 10, 40.0
 _SHIFT = 2.0
 
 
-def _plain_maps(norm: _nets.Norm = nn.BatchNorm2d, *, depth: int = 30, skips: bool = False) -> nn.Module:
+def _plain_maps(norm: examples.Norm = nn.BatchNorm2d, *, depth: int = 30, skips: bool = False) -> nn.Module:
     """A deep stack of convolutions, with skips or without."""
     return _Deep(lambda: nn.Conv2d(6, 6, 3, padding=1, bias=False), lambda: norm(6), depth, skips, nn.Conv2d(3, 6, 1))
 
 
-def _plain_sequence(norm: _nets.Norm = nn.BatchNorm1d, *, depth: int = 40) -> nn.Module:
+def _plain_sequence(norm: examples.Norm = nn.BatchNorm1d, *, depth: int = 40) -> nn.Module:
     """A deep stack along a sequence."""
     return _Deep(lambda: nn.Conv1d(8, 8, 3, padding=1), lambda: norm(8), depth, False, nn.Conv1d(12, 8, 1))
 
@@ -70,18 +68,24 @@ class ExplodingDepth(AbstractRule):
     SLUG = "exploding-depth"
     SEVERITY = Severity.WARNING
     NEEDS = ("gradient",)
+    KEEPS = ()
     SOURCES = ("Yang et al. 2019, A Mean Field Theory of Batch Normalization (arXiv:1902.08129)",)
     SICK = (
-        partial(_nets.case, _nets.mlp, trained=0, depth=30),
-        partial(_nets.case, _nets.mlp, trained=0, depth=50, width=32),
-        partial(_nets.case, _plain_maps, trained=0, shape=(3, 8, 8)),
-        partial(_nets.case, _plain_sequence, trained=0, shape=(12, 9)),
+        partial(examples.healthy, examples.mlp, trained=0, depth=30),
+        partial(examples.healthy, examples.mlp, trained=0, depth=50, width=32),
+        partial(examples.healthy, _plain_maps, trained=0, shape=(3, 8, 8)),
+        partial(examples.healthy, _plain_sequence, trained=0, shape=(12, 9)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp, trained=0),
-        partial(_nets.case, _nets.mlp, trained=0, depth=12),
-        partial(_nets.case, partial(_plain_maps, skips=True), trained=0, shape=(3, 8, 8)),
-        partial(_nets.case, _nets.residual, trained=0),
+        partial(examples.healthy, examples.mlp, trained=0),
+        partial(examples.healthy, examples.mlp, trained=0, depth=12),
+        partial(examples.healthy, partial(_plain_maps, skips=True), trained=0, shape=(3, 8, 8)),
+        partial(examples.healthy, examples.residual, trained=0),
+    )
+    NEAR = (
+        examples.Near(lambda growth: examples.deep_with_scaled_gradients(growth, 48), found=1.135, quiet=1.105),
+        examples.Near(lambda depth: examples.deep_with_scaled_gradients(1.25, depth), found=22, quiet=21),
+        examples.Near(lambda growth: examples.deep_with_scaled_gradients(growth, 10), found=3.3, quiet=3.0),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -97,7 +101,7 @@ class ExplodingDepth(AbstractRule):
         if not all(math.isfinite(value) and value > 0 for pair in pairs for value in pair):
             return
         # The last layer's gradient is the loss's own, the first one's the data's: the rest shows what depth does.
-        ratio = min(_middle(values[:3]) / _middle(values[-4:-1]) for values in zip(*pairs, strict=True))
+        ratio = min(median_high(values[:3]) / median_high(values[-4:-1]) for values in zip(*pairs, strict=True))
         growth = min(_growth(values[1:-1]) for values in zip(*pairs, strict=True)) if len(sites) > _LAYERS + 2 else 0.0
         steady = growth > _GROWTH and growth ** (len(sites) - 3) > _TOTAL
         if not (ratio > _RATIO or steady):
@@ -121,8 +125,7 @@ class ExplodingDepth(AbstractRule):
     @torch.no_grad()
     def repair(self, case: Case, finding: Finding) -> str:
         """Start the shifts of the norms at 2."""
-        modules: dict[str, Any] = dict(case.model.named_modules())
-        moved = [modules[path] for path in finding.places if _as_made(modules[path])]
+        moved = [module for module in modules_of(case, finding) if _as_made(module)]
         for module in moved:
             module.bias.fill_(_SHIFT)
         return f"set the shift of {len(moved)} norms to {_SHIFT:g}"
@@ -133,10 +136,6 @@ def _as_made(module: Any) -> bool:
     if module.weight is None or module.bias is None:
         return False
     return bool((module.weight == 1).all()) and not bool(module.bias.any())
-
-
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _growth(values: Sequence[float]) -> float:

@@ -9,17 +9,12 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.exported import Deployed, exported_anew, quiet
-from normscope.modules.call import set_mode
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Deployed, Evidence, Finding, Severity, examples, exported_anew, quiet, set_mode
 from normscope.rules._rule import AbstractRule
 
 
 def _exported(net: Any, *, training: bool, how: str = "export", **options: Any) -> Case:
-    case = _nets.case(net, **options)
+    case = examples.healthy(net, **options)
     assert isinstance(case.loader, list)
     x = case.loader[0][0]
     model = copy.deepcopy(case.model).train(training)
@@ -32,6 +27,14 @@ def _exported(net: Any, *, training: bool, how: str = "export", **options: Any) 
             case.exported = torch.jit.trace(model, (x,), check_trace=False)
         else:
             case.exported = model
+    return case
+
+
+def _deployed(training: bool) -> Case:
+    """A deployed module one of whose norms is in train mode, or none."""
+    case = examples.healthy(examples.mlp, trained=0)
+    case.exported = copy.deepcopy(case.model).eval()
+    case.exported[4].train(training)
     return case
 
 
@@ -60,20 +63,22 @@ class ExportedInTrainMode(AbstractRule):
     SLUG = "exported-in-train-mode"
     SEVERITY = Severity.WARNING
     NEEDS = ("exported",)
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#151726",)
     SICK = (
-        partial(_exported, _nets.mlp, training=True),
-        partial(_exported, _nets.cnn, training=True, how="trace"),
-        partial(_exported, _nets.residual, training=True, how="decomposed"),
-        partial(_exported, _nets.cnn, training=True, norm=layers.BatchNorm2d),
-        partial(_exported, _nets.mlp, training=True, how="module"),
+        partial(_exported, examples.mlp, training=True),
+        partial(_exported, examples.cnn, training=True, how="trace"),
+        partial(_exported, examples.residual, training=True, how="decomposed"),
+        partial(_exported, examples.cnn, training=True, norm=layers.BatchNorm2d),
+        partial(_exported, examples.mlp, training=True, how="module"),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_exported, _nets.cnn, training=False),
-        partial(_exported, _nets.residual, training=False, how="trace"),
-        partial(_exported, _nets.cnn, training=True, norm=partial(torch.nn.BatchNorm2d, track_running_stats=False)),
+        partial(examples.healthy, examples.mlp),
+        partial(_exported, examples.cnn, training=False),
+        partial(_exported, examples.residual, training=False, how="trace"),
+        partial(_exported, examples.cnn, training=True, norm=partial(torch.nn.BatchNorm2d, track_running_stats=False)),
     )
+    NEAR = (examples.Near(_deployed, found=True, quiet=False),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Call what is deployed and see whether its statistics change."""

@@ -5,10 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import freeze
 
@@ -26,14 +23,19 @@ def _freeze_well(model: nn.Module) -> None:
     freeze(model)
 
 
-def _freeze_affine(model: nn.Module) -> None:
-    for norm in _nets.norms(model):
-        norm.requires_grad_(False)
+def _freeze_affine(model: nn.Module, names: tuple[str, ...] = ("weight", "bias")) -> None:
+    for norm in examples.norms(model):
+        for name in names:
+            getattr(norm, name).requires_grad_(False)
+
+
+def _partly_frozen(names: tuple[str, ...]) -> Case:
+    return examples.healthy(examples.mlp, trained=0, change=partial(_freeze_affine, names=names))
 
 
 def _eval_norms(model: nn.Module) -> None:
     _freeze_parameters(model)
-    for norm in _nets.norms(model):
+    for norm in examples.norms(model):
         norm.eval()
 
 
@@ -58,17 +60,19 @@ class FrozenButDrifting(AbstractRule):
     CODE = "NS101"
     SLUG = "frozen-but-drifting"
     SEVERITY = Severity.ERROR
+    KEEPS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#86590", "pytorch/pytorch#66073", "Lightning-AI/pytorch-lightning#15063")
     SICK = (
-        partial(_nets.case, _nets.mlp, change=_freeze_parameters),
-        partial(_nets.case, _nets.cnn, change=_freeze_affine),
-        partial(_nets.case, _nets.residual, change=_freeze_parameters),
+        partial(examples.healthy, examples.mlp, change=_freeze_parameters),
+        partial(examples.healthy, examples.cnn, change=_freeze_affine),
+        partial(examples.healthy, examples.residual, change=_freeze_parameters),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn, change=_freeze_well),
-        partial(_nets.case, _nets.residual, change=_eval_norms),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn, change=_freeze_well),
+        partial(examples.healthy, examples.residual, change=_eval_norms),
     )
+    NEAR = (examples.Near(_partly_frozen, found=("weight", "bias"), quiet=("weight",)),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look which norms count without learning."""

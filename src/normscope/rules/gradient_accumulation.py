@@ -1,37 +1,47 @@
 """Statistics of micro-batches."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    by_update,
+    convert_places,
+    distance_of_means,
+    examples,
+)
 from normscope.rules._rule import AbstractRule
-from normscope.rules.mixed_streams import _apart
 
 _VALUES = 64
 
 
 def _accumulating(net: Any, parts: int, **options: Any) -> Case:
     """A step that accumulates gradients over parts of its batch."""
-    case = _nets.case(net, **options)
-    optimizer = case.optimizer
-    assert optimizer is not None
 
-    def step(model: nn.Module, batch: Any) -> None:
-        optimizer.zero_grad()
-        x, y = batch
-        for part in zip(x.chunk(parts), y.chunk(parts), strict=True):
-            (_nets.loss_fn(model, part) / parts).backward()
-        optimizer.step()
+    def losses(model: nn.Module, batch: Any) -> Iterator[Tensor]:
+        for part in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
+            yield examples.loss_fn(model, part) / parts
 
-    case.step = step
-    return case
+    return examples.stepped(examples.healthy(net, **options), losses)
+
+
+def _micro_batches(size: int) -> Case:
+    """A norm on the data, with two micro-batches of this size in an update."""
+
+    def losses(model: Any, batch: Any) -> Iterator[Tensor]:
+        for part in batch.chunk(2):
+            yield examples.mean_square(model, part)
+
+    return examples.stepped(
+        examples.alone(examples.batch_norm(), [examples.two_values(3.0, 2.0, 2 * size)] * 4), losses
+    )
 
 
 class GradientAccumulation(AbstractRule):
@@ -39,7 +49,8 @@ class GradientAccumulation(AbstractRule):
 
     ## Finds
     Within one step of the optimizer a norm in train mode updates its running statistics k > 1 times on data of one kind
-    (means less than a standard deviation apart), with fewer than 64 values a channel each time.
+    (means less than :math:`1 + 2\sqrt{2/n}` standard deviations apart for n values, which leaves room for chance), with
+    fewer than 64 values a channel each time.
 
     ## Why it hurts
     Gradients add up over micro-batches; statistics do not. The step is that of the small batch's network, with its
@@ -56,17 +67,19 @@ class GradientAccumulation(AbstractRule):
     SLUG = "gradient-accumulation"
     SEVERITY = Severity.WARNING
     NEEDS = ("loop",)
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#46516",)
     SICK = (
-        partial(_accumulating, _nets.mlp, 4),
-        partial(_accumulating, _nets.mlp, 2, depth=5),
-        partial(_accumulating, _nets.mlp, 8, norm=layers.BatchNorm1d),
+        partial(_accumulating, examples.mlp, 4),
+        partial(_accumulating, examples.mlp, 2, depth=5),
+        partial(_accumulating, examples.mlp, 8, norm=layers.BatchNorm1d),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_accumulating, _nets.cnn, 2),
-        partial(_accumulating, _nets.mlp, 1),
+        partial(examples.healthy, examples.mlp),
+        partial(_accumulating, examples.cnn, 2),
+        partial(_accumulating, examples.mlp, 1),
     )
+    NEAR = (examples.Near(_micro_batches, found=63, quiet=64),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Count updates by step of the optimizer."""
@@ -76,17 +89,14 @@ class GradientAccumulation(AbstractRule):
         for path, module in evidence.updating.items():
             if getattr(module, "accumulate", 1) not in (None, 1):
                 continue
-            by_update: dict[int, list[Any]] = {}
-            for call in evidence.training.of(path, training=True):
-                if not call.recomputed and call.finite and call.grad:
-                    by_update.setdefault(call.update, []).append(call)
+            calls = evidence.training.of(path, training=True)
+            updates = by_update(call for call in calls if not call.recomputed and call.finite and call.grad)
             # A norm that one forward pass uses several times does not accumulate: micro-batches have a pass each.
-            by_update = {update: _one_a_pass(calls) for update, calls in by_update.items()}
-            several = [calls for calls in by_update.values() if len(calls) > 1]
-            if len(several) < max(1, len(by_update) // 2):
+            several = [kept for kept in map(_one_a_pass, updates) if len(kept) > 1]
+            if len(several) < max(1, len(updates) // 2):
                 continue
             fewest = min(call.count for calls in several for call in calls)
-            if fewest < _VALUES and max(map(_apart, several)) < 1.0 + 2.0 * (2 / max(fewest, 1)) ** 0.5:
+            if fewest < _VALUES and max(map(distance_of_means, several)) < 1.0 + 2.0 * (2 / max(fewest, 1)) ** 0.5:
                 found[path] = max(len(calls) for calls in several), fewest
         if not found:
             return
@@ -105,11 +115,9 @@ class GradientAccumulation(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Have the norms of the finding pool as many micro-batches as an update has."""
-        from normscope.surgery import convert
-
         times = int(finding.details["calls"])
-        report = convert(case.model, "batch", only=list(finding.places), accumulate=times)
-        return f"converted {len(report.done)} norms to update once for {times} micro-batches"
+        done = convert_places(case, finding, "batch", accumulate=times)
+        return f"converted {done} norms to update once for {times} micro-batches"
 
 
 def _one_a_pass(calls: list[Any]) -> list[Any]:

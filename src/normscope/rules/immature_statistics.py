@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence, as_made
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    as_made,
+    examples,
+    modules_of,
+    recalibrate_places,
+)
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
@@ -18,29 +24,38 @@ _LEFT = 0.05
 
 
 def _reset(model: nn.Module) -> None:
-    for norm in _nets.norms(model):
+    for norm in examples.norms(model):
         norm.reset_running_stats()
 
 
 @torch.no_grad()
 def _slow(model: nn.Module) -> None:
     """As after a fine-tuning that was short for its momentum."""
-    for norm in _nets.norms(model):
+    for norm in examples.norms(model):
         norm.reset_running_stats()
         norm.momentum = 0.01
-    for x, _ in _nets.data((3, 8, 8), seed=1):
+    for x, _ in examples.data((3, 8, 8), seed=1):
         model(x)
 
 
 def _converted(model: nn.Module) -> None:
     """As a checkpoint of another framework: true statistics, and no count."""
-    for norm in _nets.norms(model):
+    for norm in examples.norms(model):
         norm.num_batches_tracked.zero_()
 
 
 def _recalibrated(model: nn.Module) -> None:
     """As after few batches of training and a recalibration over few batches."""
-    recalibrate(model, _nets.data((3, 8, 8), seed=1, batches=6), _nets.loss_fn)
+    recalibrate(model, examples.data((3, 8, 8), seed=1, batches=6), examples.loss_fn)
+
+
+def _counted(count: int, momentum: float = 0.1) -> Case:
+    """A norm on the data whose running statistics are those of so many batches after the initial values."""
+    left, x = (1 - momentum) ** count, examples.two_values(3.0, 2.0)
+    variance = (1 - left) * 4.0 * 32 / 31 + left
+    norm = examples.batch_norm(mean=(1 - left) * 3.0, variance=variance, momentum=momentum)
+    norm.num_batches_tracked.fill_(count)
+    return examples.alone(norm, [x] * 4, eval_loader=[x])
 
 
 class ImmatureStatistics(AbstractRule):
@@ -68,18 +83,23 @@ class ImmatureStatistics(AbstractRule):
     SEVERITY = Severity.WARNING
     NEEDS = ("evaluation",)
     BUFFERS_ONLY = True
+    KEEPS = ("training",)
     SOURCES = ("keras-team/keras#10666",)
     SICK = (
-        partial(_nets.case, _nets.mlp, change=_reset),
-        partial(_nets.case, _nets.cnn, change=_slow),
-        partial(_nets.case, _nets.residual, trained=5),
+        partial(examples.healthy, examples.mlp, change=_reset),
+        partial(examples.healthy, examples.cnn, change=_slow),
+        partial(examples.healthy, examples.residual, trained=5),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn, change=_converted),
-        partial(_nets.case, _nets.residual, trained=40),
-        partial(_nets.case, _nets.mlp, trained=0),
-        partial(_nets.case, _nets.cnn, trained=5, change=_recalibrated),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn, change=_converted),
+        partial(examples.healthy, examples.residual, trained=40),
+        partial(examples.healthy, examples.mlp, trained=0),
+        partial(examples.healthy, examples.cnn, trained=5, change=_recalibrated),
+    )
+    NEAR = (
+        examples.Near(_counted, found=28, quiet=29),
+        examples.Near(partial(_counted, momentum=0.01), found=298, quiet=299),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -144,12 +164,10 @@ class ImmatureStatistics(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate, and count as many batches as make the average mature."""
-        report = recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=True)
-        modules = dict(case.model.named_modules())
-        for path in finding.places:
-            module: Any = modules[path]
+        done = recalibrate_places(case, finding)
+        for module in modules_of(case, finding):
             module.num_batches_tracked.zero_()  # the values are not a moving average any more
-        return f"recalibrated {len(report.done)} norms on the training data"
+        return f"recalibrated {done} norms on the training data"
 
 
 def _is_mixture(evidence: Evidence, path: str, left: float) -> bool:

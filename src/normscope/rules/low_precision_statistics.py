@@ -1,28 +1,23 @@
 """Running statistics with too few digits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import convert
 
 _LOW = (torch.bfloat16, torch.float16)
 
 
 def _low(net: Any, *, momentum: float = 0.1, only_norms: bool = False) -> Case:
-    case = _nets.case(net)
-    for norm in _nets.norms(case.model):
+    case = examples.healthy(net)
+    for norm in examples.norms(case.model):
         norm.momentum = momentum
     if only_norms:
-        for norm in _nets.norms(case.model):
+        for norm in examples.norms(case.model):
             norm.running_mean.data = norm.running_mean.data.bfloat16()
             norm.running_var.data = norm.running_var.data.bfloat16()
         return case
@@ -36,8 +31,10 @@ def _low(net: Any, *, momentum: float = 0.1, only_norms: bool = False) -> Case:
     return case
 
 
-def _evaluated(model: nn.Module) -> None:
-    model.to(torch.bfloat16).eval()
+def _kept_in(dtype: torch.dtype) -> Case:
+    norm = examples.batch_norm()
+    norm.running_mean, norm.running_var = norm.running_mean.to(dtype), norm.running_var.to(dtype)
+    return examples.alone(norm, [examples.two_values(1.0, 2.0)] * 4)
 
 
 class LowPrecisionStatistics(AbstractRule):
@@ -60,15 +57,20 @@ class LowPrecisionStatistics(AbstractRule):
     SLUG = "low-precision-statistics"
     SEVERITY = Severity.ERROR
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#75478", "facebookresearch/fairscale#442")
     SICK = (
-        partial(_low, _nets.mlp),
-        partial(_low, _nets.cnn, momentum=0.01),
-        partial(_low, _nets.residual),
+        partial(_low, examples.mlp),
+        partial(_low, examples.cnn, momentum=0.01),
+        partial(_low, examples.residual),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn),
+    )
+    NEAR = (
+        examples.Near(_kept_in, found=torch.bfloat16, quiet=torch.float32),
+        examples.Near(_kept_in, found=torch.float16, quiet=torch.float64),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -91,9 +93,5 @@ class LowPrecisionStatistics(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding and widen their buffers."""
-        report = convert(case.model, "batch", only=list(finding.places), float32_statistics=True)
-        return f"converted {len(report.done)} norms to keep their statistics in float32"
-
-    def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
-        """A checkpoint in half precision may be for inference only: nothing is concluded."""
-        return ()
+        done = convert_places(case, finding, "batch", float32_statistics=True)
+        return f"converted {done} norms to keep their statistics in float32"

@@ -1,16 +1,13 @@
 """One running average over two kinds of data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, by_update, distance_of_means, examples
 from normscope.rules._rule import AbstractRule
 
 _APART = 1.0
@@ -18,18 +15,22 @@ _APART = 1.0
 
 def _two_streams(net: Any, *, shift: float = 6.0) -> Case:
     """A step that runs two kinds of data through the same norms, as a discriminator does."""
-    case = _nets.case(net)
-    optimizer = case.optimizer
-    assert optimizer is not None
 
-    def step(model: nn.Module, batch: Any) -> None:
-        optimizer.zero_grad()
+    def losses(model: nn.Module, batch: Any) -> Iterator[Tensor]:
         x, y = batch
-        (_nets.loss_fn(model, (x, y)) + _nets.loss_fn(model, (x * 0.5 - shift, y))).backward()
-        optimizer.step()
+        yield examples.loss_fn(model, (x, y)) + examples.loss_fn(model, (x * 0.5 - shift, y))
 
-    case.step = step
-    return case
+    return examples.stepped(examples.healthy(net), losses)
+
+
+def _apart(distance: float, channels: int = 4) -> Case:
+    """A norm that two kinds of data go through: their means are so far apart in some of 12 channels."""
+    shift = torch.where(torch.arange(12) < channels, 2.0 * distance, 0.0)
+
+    def losses(model: Any, batch: Any) -> Iterator[Tensor]:
+        yield examples.mean_square(model, batch) + examples.mean_square(model, batch + shift)
+
+    return examples.stepped(examples.alone(examples.batch_norm(), [examples.two_values(3.0, 2.0)] * 4), losses)
 
 
 class MixedStreams(AbstractRule):
@@ -37,8 +38,8 @@ class MixedStreams(AbstractRule):
 
     ## Finds
     Within one step of the optimizer a norm in train mode updates its running statistics twice or more, and the means of
-    those calls lie more than one standard deviation apart in at least a quarter of its channels (the median over steps;
-    the standard deviation is the mean one of the calls).
+    those calls lie more than one standard deviation apart: in the upper quartile over channels and the median over
+    steps, and in the mean standard deviation of the calls.
 
     ## Why it hurts
     Training normalizes each kind by itself: both come out with mean 0, and the network cannot tell them apart by it.
@@ -56,14 +57,18 @@ class MixedStreams(AbstractRule):
     NEEDS = ("loop",)
     SOURCES = ("soumith/ganhacks#52",)
     SICK = (
-        partial(_two_streams, _nets.mlp),
-        partial(_two_streams, _nets.cnn),
-        partial(_two_streams, _nets.residual),
+        examples.Planted(partial(_two_streams, examples.mlp), ["1"]),
+        examples.Planted(partial(_two_streams, examples.cnn), ["1"]),
+        examples.Planted(partial(_two_streams, examples.residual), ["stem.1"]),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_two_streams, _nets.cnn, shift=0.0),
-        partial(_nets.case, _nets.residual),
+        partial(examples.healthy, examples.mlp),
+        partial(_two_streams, examples.cnn, shift=0.0),
+        partial(examples.healthy, examples.residual),
+    )
+    NEAR = (
+        examples.Near(_apart, found=1.02, quiet=0.98),
+        examples.Near(partial(_apart, 2.0), found=4, quiet=3),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -72,11 +77,9 @@ class MixedStreams(AbstractRule):
             return
         found: dict[str, float] = {}
         for path in evidence.updating:
-            by_update: dict[int, list[Any]] = {}
-            for call in evidence.training.of(path, training=True):
-                if call.updated and not call.recomputed and call.finite:
-                    by_update.setdefault(call.update, []).append(call)
-            apart = [_apart(calls) for calls in by_update.values() if len(calls) > 1]
+            calls = evidence.training.of(path, training=True)
+            updates = by_update(call for call in calls if call.updated and not call.recomputed and call.finite)
+            apart = [distance_of_means(several) for several in updates if len(several) > 1]
             if apart:
                 found[path] = float(torch.tensor(apart).median())
         places = [path for path, distance in found.items() if distance > _APART]
@@ -93,10 +96,3 @@ class MixedStreams(AbstractRule):
             cost="the running statistics are a mixture that fits neither kind of data",
             fix="run both kinds in one batch, or give each its own norms",
         )
-
-
-def _apart(calls: list[Any]) -> float:
-    """Return the upper quartile over channels of the largest distance between means."""
-    means = torch.stack([call.mean for call in calls])
-    spread = torch.stack([call.variance for call in calls]).mean(0).clamp(min=1e-12).sqrt()
-    return float(((means.amax(0) - means.amin(0)) / spread).quantile(0.75))

@@ -5,18 +5,19 @@ from functools import partial
 
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of
 from normscope.rules._rule import AbstractRule
 
 _LARGE = 0.5
 
 
 def _set(model: nn.Module, momentum: float | None) -> None:
-    for norm in _nets.norms(model):
+    for norm in examples.norms(model):
         norm.momentum = momentum
+
+
+def _planted(momentum: float) -> Case:
+    return examples.alone(examples.batch_norm(momentum=momentum), [examples.two_values(1.0, 2.0)] * 4)
 
 
 class MomentumConvention(AbstractRule):
@@ -39,16 +40,21 @@ class MomentumConvention(AbstractRule):
     CODE = "NS108"
     SLUG = "momentum-convention"
     SEVERITY = Severity.ERROR
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/vision#8250", "Cadene/pretrained-models.pytorch#5")
     SICK = (
-        partial(_nets.case, _nets.mlp, change=partial(_set, momentum=0.99)),
-        partial(_nets.case, _nets.cnn, change=partial(_set, momentum=0.0)),
-        partial(_nets.case, _nets.residual, change=partial(_set, momentum=0.9)),
+        partial(examples.healthy, examples.mlp, change=partial(_set, momentum=0.99)),
+        partial(examples.healthy, examples.cnn, change=partial(_set, momentum=0.0)),
+        partial(examples.healthy, examples.residual, change=partial(_set, momentum=0.9)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn, change=partial(_set, momentum=0.01)),
-        partial(_nets.case, _nets.residual, change=partial(_set, momentum=None)),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn, change=partial(_set, momentum=0.01)),
+        partial(examples.healthy, examples.residual, change=partial(_set, momentum=None)),
+    )
+    NEAR = (
+        examples.Near(_planted, found=0.5, quiet=0.499),
+        examples.Near(_planted, found=0.0, quiet=1e-3),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -75,9 +81,8 @@ class MomentumConvention(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Set the momentum."""
-        modules = dict(case.model.named_modules())
         momentum = finding.measured or 0.0
         new = 0.1 if momentum == 0 else round(1 - momentum, 12)
-        for path in finding.places:
-            modules[path].momentum = new
+        for module in modules_of(case, finding):
+            module.momentum = new
         return f"set momentum to {new:g} in {len(finding.places)} norms"

@@ -7,18 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    examples,
+    modules_of,
+    recalibrate_places,
+)
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import recalibrate
 
 _HUGE = 1e30
 
 
 def _poison(model: nn.Module, value: float) -> None:
-    norm = _nets.norms(model)[-1]
+    norm = examples.norms(model)[-1]
     with torch.no_grad():
         norm.running_mean[0] = value
         norm.running_var[0] = value
@@ -26,15 +30,13 @@ def _poison(model: nn.Module, value: float) -> None:
 
 def _negative(model: nn.Module) -> None:
     with torch.no_grad():
-        _nets.norms(model)[0].running_var[1] = -0.5
+        examples.norms(model)[0].running_var[1] = -0.5
 
 
-def _poisoned_batch() -> Case:
-    case = _nets.case(_nets.mlp)
-    assert isinstance(case.loader, list)
-    x, y = case.loader[1]
-    case.loader[1] = (torch.where(torch.arange(len(x))[:, None] == 3, torch.nan, x), y)
-    return case
+def _planted(value: float) -> Case:
+    norm = examples.batch_norm()
+    norm.running_var[5] = value
+    return examples.alone(norm, [examples.two_values(1.0, 2.0)] * 4)
 
 
 class NonFiniteStatistics(AbstractRule):
@@ -59,14 +61,22 @@ class NonFiniteStatistics(AbstractRule):
     SLUG = "non-finite-statistics"
     SEVERITY = Severity.ERROR
     BUFFERS_ONLY = True
+    KEEPS = ("training",)
     SOURCES = ("pytorch/pytorch#1206",)
     SICK = (
-        partial(_nets.case, _nets.mlp, change=partial(_poison, value=float("nan"))),
-        partial(_nets.case, _nets.cnn, change=partial(_poison, value=1e35)),
-        partial(_nets.case, _nets.residual, change=_negative),
+        examples.Planted(partial(examples.healthy, examples.mlp, change=partial(_poison, value=float("nan"))), ["7"]),
+        examples.Planted(partial(examples.healthy, examples.cnn, change=partial(_poison, value=1e35)), ["5"]),
+        examples.Planted(partial(examples.healthy, examples.residual, change=_negative), ["stem.1"]),
     )
-    WELL = (partial(_nets.case, _nets.mlp), partial(_nets.case, _nets.cnn), partial(_nets.case, _nets.residual))
-    SICK_WITHOUT_FIX = (_poisoned_batch,)
+    WELL = (
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn),
+        partial(examples.healthy, examples.residual),
+    )
+    NEAR = (
+        examples.Near(_planted, found=1.01e30, quiet=0.99e30),
+        examples.Near(_planted, found=-1e-6, quiet=0.0),
+    )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look at the buffers, then at what a few batches do."""
@@ -79,11 +89,15 @@ class NonFiniteStatistics(AbstractRule):
             return
         seen = evidence.training
         if seen.batch_broken is not None or seen.broken is not None:
-            where, step = seen.broken or ("", seen.batch_broken)
-            places = list(dict.fromkeys(call.path for call in seen.calls if not call.finite and call.updated))
+            # The step after a broken batch is broken too, by the weights: the first of both is the cause.
+            where, of_layer = seen.broken or ("", seen.steps)
+            of_batch = seen.batch_broken is not None and seen.batch_broken <= of_layer
+            step = seen.batch_broken if of_batch else of_layer
+            broken = (call for call in seen.calls if call.step == step and call.updated and not call.finite)
+            places = list(dict.fromkeys(call.path for call in broken))
             if not places:
                 return
-            source = "its input batch is not finite" if seen.batch_broken is not None else f"first in {where!r}"
+            source = "its input batch is not finite" if of_batch else f"first in {where!r}"
             yield self.finding(
                 f"training batch {step} makes the running statistics of {len(places)} norms non-finite: {source}",
                 places,
@@ -116,12 +130,9 @@ class NonFiniteStatistics(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Reset the norms of the finding and recalibrate them."""
-        modules = dict(case.model.named_modules())
-        for path in finding.places:
-            module: Any = modules[path]
+        for module in modules_of(case, finding):
             module.reset_running_stats()
-        report = recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=True)
-        return f"reset and recalibrated {len(report.done)} norms on the training data"
+        return f"reset and recalibrated {recalibrate_places(case, finding)} norms on the training data"
 
 
 def _bad(norms: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

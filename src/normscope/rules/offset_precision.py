@@ -9,35 +9,40 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, look, of_this_library
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import convert
 
 _RATIO, _RATIO_STRIDED, _ERROR = 1e3, 1e2, 1e-4
 
 
-def _unpadded(norm: _nets.Norm = nn.BatchNorm2d) -> nn.Module:
+def _unpadded(norm: examples.Norm = nn.BatchNorm2d) -> nn.Module:
     """Convolutions without padding: zeros around data far from zero would be an edge of their own."""
     return nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
 
-def _raw(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
+def _raw(norm: examples.Norm = nn.BatchNorm1d) -> nn.Module:
     """A norm on the data themselves, as on tables whose columns have units."""
     return nn.Sequential(norm(12), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
 def _offset(net: Any, *, mean: float, packed: bool = False, **options: Any) -> Case:
     """Data far from zero, as of raw times, prices or pressures."""
-    case = _nets.case(net, **options)
+    case = examples.healthy(net, **options)
     assert isinstance(case.loader, list)
     layout: Any = {"memory_format": torch.channels_last} if packed else {}
     case.loader = [((x * 1.5 / x.std() + mean).contiguous(**layout), y) for x, y in case.loader]
     case.eval_loader = None
     return case
+
+
+def _at(distance: float = 105.0, error: float = 1.1e-4) -> Case:
+    """A norm on float16 data so many standard deviations from zero, whose output torch rounds by a known error.
+
+    All values are 10 above or below the mean, and the exact output is 1 - error or its negative: the nearest number
+    that float16 has is 1.
+    """
+    norm = nn.BatchNorm1d(12, eps=200 * error)
+    return examples.alone(norm, [examples.two_values(10 * distance, 10.0).half()] * 4)
 
 
 class OffsetPrecision(AbstractRule):
@@ -65,17 +70,22 @@ class OffsetPrecision(AbstractRule):
     CODE = "NS124"
     SLUG = "offset-precision"
     SEVERITY = Severity.WARNING
+    KEEPS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#178123",)
     SICK = (
-        partial(_offset, _nets.mlp, mean=3e3),
+        examples.Planted(partial(_offset, examples.mlp, mean=3e3), ["1"]),
         partial(_offset, _raw, mean=1e4, shape=(12,)),
         partial(_offset, _unpadded, mean=3e3, packed=True, shape=(3, 8, 8)),
         partial(_offset, _unpadded, mean=1e5, shape=(3, 8, 8)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
+        partial(examples.healthy, examples.mlp),
         partial(_offset, _unpadded, mean=10.0, packed=True, shape=(3, 8, 8)),
-        partial(_offset, _nets.mlp, mean=1e4, norm=layers.BatchNorm1d),
+        partial(_offset, examples.mlp, mean=1e4, norm=layers.BatchNorm1d),
+    )
+    NEAR = (
+        examples.Near(_at, found=105.0, quiet=95.0),
+        examples.Near(lambda error: _at(error=error), found=1.1e-4, quiet=0.9e-4),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -103,7 +113,7 @@ class OffsetPrecision(AbstractRule):
     @staticmethod
     def _far(evidence: Evidence) -> dict[str, float]:
         """Return by norm the largest mean over standard deviation of a batch, where it is above the bound."""
-        torchs = {path for path, module in evidence.norms.items() if _torchs(module) and module.training}
+        torchs = {path for path, module in evidence.norms.items() if not of_this_library(module) and module.training}
         found: dict[str, float] = {}
         for call in evidence.training.calls if torchs else ():
             if call.path not in torchs or not call.training or not call.finite or call.count < 2:
@@ -120,8 +130,8 @@ class OffsetPrecision(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to this library's."""
-        report = convert(case.model, "batch", only=list(finding.places))
-        return f"converted {len(report.done)} norms to normscope's, which take the data about their mean first"
+        done = convert_places(case, finding, "batch")
+        return f"converted {done} norms to normscope's, which take the data about their mean first"
 
 
 def _errors(evidence: Evidence, norms: dict[str, Any]) -> dict[str, float]:
@@ -139,7 +149,3 @@ def _errors(evidence: Evidence, norms: dict[str, Any]) -> dict[str, float]:
 
     look(evidence.case, norms, 1, before=see)
     return found
-
-
-def _torchs(module: nn.Module) -> bool:
-    return not isinstance(module, (layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d))

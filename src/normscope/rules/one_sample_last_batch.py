@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, loader_anew
 from normscope.rules._rule import AbstractRule
 
 _STEPS, _USUAL = 8, 0.8  # batches from which on a size is usual, and their share that has it
@@ -23,7 +20,7 @@ def _loader(samples: int, batch: int, shape: tuple[int, ...], *, drop_last: bool
 
 
 def _case(net: Any, samples: int, batch: int, *, drop_last: bool = False, **options: Any) -> Case:
-    return _nets.case(net, loader=_loader(samples, batch, _nets.SHAPES[net], drop_last=drop_last), **options)
+    return examples.healthy(net, loader=_loader(samples, batch, examples.SHAPES[net], drop_last=drop_last), **options)
 
 
 class OneSampleLastBatch(AbstractRule):
@@ -48,17 +45,22 @@ class OneSampleLastBatch(AbstractRule):
     CODE = "NS104"
     SLUG = "one-sample-last-batch"
     SEVERITY = Severity.ERROR
+    KEEPS = ("training", "evaluation")
     SOURCES = ("fastai/fastai#1352", "RasmussenLab/vamb#425")
     SICK = (
-        partial(_case, _nets.mlp, 65, 16),
-        partial(_case, _nets.mlp, 97, 32, depth=2),
-        partial(_case, _nets.cnn, 66, 16),
-        partial(_case, _nets.residual, 97, 32),
+        partial(_case, examples.mlp, 65, 16),
+        partial(_case, examples.mlp, 97, 32, depth=2),
+        partial(_case, examples.cnn, 66, 16),
+        partial(_case, examples.residual, 97, 32),
     )
     WELL = (
-        partial(_case, _nets.mlp, 64, 16),
-        partial(_case, _nets.mlp, 65, 16, drop_last=True),
-        partial(_case, _nets.cnn, 72, 16),
+        partial(_case, examples.mlp, 64, 16),
+        partial(_case, examples.mlp, 65, 16, drop_last=True),
+        partial(_case, examples.cnn, 72, 16),
+    )
+    NEAR = (
+        examples.Near(lambda rest: _case(examples.mlp, 64 + rest, 16, trained=0), found=3, quiet=4),
+        examples.Near(lambda rest: _case(examples.mlp, 64 + rest, 16, trained=0), found=1, quiet=0),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -114,10 +116,7 @@ class OneSampleLastBatch(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Make the loader anew, without the remainder."""
-        old: Any = case.loader
-        names = ("batch_size", "sampler", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn")
-        options = {name: getattr(old, name) for name in (*names, "multiprocessing_context", "generator")}
-        case.loader = DataLoader(old.dataset, drop_last=True, **options)
+        case.loader = loader_anew(case.loader, drop_last=True)
         return "made the loader anew with drop_last=True: take it from case.loader"
 
 

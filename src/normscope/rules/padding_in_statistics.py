@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.evidence.sequences import sequences, tail_lengths, tail_share
-from normscope.modules.batches import tensors
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    as_sequences,
+    examples,
+    look,
+    tail_lengths,
+    tail_share,
+    tensors,
+)
 from normscope.rules._rule import AbstractRule
 
 _SHARE, _VARIES = 0.10, 0.05
@@ -35,14 +40,14 @@ class _Masked(nn.Module):
         return self.head(x.sum(2) / lengths[:, None])
 
 
-def _pointwise(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
+def _pointwise(norm: examples.Norm = nn.BatchNorm1d) -> nn.Module:
     """The same for each position, as in networks on sets of points."""
     return nn.Sequential(
         nn.Conv1d(12, 10, 1), norm(10), nn.ReLU(), nn.Conv1d(10, 10, 1), norm(10), nn.ReLU(), *_head(10)
     )
 
 
-def _on_data(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
+def _on_data(norm: examples.Norm = nn.BatchNorm1d) -> nn.Module:
     """A norm on the padded data themselves."""
     return nn.Sequential(norm(12), nn.Conv1d(12, 10, 3, padding=1), nn.ReLU(), *_head(10))
 
@@ -50,7 +55,7 @@ def _on_data(norm: _nets.Norm = nn.BatchNorm1d) -> nn.Module:
 class _Rows(nn.Module):
     """Dense layers on all positions at once: ``(N, L, C)``, or ``(L, N, C)``, goes through the norm as rows."""
 
-    def __init__(self, norm: _nets.Norm = nn.BatchNorm1d, *, length_first: bool = False) -> None:
+    def __init__(self, norm: examples.Norm = nn.BatchNorm1d, *, length_first: bool = False) -> None:
         super().__init__()
         self.length_first = length_first
         self.inlet, self.norm, self.head = nn.Linear(12, 10), norm(10), nn.Linear(10, 4)
@@ -63,7 +68,7 @@ class _Rows(nn.Module):
 class _Transposed(nn.Module):
     """Words ``(N, L)`` are looked up as ``(N, L, C)``, transposed for the norm, as maps of height 1."""
 
-    def __init__(self, norm: _nets.Norm = nn.BatchNorm2d) -> None:
+    def __init__(self, norm: examples.Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         self.words, self.norm, self.head = nn.Embedding(50, 10, padding_idx=0), norm(10), nn.Linear(10, 4)
 
@@ -77,7 +82,7 @@ def _head(width: int) -> list[nn.Module]:
 
 def _padded(net: Any, *, least: float = 0.2, length: int = 20, **options: Any) -> Case:
     """Sequences of several lengths, filled up with zeros."""
-    case = _nets.case(net, shape=(12, length), **options)
+    case = examples.healthy(net, shape=(12, length), **options)
     stream = torch.Generator().manual_seed(11)
 
     def pad(x: Tensor) -> Tensor:
@@ -92,9 +97,9 @@ def _padded(net: Any, *, least: float = 0.2, length: int = 20, **options: Any) -
 
 def _laid_out(net: Any, order: tuple[int, ...] | None, *, least: float = 0.2) -> Case:
     """The same sequences with their axes in another order, or (None) as words, with 0 for padding."""
-    case = _padded(_nets.sequence, least=least)
+    case = _padded(examples.sequence, least=least)
     assert isinstance(case.loader, list)
-    case.model = _nets.seeded(net).train()
+    case.model = examples.seeded(net).train()
     case.optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
     if order is None:
         words = [((x[:, 0] != 0) * (1 + x[:, 0].abs() * 9).long().clamp(max=49), y) for x, y in case.loader]
@@ -102,6 +107,15 @@ def _laid_out(net: Any, order: tuple[int, ...] | None, *, least: float = 0.2) ->
     else:
         case.loader = [(x.permute(order).contiguous(), y) for x, y in case.loader]
     return case
+
+
+def _tailed(mean: int = 40, spread: int = 14) -> Case:
+    """A norm on sequences of 200 positions, half with ``mean - spread`` equal ones at the end, half with more."""
+    stream = torch.Generator().manual_seed(0)
+    tail = torch.tensor([mean - spread, mean + spread]).repeat(8)
+    x = torch.randn(16, 12, 200, generator=stream)
+    x = torch.where(torch.arange(200) < 200 - tail[:, None, None], x, 0.0)
+    return examples.alone(examples.batch_norm(), [x] * 4)
 
 
 class PaddingInStatistics(AbstractRule):
@@ -137,7 +151,7 @@ class PaddingInStatistics(AbstractRule):
     SEVERITY = Severity.WARNING
     SOURCES = ("pytorch/pytorch#70529", "pytorch/pytorch#30414")
     SICK = (
-        partial(_padded, _nets.sequence),
+        examples.Planted(partial(_padded, examples.sequence), ["norm1"]),
         partial(_padded, _pointwise),
         partial(_padded, _on_data, norm=layers.BatchNorm1d),
         partial(_laid_out, _Rows, (0, 2, 1)),
@@ -145,12 +159,16 @@ class PaddingInStatistics(AbstractRule):
         partial(_laid_out, _Transposed, None),
     )
     WELL = (
-        partial(_nets.case, _nets.sequence),
+        partial(examples.healthy, examples.sequence),
         partial(_padded, _Masked),
-        partial(_padded, _nets.sequence, least=0.97),
+        partial(_padded, examples.sequence, least=0.97),
         partial(_laid_out, _Rows, (0, 2, 1), least=0.97),
         partial(_laid_out, _Transposed, None, least=0.97),
-        partial(_nets.case, _nets.mlp),
+        partial(examples.healthy, examples.mlp),
+    )
+    NEAR = (
+        examples.Near(_tailed, found=22, quiet=18),
+        examples.Near(lambda spread: _tailed(spread=spread), found=11, quiet=9),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -189,7 +207,7 @@ def _tails(evidence: Evidence, norms: dict[str, Any]) -> dict[str, tuple[float, 
     def see(path: str, x: Tensor, arguments: Any) -> None:
         if sum(argument is not None for argument in arguments) > 1:
             return
-        views = sequences(x, lead[0])
+        views = as_sequences(x, lead[0])
         if views:
             seen.setdefault(path, []).append(_moved(max(views, key=tail_share)))
 

@@ -8,11 +8,7 @@ import torch
 from torch import nn
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import take_out
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, take_out
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import freeze
 from normscope.surgery.pairs import Pair
@@ -45,17 +41,26 @@ class RedundantBias(AbstractRule):
     CODE = "NS122"
     SLUG = "redundant-bias"
     SEVERITY = Severity.INFO
+    KEEPS = ("training", "evaluation")
     SOURCES = ("huggingface/pytorch-image-models#357", "arXiv:1502.03167 section 3.2")
     SICK = (
-        partial(_nets.case, _nets.mlp, bias=True),
-        partial(_nets.case, _nets.cnn, bias=True),
-        partial(_nets.case, _nets.residual, bias=True, norm=layers.BatchNorm2d),
-        partial(_nets.case, _nets.sequence, bias=True),
+        examples.Planted(partial(examples.healthy, examples.mlp, bias=True), ["0", "3", "6"]),
+        examples.Planted(partial(examples.healthy, examples.cnn, bias=True), ["0", "4"]),
+        examples.Planted(
+            partial(examples.healthy, examples.residual, bias=True, norm=layers.BatchNorm2d),
+            ["stem.0", "blocks.0.0", "blocks.0.3", "blocks.1.0", "blocks.1.3"],
+        ),
+        examples.Planted(partial(examples.healthy, examples.sequence, bias=True), ["inlet", "middle"]),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn, bias=True, change=_frozen),
-        partial(_nets.case, _nets.residual, bias=True, norm=partial(nn.GroupNorm, 4)),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn, bias=True, change=_frozen),
+        partial(examples.healthy, examples.residual, bias=True, norm=partial(nn.GroupNorm, 4)),
+    )
+    NEAR = (
+        examples.Near(
+            lambda bias: examples.healthy(examples.mlp, bias=bias, depth=1, trained=0), found=True, quiet=False
+        ),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:

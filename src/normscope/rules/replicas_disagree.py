@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.modules.sites import tracking
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, tracking
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import average_buffers
 
@@ -23,15 +19,24 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 def _drifted(net: Any, *, count: int = 1, same: bool = False) -> Case:
     """Replicas of one model that each saw data of its own in the last steps."""
-    case = _nets.case(net)
+    case = examples.healthy(net)
     replicas = []
     for index in range(count):
         replica = copy.deepcopy(case.model)
-        for batch in [] if same else _nets.data(_nets.SHAPES[net], batches=8, seed=50 + index, mean=1.5):
+        for batch in [] if same else examples.data(examples.SHAPES[net], batches=8, seed=50 + index, mean=1.5):
             with torch.no_grad():
-                _nets.loss_fn(replica, batch)
+                examples.loss_fn(replica, batch)
         replicas.append(replica)
     case.replicas = tuple(replicas)
+    return case
+
+
+def _apart_by(distance: float) -> Case:
+    """A norm and its replica, whose means are so many standard deviations apart."""
+    case = examples.alone(examples.batch_norm(), [examples.two_values(0.0, 1.0)] * 4)
+    replica: Any = copy.deepcopy(case.model)
+    replica[0].running_mean[7] = distance * (1 + replica[0].eps) ** 0.5
+    case.replicas = (replica,)
     return case
 
 
@@ -65,17 +70,19 @@ class ReplicasDisagree(AbstractRule):
     SLUG = "replicas-disagree"
     SEVERITY = Severity.WARNING
     NEEDS = ("replicas",)
+    KEEPS = ("training",)
     SOURCES = ("pytorch/pytorch#13711",)
     SICK = (
-        partial(_drifted, _nets.mlp),
-        partial(_drifted, _nets.cnn, count=3),
-        partial(_drifted, _nets.residual),
+        partial(_drifted, examples.mlp),
+        partial(_drifted, examples.cnn, count=3),
+        partial(_drifted, examples.residual),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_drifted, _nets.cnn, same=True),
-        partial(_drifted, _nets.residual, same=True, count=2),
+        partial(examples.healthy, examples.mlp),
+        partial(_drifted, examples.cnn, same=True),
+        partial(_drifted, examples.residual, same=True, count=2),
     )
+    NEAR = (examples.Near(_apart_by, found=1.05e-6, quiet=0.95e-6),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Hold the statistics of each replica against the pooled ones."""

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, look
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import convert
 
 _SPREAD, _CALLS = 0.35, 3
+
+
+def _scattering(spread: float) -> Case:
+    """A norm on data whose batch variances scatter by a known share, as ten batches show it without bias."""
+    swing = spread / (1 + 0.25 / 9.25) / (10 / 9) ** 0.5
+    variances = [1 + swing, 1 - swing] * 5
+    return examples.alone(examples.batch_norm(), [examples.two_values(3.0, variance**0.5) for variance in variances])
 
 
 class SmallStatisticsBatch(AbstractRule):
@@ -41,17 +43,19 @@ class SmallStatisticsBatch(AbstractRule):
     CODE = "NS105"
     SLUG = "small-statistics-batch"
     SEVERITY = Severity.WARNING
+    KEEPS = ()
     SOURCES = ("open-mmlab/mmdetection#3621",)
     SICK = (
-        partial(_nets.case, _nets.mlp, size=4),
-        partial(_nets.case, _nets.mlp, size=6, depth=5),
-        partial(_nets.case, _nets.mlp, size=8, norm=layers.BatchNorm1d, width=32),
+        partial(examples.healthy, examples.mlp, size=4),
+        partial(examples.healthy, examples.mlp, size=6, depth=5),
+        partial(examples.healthy, examples.mlp, size=8, norm=layers.BatchNorm1d, width=32),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp, size=64),
-        partial(_nets.case, _nets.cnn, size=16),
-        partial(_nets.case, _nets.residual, size=8),
+        partial(examples.healthy, examples.mlp, size=64),
+        partial(examples.healthy, examples.cnn, size=16),
+        partial(examples.healthy, examples.residual, size=8),
     )
+    NEAR = (examples.Near(_scattering, found=0.36, quiet=0.34),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare the batch variances of a few batches."""
@@ -88,8 +92,7 @@ class SmallStatisticsBatch(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to group normalization."""
-        report = convert(case.model, to="group", only=list(finding.places))
-        return f"converted {len(report.done)} norms to group normalization, gains and shifts kept"
+        return f"converted {convert_places(case, finding, 'group')} norms to group normalization, gains and shifts kept"
 
 
 def _spread(variances: list[Tensor]) -> float | None:

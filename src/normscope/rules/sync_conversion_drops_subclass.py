@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.sandbox import sandbox
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, sandbox
 from normscope.rules._rule import AbstractRule
 
 _KNOWN = (
@@ -44,6 +41,21 @@ class _Renamed2d(nn.BatchNorm2d):
     """Adds nothing."""
 
 
+class _Raised1d(nn.BatchNorm1d):
+    """Adds a small number."""
+
+    offset = 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.offset
+
+
+def _raised(offset: float) -> Case:
+    norm = _Raised1d(12)
+    norm.offset = offset
+    return examples.alone(norm, [examples.two_values(1.0, 2.0)] * 4)
+
+
 class SyncConversionDropsSubclass(AbstractRule):
     r"""Conversion to synchronised norms would drop what a subclass of batch norm adds.
 
@@ -66,15 +78,16 @@ class SyncConversionDropsSubclass(AbstractRule):
     SEVERITY = Severity.INFO
     SOURCES = ("pytorch/pytorch#187298",)
     SICK = (
-        partial(_nets.case, _nets.cnn, norm=_BatchNormAct2d),
-        partial(_nets.case, _nets.mlp, norm=_BatchNormAct1d),
-        partial(_nets.case, _nets.residual, norm=_BatchNormAct2d),
+        partial(examples.healthy, examples.cnn, norm=_BatchNormAct2d),
+        partial(examples.healthy, examples.mlp, norm=_BatchNormAct1d),
+        partial(examples.healthy, examples.residual, norm=_BatchNormAct2d),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn, norm=_Renamed2d),
-        partial(_nets.case, _nets.cnn, norm=layers.BatchNorm2d),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn, norm=_Renamed2d),
+        partial(examples.healthy, examples.cnn, norm=layers.BatchNorm2d),
     )
+    NEAR = (examples.Near(_raised, found=1.05e-4, quiet=0.95e-4),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Convert a copy of each subclass and compare."""

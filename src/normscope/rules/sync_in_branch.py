@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, look
 from normscope.rules._rule import AbstractRule
 
 _BATCHES = 8
@@ -22,7 +18,7 @@ _BATCHES = 8
 class _Branch(nn.Module):
     """A part of the network that runs only for some batches."""
 
-    def __init__(self, norm: _nets.Norm, *, by: str = "data") -> None:
+    def __init__(self, norm: examples.Norm, *, by: str = "data") -> None:
         super().__init__()
         self.inlet = nn.Linear(12, 16)
         self.extra = nn.Sequential(nn.Linear(16, 16), norm(16), nn.ReLU())
@@ -40,7 +36,7 @@ class _Branch(nn.Module):
 class _Experts(nn.Module):
     """Samples go to one of two branches; where none goes, the branch is not called."""
 
-    def __init__(self, norm: _nets.Norm) -> None:
+    def __init__(self, norm: examples.Norm) -> None:
         super().__init__()
         self.experts = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm(8), nn.ReLU()) for _ in range(2))
         self.head = nn.Linear(8, 4)
@@ -57,7 +53,7 @@ class _Experts(nn.Module):
 class _Refined(nn.Module):
     """A block is repeated until the output is sure enough."""
 
-    def __init__(self, norm: _nets.Norm) -> None:
+    def __init__(self, norm: examples.Norm) -> None:
         super().__init__()
         self.inlet, self.block = nn.Linear(12, 16), nn.Sequential(nn.Linear(16, 16), norm(16), nn.ReLU())
         self.head = nn.Linear(16, 4)
@@ -78,7 +74,7 @@ def _ours(width: int) -> nn.Module:
 
 
 def _case(net: Any, shape: tuple[int, ...] = (12,), *, size: int = 8) -> Case:
-    return _nets.case(net, trained=0, size=size, shape=shape)
+    return examples.healthy(net, trained=0, size=size, shape=shape)
 
 
 class SyncInBranch(AbstractRule):
@@ -110,15 +106,16 @@ class SyncInBranch(AbstractRule):
     SICK = (
         partial(_case, partial(_Branch, _sync)),
         partial(_case, partial(_Branch, _ours)),
-        partial(_case, partial(_Experts, _sync), (3, 8, 8), size=4),
+        examples.Planted(partial(_case, partial(_Experts, _sync), (3, 8, 8), size=4), ["experts.1.1"]),
         partial(_case, partial(_Refined, _sync)),
     )
     WELL = (
         partial(_case, partial(_Branch, nn.BatchNorm1d)),
         partial(_case, partial(_Branch, _sync, by="turn")),
         partial(_case, partial(_Branch, _ours, by="never")),
-        partial(_nets.case, _nets.mlp, norm=_sync),
+        partial(examples.healthy, examples.mlp, norm=_sync),
     )
+    NEAR = (examples.Near(lambda by: _case(partial(_Branch, _sync, by=by)), found="data", quiet="turn"),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Count the calls of synchronised norms batch by batch."""

@@ -2,26 +2,41 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples, recalibrate_places
 from normscope.rules._rule import AbstractRule
-from normscope.surgery import recalibrate
 
 _SHIFT, _RATIO, _CHANNELS, _LOSS = 0.5, (0.5, 2.0), 0.1, 1.2
 
 
 def _spoil(model: nn.Module, *, mean: float = 0.0, factor: float = 1.0) -> None:
     with torch.no_grad():
-        for norm in _nets.norms(model):
+        for norm in examples.norms(model):
             norm.running_mean.add_(mean * norm.running_var.sqrt())
             norm.running_var.mul_(factor)
+
+
+def _planted(*, shift: float = 0.0, factor: float = 1.0, off: int = 20, constant: float = 0.0) -> Case:
+    """A norm on the data whose running statistics are wrong by known amounts, and a loss that shows it.
+
+    Args:
+        shift: Distance of the running means from the data's, in standard deviations.
+        factor: Running variance over that of the data.
+        off: How many of 20 channels are wrong.
+        constant: What is added to the loss, which is 1 where the output has a mean square of 1.
+    """
+    pooled = 4.0 * 320 / 319  # of ten batches of 32
+    norm = examples.batch_norm(20, mean=3.0, variance=pooled, momentum=0.0)
+    norm.running_mean[:off] += shift * (pooled + norm.eps) ** 0.5
+    norm.running_var[:off] *= factor
+
+    def loss_fn(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return 1 + constant + 10 * examples.mean_square(model, batch).log().square()
+
+    return examples.alone(norm, [examples.two_values(3.0, 2.0, channels=20)] * 10, loss_fn=loss_fn)
 
 
 class TrainEvalGap(AbstractRule):
@@ -48,16 +63,24 @@ class TrainEvalGap(AbstractRule):
     SLUG = "train-eval-gap"
     SEVERITY = Severity.ERROR
     NEEDS = ("evaluation",)
+    KEEPS = ("training",)
     SOURCES = ("pytorch/pytorch#4741", "pytorch/pytorch#5406", "keras-team/keras#6977", "keras-team/keras#7265")
     SICK = (
-        partial(_nets.case, _nets.mlp, change=partial(_spoil, mean=2.0)),
-        partial(_nets.case, _nets.cnn, change=partial(_spoil, factor=30.0)),
-        partial(_nets.case, _nets.residual, change=partial(_spoil, mean=-1.5, factor=0.05)),
+        partial(examples.healthy, examples.mlp, change=partial(_spoil, mean=2.0)),
+        partial(examples.healthy, examples.cnn, change=partial(_spoil, factor=30.0)),
+        partial(examples.healthy, examples.residual, change=partial(_spoil, mean=-1.5, factor=0.05)),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_nets.case, _nets.cnn),
-        partial(_nets.case, _nets.residual, change=partial(_spoil, factor=1.3)),
+        partial(examples.healthy, examples.mlp),
+        partial(examples.healthy, examples.cnn),
+        partial(examples.healthy, examples.residual, change=partial(_spoil, factor=1.3)),
+    )
+    NEAR = (
+        examples.Near(lambda shift: _planted(shift=shift), found=0.51, quiet=0.49),
+        examples.Near(lambda factor: _planted(factor=factor), found=0.49, quiet=0.51),
+        examples.Near(lambda factor: _planted(factor=factor), found=2.04, quiet=1.96),
+        examples.Near(lambda off: _planted(shift=3.0, off=off), found=3, quiet=2),
+        examples.Near(lambda constant: _planted(shift=1.0, constant=constant), found=22.0, quiet=24.0),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -96,9 +119,4 @@ class TrainEvalGap(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the norms of the finding."""
-        report = recalibrate(case.model, case.loader, _call(case), only=list(finding.places), frozen=True)
-        return f"recalibrated {len(report.done)} norms on the training data"
-
-
-def _call(case: Case) -> Any:
-    return case.loss_fn
+        return f"recalibrated {recalibrate_places(case, finding)} norms on the training data"

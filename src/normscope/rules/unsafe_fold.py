@@ -9,14 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.exported import Deployed, exported_anew
-from normscope.evidence.passes import example
-from normscope.evidence.sandbox import sandbox
-from normscope.modules.call import set_mode
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import (
+    Case,
+    Deployed,
+    Evidence,
+    Finding,
+    Severity,
+    example,
+    examples,
+    exported_anew,
+    sandbox,
+    set_mode,
+)
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import fold
 from normscope.surgery.absorb import deviation, widened
@@ -66,7 +70,7 @@ def _head() -> nn.Module:
 
 def _folded(net: Any, norm: str, linear: str, how: str, *, shape: tuple[int, ...] = (3, 8, 8)) -> Case:
     """Fold one norm as tools do that look at neighbours alone."""
-    case = _nets.case(net, shape=shape)
+    case = examples.healthy(net, shape=shape)
     model: Any = copy.deepcopy(case.model).eval()
     bn, layer = model.get_submodule(norm), model.get_submodule(linear)
     s = bn.weight / (bn.running_var + bn.eps).sqrt()
@@ -86,12 +90,25 @@ def _folded(net: Any, norm: str, linear: str, how: str, *, shape: tuple[int, ...
 
 
 def _well(net: Any, *, half: bool = False) -> Case:
-    case = _nets.case(net)
+    case = examples.healthy(net)
     assert isinstance(case.loader, list)
     model = copy.deepcopy(case.model).eval()
     fold(model, case.loader[0][0])
     case.exported = model.bfloat16() if half else model
     return case
+
+
+def _folded_with(error: float) -> Case:
+    """A norm folded into the layer before it, with weights that are too large by this share."""
+    linear, norm = examples.seeded(lambda: nn.Linear(12, 8)), examples.batch_norm(8)
+    x = examples.two_values(1.0, 2.0) + torch.linspace(-1, 1, 32)[:, None]
+    norm.running_mean.copy_(linear(x).mean(0).detach())
+    folded: Any = nn.Sequential(copy.deepcopy(linear), nn.Identity())
+    with torch.no_grad():
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt() * (1 + error)
+        folded[0].bias.sub_(norm.running_mean).mul_(scale)
+        folded[0].weight.mul_(scale[:, None])
+    return Case(nn.Sequential(linear, norm).train(), examples.mean_square, [x] * 4, exported=folded)
 
 
 class UnsafeFold(AbstractRule):
@@ -122,19 +139,21 @@ class UnsafeFold(AbstractRule):
     SEVERITY = Severity.ERROR
     NEEDS = ("exported",)
     SAFE = True
+    KEEPS = ("training", "evaluation")
     SOURCES = ("pytorch/pytorch#180995", "ultralytics/ultralytics#25364")
     SICK = (
         partial(_folded, _TwoUsers, "norm", "conv", "before"),
         partial(_folded, _transposed, "3", "2", "before"),
         partial(_folded, _norm_first, "0", "1", "after"),
-        partial(_folded, _nets.mlp, "1", "0", "eps", shape=(12,)),
+        examples.Planted(partial(_folded, examples.mlp, "1", "0", "eps", shape=(12,)), ["1"]),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_well, _nets.cnn),
-        partial(_well, _nets.residual),
-        partial(_well, _nets.cnn, half=True),
+        partial(examples.healthy, examples.mlp),
+        partial(_well, examples.cnn),
+        partial(_well, examples.residual),
+        partial(_well, examples.cnn, half=True),
     )
+    NEAR = (examples.Near(_folded_with, found=1.05e-4, quiet=0.95e-4),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare what is deployed with the model, then norm by norm."""

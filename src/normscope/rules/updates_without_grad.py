@@ -1,38 +1,40 @@
 """Running statistics that change where nothing is learnt."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import Case, Evidence, Finding, Severity, examples
 from normscope.rules._rule import AbstractRule
 
 
 def _pseudo_labels(net: Any, *, quiet: bool = False) -> Case:
     """A step that guesses labels for other data before it trains, as semi-supervised methods do."""
-    case = _nets.case(net)
-    optimizer = case.optimizer
-    assert optimizer is not None
 
-    def step(model: nn.Module, batch: Any) -> None:
+    def losses(model: nn.Module, batch: Any) -> Iterator[Tensor]:
         x, y = batch
         if quiet:
             model.eval()
         with torch.no_grad():
             guessed = model(x * 2 + 1).argmax(1)
         model.train()
-        optimizer.zero_grad()
-        (_nets.loss_fn(model, (x, y)) + 0.1 * _nets.loss_fn(model, (x, guessed))).backward()
-        optimizer.step()
+        yield examples.loss_fn(model, (x, y)) + 0.1 * examples.loss_fn(model, (x, guessed))
 
-    case.step = step
-    return case
+    return examples.stepped(examples.healthy(net), losses)
+
+
+def _one_more_call(grad: bool) -> Case:
+    """A step in which one norm is called once more, with gradients recorded or not."""
+
+    def losses(model: Any, batch: Any) -> Iterator[Tensor]:
+        with torch.set_grad_enabled(grad):
+            model[:2](batch[0])
+        yield examples.loss_fn(model, batch)
+
+    return examples.stepped(examples.healthy(examples.mlp, trained=0), losses)
 
 
 class UpdatesWithoutGrad(AbstractRule):
@@ -57,25 +59,26 @@ class UpdatesWithoutGrad(AbstractRule):
     NEEDS = ("loop",)
     SOURCES = ("YU1ut/MixMatch-pytorch#43",)
     SICK = (
-        partial(_pseudo_labels, _nets.mlp),
-        partial(_pseudo_labels, _nets.cnn),
-        partial(_pseudo_labels, _nets.residual),
+        partial(_pseudo_labels, examples.mlp),
+        partial(_pseudo_labels, examples.cnn),
+        partial(_pseudo_labels, examples.residual),
     )
     WELL = (
-        partial(_nets.case, _nets.mlp),
-        partial(_pseudo_labels, _nets.cnn, quiet=True),
-        partial(_pseudo_labels, _nets.residual, quiet=True),
+        partial(examples.healthy, examples.mlp),
+        partial(_pseudo_labels, examples.cnn, quiet=True),
+        partial(_pseudo_labels, examples.residual, quiet=True),
     )
+    NEAR = (examples.Near(_one_more_call, found=False, quiet=True),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look for updates without gradient."""
         if not evidence.tracking:
             return
         seen = evidence.training
-        wrong = [call for call in seen.calls if call.updated and not call.grad and not call.recomputed]
-        # A whole network under no_grad in a re-entrant checkpoint is called again, with gradient, in the backward pass.
+        # What a re-entrant checkpoint runs without gradient it runs again, with gradient, in the backward pass.
         again = {(call.path, call.step) for call in seen.calls if call.recomputed}
-        wrong = [call for call in wrong if (call.path, call.step) not in again]
+        calls = (call for call in seen.calls if call.updated and not call.grad)
+        wrong = [call for call in calls if (call.path, call.step) not in again]
         if not wrong:
             return
         places = list(dict.fromkeys(call.path for call in wrong))

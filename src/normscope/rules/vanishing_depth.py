@@ -3,21 +3,25 @@
 import math
 from collections.abc import Iterable
 from functools import partial
+from statistics import median_high
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.evidence.case import Case
-from normscope.evidence.evidence import Evidence
-from normscope.evidence.passes import look, replace_module
-from normscope.modules.sites import is_known_norm
-from normscope.modules.tree import childless
-from normscope.records import Finding, Severity
-from normscope.rules import _nets
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    Severity,
+    childless,
+    examples,
+    is_known_norm,
+    look,
+    replace_module,
+)
 from normscope.rules._rule import AbstractRule
-from normscope.rules.exploding_depth import _middle
 
 _RATIO, _SATURATED = 1e-3, 0.5
 _NORMS = {2: layers.BatchNorm1d, 3: layers.BatchNorm1d, 4: layers.BatchNorm2d, 5: layers.BatchNorm3d}
@@ -57,10 +61,27 @@ def _probability(scale: float = 12.0) -> nn.Module:
     return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), last, nn.Sigmoid())
 
 
+def _vectors(net: Any) -> Case:
+    return examples.healthy(net, trained=0, shape=(12,))
+
+
+def _odd(count: int) -> list[str]:
+    """Return the names of so many activations, each behind a layer."""
+    return [str(2 * index + 1) for index in range(count)]
+
+
 def _zero_gains(model: nn.Module) -> None:
     """The last gain of each residual branch starts at zero, as recipes have it: no gradient enters the branches."""
     for block in model.get_submodule("blocks").children():
-        nn.init.zeros_(_nets.norms(block)[-1].weight)
+        nn.init.zeros_(examples.norms(block)[-1].weight)
+
+
+def _saturating(share: float) -> Case:
+    """A tanh between two layers, of whose outputs this share is near 1."""
+    rows = torch.arange(100) < 100 * share
+    x = torch.where(rows[:, None], 5.0, 0.1).expand(100, 12) + 0.01 * torch.arange(12)
+    model = nn.Sequential(nn.Tanh(), nn.Linear(12, 4)).train()
+    return Case(model, examples.mean_square, [x] * 4, torch.optim.SGD(model.parameters(), lr=0.01))
 
 
 class VanishingDepth(AbstractRule):
@@ -87,19 +108,26 @@ class VanishingDepth(AbstractRule):
     SLUG = "vanishing-depth"
     SEVERITY = Severity.WARNING
     NEEDS = ("gradient",)
+    KEEPS = ("evaluation",)  # until it has seen data, a new norm in eval mode is the identity
     SOURCES = ("arXiv:1502.03167 section 3.2", "Glorot and Bengio 2010")
     SICK = (
-        partial(_nets.case, partial(_squashed, scale=8.0), trained=0, shape=(12,)),
-        partial(_nets.case, partial(_squashed, act=nn.Sigmoid, depth=8), trained=0, shape=(12,)),
-        partial(_nets.case, _SquashedMaps, trained=0, shape=(3, 8, 8)),
-        partial(_nets.case, partial(_squashed, act=nn.ReLU, depth=12, scale=0.3), trained=0, shape=(12,)),
+        examples.Planted(partial(_vectors, partial(_squashed, scale=8.0)), ["1", "3", "5", "7"]),
+        examples.Planted(partial(_vectors, partial(_squashed, act=nn.Sigmoid, depth=8)), _odd(8)),
+        examples.Planted(partial(examples.healthy, _SquashedMaps, trained=0, shape=(3, 8, 8)), ["act1", "act2"]),
+        examples.Planted(partial(_vectors, partial(_squashed, act=nn.ReLU, depth=12, scale=0.3)), _odd(12)),
     )
     WELL = (
-        partial(_nets.case, partial(_squashed), trained=0, shape=(12,)),
-        partial(_nets.case, partial(_squashed, scale=8.0, norm=True), trained=0, shape=(12,)),
-        partial(_nets.case, _probability, trained=0, shape=(12,)),
-        partial(_nets.case, _nets.residual, trained=0),
-        partial(_nets.case, _nets.residual, trained=0, change=_zero_gains),
+        partial(_vectors, _squashed),
+        partial(_vectors, partial(_squashed, scale=8.0, norm=True)),
+        partial(_vectors, _probability),
+        partial(examples.healthy, examples.residual, trained=0),
+        partial(examples.healthy, examples.residual, trained=0, change=_zero_gains),
+    )
+    NEAR = (
+        examples.Near(_saturating, found=0.52, quiet=0.48),
+        examples.Near(
+            lambda factor: examples.deep_with_scaled_gradients(factor, 10, norm=False), found=0.3, quiet=0.34
+        ),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -168,7 +196,7 @@ def _fading(evidence: Evidence) -> float:
             values = [value for value in values if value > 0]
         if len(values) < 5:
             return 1.0
-        ratios.append(_middle(values[:3]) / max(_middle(values[-4:-1]), 1e-300))
+        ratios.append(median_high(values[:3]) / max(median_high(values[-4:-1]), 1e-300))
     return max(ratios)
 
 

@@ -270,7 +270,7 @@ def _execute(
 
     # One thread each: sums over threads would make the last bits depend on their number. One task at a time, so that
     # an interruption loses no more than the cells under way.
-    with joblib.parallelconfig_of("loky", n_jobs=workers, inner_max_num_threads=1):
+    with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
             joblib.delayed(_work_for)(os.getpid(), study, group, data, device) for group in groups
         )

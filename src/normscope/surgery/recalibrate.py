@@ -116,21 +116,22 @@ def recalibrate(
                 _require(loader)
             return Report(model, (), tuple(skipped))
         passes = _Passes(inner, loader, call, num_batches, dropout, preserve_rng, progress)
-        if sequential:
-            pooled = _one_by_one(passes, chosen, unbiased)
-        else:
-            pooled = passes.measure(chosen)
-            for site in chosen:
-                _write(site.module, pooled[site.path], unbiased, passes.old)
-        done = [_change(s, pooled[s.path], passes.old) for s in chosen if pooled[s.path].moments is not None]
-        if not done:
-            raise DataError("no norm was called with the data: is this the model that call() runs?")
-        skipped += [
-            Skip(s.path, "was not called with this data, or with fewer than two values per channel")
-            for s in chosen
-            if pooled[s.path].moments is None
-        ]
-    return Report(model, tuple(done), tuple(skipped))
+        pooled = _one_by_one(passes, chosen, unbiased) if sequential else _at_once(passes, chosen, unbiased)
+        return _report(model, chosen, pooled, passes.old, skipped)
+
+
+def _report(
+    model: nn.Module, chosen: list[Site], pooled: dict[str, Pooled], old: dict[nn.Module, Any], skipped: list[Skip]
+) -> Report:
+    measured = [site for site in chosen if pooled[site.path].moments is not None]
+    if not measured:
+        raise DataError("no norm was called with the data: is this the model that call() runs?")
+    skipped += [
+        Skip(site.path, "was not called with this data, or with fewer than two values per channel")
+        for site in chosen
+        if site not in measured
+    ]
+    return Report(model, tuple(_change(site, pooled[site.path], old) for site in measured), tuple(skipped))
 
 
 class _Passes:
@@ -189,6 +190,13 @@ class _Passes:
             yield batch
             if limit is not None and number + 1 >= limit:
                 return
+
+
+def _at_once(passes: _Passes, chosen: list[Site], unbiased: bool) -> dict[str, Pooled]:
+    pooled = passes.measure(chosen)
+    for site in chosen:
+        _write(site.module, pooled[site.path], unbiased, passes.old)
+    return pooled
 
 
 def _one_by_one(passes: _Passes, chosen: list[Site], unbiased: bool) -> dict[str, Pooled]:

@@ -1,4 +1,4 @@
-"""What a check found, as the formats take it: plain words and numbers, no network and no tensor."""
+"""The result of a check, as the formats take it: plain words and numbers, no network and no tensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,14 +46,14 @@ class GapNote:
 
 @dataclass(frozen=True, slots=True)
 class FixNote:
-    """What became of one finding when fixes were asked for.
+    """The outcome of the fix of one finding.
 
     Attributes:
         finding: The finding.
-        done: What was done; empty if nothing was.
-        why_not: Why nothing was done.
+        done: The change that was made; empty if there was none.
+        why_not: Why nothing was changed.
         tensors: Tensors of state dicts that it changed, added or took away.
-        beyond: What it changed that no state dict holds, in words.
+        beyond: Changes that no state dict holds, in words.
     """
 
     finding: Finding
@@ -65,18 +65,18 @@ class FixNote:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """All that a check has to say.
+    """The result of a check.
 
     Attributes:
-        target: What was checked, in the user's words.
-        findings: What was found, worst first; after fixes what is left.
-        ignored: What is there on purpose, with the reason.
+        target: The checked target, in the user's words.
+        findings: The findings, worst first; after fixes, those that remain.
+        ignored: Findings that are there on purpose, each with the reason.
         rules: The rules that ran.
         gap: Where the loss of evaluation comes from, if that was measured.
         failed: Codes of rules that could not be judged, and why.
-        fixes: What became of the findings that were there before fixes; empty if none were asked for.
+        fixes: The outcome of each fix; empty if no fixes were asked for.
         saved: Files written with the repaired state.
-        notes: What else must be known to read the result, a sentence each.
+        notes: Sentences without which the result would be misread.
         file: The file in which the set-up is made, if there is one.
         line: Line of that file.
         seconds: Time that the check took.

@@ -12,10 +12,10 @@ VERSION = 1
 
 
 def check_json(checked: Checked) -> str:
-    """Return what a check found as one JSON document.
+    """Return the result of a check as one JSON document.
 
     Args:
-        checked: What it found.
+        checked: The result.
 
     Returns:
         An object with ``schema`` and ``version``, which rises when a key is taken away or changes its meaning; keys may

@@ -16,15 +16,16 @@ _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sa
 
 
 def check_sarif(checked: Checked, *, version: str) -> str:
-    """Return what a check found as a SARIF 2.1.0 log of one run.
+    """Return the result of a check as a SARIF 2.1.0 log of one run.
 
     Args:
-        checked: What it found.
+        checked: The result.
         version: Of this library.
 
     Returns:
-        A result a finding: its layers are logical locations; the file in which the set-up is made, if it is known, is
-        the physical one. What is ignored on purpose is a result with a suppression. Numbers are in ``properties``.
+        A result for each finding: its layers are logical locations; the file in which the set-up is made, if it is
+        known, is the physical location. A finding that is ignored on purpose is a result with a suppression. Numbers
+        are in ``properties``.
     """
     order = {rule.code: index for index, rule in enumerate(checked.rules)}
     results = [_result(checked, finding, order) for finding in checked.findings]

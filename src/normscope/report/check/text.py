@@ -17,16 +17,16 @@ _LABEL = 10
 
 
 def check_text(checked: Checked, *, width: int = 100, color: bool = False) -> str:
-    """Return what a check found as text.
+    """Return the result of a check as text.
 
     Args:
-        checked: What it found.
+        checked: The result.
         width: Columns of the terminal.
         color: Whether the terminal shows colors.
 
     Returns:
-        Lines: each finding with its layers, its number and bound, its cost and its fix; then the gap between training
-        and evaluation taken apart, what was fixed, what is ignored on purpose, and a line of counts.
+        Lines: each finding with its layers, its number and bound, its cost and its fix; then the parts of the gap
+        between training and evaluation, fixes, findings that are ignored on purpose, and a line of counts.
     """
     from rich.console import Console
 
@@ -158,7 +158,7 @@ def _summary(checked: Checked) -> str:
 
 def _places(places: Sequence[str]) -> str:
     shown = [place_words(place) for place in places]
-    if len(shown) <= _SHOWN + 1:  # "and 1 more" is as long as the one
+    if len(shown) <= _SHOWN + 1:  # "and 1 more" is as long as the last place
         return ", ".join(shown)
     return f"{', '.join(shown[:_SHOWN])} and {len(shown) - _SHOWN} more"
 

@@ -1,48 +1,47 @@
 """Healthy networks of many architectures, for images, volumes and vectors, trained in the plain way."""
 
 import torch
-from _zoo import Head, conv_norm, fit, healthy, images
+from healthy import Head, conv_norm, fit, healthy, images
 from torch import nn
 from torch.nn import functional as F
 
-from normscope.evidence import Case
-from normscope.rules import _nets
+from normscope.evidence import Case, examples
 
 
 @healthy
 def plain_dense():
-    model = _nets.seeded(_nets.mlp)
-    return fit(model, _nets.data((12,)), eval_loader=_nets.data((12,), batches=4, seed=9))
+    model = examples.seeded(examples.mlp)
+    return fit(model, examples.data((12,)), eval_loader=examples.data((12,), batches=4, seed=9))
 
 
 @healthy
 def plain_convolutions_with_adam():
-    model = _nets.seeded(_nets.cnn)
+    model = examples.seeded(examples.cnn)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     return fit(model, images(), optimizer=optimizer, eval_loader=images(batches=4, seed=9))
 
 
 @healthy
 def untrained():
-    model = _nets.seeded(_nets.residual)
-    return Case(model.train(), _nets.loss_fn, images(), torch.optim.SGD(model.parameters(), lr=0.1))
+    model = examples.seeded(examples.residual)
+    return Case(model.train(), examples.loss_fn, images(), torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 @healthy
 def residual():
-    model = _nets.seeded(_nets.residual)
+    model = examples.seeded(examples.residual)
     return fit(model, images(), eval_loader=images(batches=4, seed=9))
 
 
 @healthy
 def residual_with_zero_gains_and_decay_on_weights_only():
     def make():
-        model = _nets.residual()
+        model = examples.residual()
         for block in model.blocks:
             nn.init.zeros_(block[4].weight)
         return model
 
-    model = _nets.seeded(make)
+    model = examples.seeded(make)
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": weights, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
@@ -61,7 +60,7 @@ def preactivation_residual():
         def forward(self, x):
             return x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
 
-    model = _nets.seeded(
+    model = examples.seeded(
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), Block(8), Block(8), Block(8), nn.BatchNorm2d(8), nn.ReLU(), Head(8)
         )
@@ -84,7 +83,7 @@ def deep_residual():
                 x = x + block(x)
             return self.head(x)
 
-    model = _nets.seeded(Deep)
+    model = examples.seeded(Deep)
     return fit(model, images(), epochs=4)
 
 
@@ -106,7 +105,7 @@ def dense_connections():
                 x = torch.cat([x, part(x)], 1)
             return self.head(F.relu(self.norm(x)))
 
-    model = _nets.seeded(Dense)
+    model = examples.seeded(Dense)
     return fit(model, images(), eval_loader=images(batches=4, seed=9))
 
 
@@ -124,13 +123,13 @@ def mobile_inverted_residuals():
         def forward(self, x):
             return x + self.body(x)
 
-    model = _nets.seeded(lambda: nn.Sequential(conv_norm(3, 6, act=nn.ReLU6), Inverted(6), Inverted(6), Head(6)))
+    model = examples.seeded(lambda: nn.Sequential(conv_norm(3, 6, act=nn.ReLU6), Inverted(6), Inverted(6), Head(6)))
     return fit(model, images(), eval_loader=images(batches=4, seed=9))
 
 
 @healthy
 def grouped_convolutions():
-    model = _nets.seeded(
+    model = examples.seeded(
         lambda: nn.Sequential(conv_norm(3, 16), conv_norm(16, 16, groups=4), conv_norm(16, 16, groups=2), Head(16))
     )
     return fit(model, images())
@@ -138,7 +137,7 @@ def grouped_convolutions():
 
 @healthy
 def depthwise_separable():
-    model = _nets.seeded(
+    model = examples.seeded(
         lambda: nn.Sequential(
             conv_norm(3, 12), conv_norm(12, 12, groups=12), conv_norm(12, 16, 1), conv_norm(16, 16, groups=16), Head(16)
         )
@@ -156,7 +155,7 @@ def squeeze_and_excitation():
         def forward(self, x):
             return x * self.gate(x.mean((2, 3)))[:, :, None, None]
 
-    model = _nets.seeded(lambda: nn.Sequential(conv_norm(3, 8), Squeeze(8), conv_norm(8, 12), Squeeze(12), Head(12)))
+    model = examples.seeded(lambda: nn.Sequential(conv_norm(3, 8), Squeeze(8), conv_norm(8, 12), Squeeze(12), Head(12)))
     return fit(model, images())
 
 
@@ -170,7 +169,7 @@ def inception_branches():
         def forward(self, x):
             return torch.cat([self.one(x), self.three(x), self.five(x)], 1)
 
-    return fit(_nets.seeded(lambda: nn.Sequential(Branches(3), nn.MaxPool2d(2), Branches(12), Head(12))), images())
+    return fit(examples.seeded(lambda: nn.Sequential(Branches(3), nn.MaxPool2d(2), Branches(12), Head(12))), images())
 
 
 @healthy
@@ -186,12 +185,12 @@ def vgg_like_with_dropout_after_the_norms():
         ]
         return nn.Sequential(*parts, nn.Flatten(), nn.Linear(48, 24), nn.ReLU(), nn.Dropout(0.3), nn.Linear(24, 4))
 
-    return fit(_nets.seeded(make), images(), eval_loader=images(batches=4, seed=9))
+    return fit(examples.seeded(make), images(), eval_loader=images(batches=4, seed=9))
 
 
 @healthy
 def channels_last():
-    model = _nets.seeded(_nets.cnn).to(memory_format=torch.channels_last)
+    model = examples.seeded(examples.cnn).to(memory_format=torch.channels_last)
     loader = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in images()]
     return fit(model, loader)
 
@@ -202,9 +201,13 @@ def volumes():
         parts = [nn.Conv3d(2, 6, 3, padding=1, bias=False), nn.BatchNorm3d(6), nn.ReLU()]
         return nn.Sequential(*parts, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 4))
 
-    return fit(_nets.seeded(make), _nets.data((2, 4, 4, 4)))
+    return fit(examples.seeded(make), examples.data((2, 4, 4, 4)))
 
 
 @healthy
 def sequence_convolutions():
-    return fit(_nets.seeded(_nets.sequence), _nets.data((12, 16)), eval_loader=_nets.data((12, 16), batches=4, seed=9))
+    return fit(
+        examples.seeded(examples.sequence),
+        examples.data((12, 16)),
+        eval_loader=examples.data((12, 16), batches=4, seed=9),
+    )

@@ -1,5 +1,6 @@
-"""Two processes that train one model without sharing buffers: found in both, and repaired to the same bits."""
+"""Replicas with planted statistics; and two processes, in which drift is found and repaired to the same bits."""
 
+import copy
 import sys
 import tempfile
 from pathlib import Path
@@ -8,7 +9,48 @@ import pytest
 import torch
 from torch import nn
 
-from normscope.rules import _nets
+from kit.findings import finding_of, is_quiet, repaired
+from normscope.evidence import examples
+
+
+def drifted(means, variances):
+    """A norm of a channel and replicas of it, with these running statistics, the model's own first."""
+    case = examples.alone(examples.batch_norm(2), [examples.two_values(0.0, 1.0, 32, 2)] * 3)
+    models = [case.model, *(copy.deepcopy(case.model) for _ in means[1:])]
+    for model, mean, variance in zip(models, means, variances, strict=True):
+        model[0].running_mean[1], model[0].running_var[1] = mean, variance
+    case.replicas = tuple(models[1:])
+    return case
+
+
+@pytest.mark.parametrize(
+    ("means", "variances"),
+    [([0.0, 3.0], [1.0, 1.0]), ([0.0, 0.5, -0.5, 2.0], [1.0, 9.0, 4.0, 0.25]), ([1.0, 1.0], [1.0, 16.0])],
+)
+def test_distance_and_pooled_statistics_are_those_of_the_law_of_total_variance(means, variances):
+    case = drifted(means, variances)
+    mean, variance = (torch.tensor(values, dtype=torch.float64) for values in (means, variances))
+    pooled = variance.mean() + mean.var(correction=0)
+    apart = max(mean.max() - mean.min(), variance.sqrt().max() - variance.sqrt().min()) / (pooled + 1e-5).sqrt()
+    finding = finding_of(case, "NS114")
+    assert finding.measured == pytest.approx(float(apart), rel=1e-6)
+    assert finding.details["mean_variance_over_pooled"] == pytest.approx(float(variance.mean() / pooled), rel=1e-6)
+    assert finding.message == (
+        f"{len(means)} processes have different running statistics in 1 norms: they lie up to {float(apart):.2g} "
+        "standard deviations apart"
+    )
+    assert repaired(case, "NS114").startswith(f"gave {len(means)} replicas the pooled statistics")
+    for model in (case.model, *case.replicas):
+        torch.testing.assert_close(model[0].running_mean[1].double(), mean.mean(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(model[0].running_var[1].double(), pooled, rtol=1e-6, atol=1e-6)
+
+
+def test_only_the_norms_that_differ_are_named_and_equal_ones_are_left_in_peace():
+    case = drifted([0.0, 0.0], [1.0, 1.0])
+    assert is_quiet(case, "NS114")
+    case.model.append(examples.batch_norm(2))
+    case.replicas[0].append(examples.batch_norm(2, mean=0.5))
+    assert finding_of(case, "NS114").places == ("1",)
 
 
 def replica(rank, folder):
@@ -23,12 +65,12 @@ def replica(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = {}
     for name, broadcast in (("alone", False), ("broadcast", True)):
-        plain = _nets.seeded(_nets.mlp)
+        plain = examples.seeded(examples.mlp)
         model = nn.parallel.DistributedDataParallel(plain, broadcast_buffers=broadcast)
-        loader = _nets.data((12,), seed=rank, mean=float(3 * rank))
+        loader = examples.data((12,), seed=rank, mean=float(3 * rank))
         for batch in loader:
-            _nets.loss_fn(model, batch).backward()
-        case = evidence.Case(model, _nets.loss_fn, loader, torch.optim.SGD(model.parameters(), lr=0.1))
+            examples.loss_fn(model, batch).backward()
+        case = evidence.Case(model, examples.loss_fn, loader, torch.optim.SGD(model.parameters(), lr=0.1))
         before = {key: value.clone() for key, value in plain.state_dict().items()}
         findings = checking.check(case, ["NS114"], gap=False)
         same = all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
@@ -51,18 +93,18 @@ def watched(rank):
     import normscope as ns
     from normscope import checking, evidence
 
-    model = nn.parallel.DistributedDataParallel(_nets.seeded(_nets.mlp))
+    model = nn.parallel.DistributedDataParallel(examples.seeded(examples.mlp))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    loader = _nets.data((12,), seed=rank)
-    scope = ns.Scope(model, _nets.loss_fn, optimizer, rules="all", every=6)
+    loader = examples.data((12,), seed=rank)
+    scope = ns.Scope(model, examples.loss_fn, optimizer, rules="all", every=6)
     for batch in loader * 3:
         with scope.step(batch):
             optimizer.zero_grad()
-            _nets.loss_fn(model, batch).backward()
+            examples.loss_fn(model, batch).backward()
             optimizer.step()
     seen = [(one.code, one.message) for one in scope.findings()]
     checked = [
-        (one.code, one.message) for one in checking.check(evidence.Case(model, _nets.loss_fn, loader, optimizer))
+        (one.code, one.message) for one in checking.check(evidence.Case(model, examples.loss_fn, loader, optimizer))
     ]
     return {
         "seen": seen,

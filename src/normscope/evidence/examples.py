@@ -1,6 +1,7 @@
-"""Small networks and data on which rules show what they find."""
+"""Small training set-ups with nothing wrong in them, in which rules plant what they find."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,38 @@ from normscope.evidence.case import Case
 
 Norm = Callable[[int], nn.Module]
 Net = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A set-up with a defect in it.
+
+    Attributes:
+        make: Makes the set-up.
+        places: Where a rule must find the defect; None stands for every batch norm of the model, in order.
+    """
+
+    make: Callable[[], Case]
+    places: Sequence[str] | None = None
+
+    def __call__(self) -> Case:
+        """Make the set-up."""
+        return self.make()
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Two set-ups on the two sides of a rule's bound, as near to it as they can be made.
+
+    Attributes:
+        make: ``make(value)`` makes a set-up that is at some distance from the bound.
+        found: A value at which the rule must find the defect.
+        quiet: The nearest value, beyond the bound, at which the rule must find nothing.
+    """
+
+    make: Callable[[Any], Case]
+    found: Any
+    quiet: Any
 
 
 def loss_fn(model: Any, batch: Any) -> Tensor:
@@ -115,14 +148,14 @@ def data(
     return found
 
 
-def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+def seeded(make: Callable[[], Any], seed: int = 0) -> Any:
     """Make a network from a seed of its own, leaving the global stream as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
-def case(
+def healthy(
     net: Net = mlp,
     *,
     trained: int = 60,
@@ -165,6 +198,101 @@ def case(
         "eval_loader": data(shape, batches=4, size=64, seed=seed + 2),
     }
     return Case(model, loss_fn, **given | options)
+
+
+def stepped(case: Case, losses: Callable[[Any, Any], Iterable[Tensor]]) -> Case:
+    """Give a set-up a training step of its own: one update for all losses that ``losses(model, batch)`` yields."""
+
+    def step(model: nn.Module, batch: Any) -> None:
+        assert case.optimizer is not None
+        case.optimizer.zero_grad()
+        for loss in losses(model, batch):
+            loss.backward()
+        case.optimizer.step()
+
+    case.step = step
+    return case
+
+
+def batch_norm(channels: int = 12, *, mean: float = 0.0, variance: float = 1.0, **options: Any) -> Any:
+    """Return a ``BatchNorm1d`` with these running statistics; ``options`` are its own."""
+    norm: Any = nn.BatchNorm1d(channels, **options)
+    norm.running_mean.fill_(mean)
+    norm.running_var.fill_(variance)
+    return norm
+
+
+def mean_square(model: Any, batch: Any) -> Tensor:
+    """Mean square of the output: its value is known where a norm makes the output."""
+    return model(batch).float().square().mean()
+
+
+def alone(norm: nn.Module, loader: Any, *, then: Sequence[nn.Module] = (), **options: Any) -> Case:
+    """Return a set-up of a norm that is given the data themselves, so that all of its statistics are planted.
+
+    Args:
+        norm: The norm; its name is ``"0"``.
+        loader: Batches ``(N, C, ...)``.
+        then: Modules behind it.
+        options: Anything else for ``Case``; left out, the loss is the mean square of the output, and plain gradient
+            descent trains at a rate of 0.01.
+    """
+    model = nn.Sequential(norm, *then).train()
+    given: dict[str, Any] = {"loss_fn": mean_square, "loader": loader}
+    parameters = list(model.parameters())
+    if parameters:
+        given["optimizer"] = torch.optim.SGD(parameters, lr=0.01)
+    return Case(model, **given | options)
+
+
+def two_values(mean: float | Tensor, deviation: float | Tensor, size: int = 32, channels: int = 12) -> Tensor:
+    """Return ``(size, channels)`` values, half of them ``mean - deviation`` and half ``mean + deviation``.
+
+    Args:
+        mean: Mean of all channels, or of each.
+        deviation: Standard deviation (divisor N) of all channels, or of each.
+        size: Number of rows, even.
+        channels: Number of channels.
+    """
+    signs = torch.tensor([-1.0, 1.0]).repeat(size // 2)[:, None]
+    return mean + deviation * signs.expand(size, channels)
+
+
+class ScaledGradient(nn.Module):
+    """Passes values on as they are, and gradients times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input."""
+        return x.detach() + self.factor * (x - x.detach())
+
+
+def deep_with_scaled_gradients(factor: float, depth: int, *, norm: bool = True, width: int = 8) -> Case:
+    """Return a set-up of ``depth`` orthogonal layers in which gradients change by a factor from layer to layer.
+
+    Args:
+        factor: By which the gradient grows at each layer on its way to the input.
+        depth: Number of layers that bear weight, without the norms.
+        norm: Whether each layer but the last has a batch norm behind it.
+        width: Width of all layers.
+    """
+    parts: list[nn.Module] = []
+    for index in range(depth):
+        linear = seeded(lambda: nn.Linear(width, width, bias=False), index)
+        nn.init.orthogonal_(linear.weight, generator=torch.Generator().manual_seed(index))
+        parts += [linear, *([nn.BatchNorm1d(width)] if norm and index < depth - 1 else []), ScaledGradient(factor)]
+    stream = torch.Generator().manual_seed(0)
+    loader = [torch.randn(64, width, generator=stream) for _ in range(4)]
+    target = torch.randn(64, width, generator=stream)
+    model = nn.Sequential(*parts).train()
+
+    def loss_fn(model: Any, batch: Any) -> Tensor:
+        return (model(batch) * target).mean()
+
+    return Case(model, loss_fn, loader, torch.optim.SGD(model.parameters(), lr=1e-3))
 
 
 def norms(model: nn.Module) -> list[Any]:

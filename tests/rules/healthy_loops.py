@@ -3,12 +3,12 @@
 import copy
 
 import torch
-from _zoo import conv_norm, fit, healthy, images
+from healthy import conv_norm, fit, healthy, images
 from torch import nn
 from torch.nn import functional as F
 
 from normscope import layers, surgery
-from normscope.rules import _nets
+from normscope.evidence import examples
 
 
 @healthy
@@ -21,7 +21,9 @@ def recurrent_with_a_norm_on_its_last_state():
         def forward(self, x):
             return self.head(self.norm(self.cell(x.transpose(1, 2))[0][:, -1]))
 
-    return fit(_nets.seeded(Recurrent), _nets.data((12, 9)), eval_loader=_nets.data((12, 9), batches=4, seed=9))
+    return fit(
+        examples.seeded(Recurrent), examples.data((12, 9)), eval_loader=examples.data((12, 9), batches=4, seed=9)
+    )
 
 
 @healthy
@@ -40,7 +42,7 @@ def u_net():
     def loss_fn(model, batch):
         return F.cross_entropy(model(batch[0]), (batch[0].mean(1) > 0.3).long())
 
-    return fit(_nets.seeded(UNet), images(), loss_fn, eval_loader=images(batches=4, seed=9))
+    return fit(examples.seeded(UNet), images(), loss_fn, eval_loader=images(batches=4, seed=9))
 
 
 @healthy
@@ -52,19 +54,19 @@ def autoencoder():
     def loss_fn(model, batch):
         return F.mse_loss(model(batch[0]), batch[0])
 
-    return fit(_nets.seeded(make), _nets.data((12,)), loss_fn)
+    return fit(examples.seeded(make), examples.data((12,)), loss_fn)
 
 
 @healthy
 def gan_generator():
     """The generator of a pair, with norms in it alone; the discriminator has spectral bounds instead."""
-    generator = _nets.seeded(
+    generator = examples.seeded(
         lambda: nn.Sequential(
             nn.Linear(8, 24, bias=False), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 24, bias=False),
             nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 12), nn.Tanh(),
         )
     )  # fmt: skip
-    judge = _nets.seeded(lambda: nn.Sequential(nn.Linear(12, 24), nn.LeakyReLU(0.2), nn.Linear(24, 1)), 1)
+    judge = examples.seeded(lambda: nn.Sequential(nn.Linear(12, 24), nn.LeakyReLU(0.2), nn.Linear(24, 1)), 1)
 
     def loss_fn(model, batch):
         return F.softplus(-judge(model(batch[0]))).mean()
@@ -78,7 +80,7 @@ def gan_generator():
 
 @healthy
 def gan_discriminator_on_batches_of_both_kinds():
-    model = _nets.seeded(lambda: nn.Sequential(_nets.mlp(), nn.Linear(4, 1)))
+    model = examples.seeded(lambda: nn.Sequential(examples.mlp(), nn.Linear(4, 1)))
 
     def loss_fn(model, batch):
         real = batch[0]
@@ -86,7 +88,7 @@ def gan_discriminator_on_batches_of_both_kinds():
         scores = model(torch.cat([real, fake]))  # in one batch: one kind of statistics
         return F.softplus(-scores[: len(real)]).mean() + F.softplus(scores[len(real) :]).mean()
 
-    return fit(model, _nets.data((12,)), loss_fn)
+    return fit(model, examples.data((12,)), loss_fn)
 
 
 @healthy
@@ -100,12 +102,12 @@ def siamese():
         a, b = (F.normalize(model(x + one), dim=1) for one in noise)
         return F.cross_entropy(a @ b.T / 0.2, torch.arange(len(x)))
 
-    return fit(_nets.seeded(_nets.cnn), images(size=48), loss_fn)
+    return fit(examples.seeded(examples.cnn), images(size=48), loss_fn)
 
 
 @healthy
 def frozen_backbone_by_surgery():
-    model = _nets.seeded(lambda: nn.Sequential(_nets.cnn(), nn.Linear(4, 4)))
+    model = examples.seeded(lambda: nn.Sequential(examples.cnn(), nn.Linear(4, 4)))
     fit(model, images())
     surgery.freeze(model[0], affine=True)
     model[0].requires_grad_(False)
@@ -115,7 +117,7 @@ def frozen_backbone_by_surgery():
 @healthy
 def frozen_backbone_by_hand():
     """Eval mode after ``train()``, and gradients off: as a loop that sets both at each epoch."""
-    model = _nets.seeded(lambda: nn.Sequential(_nets.cnn(), nn.Linear(4, 4)))
+    model = examples.seeded(lambda: nn.Sequential(examples.cnn(), nn.Linear(4, 4)))
     fit(model, images(), optimizer=torch.optim.SGD(model.parameters(), lr=0.02))
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.05)
@@ -124,7 +126,7 @@ def frozen_backbone_by_hand():
         model.train()
         model[0].eval()
         optimizer.zero_grad()
-        _nets.loss_fn(model, batch).backward()
+        examples.loss_fn(model, batch).backward()
         optimizer.step()
 
     return fit(model, images(), optimizer=optimizer, step=step)
@@ -132,7 +134,7 @@ def frozen_backbone_by_hand():
 
 @healthy
 def averaged_weights_recalibrated():
-    model = _nets.seeded(_nets.cnn)
+    model = examples.seeded(examples.cnn)
     loader = images()
     case = fit(model, loader)
     shadow = copy.deepcopy(model)
@@ -147,7 +149,7 @@ def averaged_weights_recalibrated():
 
 @healthy
 def averaged_weights_and_buffers():
-    model = _nets.seeded(_nets.residual)
+    model = examples.seeded(examples.residual)
     loader = images()
     case = fit(model, loader, epochs=3)
     averaged = torch.optim.swa_utils.AveragedModel(
@@ -155,7 +157,7 @@ def averaged_weights_and_buffers():
     )
     for batch in loader * 2:
         case.optimizer.zero_grad()
-        _nets.loss_fn(model, batch).backward()
+        examples.loss_fn(model, batch).backward()
         case.optimizer.step()
         averaged.update_parameters(model)
     case.averaged = averaged
@@ -177,7 +179,7 @@ def tied_weights():
             h = F.relu(self.norm(self.inlet(x)))
             return self.head(F.relu(self.again(self.decode(h))))
 
-    return fit(_nets.seeded(Tied), _nets.data((12,)))
+    return fit(examples.seeded(Tied), examples.data((12,)))
 
 
 @healthy
@@ -185,7 +187,10 @@ def several_inputs():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.image, self.table = nn.Sequential(conv_norm(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()), _nets.mlp()
+            self.image, self.table = (
+                nn.Sequential(conv_norm(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                examples.mlp(),
+            )
             self.head = nn.Linear(12, 4)
 
         def forward(self, image, table, scale=1.0):
@@ -194,8 +199,10 @@ def several_inputs():
     def loss_fn(model, batch):
         return F.cross_entropy(model(batch["image"], table=batch["table"]), batch["label"])
 
-    loader = [{"image": x, "table": t, "label": y} for (x, y), (t, _) in zip(images(), _nets.data((12,)), strict=True)]
-    return fit(_nets.seeded(Two), loader, loss_fn)
+    loader = [
+        {"image": x, "table": t, "label": y} for (x, y), (t, _) in zip(images(), examples.data((12,)), strict=True)
+    ]
+    return fit(examples.seeded(Two), loader, loss_fn)
 
 
 @healthy
@@ -215,7 +222,7 @@ def one_block_used_three_times():
                 h = h + 0.3 * self.block(h)
             return self.head(F.relu(h))
 
-    return fit(_nets.seeded(Shared), _nets.data((12,), size=48))
+    return fit(examples.seeded(Shared), examples.data((12,), size=48))
 
 
 @healthy
@@ -223,7 +230,7 @@ def dict_batches_and_outputs():
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.head = _nets.mlp(), nn.Linear(4, 4)
+            self.body, self.head = examples.mlp(), nn.Linear(4, 4)
 
         def forward(self, *, x):
             hidden = self.body(x)
@@ -232,7 +239,7 @@ def dict_batches_and_outputs():
     def loss_fn(model, batch):
         return F.cross_entropy(model(x=batch["x"])["logits"], batch["y"])
 
-    return fit(_nets.seeded(Named), [{"x": x, "y": y} for x, y in _nets.data((12,))], loss_fn)
+    return fit(examples.seeded(Named), [{"x": x, "y": y} for x, y in examples.data((12,))], loss_fn)
 
 
 @healthy
@@ -248,25 +255,27 @@ def layer_norm_transformer():
         def forward(self, x):
             return self.head(self.encoder(self.inlet(x.transpose(1, 2))).mean(1))
 
-    model = _nets.seeded(Transformer)
-    return fit(model, _nets.data((12, 9)), optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01))
+    model = examples.seeded(Transformer)
+    return fit(
+        model, examples.data((12, 9)), optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    )
 
 
 @healthy
 def group_norm():
-    return fit(_nets.seeded(lambda: _nets.cnn(lambda width: nn.GroupNorm(4, width))), images(size=4, batches=24))
+    return fit(examples.seeded(lambda: examples.cnn(lambda width: nn.GroupNorm(4, width))), images(size=4, batches=24))
 
 
 @healthy
 def no_norm_at_all():
-    return fit(_nets.seeded(lambda: _nets.cnn(lambda width: nn.Identity(), bias=True)), images())
+    return fit(examples.seeded(lambda: examples.cnn(lambda width: nn.Identity(), bias=True)), images())
 
 
 @healthy
 def tanh_with_norms():
     parts = [layer for _ in range(4) for layer in (nn.LazyLinear(24, bias=False), nn.LazyBatchNorm1d(), nn.Tanh())]
-    model = _nets.seeded(lambda: nn.Sequential(*parts, nn.LazyLinear(4)))
-    loader = _nets.data((12,))
+    model = examples.seeded(lambda: nn.Sequential(*parts, nn.LazyLinear(4)))
+    loader = examples.data((12,))
     model(loader[0][0])
     return fit(model, loader)
 
@@ -276,18 +285,18 @@ def batch_norm_of_this_library_with_options():
     def norm(width):
         return layers.BatchNorm2d(width, statistics="ghost", group_size=8, on_bad_update="skip")
 
-    return fit(_nets.seeded(lambda: _nets.cnn(norm)), images(size=32), eval_loader=images(batches=4, seed=9))
+    return fit(examples.seeded(lambda: examples.cnn(norm)), images(size=32), eval_loader=images(batches=4, seed=9))
 
 
 @healthy
 def accumulating_large_micro_batches():
-    model = _nets.seeded(_nets.cnn)
+    model = examples.seeded(examples.cnn)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 
     def step(model, batch):
         optimizer.zero_grad()
         for part in zip(batch[0].chunk(2), batch[1].chunk(2), strict=True):
-            (_nets.loss_fn(model, part) / 2).backward()
+            (examples.loss_fn(model, part) / 2).backward()
         optimizer.step()
 
     return fit(model, images(size=64), optimizer=optimizer, step=step)
@@ -295,13 +304,13 @@ def accumulating_large_micro_batches():
 
 @healthy
 def clipped_gradients_and_a_schedule():
-    model = _nets.seeded(_nets.residual)
+    model = examples.seeded(examples.residual)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
 
     def step(model, batch):
         optimizer.zero_grad()
-        _nets.loss_fn(model, batch).backward()
+        examples.loss_fn(model, batch).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -312,7 +321,7 @@ def clipped_gradients_and_a_schedule():
 @healthy
 def validation_inside_a_step():
     """Pseudo-labels from an eval pass without gradient, and back to training."""
-    model = _nets.seeded(_nets.cnn)
+    model = examples.seeded(examples.cnn)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 
     def step(model, batch):
@@ -321,7 +330,7 @@ def validation_inside_a_step():
             guessed = model(batch[0] * 1.1).argmax(1)
         model.train()
         optimizer.zero_grad()
-        (_nets.loss_fn(model, batch) + 0.1 * _nets.loss_fn(model, (batch[0], guessed))).backward()
+        (examples.loss_fn(model, batch) + 0.1 * examples.loss_fn(model, (batch[0], guessed))).backward()
         optimizer.step()
 
     return fit(model, images(), optimizer=optimizer, step=step)
@@ -333,19 +342,19 @@ def shuffling_data_loader():
     data = torch.utils.data.TensorDataset(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
     stream = torch.Generator().manual_seed(0)
     loader = torch.utils.data.DataLoader(data, 32, shuffle=True, drop_last=True, generator=stream)
-    return fit(_nets.seeded(_nets.residual), loader)
+    return fit(examples.seeded(examples.residual), loader)
 
 
 @healthy
 def exported_from_eval():
-    case = fit(_nets.seeded(_nets.cnn), images())
+    case = fit(examples.seeded(examples.cnn), images())
     case.exported = torch.export.export(copy.deepcopy(case.model).eval(), (case.loader[0][0],))
     return case
 
 
 @healthy
 def folded_for_inference():
-    case = fit(_nets.seeded(_nets.residual), images())
+    case = fit(examples.seeded(examples.residual), images())
     model = copy.deepcopy(case.model).eval()
     surgery.fold(model, case.loader[0][0])
     case.exported = model
@@ -354,8 +363,8 @@ def folded_for_inference():
 
 @healthy
 def double_precision():
-    model = _nets.seeded(_nets.mlp).double()
-    return fit(model, [(x.double(), y) for x, y in _nets.data((12,))])
+    model = examples.seeded(examples.mlp).double()
+    return fit(model, [(x.double(), y) for x, y in examples.data((12,))])
 
 
 @healthy
@@ -375,20 +384,20 @@ def masked_sequences():
 
     stream = torch.Generator().manual_seed(0)
     loader = []
-    for x, y in _nets.data((12, 16)):
+    for x, y in examples.data((12, 16)):
         lengths = torch.randint(4, 17, (len(x),), generator=stream)
         loader.append((torch.where(torch.arange(16) < lengths[:, None, None], x, 0.0), lengths, y))
-    return fit(_nets.seeded(Masked), loader, loss_fn)
+    return fit(examples.seeded(Masked), loader, loss_fn)
 
 
 @healthy
 def binary_classifier_that_is_sure():
-    model = _nets.seeded(lambda: nn.Sequential(_nets.mlp(), nn.Linear(4, 1), nn.Sigmoid()))
+    model = examples.seeded(lambda: nn.Sequential(examples.mlp(), nn.Linear(4, 1), nn.Sigmoid()))
 
     def loss_fn(model, batch):
         return F.binary_cross_entropy(model(batch[0])[:, 0], (batch[1] > 1).float())
 
-    loader = [(x + 3 * (y > 1)[:, None], y) for x, y in _nets.data((12,))]
+    loader = [(x + 3 * (y > 1)[:, None], y) for x, y in examples.data((12,))]
     return fit(model, loader, loss_fn)
 
 
@@ -400,9 +409,9 @@ def input_of_large_scale():
         (torch.randint(0, 256, (32, 3, 8, 8), generator=stream).float() * (0.5 + 0.1 * y.view(-1, 1, 1, 1)), y)
         for _, y in images()
     ]
-    return fit(_nets.seeded(_nets.cnn), loader)
+    return fit(examples.seeded(examples.cnn), loader)
 
 
 @healthy
 def synchronised_norms_in_one_process():
-    return fit(nn.SyncBatchNorm.convert_sync_batchnorm(_nets.seeded(_nets.cnn)), images())
+    return fit(nn.SyncBatchNorm.convert_sync_batchnorm(examples.seeded(examples.cnn)), images())

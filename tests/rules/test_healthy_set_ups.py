@@ -1,18 +1,20 @@
 """Healthy set-ups are left in peace by every rule: no error, no warning; an information may be."""
 
+import healthy_loops  # noqa: F401
+import healthy_networks  # noqa: F401
 import pytest
 import torch
-from zoo import ZOO
+from healthy import HEALTHY
 
 from normscope import checking, evidence, rules
 from normscope.modules.state import Snapshot
 from normscope.records import Severity
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", HEALTHY)
 def test_nothing_is_found_in_a_healthy_set_up(name):
     torch.manual_seed(0)
-    case = ZOO[name]()
+    case = HEALTHY[name]()
     before = Snapshot(case.model)
     found = checking.check(case)
     assert [f"{one.code} {one.message}" for one in found if one.severity is not Severity.INFO] == []
@@ -20,8 +22,8 @@ def test_nothing_is_found_in_a_healthy_set_up(name):
     assert len(found.rules) == len(rules.all())
 
 
-def test_the_zoo_is_large():
-    assert len(ZOO) >= 25
+def test_there_are_many_healthy_set_ups():
+    assert len(HEALTHY) >= 25
 
 
 @pytest.mark.parametrize("kind", ["resnet", "mobilenet_v2", "vit", "bert"])

@@ -1,28 +1,27 @@
 """What the healthy set-ups share: how they are collected, trained and built.
 
-Each entry of ``ZOO`` is a function that makes a ``Case``: a network trained for some steps as its kind is trained, in
-the modes of training, with the data and the step that go with it.
+Each entry of ``HEALTHY`` is a function that makes a ``Case``: a network trained for some steps as its kind is trained,
+in the modes of training, with the data and the step that go with it.
 """
 
 import torch
 from torch import nn
 
-from normscope.evidence import Case
-from normscope.rules import _nets
+from normscope.evidence import Case, examples
 
-ZOO = {}
+HEALTHY = {}
 
 
 def healthy(make):
-    ZOO[make.__name__] = make
+    HEALTHY[make.__name__] = make
     return make
 
 
 def images(*, size=32, batches=12, seed=0, channels=3, side=8):
-    return _nets.data((channels, side, side), size=size, batches=batches, seed=seed)
+    return examples.data((channels, side, side), size=size, batches=batches, seed=seed)
 
 
-def fit(model, loader, loss_fn=_nets.loss_fn, *, optimizer=None, step=None, epochs=5, **options):
+def fit(model, loader, loss_fn=examples.loss_fn, *, optimizer=None, step=None, epochs=5, **options):
     """Train as the case says, and hand it over."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     model.train()

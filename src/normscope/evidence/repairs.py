@@ -1,0 +1,53 @@
+"""What the repairs of several rules do."""
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from normscope.evidence.case import Case
+from normscope.records import Finding
+from normscope.surgery import convert, recalibrate
+
+_LOADER_OPTIONS = (
+    "batch_size",
+    "sampler",
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "drop_last",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "generator",
+)
+
+
+def modules_of(case: Case, finding: Finding) -> list[Any]:
+    """Return the modules at the places of a finding."""
+    modules = dict(case.model.named_modules())
+    return [modules[place] for place in finding.places]
+
+
+def convert_places(case: Case, finding: Finding, to: str, **options: Any) -> int:
+    """Convert the norms of a finding as ``surgery.convert`` does, and return how many were."""
+    return len(convert(case.model, to, only=list(finding.places), **options).done)
+
+
+def recalibrate_places(case: Case, finding: Finding, *, frozen: bool = True) -> int:
+    """Take the running statistics at the places of a finding anew from the training data, noise off.
+
+    Args:
+        case: The set-up.
+        finding: Its places must be norms.
+        frozen: Whether norms that are frozen are recalibrated too.
+
+    Returns:
+        How many norms were recalibrated.
+    """
+    return len(recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=frozen).done)
+
+
+def loader_anew(loader: Any, **changed: Any) -> DataLoader[Any]:
+    """Make a ``DataLoader`` like another one, with some options changed; ``shuffle`` takes the place of its sampler."""
+    options = {name: getattr(loader, name) for name in _LOADER_OPTIONS if name != "sampler" or "shuffle" not in changed}
+    return DataLoader(loader.dataset, **(options | changed))

@@ -1,0 +1,68 @@
+"""Decay on gains and shifts: whose, how much, and how the groups are parted."""
+
+import pytest
+import torch
+from torch import nn
+
+from kit.findings import finding_of, is_quiet, repaired
+from normscope.evidence import Case, examples
+
+
+def grouped(*decays, frozen=()):
+    """A model of norms alone, each with a group of its own."""
+    norms = [
+        examples.batch_norm(3),
+        nn.LayerNorm(3),
+        nn.GroupNorm(1, 3),
+        nn.BatchNorm1d(3, affine=False),
+        nn.Linear(3, 3),
+    ]
+    for index in frozen:
+        norms[index].weight.requires_grad_(False)
+    groups = [
+        {"params": list(norm.parameters()), "weight_decay": decay}
+        for norm, decay in zip(norms, decays, strict=True)
+        if list(norm.parameters())
+    ]
+    return Case(
+        nn.Sequential(*norms), examples.mean_square, [examples.two_values(1.0, 2.0, 8, 3)] * 3, torch.optim.SGD(groups)
+    )
+
+
+def test_the_decayed_norms_are_named_with_the_largest_decay_and_their_numbers():
+    finding = finding_of(grouped(0.1, 0.0, 0.3, 0.5, 0.9), "NS123")
+    assert finding.places == ("0", "2")
+    assert finding.measured == 0.3
+    assert finding.details == {"numbers": 12.0}
+    assert finding.message == "gain and shift of 2 norms are under a weight decay of 0.3"
+
+
+def test_parameters_without_a_gradient_do_not_decay():
+    finding = finding_of(grouped(0.1, 0.0, 0.0, 0.0, 0.0, frozen=[0]), "NS123")
+    assert finding.details == {"numbers": 3.0}
+    assert is_quiet(grouped(0.0, 0.0, 0.0, 0.0, 0.9), "NS123")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_moving_gain_and_shift_keeps_every_parameter_once_and_every_option(named):
+    case = examples.healthy(examples.cnn)
+    given = case.model.named_parameters() if named else case.model.parameters()
+    case.optimizer = torch.optim.AdamW(given, lr=0.02, weight_decay=0.1, betas=(0.8, 0.9))
+    assert "4 parameters" in repaired(case, "NS123")
+    groups = case.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert all(group["lr"] == 0.02 and group["betas"] == (0.8, 0.9) for group in groups)
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in case.model.parameters())
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for m in examples.norms(case.model) for p in m.parameters()}
+    if named:
+        names = dict(case.model.named_parameters())
+        assert all(names[n] is p for g in groups for n, p in zip(g["param_names"], g["params"], strict=True))
+
+
+def test_a_group_that_is_emptied_goes():
+    case = grouped(0.1, 0.0, 0.3, 0.0, 0.9)
+    repaired(case, "NS123")
+    assert [(len(g["params"]), g["weight_decay"]) for g in case.optimizer.param_groups] == [
+        (2, 0.0), (2, 0.9), (2, 0.0), (2, 0.0),
+    ]  # fmt: skip

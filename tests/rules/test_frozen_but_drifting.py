@@ -1,0 +1,65 @@
+"""Norms without trained parameters whose statistics move: which, how often, and what a freeze stops."""
+
+import pytest
+import torch
+from torch import nn
+
+from kit.findings import finding_of, is_quiet, repaired
+from normscope import checking, evidence
+from normscope.evidence import examples
+
+
+@pytest.mark.parametrize(("depth", "frozen"), [(1, [1]), (3, [4]), (3, [1, 7])])
+def test_only_the_norms_without_a_trained_parameter_are_named_and_their_updates_counted(depth, frozen):
+    case = examples.healthy(examples.mlp, depth=depth, trained=0)
+    for index in frozen:
+        case.model[index].requires_grad_(False)
+    finding = finding_of(case, "NS101")
+    assert finding.places == tuple(map(str, frozen))
+    assert finding.measured == 4 * len(frozen)  # four steps, a call of each norm in each
+    assert finding.message.startswith(f"{len(frozen)} norms train no parameter")
+    assert f"changed at {4 * len(frozen)} calls of 4 training steps" in finding.message
+    assert finding.bound == 0
+    assert repaired(case, "NS101") == f"froze {len(frozen)} norms"
+    before = {name: buffer.clone() for name, buffer in case.model.named_buffers()}
+    case.model.train()(case.loader[0][0])
+    moved = {name for name, buffer in case.model.named_buffers() if not torch.equal(before[name], buffer)}
+    assert {int(name.partition(".")[0]) for name in moved} == {1, 4, 7} & set(range(3 * depth)) - set(frozen)
+
+
+def test_parameters_that_the_optimizer_does_not_have_are_not_trained():
+    case = examples.healthy(examples.mlp, trained=0)
+    case.optimizer = torch.optim.SGD([p for n, p in case.model.named_parameters() if not n.startswith("4.")], lr=0.1)
+    assert finding_of(case, "NS101").places == ("4",)
+
+
+def test_a_norm_without_parameters_is_judged_by_the_module_that_holds_it():
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inlet, self.norm = nn.Linear(12, 5), nn.BatchNorm1d(5, affine=False)
+
+        def forward(self, x):
+            return self.norm(self.inlet(x))
+
+    model = nn.Sequential(Held(), Held().requires_grad_(False), nn.Linear(5, 4))
+    model[1].inlet = nn.Linear(5, 5).requires_grad_(False)
+    case = evidence.Case(
+        model.train(), examples.loss_fn, examples.data((12,)), torch.optim.SGD(model.parameters(), 0.1)
+    )
+    assert finding_of(case, "NS101").places == ("1.norm",)
+
+
+def test_a_norm_that_is_not_called_does_not_drift():
+    case = examples.healthy(examples.mlp, trained=0)
+    case.model.unused = nn.BatchNorm1d(3).requires_grad_(False)
+    case.model.forward = lambda x: nn.Sequential(*list(case.model)[:-1])(x)
+    assert is_quiet(case, "NS101")
+
+
+def test_a_model_that_is_frozen_as_a_whole_drifts_all_the_same():
+    model = examples.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.requires_grad_(False)
+    found = checking.check(evidence.Case(model, examples.loss_fn, examples.data((12,)), optimizer))
+    assert [finding.code for finding in found] == ["NS101"]

@@ -1,0 +1,52 @@
+"""What torch's conversion drops: the difference by hand, for one, two and three dimensions."""
+
+import pytest
+import torch
+from torch import nn
+
+from kit.findings import finding_of, is_quiet
+from normscope import layers
+from normscope.evidence import examples
+from normscope.records import Severity
+
+SHAPES = {nn.BatchNorm1d: (16, 3), nn.BatchNorm2d: (4, 3, 5, 2), nn.BatchNorm3d: (4, 3, 2, 3, 2)}
+
+
+def raised(kind, offset):
+    """Make a subclass that adds a number, and a set-up of a norm of it."""
+
+    class Raised(kind):
+        def forward(self, input):
+            return super().forward(input) + offset
+
+    return examples.alone(Raised(3), [torch.randn(SHAPES[kind]) for _ in range(3)])
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("offset", [0.5, -3.0])
+def test_the_difference_is_what_the_subclass_adds(kind, offset):
+    finding = finding_of(raised(kind, offset), "NS115")
+    assert finding.measured == pytest.approx(abs(offset), rel=1e-5)
+    assert finding.bound == 1e-4
+    assert "1 norms of class Raised would" in finding.message
+    assert finding.severity is Severity.INFO
+    assert not finding.fixable
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_subclass_that_adds_nothing_is_left_in_peace(kind):
+    assert is_quiet(raised(kind, 0.0), "NS115")
+
+
+def test_with_a_synchronised_norm_in_the_model_it_is_an_error_and_others_are_not_named():
+    case = raised(nn.BatchNorm2d, 1.0)
+    case.model.append(nn.BatchNorm2d(3)).append(layers.BatchNorm2d(3)).append(nn.SyncBatchNorm(3))
+    finding = finding_of(case, "NS115")
+    assert finding.severity is Severity.ERROR
+    assert finding.places == ("0",)
+
+
+def test_a_norm_that_is_not_called_or_cannot_be_converted_is_not_judged():
+    case = raised(nn.BatchNorm1d, 1.0)
+    case.model.forward = lambda x: x * next(case.model.parameters()).sum()
+    assert is_quiet(case, "NS115")

@@ -1,0 +1,73 @@
+"""Running statistics that are wrong by known amounts: distance, share of channels and loss, computed by hand."""
+
+import pytest
+import torch
+
+from kit.findings import finding_of, is_quiet, repaired
+from normscope import checking, rules
+from normscope.evidence import examples
+
+
+def planted(shifts, *, size=32, deviation=2.0):
+    """A norm on the data, one channel for each distance of its running mean, in standard deviations of the data."""
+    batches = 10
+    pooled = deviation**2 * size * batches / (size * batches - 1)
+    norm = examples.batch_norm(len(shifts), mean=3.0, variance=pooled, momentum=0.0)
+    norm.running_mean += torch.tensor(shifts) * (pooled + norm.eps) ** 0.5
+    x = examples.two_values(3.0, deviation, size, len(shifts))
+    return examples.alone(norm, [x] * batches, loss_fn=lambda model, x: 1 + examples.mean_square(model, x)), pooled
+
+
+@pytest.mark.parametrize(("shifts", "size"), [([0.9, 0, -2.0, 0.1], 32), ([0.0] * 5 + [3.0], 10), ([-1.5, 1.0], 64)])
+def test_distance_share_and_loss_are_those_of_the_formula(shifts, size):
+    case, pooled = planted(shifts, size=size)
+    finding = finding_of(case, "NS102")
+    square = 4.0 / (pooled + 1e-5)  # of the output with the statistics of the data
+    raised = square + sum(shift**2 for shift in shifts) / len(shifts)
+    assert finding.measured == pytest.approx((1 + raised) / (1 + square), rel=1e-4)
+    assert finding.details["shift"] == pytest.approx(max(map(abs, shifts)), rel=1e-4)
+    off = sum(abs(shift) > 0.5 for shift in shifts) / len(shifts)
+    assert finding.details["channels_off"] == off
+    assert (
+        f"in 1 of 1 norms: up to {off:.0%} of a norm's channels are off, a mean by up to {max(map(abs, shifts)):.2g} "
+        in (finding.message)
+    )
+    assert f"eval mode is {1 + raised:.4g}; with statistics of the data it is {1 + square:.4g}" in finding.cost
+    repaired(case, "NS102")
+    torch.testing.assert_close(case.model[0].running_mean, torch.full((len(shifts),), 3.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(case.model[0].running_var, torch.full((len(shifts),), pooled), rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_that_are_off_without_consequence_are_no_finding():
+    case, _ = planted([2.0, 2.0])
+    case.loss_fn = lambda model, x: 30 + examples.mean_square(model, x)
+    assert is_quiet(case, "NS102")
+
+
+def test_a_negative_loss_is_no_gap_and_a_gap_in_it_is_found():
+    def below_zero(model, batch):
+        return examples.loss_fn(model, batch) - 1.0
+
+    well = examples.healthy(examples.mlp)
+    well.loss_fn = below_zero
+    assert not checking.check(well, ["NS102"])
+    sick = rules.get("NS102").SICK[0]()
+    sick.loss_fn = below_zero
+    assert [finding.code for finding in checking.check(sick, ["NS102"])] == ["NS102"]
+
+
+@pytest.mark.parametrize("net", [examples.mlp, examples.cnn, examples.residual])
+def test_an_untrained_network_with_evaluation_data_has_no_gap_to_speak_of(net):
+    case = examples.healthy(net, trained=0, change=_weights_that_lead_far_from_initial_statistics)
+    assert [finding.code for finding in checking.check(case, ["NS102", "NS109"])] == []
+    optimizer = case.optimizer = torch.optim.Adam(case.model.parameters(), lr=1e-4)
+    examples.loss_fn(case.model, case.loader[0]).backward()
+    optimizer.step()
+    for norm in examples.norms(case.model):
+        norm.reset_running_stats()
+    assert "NS109" in [finding.code for finding in checking.check(case, ["NS109"])]
+
+
+def _weights_that_lead_far_from_initial_statistics(model):
+    with torch.no_grad():
+        next(model.parameters()).mul_(30)

@@ -1,0 +1,72 @@
+"""Folds with planted errors: their size beside the largest output, and which norms are at fault."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from kit.findings import finding_of, is_quiet, repaired
+from normscope import rules, surgery
+from normscope.evidence import Case, examples
+
+
+def folded(errors, widths=(12, 8, 5)):
+    """Layers with norms, and a copy in which each norm is folded, its weights off by a share of their own."""
+    parts = []
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        linear = examples.seeded(lambda inputs=inputs, outputs=outputs: nn.Linear(inputs, outputs), index)
+        parts += [linear, examples.batch_norm(outputs, mean=0.2, variance=1.5)]
+    model, other = nn.Sequential(*parts).train(), nn.Sequential(*copy.deepcopy(parts))
+    with torch.no_grad():
+        for index, error in enumerate(errors):
+            linear, norm = other[2 * index], other[2 * index + 1]
+            scale = (1 + error) / (norm.running_var + norm.eps).sqrt()
+            linear.bias.sub_(norm.running_mean).mul_(scale)
+            linear.weight.mul_(scale[:, None])
+            other[2 * index + 1] = nn.Identity()
+    return Case(model, examples.mean_square, [examples.two_values(1.0, 2.0)] * 3, exported=other)
+
+
+@pytest.mark.parametrize(("errors", "guilty"), [((0.0, 0.02), ["3"]), ((0.01, 0.0), ["1"]), ((0.1, -0.2), ["1", "3"])])
+def test_error_and_guilt_are_as_planted(errors, guilty):
+    case = folded(errors)
+    x = case.loader[0]
+    expected, got = copy.deepcopy(case.model).eval()(x).detach(), case.exported(x).detach()
+    finding = finding_of(case, "NS119")
+    assert finding.measured == pytest.approx(float((expected - got).abs().max() / expected.abs().max()), rel=1e-3)
+    assert list(finding.places) == guilty
+    assert f"off from the model by {finding.measured:.2g} of the largest output;" in finding.message
+    assert finding.message.endswith(f"2 norms are folded in it, of which {len(guilty)} are at fault")
+    repaired(case, "NS119")
+    torch.testing.assert_close(case.exported(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_right_fold_and_half_precision_are_left_in_peace():
+    assert is_quiet(folded((0.0, 0.0)), "NS119")
+    case = folded((0.1, 0.1))
+    case.exported = case.exported.bfloat16()
+    assert is_quiet(case, "NS119")
+
+
+def test_a_module_that_still_has_its_norms_is_not_folded():
+    case = folded((0.1, 0.1))
+    case.exported = copy.deepcopy(case.model)
+    with torch.no_grad():
+        case.exported[0].weight.mul_(2)
+    assert is_quiet(case, "NS119")
+
+
+@pytest.mark.parametrize("make", rules.get("NS119").SICK)
+def test_folding_anew_gives_the_function_of_the_model(make):
+    case = make()
+    x = case.loader[0][0]
+    expected = copy.deepcopy(case.model).eval()(x)
+    with torch.no_grad():
+        assert float((case.exported(x) - expected).abs().max()) > 1e-4 * float(expected.abs().max())
+        words = repaired(case, "NS119")
+        torch.testing.assert_close(case.exported(x), expected, rtol=1e-4, atol=1e-5)
+    assert words.startswith("folded anew: ")
+    again = copy.deepcopy(case.model).eval()
+    assert f"{len(surgery.fold(again, x).done)} norms" in words

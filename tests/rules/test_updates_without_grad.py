@@ -1,0 +1,52 @@
+"""Calls without gradient that move statistics: which norms, and their share of all updates."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from kit.findings import finding_of, is_quiet
+from normscope.evidence import examples
+
+
+def stepping(extra, *, grad=False, depth=3):
+    """A step in which the first ``extra`` layers are run once more before the training pass."""
+
+    def losses(model, batch):
+        with torch.set_grad_enabled(grad):
+            model[:extra](batch[0])
+        yield examples.loss_fn(model, batch)
+
+    return examples.stepped(examples.healthy(examples.mlp, depth=depth, trained=0), losses)
+
+
+@pytest.mark.parametrize(("extra", "places"), [(2, ["1"]), (5, ["1", "4"]), (9, ["1", "4", "7"])])
+def test_the_share_is_that_of_all_updates(extra, places):
+    finding = finding_of(stepping(extra), "NS106")
+    assert list(finding.places) == places
+    assert finding.measured == pytest.approx(len(places) / (len(places) + 3))
+    assert f"{len(places)} norms change" in finding.message
+    assert f"{finding.measured:.0%} of all updates" in finding.message
+    assert is_quiet(stepping(extra, grad=True), "NS106")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_which_runs_without_gradient_and_again_is_no_such_pass(reentrant):
+    case = examples.healthy(examples.mlp, trained=0)
+    body = case.model[:6]
+    run = partial(checkpoint, body, use_reentrant=reentrant)
+    case.model.forward = lambda x: case.model[6:](run(x.clone().requires_grad_()))
+    assert is_quiet(case, "NS106")
+
+
+def test_a_pass_without_gradient_in_eval_mode_is_none_of_its_business():
+    case = stepping(9)
+
+    def losses(model, batch):
+        model.eval()
+        with torch.no_grad():
+            model(batch[0])
+        yield examples.loss_fn(model.train(), batch)
+
+    assert is_quiet(examples.stepped(case, losses), "NS106")
