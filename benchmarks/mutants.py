@@ -260,7 +260,7 @@ def put_in(mutant: Mutant, root: Path) -> bool:
     file = str(root / mutant.path)
     if not any(getattr(module, "__file__", None) == file for module in list(sys.modules.values())):
         return True  # not imported yet: the changed file is on the disk
-    live = [f for f in gc.get_objects() if isinstance(f, types.FunctionType) and f.__code__.co_filename == file]
+    live = [f for f in gc.get_objects() if type(f) is types.FunctionType and f.__code__.co_filename == file]
     pairs = _changed(*(compile(text, file, "exec") for text in (mutant.before, mutant.after)))
     if not pairs:
         return _put_defaults(mutant, live)
