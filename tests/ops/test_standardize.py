@@ -7,6 +7,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from normscope import ops
 from normscope.ops import standardization as rules
 from normscope.ops.normalize import standardize_affine
+from normscope.ops.sets import BATCH, Masked
 
 EPS = 1e-3
 
@@ -154,6 +155,18 @@ def test_a_wrong_rule_is_caught_by_finite_differences(wrong, monkeypatch):
     monkeypatch.setattr(torch, "is_grad_enabled", lambda: True)  # the rule, not the kernel
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         gradcheck(TRAIN[0].values[0], leaves())
+
+
+@pytest.mark.parametrize("way", ["torch", "written_out", "masked"])
+def test_second_derivatives_see_eps(way):
+    """An eps beside the variance: where it is far below, a rule that forgets it is right to the check's digits."""
+    mask = torch.tensor([True, True, True, False, True]).view(-1, 1).expand(5, 2)
+
+    def run(x, w, b):
+        return ops.normalize(x, w, b, 0.5, Masked(mask, x) if way == "masked" else BATCH)[0]
+
+    with ops.using("torch" if way == "masked" else way):
+        assert gradgradcheck(run, leaves((5, 3, 2)))
 
 
 def test_forward_over_reverse_without_create_graph():
