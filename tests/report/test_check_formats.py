@@ -329,3 +329,10 @@ def test_sarif_says_where_and_what_is_suppressed(tmp_path, monkeypatch):
     far = Checked("t", (SAFE,), rules=RULES, file="/elsewhere/a file.py")
     uri = json.loads(check_sarif(far, version="0.1.0"))["runs"][0]["results"][0]["locations"][0]
     assert uri["physicalLocation"] == {"artifactLocation": {"uri": "file:///elsewhere/a%20file.py"}}
+
+
+@pytest.mark.parametrize("line", [0, 1, 7])
+def test_sarif_names_the_line_that_is_known(line):
+    run = json.loads(check_sarif(Checked("t", (WORST,), file="net.py", line=line), version="1"))["runs"][0]
+    place = run["results"][0]["locations"][0]["physicalLocation"]
+    assert place.get("region") == ({"startLine": line} if line else None)

@@ -65,3 +65,7 @@ def test_nothing_judged_is_a_page_too():
     page = report.page(CondensedEvidence("Nothing.", (), (), (), ()))
     assert "0 claims judged: 0 supported" in page
     assert json.loads(report.dumps(CondensedEvidence("", (), (), (), ())))["studies"] == []
+
+
+def test_the_time_in_all_is_the_sum():
+    assert "## Time and commands\n\n25 s in all, one cell after the other." in report.page(evidence())  # twice 12.3 s

@@ -240,3 +240,15 @@ def test_the_terminal_table_fits_and_reads_nothing_as_markup(width):
         report.console(report_pages.verdicts())
     )
     assert "\x1b[1;32m" in coloured.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted", "said"), [(0.011, 0.022, "p = 0.022"), (0.011, None, "p = 0.011"), (0.01, 4e-4, "p &lt; 0.001")]
+)
+def test_the_page_shows_the_corrected_p_value_where_there_is_one(tmp_path, p, adjusted, said):
+    effect = Estimate(0.2, 0.1, 0.3, 0.95, 3, "m")
+    verdict = Verdict("s", "c", Outcome.SUPPORTED, "e", effect, 0.1, "r", p_value=p, adjusted_p=adjusted)
+    path = report.write(tmp_path / "r.html", title="t", sections=[Section("s", "S", "c", {}, (verdict,))])
+    text = path.read_text(encoding="utf-8")
+    assert said in text
+    assert text.count("p = 0.0") == (said.startswith("p = ")) * text.count(said)
