@@ -1,4 +1,4 @@
-"""Planted evidence for the judges of lp norms, flat minima, high orders and normalizer-free networks."""
+"""Planted evidence for the judges of lp norms, flat minima and normalizer-free networks."""
 
 import pytest
 from planted import Plant, jitter, outcomes
@@ -55,29 +55,6 @@ def test_flatter_is_less_sharp_with_batch_norm(ratio, outcome):
 
 def test_minima_whose_loss_was_not_reached_do_not_count():
     assert flat(2, reached=0).outcome.value == "inconclusive"
-
-
-def orders(*ratios):
-    """Ratios without over with batch norm at the two scales."""
-    made = settings("high-order-effects")
-    plant = Plant(made)
-    for seed in plant.seeds:
-        plant.add("chain", seed, "error", 1e-14, probe="chain", scale=1.0)
-        for scale, factor in zip(made["scales"], ratios, strict=True):
-            for arm, size in (("none", factor), ("batch", 1.0), ("last", 1.0)):
-                for name in ("interaction_size", "remainder", "third_order"):
-                    for c in made["decreases"]:
-                        value = 0.1 * size * (1 + jitter(seed, 0.03, len(arm)))
-                        plant.add(arm, seed, f"{name}@c={c:g}", value, probe="interaction", scale=scale)
-    return plant.evidence()
-
-
-@pytest.mark.parametrize(
-    ("ratios", "outcome"),
-    [((4, 4), "supported"), ((4, 1), "refuted"), ((0.25, 0.25), "refuted"), ((2, 4), "inconclusive")],
-)
-def test_interactions_must_be_fewer_at_both_scales(ratios, outcome):
-    assert studies.get("high-order-effects").judge(orders(*ratios)).outcome.value == outcome
 
 
 def free(share=1.0, accuracy=0.0):
