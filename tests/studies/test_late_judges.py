@@ -1,60 +1,10 @@
-"""Planted evidence for the judges of lp norms, flat minima, high orders and normalizer-free networks."""
+"""Planted evidence for the judges of high orders and normalizer-free networks."""
 
 import pytest
 from planted import Plant, jitter, outcomes
 from small import settings
 
 from normscope import studies
-
-
-def lp(**factors):
-    """Steps to the target in units of batch norm's."""
-    made = settings("lp-normalisation", steps=400)
-    plant = Plant(made)
-    for seed in plant.seeds:
-        for lr in made["lrs"]:
-            for arm in ("none", "batch", "l1", "l2", "linf"):
-                plant.reach(arm, seed, round(100 * factors.get(arm, 1) + jitter(seed, 2, len(arm))), 400, lr=lr)
-                plant.end(arm, seed, 0.9 + jitter(seed, 0.001), step=401, train=1.0, lr=lr)
-                plant.add(arm, seed, "spread", 1.2533, probe="lp", lr=lr)
-    return plant.evidence()
-
-
-@pytest.mark.parametrize(
-    ("factors", "outcome"),
-    [({}, "supported"), ({"linf": 2}, "refuted"), ({"l1": 0.5}, "refuted"), ({"l2": 1.2}, "inconclusive")],
-)
-def test_all_of_the_lp_norms_must_be_as_fast(factors, outcome):
-    assert studies.get("lp-normalisation").judge(lp(**factors)).outcome.value == outcome
-
-
-def flat(ratio, reached=1.0):
-    made = settings("flat-minima")
-    plant = Plant(made)
-    for seed in plant.seeds:
-        plant.add("law", seed, "error", 1e-12, probe="law", lr=made["lrs"][0], decay=0.0)
-        for lr in made["lrs"]:
-            for decay in made["decays"]:
-                for arm, size in (("none", ratio), ("batch", 1.0)):
-                    point = {"lr": lr, "decay": decay}
-                    plant.add(arm, seed, "reached", reached, probe="minimum", **point)
-                    plant.add(arm, seed, "test_accuracy", 0.9, probe="minimum", **point)
-                    for name in ("layer_sharpness", "adaptive_sharpness", "top_eigenvalue", "trace"):
-                        for mode in ("train", "frozen"):
-                            value = size * (1 + jitter(seed, 0.02, len(arm)))
-                            plant.add(arm, seed, f"{name}@{mode}", value, probe="curvature", **point)
-    return studies.get("flat-minima").judge(plant.evidence())
-
-
-@pytest.mark.parametrize(
-    ("ratio", "outcome"), [(2, "supported"), (0.5, "refuted"), (1, "refuted"), (1.25, "inconclusive")]
-)
-def test_flatter_is_less_sharp_with_batch_norm(ratio, outcome):
-    assert flat(ratio).outcome.value == outcome
-
-
-def test_minima_whose_loss_was_not_reached_do_not_count():
-    assert flat(2, reached=0).outcome.value == "inconclusive"
 
 
 def orders(*ratios):
