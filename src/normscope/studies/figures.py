@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,20 @@ def grid_table(
             f"{evidence.level:.0%} intervals; in brackets, how many runs never get there."
         )
     return Table(title or sentence(quantities[0].words), tuple(heading), tuple(lines), caption)
+
+
+def theory_table(rows: Iterable[tuple[str, Floats, float | Floats]], caption: str = "") -> Table:
+    """Tabulate what was measured against theory, with their ratio; means over seeds.
+
+    Args:
+        rows: The quantity in words, what was measured of it (n,) per seed, and the theory: a number, or one per seed.
+        caption: How to read it.
+    """
+    lines = []
+    for words, measured, theory in rows:
+        mean, expected = float(np.nanmean(measured)), float(np.nanmean(theory))
+        lines.append((words, f"{mean:.4f}", f"{expected:.4f}", f"{mean / expected:.4f}"))
+    return Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(lines), caption)
 
 
 def slug_of(*parts: str) -> str:
