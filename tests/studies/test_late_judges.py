@@ -109,5 +109,5 @@ def test_a_competitor_must_recover_speed_and_accuracy(share, accuracy, outcome):
 
 def test_a_stream_that_is_not_that_of_theory_is_found():
     verdict = free()
-    assert outcomes(verdict, "over theory: Fixup") == {"supported"}
-    assert outcomes(verdict, "over theory: batch norm") == {"refuted"}
+    assert outcomes(verdict, "Fixup over expected") == {"supported"}
+    assert outcomes(verdict, "batch norm over expected") == {"refuted"}
