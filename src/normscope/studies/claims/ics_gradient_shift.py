@@ -12,6 +12,7 @@ from torch import nn
 from normscope.plots import Figure, Table, by_depth, curves, number
 from normscope.probes.covariate_shift import CovariateShift
 from normscope.records import Cell, Outcome, Record, Verdict
+from normscope.stats import interpolate
 from normscope.studies import (
     AbstractTraining,
     AllOf,
@@ -27,7 +28,6 @@ from normscope.studies import (
     steps_to,
 )
 from normscope.studies.evidence import Floats
-from normscope.studies.judging import interpolate
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.data import gaussian_regression
