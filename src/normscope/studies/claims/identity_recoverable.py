@@ -23,9 +23,7 @@ from normscope.studies.lab.streams import generator
 #: Excess kurtosis of what is normalized.
 KINDS = {"normal": 0.0, "uniform": -1.2, "laplace": 3.0}
 #: The difference from the identity in train mode.
-ERROR = last(
-    "error_times_m", "batch size times mean squared difference from the identity over the variance", probe="identity"
-)
+ERROR = last("error_times_m", "difference from the identity times m", probe="identity")
 
 
 class IdentityRecoverable(AbstractStudy):
@@ -216,8 +214,7 @@ class IdentityRecoverable(AbstractStudy):
 def _largest_error(evidence: Evidence, **where: Any) -> np.ndarray:
     """Return the largest error in eval mode over the kinds of data."""
     errors = [evidence.last("eval_error", probe="identity", arm=kind, **where) for kind in KINDS]
-    largest: np.ndarray = np.max(errors, axis=0)
-    return largest
+    return np.asarray(np.max(errors, axis=0))
 
 
 def _expected(kind: str) -> float:
