@@ -110,7 +110,7 @@ def test_ratios_are_of_the_times_that_they_name():
         "torch compiled": [4.0, 8.0, 4.0],
         "ours compiled": [1.0, 2.0, 1.0],
     }
-    found = layers._summary(times)
+    found = layers._summary(times)  # white box: times that are planted, not taken
     assert {name: ratio["median"] for name, ratio in found["ratios"].items()} == {
         "torch / ours": 4,
         "torch in place / ours": 3,

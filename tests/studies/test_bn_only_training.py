@@ -6,7 +6,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.bn_only_training import _train_random
+from normscope.studies.claims.bn_only_training import _train_random  # white box: which weights are chosen
 from normscope.studies.lab import norms
 from normscope.studies.lab.data import load
 from normscope.studies.lab.models import build

@@ -7,7 +7,10 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.exploding_gradient_at_init import SCALES, _expected
+from normscope.studies.claims.exploding_gradient_at_init import (
+    SCALES,
+    _expected,
+)  # white box: theory that the planted numbers follow
 from normscope.studies.lab.chain import growth, rate, theory
 
 SLUG = "exploding-gradient-at-init"
