@@ -282,7 +282,7 @@ class BnBackwardThreeTerms(AbstractTraining):
                 title="Biases in front of a batch norm drift when the mean is cut out",
                 y_title="Largest absolute bias",
                 log=True,
-                labels=self.wording.arms | {str(float(lr)): f"learning rate {lr:g}" for lr in rates},
+                labels={**self.wording.arms, **{str(float(lr)): f"learning rate {lr:g}" for lr in rates}},
                 caption="The exact gradient of such a bias is zero, so it only moves by rounding; cut the mean out and "
                 "it drifts.",
             ),
