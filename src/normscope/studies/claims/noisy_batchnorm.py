@@ -221,7 +221,8 @@ class NoisyBatchnorm(AbstractTraining):
         gain, noisy = Contrast(steps, "none", "batch", at=at).read(evidence), Contrast(steps, arm, at=at).read(evidence)
         said = f"Steps to {100 * target:.0f} %: {words.numbers(gain)}, {words.numbers(noisy)}."
         if gain.effect.low > 0:
-            effect = ratio_interval(np.asarray(gain.first.values) - noisy.values, gain.values, level=evidence.level)
+            kept = Contrast(steps, "none", arm, at=at).read(evidence)
+            effect = ratio_interval(kept.values, gain.values, level=evidence.level)
             outcome, p = decide(effect, margin=self.MARGIN, refuted_below=REFUTED_BELOW)
             if outcome is Outcome.REFUTED and effect.high < 0:
                 said = f"Noise costs more than batch norm gains. {said}"
