@@ -132,7 +132,8 @@ class BnOnlyTraining(AbstractTraining):
             last("off", "share of gammas below 0.01", probe="affine"),
         ]
         depths = [depth or 0 for depth in evidence.settings["depths"]]
-        rows, caption = {"depth": depths, "arm": list(self.ARMS)}, f"Means over {len(evidence.seeds)} seeds."
+        rows: dict[str, list[Any]] = {"depth": depths, "arm": list(self.ARMS)}
+        caption = f"Means over {len(evidence.seeds)} seeds."
         return [self.grid_table([*ends, *affine], evidence, rows=rows, title="How the arms end", caption=caption)]
 
 

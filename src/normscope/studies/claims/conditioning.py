@@ -177,7 +177,7 @@ class ConditioningOfInputs(AbstractTraining):
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the condition by layer, and the loss."""
-        at = {"features": "standardised"}
+        at: dict[str, Any] = {"features": "standardised"}
         ends = (f"{words}: {CONDITION.text(evidence, arm=arm, **at)}" for arm, words in self.wording.arms.items())
         return [
             by_depth(
