@@ -50,7 +50,9 @@ def options(function):
 
 
 def option(name, told):
-    return next((word for word in told.param_decls or () if word.startswith("--")), "--" + name.replace("_", "-"))
+    """Return the long name; within Annotated, typer keeps the first name that it is given as the default."""
+    names = [word for word in (told.default, *(told.param_decls or ())) if isinstance(word, str)]
+    return next((word for word in names if word.startswith("--")), "--" + name.replace("_", "-"))
 
 
 FUNCTIONS = dict(leaves(cli.app))
@@ -92,6 +94,10 @@ def test_help_imports_nothing_heavy(words):
 def test_the_commands_are_all_found():
     assert {("demo",), ("check",), ("report",), ("explain",), ("study", "run"), ("bench", "check")} <= set(FUNCTIONS)
     assert all(words[-1] in parser(words[:-1]).commands for words in FUNCTIONS)
+    for words, word, _, _ in OPTIONS:
+        assert any(word in parameter.opts for parameter in parser(words).params), (words, word)
+    assert len(with_option("--json")) >= 11
+    assert len(with_option("--out")) >= 6
 
 
 @pytest.mark.parametrize("words", [*GROUPS, *FUNCTIONS], ids=named)

@@ -26,10 +26,11 @@ def write(tmp_path):
 
 
 def refused(path):
+    before = set(sys.modules)
     with pytest.raises(UsageError) as caught:
         load_file(path)
     assert "\n" not in str(caught.value)
-    assert not [name for name in sys.modules if name.startswith("normscope_user_")]
+    assert not [name for name in set(sys.modules) - before if name.startswith("normscope_user_")]
     return str(caught.value)
 
 

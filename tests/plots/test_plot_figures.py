@@ -148,7 +148,7 @@ def test_an_arm_has_one_colour_wherever_it_stands():
     whole = arm_styles(everyone, everyone)
     for shown in (("bn",), ("ghost", "none"), ("layer-norm", "ghost", "bn")):
         assert arm_styles(shown, everyone) == {arm: whole[arm] for arm in order_arms(shown, everyone)}
-    assert len({colour for colour, _ in whole.rows_of()}) == 5
+    assert len({colour for colour, _ in whole.values()}) == 5
     assert arm_styles(["BatchNorm"])["BatchNorm"] == arm_styles(["bn"])["bn"]
     assert list(arm_styles(["zeta", "bn", "none"])) == ["none", "bn", "zeta"]
     assert len(arm_styles([f"arm {i}" for i in range(20)])) == 20

@@ -1,6 +1,6 @@
 """Everything that models, optimizers and random streams are at a moment, and how it is put back bit for bit."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -75,7 +75,9 @@ class Snapshot:
         attributes = dict(vars(owner))
         self._objects.append((name, owner, type(owner), attributes))
         for key, value in attributes.items():
-            if type(value) not in _PLAIN:
+            if type(value) in (dict, OrderedDict) and not value:  # most of a module's hooks
+                self._contents.append((name, key, value, ()))
+            elif type(value) not in _PLAIN:
                 self._keep(name, key, value)
         if not isinstance(attributes.get("_parameters"), dict) and isinstance(owner, Module):  # scripted, kept in C++
             for kind in ("_parameters", "_buffers", "_modules"):
@@ -87,9 +89,6 @@ class Snapshot:
         if isinstance(value, (dict, list, set, deque)):
             if id(value) not in self._known:
                 self._known.add(id(value))
-                if not value:  # most of a module's hooks
-                    self._contents.append((name, key, value, ()))
-                    return
                 self._contents.append((name, key, value, _items(value)))
                 self._keep_all(name, key, value)
         elif isinstance(value, tuple):

@@ -83,7 +83,7 @@ class ExplodingDepth(AbstractRule):
         partial(examples.healthy, examples.residual, trained=0),
     )
     NEAR = (
-        examples.Near(lambda growth: examples.deep_with_scaled_gradients(growth, 60), found=1.135, quiet=1.105),
+        examples.Near(lambda growth: examples.deep_with_scaled_gradients(growth, 48), found=1.135, quiet=1.105),
         examples.Near(lambda depth: examples.deep_with_scaled_gradients(1.25, depth), found=22, quiet=21),
         examples.Near(lambda growth: examples.deep_with_scaled_gradients(growth, 10), found=3.3, quiet=3.0),
     )

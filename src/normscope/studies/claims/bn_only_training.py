@@ -132,7 +132,7 @@ class BnOnlyTraining(AbstractTraining):
             last("off", "share of gammas below 0.01", probe="affine"),
         ]
         depths = [depth or 0 for depth in evidence.settings["depths"]]
-        rows: dict[str, list[Any]] = {"depth": depths, "arm": list(self.ARMS)}
+        rows: dict[str, Sequence[Any]] = {"depth": depths, "arm": list(self.ARMS)}
         caption = f"Means over {len(evidence.seeds)} seeds."
         return [self.grid_table([*ends, *affine], evidence, rows=rows, title="How the arms end", caption=caption)]
 
