@@ -27,7 +27,7 @@ def quickly(monkeypatch):
             return _training_steps.measure_step(job["model"], job["kind"])
         return _training_steps.measure_memory(job["model"], job["arm"])
 
-    monkeypatch.setattr(layers, "_child", child)  # white box: no process of its own for each job
+    monkeypatch.setattr(layers, "measure_apart", child)
 
 
 def test_all_cases_are_measured_and_told(quickly):
