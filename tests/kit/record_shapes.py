@@ -60,7 +60,9 @@ def _layout(cell):
     for (probe, name, site), rows in cell.group_by(["probe", "name", "site"], maintain_order=True):
         steps.setdefault((probe, name, _ranges(sorted(rows["step"].to_list()))), []).append(site)
     diverged = cell.filter(pl.col("name") == "diverged")["value"].sum() > 0
-    return [[probe, name, sorted(sites), json.loads(at)] for (probe, name, at), sites in sorted(steps.items())], diverged
+    return [
+        [probe, name, sorted(sites), json.loads(at)] for (probe, name, at), sites in sorted(steps.items())
+    ], diverged
 
 
 def _ranges(steps):

@@ -14,6 +14,7 @@ from kit import record_shapes
 from kit.planted_runs import SEEDS, changed, exchanged, planted_run, rows_at, rows_read
 
 from normscope import studies
+from normscope._errors import DataError
 from normscope.records import Outcome
 from normscope.studies import AbstractStudy, AllOf, Best, Contrast, Quantity, last
 
@@ -115,7 +116,21 @@ def test_the_order_of_rows_and_seeds_does_not_matter(study):
     assert same(numbers(study.judge(turned)), numbers(study.judge(evidence)))
 
 
-@every_study
+#: Judges that refuse such a run: slopes and intervals over all seeds that nobody filters.
+REFUSE = ("bn-backward-three-terms", "bn-noise-regularises")
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param(
+            study,
+            id=study.CODE,
+            marks=[pytest.mark.xfail(raises=DataError, strict=True)] if study.CODE in REFUSE else [],
+        )
+        for study in ALL
+    ],
+)
 def test_a_seed_without_numbers_is_left_out_and_said(study):
     """A seed is not measured: no number of it counts, whatever stood there, and the verdicts it lacks say so."""
     evidence = planted_run(study.CODE)
@@ -129,9 +144,12 @@ def test_a_seed_without_numbers_is_left_out_and_said(study):
             reading, judged = contrast.read(without), study.verdict_of(contrast, without)
             if contrast.exact_within is not None:
                 assert judged.outcome is not S, described(contrast)
-            elif np.isnan(reading.values).any():
-                assert judged.effect.n == SEEDS - 1, described(contrast)
-                assert f"1 of {SEEDS} seeds could not be measured." in judged.reason, described(contrast)
+            else:
+                measured = int(np.isfinite(reading.values).sum())
+                assert judged.effect.n == measured, described(contrast)
+                missing = f"{SEEDS - measured} of {SEEDS} seeds could not be measured."
+                missing = missing if measured else "Not one seed could be measured."
+                assert (missing in judged.reason) == (measured < SEEDS), described(contrast)
 
 
 @every_study
@@ -182,6 +200,8 @@ def test_an_effect_is_the_mean_over_seeds_of_first_against_second(study):
         elif contrast.scale == "log-ratio" and not contrast.quantity.logs:
             effects = np.log(first / second)
         effects = effects[np.isfinite(effects)]
+        if not len(effects):  # of planted numbers it may be none
+            continue
         found = study.verdict_of(contrast, evidence).effect
         assert found.n == len(effects)
         assert found.point == pytest.approx(effects.mean(), rel=1e-9, abs=1e-12), described(contrast)
@@ -203,12 +223,21 @@ def test_equal_arms_are_never_called_different(study):
         assert study.judge(evidence).outcome is not S
 
 
+def names_read(contrast, side, evidence):
+    rows = rows_read(contrast.quantity, evidence, **contrast.where(side, evidence))
+    return frozenset(evidence.frame.filter(rows).select("probe", "name").unique().rows())
+
+
 @every_open_study
 def test_exchanged_arms_exchange_the_sign_of_an_effect(study):
     evidence = planted_run(study.CODE)
     for contrast in contrasts_of(study, evidence):
         if compares_arms(contrast) and contrast.exact_within is None:
             (first, _), (second, _) = sides_of(contrast)
+            if contrast.effect is not None and contrast.effect(1.0, 2.0) == contrast.effect(2.0, 1.0):
+                continue  # the smaller of two, say
+            if len({names_read(contrast, side, evidence) for side in (contrast.first, contrast.second)}) > 1:
+                continue  # without a norm there is nothing to freeze: such an arm is read from other records
             before = contrast.read(evidence).values
             after = contrast.read(exchanged(evidence, first, second)).values
             if contrast.effect is None:
@@ -290,8 +319,8 @@ def best_at(evidence, rule, over, own, choices):
 def with_effects(contrast, size):
     """The contrast with its rule, and an effect of one size in every seed, but for a spread far below any margin."""
     effects = size * (1 + 1e-7 * np.array([-1.0, 1.0, 0.5, -0.5, 0.2, -0.2]))
-    quantity = Quantity(contrast.quantity.words, lambda evidence: effects)
-    return dataclasses.replace(contrast, quantity=quantity, first=None, second=None, at={}, effect=None, premises=())
+    bare = {"first": None, "second": None, "at": {}, "effect": None, "premises": (), "reason": "Planted."}
+    return dataclasses.replace(contrast, quantity=Quantity("planted", lambda evidence: effects), **bare)
 
 
 def sizes_and_outcomes(contrast, margin):
@@ -306,6 +335,12 @@ def sizes_and_outcomes(contrast, margin):
     near = 0.02 * max(abs(margin), 0.01)
     between = [] if against == margin else [((margin + against) / 2, U)]
     return [(margin + near, S), (against - near, R), *between]
+
+
+def judged_as(outcome, contrast, study):
+    """The contrast with an effect that must be judged so."""
+    sizes = sizes_and_outcomes(contrast, study.MARGIN)
+    return with_effects(contrast, next(size for size, said in sizes if said is outcome))
 
 
 @every_open_study
@@ -327,20 +362,19 @@ def test_conditions_must_all_hold(study):
     evidence = planted_run(study.CODE)
     for item in study.contrasts(evidence):
         if isinstance(item, AllOf) and all(isinstance(part, Contrast) for part in item.parts):
-            sizes = [sizes_and_outcomes(part, study.MARGIN)[:2] for part in item.parts]
-            holding = [with_effects(part, size[0][0]) for part, size in zip(item.parts, sizes, strict=True)]
+            holding = [judged_as(S, part, study) for part in item.parts]
             assert study.verdict_of(dataclasses.replace(item, parts=holding), evidence).outcome is S
             for index, part in enumerate(item.parts):
                 failing = [*holding]
-                failing[index] = with_effects(part, sizes_and_outcomes(part, study.MARGIN)[-1][0])
-                assert study.verdict_of(dataclasses.replace(item, parts=failing), evidence).outcome is not S
+                failing[index] = judged_as(R, part, study)
+                judged = study.verdict_of(dataclasses.replace(item, parts=failing), evidence)
+                assert judged.outcome is R
+                assert judged.effect == judged.parts[index].effect
         for contrast in flat([item]):
             if contrast.premises:
-                met = with_effects(contrast, sizes_and_outcomes(contrast, study.MARGIN)[0][0])
+                met = judged_as(S, contrast, study)
                 for premise in contrast.premises:
-                    good, bad = (
-                        with_effects(premise, size) for size, _ in sizes_and_outcomes(premise, study.MARGIN)[:2]
-                    )
+                    good, bad = (judged_as(outcome, premise, study) for outcome in (S, R))
                     assert study.verdict_of(dataclasses.replace(met, premises=(good,)), evidence).outcome is S
                     unmet = study.verdict_of(dataclasses.replace(met, premises=(bad,)), evidence)
                     assert unmet.outcome is U
