@@ -105,7 +105,7 @@ def test_the_optimizer_has_the_rate_of_the_cell(study):
 
 @every_training
 def test_looking_at_a_network_leaves_it_as_it_was(study):
-    """Modes and parameters, behind an evaluation (and buffers), and behind what is measured before and after training."""
+    """Modes and parameters: behind an evaluation, with buffers too, and behind measurements around the training."""
     small = {**settings(study.CODE)} if study.CODE in SMALL else {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(study), "PRESETS", {"quick": small or study.PRESETS["quick"]})

@@ -10,9 +10,9 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+
 from kit import record_shapes
 from kit.planted_runs import SEEDS, changed, exchanged, planted_run, rows_at, rows_read
-
 from normscope import studies
 from normscope._errors import DataError
 from normscope.records import Outcome
