@@ -54,7 +54,15 @@ from mutmut.mutation import mutators
 HERE = Path(__file__).resolve()
 EXPLAINED = HERE.with_suffix(".toml")
 # Where the tests of a room are, if not all in the folder of its name.
-TESTS = {"cli": ["tests/cli", "tests/test_cli.py"], "studies": ["tests/studies", "tests/lab"]}
+TESTS = {
+    "allocator": ["tests/package"],
+    "evidence": ["tests/evidence", "tests/rules"],
+    "explain": ["tests/package"],
+    "modules": ["tests/modules", "tests/probes", "tests/surgery"],
+    "studies": ["tests/studies", "tests/lab"],
+    "usercode": ["tests/package", "tests/cli", "tests/checking"],
+    "verdicts": ["tests/package", "tests/cli"],
+}
 STRINGS = (mutators.operator_string, mutators.operator_dict_arguments)
 SPARE = 20.0  # processor seconds that a run of tests may take beyond what it took unchanged
 
@@ -260,7 +268,7 @@ def put_in(mutant: Mutant, root: Path) -> bool:
     file = str(root / mutant.path)
     if not any(getattr(module, "__file__", None) == file for module in list(sys.modules.values())):
         return True  # not imported yet: the changed file is on the disk
-    live = [f for f in gc.get_objects() if isinstance(f, types.FunctionType) and f.__code__.co_filename == file]
+    live = [f for f in gc.get_objects() if type(f) is types.FunctionType and f.__code__.co_filename == file]
     pairs = _changed(*(compile(text, file, "exec") for text in (mutant.before, mutant.after)))
     if not pairs:
         return _put_defaults(mutant, live)
@@ -614,6 +622,8 @@ def main(words: Sequence[str] | None = None) -> int:
             return 0
         top = asked.room.partition("/")[0]
         tests = asked.tests or [path for path in TESTS.get(top, [f"tests/{top}"]) if (root / path).exists()]
+        if not tests:
+            parser.error(f"no tests/{top}: say where its tests are, by --tests")
         os.chdir(root)
         os.environ |= {
             "PYTHONPATH": str(root / "src"),

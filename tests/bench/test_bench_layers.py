@@ -27,7 +27,7 @@ def quickly(monkeypatch):
             return _training_steps.measure_step(job["model"], job["kind"])
         return _training_steps.measure_memory(job["model"], job["arm"])
 
-    monkeypatch.setattr(layers, "_child", child)  # white box: no process of its own for each job
+    monkeypatch.setattr(layers, "measure_apart", child)
 
 
 def test_all_cases_are_measured_and_told(quickly):
@@ -110,7 +110,7 @@ def test_ratios_are_of_the_times_that_they_name():
         "torch compiled": [4.0, 8.0, 4.0],
         "ours compiled": [1.0, 2.0, 1.0],
     }
-    found = layers._summary(times)
+    found = layers._summary(times)  # white box: times that are planted, not taken
     assert {name: ratio["median"] for name, ratio in found["ratios"].items()} == {
         "torch / ours": 4,
         "torch in place / ours": 3,

@@ -213,7 +213,9 @@ def works(small, monkeypatch):
     tiny = bench_probes.Model(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 10)), (8, 6), "x")
     monkeypatch.setitem(bench_probes.measure.__kwdefaults__, "models", {"tiny": tiny})
     monkeypatch.setattr(bench_layers, "SHAPES", ((8, 4),))
-    monkeypatch.setattr(bench_layers, "_child", lambda job: bench_layers.measure_shape(job["shape"], job["allocator"]))
+    monkeypatch.setattr(
+        bench_layers, "measure_apart", lambda job: bench_layers.measure_shape(job["shape"], job["allocator"])
+    )
     rounds = bench_layers.rounds
     monkeypatch.setattr(bench_layers, "rounds", lambda acts, clock: rounds(acts, clock, 0.0))
     monkeypatch.setattr(demo, "STUDIES", ("my-claim",))

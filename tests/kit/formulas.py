@@ -26,6 +26,9 @@ class Formula:
         case: The options that it was made with.
     """
 
+    #: Where the last output is so near the kink of its activation that rounding decides its derivative.
+    at_kink: Tensor | None = None
+
     def __init__(self, layer: nn.Module, case: dict[str, Any]) -> None:
         self.case = case
         self.parameters = {n: p.detach().to(F64).clone().requires_grad_() for n, p in layer.named_parameters()}
@@ -72,6 +75,7 @@ class BatchNormFormula(Formula):
         if training and tracks and self.case["update_statistics"]:
             self.track([x[:, c][counts[:, c]] for c in range(x.shape[1])])
         y = torch.where(counts, self.affine(y), 0.0)
+        self.at_kink = counts & (y.abs() < 1e-3 * y.abs().max()) if self.case["activation"] else None
         slope = {None: 1.0, "relu": 0.0, "leaky_relu": self.case["negative_slope"]}[self.case["activation"]]
         return torch.where(y > 0, y, slope * y)
 

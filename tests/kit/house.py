@@ -201,6 +201,11 @@ class SourceFile:
             names |= {f"{path}.{attribute}" for attribute in taken[name]} if of_module else {path}
         return names
 
+    @property
+    def package_modules(self) -> set[str]:
+        """Modules and rooms of normscope that the file imports from."""
+        return {imported.module for imported in self.imports if imported.module.partition(".")[0] == "normscope"}
+
     def says_why(self, line: int) -> bool:
         """Whether a comment ``# white box: REASON`` stands on a line or in the comment directly above it."""
         if WHITE_BOX.search(self.lines[line - 1]):
@@ -415,7 +420,9 @@ class House:
     def figures(self) -> dict[str, object]:
         """Return the figures of the house, by what they count."""
         files = self.files.values()
-        concepts = {room: [len(unit.package_names) for unit in self.units(room)] for room in ("studies", "rules")}
+        units = {"a study": self.units("studies"), "a rule": self.units("rules")}
+        names = {kind: [len(unit.package_names) for unit in found] for kind, found in units.items()}
+        modules = {kind: [len(unit.package_modules) for unit in found] for kind, found in units.items()}
         return {
             "files in src": len(files),
             "lines in src": sum(len(file.lines) for file in files),
@@ -431,8 +438,11 @@ class House:
             "test files": sum(file.path.name.startswith("test_") for file in self.tests),
             "files of tests that use private names": len({use.path for use in self.private_in_tests()}),
             **{
-                f"names that {kind} uses (median, most)": (statistics.median(counts), max(counts))
-                for kind, counts in (("a study", concepts["studies"]), ("a rule", concepts["rules"]))
+                f"{what} (median, most)": (statistics.median(counts), max(counts))
+                for what, counts in {
+                    **{f"names that {kind} uses": counts for kind, counts in names.items()},
+                    **{f"modules that {kind} imports": counts for kind, counts in modules.items()},
+                }.items()
                 if counts
             },
         }

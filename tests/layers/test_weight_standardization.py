@@ -54,7 +54,10 @@ def test_the_gain_of_an_activation_keeps_the_variance():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4000, 1000, generator=generator)
     for activation, gain in ((torch.relu, GAIN), (torch.tanh, None)):
-        layer = weight_standardize(nn.Linear(1000, 500, bias=False), activation)
+        linear = nn.Linear(1000, 500, bias=False)
+        with torch.no_grad():  # from the inputs' generator: the global one may be seeded to give the inputs once more
+            linear.weight.copy_(torch.randn(500, 1000, generator=generator))
+        layer = weight_standardize(linear, activation)
         if gain is not None:
             assert layer.parametrizations.weight[0].gain == pytest.approx(gain, rel=1e-9)
         with torch.no_grad():

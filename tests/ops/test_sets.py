@@ -116,6 +116,19 @@ def test_masked_is_the_batch_of_what_is_left():
     torch.testing.assert_close(found[1:], expected[1:])
 
 
+def test_running_statistics_over_a_mask_are_those_of_what_is_left():
+    x = leaves()[0].detach()
+    mask = mask_like(x)
+    mean, var = MEAN.clone(), VAR.clone()
+    seen = torch.tensor(4)
+    over = Masked(mask, x)
+    ops.batch_norm(x, running_mean=mean, running_var=var, momentum=0.3, over=over, num_batches_tracked=seen)
+    left = x.movedim(1, -1)[mask]
+    torch.testing.assert_close(mean, 0.7 * MEAN + 0.3 * left.mean(0))
+    torch.testing.assert_close(var, 0.7 * VAR + 0.3 * left.var(0))  # unbiased, as torch tracks it
+    assert seen == 5
+
+
 def test_what_is_masked_may_be_anything():
     x, w, b = (p.detach() for p in leaves())
     mask = mask_like(x)

@@ -1,5 +1,7 @@
 """The written-out rules against autograd of the written-out forward, and against finite differences."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -7,6 +9,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from normscope import ops
 from normscope.ops import standardization as rules
 from normscope.ops.normalize import standardize_affine
+from normscope.ops.sets import BATCH, Masked
 
 EPS = 1e-3
 
@@ -154,6 +157,27 @@ def test_a_wrong_rule_is_caught_by_finite_differences(wrong, monkeypatch):
     monkeypatch.setattr(torch, "is_grad_enabled", lambda: True)  # the rule, not the kernel
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         gradcheck(TRAIN[0].values[0], leaves())
+
+
+@pytest.mark.parametrize("activation", [None, "leaky_relu"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("way", ["chosen", "torch", "written_out"])
+def test_a_gradient_that_will_be_differentiated_is_the_gradient(way, masked, activation):
+    """Under create_graph the rules stand in for the kernels. Eps is beside the variance: without it they are wrong."""
+    x, w, b = leaves((5, 3, 2))
+    g = torch.randn_like(x)
+    mask = torch.tensor([True, True, True, False, True]).view(-1, 1).expand(5, 2)
+
+    def run(x, w, b):
+        over = Masked(mask, x) if masked else BATCH
+        return ops.batch_norm(x, w, b, eps=0.5, over=over, activation=activation, negative_slope=0.3)
+
+    with nullcontext() if way == "chosen" else ops.using(way):
+        plain = torch.autograd.grad(run(x, w, b), (x, w, b), g)
+        by_rule = torch.autograd.grad(run(x, w, b), (x, w, b), g, create_graph=True)
+        for found, right in zip(by_rule, plain, strict=True):
+            close(found, right)
+        assert gradgradcheck(run, (x, w, b))
 
 
 def test_forward_over_reverse_without_create_graph():

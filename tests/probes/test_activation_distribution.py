@@ -10,21 +10,12 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.readings import read
 from normscope.modules.channels import coprime_stride
-from normscope.probes import ActivationDistribution, Recorder
+from normscope.probes import ActivationDistribution
 
 # white box: percentiles are held against NumPy on values that no network puts out.
 from normscope.probes.activation_distribution import _percentiles
-
-
-def read(model, loss_fn, batch, probe, optimizer=None, block=None):
-    scope = Recorder(model, loss_fn, optimizer, [probe], every=1)
-    with scope.step(batch):
-        if block is not None:
-            block()
-        else:
-            loss_fn(model, batch).backward()
-    return {(record.site, record.name): record.value for record in scope.drain()}
 
 
 def keep(outputs, name, module, inputs, output):
@@ -87,3 +78,15 @@ def test_percentiles_are_numpys(values):
 def test_percentiles_keep_what_is_not_finite():
     assert all(map(math.isnan, _percentiles(np.array([1.0, math.nan]))))
     assert _percentiles(np.full(4, math.inf)) == [math.inf] * 3
+
+
+def test_an_output_that_was_overwritten_in_place_is_read_anew():
+    """The statistics of a norm's output are shared among probes, but not with the rectifier that writes into it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(inplace=True), nn.Linear(7, 4))
+    x = torch.randn(22, 5)
+    found = read(model, lambda net, batch: net(batch).sum(), x, ActivationDistribution(["1", "2"]))
+    normed = model[1](model[0](x)).detach()
+    assert found["1", "mean"] == pytest.approx(normed.mean().item(), abs=1e-6)
+    assert found["2", "mean"] == pytest.approx(normed.relu().mean().item(), rel=1e-5)
+    assert found["2", "mean"] > 0.1

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.readings import read
 from normscope._errors import UsageError
-from normscope.probes import ActivationDistribution, GradientFlow, Recorder
+from normscope.probes import ActivationDistribution, GradientFlow
 
 
 def kernel(c):
@@ -58,16 +59,6 @@ def test_growth_needs_two_layers_and_a_gradient():
     none = read(nets.make("mlp"), nets.loss_fn, batch, GradientFlow(), block=lambda: None)
     assert math.isnan(one["", "growth"])
     assert list(none) == [("", "growth")]
-
-
-def read(model, loss_fn, batch, probe, optimizer=None, block=None):
-    scope = Recorder(model, loss_fn, optimizer, [probe], every=1)
-    with scope.step(batch):
-        if block is not None:
-            block()
-        else:
-            loss_fn(model, batch).backward()
-    return {(record.site, record.name): record.value for record in scope.drain()}
 
 
 @pytest.mark.parametrize("net", ["mlp", "cnn", "dropout", "residual"])

@@ -75,6 +75,8 @@ def test_a_cell_cannot_be_changed_from_outside() -> None:
     point["layers"].append(3)
     assert cell.point == {"layers": [1, 2]}
     assert cell.id == Cell("demo", "bn", 0, {"layers": [1, 2]}).id
+    with pytest.raises(TypeError, match="id"):
+        Cell("demo", "bn", 0, id="mine")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1: 2}, {"a": {3}}])

@@ -187,5 +187,7 @@ def test_a_living_writers_temporary_file_is_left_alone(tmp_path: Path) -> None:
     os.utime(away_old, (0, 0))
     Store.open(tmp_path).frame()
     assert dead.exists()  # a reader touches nothing
+    assert set(_files.clean(tmp_path)) == {dead.name, away_old.name}
+    half(dead)
     Store.create(tmp_path, {})
     assert [path.exists() for path in (mine, dead, away_new, away_old, foreign)] == [True, False, True, False, True]

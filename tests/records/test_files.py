@@ -9,6 +9,17 @@ from normscope.records import files
 from normscope.records.files import save
 
 
+def test_a_name_that_is_taken_stays_taken_without_hard_links(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError("this file system has no hard links")
+
+    monkeypatch.setattr(os, "link", none)
+    path = tmp_path / "file"
+    assert files.write_text(path, "first", replace=False)
+    assert not files.write_text(path, "second", replace=False)
+    assert path.read_text() == "first"
+
+
 @pytest.mark.parametrize(
     ("content", "written"),
     [("é\n\r\n", "é\n\r\n".encode()), (b"\x00\xff", b"\x00\xff"), ("a\udc00b", b"a?b"), ("", b"")],

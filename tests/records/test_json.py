@@ -119,3 +119,10 @@ class Held:
 
 def test_mappings_within_dataclasses_are_followed():
     assert plain(Held({"a": (math.inf, Colour.RED)})) == {"items": {"a": ["inf", "red"]}}
+
+
+def test_a_finding_leaves_out_words_as_empty_ones():
+    finding = Finding("NS1", "slug", Severity.INFO, "words")
+    assert (finding.places, finding.quantity, finding.cost, finding.fix) == (("",), "", "", "")
+    assert (finding.measured, finding.bound, finding.details) == (None, None, {})
+    assert (finding.safe, finding.fixable) == (False, False)

@@ -60,3 +60,12 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert collect()["commit"] is None
+
+
+def test_a_git_that_knows_the_commit_and_no_more_says_nothing_of_changes(monkeypatch, tmp_path) -> None:
+    git = tmp_path / "git"
+    git.write_text('#!/bin/sh\ncase "$*" in *rev-parse*) echo abc ;; *) exit 1 ;; esac\n')
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("GIT_DIR", raising=False)
+    assert (collect()["commit"], collect()["dirty"]) == ("abc", None)

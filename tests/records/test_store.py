@@ -288,6 +288,13 @@ def test_appended_records_are_flushed_at_an_interval(tmp_path: Path) -> None:
     assert timed.frame()["arm"].null_count() == 9
 
 
+def test_the_end_of_a_with_block_flushes(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "run", {}, rows=10, seconds=1e9) as store:
+        store.append([Record("scope", 0, "p", "", "n", 1.0)])
+        assert Store.open(store.path).frame().height == 0
+    assert Store.open(store.path).frame().height == 1
+
+
 def test_a_failed_flush_keeps_the_records(store: Store, monkeypatch) -> None:
     store.append([Record("scope", 0, "p", "", "n", 1.0)])
 

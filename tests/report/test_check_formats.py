@@ -105,6 +105,21 @@ def test_text_keeps_to_the_width_and_obeys_no_control_character(width):
     assert "running statistics are not those of the data" in words
 
 
+@pytest.mark.parametrize("name", ["Schicht-ß", "層", "a\tb", "a\x1b[31mb", "a\u202eb"])
+def test_names_are_shown_as_they_are_and_control_characters_by_their_code(name):
+    text = check_text(Checked("t", (Finding("NS1", "x", Severity.INFO, "m", (name,)),)))
+    shown = name if name.isprintable() else repr(name)[1:-1]
+    assert f"{shown}\n" in text
+
+
+def test_a_word_longer_than_the_line_is_not_cut():
+    place = "a" * 70
+    text = check_text(
+        Checked("t", (Finding("NS1", "x", Severity.INFO, "two words and more " * 4, (place,)),)), width=40
+    )
+    assert place in "".join(text.split())
+
+
 def test_color_changes_no_word():
     import re
 
@@ -314,3 +329,10 @@ def test_sarif_says_where_and_what_is_suppressed(tmp_path, monkeypatch):
     far = Checked("t", (SAFE,), rules=RULES, file="/elsewhere/a file.py")
     uri = json.loads(check_sarif(far, version="0.1.0"))["runs"][0]["results"][0]["locations"][0]
     assert uri["physicalLocation"] == {"artifactLocation": {"uri": "file:///elsewhere/a%20file.py"}}
+
+
+@pytest.mark.parametrize("line", [0, 1, 7])
+def test_sarif_names_the_line_that_is_known(line):
+    run = json.loads(check_sarif(Checked("t", (WORST,), file="net.py", line=line), version="1"))["runs"][0]
+    place = run["results"][0]["locations"][0]["physicalLocation"]
+    assert place.get("region") == ({"startLine": line} if line else None)

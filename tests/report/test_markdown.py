@@ -29,6 +29,7 @@ def test_it_says_verdicts_theory_sentences_errata_times_and_how_it_was_made():
     assert "| It is old. | comment | Nothing to measure. |" in page
     assert "| A paper | Stated. | Holds. | `other` inconclusive |" in page
     assert "| `a-study` | 12 s | `normscope study run a-study --seeds 3` |" in page
+    assert "Effects are positive in the direction of the claim, with their 95 % and 97.1 % intervals over seeds" in page
     assert "```sh\nnormscope study run --all --out runs/all\n```" in page
     assert "normscope 0.1.0 and torch 2.13.0; a processor, 2 cores; preset quick, data digits, device cpu" in page
 
@@ -64,3 +65,7 @@ def test_nothing_judged_is_a_page_too():
     page = report.page(CondensedEvidence("Nothing.", (), (), (), ()))
     assert "0 claims judged: 0 supported" in page
     assert json.loads(report.dumps(CondensedEvidence("", (), (), (), ())))["studies"] == []
+
+
+def test_the_time_in_all_is_the_sum():
+    assert "## Time and commands\n\n25 s in all, one cell after the other." in report.page(evidence())  # twice 12.3 s

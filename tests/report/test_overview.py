@@ -154,6 +154,14 @@ def test_sentences_errata_and_theory_lead_to_their_studies(tmp_path):
     errata = page[page.index('id="errata"') : page.index('id="made"')]
     assert errata.count('data-chart="study-s1-1"') == 1
     assert "Figure: Loss" in errata
+    two = [*many()]
+    two[0] = dataclasses.replace(
+        two[0], figures=(dataclasses.replace(two[0].figures[0], slug="other"), *two[0].figures)
+    )
+    page = written(tmp_path, two, errata=(Erratum("Text A", "Stated.", "Holds.", ("s0",), "loss"),))
+    errata = page[page.index('id="errata"') : page.index('id="made"')]
+    assert 'data-chart="study-s0-2"' in errata, "the figure that the erratum names, not the first of its study"
+    page = written(tmp_path, many(), sentences=SENTENCES, errata=ERRATA)
     theory = page[page.index('id="theory"') : page.index('id="sentences"')]
     assert '<a href="#study-s1">s1</a>' in theory
     assert "1.07" in theory

@@ -113,6 +113,23 @@ def test_every_section_shows_its_parts_tables_threats_and_command(page):
     assert "λ<sub>max</sub> ≈ 2/η" in page
 
 
+@pytest.mark.parametrize(
+    ("levels", "words"), [((0.95, 0.95), "95 %"), ((0.9, 0.95), "90 % and 95 %"), ((0.999,), "99.9 %"), ((), "95 %")]
+)
+@pytest.mark.parametrize("adjusted", [None, 0.04])
+def test_the_page_says_which_intervals_and_whether_p_is_corrected(tmp_path, levels, words, adjusted):
+    verdicts = tuple(
+        Verdict(f"s{i}", "Claim.", Outcome.SUPPORTED, "e", Estimate(1, 0.5, 2, level, 9, "t"), 0.1, "r",
+                p_value=0.02, adjusted_p=adjusted)
+        for i, level in enumerate(levels)
+    )  # fmt: skip
+    sections = [Section(v.study, "Title.", "Claim.", {}, (v,)) for v in verdicts]
+    page = report.write(tmp_path / "r.html", title="T", sections=sections).read_text(encoding="utf-8")
+    assert not sections or f"Effect ({words} interval)" in page
+    assert page.count("<dt>uncorrected</dt><dd>p = 0.02</dd>") == (len(levels) if adjusted is None else 0)
+    assert page.count("<dt>after Holm</dt><dd>p = 0.04</dd>") == (0 if adjusted is None else len(levels))
+
+
 def hostile_section():
     effect = Estimate(0.1, 0.0, 0.2, 0.95, 3, HOSTILE, HOSTILE)
     verdict = Verdict(HOSTILE, HOSTILE, Outcome.SUPPORTED, HOSTILE, effect, 0.1, HOSTILE, (HOSTILE,))
@@ -213,10 +230,25 @@ def test_the_terminal_table_fits_and_reads_nothing_as_markup(width):
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
-    for words in ("✓ supported", "✕ refuted", "? inconclusive", "×1.83", "[bold]", "s[red]", "×1.5"):
+    for words in ("✓ supported", "✕ refuted", "? inconclusive", "×1.83", "[bold]", "s[red]", "×1.5", "[r]"):
         assert words in text
+    short = io.StringIO()
+    Console(file=short, width=width).print(report.console([strange]))
+    assert "[r]" not in short.getvalue()
     coloured = io.StringIO()
     Console(file=coloured, width=80, force_terminal=True, color_system="standard").print(
         report.console(report_pages.verdicts())
     )
     assert "\x1b[1;32m" in coloured.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("p", "adjusted", "said"), [(0.011, 0.022, "p = 0.022"), (0.011, None, "p = 0.011"), (0.01, 4e-4, "p &lt; 0.001")]
+)
+def test_the_page_shows_the_corrected_p_value_where_there_is_one(tmp_path, p, adjusted, said):
+    effect = Estimate(0.2, 0.1, 0.3, 0.95, 3, "m")
+    verdict = Verdict("s", "c", Outcome.SUPPORTED, "e", effect, 0.1, "r", p_value=p, adjusted_p=adjusted)
+    path = report.write(tmp_path / "r.html", title="t", sections=[Section("s", "S", "c", {}, (verdict,))])
+    text = path.read_text(encoding="utf-8")
+    assert said in text
+    assert text.count("p = 0.0") == (said.startswith("p = ")) * text.count(said)

@@ -414,3 +414,16 @@ def test_halls_p_is_one_where_his_interval_lies_beyond_the_bound():
     assert min(values.mean(), low) < between < max(values.mean(), high)
     assert hall_p(values, between) == 1.0
     assert hall_p(values, low) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("seed", range(3))
+def test_fiellers_ends_are_the_ratios_that_a_t_test_just_rejects(level, seed) -> None:
+    rng = np.random.default_rng(seed)
+    bottom = 5 + rng.normal(size=9)
+    top = 2 * bottom + rng.normal(size=9)  # correlated, as arms of one seed are
+    found = ratio_interval(top, bottom, level=level)
+    assert found.point == pytest.approx(top.mean() / bottom.mean())
+    assert found.low < found.point < found.high
+    for end in (found.low, found.high):
+        assert scipy_stats.ttest_1samp(top - end * bottom, 0).pvalue == pytest.approx(1 - level)

@@ -71,7 +71,7 @@ def run_small(slug, out, seeds=2, **changes):
 def cell_records(slug, arm, point=None, seed=0, **changes):
     """Run one cell of a study on the digits and return its records."""
     from normscope.studies.lab.data import load
-    from normscope.studies.runs import _work
+    from normscope.studies.runs import _work  # white box: cells that are trained together, as a worker does
 
     study = studies.get(slug)
     with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.affine_before_linear_useless import ARMS, PLACES, SIZES
+from normscope.studies.claims.affine_before_linear_useless import PLACES, SIZES
 
 SLUG = "affine-before-linear-useless"
 STUDY = studies.get(SLUG)
@@ -19,7 +19,7 @@ def planted(linear=1e-16, valid=1e-16, *, gain=0.0, slow=1.0):
         for name, value in found.items():
             plant.add("algebra", seed, name, value, probe="algebra", place="none")
         for place in PLACES:
-            for salt, arm in enumerate(ARMS):
+            for salt, arm in enumerate(STUDY.ARMS):
                 both = arm == "gamma and beta"
                 plant.end(arm, seed, 0.95 + gain * both + jitter(seed, 0.0005, salt), step=60, place=place)
                 plant.reach(arm, seed, 30 if both else round(30 * slow), 60, place=place)
@@ -36,7 +36,7 @@ def test_the_judge_finds_what_was_planted(linear, valid, outcome):
 
 @pytest.mark.parametrize(("gain", "outcome"), [(0.0, "supported"), (0.03, "refuted"), (-0.03, "refuted")])
 def test_dynamics_that_differ_either_way_are_found(gain, outcome):
-    assert outcomes(STUDY.judge(planted(gain=gain)), "Test accuracy with less without") == {outcome}
+    assert outcomes(STUDY.judge(planted(gain=gain)), "Test accuracy at the end") == {outcome}
 
 
 @pytest.mark.parametrize(("slow", "outcome"), [(1.0, "supported"), (1.5, "refuted"), (0.5, "refuted")])

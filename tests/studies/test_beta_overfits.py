@@ -5,7 +5,6 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.beta_overfits import ARMS
 
 SLUG = "beta-overfits"
 STUDY = studies.get(SLUG)
@@ -15,7 +14,7 @@ def planted(both=0.20, gamma=0.15, *, apart=1e-12):
     """``both`` and ``gamma``: training less test accuracy with and without beta."""
     plant = Plant(settings(SLUG, sizes=[100]))
     for seed in plant.seeds:
-        for salt, arm in enumerate(ARMS):
+        for salt, arm in enumerate(STUDY.ARMS):
             gap = gamma if arm == "gamma" else both
             plant.end(arm, seed, 0.99 - gap + jitter(seed, 0.001, salt), examples=100)
             plant.add(arm, seed, "train_accuracy", 0.99, step=100, examples=100)
@@ -44,6 +43,6 @@ def test_a_bias_that_does_something_is_found(apart, outcome):
 
 @pytest.mark.trains
 def test_runs_with_and_without_the_bias_are_one():
-    losses = [values(cell_records(SLUG, arm, {"examples": 60}), "loss") for arm in list(ARMS)[:3]]
+    losses = [values(cell_records(SLUG, arm, {"examples": 60}), "loss") for arm in list(STUDY.ARMS)[:3]]
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
     assert losses[0] != pytest.approx(losses[2], abs=1e-4)  # beta does do something

@@ -10,7 +10,7 @@ from planted import Plant, jitter
 from normscope import studies
 from normscope.records import Outcome
 from normscope.studies.lab import norms
-from normscope.studies.lab.backward import _layer, measure
+from normscope.studies.lab.backward import _layer, measure  # white box: one layer, with gradients made here
 from normscope.studies.lab.data import load
 from normscope.studies.lab.models import build
 

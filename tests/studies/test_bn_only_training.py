@@ -6,7 +6,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.bn_only_training import ARMS, _train_random
+from normscope.studies.claims.bn_only_training import _train_random  # white box: which weights are chosen
 from normscope.studies.lab import norms
 from normscope.studies.lab.data import load
 from normscope.studies.lab.models import build
@@ -18,7 +18,7 @@ STUDY = studies.get(SLUG)
 def planted(norm=0.75, random=0.4, *, everything=0.97):
     plant = Plant(settings(SLUG, depths=[3]))
     for seed in plant.seeds:
-        for salt, arm in enumerate(ARMS):
+        for salt, arm in enumerate(STUDY.ARMS):
             value = {"norm": norm, "random": random, "all": everything}.get(arm, 0.9)
             plant.end(arm, seed, value + jitter(seed, 0.01, salt), depth=3)
             plant.add(arm, seed, "count", 600, probe="affine", depth=3)

@@ -8,7 +8,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.conditioning import ARMS, WIDTHS
+from normscope.studies.claims.conditioning import WIDTHS
 
 SLUG = "conditioning"
 STUDY = studies.get(SLUG)
@@ -19,7 +19,7 @@ def planted(none=100.0, before=20.0, *, off=1.0, fast=(30, 20), raw=40):
     for seed in plant.seeds:
         kappas = {"none": none, "before": before, "after": 4.0, "layer": 50.0}
         times = {"none": 30, "before": fast[0], "after": fast[1], "layer": 30}
-        for arm in ARMS:
+        for arm in STUDY.ARMS:
             for index, site in enumerate(("blocks.0.linear", "blocks.1.linear", "head")):
                 value = 1e6 if index == 0 else kappas[arm] * math.exp(jitter(seed, 0.05, index))
                 plant.add(arm, seed, "condition_95", value, probe="conditioning", site=site, features="standardised")
@@ -42,12 +42,12 @@ def test_the_judge_finds_what_was_planted(none, before, outcome):
 
 @pytest.mark.parametrize(("off", "outcome"), [(1.0, "supported"), (1.3, "refuted")])
 def test_theory_is_matched_or_not(off, outcome):
-    assert outcomes(STUDY.judge(planted(off=off)), "theoretical outlier") == {outcome}
+    assert outcomes(STUDY.judge(planted(off=off)), "measured over expected") == {outcome}
 
 
 @pytest.mark.parametrize(("fast", "outcome"), [((30, 20), "supported"), ((30, 30), "refuted"), ((20, 30), "refuted")])
 def test_whether_the_better_conditioned_is_the_faster_is_told_apart(fast, outcome):
-    assert outcomes(STUDY.judge(planted(fast=fast)), "before over after") == {outcome}
+    assert outcomes(STUDY.judge(planted(fast=fast)), "before the activation over batch norm after") == {outcome}
 
 
 def test_units_slow_training_and_a_norm_on_them_does_not():

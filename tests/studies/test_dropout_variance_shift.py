@@ -8,7 +8,9 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.dropout_variance_shift import _Watched
+from normscope.studies.claims.dropout_variance_shift import (
+    _Watched,
+)  # white box: one layer of dropout, on two hundred thousand draws
 
 SLUG = "dropout-variance-shift"
 STUDY = studies.get(SLUG)

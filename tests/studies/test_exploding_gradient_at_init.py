@@ -7,7 +7,10 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.exploding_gradient_at_init import ARMS, SCALES, _expected
+from normscope.studies.claims.exploding_gradient_at_init import (
+    SCALES,
+    _expected,
+)  # white box: theory that the planted numbers follow
 from normscope.studies.lab.chain import growth, rate, theory
 
 SLUG = "exploding-gradient-at-init"
@@ -18,7 +21,7 @@ def planted(batch=None, *, off=1.0, scaled=(2.25, 1.49)):
     plant = Plant(settings(SLUG, batches=[64], judged=64))
     for seed in plant.seeds:
         wobble = math.exp(jitter(seed, 0.004))
-        for arm in ARMS:
+        for arm in STUDY.ARMS:
             value = _expected(arm, 64) * off if arm != "batch" or batch is None else batch
             plant.add(arm, seed, "rate", value * wobble, probe="chain", batch=64, scale=1.0)
         for scale in SCALES:
@@ -42,7 +45,7 @@ def test_theory_is_matched_or_not(off, outcome):
 
 @pytest.mark.parametrize(("scaled", "outcome"), [((2.25, 1.49), "supported"), ((1.49, 2.25), "refuted")])
 def test_badly_scaled_weights_are_compared_the_right_way_round(scaled, outcome):
-    assert outcomes(STUDY.judge(planted(scaled=scaled)), "Growth without over with") == {outcome}
+    assert outcomes(STUDY.judge(planted(scaled=scaled)), "no norm over batch norm") == {outcome}
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from planted import Plant, jitter
-from small import settings
 from torch import nn
 
-from normscope import studies
 from normscope.records import Cell
 from normscope.studies.lab.full_batch import descend
 
 CELL = Cell(study="x", arm="a", seed=0, point={}, settings={})
-SLUG = "beta-smoothness-is-edge-of-stability"
 
 
 def read(records, name):
@@ -52,26 +48,3 @@ def test_it_takes_plain_steps_and_readings_move_nothing():
 def test_beyond_two_over_the_curvature_it_diverges_and_below_not():
     assert read(run(2.2 / 9, steps=20_000, every=10_000)[0], "diverged") == [1.0]
     assert read(run(1.9 / 9, steps=200, every=100)[0], "diverged") == [0.0]
-
-
-def planted(none=1.0, batch=1.0):
-    made = settings(SLUG, steps=100)
-    plant = Plant(made)
-    for seed in plant.seeds:
-        for arm, factor in (("none", none), ("batch", batch)):
-            for lr in made["lrs"]:
-                for step in (0, 80, 90, 100):
-                    for name in ("sharpness", "beta_relative", "beta_absolute"):
-                        value = 2 / lr * factor * (1 + jitter(seed, 0.01, step))
-                        plant.add(arm, seed, name, value, probe="descent", step=step, lr=lr)
-                for name, value in {"diverged": 0, "loss": 0.1}.items():
-                    plant.add(arm, seed, name, value, probe="descent", step=100, lr=lr)
-    return plant.evidence()
-
-
-@pytest.mark.parametrize(
-    ("none", "batch", "outcome"),
-    [(1, 1, "supported"), (0.01, 1, "refuted"), (1, 3, "refuted"), (0.8, 0.8, "inconclusive"), (1.15, 0.9, "refuted")],
-)
-def test_the_judge_wants_both_plateaus_at_the_edge_and_alike(none, batch, outcome):
-    assert studies.get(SLUG).judge(planted(none, batch)).outcome.value == outcome

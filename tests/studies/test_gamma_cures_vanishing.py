@@ -40,7 +40,7 @@ def test_the_judge_finds_what_was_planted(fixed, learnt, gamma, outcome):
 
 @pytest.mark.parametrize(("none", "outcome"), [(119, "supported"), (20, "refuted")])
 def test_what_normalization_gives_without_gamma_is_told_apart(none, outcome):
-    assert outcomes(STUDY.judge(planted(none=none)), "without batch norm over with gamma fixed") == {outcome}
+    assert outcomes(STUDY.judge(planted(none=none)), "no batch norm over gamma fixed") == {outcome}
 
 
 def test_an_identity_that_fails_is_found():

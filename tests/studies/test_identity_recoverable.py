@@ -38,8 +38,8 @@ def test_the_judge_finds_what_was_planted(error, outcome):
 
 
 def test_theory_is_matched_or_not():
-    assert outcomes(STUDY.judge(planted()), "less theory") == {"supported"}
-    assert "refuted" in outcomes(STUDY.judge(planted(1.5)), "less theory, laplace")
+    assert outcomes(STUDY.judge(planted()), "minus theory") == {"supported"}
+    assert "refuted" in outcomes(STUDY.judge(planted(1.5)), "minus theory, laplace")
 
 
 @pytest.mark.parametrize(("away", "outcome"), [(0.6, "supported"), (0.15, "inconclusive"), (0.03, "refuted")])

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, strategies as st
 from planted import Plant, jitter
 
 from normscope import studies
 from normscope.records import Estimate, Outcome, Verdict
 from normscope.stats import decide, interval
-from normscope.studies.judging import best_rate, conjunction, interpolate
+from normscope.studies import Best
+from normscope.studies.contrast import conjunction
 
 S, R, U = Outcome.SUPPORTED, Outcome.REFUTED, Outcome.INCONCLUSIVE
 
@@ -63,32 +63,6 @@ def test_conjunction_of_three_equal_comparisons_keeps_its_level():
     assert refuted <= 12  # 2.5 % / 3 expected
 
 
-@given(
-    at=st.floats(0.011, 9.9),
-    slope=st.floats(-3, 3),
-    shift=st.floats(-3, 3),
-)
-def test_interpolation_is_exact_for_what_is_linear_in_the_logarithm(at, slope, shift):
-    x = np.array([0.01, 0.1, 1.0, 10.0])
-    y = shift + slope * np.log(x)
-    assert interpolate(x, y, at) == pytest.approx(shift + slope * math.log(at), abs=1e-9)
-
-
-def test_interpolation_does_not_reach_beyond_its_points():
-    assert math.isnan(interpolate([0.1, 1.0], [1, 2], 2.0))
-    assert math.isnan(interpolate([0.1, 1.0], [1, 2], 0.05))
-    assert math.isnan(interpolate([math.nan, 1.0], [1, 2], 0.5))
-    assert math.isnan(interpolate([0.1, 1.0], [1, 2], math.nan))
-    assert interpolate([0.1, math.nan, 1.0], [1, 7, 3], 1.0) == 3
-
-
-def test_interpolation_stays_on_the_rising_branch():
-    """A learning rate that blows the weights up makes small updates again: another regime with the same x."""
-    x, y = [0.01, 0.1, 1.0, 0.3], [0.0, 1.0, 2.0, 50.0]
-    assert interpolate(x, y, 0.3) == pytest.approx(1 + math.log(3) / math.log(10))
-    assert math.isnan(interpolate([0.1, 0.1, 1.0], [1, 2, 3], 0.5))
-
-
 def test_best_rate_is_that_of_least_validation_loss_and_no_diverged_run():
     plant = Plant({}, seeds=3)
     for seed in plant.seeds:
@@ -97,28 +71,28 @@ def test_best_rate_is_that_of_least_validation_loss_and_no_diverged_run():
             if not (lr == 1.0 and seed == 1):  # one seed diverged there
                 plant.add("a", seed, "val_loss", loss, lr=lr)
             plant.add("b", seed, "loss", 1.0, lr=lr)
-    assert best_rate(plant.evidence(), "a") == 0.3
-    assert best_rate(plant.evidence(), "b") == 0.1  # nothing validated: the smallest
+    assert Best("lr").of(plant.evidence(), arm="a") == 0.3
+    assert Best("lr").of(plant.evidence(), arm="b") == 0.1  # nothing validated: the smallest
 
 
 @pytest.mark.parametrize("target_step", [5, 6, 17])
-def test_steps_to_counts_steps_of_the_running_mean(target_step):
+def test_arrival_counts_steps_of_the_running_mean(target_step):
     plant = Plant({}, seeds=2)
     for seed in plant.seeds:
         plant.reach("a", seed, target_step + seed, 30)
-    steps, censored = plant.evidence().steps_to(0.8, horizon=30, arm="a")
-    assert steps.tolist() == [target_step, target_step + 1]
-    assert censored == 0
+    arrivals = plant.evidence().arrivals(0.8, horizon=30, arm="a")
+    assert arrivals.steps.tolist() == [target_step, target_step + 1]
+    assert not arrivals.missed.any()
 
 
-def test_steps_to_censors_what_never_arrives_and_what_diverged():
+def test_arrival_censors_what_never_arrives_and_what_diverged():
     plant = Plant({}, seeds=3)
     plant.reach("a", 0, 10, 30)
     plant.reach("a", 1, 99, 30)  # too late
     plant.reach("a", 2, 99, 7)  # stopped at step 7
-    steps, censored = plant.evidence().steps_to(0.8, horizon=30, arm="a")
-    assert steps.tolist() == [10, 30, 30]
-    assert censored == 2
+    arrivals = plant.evidence().arrivals(0.8, horizon=30, arm="a")
+    assert arrivals.steps.tolist() == [10, 30, 30]
+    assert arrivals.missed.tolist() == [False, True, True]
 
 
 def test_a_part_names_the_seeds_it_could_not_measure():

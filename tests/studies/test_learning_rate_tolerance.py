@@ -49,7 +49,7 @@ def test_of_a_loss_there_is_no_share():
 
 @pytest.mark.parametrize(("small", "outcome"), [(0.0, "supported"), (0.1, "refuted"), (-0.1, "refuted")])
 def test_small_rates_are_compared_on_both_sides(small, outcome):
-    assert outcomes(STUDY.judge(planted(small=small)), "at learning rate 0.01") == {outcome}
+    assert outcomes(STUDY.judge(planted(small=small)), "learning rate 0.01") == {outcome}
 
 
 @pytest.mark.trains

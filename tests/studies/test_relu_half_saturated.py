@@ -34,7 +34,7 @@ def planted(positive=0.97, zero=0.93, *, off=0.0, below=0.0, moved=0.1):
 def test_the_judge_finds_what_was_planted(positive, zero, outcome):
     verdict = STUDY.judge(planted(positive, zero))
     assert verdict.outcome.value == outcome
-    assert "beta=1, the best" in verdict.reason
+    assert "beta=1 (the best" in verdict.reason
 
 
 @pytest.mark.parametrize(("off", "outcome"), [(0.0, "supported"), (0.05, "refuted"), (-0.05, "refuted")])

@@ -43,7 +43,7 @@ def test_a_law_that_does_not_hold_is_found(name, factor):
 
 @pytest.mark.parametrize(("ends", "outcome"), [((0.95, 0.2), "supported"), ((0.2, 0.95), "refuted")])
 def test_which_parameters_break_is_told_apart(ends, outcome):
-    assert outcomes(STUDY.judge(planted(ends=ends)), "less with it on all else") == {outcome}
+    assert outcomes(STUDY.judge(planted(ends=ends)), "weights before norms minus faster head") == {outcome}
 
 
 @pytest.mark.trains

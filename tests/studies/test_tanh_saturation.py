@@ -7,7 +7,7 @@ from planted import Plant, jitter, outcomes
 from small import cell_records, settings, values
 
 from normscope import studies
-from normscope.studies.claims.tanh_saturation import ARMS, FIXED, THEORY
+from normscope.studies.claims.tanh_saturation import FIXED, THEORY
 
 SLUG = "tanh-saturation"
 STUDY = studies.get(SLUG)
@@ -26,7 +26,7 @@ def planted(batch=0.0027, none=0.75, *, learnt=0.95, fixed=0.95, gradient=(1.0, 
                     plant.add(arm, seed, name, 1 - value, site="blocks.0.norm", **where)  # a layer is not all of them
                 plant.add(arm, seed, "gradient_ratio", ratio * math.exp(jitter(seed, 0.05)), **where)
         at = plant.settings["trained"]
-        for arm in (*ARMS, *FIXED):
+        for arm in STUDY.ARMS:
             value = fixed if arm == "gamma=2" else learnt if arm == "batch" else 0.8
             plant.end(arm, seed, value + jitter(seed, 0.0005, len(arm)), scale=at)
     return plant.evidence()
@@ -44,14 +44,14 @@ def planted(batch=0.0027, none=0.75, *, learnt=0.95, fixed=0.95, gradient=(1.0, 
 )
 def test_the_judge_finds_what_was_planted(batch, none, outcome):
     assert STUDY.judge(planted(batch, none)).outcome.value == outcome
-    assert ARMS.keys() == {"none", "batch"}
+    assert STUDY.ARMS.keys() == {"none", "batch", *FIXED}
 
 
 @pytest.mark.parametrize(("learnt", "outcome"), [(0.95, "supported"), (0.97, "supported"), (0.93, "refuted")])
 def test_learnt_gammas_are_held_against_the_best_fixed_one(learnt, outcome):
     verdict = STUDY.judge(planted(learnt=learnt))
     assert outcomes(verdict, "best fixed gamma") == {outcome}
-    assert any("gamma=2, the best" in part.reason for part in verdict.parts)
+    assert any("gamma fixed at 2, the best" in part.reason for part in verdict.parts)
 
 
 @pytest.mark.parametrize(("gradient", "outcome"), [((1.0, 0.1), "supported"), ((0.1, 1.0), "refuted")])

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope import studies
-from normscope.studies.claims.taylor_quadratic_term import _safe_step
+from normscope.studies.claims.taylor_quadratic_term import (
+    _safe_step,
+)  # white box: a step on a model whose curvature is known
 from normscope.studies.lab.data import load
 
 SLUG = "taylor-quadratic-term"

@@ -5,7 +5,7 @@ from small import SMALL, settings
 
 from normscope import studies
 from normscope.studies.lab.data import load
-from normscope.studies.runs import SEEDS_AT_ONCE, _groups
+from normscope.studies.runs import SEEDS_AT_ONCE, _groups  # white box: which cells go together is no part of a record
 
 #: Steps are few and rates small enough, in small, that roundings of float32 do not grow.
 RTOL = 2e-3

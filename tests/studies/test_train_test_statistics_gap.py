@@ -34,7 +34,7 @@ def test_the_judge_finds_what_was_planted(anew, moving, outcome):
 def test_the_other_corners_are_parts_and_decide_nothing():
     verdict = STUDY.judge(planted(0.9, 0.9, others=(0.9, 0.8)))
     assert verdict.outcome.value == "refuted"
-    assert outcomes(verdict, "Anew less moving") == {"supported"}
+    assert outcomes(verdict, "estimated anew minus moving averages") == {"supported"}
     assert len(verdict.parts) == 7
 
 

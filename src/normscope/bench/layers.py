@@ -84,16 +84,16 @@ def measure(
     rows: list[dict[str, Any]] = []
     for job in jobs:
         tell(f"{job['shape']} {job['allocator']}")
-        rows += _child({"work": "layers", **job})
+        rows += measure_apart({"work": "layers", **job})
     steps: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     if whole:
         for setting in _training_steps.STEPS:
             tell(f"step of {setting['model']}, {setting['kind']}")
-            steps.append(_child({"work": "step", "allocator": "default", **setting}))
+            steps.append(measure_apart({"work": "step", "allocator": "default", **setting}))
         for setting in _training_steps.MEMORY:
             tell(f"memory of {setting['model']}, {setting['arm']}")
-            memory.append(_child({"work": "memory", "allocator": "default", **setting}))
+            memory.append(measure_apart({"work": "memory", "allocator": "default", **setting}))
     return {
         "rows": rows,
         "steps": steps,
@@ -104,7 +104,7 @@ def measure(
     }
 
 
-def _child(job: Mapping[str, Any]) -> Any:
+def measure_apart(job: Mapping[str, Any]) -> Any:
     """Run one job in a process of its own, and return its result."""
     code = "from normscope.bench import layers; layers.serve()"
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -140,7 +140,9 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
         UsageError: The loader or the loss raises.
     """
     with sandbox(case):
-        train, quiet = _losses_of_training(case, count, statistics)
+        # Passes in train mode move the running statistics, whose own share is measured last: they are put back.
+        with traceless(case.model, streams=False):
+            train, quiet = _losses_of_training(case, count, statistics)
         levels = {_NOISE: quiet}
         set_mode(case.model, False)
         if tracking(case.model):
@@ -161,7 +163,7 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
 
 
 def _losses_of_training(case: Case, count: int, statistics: Statistics | None) -> tuple[float, float]:
-    """Return the loss of training with its noise and without, and leave the noise off."""
+    """Return the loss of training with its noise and without."""
     streams = RngState(case.model)
     known = list(statistics.losses[:count]) if statistics is not None else []
     noisy = losses(case, case.loader, 1)

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from normscope._errors import UsageError
-from normscope.ops.batch_norm import ShapeError, batch_norm_given
+from normscope.ops.batch_norm import batch_norm_given
+from normscope.ops.shapes import ShapeError, check_channels
 from normscope.ops.standardization import affine
 from normscope.ops.statistics import channel_axes, channelwise, shifted
 from normscope.ops.track import track
@@ -230,12 +231,8 @@ def lp_norm(
     """
     if p not in ORDERS:
         raise UsageError(f"p is the order of the norm: give 1, 2 or math.inf, not {p}")
-    if x.ndim < 2 or not x.is_floating_point():
-        raise ShapeError(f"expected floating values (N, C, *), got {x.dtype} of shape {tuple(x.shape)}")
-    given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_norm": running_norm}
-    for name, values in given.items():
-        if values is not None and values.shape != (x.shape[1],):
-            raise ShapeError(f"{name} should have one value for each of {x.shape[1]} channels: {tuple(values.shape)}")
+    given = (weight, bias, running_mean, running_norm)
+    check_channels(x, ("weight", "bias", "running_mean", "running_norm"), given)
     if x.numel() == 0:  # nothing to take statistics of: the running ones stay as they are
         return affine(x, weight, bias).to(x.dtype)
     if not training:

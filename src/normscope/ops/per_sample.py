@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from normscope.ops.batch_norm import ShapeError, batch_norm_given
+from normscope.ops.batch_norm import batch_norm_given
 from normscope.ops.lp import Divisor, divide
 from normscope.ops.normalize import standardize_affine
 from normscope.ops.rows import columnwise, standardize_rows
+from normscope.ops.shapes import ShapeError, check_channels
 from normscope.ops.standardization import affine
 from normscope.ops.statistics import wide
 from normscope.ops.track import track
@@ -96,7 +97,7 @@ def group_norm(
         ShapeError: ``x`` has no channel axis or is not floating; ``C`` is no multiple of ``num_groups``; a parameter
             does not have one value a channel.
     """
-    _check_channels(x, weight, bias)
+    check_channels(x, ("weight", "bias"), (weight, bias))
     if num_groups < 1 or x.shape[1] % num_groups:
         raise ShapeError(f"{x.shape[1]} channels do not split into {num_groups} equal groups: give a divisor")
     if x.numel() == 0:
@@ -137,7 +138,8 @@ def instance_norm(
         ShapeError: ``x`` has no channel axis or is not floating; a parameter does not have one value a channel; a
             sample has one value a channel; running statistics are wanted and missing.
     """
-    _check_channels(x, weight, bias, running_mean, running_var)
+    given = (weight, bias, running_mean, running_var)
+    check_channels(x, ("weight", "bias", "running_mean", "running_var"), given)
     if use_input_stats and math.prod(x.shape[2:]) == 1:
         raise ShapeError(
             f"Expected more than 1 spatial element when training, got input size {tuple(x.shape)}: one value has no "
@@ -178,14 +180,3 @@ def _leading(x: Tensor, normalized_shape: Sequence[int], *parameters: Tensor | N
         if values is not None and tuple(values.shape) != shape:
             raise ShapeError(f"expected a weight and bias of shape {shape}, got {tuple(values.shape)}")
     return math.prod(x.shape[: -len(shape)])
-
-
-def _check_channels(x: Tensor, *parameters: Tensor | None) -> None:
-    if x.ndim < 2 or not x.is_floating_point():
-        raise ShapeError(f"expected floating values (N, C, *), got {x.dtype} of shape {tuple(x.shape)}")
-    for values in parameters:
-        if values is not None and values.shape != (x.shape[1],):
-            raise ShapeError(
-                f"expected one value for each of the {x.shape[1]} channels of {tuple(x.shape)}, "
-                f"got shape {tuple(values.shape)}"
-            )

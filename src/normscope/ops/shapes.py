@@ -32,3 +32,10 @@ def check_rows(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None]) -
                 f"{name} should have one value for each of the {x.shape[1]} channels of an input of shape "
                 f"{tuple(x.shape)}, got shape {tuple(values.shape)}"
             )
+
+
+def check_channels(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None]) -> None:
+    """Refuse values without an axis of channels or not of a floating type, and parameters as ``check_rows`` does."""
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ShapeError(f"expected floating values (N, C, *), got {x.dtype} of shape {tuple(x.shape)}")
+    check_rows(x, names, rows)

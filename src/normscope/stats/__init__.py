@@ -3,6 +3,7 @@
 from normscope.stats._values import censor as censor
 from normscope.stats.decide import decide as decide, judge as judge
 from normscope.stats.equivalence import tost as tost
+from normscope.stats.interpolation import interpolate as interpolate
 from normscope.stats.intervals import interval as interval, paired_interval as paired_interval
 from normscope.stats.multiplicity import adjust as adjust, holm as holm
 from normscope.stats.ratio import ratio_interval as ratio_interval

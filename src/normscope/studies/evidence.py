@@ -168,8 +168,3 @@ class Evidence:
                     reached[index] = steps[hits[0] + window - 1] + 1
         missed = reached > end
         return Arrivals(np.where(missed, float(end), reached), missed, float(end))
-
-    def steps_to(self, target: float, *, horizon: int, window: int = 5, **where: Any) -> tuple[Floats, int]:
-        """Return the steps of ``arrivals``, and how many of them are censored."""
-        found = self.arrivals(target, horizon=horizon, window=window, **where)
-        return found.steps, int(found.missed.sum())

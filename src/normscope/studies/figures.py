@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,55 +151,30 @@ def grid_table(
     return Table(title or sentence(quantities[0].words), tuple(heading), tuple(lines), caption)
 
 
+def theory_table(rows: Iterable[tuple[str, Floats, float | Floats]], caption: str = "") -> Table:
+    """Tabulate what was measured against theory, with their ratio; means over seeds.
+
+    Args:
+        rows: The quantity in words, what was measured of it (n,) per seed, and the theory: a number, or one per seed.
+        caption: How to read it.
+    """
+    lines = []
+    for words, measured, theory in rows:
+        mean, expected = float(np.nanmean(measured)), float(np.nanmean(theory))
+        lines.append((words, f"{mean:.4f}", f"{expected:.4f}", f"{mean / expected:.4f}"))
+    return Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(lines), caption)
+
+
 def slug_of(*parts: str) -> str:
     """Return the name of a figure made of words: lower-case letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
-
-
-def accuracy(evidence: Evidence, arm: str, name: str = "test_accuracy", **where: Any) -> Floats:
-    """Return the accuracy at the end per seed; a run that diverged has none right."""
-    return np.nan_to_num(evidence.last(name, arm=arm, **where), nan=0.0)
-
-
-def apart(evidence: Evidence, one: str, other: str, **where: Any) -> Floats:
-    """Return per seed the largest difference of two arms' losses over steps; infinite if one of them ended earlier."""
-    first, second = (
-        evidence.curves(evidence.select(probe="training", name="loss", arm=arm, **where)) for arm in (one, other)
-    )
-    found = []
-    for seed in evidence.seeds:
-        a, b = first[seed][1], second[seed][1]
-        found.append(float(np.abs(a - b).max()) if len(a) == len(b) else np.inf)
-    return np.array(found, dtype=np.float64)
-
-
-def reached(evidence: Evidence, arm: str, target: float, **where: Any) -> tuple[Floats, int]:
-    """Return the steps to a training accuracy, those that never get there counted as all, and how many these are."""
-    return evidence.steps_to(target, horizon=int(evidence.settings["steps"]), arm=arm, **where)
-
-
-def loss_figure(
-    evidence: Evidence, arms: Mapping[str, str], title: str = "Training loss", slug: str = "loss", **where: Any
-) -> Figure:
-    """Draw the training loss of some arms; a study that draws several gives each a slug of its own."""
-    return curves(
-        evidence.select(probe="training", arm=list(arms), **where),
-        y="loss",
-        slug=slug,
-        title=title,
-        y_title="Loss of the step's batch",
-        log=True,
-        arms=list(arms),
-        labels=dict(arms),
-        caption=evidence.final_losses(arms, **where),
-    )
 
 
 def by_rate_figure(evidence: Evidence, arms: Mapping[str, str], name: str = "test_accuracy", **where: Any) -> Figure:
     """Draw a final accuracy over the learning rate."""
     rates = sorted(evidence.select(arm=list(arms), **where)["lr"].unique().to_list())
     said = "; ".join(
-        f"{words}: " + ", ".join(f"{typical(accuracy(evidence, arm, name, lr=lr, **where))}" for lr in rates)
+        f"{words}: " + ", ".join(f"{typical(evidence.accuracy(arm, name, lr=lr, **where))}" for lr in rates)
         for arm, words in arms.items()
     )
     return curves(
@@ -224,7 +199,7 @@ def ends_table(evidence: Evidence, arms: Mapping[str, str], **where: Any) -> Tab
             words[:1].upper() + words[1:],
             typical(evidence.final("loss", arm=arm, **where)),
             typical(evidence.final("accuracy", arm=arm, **where)),
-            typical(accuracy(evidence, arm, **where)),
+            typical(evidence.accuracy(arm, **where)),
             int(np.nansum(evidence.last("diverged", arm=arm, **where))),
         )
         for arm, words in arms.items()

@@ -96,6 +96,7 @@ class AbstractStudy(AbstractExperiment):
             p_value=p_value,
             claim=judged.claim,
             endpoint=judged.endpoint,
+            margin=decisive.margin,
             primary=primary,
             parts=parts,
         )

@@ -39,6 +39,8 @@ class Wording:
         """Name the value of a point: ``"learning rate 0.1"``."""
         if isinstance(value, Best):
             return _OWN_BEST.get(key, f"own best {key}")
+        if key == "depth" and value == 0:  # the network's own depth, which is no condition
+            return ""
         template = {**CONDITIONS, **self.conditions}.get(key, f"{key} {{}}")
         return template.format(value) if template else ""
 

@@ -2,32 +2,23 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, loss_figure, reached
-from normscope.studies.judging import equivalent, exact, with_parts
-from normscope.studies.lab.arms import batch_norm, network, recorder
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, accuracy, mean, presets, steps_to
+from normscope.studies.figures import theory_table
+from normscope.studies.lab.arms import batch_norm, recorder
+from normscope.studies.lab.data import Dataset
 from normscope.studies.lab.models import Place
+from normscope.studies.lab.norms import Factory
 from normscope.studies.lab.streams import generator
-from normscope.studies.training import AbstractTraining
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
-
-ARMS = {
-    "gamma and beta": (True, True),
-    "gamma": (True, False),
-    "beta": (False, True),
-    "neither": (False, False),
-}
 PLACES = {"linear": "then a linear layer", "relu": "then a rectifier", "tanh": "then tanh"}
 SIZES = (8, 28, 32)
 
@@ -83,8 +74,16 @@ class AffineBeforeLinearUseless(AbstractTraining):
     CLAIM = "Before a linear layer gamma and beta add no function that the layer cannot make itself."
     ENDPOINT = "Difference after moving gamma and beta into the next linear layer or valid convolution"
     MARGIN = 0.0
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "gamma and beta": Arm("gamma and beta", batch_norm()),
+        "gamma": Arm("gamma", batch_norm(learn_shift=False)),
+        "beta": Arm("beta", batch_norm(learn_gain=False)),
+        "neither": Arm("neither", batch_norm(learn_gain=False, learn_shift=False)),
+    }
+    POINTS = {"place": "places"}
+    CONDITIONS = {"place": "{} after the norm"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "batch": 64,
             "lr": 0.1,
@@ -92,137 +91,107 @@ class AffineBeforeLinearUseless(AbstractTraining):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "batch": 128,
-            "lr": 0.1,
-            "steps": 15000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "batch": 128, "steps": 15000},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the algebra, and every arm in every place."""
         yield "algebra", {"place": "none"}
-        for place in PLACES:
-            for arm in ARMS:
-                yield arm, {"place": place}
+        yield from super().grid({"places": list(PLACES)})
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
-        """Return the network of an arm."""
-        gain, shift = ARMS[cell.arm]
-        factory = batch_norm(learn_gain=gain, learn_shift=shift)
-        place = str(cell.point["place"])
+    def norm(self, cell: Cell) -> Factory:
+        """Return the arm's norm, after the activation where a linear layer is to follow."""
+        factory = super().norm(cell)
 
-        def make(where: Place) -> nn.Module:
-            return _ActivationFirst(factory(where)) if place == "linear" else factory(where)
+        def behind(place: Place) -> nn.Module:
+            return _ActivationFirst(factory(place))
 
-        options = {"activation": "linear" if place == "linear" else place}
-        return network(cell, data, make, device, **options)
+        return behind if cell.point["place"] == "linear" else factory
+
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the activation that follows the norm, or none."""
+        return {"activation": cell.point["place"]}
 
     def trains(self, cell: Cell) -> bool:
         """All but the algebra, which is measured."""
         return cell.arm != "algebra"
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
         """Measure the algebra, or train one arm."""
         return super().run_cell(cell, data, device) if self.trains(cell) else _algebra(cell)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the function class; padding, rectifiers and dynamics are parts."""
-        errors = np.maximum(_seen(evidence, "linear"), _seen(evidence, "valid"))
-        primary = exact(self, evidence, errors, 1e-12, claim=self.CLAIM, endpoint=self.ENDPOINT, primary=True)
-        parts = [
-            exact(
-                self,
-                evidence,
-                _seen(evidence, "padded"),
-                1e-9,
-                claim="Before a zero-padded convolution gamma and beta add no function either.",
-                endpoint="Difference after moving gamma and beta into a zero-padded convolution",
-            ),
-            exact(
-                self,
-                evidence,
-                _seen(evidence, "rectified_gamma"),
-                1e-12,
-                claim="Before a rectifier a positive gamma can be moved into the next layer.",
-                endpoint="Difference after moving gamma through the rectifier, beta divided by it",
-            ),
-        ]
-        for place, words in PLACES.items():
-            both, neither = (accuracy(evidence, arm, place=place) for arm in ("gamma and beta", "neither"))
-            parts.append(
-                equivalent(
-                    self,
-                    evidence,
-                    both - neither,
-                    0.005,
-                    claim=f"Gamma and beta make no difference to test accuracy: norm, {words}.",
-                    endpoint=f"Test accuracy with less without gamma and beta, norm {words}",
-                    reason=f"{typical(both)} with, {typical(neither)} without.",
-                )
-            )
-            fast, slow = (reached(evidence, arm, 0.9, place=place)[0] for arm in ("gamma and beta", "neither"))
-            parts.append(
-                equivalent(
-                    self,
-                    evidence,
-                    np.log(slow) - np.log(fast),
-                    math.log(1.1),
-                    scale="log-ratio",
-                    claim=f"Gamma and beta make no difference to the speed of training: norm, {words}.",
-                    endpoint=f"Steps to 90 % without over with gamma and beta, norm {words}",
-                    reason=f"{typical(fast)} steps with, {typical(slow)} without.",
-                )
-            )
-        shares = ", ".join(f"{100 * _border(evidence, n):.1f} % of {n}x{n}" for n in SIZES)
-        return with_parts(
-            primary, parts, f"Before a zero-padded 3x3 convolution beta cannot be moved: it differs at {shares}."
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the function class; padding, rectifiers and dynamics are parts."""
+        shares = ", ".join(f"{100 * float(np.nanmean(_border(n)(evidence))):.1f} % of {n}x{n}" for n in SIZES)
+        yield Contrast(Quantity("error", _largest_error), exact_within=1e-12)
+        yield Contrast(
+            mean("padded", "difference after moving gamma and beta into a zero-padded convolution", probe="algebra"),
+            exact_within=1e-9,
+            claim="Before a zero-padded convolution gamma and beta add no function either.",
+            reason=f"Before a zero-padded 3x3 convolution beta cannot be moved: it differs at {shares}.",
+            in_headline=True,
         )
+        yield Contrast(
+            mean(
+                "rectified_gamma",
+                "difference after moving gamma through the rectifier, beta divided by it",
+                probe="algebra",
+            ),
+            exact_within=1e-12,
+            claim="Before a rectifier a positive gamma can be moved into the next layer.",
+        )
+        for place, words in PLACES.items():
+            yield Contrast(
+                accuracy(),
+                "gamma and beta",
+                "neither",
+                at={"place": place},
+                equal_within=0.005,
+                claim=f"Gamma and beta make no difference to test accuracy: norm, {words}.",
+            )
+            yield Contrast(
+                steps_to(0.9),
+                "neither",
+                "gamma and beta",
+                at={"place": place},
+                scale="log-ratio",
+                equal_within=math.log(1.1),
+                claim=f"Gamma and beta make no difference to the speed of training: norm, {words}.",
+            )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the loss of the arms before a linear layer and before a rectifier."""
-        words = {arm: arm for arm in ARMS}
         return [
-            loss_figure(evidence, words, f"Training loss, norm {PLACES['linear']}", place="linear"),
-            curves(
-                evidence.select(probe="training", place="relu"),
-                y="loss",
-                slug="loss-relu",
-                title=f"Training loss, norm {PLACES['relu']}",
-                y_title="Cross-entropy of the step's batch",
-                log=True,
-                caption=evidence.final_losses(words, place="relu"),
-            ),
+            self.curves(evidence, "loss", at={"place": "linear"}, slug="loss"),
+            self.curves(evidence, "loss", at={"place": "relu"}),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate the border against theory, and how the arms end."""
-        rows = tuple(
-            (f"share of positions at the border, {n}x{n}", f"{_border(evidence, n):.4f}",
-             f"{1 - ((n - 2) / n) ** 2:.4f}", f"{_border(evidence, n) / (1 - ((n - 2) / n) ** 2):.4f}")
-            for n in SIZES
-        )  # fmt: skip
-        ends = tuple(
-            (words, arm, typical(reached(evidence, arm, 0.9, place=place)[0]),
-             typical(accuracy(evidence, arm, place=place)))
-            for place, words in PLACES.items()
-            for arm in ARMS
-        )  # fmt: skip
         return [
-            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), rows),
-            Table("How the arms end", ("Norm", "Learnt", "Steps to 90 %", "Test accuracy"), ends),
+            theory_table(
+                (f"share of positions at the border, {n}x{n}", _border(n)(evidence), 1 - ((n - 2) / n) ** 2)
+                for n in SIZES
+            ),
+            self.grid_table(
+                [steps_to(0.9), accuracy()],
+                evidence,
+                rows={"place": list(PLACES), "arm": list(self.ARMS)},
+                title="How the arms end",
+                heads={"place": "Norm", "arm": "Learnt"},
+                labels=PLACES,
+            ),
         ]
 
 
-def _seen(evidence: Evidence, name: str) -> np.ndarray:
-    return evidence.per_seed(evidence.select(probe="algebra", name=name))
+def _largest_error(evidence: Evidence) -> np.ndarray:
+    linear, valid = (mean(name, probe="algebra")(evidence) for name in ("linear", "valid"))
+    return np.maximum(linear, valid)
 
 
-def _border(evidence: Evidence, size: int) -> float:
-    return float(np.nanmean(_seen(evidence, f"border_{size}")))
+def _border(size: int) -> Quantity:
+    """Return the share of positions that a zero-padded convolution of an image gets wrong."""
+    return mean(f"border_{size}", probe="algebra")
 
 
 def _algebra(cell: Cell) -> Iterator[Record]:

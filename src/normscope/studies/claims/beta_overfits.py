@@ -1,32 +1,29 @@
 """Does the shift of batch norm overfit, beside the bias of the layer before?"""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import apart
-from normscope.studies.judging import equivalent, exact, with_parts
-from normscope.studies.lab.arms import batch_norm, network
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, last, presets
+from normscope.studies.lab.arms import batch_norm, recorder
+from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.evaluate import accuracy, population_statistics
 from normscope.studies.lab.labels import in_double, with_wrong_labels
-from normscope.studies.training import AbstractTraining
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
+TEST = last("test_accuracy", "test accuracy at the end")
 
-ARMS = {
-    "bias, gamma, beta": (True, True, True),
-    "gamma, beta": (False, True, True),
-    "gamma": (False, True, False),
-    "beta": (False, False, True),
-    "neither": (False, False, False),
-}
+
+def _arm(words: str, *, gain: bool, shift: bool) -> Arm:
+    return Arm(words, batch_norm(learn_gain=gain, learn_shift=shift, dtype=torch.float64))
+
+
+def _gap(evidence: Evidence, **where: Any) -> np.ndarray:
+    return evidence.last("train_accuracy", **where) - evidence.last("test_accuracy", **where)
 
 
 class BetaOverfits(AbstractTraining):
@@ -60,8 +57,17 @@ class BetaOverfits(AbstractTraining):
     CLAIM = "Beta, as one more bias, increases overfitting."
     ENDPOINT = "Gap between training and test accuracy with gamma and beta, less that with gamma alone"
     MARGIN = 0.005
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "bias, gamma, beta": _arm("bias, gamma and beta", gain=True, shift=True),
+        "gamma, beta": _arm("gamma and beta", gain=True, shift=True),
+        "gamma": _arm("gamma alone", gain=True, shift=False),
+        "beta": _arm("beta alone", gain=False, shift=True),
+        "neither": _arm("neither", gain=False, shift=False),
+    }
+    POINTS = {"examples": "sizes"}
+    CONDITIONS = {"examples": "{} examples"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "sizes": [100, 300],
             "noise": 0.2,
@@ -70,132 +76,73 @@ class BetaOverfits(AbstractTraining):
             "steps": 300,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "sizes": [5000],
-            "noise": 0.2,
-            "batch": 128,
-            "lr": 0.1,
-            "steps": 15000,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "sizes": [5000], "batch": 128, "steps": 15000},
+    )
 
-    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield every arm at every number of examples."""
-        for size in settings["sizes"]:
-            for arm in ARMS:
-                yield arm, {"examples": size}
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return whether there are biases before the norms, which convolutions never have."""
+        return {"bias": cell.arm.startswith("bias")} if cell.settings["network"]["name"] == "mlp" else {}
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+    def network(self, cell: Cell, data: Dataset, device: str) -> nn.Module:
         """Return the network of an arm, in float64."""
-        bias, gain, shift = ARMS[cell.arm]
-        factory = batch_norm(learn_gain=gain, learn_shift=shift, dtype=torch.float64)
-        sizes = {"bias": bias} if cell.settings["network"]["name"] == "mlp" else {}
-        return network(cell, data, factory, device, **sizes).double()
+        return super().network(cell, data, device).double()
 
-    def split(self, cell: Cell, data: "Dataset", device: str) -> "Split":
+    def split(self, cell: Cell, data: Dataset, device: str) -> Split:
         """Return few examples, some with wrong labels, in float64."""
         size = int(cell.point["examples"])
         split = data.split(cell.seed, train=size, test=cell.settings["test"]).to(device)
         return in_double(with_wrong_labels(split, float(cell.settings["noise"]), cell.seed))
 
-    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+    def after(self, cell: Cell, model: nn.Module, split: Split) -> Iterable[Record]:
         """Evaluate on what it was trained on."""
-        steps = int(cell.settings["steps"])
         with population_statistics(model, split.x_train), torch.no_grad():
-            yield Record(
-                cell.id, steps, "training", "", "train_accuracy", accuracy(model(split.x_train), split.y_train)
-            )
+            right = accuracy(model(split.x_train), split.y_train)
+            yield recorder(cell, "training")("train_accuracy", right, int(cell.settings["steps"]))
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the gap; test accuracy and the inert bias are parts."""
-        sizes = evidence.settings["sizes"]
-        primary = self._gap(evidence, sizes[0])
-        parts = [self._gap(evidence, size) for size in sizes[1:]]
-        for size in sizes:
-            both, gain = (_test(evidence, arm, size) for arm in ("gamma, beta", "gamma"))
-            parts.append(
-                equivalent(
-                    self,
-                    evidence,
-                    both - gain,
-                    self.MARGIN,
-                    claim="Beta makes no difference to test accuracy.",
-                    endpoint=f"Test accuracy with gamma and beta less with gamma, {size} examples",
-                    reason=f"{typical(both)} with beta, {typical(gain)} without.",
-                )
-            )
-        parts.append(
-            exact(
-                self,
-                evidence,
-                apart(evidence, "bias, gamma, beta", "gamma, beta", examples=sizes[0]),
-                1e-6,
-                claim="A bias before batch norm changes nothing.",
-                endpoint="Largest difference of the losses of runs with and without the bias",
-            )
-        )
-        return with_parts(primary, parts)
-
-    def _gap(self, evidence: Evidence, size: int) -> Verdict:
-        both, gain = (
-            evidence.last("train_accuracy", arm=arm, examples=size) - _test(evidence, arm, size)
-            for arm in ("gamma, beta", "gamma")
-        )
-        return self.part(
-            evidence,
-            both - gain,
-            endpoint=f"{self.ENDPOINT}, {size} examples",
-            reason=f"The gap is {typical(both)} with gamma and beta, {typical(gain)} with gamma alone, at {size} "
-            f"examples of which {evidence.settings['noise']:.0%} have random labels.",
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the gap; test accuracy and the inert bias are parts."""
+        points = [{"examples": size} for size in evidence.settings["sizes"]]
+        gap = Quantity("gap between training and test accuracy", _gap)
+        for at in points:
+            endpoint = f"{self.ENDPOINT}, {self.wording.at(at)}"
+            yield Contrast(gap, "gamma, beta", "gamma", at=at, endpoint=endpoint)
+        for at in points:
+            claim = "Beta makes no difference to test accuracy."
+            yield Contrast(TEST, "gamma, beta", "gamma", at=at, equal_within=self.MARGIN, claim=claim)
+        yield Contrast(
+            Quantity("largest difference of the losses of runs with and without the bias", _apart),
+            at=points[0],
+            exact_within=1e-6,
+            claim="A bias before batch norm changes nothing.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
-        """Draw the training loss of all arms."""
-        size = evidence.settings["sizes"][0]
+        """Draw the training loss of all arms, and accuracy by the number of examples."""
         return [
-            curves(
-                evidence.select(probe="training", examples=size),
-                y="loss",
-                slug="loss",
-                title=f"Training loss on {size} examples",
-                y_title="Cross-entropy of the step's batch",
-                log=True,
-                caption=evidence.final_losses({arm: arm for arm in ARMS}, examples=size),
-            ),
-            curves(
-                evidence.select(probe="training", name="test_accuracy"),
-                y="test_accuracy",
+            self.curves(evidence, "loss", at={"examples": evidence.settings["sizes"][0]}, slug="loss"),
+            self.curves(
+                evidence,
+                "test_accuracy",
                 x="examples",
                 slug="accuracy-by-size",
                 title="Test accuracy at the end, by number of training examples",
                 x_title="Training examples",
-                y_title="Test accuracy",
-                caption="; ".join(
-                    f"{arm}: " + ", ".join(typical(_test(evidence, arm, size)) for size in evidence.settings["sizes"])
-                    for arm in ARMS
-                )
-                + ".",
             ),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate how the arms end."""
-        rows = tuple(
-            (
-                size,
-                arm,
-                typical(evidence.last("train_accuracy", arm=arm, examples=size)),
-                typical(_test(evidence, arm, size)),
-                typical(evidence.last("test_loss", arm=arm, examples=size)),
+        return [
+            self.grid_table(
+                [last("train_accuracy", "training accuracy at the end"), TEST, last("test_loss")],
+                evidence,
+                rows={"examples": evidence.settings["sizes"], "arm": list(self.ARMS)},
+                title="How the arms end",
+                caption=f"Means over {len(evidence.seeds)} seeds; {evidence.settings['noise']:.0%} of the training "
+                "labels are random.",
             )
-            for size in evidence.settings["sizes"]
-            for arm in ARMS
-        )
-        columns = ("Examples", "Arm", "Training accuracy", "Test accuracy", "Test loss")
-        return [Table("How the arms end", columns, rows, f"Means over {len(evidence.seeds)} seeds.")]
+        ]
 
 
-def _test(evidence: Evidence, arm: str, size: int) -> np.ndarray:
-    return evidence.last("test_accuracy", arm=arm, examples=size)
+def _apart(evidence: Evidence, **where: Any) -> np.ndarray:
+    return evidence.loss_difference("bias, gamma, beta", "gamma, beta", **where)

@@ -1,8 +1,9 @@
 """Is the plateau of the effective smoothness a property of the network, or of the learning rate?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,34 +12,21 @@ from torch import Tensor, nn
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record, Verdict
 from normscope.stats import slope_per_seed
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import conjunction, equivalent
+from normscope.studies import AbstractStudy, AllOf, Arm, Contrast, Evidence, Quantity, last, presets, typical
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import network, split_of
-from normscope.studies.lab.data import gaussian_regression
+from normscope.studies.lab.by_hand import Objective
+from normscope.studies.lab.data import Dataset, gaussian_regression
 from normscope.studies.lab.full_batch import descend
 from normscope.studies.lab.models import deep_linear
-from normscope.studies.lab.norms import Factory
 from normscope.studies.lab.train import half_squares
-from normscope.studies.study import AbstractStudy
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
-
-ARMS = {"none": "no norm", "batch": "batch norm"}
-#: The deep linear network's further arms: whether its last matrix is normalized is not stated in the source.
-LINEAR = {**ARMS, "batch-last": "batch norm, last matrix too", "l1": "l1", "l2": "l2", "linf": "l-infinity"}
-_LINEAR_PRESET: Mapping[str, Any] = {
-    "protocol": "deep-linear",
-    "depth": 25,
-    "size": 10,
-    "samples": 1000,
-    "lrs": [1e-6],
-    "steps": 10000,
-    "every": 50,
-    "relative": [0.01, 1.0, 30.0],
-    "absolute": [],
-    "plateau": 0.75,
+#: The arms that are judged.
+JUDGED = {"none": "no norm", "batch": "batch norm"}
+CURVATURES = {
+    "sharpness": "curvature along the gradient",
+    "beta_relative": "effective beta, steps in units of the learning rate",
+    "beta_absolute": "effective beta, steps fixed",
 }
 
 
@@ -83,248 +71,229 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
     CLAIM = "The plateau of the effective smoothness is two over the learning rate, with batch norm or without."
     ENDPOINT = "Plateau of the curvature along the gradient times half the learning rate"
     MARGIN = 0.2
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
-            "protocol": "network",
-            "network": {"name": "mlp", "depth": 3, "width": 64, "activation": "tanh", "gain": 1.0},
-            "examples": 500,
-            "lrs": [0.15, 0.2, 0.25],
-            "steps": 3000,
+    # The deep linear network has further arms: whether its last matrix is normalized is not stated in the source.
+    ARMS = {
+        "none": Arm(JUDGED["none"], norms.none()),
+        "batch": Arm(JUDGED["batch"], norms.batch()),
+        "batch-last": Arm("batch norm, last matrix too", norms.batch()),
+        "l1": Arm("l1", norms.lp(1.0)),
+        "l2": Arm("l2", norms.lp(2.0)),
+        "linf": Arm("l-infinity", norms.lp(math.inf)),
+    }
+    PRESETS = {
+        **presets(
+            quick={
+                "protocol": "network",
+                "network": {"name": "mlp", "depth": 3, "width": 64, "activation": "tanh", "gain": 1.0},
+                "examples": 500,
+                "lrs": [0.15, 0.2, 0.25],
+                "steps": 3000,
+                "every": 50,
+                "relative": [0.5, 1.0, 2.0, 4.0],
+                "absolute": [0.1, 0.2, 0.4, 0.8],
+                "plateau": 0.75,
+                "train": None,
+                "test": None,
+            },
+            full={
+                "network": {"name": "vgg-a", "width": 16},
+                "examples": 5000,
+                "lrs": [0.02, 0.05, 0.1, 0.2],
+                "steps": 5000,
+                "every": 25,
+                "absolute": [0.05, 0.1, 0.2, 0.4],
+            },
+        ),
+        "deep-linear": {
+            "protocol": "deep-linear",
+            "depth": 25,
+            "size": 10,
+            "samples": 1000,
+            "lrs": [1e-6],
+            "steps": 10000,
             "every": 50,
-            "relative": [0.5, 1.0, 2.0, 4.0],
-            "absolute": [0.1, 0.2, 0.4, 0.8],
+            "relative": [0.01, 1.0, 30.0],
+            "absolute": [],
             "plateau": 0.75,
-            "train": None,
-            "test": None,
         },
-        "full": {
-            "protocol": "network",
-            "network": {"name": "vgg-a", "width": 16},
-            "examples": 5000,
-            "lrs": [0.02, 0.05, 0.1, 0.2],
-            "steps": 5000,
-            "every": 25,
-            "relative": [0.5, 1.0, 2.0, 4.0],
-            "absolute": [0.05, 0.1, 0.2, 0.4],
-            "plateau": 0.75,
-            "train": None,
-            "test": None,
-        },
-        "deep-linear": _LINEAR_PRESET,
     }
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield every arm at every learning rate."""
+        """Yield every arm of the protocol at every learning rate."""
         for rate in settings["lrs"]:
-            for arm in _arms(settings):
+            for arm in self._arms(settings):
                 yield arm, {"lr": rate}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+    def _arms(self, settings: Mapping[str, Any]) -> list[str]:
+        return list(self.ARMS if settings["protocol"] == "deep-linear" else JUDGED)
+
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
         """Descend with one arm, and read the curvature on the way."""
-        settings = cell.settings
-        if settings["protocol"] == "deep-linear":
-            yield from run_deep_linear(cell, device)
-            return
-        split = split_of(cell, data, device)
-        count = int(settings["examples"])
-        x, y = split.x_train[:count], split.y_train[:count]
-        targets = nn.functional.one_hot(y, data.classes).to(x.dtype)
-        model = network(cell, data, factory_of(cell.arm), device)
-        yield from descend(model, x, targets, _half_square, cell=cell, lr=float(cell.point["lr"]), **_options(cell))
+        settings, norm = cell.settings, self.ARMS[cell.arm].norm
+        options = {name: settings[name] for name in ("steps", "every", "relative", "absolute")}
+        if settings["protocol"] == "deep-linear":  # as in Santurkar et al. 2018, A.1
+            depth, size = int(settings["depth"]), int(settings["size"])
+            split = gaussian_regression(cell.seed, samples=int(settings["samples"]), size=size).to(device)
+            linear = deep_linear(norm=norm, seed=cell.seed, depth=depth, size=size, last=cell.arm == "batch-last")
+            model: nn.Module = linear.to(device).train()
+            objective: Objective = half_squares
+            x, targets = split.x_train, split.y_train
+        else:
+            split, count = split_of(cell, data, device), int(settings["examples"])
+            x = split.x_train[:count]
+            targets = nn.functional.one_hot(split.y_train[:count], data.classes).to(x.dtype)
+            model, objective = network(cell, data, norm, device), _half_square
+        return descend(model, x, targets, objective, cell=cell, lr=float(cell.point["lr"]), **options)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge both arms' plateaus and their ratio together; slopes and the share of time at the edge are parts."""
-        relative = {arm: np.mean([_plateau(evidence, arm, r) * r / 2 for r in _rates(evidence)], 0) for arm in ARMS}
-        conditions = [
-            equivalent(
-                self,
-                evidence,
-                relative[arm] - 1,
-                0.2,
+    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
+        """Yield both arms' plateaus and their ratio together; slopes and the share of time at the edge are parts."""
+        plateau = Quantity("plateau times half the learning rate, mean over learning rates", _relative)
+        at_edge = [
+            Contrast(
+                plateau,
+                arm,
+                1.0,
+                equal_within=0.2,
                 claim=f"Its plateau is two over the learning rate: {words}.",
-                endpoint=f"{self.ENDPOINT}, less one, {words}",
-                reason=f"{typical(relative[arm])} with {words}.",
+                endpoint=f"{self.ENDPOINT}, minus one, {words}",
+                reason=f"{plateau.text(evidence, arm=arm)} with {words}.",
             )
-            for arm, words in ARMS.items()
+            for arm, words in JUDGED.items()
         ]
-        ratio = np.log(relative["batch"]) - np.log(relative["none"])
-        conditions.append(
-            equivalent(
-                self,
-                evidence,
-                ratio,
-                math.log(1.2),
-                claim="At the same learning rate the plateau is as high with batch norm as without.",
-                endpoint="Plateau with batch norm over without",
-                reason=f"Their ratio is {typical(ratio, logs=True)}.",
-                scale="log-ratio",
-            )
+        alike = Contrast(
+            plateau,
+            "batch",
+            "none",
+            scale="log-ratio",
+            equal_within=math.log(1.2),
+            claim="At the same learning rate the plateau is as high with batch norm as without.",
+            reason=lambda reading: f"Their ratio is {typical(reading.values, logs=True)}.",
         )
-        outcome, p, decisive = conjunction(conditions, 1 - evidence.level)
-        parts = [*conditions, *self._slopes(evidence), self._sooner(evidence)]
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            margin=decisive.margin,
-            reason=f"Times half the learning rate: {' '.join(part.reason for part in conditions)} "
-            + self._by_rate(evidence),
-            p_value=p,
-            primary=True,
-            parts=parts,
-        )
-
-    def _by_rate(self, evidence: Evidence) -> str:
-        told = (
-            f"{words}: "
-            + ", ".join(f"{typical(_plateau(evidence, arm, rate) * rate / 2)} at {rate:g}" for rate in _rates(evidence))
-            for arm, words in ARMS.items()
-        )
-        return f"By learning rate, {'; '.join(told)}."
-
-    def _slopes(self, evidence: Evidence) -> Iterable[Verdict]:
-        rates = _rates(evidence)
-        if len(rates) < 2:
-            return
-        words = {
-            "sharpness": "curvature along the gradient",
-            "beta_relative": "effective beta, steps in units of the learning rate",
-            "beta_absolute": "effective beta, steps fixed",
-        }
-        for name, said in words.items():
-            for arm, label in ARMS.items():
-                logs = np.log([_plateau(evidence, arm, rate, name) for rate in rates]).T
-                slopes = np.full(len(logs), np.nan)
-                whole = np.isfinite(logs).all(1)
-                if whole.any():
-                    slopes[whole] = slope_per_seed(np.log(rates), logs[whole])
-                yield equivalent(
-                    self,
-                    evidence,
-                    slopes + 1,
-                    0.1,
-                    claim=f"The plateau is in inverse proportion to the learning rate: {said}, {label}.",
-                    endpoint=f"Slope of the log plateau on the log learning rate, plus one: {said}, {label}",
-                    reason=f"Slope {typical(slopes)}.",
+        yield AllOf([*at_edge, alike], reason=lambda verdict: _by_rate(evidence, verdict))
+        rates = evidence.settings["lrs"]
+        for name, said in CURVATURES.items() if len(rates) > 1 else ():
+            for arm in JUDGED:
+                yield Contrast(
+                    Quantity("slope", partial(_slope, name=name)),
+                    arm,
+                    -1.0,
+                    equal_within=0.1,
+                    claim=f"The plateau is in inverse proportion to the learning rate: {said}, {JUDGED[arm]}.",
+                    endpoint=f"Slope of the log plateau on the log learning rate, plus one: {said}, {JUDGED[arm]}",
+                    labels=("", "in theory"),
                 )
-
-    def _sooner(self, evidence: Evidence) -> Verdict:
-        share = {arm: np.mean([_at_edge(evidence, arm, rate) for rate in _rates(evidence)], 0) for arm in ARMS}
-        return self.part(
-            evidence,
-            share["batch"] - share["none"],
+        yield Contrast(
+            Quantity("share of readings within a tenth of the edge", _share_at_edge),
+            "batch",
+            "none",
             margin=0.0,
             claim="With batch norm more of the training is spent at the edge of stability.",
-            endpoint="Share of readings within a tenth of the edge, with batch norm less without",
-            reason=f"{typical(share['batch'])} with, {typical(share['none'])} without.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the curvature on its way to the edge, and the loss."""
-        rate = _rates(evidence)[0]
-        labels = {arm: LINEAR[arm] for arm in _arms(evidence.settings)}
-        ends = "; ".join(
-            f"{words} {typical(_plateau(evidence, arm, rate) * rate / 2)}" for arm, words in labels.items()
+        rate = evidence.settings["lrs"][0]
+        words = {arm: self.wording.arms[arm] for arm in self._arms(evidence.settings)}
+        loss = last("loss", probe="descent")
+        ends, losses = (
+            "; ".join(f"{said} {quantity.text(evidence, arm=arm, lr=rate)}" for arm, said in words.items())
+            for quantity in (Quantity("", _relative), loss)
         )
-        edge = evidence.select(probe="descent", name="sharpness", lr=rate).with_columns(
-            value=pl.col("value") * rate / 2
-        )
+        edge = evidence.select(probe="descent", name="sharpness", lr=rate)
         return [
             curves(
-                edge,
+                edge.with_columns(value=pl.col("value") * rate / 2),
                 y="sharpness",
                 slug="edge",
                 title=f"Curvature along the gradient, in units of two over the learning rate ({rate:g})",
                 y_title="Curvature times half the learning rate",
-                log=False,
-                labels=labels,
+                labels=words,
                 caption=f"Over the last quarter: {ends}. One is the edge of stability.",
             ),
-            curves(
-                evidence.select(probe="descent", name="loss", lr=rate),
-                y="loss",
+            self.curves(
+                evidence,
+                "loss",
+                probe="descent",
+                at={"lr": rate},
                 slug="loss",
                 title=f"Loss, learning rate {rate:g}",
                 y_title="Loss",
-                log=True,
-                labels=labels,
-                caption="At the end: "
-                + "; ".join(
-                    f"{words} {typical(evidence.last('loss', probe='descent', arm=arm, lr=rate))}"
-                    for arm, words in labels.items()
-                )
-                + ".",
+                arms=list(words),
+                caption=f"At the end: {losses}.",
             ),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate plateaus against theory."""
-        rows = tuple(
-            (
-                f"{rate:g}",
-                LINEAR[arm],
-                typical(_plateau(evidence, arm, rate)),
-                f"{2 / rate:g}",
-                typical(_plateau(evidence, arm, rate) * rate / 2),
-                typical(_at_edge(evidence, arm, rate)),
-                typical(evidence.last("loss", probe="descent", arm=arm, lr=rate)),
-                int(np.nansum(evidence.last("diverged", probe="descent", arm=arm, lr=rate))),
+        return [
+            self.grid_table(
+                [
+                    Quantity("plateau", _plateau),
+                    Quantity("theory", lambda evidence, arm, lr: np.full(len(evidence.seeds), 2 / lr)),
+                    Quantity("ratio", _relative),
+                    Quantity("share at the edge", _share_at_edge),
+                    last("loss", probe="descent"),
+                    last("diverged", "share of runs that diverged", probe="descent"),
+                ],
+                evidence,
+                rows={"lr": evidence.settings["lrs"], "arm": self._arms(evidence.settings)},
+                title="Plateau of the curvature along the gradient",
             )
-            for rate in _rates(evidence)
-            for arm in _arms(evidence.settings)
-        )
-        columns = ("Learning rate", "Arm", "Plateau", "Theory", "Ratio", "Share at the edge", "Loss", "Diverged")
-        return [Table("Plateau of the curvature along the gradient", columns, rows)]
-
-
-def factory_of(arm: str) -> Factory:
-    """Return the norm of an arm of this study."""
-    orders = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
-    if arm in orders:
-        return norms.lp(orders[arm])
-    return norms.none() if arm == "none" else norms.batch()
-
-
-def run_deep_linear(cell: Cell, device: str) -> Iterable[Record]:
-    """Descend on the deep linear network of Santurkar et al. 2018, A.1, as the cell's settings say."""
-    settings = cell.settings
-    split = gaussian_regression(cell.seed, samples=int(settings["samples"]), size=int(settings["size"])).to(device)
-    model = deep_linear(
-        norm=factory_of(cell.arm),
-        seed=cell.seed,
-        depth=int(settings["depth"]),
-        size=int(settings["size"]),
-        last=cell.arm == "batch-last",
-    )
-    model = model.to(device).train()
-    x, targets = split.x_train, split.y_train
-    yield from descend(model, x, targets, half_squares, cell=cell, lr=float(cell.point["lr"]), **_options(cell))
-
-
-def _options(cell: Cell) -> dict[str, Any]:
-    return {name: cell.settings[name] for name in ("steps", "every", "relative", "absolute")}
+        ]
 
 
 def _half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(1).mean()
 
 
-def _arms(settings: Mapping[str, Any]) -> Mapping[str, str]:
-    return LINEAR if settings["protocol"] == "deep-linear" else ARMS
+def _rates(evidence: Evidence, lr: float | None) -> list[float]:
+    return list(evidence.settings["lrs"]) if lr is None else [lr]
 
 
-def _rates(evidence: Evidence) -> list[float]:
-    return list(evidence.settings["lrs"])
-
-
-def _plateau(evidence: Evidence, arm: str, rate: float, name: str = "sharpness") -> np.ndarray:
-    """Return per seed the geometric mean of a curvature over the last part of a run; NaN for one that diverged."""
+def _plateau(evidence: Evidence, arm: str, lr: float, name: str = "sharpness") -> np.ndarray:
+    """Return per seed the geometric mean of a curvature over the last part of a run; NaN for a run that diverged."""
     settings = evidence.settings
-    frame = evidence.select(probe="descent", name=name, arm=arm, lr=rate)
+    frame = evidence.select(probe="descent", name=name, arm=arm, lr=lr)
     late = frame.filter(pl.col("step") >= settings["plateau"] * settings["steps"])
     mean: np.ndarray = np.exp(evidence.mean_log(late))
-    return np.where(evidence.last("diverged", probe="descent", arm=arm, lr=rate) > 0, np.nan, mean)
+    return np.where(evidence.last("diverged", probe="descent", arm=arm, lr=lr) > 0, np.nan, mean)
 
 
-def _at_edge(evidence: Evidence, arm: str, rate: float) -> np.ndarray:
-    frame = evidence.select(probe="descent", name="sharpness", arm=arm, lr=rate)
-    return evidence.per_seed(frame, ((pl.col("value") * rate / 2 - 1).abs() < 0.1).mean())
+def _relative(evidence: Evidence, arm: str, lr: float | None = None) -> np.ndarray:
+    """Return the plateau over that of theory, at one learning rate or the mean over all."""
+    relative: np.ndarray = np.mean([_plateau(evidence, arm, rate) * rate / 2 for rate in _rates(evidence, lr)], 0)
+    return relative
+
+
+def _share_at_edge(evidence: Evidence, arm: str, lr: float | None = None) -> np.ndarray:
+    """Return the share of readings within a tenth of the edge, at one learning rate or the mean over all."""
+    near = [
+        evidence.per_seed(
+            evidence.select(probe="descent", name="sharpness", arm=arm, lr=rate),
+            ((pl.col("value") * rate / 2 - 1).abs() < 0.1).mean(),
+        )
+        for rate in _rates(evidence, lr)
+    ]
+    share: np.ndarray = np.mean(near, 0)
+    return share
+
+
+def _slope(evidence: Evidence, arm: str, name: str) -> np.ndarray:
+    """Return the slope of the log plateau on the log learning rate; NaN for a seed without all plateaus."""
+    rates = evidence.settings["lrs"]
+    logs = np.log([_plateau(evidence, arm, rate, name) for rate in rates]).T
+    slopes, whole = np.full(len(logs), np.nan), np.isfinite(logs).all(1)
+    if whole.any():
+        slopes[whole] = slope_per_seed(np.log(rates), logs[whole])
+    return slopes
+
+
+def _by_rate(evidence: Evidence, verdict: Verdict) -> str:
+    """Say what the conditions say, and the plateaus by learning rate."""
+    rates = evidence.settings["lrs"]
+    plateaus = (
+        f"{words}: " + ", ".join(f"{typical(_relative(evidence, arm, rate))} at {rate:g}" for rate in rates)
+        for arm, words in JUDGED.items()
+    )
+    conditions = " ".join(part.reason for part in verdict.parts)
+    return f"Times half the learning rate: {conditions} By learning rate, {'; '.join(plateaus)}."

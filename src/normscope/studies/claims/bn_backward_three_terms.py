@@ -3,38 +3,31 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import torch
 from torch import nn
 
-from normscope.plots import Figure, Table, curves, number, versus_theory
+from normscope.plots import Figure, Table, versus_theory
 from normscope.records import Cell, Estimate, Outcome, Record, Verdict
 from normscope.stats import interval, tost
-from normscope.studies.evidence import Evidence, typical
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, last, mean, presets
+from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
+from normscope.studies.lab.arms import fit, network, recorder
 from normscope.studies.lab.backward import measure
-from normscope.studies.lab.models import build
-from normscope.studies.lab.train import batch_indices, train
-from normscope.studies.study import AbstractStudy
+from normscope.studies.lab.train import batch_indices
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
 
 EXACT = 1e-9
 HARM = math.log(1.2)
-ARMS = {
-    "full": "full backward pass",
-    "cut-mean": "mean taken for a constant",
-    "cut-variance": "variance taken for a constant",
-    "cut-both": "both taken for constants",
-    "none": "no batch norm",
-}
 
 
-class BnBackwardThreeTerms(AbstractStudy):
+class BnBackwardThreeTerms(AbstractTraining):
     r"""The gradient through batch norm is more than a rescaling.
 
     ## Claim
@@ -80,8 +73,16 @@ class BnBackwardThreeTerms(AbstractStudy):
     CLAIM = "The input gradient of batch norm is the output gradient times gamma / sigma."
     ENDPOINT = "Minus the relative error of that formula, mean over layers (0 = exact), batches of 64"
     MARGIN = -0.01
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "full": Arm("full backward pass", norms.batch()),
+        "cut-mean": Arm("mean taken for a constant", norms.detached(mean=True, variance=False)),
+        "cut-variance": Arm("variance taken for a constant", norms.detached(mean=False, variance=True)),
+        "cut-both": Arm("both taken for constants", norms.detached(mean=True, variance=True)),
+        "none": Arm("no batch norm", norms.none()),
+    }
+    CONDITIONS = {"task": ""}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "batches": [16, 64, 256],
             "judged": 64,
@@ -91,17 +92,11 @@ class BnBackwardThreeTerms(AbstractStudy):
             "test": None,
             "training": {"steps": 300, "batch": 64, "lrs": [0.1, 1.0], "arms": list(ARMS)},
         },
-        "full": {
+        full={
             "network": {"name": "vgg-a"},
-            "batches": [16, 64, 256],
-            "judged": 64,
-            "steps": 200,
-            "lr": 0.1,
-            "train": None,
-            "test": None,
             "training": {"steps": 15000, "batch": 128, "lrs": [0.1, 0.5], "arms": list(ARMS)},
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield a measuring cell a batch size, and a training cell a cut and learning rate."""
@@ -112,83 +107,105 @@ class BnBackwardThreeTerms(AbstractStudy):
             for arm in training["arms"]:
                 yield arm, {"task": "training", "batch": training["batch"], "lr": lr}
 
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Train with a cut, and watch the biases in front of norms and the weights."""
+        record, steps = recorder(cell, "parameters"), cell.settings["training"]["steps"]
+
+        def watch(step: int, model: nn.Module) -> Iterator[Record]:
+            """Yield the largest bias in front of a norm and the length of the hidden weights, now and then."""
+            if step % max(1, steps // 40) and step != steps - 1:
+                return
+            linears = [block.linear for block in model.blocks]  # type: ignore[union-attr]
+            bias = max(float(linear.bias.detach().abs().max()) for linear in linears)
+            length = math.sqrt(sum(float(linear.weight.detach().square().sum()) for linear in linears))
+            yield record("bias_max", bias, step)
+            yield record("weight_norm", length, step)
+
+        return {"steps": steps, "watch": watch}
+
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Measure the formula at two times, or train with a cut."""
-        settings, batch, lr = cell.settings, int(cell.point["batch"]), float(cell.point["lr"])
-        formula = cell.point["task"] == "formula"
-        dtype = torch.float64 if formula else torch.float32
-        split = data.split(cell.seed, train=settings["train"], test=settings["test"], dtype=dtype).to(device)
+        """Measure the formula at two times in float64, or train with a cut."""
+        if cell.point["task"] == "training":
+            yield from super().run_cell(cell, data, device)
+            return
+        settings, steps = cell.settings, cell.settings["steps"]
+        double = torch.float64
+        split = data.split(cell.seed, train=settings["train"], test=settings["test"], dtype=double).to(device)
+        model = self.network(cell, data, device).to(double)
+        rescaling = network(cell, data, self.ARMS["cut-both"].norm, device).to(double)
+        order = batch_indices(len(split.y_train), int(cell.point["batch"]), steps + 1, cell.seed)
+        yield from measure(cell.id, 0, model, rescaling, split, order[0])
+        yield from (record for record in fit(model, split, cell) if record.name != "accuracy")
+        yield from measure(cell.id, steps, model, rescaling, split, order[steps])
 
-        def network(arm: str) -> nn.Module:
-            made = build(
-                norm=_factory(arm), shape=data.shape, classes=data.classes, seed=cell.seed, **settings["network"]
-            )
-            return made.to(device=device, dtype=dtype)
-
-        model = network(cell.arm)
-        if not formula:
-            training = settings["training"]
-            return train(
-                model,
-                split,
-                cell=cell.id,
-                seed=cell.seed,
-                steps=training["steps"],
-                lr=lr,
-                batch_size=batch,
-                watch=lambda step, net: _parameters(cell.id, step, net, training["steps"]),
-            )
-        steps = settings["steps"]
-        order = batch_indices(len(split.y_train), batch, steps + 1, cell.seed)
-        note = network("cut-both")
-        records = list(measure(cell.id, 0, model, note, split, order[0]))
-        trained = train(model, split, cell=cell.id, seed=cell.seed, steps=steps, lr=lr, batch_size=batch)
-        records += [record for record in trained if record.name != "accuracy"]
-        records += measure(cell.id, steps, model, note, split, order[steps])
-        return records
-
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Refute the formula where its error is above 1 % in at least 90 % of layers and the full one is exact."""
-        judged = evidence.settings["judged"]
-        at = evidence.select(probe="backward_terms", name="error", batch=judged)
-        layers = at.select("site", "step").unique().sort("site", "step").rows()
-        lows = [
-            interval(
-                evidence.per_seed(at.filter((pl.col("site") == s) & (pl.col("step") == t))), level=evidence.level
-            ).low
-            for s, t in layers
-        ]
-        off = sum(low > -self.MARGIN for low in lows)
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | Verdict]:
+        """Yield the formula's error; the exact formulas, theory, large batches, weights and training are parts."""
+        judged, largest = evidence.settings["judged"], max(evidence.settings["batches"])
         full = self._exact(evidence, "full_error", "The three terms together are the exact gradient.")
-        exact = full.outcome is Outcome.SUPPORTED
-        found = self.part(
-            evidence,
-            -evidence.per_seed(at),
-            scale="value",
+        yield self._primary(evidence, full)
+        yield full
+        yield self._exact(evidence, "norm_error", "Theorem 4.1 gives the length of the exact gradient.")
+        yield self._theory(evidence)
+        sites = evidence.select(probe="backward_terms", name="error", batch=largest)["site"].unique().to_list()
+        yield _error(
+            "error",
+            {"batch": largest, "site": max(sites, key=lambda site: int(site.split(".")[1]))},
+            claim=f"What the formula leaves out vanishes in large batches: under 1 % at {largest}.",
+            endpoint=f"Minus the relative error in the top layer, batches of {largest}",
+            reason=f"The error in the top layer is still {{}} at {largest}, where theory for an uninformative gradient "
+            f"has {_percent(_expected(largest))}.",
+        )
+        yield _error(
+            "weight_error",
+            {"batch": judged},
+            claim="Weight gradients computed with the formula in every layer are right.",
+            endpoint="Minus the relative error of the weight gradients, mean over layers",
+            reason="They are off by {} of their length: layer inputs are not centred, and the left-out mean "
+            "multiplies their mean.",
+        )
+        drift = last("bias_max", probe="parameters")
+        for lr in evidence.settings["training"]["lrs"]:
+            for arm in ("cut-both", "cut-mean", "cut-variance"):
+                at = {"lr": lr, "task": "training"}
+                moved = drift.text(evidence, arm=arm, **at)
+                yield Contrast(
+                    LOSS,
+                    arm,
+                    "full",
+                    at=at,
+                    scale="log-ratio",
+                    claim=f"Training is harmed by a backward pass with the {self.ARMS[arm]}.",
+                    margin=HARM,
+                    reason=lambda reading, moved=moved: (  # type: ignore[misc]
+                        f"The loss ends {LOSS.typical(reading.values)} times as high; the largest bias in front of a "
+                        f"batch norm reaches {moved}, which the exact gradient leaves at rest."
+                    ),
+                )
+
+    def _primary(self, evidence: Evidence, full: Verdict) -> Verdict:
+        """Refute the formula where its error is above 1 % in at least 90 % of layers and the full one is exact."""
+        at = evidence.select(probe="backward_terms", name="error", batch=evidence.settings["judged"])
+        layers = at.select("site", "step").unique().sort("site", "step").rows()
+        errors = [
+            evidence.per_seed(at.filter((pl.col("site") == site) & (pl.col("step") == step))) for site, step in layers
+        ]
+        off = sum(interval(error, level=evidence.level).low > -self.MARGIN for error in errors)
+        contrast = _error(
+            "error",
+            {"batch": evidence.settings["judged"]},
             endpoint=self.ENDPOINT,
-            reason=lambda effect: (
-                f"The formula is off by {_percent(-effect.point)} of the gradient's length on average; the interval "
-                f"lies above 1 % in {off} of {len(layers)} (layer, time) pairs. With the two left-out terms the error "
-                f"is at most {-full.effect.point:.0e}."
-            ),
-            primary=True,
+            reason=f"The formula is off by {{}} of the gradient's length on average; the interval lies above 1 % in "
+            f"{off} of {len(layers)} (layer, time) pairs. With the two left-out terms the error is at most "
+            f"{-full.effect.point:.0e}.",
         )
-        outcome = found.outcome
-        if outcome is Outcome.REFUTED and (off < 0.9 * len(layers) or not exact):
-            outcome = Outcome.INCONCLUSIVE
-        parts = (
-            full,
-            self._exact(evidence, "norm_error", "Theorem 4.1 gives the length of the exact gradient."),
-            self._theory(evidence),
-            self._vanishes(evidence),
-            self._weights(evidence),
-            *self._harm(evidence),
-        )
-        return replace(found, outcome=outcome, parts=parts)
+        verdict = self.verdict_of(contrast, evidence, primary=True)
+        if verdict.outcome is Outcome.REFUTED and (off < 0.9 * len(layers) or full.outcome is not Outcome.SUPPORTED):
+            return replace(verdict, outcome=Outcome.INCONCLUSIVE)
+        return verdict
 
     def _exact(self, evidence: Evidence, name: str, claim: str) -> Verdict:
-        frame = evidence.select(probe="backward_terms", name=name)
-        worst = evidence.per_seed(frame, pl.col("value").max())
+        """Judge an identity by its largest error of all seeds; between 1e-9 and 1 % nothing is said."""
+        worst = evidence.per_seed(evidence.select(probe="backward_terms", name=name), pl.col("value").max())
         largest, smallest = float(worst.max()), float(worst.min())
         outcome = Outcome.SUPPORTED if largest < EXACT else Outcome.REFUTED if largest > 0.01 else Outcome.INCONCLUSIVE
         return self.verdict(
@@ -202,9 +219,9 @@ class BnBackwardThreeTerms(AbstractStudy):
         )
 
     def _theory(self, evidence: Evidence) -> Verdict:
+        """Judge by two one-sided tests whether the first error is that of theory; a difference does not refute."""
         judged = evidence.settings["judged"]
-        frame = evidence.select(probe="backward_terms", name="error", site="blocks.0.norm", batch=judged)
-        ratio = np.log(evidence.per_seed(frame.filter(pl.col("step") == 0)) / _expected(judged))
+        ratio = np.log(FIRST_ERROR(evidence, batch=judged) / _expected(judged))
         equal, p, estimate = tost(ratio, low=-HARM, high=HARM, level=evidence.level, scale="log-ratio")
         return self.verdict(
             Outcome.SUPPORTED if equal else Outcome.INCONCLUSIVE,
@@ -216,84 +233,26 @@ class BnBackwardThreeTerms(AbstractStudy):
             reason=f"Measured over theory is {math.exp(estimate.point):.2f}.",
         )
 
-    def _vanishes(self, evidence: Evidence) -> Verdict:
-        largest = max(evidence.settings["batches"])
-        frame = evidence.select(probe="backward_terms", name="error", batch=largest)
-        top = max(frame["site"].unique().to_list(), key=lambda site: int(site.split(".")[1]))
-        return self.part(
-            evidence,
-            -evidence.per_seed(frame.filter(pl.col("site") == top)),
-            scale="value",
-            claim=f"What the formula leaves out vanishes in large batches: under 1 % at {largest}.",
-            endpoint=f"Minus the relative error in the top layer, batches of {largest}",
-            reason=lambda effect: (
-                f"The error in the top layer is still {_percent(-effect.point)} at {largest}, "
-                f"where theory for an uninformative gradient has {_percent(_expected(largest))}."
-            ),
-        )
-
-    def _weights(self, evidence: Evidence) -> Verdict:
-        frame = evidence.select(probe="backward_terms", name="weight_error", batch=evidence.settings["judged"])
-        return self.part(
-            evidence,
-            -evidence.per_seed(frame),
-            scale="value",
-            claim="Weight gradients computed with the formula in every layer are right.",
-            endpoint="Minus the relative error of the weight gradients, mean over layers",
-            reason=lambda effect: (
-                f"They are off by {_percent(-effect.point)} of their length: layer inputs are not "
-                "centred, and the left-out mean multiplies their mean."
-            ),
-        )
-
-    def _harm(self, evidence: Evidence) -> Iterator[Verdict]:
-        training = evidence.settings["training"]
-        for lr in training["lrs"]:
-            full = np.log(_final_loss(evidence, "full", lr))
-            for arm in ("cut-both", "cut-mean", "cut-variance"):
-                ratio = np.log(_final_loss(evidence, arm, lr)) - full
-                drift = evidence.per_seed(
-                    evidence.select(probe="parameters", name="bias_max", arm=arm, lr=lr, task="training"),
-                    pl.col("value").sort_by("step").last(),
-                )
-                yield self.part(
-                    evidence,
-                    ratio,
-                    scale="log-ratio",
-                    claim=f"Training is harmed by a backward pass with the {ARMS[arm]}.",
-                    endpoint=f"Loss after {training['steps']} steps over that of the full backward pass, "
-                    f"{ARMS[arm]}, learning rate {lr:g}",
-                    margin=HARM,
-                    reason=f"The loss ends {typical(ratio, logs=True)} times as high; the largest bias in front of a "
-                    f"batch norm reaches {typical(drift)}, which the exact gradient leaves at rest.",
-                )
-
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw error against batch size with theory, the training losses, and the drift of biases."""
-        settings = evidence.settings
-        errors = evidence.select(probe="backward_terms", name="error")
+        judged, batches = evidence.settings["judged"], evidence.settings["batches"]
+        rates = evidence.settings["training"]["lrs"]
         layer = pl.lit("layer ") + (pl.col("site").str.extract(r"blocks\.(\d+)").cast(pl.Int64) + 1).cast(pl.String)
-        first = errors.filter(pl.col("step") == 0).with_columns(layer.alias("layer"))
-        per_seed = first.group_by("batch", "layer", "seed").agg(pl.col("value").mean())
-        batches = settings["batches"]
-        theory = pl.DataFrame(
-            {"batch": batches, "value": [_expected(m) for m in batches], "layer": ["theory"] * len(batches)}
+        first = evidence.select(probe="backward_terms", name="error", step=0).with_columns(layer.alias("layer"))
+        theory = {"batch": batches, "value": [_expected(m) for m in batches], "layer": ["theory"] * len(batches)}
+        said = ", ".join(
+            f"{_percent(evidence.per_seed(part).mean())} in {name}"
+            for (name,), part in sorted(first.filter(pl.col("batch") == judged).group_by(["layer"]))
         )
-        ends = {
-            name: evidence.per_seed(
-                first.filter((pl.col("layer") == name) & (pl.col("batch") == settings["judged"]))
-            ).mean()
-            for name in sorted(first["layer"].unique().to_list())
-        }
-        said = ", ".join(f"{_percent(value)} in {name}" for name, value in ends.items())
-        rate = settings["training"]["lrs"][0]
-        losses = evidence.select(probe="training", name="loss", task="training", lr=rate)
-        biases = evidence.select(probe="parameters", name="bias_max", task="training").filter(pl.col("arm") != "none")
-        panels = {str(float(one)): f"learning rate {one:g}" for one in settings["training"]["lrs"]}
+        at = {"lr": rates[0], "task": "training"}
+        ends = ", ".join(
+            f"{LOSS.text(evidence, arm=arm, **at)} with {self.ARMS[arm]}"
+            for arm in evidence.settings["training"]["arms"]
+        )
         return [
             versus_theory(
-                per_seed,
-                theory,
+                first.group_by("batch", "layer", "seed").agg(pl.col("value").mean()),
+                pl.DataFrame(theory),
                 x="batch",
                 by="layer",
                 slug="error-by-batch",
@@ -302,30 +261,28 @@ class BnBackwardThreeTerms(AbstractStudy):
                 y_title="Relative error of the input gradient at the first step",
                 log=True,
                 log_x=True,
-                caption=f"With batches of {settings['judged']} the formula misses {said}; theory for a gradient that "
-                f"knows nothing of the values has {_percent(_expected(settings['judged']))}.",
+                caption=f"With batches of {judged} the formula misses {said}; theory for a gradient that knows nothing "
+                f"of the values has {_percent(_expected(judged))}.",
             ),
-            curves(
-                losses,
-                y="loss",
+            self.curves(
+                evidence,
+                "loss",
+                at=at,
                 slug="loss-by-cut",
-                title=f"Training with parts of the backward pass cut out, learning rate {rate:g}",
-                y_title="Training loss (cross-entropy of a batch)",
-                log=True,
-                arms=list(ARMS),
-                labels=ARMS,
-                caption="All train; the order at the end tells the price. " + _losses_said(evidence),
+                title=f"Training with parts of the backward pass cut out, learning rate {rates[0]:g}",
+                caption=f"All train; the order at the end tells the price. Loss of the last 20 steps: {ends}.",
             ),
-            curves(
-                biases,
-                y="bias_max",
+            self.curves(
+                evidence,
+                "bias_max",
+                probe="parameters",
+                at={"task": "training", "arm": [arm for arm in self.ARMS if arm != "none"]},
                 facet="lr",
                 slug="bias-drift",
                 title="Biases in front of a batch norm drift when the mean is cut out",
                 y_title="Largest absolute bias",
                 log=True,
-                arms=list(ARMS),
-                labels=ARMS | panels,
+                labels={**self.wording.arms, **{str(float(lr)): f"learning rate {lr:g}" for lr in rates}},
                 caption="The exact gradient of such a bias is zero, so it only moves by rounding; cut the mean out and "
                 "it drifts.",
             ),
@@ -333,46 +290,46 @@ class BnBackwardThreeTerms(AbstractStudy):
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate error, shares and theory by batch size, layer and time."""
-        frame = evidence.select(probe="backward_terms")
+        frame = evidence.select(probe="backward_terms", name="error")
         names = ("error", "cosine", "mean_share", "variance_share", "weight_error", "weight_cosine")
-        rows = []
+        theory = Quantity("theory", lambda evidence, batch, **_: np.full(len(evidence.seeds), _expected(batch)))
+        sites = sorted(frame["site"].unique().to_list())
+        against = []
         for batch in evidence.settings["batches"]:
-            for step in sorted(frame["step"].unique().to_list()):
-                for site in sorted(frame["site"].unique().to_list()):
-                    here = frame.filter(
-                        (pl.col("batch") == batch) & (pl.col("step") == step) & (pl.col("site") == site)
-                    )
-                    means = [typical(evidence.per_seed(here.filter(pl.col("name") == name))) for name in names]
-                    rows.append((batch, step, int(site.split(".")[1]) + 1, number(_expected(batch), 3), *means))
-        columns = ("Batch", "Step", "Layer", "Theory", "Error", "Cosine", "Mean's share", "Variance's share")
+            measured, expected = float(np.nanmean(FIRST_ERROR(evidence, batch=batch))), _expected(batch)
+            ratio = measured / expected
+            against.append((f"error, m={batch}", f"{measured:.4f}", f"{expected:.4f}", f"{ratio:.4f}"))
         return [
-            Table(
-                "The rescaling formula against the exact gradient",
-                (*columns, "Weight error", "Weight cosine"),
-                tuple(rows),
-                "Means over seeds. Theory is sqrt(2/(m-2)); shares are those of the gradient's energy that the "
+            self.grid_table(
+                [theory, *(mean(name, probe="backward_terms") for name in names)],
+                evidence,
+                rows={
+                    "batch": evidence.settings["batches"],
+                    "step": sorted(frame["step"].unique().to_list()),
+                    "site": sites,
+                },
+                title="The rescaling formula against the exact gradient",
+                caption="Means over seeds. Theory is sqrt(2/(m-2)); shares are those of the gradient's energy that the "
                 "left-out terms remove.",
+                heads={"site": "Layer"},
+                labels={site: str(int(site.split(".")[1]) + 1) for site in sites},
             ),
-            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), self._against(evidence)),
+            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(against)),
         ]
 
-    def _against(self, evidence: Evidence) -> tuple[tuple[str, ...], ...]:
-        """Return what theory, which is of an uninformative gradient, says of the first layer before training."""
-        rows = []
-        for batch in evidence.settings["batches"]:
-            frame = evidence.select(probe="backward_terms", name="error", site="blocks.0.norm", batch=batch)
-            found = float(np.nanmean(evidence.per_seed(frame.filter(pl.col("step") == 0))))
-            expected = _expected(batch)
-            rows.append((f"error, m={batch}", f"{found:.4f}", f"{expected:.4f}", f"{found / expected:.4f}"))
-        return tuple(rows)
 
-
-def _factory(arm: str) -> norms.Factory:
-    cuts = {"cut-mean": (True, False), "cut-variance": (False, True), "cut-both": (True, True)}
-    if arm in cuts:
-        mean, variance = cuts[arm]
-        return norms.detached(mean=mean, variance=variance)
-    return norms.none() if arm == "none" else norms.batch()
+def _error(name: str, at: Mapping[str, Any], *, reason: str, endpoint: str, claim: str = "") -> Contrast:
+    """Return the contrast of an error with 0; ``{}`` in the reason stands for its mean in percent."""
+    return Contrast(
+        mean(name, probe="backward_terms"),
+        "full",
+        at=at,
+        scale="value",
+        effect=lambda error, _: -error,
+        claim=claim,
+        endpoint=endpoint,
+        reason=lambda reading: reason.format(_percent(-reading.effect.point)),
+    )
 
 
 def _expected(m: int) -> float:
@@ -384,25 +341,16 @@ def _percent(value: float) -> str:
     return f"{100 * float(value):.0f} %" if value >= 0.0995 else f"{100 * float(value):.1f} %"
 
 
-def _parameters(cell: str, step: int, model: nn.Module, steps: int) -> Iterator[Record]:
-    """Yield the largest bias in front of a normalization and the length of the hidden weights, now and then."""
-    if step % max(1, steps // 40) and step != steps - 1:
-        return
-    linears = [block.linear for block in model.blocks]  # type: ignore[union-attr]
-    bias = max(float(linear.bias.detach().abs().max()) for linear in linears)
-    length = math.sqrt(sum(float(linear.weight.detach().square().sum()) for linear in linears))
-    yield Record(cell, step, "parameters", "", "bias_max", bias)
-    yield Record(cell, step, "parameters", "", "weight_norm", length)
+def _loss(evidence: Evidence, **where: Any) -> Floats:
+    """Return the logarithm of the mean loss of the last 20 steps; chance where the run diverged."""
+    ended = evidence.last("diverged", **where)
+    return np.asarray(np.log(np.where(ended == 1, np.log(10), evidence.final("loss", **where))))
 
 
-def _final_loss(evidence: Evidence, arm: str, lr: float) -> np.ndarray:
-    """Return per seed the mean loss of the last 20 steps; chance where the run diverged."""
-    where: dict[str, Any] = {"arm": arm, "lr": lr, "task": "training"}
-    ended = evidence.per_seed(evidence.select(probe="training", name="diverged", **where))
-    return np.where(ended == 1, np.log(10), evidence.final("loss", **where))
-
-
-def _losses_said(evidence: Evidence) -> str:
-    training = evidence.settings["training"]
-    said = (f"{typical(_final_loss(evidence, arm, training['lrs'][0]))} with {ARMS[arm]}" for arm in training["arms"])
-    return f"Mean loss of the last 20 steps: {', '.join(said)}."
+LOSS = Quantity("training loss of the last 20 steps", _loss, logs=True)
+FIRST_ERROR = Quantity(
+    "error in the first layer at the first step",
+    lambda evidence, batch: evidence.per_seed(
+        evidence.select(probe="backward_terms", name="error", site="blocks.0.norm", step=0, batch=batch)
+    ),
+)

@@ -1,32 +1,38 @@
 """The noise of batch statistics: does it regularise, and is it all that batch norm does?"""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from normscope import layers
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Verdict
+from normscope.plots import Figure, Table
+from normscope.records import Cell
 from normscope.stats import slope_per_seed
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, ends_table, loss_figure, reached
-from normscope.studies.judging import conjunction
+from normscope.studies import (
+    AbstractTraining,
+    AllOf,
+    Arm,
+    Contrast,
+    Evidence,
+    Quantity,
+    accuracy,
+    last,
+    presets,
+    steps_to,
+)
+from normscope.studies.figures import ends_table
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import network, split_of
+from normscope.studies.lab.arms import split_of
+from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.labels import with_wrong_labels
 from normscope.studies.lab.models import Place
-from normscope.studies.training import AbstractTraining
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
-
-SPEED = {"none": "no batch norm", "batch": "batch norm", "population": "population statistics, no noise"}
+STEPS, TEST_LOSS = steps_to(0.9), last("test_loss")
 
 
-class _Population(nn.Module):
+class PopulationNormalized(nn.Module):
     """Trains a network whose batch norms use the statistics of the whole training set, differentiably: no noise."""
 
     def __init__(self, inner: nn.Module, everything: Tensor) -> None:
@@ -80,8 +86,15 @@ class BnNoiseRegularises(AbstractTraining):
     CLAIM = "The noise of batch statistics regularises."
     ENDPOINT = "Test accuracy with the best ghost size less without noise, and slope of log test loss on log ghost size"
     MARGIN = 0.005
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    #: Of the task "speed". The arms of the task "noise" are ghost sizes, population statistics and shares of dropout.
+    ARMS = {
+        "none": Arm("no batch norm", norms.none()),
+        "batch": Arm("batch norm", norms.batch()),
+        "population": Arm("population statistics (no noise)", norms.batch()),
+    }
+    CONDITIONS = {"task": ""}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "deep": 10,
             "ghosts": [4, 8, 16, 32, 64, 128],
@@ -94,46 +107,46 @@ class BnNoiseRegularises(AbstractTraining):
             "train": 300,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "vgg-a"},
             "deep": 20,
             "ghosts": [4, 8, 16, 32, 64, 128, 256],
             "dropouts": [0.1, 0.3, 0.5],
-            "noise": 0.2,
             "batch": 256,
-            "lr": 0.1,
-            "fast": 0.3,
             "steps": 15000,
             "train": 5000,
-            "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the ghost sizes, population statistics and dropout; then the deep network's three arms."""
         for size in settings["ghosts"]:
             yield f"ghost {size}", {"task": "noise", "size": size}
-        yield "population", {"task": "noise", "size": 0}
-        for share in settings["dropouts"]:
-            yield f"dropout {share:g}", {"task": "noise", "size": 0}
-        for arm in SPEED:
+        for arm in ("population", *_dropouts(settings)):
+            yield arm, {"task": "noise", "size": 0}
+        for arm in self.ARMS:
             yield arm, {"task": "speed", "size": 0}
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
-        """Return the network of an arm."""
-        settings = cell.settings
+    def norm(self, cell: Cell) -> norms.Factory:
+        """Return the arm's norm, or its dropout."""
         kind, _, number = cell.arm.partition(" ")
-        if cell.point["task"] == "speed":
-            factory = norms.none() if cell.arm == "none" else norms.batch()
-            deep = {"depth": int(settings["deep"])} if settings["network"]["name"] == "mlp" else {}
-            model: nn.Module = network(cell, data, factory, device, **deep)
-        else:
-            model = network(cell, data, _factory(kind, number), device)
-        if kind == "population":
-            model = _Population(model, self.split(cell, data, device).x_train).train()
+        if kind == "dropout":
+            return lambda place: nn.Dropout(float(number))
+        return _ghost(int(number)) if kind == "ghost" else super().norm(cell)
+
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the depth at which speed is compared."""
+        deep = cell.point["task"] == "speed" and cell.settings["network"]["name"] == "mlp"
+        return {"depth": int(cell.settings["deep"])} if deep else {}
+
+    def network(self, cell: Cell, data: Dataset, device: str) -> nn.Module:
+        """Return the network of an arm."""
+        model = super().network(cell, data, device)
+        if cell.arm == "population":
+            return PopulationNormalized(model, self.split(cell, data, device).x_train).train()
         return model
 
-    def split(self, cell: Cell, data: "Dataset", device: str) -> "Split":
+    def split(self, cell: Cell, data: Dataset, device: str) -> Split:
         """Return the data, with wrong labels where regularisation is asked about."""
         split = split_of(cell, data, device)
         if cell.point["task"] == "speed":
@@ -148,116 +161,91 @@ class BnNoiseRegularises(AbstractTraining):
         """All but population statistics, a network of its own, and dropout, which draws from the global generator."""
         return cell.arm.partition(" ")[0] not in ("population", "dropout")
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the best ghost size against no noise, and the slope over sizes; dropout and "only" are parts."""
-        ghosts = evidence.settings["ghosts"]
-
-        def ends(arm: str, name: str = "test_accuracy") -> np.ndarray:
-            return accuracy(evidence, arm, name, task="noise")
-
-        best = max((f"ghost {size}" for size in ghosts), key=lambda arm: float(ends(arm, "val_accuracy").mean()))
-        gain = self.part(
-            evidence,
-            ends(best) - ends("population"),
-            claim="Some ghost size gives a better test accuracy than no noise.",
-            endpoint="Test accuracy with the best ghost size less with noise-free population statistics",
-            reason=f"{typical(ends(best))} with {best}, the best on validation data, {typical(ends('population'))} "
-            "without noise.",
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | AllOf]:
+        """Yield the best ghost size against no noise, and the slope over sizes; dropout and "only" are parts."""
+        validated = accuracy("val_accuracy")
+        best = max(
+            (f"ghost {size}" for size in evidence.settings["ghosts"]),
+            key=lambda arm: float(validated(evidence, arm=arm, task="noise").mean()),
         )
-        losses = np.array([np.log(evidence.last("test_loss", arm=f"ghost {size}", task="noise")) for size in ghosts])
-        slopes = slope_per_seed(np.log(np.array(ghosts, dtype=np.float64)), losses.T)
-        slope = self.part(
-            evidence,
-            slopes,
+
+        def better(arm: str, claim: str) -> Contrast:
+            labels = (f"{best} (the best on validation data)", "")
+            return Contrast(accuracy(), best, arm, at={"task": "noise"}, labels=labels, claim=claim)
+
+        slope = Contrast(
+            Quantity("slope of log test loss on the log of the ghost size", _slope),
             scale="value",
             margin=0.0,
             claim="The more noise, the lower the test loss.",
-            endpoint="Slope of log test loss on the log of the ghost size",
-            reason=f"The slope of log test loss on log ghost size is {typical(slopes)}.",
         )
-        parts = [gain, slope]
-        for share in evidence.settings["dropouts"]:
-            arm = f"dropout {share:g}"
-            parts.append(
-                self.part(
-                    evidence,
-                    ends(best) - ends(arm),
-                    claim=f"The noise of batch statistics regularises better than dropout of {share:g}.",
-                    endpoint=f"Test accuracy with the best ghost size less with dropout {share:g} and no norm",
-                    reason=f"{typical(ends(best))} against {typical(ends(arm))}.",
-                )
-            )
-        parts.append(self._only(evidence))
-        outcome, p, decisive = conjunction([gain, slope], 1 - evidence.level)
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            margin=decisive.margin,
-            reason=f"{gain.reason} {slope.reason} {parts[-1].reason}",
-            p_value=p,
-            primary=True,
-            parts=parts,
-        )
-
-    def _only(self, evidence: Evidence) -> Verdict:
-        none, batch, population = (reached(evidence, arm, 0.9, task="speed")[0] for arm in SPEED)
-        gain = float((none - batch).mean())
-        kept = (none - population) / gain if gain > 0 else np.full(len(none), math.nan)
-        return self.part(
-            evidence,
-            0.3 - kept,
+        yield AllOf([better("population", "Some ghost size gives a better test accuracy than no noise."), slope])
+        for arm in _dropouts(evidence.settings):
+            yield better(arm, f"The noise of batch statistics regularises better than {arm} without a norm.")
+        yield Contrast(
+            Quantity("share of the gain in steps to 90 % that is kept without noise", self._kept),
+            0.3,
+            "population",
+            labels=("allowed", ""),
             scale="value",
             margin=0.0,
             refuted_below=0.3 - 0.7,
             claim="Noise is the only help that batch norm gives to training.",
-            endpoint="0.3 less the share of the gain in steps to 90 % that is kept without noise",
-            reason=f"Steps to 90 % at learning rate {evidence.settings['fast']:g}: {typical(none)} without norm, "
-            f"{typical(batch)} with batch norm, {typical(population)} with population statistics: without noise "
-            f"{typical(kept)} of the gain is kept.",
+            in_headline=True,
         )
+
+    def _kept(self, evidence: Evidence, arm: str) -> np.ndarray:
+        none, batch, kept = (STEPS(evidence, arm=each, task="speed") for each in ("none", "batch", arm))
+        gain = float((none - batch).mean())
+        return (none - kept) / gain if gain > 0 else np.full(len(none), np.nan)
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw test loss by ghost size, and the loss of the three arms."""
-        population = evidence.last("test_loss", arm="population", task="noise")
+        sizes = evidence.settings["ghosts"]
+        population = TEST_LOSS(evidence, arm="population", task="noise")
         return [
-            curves(
-                evidence.select(probe="training", name="test_loss", task="noise").filter(
-                    evidence.select(probe="training", name="test_loss", task="noise")["size"] > 0
-                ),
-                y="test_loss",
+            self.curves(
+                evidence,
+                "test_loss",
+                at={"task": "noise", "arm": [f"ghost {size}" for size in sizes]},
                 x="size",
                 by="name",
                 slug="by-ghost",
                 title="Test loss by ghost size",
                 x_title="Samples in a ghost group",
-                y_title="Cross-entropy on test data",
+                log=False,
                 log_x=True,
+                arms=None,
                 labels={"test_loss": "ghost statistics"},
                 reference={"no noise": float(np.nanmean(population))},
-                caption=", ".join(
-                    f"{typical(evidence.last('test_loss', arm=f'ghost {size}', task='noise'))} at {size}"
-                    for size in evidence.settings["ghosts"]
-                )
-                + f"; {typical(population)} without noise.",
+                caption=f"{TEST_LOSS.typical(population)} without noise.",
             ),
-            loss_figure(evidence, SPEED, "Training loss of the deep network", task="speed"),
+            self.curves(evidence, "loss", at={"task": "speed"}, slug="loss", title="Training loss of the deep network"),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
-        """Tabulate how the arms end."""
-        arms = [f"ghost {size}" for size in evidence.settings["ghosts"]] + ["population"]
-        arms += [f"dropout {share:g}" for share in evidence.settings["dropouts"]]
-        return [ends_table(evidence, {arm: arm for arm in arms}, task="noise")]
+        """Tabulate how the arms end, and the steps of the deep network."""
+        ghosts = [f"ghost {size}" for size in evidence.settings["ghosts"]]
+        noise = {arm: self.wording.side(arm) for arm in (*ghosts, "population", *_dropouts(evidence.settings))}
+        return [
+            ends_table(evidence, noise, task="noise"),
+            self.grid_table(STEPS, evidence, rows={"arm": list(self.ARMS)}, at={"task": "speed"}),
+        ]
 
 
-def _factory(kind: str, number: str) -> norms.Factory:
-    if kind == "dropout":
-        return lambda place: nn.Dropout(float(number))
-    if kind == "population":
-        return norms.batch()
+def _dropouts(settings: Mapping[str, Any]) -> list[str]:
+    return [f"dropout {share:g}" for share in settings["dropouts"]]
 
+
+def _ghost(size: int) -> norms.Factory:
     def make(place: Place) -> nn.Module:
         layer = layers.BatchNorm2d if place.spatial else layers.BatchNorm1d
-        return layer(place.features, statistics="ghost", group_size=int(number))
+        return layer(place.features, statistics="ghost", group_size=size)
 
     return make
+
+
+def _slope(evidence: Evidence) -> np.ndarray:
+    ghosts = evidence.settings["ghosts"]
+    losses = np.array([np.log(TEST_LOSS(evidence, arm=f"ghost {size}", task="noise")) for size in ghosts])
+    return slope_per_seed(np.log(np.array(ghosts, dtype=np.float64)), losses.T)

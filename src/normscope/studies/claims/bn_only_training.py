@@ -1,30 +1,18 @@
 """Training nothing but gamma and beta of a random network."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from normscope.plots import Figure, Table
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, ends_table, loss_figure
-from normscope.studies.judging import with_parts
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, accuracy, final, last, presets
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import network, recorder
+from normscope.studies.lab.arms import recorder
+from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.streams import generator
-from normscope.studies.training import AbstractTraining
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
-
-ARMS = {
-    "norm": "gamma and beta alone",
-    "random": "as many random weights",
-    "norm and head": "gamma, beta and the last layer",
-    "all": "all parameters",
-}
 
 
 class BnOnlyTraining(AbstractTraining):
@@ -62,8 +50,14 @@ class BnOnlyTraining(AbstractTraining):
     ENDPOINT = "Test accuracy with gamma and beta trained less with as many random weights trained, 3 hidden layers"
     MARGIN = 0.05
     VERSION = 2
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "norm": Arm("gamma and beta alone", norms.batch()),
+        "random": Arm("as many random weights", norms.batch()),
+        "norm and head": Arm("gamma, beta and the last layer", norms.batch()),
+        "all": Arm("all parameters", norms.batch()),
+    }
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "width": 100},
             "depths": [3, 6],
             "batch": 64,
@@ -72,35 +66,29 @@ class BnOnlyTraining(AbstractTraining):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "depths": [None],
-            "batch": 128,
-            "lr": 0.1,
-            "steps": 60000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "depths": [None], "batch": 128, "lr": 0.1, "steps": 60000},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield every arm at every depth."""
         for depth in settings["depths"]:
-            for arm in ARMS:
+            for arm in self.ARMS:
                 yield arm, {"depth": depth or 0}
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the point's depth, if the network has one."""
+        return {"depth": int(cell.point["depth"])} if cell.point["depth"] else {}
+
+    def network(self, cell: Cell, data: Dataset, device: str) -> nn.Module:
         """Return the network, with what the arm trains to be learnt."""
-        depth = int(cell.point["depth"])
-        model = network(cell, data, norms.batch(), device, **({"depth": depth} if depth else {}))
+        model = super().network(cell, data, device)
         affine = _affine(model)
         if cell.arm == "random":
             _train_random(model, sum(p.numel() for p in affine), cell)
         elif cell.arm != "all":
             wanted = {id(p) for p in affine}
-            wanted |= (
-                {id(p) for n, p in model.named_parameters() if n.startswith("head")} if "head" in cell.arm else set()
-            )
+            if cell.arm == "norm and head":
+                wanted |= {id(p) for name, p in model.named_parameters() if name.startswith("head")}
             for parameter in model.parameters():
                 parameter.requires_grad_(id(parameter) in wanted)
         return model
@@ -109,51 +97,44 @@ class BnOnlyTraining(AbstractTraining):
         """All arms but the one whose gradients are masked by a hook."""
         return cell.arm != "random"
 
-    def after(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
+    def after(self, cell: Cell, model: nn.Module, split: Split) -> Iterable[Record]:
         """Count what was trained, and what of it was switched off."""
         gammas = [m.weight.detach() for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         record = recorder(cell, "affine")
         yield record("count", sum(p.numel() for p in _affine(model)))
         yield record("off", (torch.cat(gammas).abs() < 0.01).double().mean(), int(cell.settings["steps"]))
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge gamma and beta against random weights; depth and the full network are parts."""
-        depths = [depth or 0 for depth in evidence.settings["depths"]]
-        primary = self._better(evidence, depths[0], self.ENDPOINT)
-        parts = [self._better(evidence, depth, f"The same, {depth} hidden layers") for depth in depths[1:]]
-        everything, alone = (accuracy(evidence, arm, depth=depths[0]) for arm in ("all", "norm"))
-        parts.append(
-            self.part(
-                evidence,
-                0.05 - (everything - alone),
-                margin=0.0,
-                claim="Gamma and beta alone come within 5 points of the full network.",
-                endpoint="0.05 less the difference in test accuracy to the full network",
-                reason=f"{typical(alone)} against {typical(everything)}.",
-            )
-        )
-        return with_parts(primary, parts)
-
-    def _better(self, evidence: Evidence, depth: int, endpoint: str) -> Verdict:
-        alone, others = (accuracy(evidence, arm, depth=depth) for arm in ("norm", "random"))
-        return self.part(
-            evidence,
-            alone - others,
-            endpoint=endpoint,
-            reason=f"{typical(alone)} with gamma and beta, {typical(others)} with as many random weights "
-            f"({typical(evidence.last('count', probe='affine', arm='norm', depth=depth))} parameters).",
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield gamma and beta against random weights; depth and the full network are parts."""
+        points = [{"depth": depth} if depth else {} for depth in evidence.settings["depths"]]
+        for at in points:
+            yield Contrast(accuracy(), "norm", "random", at=at)
+        yield Contrast(
+            accuracy(),
+            "all",
+            "norm",
+            at=points[0],
+            effect=lambda everything, alone: 0.05 - (everything - alone),
+            margin=0.0,
+            claim="Gamma and beta alone come within 5 points of the full network.",
+            endpoint="0.05 less the difference in test accuracy to the full network",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the training loss."""
-        return [
-            loss_figure(evidence, ARMS, f"Training loss, {depth or 'all'} hidden layers", depth=depth or 0)
-            for depth in evidence.settings["depths"][:1]
-        ]
+        return [self.curves(evidence, "loss", at={"depth": evidence.settings["depths"][0] or 0}, slug="loss")]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate how the arms end."""
-        return [ends_table(evidence, ARMS, depth=depth or 0) for depth in evidence.settings["depths"]]
+        ends = [final("loss"), final("accuracy"), accuracy(), last("diverged", "share of runs that diverged")]
+        affine = [
+            last("count", "gammas and betas", probe="affine"),
+            last("off", "share of gammas below 0.01", probe="affine"),
+        ]
+        depths = [depth or 0 for depth in evidence.settings["depths"]]
+        rows: dict[str, Sequence[Any]] = {"depth": depths, "arm": list(self.ARMS)}
+        caption = f"Means over {len(evidence.seeds)} seeds."
+        return [self.grid_table([*ends, *affine], evidence, rows=rows, title="How the arms end", caption=caption)]
 
 
 def _affine(model: nn.Module) -> list[nn.Parameter]:

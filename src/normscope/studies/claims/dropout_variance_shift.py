@@ -1,26 +1,32 @@
 """Dropout before batch norm: the variance that evaluation meets is another one."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from torch import nn
 
 from normscope.plots import Figure, Table, versus_theory
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import equivalent, with_parts
+from normscope.records import Cell, Record
+from normscope.studies import AbstractStudy, Contrast, Evidence, Quantity, last, presets, typical
+from normscope.studies.figures import theory_table
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, recorder, split_of
+from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.evaluate import accuracy as right, population_statistics
 from normscope.studies.lab.models import Place
-from normscope.studies.study import AbstractStudy
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
+MEASURED = last("measured", probe="dropout")
+THEORY = last("theory", probe="dropout")
+MET = last("evaluation", "variance in evaluation over the running one", probe="dropout")
+#: Which statistics evaluation uses: a further value of the condition, beside the keep probability.
+STATISTICS = {"running": "running statistics", "again": "statistics estimated again"}
+ACCURACY = Quantity(
+    "test accuracy",
+    lambda evidence, statistics, **where: evidence.last(f"accuracy_{statistics}", probe="dropout", **where),
+)
 
 
 class DropoutVarianceShift(AbstractStudy):
@@ -62,8 +68,11 @@ class DropoutVarianceShift(AbstractStudy):
     ENDPOINT = "Measured over theoretical ratio of the variance before dropout to the running variance, keep 0.5"
     MARGIN = math.log(1.05)
     VERSION = 2
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"dropout": "dropout before batch norm"}
+    POINTS = {"keep": "keeps"}
+    CONDITIONS = {"keep": "keep {:g}", "statistics": "statistics: {}"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "keeps": [0.5, 0.7, 0.9, 1.0],
             "judged": 0.5,
@@ -74,31 +83,15 @@ class DropoutVarianceShift(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "keeps": [0.5, 0.7, 0.9, 1.0],
-            "judged": 0.5,
-            "batch": 128,
-            "lr": 0.1,
-            "steps": 15000,
-            "settle": 500,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "steps": 15000, "settle": 500},
+    )
 
-    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield every keep probability."""
-        for keep in settings["keeps"]:
-            yield "dropout", {"keep": keep}
-
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
         """Train, let the running statistics settle, and hold them against evaluation."""
         keep = float(cell.point["keep"])
 
         def make(place: Place) -> nn.Module:
-            batch = norms.batch()(place)
-            return nn.Sequential(_Watched(1 - keep), batch)
+            return nn.Sequential(_Watched(1 - keep), norms.batch()(place))
 
         model, split = network(cell, data, make, device), split_of(cell, data, device)
         # Dropout draws from the global stream, which a cell sets: the same at every run.
@@ -107,76 +100,56 @@ class DropoutVarianceShift(AbstractStudy):
         _settle(cell, model, split)
         yield from _ratios(cell, model, split, keep)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the ratio; the other probabilities and harm are parts."""
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the ratio; the other probabilities, what evaluation meets, and harm are parts."""
         judged = evidence.settings["judged"]
-        primary = self._theory(evidence, judged, primary=True)
-        others = [keep for keep in evidence.settings["keeps"] if keep not in (judged, 1.0)]
-        parts = [self._theory(evidence, keep) for keep in others]
-        parts += [self._shift(evidence, keep) for keep in (judged, *others)]
-        for keep in (judged, *others):
-            again, running = (_seen(evidence, name, keep) for name in ("accuracy_again", "accuracy_running"))
-            parts.append(
-                self.part(
-                    evidence,
-                    again - running,
-                    margin=0.005,
-                    claim=f"Dropout before batch norm harms evaluation, keep {keep:g}.",
-                    endpoint=f"Test accuracy with statistics estimated again less with the running ones, keep {keep:g}",
-                    reason=f"{typical(again)} again, {typical(running)} with the running ones.",
-                )
+        keeps = [judged, *(keep for keep in evidence.settings["keeps"] if keep not in (judged, 1.0))]
+        for keep in keeps:
+            yield Contrast(
+                last("log_ratio", "measured over theoretical ratio", probe="dropout"),
+                at={"keep": keep},
+                scale="log-ratio",
+                equal_within=self.MARGIN,
+                reason=f"The variance before dropout is {MEASURED.text(evidence, keep=keep)} of the running one, in "
+                f"theory {THEORY.text(evidence, keep=keep)}.",
             )
-        return with_parts(primary, parts)
-
-    def _theory(self, evidence: Evidence, keep: float, *, primary: bool = False) -> Verdict:
-        off = _seen(evidence, "log_ratio", keep)
-        measured, theory = _seen(evidence, "measured", keep), _seen(evidence, "theory", keep)
-        return equivalent(
-            self,
-            evidence,
-            off,
-            self.MARGIN,
-            scale="log-ratio",
-            claim=self.CLAIM,
-            endpoint=self.ENDPOINT if primary else f"Measured over theoretical ratio, keep {keep:g}",
-            reason=f"The variance before dropout is {typical(measured)} of the running one, in theory "
-            f"{typical(theory)}.",
-            primary=primary,
-        )
-
-    def _shift(self, evidence: Evidence, keep: float) -> Verdict:
-        met = _seen(evidence, "evaluation", keep)
-        frame = evidence.select(probe="dropout", name="evaluation_layer", keep=keep)
-        by_layer = [
-            typical(evidence.per_seed(part)) for _, part in sorted(frame.group_by("site"), key=lambda item: item[0])
-        ]
-        return self.part(
-            evidence,
-            -np.log(met),
-            scale="log-ratio",
-            claim=f"Evaluation meets a smaller variance than the running one, keep {keep:g}.",
-            endpoint=f"Running variance over the variance in evaluation, keep {keep:g}",
-            reason=f"The variance in evaluation is {typical(met)} of the running one; by layer {', '.join(by_layer)}.",
-        )
+        for keep in keeps:
+            layers = evidence.select(probe="dropout", name="evaluation_layer", keep=keep)
+            by_layer = (typical(evidence.per_seed(layer)) for _, layer in sorted(layers.group_by("site"), key=_site))
+            yield Contrast(
+                MET,
+                1.0,
+                "dropout",
+                at={"keep": keep},
+                scale="log-ratio",
+                claim=f"Evaluation meets a smaller variance than the running one, keep {keep:g}.",
+                endpoint=f"Running variance over the variance in evaluation, keep {keep:g}",
+                reason=f"The variance in evaluation is {MET.text(evidence, keep=keep)} of the running one; by layer "
+                f"{', '.join(by_layer)}.",
+            )
+        for keep in keeps:
+            yield Contrast(
+                ACCURACY,
+                {"statistics": "again"},
+                {"statistics": "running"},
+                at={"keep": keep},
+                labels=(STATISTICS["again"], STATISTICS["running"]),
+                margin=0.005,
+                claim=f"Dropout before batch norm harms evaluation, keep {keep:g}.",
+            )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw measured and theoretical ratios by keep probability."""
-        keeps = evidence.settings["keeps"]
-        rows = [
-            {"keep": keep, "seed": seed, "value": value, "of": words}
-            for keep in keeps
-            for name, words in (("measured", "before dropout, in training"), ("evaluation", "in evaluation"))
-            for seed, value in zip(evidence.seeds, _seen(evidence, name, keep), strict=True)
-        ]
-        lines = [
-            {"keep": keep, "value": float(np.nanmean(_seen(evidence, "theory", keep))), "of": words}
-            for keep in keeps
-            for words in ("before dropout, in training", "in evaluation")
-        ]
+        words = {"measured": "before dropout, in training", "evaluation": "in evaluation"}
+        frame = evidence.select(probe="dropout")
+        ratios = [frame.filter(pl.col("name") == name).with_columns(of=pl.lit(said)) for name, said in words.items()]
+        theory = (
+            frame.filter(pl.col("name") == "theory").group_by("keep", maintain_order=True).agg(pl.col("value").mean())
+        )
         return [
             versus_theory(
-                pl.DataFrame(rows),
-                pl.DataFrame(lines),
+                pl.concat(ratios),
+                pl.concat([theory.with_columns(of=pl.lit(said)) for said in words.values()]),
                 x="keep",
                 by="of",
                 slug="ratio",
@@ -190,26 +163,18 @@ class DropoutVarianceShift(AbstractStudy):
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate against theory, and the accuracies."""
-        rows, ends = [], []
-        for keep in evidence.settings["keeps"]:
-            measured, theory = (float(np.nanmean(_seen(evidence, name, keep))) for name in ("measured", "theory"))
-            rows.append(
-                (f"variance ratio, keep {keep:g}", f"{measured:.4f}", f"{theory:.4f}", f"{measured / theory:.4f}")
-            )
-            ends.append(
-                (
-                    f"{keep:g}",
-                    *(typical(_seen(evidence, name, keep)) for name in ("accuracy_running", "accuracy_again")),
-                )
-            )
+        keeps = evidence.settings["keeps"]
         return [
-            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows)),
-            Table("Test accuracy", ("Keep", "Running statistics", "Estimated again"), tuple(ends)),
+            theory_table(
+                (f"variance ratio, keep {keep:g}", MEASURED(evidence, keep=keep), THEORY(evidence, keep=keep))
+                for keep in keeps
+            ),
+            self.grid_table(ACCURACY, evidence, rows={"keep": keeps}, columns={"statistics": list(STATISTICS)}),
         ]
 
 
-def _seen(evidence: Evidence, name: str, keep: float) -> np.ndarray:
-    return evidence.last(name, probe="dropout", keep=keep)
+def _site(item: tuple[tuple[object, ...], pl.DataFrame]) -> str:
+    return str(item[0][0])
 
 
 def _batch_norms(model: nn.Module) -> list[Any]:
@@ -246,7 +211,7 @@ def _dropouts(model: nn.Module) -> list[_Watched]:
     return [module for module in model.modules() if isinstance(module, _Watched)]
 
 
-def _settle(cell: Cell, model: nn.Module, split: "Split") -> None:
+def _settle(cell: Cell, model: nn.Module, split: Split) -> None:
     """Take running statistics anew in train mode with the weights at rest, and watch what dropout is given."""
     model.train()
     for module in _batch_norms(model):
@@ -263,7 +228,7 @@ def _settle(cell: Cell, model: nn.Module, split: "Split") -> None:
         watched.watching = False
 
 
-def _ratios(cell: Cell, model: nn.Module, split: "Split", keep: float) -> Iterator[Record]:
+def _ratios(cell: Cell, model: nn.Module, split: Split, keep: float) -> Iterator[Record]:
     record = recorder(cell, "dropout")
     measured, theory, met = [], [], []
     evaluated = _evaluated(model, split)
@@ -289,7 +254,7 @@ def _ratios(cell: Cell, model: nn.Module, split: "Split", keep: float) -> Iterat
         yield record("accuracy_again", right(model(split.x_test), split.y_test))
 
 
-def _evaluated(model: nn.Module, split: "Split") -> dict[nn.Module, torch.Tensor]:
+def _evaluated(model: nn.Module, split: Split) -> dict[nn.Module, torch.Tensor]:
     """Return the variance per channel of what each norm is given in evaluation, on the training data."""
     found: dict[nn.Module, torch.Tensor] = {}
 

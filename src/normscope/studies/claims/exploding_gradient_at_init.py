@@ -1,25 +1,23 @@
 """Do gradients explode at initialization, with and without batch norm?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from normscope.plots import Figure, Table, by_depth, versus_theory
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import equivalent, with_parts
+from normscope.records import Cell, Record
+from normscope.studies import AbstractStudy, Contrast, Evidence, mean, presets
 from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.chain import growth, rate, theory
-from normscope.studies.study import AbstractStudy
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
 
-#: Options of the chain by arm; ``theory`` says which value it is held against.
-ARMS: dict[str, dict[str, Any]] = {
+#: Options of the chain of each arm.
+CHAINS: dict[str, dict[str, Any]] = {
     "none": {"norm": False},
     "batch": {},
     "tanh": {"activation": "tanh"},
@@ -34,7 +32,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "orthogonal": {"orthogonal": True, "activation": "linear"},
     "residual": {"residual": True},
 }
+#: Chains whose rate is known in theory.
+KNOWN = ("none", "batch", "linear", "tanh", "gelu", "beta 1", "beta 2", "tanh, gamma 0.5", "tanh, gamma 2")
 SCALES = (0.5, 1.5, 2.0)
+RATE = mean("rate", "growth of the squared gradient per layer", probe="chain")
 
 
 class ExplodingGradientAtInit(AbstractStudy):
@@ -76,14 +77,16 @@ class ExplodingGradientAtInit(AbstractStudy):
     CLAIM = "At initialization batch norm keeps gradients from exploding toward the input."
     ENDPOINT = "One over the growth of the squared gradient per layer, rectifiers with batch norm, batches of 64"
     MARGIN = -math.log(1.02)
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {"width": 1000, "narrow": 300, "depth": 24, "batches": [8, 16, 64, 256], "judged": 64},
-        "full": {"width": 1000, "narrow": 1000, "depth": 50, "batches": [4, 8, 16, 64, 256, 1000], "judged": 64},
-    }
+    ARMS = {arm: {"none": "no norm", "batch": "batch norm"}.get(arm, arm) for arm in CHAINS}
+    CONDITIONS = {"scale": "weights {:g} times He's"}
+    PRESETS = presets(
+        quick={"width": 1000, "narrow": 300, "depth": 24, "batches": [8, 16, 64, 256], "judged": 64},
+        full={"narrow": 1000, "depth": 50, "batches": [4, 8, 16, 64, 256, 1000]},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield every arm at the judged batch, the two main ones at all batches, and the badly scaled ones."""
-        for arm in ARMS:
+        for arm in self.ARMS:
             yield arm, {"batch": settings["judged"], "scale": 1.0}
         for batch in settings["batches"]:
             if batch != settings["judged"]:
@@ -103,79 +106,63 @@ class ExplodingGradientAtInit(AbstractStudy):
             depth=settings["depth"],
             batch=batch,
             scale=scale,
-            **ARMS[cell.arm],
+            **CHAINS[cell.arm],
         )
         record = recorder(cell, "chain")
         yield record("rate", rate(squares))
         for index, value in enumerate(squares):
             yield record("squared_gradient", value / squares[-1], site=f"layer.{index}")
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the rate with batch norm; theory, variants and badly scaled weights are parts."""
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the rate with batch norm; theory, variants and badly scaled weights are parts."""
         judged = evidence.settings["judged"]
-        primary = self._prevents(evidence, "batch", judged, 1.0, self.ENDPOINT)
-        parts = [self._theory(evidence, arm, batch) for arm, batch in _with_theory(evidence)]
-        parts += [
-            self._prevents(evidence, arm, judged, 1.0, f"One over the growth of the squared gradient, {arm}")
-            for arm in ARMS
-            if arm not in ("batch", "none")
-        ]
-        parts += [self._badly_scaled(evidence, scale) for scale in SCALES if scale > 1]
-        return with_parts(
-            primary,
-            parts,
-            f"Without norm it grows by {typical(_rates(evidence, 'none', judged))}. With weights 1.5 times as large it "
-            f"grows by {typical(_rates(evidence, 'none', judged, 1.5))} without norm and by "
-            f"{typical(_rates(evidence, 'batch', judged, 1.5))} with it: there batch norm does prevent explosion.",
+        plain, larger, normed = (
+            RATE.text(evidence, arm=arm, batch=judged, scale=scale)
+            for arm, scale in (("none", 1.0), ("none", 1.5), ("batch", 1.5))
         )
-
-    def _prevents(self, evidence: Evidence, arm: str, batch: int, scale: float, endpoint: str) -> Verdict:
-        rates = _rates(evidence, arm, batch, scale)
-        return self.part(
+        yield _prevents(
             evidence,
-            -np.log(rates),
-            scale="log-ratio",
-            refuted_below=-math.log(1.05),
-            endpoint=endpoint,
-            reason=f"The squared gradient grows by {typical(rates)} per layer toward the input.",
+            "batch",
+            f" Without norm it grows by {plain}. With weights 1.5 times as large it grows by {larger} without norm and "
+            f"by {normed} with it: there batch norm does prevent explosion.",
         )
-
-    def _badly_scaled(self, evidence: Evidence, scale: float) -> Verdict:
-        judged = evidence.settings["judged"]
-        plain, normed = (np.log(_rates(evidence, arm, judged, scale)) for arm in ("none", "batch"))
-        return self.part(
-            evidence,
-            plain - normed,
-            scale="log-ratio",
-            margin=math.log(1.05),
-            claim=f"With weights {scale:g} times He's gradients grow less with batch norm than without.",
-            endpoint=f"Growth without over with batch norm, weights {scale:g} times He's",
-            reason=f"{typical(plain, logs=True)} per layer without (s squared is {scale**2:g}), "
-            f"{typical(normed, logs=True)} with.",
-        )
-
-    def _theory(self, evidence: Evidence, arm: str, batch: int) -> Verdict:
-        expected, found = _expected(arm, batch), _rates(evidence, arm, batch)
-        return equivalent(
-            self,
-            evidence,
-            np.log(found) - math.log(expected),
-            math.log(1.02),
-            scale="log-ratio",
-            claim="The growth rate is that of theory.",
-            endpoint=f"Measured over theoretical growth, {arm}, batches of {batch}",
-            reason=f"{typical(found)} measured, {expected:.4f} in theory: ratio "
-            f"{float(np.mean(found)) / expected:.4f}.",
-        )
+        for arm, batch in _with_theory(evidence):
+            measured, expected = RATE(evidence, arm=arm, batch=batch, scale=1.0).mean(), _expected(arm, batch)
+            yield Contrast(
+                RATE,
+                arm,
+                expected,
+                at={"batch": batch, "scale": 1.0},
+                scale="log-ratio",
+                equal_within=math.log(1.02),
+                claim="The growth rate is that of theory.",
+                endpoint=f"Measured over theoretical growth, {arm}, batches of {batch}",
+                reason=f"{measured:.4f} measured, {expected:.4f} in theory: ratio {measured / expected:.4f}.",
+            )
+        for arm in self.ARMS:
+            if arm not in ("batch", "none"):
+                yield _prevents(evidence, arm)
+        for scale in SCALES:
+            if scale > 1:
+                yield Contrast(
+                    RATE,
+                    "none",
+                    "batch",
+                    at={"batch": judged, "scale": scale},
+                    scale="log-ratio",
+                    margin=math.log(1.05),
+                    claim=f"With weights {scale:g} times He's gradients grow less with batch norm than without.",
+                )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the squared gradient by depth, and the rate by batch against theory."""
-        judged, batches = evidence.settings["judged"], sorted(evidence.settings["batches"])
+        at, batches = _judged(evidence), sorted(evidence.settings["batches"])
+        said = {arm: RATE.text(evidence, arm=arm, **at) for arm in ("batch", "none", "tanh")}
         measured = [
             {"batch": float(batch), "seed": seed, "value": value, "network": words}
             for arm, words in (("batch", "rectifiers"), ("linear", "linear"))
             for batch in batches
-            for seed, value in zip(evidence.seeds, _rates(evidence, arm, batch), strict=True)
+            for seed, value in zip(evidence.seeds, RATE(evidence, arm=arm, batch=batch, scale=1.0), strict=True)
         ]
         lines = [
             {"batch": float(batch), "value": theory(name, batch), "network": words}
@@ -185,16 +172,16 @@ class ExplodingGradientAtInit(AbstractStudy):
         return [
             by_depth(
                 evidence.select(
-                    probe="chain", name="squared_gradient", arm=["none", "batch", "tanh", "residual"], batch=judged
-                ).filter(pl.col("scale") == 1.0),
+                    probe="chain", name="squared_gradient", arm=["none", "batch", "tanh", "residual"], **at
+                ),
                 y="squared_gradient",
                 slug="by-depth",
                 title="Squared gradient at each layer, over that of the last",
                 y_title="Mean squared gradient, last layer 1",
-                arms=list(ARMS),
-                caption=f"Per layer {typical(_rates(evidence, 'batch', judged))} with batch norm and rectifiers, "
-                f"{typical(_rates(evidence, 'none', judged))} without norm, "
-                f"{typical(_rates(evidence, 'tanh', judged))} with batch norm and tanh.",
+                arms=list(self.ARMS),
+                labels=self.ARMS,
+                caption=f"Per layer {said['batch']} with batch norm and rectifiers, {said['none']} without norm, "
+                f"{said['tanh']} with batch norm and tanh.",
             ),
             versus_theory(
                 pl.DataFrame(measured),
@@ -214,25 +201,46 @@ class ExplodingGradientAtInit(AbstractStudy):
         """Tabulate measured and theoretical rates."""
         rows = []
         for arm, batch in _with_theory(evidence):
-            found, expected = float(np.mean(_rates(evidence, arm, batch))), _expected(arm, batch)
+            found, expected = float(np.mean(RATE(evidence, arm=arm, batch=batch, scale=1.0))), _expected(arm, batch)
             rows.append((f"growth, {arm}, B={batch}", f"{found:.4f}", f"{expected:.4f}", f"{found / expected:.4f}"))
-        table = Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows), "Means over seeds.")
-        scaled = tuple(
-            (f"{scale:g}", *(typical(_rates(evidence, arm, evidence.settings["judged"], scale)) for arm in two))
-            for two in [("none", "batch")]
-            for scale in (1.0, *SCALES)
-        )
-        return [table, Table("Badly scaled weights", ("Times He's", "Without norm", "With batch norm"), scaled)]
+        return [
+            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows), "Means over seeds."),
+            self.grid_table(
+                RATE,
+                evidence,
+                rows={"scale": [1.0, *SCALES]},
+                columns={"arm": ["none", "batch"]},
+                at={"batch": evidence.settings["judged"]},
+                title="Badly scaled weights",
+                heads={"scale": "Times He's"},
+            ),
+        ]
 
 
-def _rates(evidence: Evidence, arm: str, batch: int, scale: float = 1.0) -> np.ndarray:
-    return evidence.per_seed(evidence.select(probe="chain", name="rate", arm=arm, batch=batch, scale=scale))
+def _judged(evidence: Evidence) -> dict[str, Any]:
+    return {"batch": evidence.settings["judged"], "scale": 1.0}
+
+
+def _prevents(evidence: Evidence, arm: str, beside: str = "") -> Contrast:
+    """Return the contrast of no growth with that of an arm; ``beside`` is added to its sentence."""
+    at = _judged(evidence)
+    grows = f"The squared gradient grows by {RATE.text(evidence, arm=arm, **at)} per layer toward the input."
+    return Contrast(
+        RATE,
+        1.0,
+        arm,
+        at=at,
+        scale="log-ratio",
+        refuted_below=-math.log(1.05),
+        labels=("no growth", ""),
+        reason=f"{grows}{beside}",
+    )
 
 
 def _expected(arm: str, batch: int) -> float:
     if arm == "none":
         return 1.0
-    options = ARMS[arm]
+    options = CHAINS[arm]
     name = options.get("activation", "relu")
     finite = batch if name in ("relu", "linear") and not options.get("shift") else None
     return theory(name, finite, gain=options.get("gain", 1.0), shift=options.get("shift", 0.0))
@@ -241,5 +249,4 @@ def _expected(arm: str, batch: int) -> float:
 def _with_theory(evidence: Evidence) -> list[tuple[str, int]]:
     judged = evidence.settings["judged"]
     others = [(arm, batch) for arm in ("batch", "linear") for batch in evidence.settings["batches"] if batch != judged]
-    known = ("none", "batch", "linear", "tanh", "gelu", "beta 1", "beta 2", "tanh, gamma 0.5", "tanh, gamma 2")
-    return [(arm, judged) for arm in known] + others
+    return [(arm, judged) for arm in KNOWN] + others

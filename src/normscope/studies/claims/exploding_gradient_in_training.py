@@ -1,29 +1,24 @@
 """What becomes of gradients that explode at initialization, and how deep a network may be."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
+from normscope.plots import Figure, Table, by_depth
+from normscope.records import Cell, Record
 from normscope.stats import proportional
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy
-from normscope.studies.judging import with_parts
-from normscope.studies.lab.arms import fit, network, recorder, split_of
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, accuracy, presets
+from normscope.studies.evidence import Floats
+from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.chain import theory
-from normscope.studies.study import AbstractStudy
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
 
 WATCHED = (0, 1, 5, 20)
 
 
-class ExplodingGradientInTraining(AbstractStudy):
+class ExplodingGradientInTraining(AbstractTraining):
     r"""The explosion at initialization is gone after a few steps, and yet deep plain networks do not train.
 
     ## Claim
@@ -57,8 +52,11 @@ class ExplodingGradientInTraining(AbstractStudy):
     CLAIM = "The explosion of gradients at initialization is gone after twenty steps of training."
     ENDPOINT = "One minus log spread of relative gradients at step 20 over that at step 0, 20 layers"
     MARGIN = 0.7
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    # Torch's own layer: forty of them a step are what a cell consists of.
+    ARMS = {"batch": Arm("batch norm", lambda place: nn.BatchNorm1d(place.features))}
+    POINTS = {"batch": "batches", "depth": "depths"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "width": 64},
             "depths": [5, 10, 20, 40],
             "judged": 20,
@@ -68,30 +66,20 @@ class ExplodingGradientInTraining(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "mlp", "width": 384},
             "depths": [10, 20, 40, 60, 80, 100],
-            "judged": 20,
             "batches": [8, 32, 128],
-            "lr": 0.1,
             "steps": 5000,
-            "train": None,
-            "test": None,
         },
-    }
+    )
 
-    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield every depth with every batch."""
-        for batch in settings["batches"]:
-            for depth in settings["depths"]:
-                yield "batch", {"depth": depth, "batch": batch}
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the point's depth."""
+        return {"depth": int(cell.point["depth"])}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one depth and watch the relative gradients of its layers at a few steps."""
-        # Torch's own layer: forty of them a step are what this cell consists of.
-        model = network(
-            cell, data, lambda place: nn.BatchNorm1d(place.features), device, depth=int(cell.point["depth"])
-        )
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Watch the relative gradients of the layers at a few steps."""
         record = recorder(cell, "relative_gradient")
 
         def watch(step: int, net: nn.Module) -> Iterator[Record]:
@@ -104,101 +92,105 @@ class ExplodingGradientInTraining(AbstractStudy):
                     yield record("relative", found[-1], step, name.removesuffix(".linear.weight"))
             yield record("spread", max(found) / max(min(found), 1e-30), step)
 
-        return fit(model, split_of(cell, data, device), cell, watch=watch)
+        return {"watch": watch}
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge equalisation; the other depths, theory and the trainable depth are parts."""
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield equalisation; the other depths, theory and the trainable depth are parts."""
         judged, batches = evidence.settings["judged"], evidence.settings["batches"]
-        primary = self._equalised(evidence, judged, batches[-1], self.ENDPOINT)
-        parts = [
-            self._equalised(evidence, depth, batch, f"The same, {depth} layers, batches of {batch}")
-            for batch in batches
-            for depth in evidence.settings["depths"]
-            if (depth, batch) != (judged, batches[-1])
-        ]
-        parts += [self._depth(evidence, batch) for batch in batches]
-        return with_parts(primary, parts)
-
-    def _equalised(self, evidence: Evidence, depth: int, batch: int, endpoint: str) -> Verdict:
-        start, end = (_spread(evidence, depth, batch, step) for step in (0, 20))
-        expected = theory("relu", batch) ** ((depth - 1) / 2)
-        return self.part(
-            evidence,
-            1 - np.log(end) / np.log(start),
-            scale="value",
-            endpoint=endpoint,
-            reason=f"The largest relative gradient is {typical(np.log(start), logs=True)} times the smallest at step 0 "
-            f"(theory {expected:.3g}) and {typical(np.log(end), logs=True)} times at step 20.",
-        )
-
-    def _depth(self, evidence: Evidence, batch: int) -> Verdict:
-        deepest, length = _deepest(evidence, batch), _length(batch)
-        factor = deepest / length
-        most = max(evidence.settings["depths"]) / length
-        return self.part(
-            evidence,
-            np.minimum(factor - 10, 24 - factor),
-            scale="value",
-            margin=0.0,
-            claim="The deepest network that trains has 10 to 24 times as many layers as gradients take to grow e-fold.",
-            endpoint=f"Distance of the factor from the nearer end of 10 to 24, batches of {batch}",
-            reason=f"The deepest has {typical(deepest)} layers, {typical(factor)} times the length {length:.2f}; the "
-            f"grid ends at {most:.1f}.",
-        )
+        yield _equalised(evidence, judged, batches[-1])
+        for batch in batches:
+            for depth in evidence.settings["depths"]:
+                if (depth, batch) != (judged, batches[-1]):
+                    yield _equalised(evidence, depth, batch)
+        for batch in batches:
+            yield _trainable(evidence, batch)
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the relative gradients by layer, and accuracy by depth."""
-        from normscope.plots import by_depth
-
-        judged, batch = evidence.settings["judged"], evidence.settings["batches"][-1]
+        judged, batches = evidence.settings["judged"], evidence.settings["batches"]
         return [
             by_depth(
-                evidence.select(probe="relative_gradient", name="relative", depth=judged, batch=batch),
+                evidence.select(probe="relative_gradient", name="relative", depth=judged, batch=batches[-1]),
                 y="relative",
                 steps=list(WATCHED),
                 slug="by-layer",
                 title=f"Relative gradient of each of {judged} layers, a panel a step",
                 y_title="Norm of the gradient over norm of the weights",
-                caption=self._equalised(evidence, judged, batch, "").reason,
+                caption=str(_equalised(evidence, judged, batches[-1]).reason),
             ),
-            curves(
-                evidence.select(probe="training", name="test_accuracy"),
-                y="test_accuracy",
+            self.curves(
+                evidence,
+                "test_accuracy",
                 x="depth",
                 facet="batch",
                 slug="by-depth",
                 title="Test accuracy by depth, a panel a batch size",
                 x_title="Hidden layers",
-                y_title="Test accuracy",
+                arms=None,
+                labels=None,
                 reference={"twice chance": 0.2},
-                caption="; ".join(self._depth(evidence, size).reason for size in evidence.settings["batches"]),
+                caption="; ".join(str(_trainable(evidence, batch).reason) for batch in batches),
             ),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate the spread at each step, and what theory and the source say of it and of the depth."""
-        rows = tuple(
-            (
-                depth,
-                batch,
-                *(typical(np.log(_spread(evidence, depth, batch, step)), logs=True) for step in WATCHED),
-                f"{theory('relu', batch) ** ((depth - 1) / 2):.3g}",
-                typical(accuracy(evidence, "batch", depth=depth, batch=batch)),
-            )
-            for batch in evidence.settings["batches"]
-            for depth in evidence.settings["depths"]
+        expected = Quantity(
+            "theory at step 0", lambda evidence, depth, batch, **_: np.array([_spread_in_theory(depth, batch)])
         )
-        steps = (f"step {step}" for step in WATCHED)
-        columns = ("Layers", "Batch", *steps, "Theory at step 0", "Test accuracy")
-        return [Table("Largest over smallest relative gradient", columns, rows), *_against(evidence)]
+        return [
+            self.grid_table(
+                [*(_spread(step, f"step {step}") for step in WATCHED), expected, accuracy()],
+                evidence,
+                rows={"batch": evidence.settings["batches"], "depth": evidence.settings["depths"]},
+                at={"arm": "batch"},
+                title="Largest over smallest relative gradient",
+            ),
+            *_against(evidence),
+        ]
 
 
-def _deepest(evidence: Evidence, batch: int) -> np.ndarray:
+def _spread(step: int, words: str) -> Quantity:
+    """Return the logarithm of the largest over the smallest relative gradient at a step."""
+    return Quantity(
+        words,
+        lambda evidence, **where: np.log(
+            evidence.per_seed(evidence.select(probe="relative_gradient", name="spread", step=step, **where))
+        ),
+        logs=True,
+    )
+
+
+START, END = (_spread(step, f"spread of relative gradients at step {step}") for step in (0, 20))
+
+
+def _spread_in_theory(depth: int, batch: int) -> float:
+    return float(theory("relu", batch) ** ((depth - 1) / 2))
+
+
+def _equalised(evidence: Evidence, depth: int, batch: int) -> Contrast:
+    """Return the contrast of the spread at step 20 with that at step 0."""
+    at = {"depth": depth, "batch": batch}
+    return Contrast(
+        Quantity(
+            "one minus log spread of relative gradients at step 20 over that at step 0",
+            lambda evidence, **where: 1 - END(evidence, **where) / START(evidence, **where),
+        ),
+        at=at,
+        scale="value",
+        reason=f"The largest relative gradient is {START.text(evidence, **at)} times the smallest at step 0 (theory "
+        f"{_spread_in_theory(depth, batch):.3g}) and {END.text(evidence, **at)} times at step 20.",
+    )
+
+
+def _deepest(evidence: Evidence, batch: int) -> Floats:
     """Return per seed the most layers with which test accuracy gets beyond twice chance; 1 where none does."""
     depths = evidence.settings["depths"]
-    trained = np.array([accuracy(evidence, "batch", depth=depth, batch=batch) > 0.2 for depth in depths])
-    found: np.ndarray = np.where(trained, np.array(depths, dtype=np.float64)[:, None], 1.0).max(0)
-    return found
+    trained = np.array([evidence.accuracy("batch", depth=depth, batch=batch) > 0.2 for depth in depths])
+    return np.asarray(np.where(trained, np.array(depths, dtype=np.float64)[:, None], 1.0).max(0))
+
+
+DEEPEST = Quantity("layers of the deepest network that trains", _deepest)
 
 
 def _length(batch: int) -> float:
@@ -206,25 +198,38 @@ def _length(batch: int) -> float:
     return 1 / math.log(theory("relu", batch))
 
 
+def _trainable(evidence: Evidence, batch: int) -> Contrast:
+    """Return the contrast of the deepest network that trains with the factor of the source."""
+    length, deepest = _length(batch), DEEPEST(evidence, batch=batch)
+    return Contrast(
+        DEEPEST,
+        at={"batch": batch},
+        effect=lambda layers, _: np.minimum(layers / length - 10, 24 - layers / length),
+        scale="value",
+        margin=0.0,
+        claim="The deepest network that trains has 10 to 24 times as many layers as gradients take to grow e-fold.",
+        endpoint=f"Distance of the factor from the nearer end of 10 to 24, batches of {batch}",
+        reason=f"The deepest has {DEEPEST.typical(deepest)} layers, {DEEPEST.typical(deepest / length)} times the "
+        f"length {length:.2f}; the grid ends at {max(evidence.settings['depths']) / length:.1f}.",
+    )
+
+
 def _against(evidence: Evidence) -> list[Table]:
     """Tabulate spreads at step 0 against theory, and how well lines through the origin fit spread and depth."""
     depths, batches = evidence.settings["depths"], evidence.settings["batches"]
+    half = (np.array(depths, dtype=np.float64) - 1) / 2
     rows, fits = [], []
     for batch in batches:
-        logs = np.log([_spread(evidence, depth, batch, 0) for depth in depths])
-        means = logs.mean(1)
-        half = (np.array(depths, dtype=np.float64) - 1) / 2
-        for layers, mean, exponent in zip(depths, means, half, strict=True):
-            found, expected = math.exp(mean), theory("relu", batch) ** exponent
-            rows.append((f"spread at step 0, {layers} layers, B={batch}", f"{found:.4g}", f"{expected:.4g}",
-                         f"{found / expected:.4f}"))  # fmt: skip
+        logs = np.array([START(evidence, depth=depth, batch=batch) for depth in depths])
+        for layers, mean in zip(depths, logs.mean(1), strict=True):
+            words = f"spread at step 0, {layers} layers, B={batch}"
+            rows.append((words, *_ratio(math.exp(mean), _spread_in_theory(layers, batch), ".4g")))
         slope, r2 = proportional(np.repeat(half, logs.shape[1]), logs.ravel())
-        found, expected = math.exp(slope), theory("relu", batch)
-        rows.append((f"growth per layer, from the spreads, B={batch}", f"{found:.4f}", f"{expected:.4f}",
-                     f"{found / expected:.4f}"))  # fmt: skip
-        fits.append((f"log spread at step 0 on half the layers less one, B={batch}", f"{slope:.4f}",
-                     f"{math.log(expected):.4f}", _share(r2)))  # fmt: skip
-    deepest = np.array([_deepest(evidence, batch) for batch in batches])
+        expected = theory("relu", batch)
+        rows.append((f"growth per layer, from the spreads, B={batch}", *_ratio(math.exp(slope), expected, ".4f")))
+        words = f"log spread at step 0 on half the layers less one, B={batch}"
+        fits.append((words, f"{slope:.4f}", f"{math.log(expected):.4f}", _share(r2)))
+    deepest = np.array([DEEPEST(evidence, batch=batch) for batch in batches])
     lengths = np.repeat([_length(batch) for batch in batches], deepest.shape[1])
     factor, r2 = proportional(lengths, deepest.ravel())
     fits.append(("deepest that trains on the length of growth", f"{factor:.3g}", "16", _share(r2)))
@@ -242,10 +247,9 @@ def _against(evidence: Evidence) -> list[Table]:
     ]
 
 
+def _ratio(measured: float, expected: float, digits: str) -> tuple[str, str, str]:
+    return f"{measured:{digits}}", f"{expected:{digits}}", f"{measured / expected:.4f}"
+
+
 def _share(r2: float) -> str:
     return f"{r2:.3f}" if math.isfinite(r2) else ""
-
-
-def _spread(evidence: Evidence, depth: int, batch: int, step: int) -> np.ndarray:
-    frame = evidence.select(probe="relative_gradient", name="spread", depth=depth, batch=batch)
-    return evidence.per_seed(frame.filter(frame["step"] == step))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,23 +10,19 @@ from scipy.stats import kendalltau
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from normscope.plots import Figure, Table, curves
+from normscope.plots import Figure, Table
 from normscope.probes import Recorder
 from normscope.probes.curvature import Curvature
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import conjunction, exact
+from normscope.records import Cell, Record
+from normscope.studies import AbstractStudy, AllOf, Arm, Contrast, Evidence, Quantity, last, presets
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
+from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.evaluate import accuracy, population_statistics
 from normscope.studies.lab.train import batch_indices, loss_fn
-from normscope.studies.study import AbstractStudy
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
-
-ARMS = {"none": "no batch norm", "batch": "batch norm"}
-WORDS = {
+#: Measures of sharpness, by the name of the record; the first is primary.
+MEASURES = {
     "layer_sharpness@train": "layer-normalized sharpness, batch statistics",
     "layer_sharpness@frozen": "layer-normalized sharpness, fixed statistics",
     "adaptive_sharpness@train": "adaptive sharpness, batch statistics",
@@ -73,8 +69,11 @@ class FlatMinima(AbstractStudy):
     CLAIM = "Batch norm leads to flatter minima."
     ENDPOINT = "Layer-normalized sharpness at equal loss and learning rate, without batch norm over with"
     MARGIN = math.log(1.25)
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"none": Arm("no batch norm", norms.none()), "batch": Arm("batch norm", norms.batch())}
+    POINTS = {"lr": "lrs", "decay": "decays"}
+    CONDITIONS = {"decay": "weight decay {:g}"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "batch": 64,
             "lrs": [0.03, 0.1, 0.3],
@@ -86,116 +85,85 @@ class FlatMinima(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "vgg-a", "width": 64},
             "batch": 128,
             "lrs": [0.01, 0.03, 0.1],
-            "decays": [0.0, 5e-4],
-            "loss": 0.05,
-            "probe": 512,
             "steps": 40000,
             "check": 50,
-            "train": None,
-            "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield both arms at every learning rate and weight decay, and the law of rescaling."""
-        for rate in settings["lrs"]:
-            for decay in settings["decays"]:
-                for arm in ARMS:
-                    yield arm, {"lr": rate, "decay": decay}
+        yield from super().grid(settings)
         yield "law", {"lr": settings["lrs"][0], "decay": 0.0}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm to the loss and measure how sharp it is there."""
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
+        """Train one arm to the loss and measure how sharp it is there, or measure the law."""
         if cell.arm == "law":
             return _law(cell, data, device)
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        return _to_loss(cell, network(cell, data, factory, device), split_of(cell, data, device))
+        return _to_loss(cell, network(cell, data, self.ARMS[cell.arm].norm, device), split_of(cell, data, device))
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the scale-free sharpness at every learning rate; other measures are parts."""
-        rates = evidence.settings["lrs"]
-        conditions = [self._compare(evidence, "layer_sharpness@train", rate) for rate in rates]
-        outcome, p, decisive = conjunction(conditions, 1 - evidence.level)
+    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
+        """Yield the scale-free sharpness at every learning rate; other measures, correlation and law are parts."""
+        rates, decays = evidence.settings["lrs"], evidence.settings["decays"]
+        primary, *others = MEASURES
+        yield AllOf([self._flatter(primary, rate) for rate in rates])
         middle = rates[len(rates) // 2]
-        others = [self._compare(evidence, name, middle) for name in list(WORDS)[1:]]
-        others.append(self._compare(evidence, "layer_sharpness@train", middle, decay=max(evidence.settings["decays"])))
-        errors = evidence.last("error", probe="law", arm="law")
-        law = exact(
-            self,
-            evidence,
-            errors,
-            1e-6,
-            claim="Weights before norms times ten divide the curvature there by a hundred and change no output.",
-            endpoint="Largest relative error of outputs and of the curvature times a hundred, float64",
-        )
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            reason=" ".join(part.reason for part in conditions),
-            p_value=p,
-            primary=True,
-            parts=[*conditions, *others, self._explains(evidence), law],
-        )
-
-    def _compare(self, evidence: Evidence, name: str, lr: float, decay: float = 0.0) -> Verdict:
-        # Without a norm there is nothing to freeze, and both modes are one.
-        plain = np.log(_sharp(evidence, name.replace("frozen", "train"), "none", lr, decay))
-        normed = np.log(_sharp(evidence, name, "batch", lr, decay))
-        return self.part(
-            evidence,
-            plain - normed,
-            scale="log-ratio",
-            claim="" if name == "layer_sharpness@train" else f"Flatter with batch norm: {WORDS[name]}.",
-            endpoint=f"{WORDS[name].capitalize()}, without batch norm over with, learning rate {lr:g}, "
-            f"weight decay {decay:g}",
-            reason=f"At {lr:g}: {typical(plain, logs=True)} without, {typical(normed, logs=True)} with batch norm.",
-        )
-
-    def _explains(self, evidence: Evidence) -> Verdict:
-        points = [(lr, decay) for lr in evidence.settings["lrs"] for decay in evidence.settings["decays"]]
-        found = []
-        for arm in ARMS:
-            sharp = np.array([_sharp(evidence, "layer_sharpness@train", arm, *point) for point in points])
-            wrong = 1 - np.array([_sharp(evidence, "test_accuracy", arm, *point) for point in points])
-            taus = np.full(len(evidence.seeds), np.nan)
-            for index in range(len(taus)):
-                keep = np.isfinite(sharp[:, index]) & np.isfinite(wrong[:, index])
-                if keep.sum() > 2 and np.ptp(wrong[keep, index]) > 0:
-                    taus[index] = kendalltau(sharp[keep, index], wrong[keep, index]).statistic
-            found.append(taus)
-        both = np.minimum(*found)
-        return self.part(
-            evidence,
-            both,
+        for name in others:
+            yield self._flatter(name, middle, claim=f"Flatter with batch norm: {MEASURES[name]}.")
+        yield self._flatter(primary, middle, max(decays))
+        yield Contrast(
+            Quantity("Kendall's correlation of sharpness and test error over runs", _correlation),
+            "none",
+            "batch",
             scale="value",
+            effect=np.minimum,
             margin=0.3,
             claim="Sharper minima generalize worse, in either arm.",
             endpoint="Kendall's correlation of sharpness and test error over runs, the smaller of the two arms'",
-            reason=f"{typical(found[0])} without, {typical(found[1])} with batch norm.",
+        )
+        yield Contrast(
+            last("error", "largest relative error of outputs and of the curvature times a hundred", probe="law"),
+            "law",
+            exact_within=1e-6,
+            claim="Weights before norms times ten divide the curvature there by a hundred and change no output.",
+            endpoint="Largest relative error of outputs and of the curvature times a hundred, float64",
+        )
+
+    def _flatter(self, name: str, lr: float, decay: float = 0.0, claim: str = "") -> Contrast:
+        return Contrast(
+            _sharpness(name),
+            "none",
+            "batch",
+            at={"lr": lr, "decay": decay},
+            scale="log-ratio",
+            claim=claim,
+            reason=lambda reading: f"At {lr:g}: {self.wording.numbers(reading)}.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw sharpness by learning rate."""
         return [
-            curves(
-                evidence.select(probe="curvature", name=name, site="", decay=0.0),
-                y=name,
+            self.curves(
+                evidence,
+                name,
+                probe="curvature",
+                at={"site": "", "decay": 0.0},
                 x="lr",
                 slug=name.split("@")[0].replace("_", "-"),
-                title=f"{WORDS[name].capitalize()}, at equal training loss",
+                title=f"{MEASURES[name].capitalize()}, at equal training loss",
                 x_title="Learning rate",
                 y_title="Sharpness",
                 log=True,
                 log_x=True,
-                labels=ARMS,
                 caption="; ".join(
                     f"{words}: "
-                    + ", ".join(typical(_sharp(evidence, name, arm, lr, 0.0)) for lr in evidence.settings["lrs"])
-                    for arm, words in ARMS.items()
+                    + ", ".join(
+                        _sharpness(name).text(evidence, arm=arm, lr=lr, decay=0.0) for lr in evidence.settings["lrs"]
+                    )
+                    for arm, words in self.wording.arms.items()
                 ),
             )
             for name in ("layer_sharpness@train", "top_eigenvalue@train")
@@ -203,32 +171,56 @@ class FlatMinima(AbstractStudy):
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate all measures."""
-        names = ("layer_sharpness@train", "adaptive_sharpness@train", "top_eigenvalue@train", "trace@train")
-        rows = tuple(
-            (
-                f"{lr:g}",
-                f"{decay:g}",
-                words,
-                *(typical(_sharp(evidence, name, arm, lr, decay)) for name in (*names, "steps", "test_accuracy")),
+        settings = evidence.settings
+        return [
+            self.grid_table(
+                [
+                    *(_sharpness(name) for name in MEASURES if "frozen" not in name),
+                    last("steps", probe="minimum"),
+                    last("test_accuracy", probe="minimum"),
+                ],
+                evidence,
+                rows={"lr": settings["lrs"], "decay": settings["decays"], "arm": list(self.ARMS)},
+                heads={"decay": "Weight decay"},
+                title=f"At a training loss of at most {settings['loss']:g}",
+                caption="Of sharpness geometric means over the seeds that reached the loss.",
             )
-            for lr in evidence.settings["lrs"]
-            for decay in evidence.settings["decays"]
-            for arm, words in ARMS.items()
-        )
-        columns = ("Learning rate", "Weight decay", "Arm", "Layer-normalized", "Adaptive", "Top eigenvalue", "Trace",
-                   "Steps", "Test accuracy")  # fmt: skip
-        return [Table("At a training loss of at most " + f"{evidence.settings['loss']:g}", columns, rows)]
+        ]
 
 
-def _sharp(evidence: Evidence, name: str, arm: str, lr: float, decay: float) -> np.ndarray:
-    """Return a quantity at the end per seed; NaN where the loss was not reached or the eigenvalue not found."""
-    probe = "curvature" if "@" in name else "minimum"
-    values = evidence.last(name, probe=probe, arm=arm, lr=lr, decay=decay, site="")
-    ended = evidence.last("reached", probe="minimum", arm=arm, lr=lr, decay=decay) > 0
+def _sharpness(name: str) -> Quantity:
+    """Return the log of a measure; without a norm there is nothing to freeze, and both modes are one."""
+    return Quantity(
+        MEASURES[name],
+        lambda evidence, arm, **point: np.log(
+            _sharp(evidence, name.replace("frozen", "train") if arm == "none" else name, arm=arm, **point)
+        ),
+        logs=True,
+    )
+
+
+def _sharp(evidence: Evidence, name: str, **where: Any) -> np.ndarray:
+    """Return a measure at the end per seed; NaN where the loss was not reached or the eigenvalue did not converge."""
+    values = evidence.last(name, probe="curvature", site="", **where)
+    ended = evidence.last("reached", probe="minimum", **where) > 0
     return np.where(ended & (values > 0), values, np.nan)
 
 
-def _to_loss(cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:
+def _correlation(evidence: Evidence, arm: str) -> np.ndarray:
+    """Return Kendall's correlation of sharpness and test error over the runs of a seed; NaN where errors are equal."""
+    points = [(lr, decay) for lr in evidence.settings["lrs"] for decay in evidence.settings["decays"]]
+    where = [{"arm": arm, "lr": lr, "decay": decay} for lr, decay in points]
+    sharp = np.array([_sharp(evidence, "layer_sharpness@train", **point) for point in where])
+    wrong = 1 - np.array([evidence.last("test_accuracy", probe="minimum", **point) for point in where])
+    taus = np.full(len(evidence.seeds), np.nan)
+    for index in range(len(taus)):
+        keep = np.isfinite(sharp[:, index]) & np.isfinite(wrong[:, index])
+        if keep.sum() > 2 and np.ptp(wrong[keep, index]) > 0:
+            taus[index] = kendalltau(sharp[keep, index], wrong[keep, index]).statistic
+    return taus
+
+
+def _to_loss(cell: Cell, model: nn.Module, split: Split) -> Iterator[Record]:
     settings, record = cell.settings, recorder(cell, "minimum")
     optimizer = torch.optim.SGD(model.parameters(), lr=float(cell.point["lr"]), weight_decay=float(cell.point["decay"]))
     count, steps = int(settings["probe"]), int(settings["steps"])
@@ -262,7 +254,7 @@ def _to_loss(cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:
         yield from scope.drain()
 
 
-def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
+def _law(cell: Cell, data: Dataset, device: str) -> Iterator[Record]:
     """Compare the curvature along a layer's gradient before and after its weights are multiplied by ten."""
     split = split_of(cell, data, device)
     model = network(cell, data, batch_norm(eps=1e-30, dtype=torch.float64), device).double()

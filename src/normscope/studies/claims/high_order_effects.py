@@ -2,35 +2,30 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from normscope.plots import Figure, Table, curves
+from normscope.plots import Figure, Table
 from normscope.probes.interaction import Interaction
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import conjunction, exact
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, AllOf, Contrast, Evidence, Quantity, last, mean, mean_log, presets
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, recorder, split_of
+from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.models import Place
-from normscope.studies.study import AbstractStudy
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
-    from normscope.studies.lab.norms import Factory
 
-ARMS = {"none": "no norm", "batch": "batch norm", "last": "batch norm in the last hidden layer only"}
 NAMES = {
-    "interaction_size": "Interaction of the layers' steps",
-    "remainder": "All beyond first order",
-    "third_order": "All beyond second order",
+    "interaction_size": "interaction of the layers' steps",
+    "remainder": "all beyond first order",
+    "third_order": "all beyond second order",
 }
 
 
-class HighOrderEffects(AbstractStudy):
+class HighOrderEffects(AbstractTraining):
     r"""Batch norm removes the interactions between the layers' updates.
 
     ## Claim
@@ -67,8 +62,11 @@ class HighOrderEffects(AbstractStudy):
     CLAIM = "Batch norm removes interactions between the updates of different layers."
     ENDPOINT = "Interaction of the layers' steps over the predicted decrease, without norm over with batch norm"
     MARGIN = math.log(2)
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"none": "no norm", "batch": "batch norm", "last": "batch norm in the last hidden layer only"}
+    POINTS = {"scale": "scales"}
+    CONDITIONS = {"scale": "weights {:g} times He's"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 10, "width": 64},
             "batch": 128,
             "scales": [1.0, 1.5],
@@ -80,135 +78,115 @@ class HighOrderEffects(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "vgg-a", "width": 64},
-            "batch": 128,
             "scales": [1.0],
-            "lr": 0.03,
             "steps": 4500,
             "every": 100,
             "decreases": [0.01, 0.1, 0.5],
-            "judged": 0.1,
-            "train": None,
-            "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield every arm at every scale of the weights, and the chain of numbers."""
-        for scale in settings["scales"]:
-            for arm in ARMS:
-                yield arm, {"scale": scale}
+        yield from super().grid(settings)
         yield "chain", {"scale": 1.0}
+
+    def norm(self, cell: Cell) -> norms.Factory:
+        """Return the arm's norm: none, in every hidden layer, or in the last."""
+        plain, normed = norms.none(), norms.batch()
+        last = int(cell.settings["network"].get("depth", 8)) - 1
+
+        def make(place: Place) -> nn.Module:
+            return normed(place) if place.index == last else plain(place)
+
+        return {"none": plain, "batch": normed, "last": make}[cell.arm]
+
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the spread of the weights, of dense networks."""
+        return {"gain": 2 * float(cell.point["scale"]) ** 2} if cell.settings["network"]["name"] == "mlp" else {}
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Measure the interaction of the layers' steps."""
+        return {"probes": [Interaction(tuple(cell.settings["decreases"]))], "every": int(cell.settings["every"])}
 
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Train one arm's beginning with the probe, or look at the chain."""
-        if cell.arm == "chain":
-            return _chain(cell)
-        settings, scale = cell.settings, float(cell.point["scale"])
-        changes = {"gain": 2 * scale**2} if settings["network"]["name"] == "mlp" else {}
-        model = network(cell, data, _norm(cell.arm, settings), device, **changes)
-        probes = [Interaction(tuple(settings["decreases"]))]
-        return fit(model, split_of(cell, data, device), cell, probes=probes, every=int(settings["every"]))
+        return _chain(cell) if cell.arm == "chain" else super().run_cell(cell, data, device)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the interaction at both scales; the other orders and the chain are parts."""
-        judged = evidence.settings["judged"]
-        scales = evidence.settings["scales"]
-        conditions = [self._compare(evidence, "interaction_size", judged, scale) for scale in scales]
-        outcome, p, decisive = conjunction(conditions, 1 - evidence.level)
-        others = [
-            self._compare(evidence, name, judged, scale) for name in ("remainder", "third_order") for scale in scales
-        ]
-        small = min(evidence.settings["decreases"])
-        others += [self._compare(evidence, "interaction_size", small, scale) for scale in scales]
-        others += [self._compare(evidence, "interaction_size", judged, scale, "last") for scale in scales]
-        errors = evidence.last("error", probe="chain", arm="chain")
-        chain = exact(
-            self,
-            evidence,
-            errors,
-            1e-10,
+    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
+        """Yield the interaction at both scales; the other orders and the chain are parts."""
+        settings = evidence.settings
+        judged, small = settings["judged"], min(settings["decreases"])
+        yield AllOf([self._without_over_with("interaction_size", judged, scale) for scale in settings["scales"]])
+        for name, c, arm in (
+            ("remainder", judged, "batch"),
+            ("third_order", judged, "batch"),
+            ("interaction_size", small, "batch"),
+            ("interaction_size", judged, "last"),
+        ):
+            for scale in settings["scales"]:
+                yield self._without_over_with(name, c, scale, arm)
+        yield Contrast(
+            last("error", "largest relative error against the closed form", probe="chain"),
+            {"arm": "chain"},
+            exact_within=1e-10,
+            labels=("chain of numbers", ""),
             claim="In a chain of numbers the step's outcome is the book's closed form, and batch norm before the last "
             "number cuts the others off.",
-            endpoint="Largest relative error against the closed form",
-        )
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            reason=" ".join(part.reason for part in conditions),
-            p_value=p,
-            primary=True,
-            parts=[*conditions, *others, chain],
         )
 
-    def _compare(self, evidence: Evidence, name: str, c: float, scale: float, arm: str = "batch") -> Verdict:
-        without, with_ = (_size(evidence, name, c, one_arm, scale) for one_arm in ("none", arm))
-        return self.part(
-            evidence,
-            without - with_,
+    def _without_over_with(self, name: str, c: float, scale: float, arm: str = "batch") -> Contrast:
+        return Contrast(
+            _size(name, c),
+            "none",
+            arm,
+            at={"scale": scale},
             scale="log-ratio",
-            endpoint=f"{NAMES[name]} over the predicted decrease ({c:g} of the loss), without norm over with "
-            f"{ARMS[arm]}, weights {scale:g} times He's",
-            reason=f"At {scale:g} times He's: {typical(without, logs=True)} without norm, "
-            f"{typical(with_, logs=True)} with {ARMS[arm]}.",
+            reason=lambda reading: f"At {scale:g} times He's: {self.wording.numbers(reading)}.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the interaction while training, at each scale."""
-        c = evidence.settings["judged"]
-        name = f"interaction_size@c={c:g}"
+        size = _size("interaction_size", evidence.settings["judged"])
         return [
-            curves(
-                evidence.select(probe="interaction", name=name, scale=scale),
-                y=name,
+            self.curves(
+                evidence,
+                size.record[1],
+                probe="interaction",
+                at={"scale": scale},
                 slug=f"interaction-{scale:g}",
                 title=f"Interaction of the layers' steps, weights {scale:g} times He's",
                 y_title="Share of the predicted decrease",
                 log=True,
-                labels=ARMS,
                 caption="; ".join(
-                    f"{words}: {typical(_size(evidence, 'interaction_size', c, arm, scale), logs=True)}"
-                    for arm, words in ARMS.items()
+                    f"{words}: {size.text(evidence, arm=arm, scale=scale)}" for arm, words in self.ARMS.items()
                 ),
             )
             for scale in evidence.settings["scales"]
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
-        """Tabulate sizes by order."""
-        rows = tuple(
-            (
-                f"{scale:g}",
-                words,
-                f"{c:g}",
-                *(typical(_size(evidence, name, c, arm, scale), logs=True) for name in NAMES),
-                typical(
-                    evidence.per_seed(evidence.select(probe="interaction", name="cross_share", arm=arm, scale=scale))
-                ),
+        """Tabulate sizes by order, a table a predicted decrease."""
+        cross = mean("cross_share", "cross-layer share of the curvature", probe="interaction")
+        return [
+            self.grid_table(
+                [*(_size(name, c, words) for name, words in NAMES.items()), cross],
+                evidence,
+                rows={"scale": evidence.settings["scales"], "arm": list(self.ARMS)},
+                title=f"Over the predicted decrease, {100 * c:g} % of the loss",
+                heads={"scale": "Times He's"},
             )
-            for scale in evidence.settings["scales"]
-            for arm, words in ARMS.items()
             for c in evidence.settings["decreases"]
-        )
-        columns = ("Times He's", "Arm", "Predicted decrease", *NAMES.values(), "Cross-layer share of the curvature")
-        return [Table("Over the predicted decrease", columns, rows)]
+        ]
 
 
-def _norm(arm: str, settings: Mapping[str, Any]) -> "Factory":
-    if arm != "last":
-        return norms.none() if arm == "none" else norms.batch()
-    last = int(settings["network"].get("depth", 8)) - 1
-    plain, normed = norms.none(), norms.batch()
-
-    def make(place: Place) -> nn.Module:
-        return normed(place) if place.index == last else plain(place)
-
-    return make
-
-
-def _size(evidence: Evidence, name: str, c: float, arm: str, scale: float) -> np.ndarray:
-    return evidence.mean_log(evidence.select(probe="interaction", name=f"{name}@c={c:g}", arm=arm, scale=scale))
+def _size(name: str, c: float, words: str = "") -> Quantity:
+    return mean_log(
+        f"{name}@c={c:g}",
+        words or f"{NAMES[name]} over the predicted decrease ({c:g} of the loss)",
+        probe="interaction",
+    )
 
 
 def _chain(cell: Cell) -> Iterator[Record]:

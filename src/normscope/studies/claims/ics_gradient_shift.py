@@ -1,8 +1,8 @@
 """Internal covariate shift measured on gradients: does batch norm reduce it?"""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -12,27 +12,40 @@ from torch import nn
 from normscope.plots import Figure, Table, by_depth, curves, number
 from normscope.probes.covariate_shift import CovariateShift
 from normscope.records import Cell, Outcome, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import best_rate, conjunction, interpolate
+from normscope.stats import interpolate
+from normscope.studies import (
+    AbstractTraining,
+    AllOf,
+    Arm,
+    Best,
+    Contrast,
+    Evidence,
+    Quantity,
+    last,
+    mean,
+    mean_log,
+    presets,
+    steps_to,
+)
+from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
-from normscope.studies.lab.data import Split, gaussian_regression
-from normscope.studies.lab.models import build, deep_linear
-from normscope.studies.lab.train import half_squares, train
-from normscope.studies.study import AbstractStudy
+from normscope.studies.lab.arms import recorder
+from normscope.studies.lab.data import gaussian_regression
+from normscope.studies.lab.models import deep_linear
+from normscope.studies.lab.train import half_squares
 
 if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
+    from normscope.studies.lab.data import Dataset, Split
 
-ARMS = {"none": "no batch norm", "batch": "batch norm"}
+MAIN = ("none", "batch")
+LINEAR = ("dln-none", "dln-batch")
 LINEAR_SITES = {"blocks.8.linear": "layer 9", "blocks.16.linear": "layer 17"}
-LINEAR = {"dln-none": "deep linear, no batch norm", "dln-batch": "deep linear, batch norm"}
-COMPARED = "cos(G, G') without minus with batch norm, "
+MATCHINGS = ("the same learning rate", "the same relative update", "own best learning rates")
 REFUTED_BELOW = -0.1
-TWENTY_PERCENT = math.log(1.2)
 WINDOW = 0.3
 
 
-class IcsGradientShift(AbstractStudy):
+class IcsGradientShift(AbstractTraining):
     r"""Batch norm does not reduce the covariate shift of gradients.
 
     ## Claim
@@ -79,8 +92,14 @@ class IcsGradientShift(AbstractStudy):
     CLAIM = "Batch norm does not reduce internal covariate shift, measured as the change of gradients."
     ENDPOINT = "cos(G, G') without minus with batch norm, over the first 30 % of training, worst of three matchings"
     MARGIN = -0.05
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "none": Arm("no batch norm", norms.none()),
+        "batch": Arm("batch norm", norms.batch()),
+        "dln-none": Arm("deep linear, no batch norm", norms.none()),
+        "dln-batch": Arm("deep linear, batch norm", norms.batch()),
+    }
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 8, "width": 64},
             "batch": 128,
             "steps": 200,
@@ -93,183 +112,118 @@ class IcsGradientShift(AbstractStudy):
             "linear": None,
         },
         # For a CPU: the source's network narrower, and the beginning of its training.
-        "vgg": {
-            "network": {"name": "vgg-a", "width": 16},
-            "batch": 128,
-            "steps": 300,
-            "lr": 0.1,
-            "lrs": [0.03, 0.1, 0.3],
-            "every": 10,
-            "sites": None,
-            "train": 6000,
-            "test": 2000,
-            "linear": None,
-        },
-        "full": {
+        vgg={"network": {"name": "vgg-a", "width": 16}, "steps": 300, "lrs": [0.03, 0.1, 0.3], "every": 10},
+        full={
             "network": {"name": "vgg-a"},
-            "batch": 128,
             "steps": 15000,
-            "lr": 0.1,
             "lrs": [0.003, 0.01, 0.03, 0.1, 0.3],
             "every": 50,
-            "sites": None,
             "train": None,
             "test": None,
             "linear": {"steps": 10000, "lrs": [1e-7, 1e-6], "every": 50, "sites": [*LINEAR_SITES]},
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield both arms at every learning rate, and the deep linear networks."""
         for lr in settings["lrs"]:
-            for arm in ARMS:
+            for arm in MAIN:
                 yield arm, {"lr": lr}
         if settings["linear"] is not None:
             for lr in settings["linear"]["lrs"]:
                 for arm in LINEAR:
                     yield arm, {"lr": lr}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm at one learning rate and read the shift of every layer."""
-        settings, lr = cell.settings, float(cell.point["lr"])
-        norm = norms.batch() if cell.arm.endswith("batch") else norms.none()
+    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+        """Return the settings' network, or the deep linear one."""
+        if cell.arm in LINEAR:
+            return deep_linear(norm=self.norm(cell), seed=cell.seed).to(device)
+        return super().network(cell, data, device)
+
+    def split(self, cell: Cell, data: "Dataset", device: str) -> "Split":
+        """Return the data, or Gaussian data for the deep linear network."""
+        return gaussian_regression(cell.seed).to(device) if cell.arm in LINEAR else super().split(cell, data, device)
+
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Read the shift of every layer, and how far the weights move."""
+        settings = cell.settings
         if cell.arm in LINEAR:
             linear = settings["linear"]
-            model: nn.Module = deep_linear(norm=norm, seed=cell.seed).to(device)
-            part: Split = gaussian_regression(cell.seed).to(device)
-            return train(
-                model,
-                part,
-                cell=cell.id,
-                seed=cell.seed,
-                steps=linear["steps"],
-                lr=lr,
-                batch_size=len(part.y_train),
-                probes=[CovariateShift(linear["sites"])],
-                every=linear["every"],
-                criterion=half_squares,
-            )
-        split = data.split(cell.seed, train=settings["train"], test=settings["test"]).to(device)
-        model = build(
-            norm=norm, shape=data.shape, classes=data.classes, seed=cell.seed, **settings["network"]
-        ).to(device)  # fmt: skip
-        until = math.ceil(WINDOW * settings["steps"])
-        return train(
-            model,
-            split,
-            cell=cell.id,
-            seed=cell.seed,
-            steps=settings["steps"],
-            lr=lr,
-            batch_size=settings["batch"],
-            probes=[CovariateShift(settings["sites"])],
-            every=settings["every"],
-            probe_until=until,
-            watch=_relative_update(cell.id, lr, settings["every"], until),
-        )
+            return {
+                "steps": linear["steps"],
+                "batch_size": len(gaussian_regression(cell.seed).y_train),
+                "probes": [CovariateShift(linear["sites"])],
+                "every": linear["every"],
+                "criterion": half_squares,
+            }
+        record, lr = recorder(cell, "update"), float(cell.point["lr"])
+        every, until = settings["every"], math.ceil(WINDOW * settings["steps"])
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the cosine under all three matchings together."""
-        matchings = self._matchings(evidence)
-        outcome, p, decisive = conjunction(matchings, 1 - evidence.level)
-        said = "; ".join(f"{part.effect.point:+.3f} at {part.endpoint.removeprefix(COMPARED)}" for part in matchings)
-        reason = f"Cosine without minus with batch norm: {said}."
-        if outcome is Outcome.SUPPORTED:
-            reason += " The shift is nowhere smaller with batch norm by more than the margin."
-        elif outcome is Outcome.REFUTED:
-            reason += f" At {decisive.endpoint.removeprefix(COMPARED)} batch norm does reduce it."
-        parts = [*matchings, *self._lengths(evidence), *self._linear(evidence)]
-        return self.verdict(outcome, decisive.effect, reason=reason, p_value=p, primary=True, parts=parts)
-
-    def _matchings(self, evidence: Evidence) -> list[Verdict]:
-        lr, lrs = evidence.settings["lr"], evidence.settings["lrs"]
-        table = {arm: {rate: _cosine(evidence, arm, rate) for rate in lrs} for arm in ARMS}
-        updates = {arm: np.array([_update(evidence, arm, rate) for rate in lrs]) for arm in ARMS}
-        # For each seed: where the network without batch norm stands at the common learning rate.
-        target = updates["none"][list(lrs).index(lr)]
-        at_target = np.array(
-            [
-                interpolate(
-                    updates["batch"][:, seed], [table["batch"][rate][seed] for rate in lrs], float(target[seed])
-                )
-                for seed in range(len(evidence.seeds))
+        def watch(step: int, model: nn.Module) -> Iterator[Record]:
+            """Yield the length of the update over that of the weights, at the probed steps."""
+            if step % every or step >= until:
+                return
+            weights = [
+                weight for name, weight in model.named_parameters() if name.endswith(("linear.weight", "head.weight"))
             ]
-        )
-        best = {arm: best_rate(evidence, arm) for arm in ARMS}
-        own = ", ".join(f"{rate:g} {ARMS[arm]}" for arm, rate in best.items())
-        return [
-            self._matched(evidence, table["none"][lr] - table["batch"][lr], f"the same learning rate ({lr:g})"),
-            self._matched(
-                evidence,
-                table["none"][lr] - at_target,
-                f"the same relative update ({np.nanmean(target):.2g} a step)",
-            ),
-            self._matched(
-                evidence,
-                table["none"][best["none"]] - table["batch"][best["batch"]],
-                f"own best learning rates ({own})",
-            ),
-        ]
+            moved = torch.stack([weight.grad.norm() for weight in weights if weight.grad is not None]).norm()
+            size = torch.stack([weight.detach().norm() for weight in weights]).norm()
+            yield record("relative_update", lr * float(moved) / float(size), step)
 
-    def _matched(self, evidence: Evidence, values: np.ndarray, how: str) -> Verdict:
-        return self.part(
-            evidence,
-            values,
-            endpoint=COMPARED + how,
-            refuted_below=REFUTED_BELOW,
-            reason=lambda effect: f"Batch norm has the {'more' if effect.point > 0 else 'less'} shifted gradients.",
-        )
+        probes = [CovariateShift(settings["sites"])]
+        return {"probes": probes, "every": every, "probe_until": until, "watch": watch}
 
-    def _lengths(self, evidence: Evidence) -> Iterator[Verdict]:
-        lr = evidence.settings["lr"]
-        for name, what, note in (
-            ("relative", "|G' - G| / |G|", "relative to the gradient"),
-            ("l2", "|G' - G|", "in raw length, which the gradient's own length confounds"),
+    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
+        """Yield the cosine under all three matchings; lengths and the deep linear network are parts."""
+        at, linear = {"lr": evidence.settings["lr"]}, evidence.settings["linear"]
+        matched = Quantity("cosine of G and G' at the same relative update", _cosine_at_the_same_update)
+        sides: dict[str, Any] = {"first": "none", "second": "batch", "refuted_below": REFUTED_BELOW}
+        yield AllOf(
+            [
+                Contrast(COSINE, at=at, endpoint=f"{COSINE_ENDPOINT}, {MATCHINGS[0]} ({at['lr']:g})", **sides),
+                Contrast(matched, at=at, endpoint=f"{COSINE_ENDPOINT}, {MATCHINGS[1]}", **sides),
+                Contrast(COSINE, at={"lr": Best("lr")}, **sides),
+            ],
+            reason=_by_matching,
+        )
+        for quantity, note in (
+            (RELATIVE, "relative to the gradient"),
+            (LENGTH, "in raw length, which the gradient's own length confounds"),
         ):
-            yield self.part(
-                evidence,
-                _shift(evidence, "batch", lr, name) - _shift(evidence, "none", lr, name),
+            yield Contrast(
+                quantity,
+                "batch",
+                "none",
+                at=at,
                 scale="log-ratio",
                 claim=f"With batch norm gradients do not shift less, {note}.",
-                endpoint=f"{what} with over without batch norm, learning rate {lr:g}",
-                margin=-TWENTY_PERCENT,
-                reason=lambda effect: f"The shift is {math.exp(effect.point):.2f} times as long with batch norm.",
+                margin=-math.log(1.2),
             )
-
-    def _linear(self, evidence: Evidence) -> Iterator[Verdict]:
-        linear = evidence.settings["linear"]
         for lr in linear["lrs"] if linear is not None else ():
-            plain, normed = (
-                evidence.per_seed(evidence.select(probe="covariate_shift", name="cosine", arm=arm, lr=lr))
-                for arm in LINEAR
-            )
-            yield self.part(
-                evidence,
-                plain - normed,
+            yield Contrast(
+                mean("cosine", COSINE.words, probe="covariate_shift"),
+                *LINEAR,
+                at={"lr": lr},
                 claim="In a deep linear network batch norm does not reduce covariate shift.",
-                endpoint=f"cos(G, G') without minus with batch norm, deep linear network, layers 9 and 17, "
-                f"learning rate {lr:g}, {linear['steps']} steps",
                 refuted_below=REFUTED_BELOW,
-                reason=f"Mean cosine {typical(plain)} without, {typical(normed)} with batch norm.",
             )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the cosine over steps, over learning rates and by depth, the length of the shift, and the loss."""
         lr, lrs = evidence.settings["lr"], evidence.settings["lrs"]
-        shown = _later(evidence.select(arm=list(ARMS), before=WINDOW * evidence.settings["steps"]))
-        at = shown.filter(pl.col("lr") == lr)
-        common: dict[str, Any] = {"arms": [*ARMS, *LINEAR], "labels": {**ARMS, **LINEAR, **LINEAR_SITES}}
-        mean = {arm: typical(_cosine(evidence, arm, lr)) for arm in ARMS}
-        lengths = {arm: typical(_shift(evidence, arm, lr, "relative"), logs=True) for arm in ARMS}
-        least = {arm: typical(_cosine(evidence, arm, lrs[0])) for arm in ARMS}
+        shown = _later(evidence.select(arm=MAIN, before=WINDOW * evidence.settings["steps"]))
+        common: dict[str, Any] = {"arms": list(self.ARMS), "labels": {**self.wording.arms, **LINEAR_SITES}}
+        said = {arm: COSINE.text(evidence, arm=arm, lr=lr) for arm in MAIN}
+        lengths = {arm: RELATIVE.text(evidence, arm=arm, lr=lr) for arm in MAIN}
+        least = {arm: COSINE.text(evidence, arm=arm, lr=lrs[0]) for arm in MAIN}
         figures = [
             curves(
-                at,
+                shown.filter(pl.col("lr") == lr),
                 y=["cosine", "relative"],
                 slug="shift",
                 title=f"A layer's gradient before and after the update of those in front, learning rate {lr:g}",
                 y_title="cos(G, G') and |G' - G| / |G|, mean over layers",
-                caption=f"Mean cosine {mean['none']} without, {mean['batch']} with batch norm (1: no shift); mean "
+                caption=f"Mean cosine {said['none']} without, {said['batch']} with batch norm (1: no shift); mean "
                 f"relative length {lengths['none']} and {lengths['batch']}.",
                 **common,
             ),
@@ -283,92 +237,83 @@ class IcsGradientShift(AbstractStudy):
                 x_title="Learning rate",
                 y_title="cos(G, G'), mean over layers and steps",
                 caption="From the smallest learning rate to the common one the cosine goes "
-                + " and ".join(f"from {least[arm]} to {mean[arm]} with {ARMS[arm]}" for arm in ARMS)
+                + " and ".join(f"from {least[arm]} to {said[arm]} with {self.ARMS[arm]}" for arm in MAIN)
                 + ": shift shrinks with the step.",
                 **common,
             ),
             by_depth(
-                evidence.select(probe="covariate_shift", arm=list(ARMS), lr=lr),
+                evidence.select(probe="covariate_shift", arm=MAIN, lr=lr),
                 y="gradient_norm",
                 slug="gradient-by-depth",
                 title="Length of the weight gradient by depth",
                 y_title="|G|",
-                caption=_depth_said(evidence, lr),
+                caption=self._depth_said(evidence, lr),
                 **common,
             ),
-            curves(
-                evidence.select(probe="training", name="loss", arm=list(ARMS), lr=lr),
-                y="loss",
-                slug="loss",
-                title=f"Training loss, learning rate {lr:g}",
-                y_title="Cross-entropy of the step's batch",
-                log=True,
-                caption=evidence.final_losses(ARMS, lr=lr),
-                **common,
-            ),
+            self.curves(evidence, "loss", at={"arm": MAIN, "lr": lr}, slug="loss"),
         ]
         if evidence.settings["linear"] is not None:
-            rate = evidence.settings["linear"]["lrs"][-1]
-            linear = evidence.select(arm=list(LINEAR), lr=rate)
+            at = {"arm": LINEAR, "lr": evidence.settings["linear"]["lrs"][-1]}
             figures += [
-                curves(
-                    linear.filter(pl.col("probe") == "covariate_shift"),
-                    y="cosine",
+                self.curves(
+                    evidence,
+                    "cosine",
+                    probe="covariate_shift",
+                    at=at,
                     facet="site",
                     slug="cosine-linear",
-                    title=f"The deep linear network, learning rate {rate:g}",
+                    title=f"The deep linear network, learning rate {at['lr']:g}",
                     y_title="cos(G, G')",
                     caption="Layers 9 and 17 of 25.",
                     **common,
                 ),
-                curves(
-                    linear.filter(pl.col("probe") == "training"),
-                    y="loss",
+                self.curves(
+                    evidence,
+                    "loss",
+                    at=at,
                     slug="loss-linear",
-                    title=f"Loss of the deep linear network, learning rate {rate:g}",
+                    title=f"Loss of the deep linear network, learning rate {at['lr']:g}",
                     y_title="Half the sum of squared errors",
-                    log=True,
-                    **common,
                 ),
             ]
         return figures
 
+    def _depth_said(self, evidence: Evidence, lr: float) -> str:
+        start = evidence.select(probe="covariate_shift", name="gradient_norm", lr=lr, step=0)
+        said = []
+        for arm in MAIN:
+            first, last = (
+                start.filter((pl.col("arm") == arm) & (pl.col("site") == site))["value"].mean()
+                for site in ("blocks.0.linear", "head")
+            )
+            if isinstance(first, float) and isinstance(last, float) and last:
+                said.append(f"{number(first / last, 2)} times that of the last {self.ARMS[arm]}")
+        return f"At the first step the first layer's gradient is {' and '.join(said)}."
+
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate shift, update and loss at every learning rate."""
-        rows = []
-        for arm in ARMS:
-            for lr in evidence.settings["lrs"]:
-                cells = [
-                    typical(_cosine(evidence, arm, lr)),
-                    *(typical(_shift(evidence, arm, lr, name), logs=True) for name in ("relative", "l2")),
-                    typical(_update(evidence, arm, lr)),
-                    typical(evidence.per_seed(evidence.select(probe="training", name="val_loss", arm=arm, lr=lr))),
-                ]
-                rows.append((ARMS[arm], lr, *cells))
         return [
-            Table(
-                "Shift by learning rate",
-                ("Arm", "Learning rate", "cos(G, G')", "|G'-G|/|G|", "|G'-G|", "Relative update", "Validation loss"),
-                tuple(rows),
-                f"Means over {len(evidence.seeds)} seeds, the first 30 % of steps, all layers but the first.",
+            self.grid_table(
+                [COSINE, RELATIVE, LENGTH, UPDATE, last("val_loss", "validation loss")],
+                evidence,
+                rows={"arm": MAIN, "lr": evidence.settings["lrs"]},
+                title="Shift by learning rate",
+                caption=f"Means over {len(evidence.seeds)} seeds, the first 30 % of steps, all layers but the first.",
             )
         ]
 
 
-def _relative_update(cell: str, lr: float, every: int, until: int) -> Callable[[int, nn.Module], Iterator[Record]]:
-    """Return a watcher that yields the length of the update over that of the weights, at the probed steps."""
-
-    def watch(step: int, model: nn.Module) -> Iterator[Record]:
-        if step % every or step >= until:
-            return
-        weights = [
-            weight for name, weight in model.named_parameters() if name.endswith(("linear.weight", "head.weight"))
-        ]
-        moved = torch.stack([weight.grad.norm() for weight in weights if weight.grad is not None]).norm()
-        size = torch.stack([weight.detach().norm() for weight in weights]).norm()
-        yield Record(cell, step, "update", "", "relative_update", lr * float(moved) / float(size))
-
-    return watch
+def _by_matching(verdict: Verdict) -> str:
+    """Say the effect at each matching, and at which matching batch norm reduces the shift, if at any."""
+    matched = list(zip(MATCHINGS, verdict.parts, strict=True))
+    said = "; ".join(f"{part.effect.point:+.3f} at {how}" for how, part in matched)
+    reason = f"Cosine without minus with batch norm: {said}."
+    if verdict.outcome is Outcome.SUPPORTED:
+        return f"{reason} The shift is nowhere smaller with batch norm by more than the margin."
+    if verdict.outcome is Outcome.REFUTED:
+        decisive = next(how for how, part in matched if part.effect is verdict.effect)
+        return f"{reason} At {decisive} batch norm does reduce it."
+    return reason
 
 
 def _later(frame: pl.DataFrame) -> pl.DataFrame:
@@ -376,39 +321,37 @@ def _later(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter((pl.col("probe") == "covariate_shift") & (pl.col("site") != "blocks.0.linear"))
 
 
-def _window(evidence: Evidence, arm: str, lr: float, name: str) -> pl.DataFrame:
-    """Return one quantity's records over all layers and the steps of the window, which ends at convergence."""
-    horizon = evidence.settings["steps"]
-    converged, _ = evidence.steps_to(0.99, horizon=horizon, arm=arm, lr=lr)
-    ends = pl.DataFrame({"seed": list(evidence.seeds), "end": np.minimum(converged, WINDOW * horizon)})
+def _window(evidence: Evidence, name: str, arm: str, lr: float) -> pl.DataFrame:
+    """Return the records of a name over all layers and the steps of the window, which ends at convergence."""
+    converged = steps_to(0.99)(evidence, arm=arm, lr=lr)
+    ends = pl.DataFrame(
+        {"seed": list(evidence.seeds), "end": np.minimum(converged, WINDOW * evidence.settings["steps"])}
+    )
     frame = _later(evidence.select(name=name, arm=arm, lr=lr))
     return frame.join(ends, on="seed").filter(pl.col("step") < pl.col("end"))
 
 
-def _shift(evidence: Evidence, arm: str, lr: float, name: str) -> np.ndarray:
-    """Return the mean logarithm of a length per seed."""
-    return evidence.mean_log(_window(evidence, arm, lr, name))
+def _length(name: str, words: str) -> Quantity:
+    return Quantity(words, lambda evidence, arm, lr: evidence.mean_log(_window(evidence, name, arm, lr)), logs=True)
 
 
-def _cosine(evidence: Evidence, arm: str, lr: float) -> np.ndarray:
-    frame = _window(evidence, arm, lr, "cosine")
-    return evidence.per_seed(frame.filter(pl.col("value").is_finite()))
+def _cosine(evidence: Evidence, arm: str, lr: float) -> Floats:
+    return evidence.per_seed(_window(evidence, "cosine", arm, lr).filter(pl.col("value").is_finite()))
 
 
-def _update(evidence: Evidence, arm: str, lr: float) -> np.ndarray:
-    """Return the geometric mean of the relative update per seed."""
-    return np.exp(evidence.mean_log(evidence.select(probe="update", name="relative_update", arm=arm, lr=lr)))
+def _cosine_at_the_same_update(evidence: Evidence, arm: str, lr: float) -> Floats:
+    """Return the cosine where the relative update is that of the network without batch norm at a learning rate."""
+    if arm == "none":
+        return _cosine(evidence, arm, lr)
+    lrs = evidence.settings["lrs"]
+    target = np.exp(UPDATE(evidence, arm="none", lr=lr))
+    updates = np.array([np.exp(UPDATE(evidence, arm=arm, lr=rate)) for rate in lrs])
+    cosines = np.array([_cosine(evidence, arm, rate) for rate in lrs])
+    return np.array([interpolate(updates[:, i], cosines[:, i], float(at)) for i, at in enumerate(target)])
 
 
-def _depth_said(evidence: Evidence, lr: float) -> str:
-    frame = evidence.select(probe="covariate_shift", name="gradient_norm", lr=lr)
-    start = frame.filter(pl.col("step") == 0)
-    said = []
-    for arm, label in ARMS.items():
-        first, last = (
-            start.filter((pl.col("arm") == arm) & (pl.col("site") == site))["value"].mean()
-            for site in ("blocks.0.linear", "head")
-        )
-        if isinstance(first, float) and isinstance(last, float) and last:
-            said.append(f"{number(first / last, 2)} times that of the last {label}")
-    return f"At the first step the first layer's gradient is {' and '.join(said)}."
+COSINE = Quantity("cosine of G and G'", _cosine)
+COSINE_ENDPOINT = "Cosine of G and G', no batch norm minus batch norm"
+RELATIVE = _length("relative", "|G' - G| / |G|")
+LENGTH = _length("l2", "|G' - G|")
+UPDATE = mean_log("relative_update", "relative update", probe="update")

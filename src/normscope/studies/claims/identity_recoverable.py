@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from normscope import layers
 from normscope.plots import Figure, Table, versus_theory
 from normscope.records import Cell, Outcome, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import equivalent, exact, with_parts
+from normscope.studies import AbstractStudy, Contrast, Evidence, Quantity, last, presets
+from normscope.studies.figures import theory_table
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, recorder, split_of
+from normscope.studies.lab.data import Dataset
 from normscope.studies.lab.streams import generator
-from normscope.studies.study import AbstractStudy
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
 
 #: Excess kurtosis of what is normalized.
 KINDS = {"normal": 0.0, "uniform": -1.2, "laplace": 3.0}
+#: The difference from the identity in train mode.
+ERROR = last("error_times_m", "difference from the identity times m", probe="identity")
 
 
 class IdentityRecoverable(AbstractStudy):
@@ -70,8 +69,14 @@ class IdentityRecoverable(AbstractStudy):
     ENDPOINT = "Minus batch size times mean squared difference from the identity over the variance (0 = the identity)"
     MARGIN = -0.5
     VERSION = 2
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        **{kind: f"{kind} data" for kind in KINDS},
+        "trained": "trained network",
+        "inserted": "batch norm put in later",
+    }
+    CONDITIONS = {"m": "batches of {}"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "batches": [8, 16, 64, 256],
             "judged": 64,
@@ -82,18 +87,14 @@ class IdentityRecoverable(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "vgg-a"},
             "batches": [4, 8, 16, 32, 64, 128, 256],
-            "judged": 64,
             "draws": 4000,
             "batch": 128,
-            "lr": 0.1,
             "steps": 15000,
-            "train": None,
-            "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the kinds of data at every batch size, a trained network, and one that gets batch norm late."""
@@ -103,104 +104,83 @@ class IdentityRecoverable(AbstractStudy):
         yield "trained", {"m": 0}
         yield "inserted", {"m": 0}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Measure one of them."""
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
+        """Measure the transformation of a kind of data, or a network."""
         if cell.arm in KINDS:
             return _identity(cell)
-        if cell.arm == "trained":
-            return _trained(cell, data, device)
-        return _inserted(cell, data, device)
+        return (_trained if cell.arm == "trained" else _inserted)(cell, data, device)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the train mode; eval mode, theory and trained networks are parts."""
-        judged = evidence.settings["judged"]
-        error = _seen(evidence, "error_times_m", arm="normal", m=judged)
-        primary = self.part(
-            evidence,
-            -error,
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | Verdict]:
+        """Yield the train mode; eval mode, theory, linearity and trained networks are parts."""
+        at = {"m": evidence.settings["judged"]}
+        moved = last("gamma_away", probe="identity").text(evidence, arm="inserted")
+        yield Contrast(
+            ERROR,
+            0.0,
+            "normal",
+            at=at,
             scale="value",
-            endpoint=self.ENDPOINT,
-            reason=f"The difference is {typical(error)} sigma^2/m in training (theory 1.5 for normal data).",
+            reason=f"The difference is {ERROR.text(evidence, arm='normal', **at)} sigma^2/m in training (theory 1.5 "
+            f"for normal data). Put into a trained network at the identity, gamma then moves away by {moved}.",
         )
-        parts = [
-            exact(
-                self,
-                evidence,
-                np.max([_seen(evidence, "eval_error", arm=kind, m=judged) for kind in KINDS], axis=0),
-                1e-6,
-                claim="In eval mode batch norm with the right gamma and beta is the identity.",
-                endpoint="Largest difference over sigma, float32",
-            )
-        ]
-        parts += [
-            equivalent(
-                self,
-                evidence,
-                _seen(evidence, "error_times_m", arm=kind, m=judged) - _expected(kind),
-                0.1 * _expected(kind),
+        yield Contrast(
+            Quantity("largest difference from the identity over sigma in eval mode, float32", _largest_error),
+            at=at,
+            exact_within=1e-6,
+            claim="In eval mode batch norm with the right gamma and beta is the identity.",
+        )
+        for kind in KINDS:
+            yield Contrast(
+                ERROR,
+                kind,
+                _expected(kind),
+                at=at,
+                equal_within=0.1 * _expected(kind),
                 claim="The difference in training is that of theory.",
-                endpoint=f"Difference times m less theory, {kind} data",
-                reason=f"{typical(_seen(evidence, 'error_times_m', arm=kind, m=judged))} measured, "
-                f"{_expected(kind):g} in theory.",
+                endpoint=f"Difference from the identity times m, minus theory, {kind} data",
+                labels=("", "in theory"),
             )
-            for kind in KINDS
-        ]
-        parts += self._linear(evidence, judged)
-        parts.append(self._goes_there(evidence))
-        kept = _seen(evidence, "loss_change", arm="inserted")
-        stays = _seen(evidence, "gamma_away", arm="inserted")
-        parts.append(
-            exact(
-                self,
-                evidence,
-                kept,
-                1e-4,
-                claim="Batch norm put in at the identity leaves the evaluation of a trained network as it is.",
-                endpoint="Relative change of the loss in eval mode",
-            )
+        yield Contrast(
+            last("nonlinear_eval", "relative error of adding two inputs, eval mode", probe="identity"),
+            "normal",
+            at=at,
+            exact_within=1e-10,
+            claim="In eval mode batch norm is a linear transformation with an offset.",
         )
-        return with_parts(
-            primary, parts, f"Put into a trained network at the identity, gamma then moves away by {typical(stays)}."
+        bent = last("nonlinear_train", "relative error of adding two batches, train mode", probe="identity")
+        yield Contrast(
+            bent,
+            "normal",
+            at=at,
+            scale="value",
+            margin=0.1,
+            claim="In train mode batch norm is not a linear transformation of its batch.",
+            reason=f"The error is {bent.text(evidence, arm='normal', **at)} (theory {math.sqrt(2) - 1:.3f}).",
+        )
+        yield self._stays_away(evidence)
+        yield Contrast(
+            last("loss_change", "relative change of the loss in eval mode", probe="identity"),
+            "inserted",
+            exact_within=1e-4,
+            claim="Batch norm put in at the identity leaves the evaluation of a trained network as it is.",
         )
 
-    def _linear(self, evidence: Evidence, judged: int) -> list[Verdict]:
-        """Judge whether batch norm is a linear transformation with an offset, in either mode."""
-        kind = {"arm": "normal", "m": judged}
-        off = _seen(evidence, "nonlinear_train", **kind)
-        return [
-            exact(
-                self,
-                evidence,
-                _seen(evidence, "nonlinear_eval", **kind),
-                1e-10,
-                claim="In eval mode batch norm is a linear transformation with an offset.",
-                endpoint="Relative error of adding two inputs, eval mode",
-            ),
-            self.part(
-                evidence,
-                off,
-                scale="value",
-                margin=0.1,
-                claim="In train mode batch norm is not a linear transformation of its batch.",
-                endpoint="Relative error of adding two batches, train mode",
-                reason=f"The error is {typical(off)} (theory {math.sqrt(2) - 1:.3f}).",
-            ),
-        ]
-
-    def _goes_there(self, evidence: Evidence) -> Verdict:
+    def _stays_away(self, evidence: Evidence) -> Verdict:
         """Judge whether trained gammas stay away from sigma: two thresholds, one on the interval, one on the mean."""
-        away = _seen(evidence, "gamma_away", arm="trained")
-        part = self.part(
-            evidence,
-            away,
+        away, shift, moved = (
+            last(name, probe="identity").text(evidence, arm="trained")
+            for name in ("gamma_away", "beta_away", "gamma_moved")
+        )
+        contrast = Contrast(
+            last("gamma_away", "median of |gamma - sigma| / sigma over channels after training", probe="identity"),
+            "trained",
             scale="value",
             margin=0.1,
             claim="In practice gamma and beta do not become the original deviation and mean.",
-            endpoint="Median of |gamma - sigma| / sigma over channels after training",
-            reason=f"The median distance is {typical(away)}, of beta "
-            f"{typical(_seen(evidence, 'beta_away', arm='trained'))} sigma from the mean; from its start at 1 gamma "
-            f"has moved by {typical(_seen(evidence, 'gamma_moved', arm='trained'))}.",
+            reason=f"The median distance is {away}, of beta {shift} sigma from the mean; from its start at 1 gamma "
+            f"has moved by {moved}.",
         )
+        part = self.verdict_of(contrast, evidence)
         if part.outcome is Outcome.SUPPORTED and part.effect.point <= 0.2:
             part = replace(part, outcome=Outcome.INCONCLUSIVE, reason=f"{part.reason} That is not above 0.2.")
         return part
@@ -208,19 +188,13 @@ class IdentityRecoverable(AbstractStudy):
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the difference from the identity by batch size."""
         batches = evidence.settings["batches"]
-        measured = [
-            {"m": float(m), "seed": seed, "value": value, "data": kind}
-            for kind in KINDS
-            for m in batches
-            for seed, value in zip(evidence.seeds, _seen(evidence, "error_times_m", arm=kind, m=m), strict=True)
-        ]
-        lines = [{"m": float(m), "value": _expected(kind), "data": kind} for kind in KINDS for m in batches]
+        lines = [{"m": float(m), "value": _expected(kind), "arm": kind} for kind in KINDS for m in batches]
         return [
             versus_theory(
-                pl.DataFrame(measured),
+                evidence.select(probe="identity", name="error_times_m"),
                 pl.DataFrame(lines),
                 x="m",
-                by="data",
+                by="arm",
                 slug="by-batch",
                 title="Difference from the identity in training, times the batch size",
                 x_title="Batch size m",
@@ -232,21 +206,19 @@ class IdentityRecoverable(AbstractStudy):
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate against theory."""
-        judged = evidence.settings["judged"]
-        rows = []
-        for kind in KINDS:
-            found = float(np.nanmean(_seen(evidence, "error_times_m", arm=kind, m=judged)))
-            expected = _expected(kind)
-            rows.append((f"m times error, {kind}", f"{found:.4f}", f"{expected:.4f}", f"{found / expected:.4f}"))
-        return [Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows), f"m = {judged}.")]
+        m = evidence.settings["judged"]
+        rows = [(f"m times error, {kind}", ERROR(evidence, arm=kind, m=m), _expected(kind)) for kind in KINDS]
+        return [theory_table(rows, f"m = {m}.")]
+
+
+def _largest_error(evidence: Evidence, **where: Any) -> np.ndarray:
+    """Return the largest error in eval mode over the kinds of data."""
+    errors = [evidence.last("eval_error", probe="identity", arm=kind, **where) for kind in KINDS]
+    return np.asarray(np.max(errors, axis=0))
 
 
 def _expected(kind: str) -> float:
     return 1 + (KINDS[kind] + 2) / 4
-
-
-def _seen(evidence: Evidence, name: str, **where: Any) -> np.ndarray:
-    return evidence.last(name, probe="identity", **where)
 
 
 def _draw(kind: str, count: int, stream: torch.Generator) -> Tensor:
@@ -291,26 +263,22 @@ def _batch_norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def _away(model: nn.Module) -> float:
-    found = [((m.weight - m.running_var.sqrt()) / m.running_var.sqrt()).detach().abs() for m in _batch_norms(model)]
-    return float(torch.cat(found).median())
+def _median(values: Iterable[Tensor]) -> Tensor:
+    """Return the median absolute value over all channels."""
+    return torch.cat([value.detach().abs() for value in values]).median()
 
 
-def _shift_away(model: nn.Module) -> float:
-    found = [((m.bias - m.running_mean) / m.running_var.sqrt()).detach().abs() for m in _batch_norms(model)]
-    return float(torch.cat(found).median())
-
-
-def _trained(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
+def _trained(cell: Cell, data: Dataset, device: str) -> Iterator[Record]:
     record, steps = recorder(cell, "identity"), int(cell.settings["steps"])
     model = network(cell, data, norms.batch(), device)
     yield from fit(model, split_of(cell, data, device), cell)
-    yield record("gamma_away", _away(model), steps)
-    yield record("beta_away", _shift_away(model), steps)
-    yield record("gamma_moved", torch.cat([(m.weight - 1).detach().abs() for m in _batch_norms(model)]).median(), steps)
+    trained = [(m, m.running_var.sqrt()) for m in _batch_norms(model)]
+    yield record("gamma_away", _median((m.weight - sigma) / sigma for m, sigma in trained), steps)
+    yield record("beta_away", _median((m.bias - m.running_mean) / sigma for m, sigma in trained), steps)
+    yield record("gamma_moved", _median(m.weight - 1 for m, _ in trained), steps)
 
 
-def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
+def _inserted(cell: Cell, data: Dataset, device: str) -> Iterator[Record]:
     """Train without batch norm, put it in at the identity, and go on training."""
     record, steps = recorder(cell, "identity"), int(cell.settings["steps"])
     split = split_of(cell, data, device)
@@ -318,16 +286,16 @@ def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
     yield from fit(model, split, cell)
     with torch.no_grad():
         before = float(nn.functional.cross_entropy(model(split.x_test), split.y_test))
-        seen: dict[nn.Module, Tensor] = {}
+        outputs: dict[nn.Module, Tensor] = {}
         handles = [
-            block.linear.register_forward_hook(lambda module, _inputs, out: seen.__setitem__(module, out.detach()))
+            block.linear.register_forward_hook(lambda module, _inputs, out: outputs.__setitem__(module, out.detach()))
             for block in model.blocks
         ]
         model(split.x_train)
         for handle in handles:
             handle.remove()
         for block in model.blocks:
-            out = seen[block.linear]
+            out = outputs[block.linear]
             kind = layers.BatchNorm2d if out.ndim == 4 else layers.BatchNorm1d
             block.norm = kind(out.shape[1]).to(device)
             variance, mean = torch.var_mean(out.transpose(0, 1).flatten(1), 1, correction=0)
@@ -341,8 +309,5 @@ def _inserted(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
     model.train()
     start = [m.weight.detach().clone() for m in _batch_norms(model)]
     fit(model, split, cell, steps=max(1, steps // 3))
-    moved = [
-        ((m.weight - at).abs() / at.abs().clamp(min=1e-6)).detach()
-        for m, at in zip(_batch_norms(model), start, strict=True)
-    ]
-    yield record("gamma_away", torch.cat(moved).median(), steps)
+    moved = zip(_batch_norms(model), start, strict=True)
+    yield record("gamma_away", _median((m.weight - at) / at.abs().clamp(min=1e-6) for m, at in moved), steps)

@@ -2,27 +2,19 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, loss_figure, reached
-from normscope.studies.judging import exact, with_parts
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, accuracy, last, presets, steps_to
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
+from normscope.studies.lab.data import Dataset
 from normscope.studies.lab.train import batch_indices
-from normscope.studies.training import AbstractTraining
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
-
-ARMS = {"none": "no batch norm", "batch": "batch norm"}
 
 
 class InitTolerance(AbstractTraining):
@@ -60,8 +52,10 @@ class InitTolerance(AbstractTraining):
     ENDPOINT = "Decades of the scale of the initial weights that are usable, with less without batch norm"
     MARGIN = 1.0
     VERSION = 2
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"none": Arm("no batch norm", norms.none()), "batch": Arm("batch norm", norms.batch())}
+    POINTS = {"scale": "scales"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 5, "width": 64},
             "batch": 64,
             "scales": [0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0],
@@ -71,133 +65,113 @@ class InitTolerance(AbstractTraining):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "mlp", "depth": 10, "width": 256},
-            "batch": 128,
-            "scales": [0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0],
-            "lr": 0.1,
-            "steps": 15000,
-            "law_steps": 60,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "mlp", "depth": 10, "width": 256}, "batch": 128, "steps": 15000},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield both arms at every scale, and the law."""
-        for scale in settings["scales"]:
-            for arm in ARMS:
-                yield arm, {"scale": scale}
+        yield from super().grid(settings)
         yield "law", {"scale": 1.0}
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
-        """Return the network of an arm, its weights scaled."""
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        return network(cell, data, factory, device, gain=2 * float(cell.point["scale"]) ** 2)
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the variance of the initial weights, times the number of inputs: He's is two."""
+        return {"gain": 2 * float(cell.point["scale"]) ** 2}
 
     def trains(self, cell: Cell) -> bool:
         """All but the law, which trains twins."""
         return cell.arm != "law"
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
         """Train one arm, or two twins for the law."""
         return super().run_cell(cell, data, device) if self.trains(cell) else _law(cell, data, device)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the width of the usable range; the strong form and the law are parts."""
-        plain, normed = (_decades(evidence, arm) for arm in ARMS)
-        primary = self.part(
-            evidence,
-            normed - plain,
-            scale="difference",
-            endpoint=self.ENDPOINT,
-            reason=f"{typical(normed)} decades with, {typical(plain)} without batch norm.",
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the width of the usable range; the strong form and the law are parts."""
+        yield Contrast(Quantity("decades of the scale that are usable", _decades), "batch", "none")
+        spread = Quantity("log ratio of the slowest to the fastest steps to 90 %", _spread, logs=True)
+        yield Contrast(
+            spread,
+            math.log(2),
+            "batch",
+            scale="value",
+            margin=0.0,
+            claim="With batch norm training is as fast whatever the scale of the initial weights.",
+            endpoint="Log 2 less the log ratio of the slowest to the fastest steps to 90 %, scales 0.1 to 10",
+            reason=f"Steps to 90 % differ by {spread.text(evidence, arm='batch')} times between scales of 0.1 and 10.",
+            in_headline=True,
         )
-        inner = [scale for scale in evidence.settings["scales"] if 0.1 <= scale <= 10]
-        steps = np.array([reached(evidence, "batch", 0.9, scale=scale)[0] for scale in inner])
-        spread = np.log(steps.max(0)) - np.log(steps.min(0))
-        parts = [
-            self.part(
-                evidence,
-                math.log(2) - spread,
-                scale="value",
-                margin=0.0,
-                claim="With batch norm training is as fast whatever the scale of the initial weights.",
-                endpoint="Log 2 less the log ratio of the slowest to the fastest steps to 90 %, scales 0.1 to 10",
-                reason=f"Steps to 90 % differ by {typical(spread, logs=True)} times between scales of 0.1 and 10.",
-            ),
-            exact(
-                self,
-                evidence,
-                evidence.per_seed(evidence.select(probe="law", name="difference")),
-                1e-6,
-                claim="Scaling weights by c and their learning rate by c squared changes no loss.",
-                endpoint="Largest relative difference of the losses, c of 0.1, 10 and 100, float64",
-            ),
-        ]
-        return with_parts(primary, parts, parts[0].reason)
+        yield Contrast(
+            last("difference", "largest relative difference of the losses", probe="law"),
+            exact_within=1e-6,
+            claim="Scaling weights by c and their learning rate by c squared changes no loss.",
+            endpoint="Largest relative difference of the losses, c of 0.1, 10 and 100, float64",
+        )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw accuracy by scale, and the losses at ten times He's."""
-        said = "; ".join(
-            f"{words}: " + ", ".join(typical(_end(evidence, arm, scale)) for scale in evidence.settings["scales"])
-            for arm, words in ARMS.items()
+        end = Quantity("", _end)
+        ends = (
+            f"{words}: " + ", ".join(end.text(evidence, arm=arm, scale=scale) for scale in evidence.settings["scales"])
+            for arm, words in self.wording.arms.items()
         )
         return [
-            curves(
-                evidence.select(probe="training", name="test_accuracy", arm=list(ARMS)),
-                y="test_accuracy",
+            self.curves(
+                evidence,
+                "test_accuracy",
                 x="scale",
                 slug="by-scale",
                 title="Test accuracy by scale of the initial weights",
                 x_title="Initial weights, in units of He's",
-                y_title="Test accuracy",
                 log_x=True,
-                labels=ARMS,
-                caption=f"Training accuracy at the end, from the smallest scale: {said}; 0 where it diverged.",
+                caption=f"Training accuracy at the end, from the smallest scale: {'; '.join(ends)}; 0 where it "
+                "diverged.",
             ),
-            loss_figure(evidence, ARMS, "Training loss, initial weights ten times He's", scale=10.0),
+            self.curves(evidence, "loss", at={"scale": 10.0}, slug="loss"),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate accuracy and steps by scale."""
-        rows = tuple(
-            (
-                f"{scale:g}",
-                *(typical(_end(evidence, arm, scale)) for arm in ARMS),
-                *(typical(reached(evidence, arm, 0.9, scale=scale)[0]) for arm in ARMS),
-                *(typical(accuracy(evidence, arm, scale=scale)) for arm in ARMS),
+        return [
+            self.grid_table(
+                [Quantity("training accuracy", _end), steps_to(0.9), accuracy()],
+                evidence,
+                rows={"scale": evidence.settings["scales"], "arm": list(self.ARMS)},
+                title="By scale of the initial weights",
+                heads={"scale": "Times He's"},
             )
-            for scale in evidence.settings["scales"]
-        )
-        columns = ("Times He's", "Training accuracy without", "with", "Steps to 90 % without", "with",
-                   "Test accuracy without", "with")  # fmt: skip
-        return [Table("By scale of the initial weights", columns, rows)]
+        ]
 
 
-def _end(evidence: Evidence, arm: str, scale: float) -> np.ndarray:
-    ends = np.nan_to_num(evidence.final("accuracy", arm=arm, scale=scale))
-    return np.where(evidence.last("diverged", arm=arm, scale=scale) > 0, 0.0, ends)
+def _end(evidence: Evidence, **where: Any) -> np.ndarray:
+    """Return the training accuracy at the end; a run that diverged has none right."""
+    ends = np.nan_to_num(evidence.final("accuracy", **where))
+    return np.where(evidence.last("diverged", **where) > 0, 0.0, ends)
+
+
+def _spread(evidence: Evidence, arm: str) -> np.ndarray:
+    inner = [scale for scale in evidence.settings["scales"] if 0.1 <= scale <= 10]
+    steps = np.array([steps_to(0.9)(evidence, arm=arm, scale=scale) for scale in inner])
+    spread: np.ndarray = np.log(steps.max(0)) - np.log(steps.min(0))
+    return spread
 
 
 def _decades(evidence: Evidence, arm: str) -> np.ndarray:
     """Return per seed the longest run of scales around the best that are usable, in decades."""
     scales = sorted(evidence.settings["scales"])
-    ends = np.array([_end(evidence, arm, scale) for scale in scales])
-    found = []
-    for index in range(ends.shape[1]):
-        column = ends[:, index]
+    ends = np.array([_end(evidence, arm=arm, scale=scale) for scale in scales])
+    decades = []
+    for column in ends.T:
         fine = column >= 0.95 * column.max()
         low = high = int(column.argmax())
         while low > 0 and fine[low - 1]:
             low -= 1
         while high < len(scales) - 1 and fine[high + 1]:
             high += 1
-        found.append(math.log10(scales[high] / scales[low]))
-    return np.array(found)
+        decades.append(math.log10(scales[high] / scales[low]))
+    return np.array(decades)
 
 
-def _law(cell: Cell, data: "Dataset", device: str) -> Iterator[Record]:
+def _law(cell: Cell, data: Dataset, device: str) -> Iterator[Record]:
     """Train twins whose weights before norms are c times as large, with c^2 times the learning rate on them."""
     split = split_of(cell, data, device)
     rate, steps = float(cell.settings["lr"]), int(cell.settings["law_steps"])

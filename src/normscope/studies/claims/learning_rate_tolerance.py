@@ -1,25 +1,16 @@
 """How large a learning rate may be, with batch norm and without."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, by_rate_figure, loss_figure
-from normscope.studies.judging import best_rate, equivalent, with_parts
+from normscope.studies import AbstractTraining, Arm, Best, Contrast, Evidence, Quantity, accuracy, presets, typical
+from normscope.studies.figures import by_rate_figure
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import network
-from normscope.studies.training import AbstractTraining
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
-
-ARMS = {"none": "no batch norm", "batch": "batch norm"}
 
 
 class LearningRateTolerance(AbstractTraining):
@@ -59,8 +50,9 @@ class LearningRateTolerance(AbstractTraining):
     CLAIM = "Batch norm allows much larger learning rates."
     ENDPOINT = "Largest usable learning rate with batch norm over without, 10 hidden layers"
     MARGIN = math.log(3)
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"none": Arm("no batch norm", norms.none()), "batch": Arm("batch norm", norms.batch())}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "width": 64},
             "depths": [3, 10],
             "judged": 10,
@@ -70,72 +62,48 @@ class LearningRateTolerance(AbstractTraining):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "depths": [None],
-            "judged": 0,
-            "batch": 128,
-            "lrs": [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
-            "steps": 15000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "depths": [None], "judged": 0, "batch": 128, "steps": 15000},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield both arms at every depth and learning rate."""
+        """Yield both arms at every depth and learning rate; 0 for a network that has no depth to set."""
         for depth in settings["depths"]:
             for lr in settings["lrs"]:
-                for arm in ARMS:
+                for arm in self.ARMS:
                     yield arm, {"depth": depth or 0, "lr": lr}
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
-        """Return the network of an arm."""
-        depth = int(cell.point["depth"])
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        return network(cell, data, factory, device, **({"depth": depth} if depth else {}))
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the point's depth, if the network has one."""
+        return {"depth": int(cell.point["depth"])} if cell.point["depth"] else {}
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the largest usable rate; depth, small rates and mediation are parts."""
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | Verdict]:
+        """Yield the largest usable rate; depth, small rates and mediation are parts."""
         judged = evidence.settings["judged"]
-        primary = self._larger(evidence, judged, self.ENDPOINT)
-        parts = [
-            self._larger(evidence, depth or 0, f"Largest usable rate with over without, {depth} hidden layers")
-            for depth in evidence.settings["depths"]
-            if (depth or 0) != judged
-        ]
-        small = min(evidence.settings["lrs"])
-        plain, normed = (accuracy(evidence, arm, depth=judged, lr=small) for arm in ARMS)
-        parts.append(
-            equivalent(
-                self,
-                evidence,
-                normed - plain,
-                0.01,
-                claim="At small learning rates batch norm brings no benefit and no harm.",
-                endpoint=f"Test accuracy with less without batch norm at learning rate {small:g}",
-                reason=f"{typical(normed)} with, {typical(plain)} without.",
+        others = [depth or 0 for depth in evidence.settings["depths"] if (depth or 0) != judged]
+        for depth in (judged, *others):
+            yield Contrast(
+                Quantity("largest usable learning rate", _log_largest, logs=True),
+                "batch",
+                "none",
+                at={"depth": depth},
+                scale="log-ratio",
             )
+        yield Contrast(
+            accuracy(),
+            "batch",
+            "none",
+            at={"depth": judged, "lr": min(evidence.settings["lrs"])},
+            equal_within=0.01,
+            claim="At small learning rates batch norm brings no benefit and no harm.",
         )
-        parts.append(self._mediation(evidence, judged))
-        return with_parts(primary, parts)
-
-    def _larger(self, evidence: Evidence, depth: int, endpoint: str) -> Verdict:
-        plain, normed = (np.log(_largest(evidence, arm, depth)) for arm in ARMS)
-        return self.part(
-            evidence,
-            normed - plain,
-            scale="log-ratio",
-            endpoint=endpoint,
-            reason=f"{typical(normed, logs=True)} with, {typical(plain, logs=True)} without batch norm "
-            "(geometric means).",
-        )
+        yield self._mediation(evidence, judged)
 
     def _mediation(self, evidence: Evidence, depth: int) -> Verdict:
-        own = {arm: best_rate(_at(evidence, depth), arm) for arm in ARMS}
-        plain = accuracy(evidence, "none", depth=depth, lr=own["none"])
-        best = accuracy(evidence, "batch", depth=depth, lr=own["batch"])
-        shared = accuracy(evidence, "batch", depth=depth, lr=own["none"])
+        """Judge how much of batch norm's gain is left at the rate that suits the network without it: three runs."""
+        own = {arm: Best("lr").of(evidence, arm=arm, depth=depth) for arm in self.ARMS}
+        plain = evidence.accuracy("none", depth=depth, lr=own["none"])
+        best = evidence.accuracy("batch", depth=depth, lr=own["batch"])
+        shared = evidence.accuracy("batch", depth=depth, lr=own["none"])
         gain = float((best - plain).mean())  # of a loss there is no share to explain
         left = (shared - plain) / gain if gain > 0 else np.full(len(plain), math.nan)
         return self.part(
@@ -150,36 +118,34 @@ class LearningRateTolerance(AbstractTraining):
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
-        """Draw accuracy by learning rate, and the loss at own best rates of the plain network."""
-        judged = evidence.settings["judged"]
-        rate = best_rate(_at(evidence, judged), "none")
+        """Draw accuracy by learning rate, and the loss at the best rate of the plain network."""
+        depth = evidence.settings["judged"]
+        rate = Best("lr").of(evidence, arm="none", depth=depth)
         return [
-            by_rate_figure(evidence, ARMS, depth=judged),
-            loss_figure(evidence, ARMS, f"Training loss at learning rate {rate:g}", depth=judged, lr=rate),
+            by_rate_figure(evidence, self.wording.arms, depth=depth),
+            self.curves(evidence, "loss", at={"depth": depth, "lr": rate}, slug="loss"),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate accuracy at every rate."""
-        rows = tuple(
-            (depth or "", words, *(typical(accuracy(evidence, arm, depth=depth or 0, lr=lr))
-                                   for lr in evidence.settings["lrs"]))
-            for depth in evidence.settings["depths"]
-            for arm, words in ARMS.items()
-        )  # fmt: skip
-        columns = ("Hidden layers", "Arm", *(f"{lr:g}" for lr in evidence.settings["lrs"]))
-        return [Table("Test accuracy by learning rate", columns, rows, "0 where a run diverged.")]
+        return [
+            self.grid_table(
+                accuracy(),
+                evidence,
+                rows={"depth": [depth or 0 for depth in evidence.settings["depths"]], "arm": list(self.ARMS)},
+                columns={"lr": evidence.settings["lrs"]},
+                caption="0 where a run diverged.",
+            )
+        ]
 
 
-def _at(evidence: Evidence, depth: int) -> Evidence:
-    return Evidence(evidence.select(depth=depth), evidence.settings, evidence.seeds, evidence.level, evidence.data)
-
-
-def _largest(evidence: Evidence, arm: str, depth: int) -> np.ndarray:
+def _log_largest(evidence: Evidence, **where: Any) -> np.ndarray:
+    """Return per seed the log of the largest usable learning rate."""
     rates = sorted(evidence.settings["lrs"])
-    ends = np.array([np.nan_to_num(evidence.final("accuracy", arm=arm, depth=depth, lr=lr)) for lr in rates])
+    ends = np.array([np.nan_to_num(evidence.final("accuracy", lr=lr, **where)) for lr in rates])
     # A run that diverged ends with the accuracy of its last batches: its rate is not usable.
-    lost = np.array([evidence.last("diverged", arm=arm, depth=depth, lr=lr) for lr in rates])
+    lost = np.array([evidence.last("diverged", lr=lr, **where) for lr in rates])
     ends = np.where(lost > 0, 0.0, ends)
     usable = ends >= 0.9 * ends.max(0)
-    return np.array([max(rate for rate, fine in zip(rates, usable[:, i], strict=True) if fine)
-                     for i in range(ends.shape[1])])  # fmt: skip
+    largest = [max(rate for rate, fine in zip(rates, seed, strict=True) if fine) for seed in usable.T]
+    return np.log(np.array(largest))

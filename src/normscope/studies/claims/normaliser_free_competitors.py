@@ -2,36 +2,24 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import torch
 from torch import nn
 
 from normscope.builders import SCHEMES, ResidualNet, residual_cnn, residual_mlp, scalar_groups
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, loss_figure, reached
-from normscope.studies.judging import best_rate, conjunction, equivalent
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, AllOf, Best, Contrast, Evidence, Quantity, accuracy, presets, steps_to
 from normscope.studies.lab.arms import first_batch, recorder
+from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.streams import stream
-from normscope.studies.training import AbstractTraining
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
-
-ARMS = {
-    "none": "He's weights alone",
-    "batch": "batch norm",
-    "layer": "layer norm",
-    "group": "group norm",
-    "fixup": "Fixup",
-    "skipinit": "SkipInit",
-    "rezero": "ReZero",
-    "nf": "normalizer-free",
-}
 FREE = ("fixup", "skipinit", "rezero", "nf")
+#: The condition under which arms are compared: each at its own best learning rate by validation loss.
+OWN = {"lr": Best("lr")}
 
 
 class NormaliserFreeCompetitors(AbstractTraining):
@@ -77,8 +65,19 @@ class NormaliserFreeCompetitors(AbstractTraining):
     CLAIM = "An initialisation for residual networks brings what batch norm brings."
     ENDPOINT = "Share of batch norm's gain in training accuracy over the run that the best competitor recovers"
     MARGIN = 0.8
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "none": "He's weights alone",
+        "batch": "batch norm",
+        "layer": "layer norm",
+        "group": "group norm",
+        "fixup": "Fixup",
+        "skipinit": "SkipInit",
+        "rezero": "ReZero",
+        "nf": "normalizer-free",
+    }
+    CONDITIONS = {"step": "after {} blocks"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 8, "width": 64},
             "batch": 64,
             "lrs": [0.01, 0.03, 0.1],
@@ -87,36 +86,30 @@ class NormaliserFreeCompetitors(AbstractTraining):
             "train": None,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "cnn", "depth": 54, "width": 16},
             "batch": 128,
             "lrs": [0.01, 0.03, 0.1, 0.3],
             "plain_lrs": [0.00001, 0.0001, 0.001, 0.01],
             "steps": 30000,
-            "train": None,
-            "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield every scheme at every learning rate; He's weights alone at smaller ones: their gradients are huge."""
-        for arm in ARMS:
+        for arm in self.ARMS:
             for rate in settings["plain_lrs" if arm == "none" else "lrs"]:
                 yield arm, {"lr": rate}
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
+    def network(self, cell: Cell, data: Dataset, device: str) -> nn.Module:
         """Return the network of an arm."""
-        sizes = cell.settings["network"]
-        seed = stream(cell.seed, "init")
-        model: nn.Module
+        sizes, outputs = cell.settings["network"], data.classes
+        depth, width, seed = sizes["depth"], sizes["width"], stream(cell.seed, "init")
         if sizes["name"] == "cnn":
-            model = residual_cnn(
-                sizes["depth"], sizes["width"], channels=data.shape[0], outputs=data.classes, scheme=cell.arm, seed=seed
-            )
+            model = residual_cnn(depth, width, channels=data.shape[0], outputs=outputs, scheme=cell.arm, seed=seed)
         else:
-            inputs = math.prod(data.shape)
             model = residual_mlp(
-                sizes["depth"], sizes["width"], inputs=inputs, outputs=data.classes, scheme=cell.arm, seed=seed
+                depth, width, inputs=math.prod(data.shape), outputs=outputs, scheme=cell.arm, seed=seed
             )
         return model.to(device).train()
 
@@ -133,145 +126,109 @@ class NormaliserFreeCompetitors(AbstractTraining):
 
         return {"optimizer": optimizer}
 
-    def before(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
-        """Look at the stream at initialization."""
-        return _signal(cell, cast(ResidualNet, model), first_batch(split, cell, 512)[0])
+    def before(self, cell: Cell, model: nn.Module, split: Split) -> Iterator[Record]:
+        """Record the stream's mean square after each block, the stem's taken for one; ``step`` counts blocks."""
+        net, record = cast(ResidualNet, model), recorder(cell, "signal")
+        buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+        with torch.no_grad():
+            sizes = [float(part.square().mean()) for part in net.stream(first_batch(split, cell, 512)[0])]
+            for name, buffer in net.named_buffers():
+                buffer.copy_(buffers[name])
+        for block, size in enumerate(sizes):
+            yield record("mean_square", size / sizes[0], block)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the best competitor's speed and accuracy together; each competitor and the theory are parts."""
-        rates = {arm: best_rate(evidence, arm) for arm in ARMS}
-
-        def validated(arm: str) -> float:
-            values = evidence.last("val_loss", arm=arm, lr=rates[arm])
-            return float(np.nanmean(values)) if np.isfinite(values).any() else math.inf
-
-        best = min(FREE, key=validated)
-        speed = self._recovered(evidence, best, rates)
-        ends = {arm: accuracy(evidence, arm, lr=rates[arm]) for arm in ARMS}
-        close = equivalent(
-            self,
-            evidence,
-            ends[best] - ends["batch"],
-            0.01,
-            claim=f"{ARMS[best]} ends with batch norm's test accuracy, within a point.",
-            endpoint=f"Test accuracy with {ARMS[best]} less with batch norm, own best learning rates",
-            reason=f"Test accuracy {typical(ends[best])} with {ARMS[best]}, {typical(ends['batch'])} with batch norm.",
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | AllOf]:
+        """Yield the best competitor's speed and accuracy together; each competitor and the theory are parts."""
+        best = min(FREE, key=lambda arm: _validated(evidence, arm))
+        yield AllOf(
+            [
+                self._recovered(best),
+                Contrast(
+                    accuracy(),
+                    best,
+                    "batch",
+                    at=OWN,
+                    equal_within=0.01,
+                    claim=f"{self.ARMS[best]} ends with batch norm's test accuracy, within a point.",
+                ),
+            ]
         )
-        outcome, p, decisive = conjunction([speed, close], 1 - evidence.level)
-        others = [self._recovered(evidence, arm, rates) for arm in (*FREE, "layer", "group") if arm != best]
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            margin=decisive.margin,
-            reason=f"{speed.reason} {close.reason}",
-            p_value=p,
-            primary=True,
-            parts=[speed, close, *others, *self._theory(evidence)],
-        )
-
-    def _recovered(self, evidence: Evidence, arm: str, rates: Mapping[str, float]) -> Verdict:
-        mean = {one_arm: _area(evidence, one_arm, rates[one_arm]) for one_arm in ("none", "batch", arm)}
-        gain = mean["batch"] - mean["none"]
-        share = np.where(gain > 0.01, (mean[arm] - mean["none"]) / np.where(gain > 0.01, gain, 1.0), np.nan)
-        return self.part(
-            evidence,
-            share,
-            scale="value",
-            claim=f"{ARMS[arm]} recovers batch norm's gain in speed.",
-            endpoint=f"Share of batch norm's gain in mean training accuracy that {ARMS[arm]} recovers",
-            reason=f"Mean training accuracy over the run {typical(mean[arm])} with {ARMS[arm]}, "
-            f"{typical(mean['batch'])} with batch norm, {typical(mean['none'])} with neither.",
-        )
-
-    def _theory(self, evidence: Evidence) -> Iterator[Verdict]:
+        yield from (self._recovered(arm) for arm in (*FREE, "layer", "group") if arm != best)
         depth = int(evidence.settings["network"]["depth"])
-        for arm, words in ARMS.items():
-            measured = np.log(_stream(evidence, arm, depth))
-            expected = math.log(SCHEMES[arm].signal(depth, SCHEMES[arm].alpha or 0.0))
-            yield equivalent(
-                self,
-                evidence,
-                measured - expected,
-                math.log(1.5),
-                claim=f"The stream's mean square at initialization is that of theory: {words}.",
-                endpoint=f"Mean square of the stream after {depth} blocks, over theory: {words}",
-                reason=f"{typical(measured, logs=True)} measured, {math.exp(expected):.4g} in theory.",
+        for arm, words in self.ARMS.items():
+            yield Contrast(
+                STREAM,
+                arm,
+                SCHEMES[arm].signal(depth, SCHEMES[arm].alpha or 0.0),
+                at={"step": depth},
                 scale="log-ratio",
+                equal_within=math.log(1.5),
+                labels=("", "expected"),
+                claim=f"The stream's mean square at initialization is that of theory: {words}.",
             )
+
+    def _recovered(self, arm: str) -> Contrast:
+        share = Quantity("share of batch norm's gain in mean training accuracy that is recovered", _share)
+        claim = f"{self.ARMS[arm]} recovers batch norm's gain in speed."
+        return Contrast(share, arm, at=OWN, scale="value", claim=claim)
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the loss at a common learning rate, and the stream."""
         rate = sorted(evidence.settings["lrs"])[len(evidence.settings["lrs"]) // 2]
         depth = int(evidence.settings["network"]["depth"])
         return [
-            loss_figure(evidence, ARMS, f"Training loss at learning rate {rate:g}", lr=rate),
-            curves(
-                evidence.select(probe="signal", name="mean_square"),
-                y="mean_square",
+            self.curves(evidence, "loss", at={"lr": rate}, slug="loss"),
+            self.curves(
+                evidence,
+                "mean_square",
+                probe="signal",
                 slug="stream",
                 title="Mean square of the stream at initialization",
                 x_title="Blocks",
                 y_title="Mean square, the stem's being one",
                 log=True,
-                labels=ARMS,
                 caption=f"After {depth} blocks: "
-                + "; ".join(f"{words} {typical(_stream(evidence, arm, depth))}" for arm, words in ARMS.items()),
+                + "; ".join(f"{words} {STREAM.text(evidence, arm=arm, step=depth)}" for arm, words in self.ARMS.items())
+                + ".",
             ),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
-        """Tabulate the arms at their own best learning rates, and the stream against theory."""
-        rows, streams = [], []
-        depth = int(evidence.settings["network"]["depth"])
-        for arm, words in ARMS.items():
-            lr = best_rate(evidence, arm)
-            steps, censored = reached(evidence, arm, 0.9, lr=lr)
-            rows.append(
-                (
-                    words,
-                    f"{lr:g}",
-                    typical(steps),
-                    censored,
-                    typical(_area(evidence, arm, lr)),
-                    typical(accuracy(evidence, arm, lr=lr)),
-                )
-            )
-            found = float(np.mean(_stream(evidence, arm, depth)))
-            theory = SCHEMES[arm].signal(depth, SCHEMES[arm].alpha or 0.0)
-            streams.append((words, f"{found:.4g}", f"{theory:.4g}", f"{found / theory:.3f}"))
-        columns = (
-            "Scheme",
-            "Own best learning rate",
-            "Steps to 90 %",
-            "Never",
-            "Mean training accuracy",
-            "Test accuracy",
-        )
+        """Tabulate the arms at their own best learning rates, and all contrasts."""
+        columns, rows = [steps_to(0.9), AREA, accuracy()], []
+        for arm, words in self.ARMS.items():
+            lr = OWN["lr"].of(evidence, arm=arm)
+            rows.append((words, f"{lr:g}", *(quantity.text(evidence, arm=arm, lr=lr) for quantity in columns)))
+        heads = ("Scheme", "Own best learning rate", "Steps to 90 %", "Mean training accuracy", "Test accuracy")
+        caption = "Kaplan-Meier means of the steps, with their intervals; in brackets, how many runs never get there."
         return [
-            Table("Schemes at their own best learning rate", columns, tuple(rows)),
-            Table(f"Stream after {depth} blocks", ("Scheme", "Measured", "Theory", "Ratio"), tuple(streams)),
+            Table("Schemes at their own best learning rate", heads, tuple(rows), caption),
+            *super().tables(evidence),
         ]
 
 
-def _area(evidence: Evidence, arm: str, lr: float) -> np.ndarray:
+def _area(evidence: Evidence, **where: Any) -> np.ndarray:
     """Return per seed the mean training accuracy over the steps asked for; steps after a divergence count as 0."""
-    import polars as pl
-
-    frame = evidence.select(probe="training", name="accuracy", arm=arm, lr=lr)
+    frame = evidence.select(probe="training", name="accuracy", **where)
     return evidence.per_seed(frame, pl.col("value").fill_nan(0.0).sum() / int(evidence.settings["steps"]))
 
 
-def _stream(evidence: Evidence, arm: str, block: int) -> np.ndarray:
-    frame = evidence.select(probe="signal", name="mean_square", arm=arm, step=block)
-    return evidence.per_seed(frame)
+def _share(evidence: Evidence, **where: Any) -> np.ndarray:
+    """Return per seed how much an arm recovers of batch norm's gain over He's weights alone; NaN without a gain."""
+    none, batch = (_area(evidence, arm=arm, lr=OWN["lr"].of(evidence, arm=arm)) for arm in ("none", "batch"))
+    gain = batch - none
+    return np.where(gain > 0.01, (_area(evidence, **where) - none) / np.where(gain > 0.01, gain, 1.0), np.nan)
 
 
-def _signal(cell: Cell, model: ResidualNet, x: torch.Tensor) -> Iterator[Record]:
-    """Record the stream's mean square after each block, the stem's taken for one; ``step`` counts blocks."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.no_grad():
-        sizes = [float(part.square().mean()) for part in model.stream(x)]
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-    for block, size in enumerate(sizes):
-        yield recorder(cell, "signal")("mean_square", size / sizes[0], block)
+def _validated(evidence: Evidence, arm: str) -> float:
+    """Return an arm's mean validation loss at its own best learning rate."""
+    values = evidence.last("val_loss", arm=arm, lr=OWN["lr"].of(evidence, arm=arm))
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.inf
+
+
+def _stream(evidence: Evidence, **where: Any) -> np.ndarray:
+    return np.log(evidence.per_seed(evidence.select(probe="signal", name="mean_square", **where)))
+
+
+AREA = Quantity("mean training accuracy over the run", _area)
+STREAM = Quantity("mean square of the stream at initialization", _stream, logs=True)

@@ -1,30 +1,25 @@
 """Do the sharpest directions move the outputs' moments, and does batch norm block them?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from normscope.plots import Figure, Table, by_depth, curves
+from normscope.plots import Figure, Table, by_depth
 from normscope.probes.curvature import Curvature
 from normscope.probes.output_moments import OutputMoments
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import conjunction
+from normscope.records import Cell, Verdict
+from normscope.studies import AbstractTraining, AllOf, Arm, Contrast, Evidence, Quantity, presets
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import fit, network, split_of
-from normscope.studies.study import AbstractStudy
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
-
-ARMS = {"none": "no batch norm", "batch": "batch norm"}
 #: Ten outputs, less the one direction to which the softmax is blind.
 TOP = 9
+MODES = {"train": "train mode", "frozen": "norms frozen"}
 
 
-class OutputMomentsHessian(AbstractStudy):
+class OutputMomentsHessian(AbstractTraining):
     r"""Batch norm blocks the directions that shift the outputs, which are the sharpest ones.
 
     ## Claim
@@ -62,8 +57,10 @@ class OutputMomentsHessian(AbstractStudy):
     ENDPOINT = "Top Hessian eigenvalue with norms frozen over in train mode (above 5), and overlap with output means"
     MARGIN = math.log(5)
     VERSION = 2
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"none": Arm("no batch norm", norms.none()), "batch": Arm("batch norm", norms.batch())}
+    CONDITIONS = {"mode": "{} mode"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 6, "width": 64},
             "activation": "softplus",
             "batch": 128,
@@ -73,89 +70,75 @@ class OutputMomentsHessian(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "activation": "softplus",
-            "batch": 512,
-            "lr": 0.1,
-            "steps": 1001,
-            "every": 250,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "batch": 512, "steps": 1001, "every": 250},
+    )
 
-    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield both arms."""
-        for arm in ARMS:
-            yield arm, {}
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the settings' activation."""
+        return {"activation": cell.settings["activation"]}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
-        """Train one arm, with the curvature in both modes on the way and the overlap at the end."""
-        settings = cell.settings
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, activation=settings["activation"])
-        last = int(settings["steps"]) - 1
-        probes = [Curvature(("eigenvalues",), every=int(settings["every"])), _Last(last)]
-        return fit(model, split_of(cell, data, device), cell, probes=probes, every=int(settings["every"]))
+    def options(self, cell: Cell) -> dict[str, Any]:
+        """Measure the curvature in both modes on the way, and the overlap at the end."""
+        every, last = int(cell.settings["every"]), int(cell.settings["steps"]) - 1
+        return {"probes": [Curvature(("eigenvalues",), every=every), _Last(last)], "every": every}
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the ratio and the overlap together."""
-        frozen, train = (np.log(_top(evidence, "batch", mode)) for mode in ("frozen", "train"))
-        ratio = self.part(
-            evidence,
-            frozen - train,
-            scale="log-ratio",
-            claim="Frozen, the same network is more than five times as sharp.",
-            endpoint="Top eigenvalue with norms frozen over in train mode",
-            reason=f"{typical(frozen, logs=True)} frozen, {typical(train, logs=True)} in train mode.",
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | Verdict]:
+        """Yield the ratio and the overlap together; the network without batch norm is a part."""
+        random = _overlap("random_overlap_mean").text(evidence, arm="batch", mode="frozen")
+        plain = TOP_EIGENVALUE.text(evidence, arm="none", mode="train")
+        both = AllOf(
+            [
+                Contrast(
+                    TOP_EIGENVALUE,
+                    {"mode": "frozen"},
+                    {"mode": "train"},
+                    at={"arm": "batch"},
+                    labels=("norms frozen", "train mode"),
+                    scale="log-ratio",
+                    claim="Frozen, the same network is more than five times as sharp.",
+                ),
+                Contrast(
+                    _overlap("overlap_mean"),
+                    "batch",
+                    at={"mode": "frozen"},
+                    scale="value",
+                    margin=0.7,
+                    claim="The frozen network's sharpest directions lie in the span of the gradients of the outputs' "
+                    "means.",
+                    reason=lambda reading: f"Overlap {reading.effect.point:.3g}, against {random} for random vectors.",
+                ),
+            ],
+            reason=lambda verdict: (
+                f"{' '.join(part.reason for part in verdict.parts)} Without batch norm the top eigenvalue is {plain}."
+            ),
         )
-        found = evidence.last("overlap_mean@frozen", probe="output_moments", arm="batch")
-        control = evidence.last("random_overlap_mean@frozen", probe="output_moments", arm="batch")
-        overlap = self.part(
-            evidence,
-            found,
-            scale="value",
-            margin=0.7,
-            claim="The frozen network's sharpest directions lie in the span of the gradients of the outputs' means.",
-            endpoint="Overlap of the nine leading eigenvectors with that span, frozen",
-            reason=f"{typical(found)}, against {typical(control)} for random vectors.",
-        )
-        plain = evidence.last("overlap_mean@train", probe="output_moments", arm="none")
-        without = self.part(
-            evidence,
-            plain,
+        verdict = self.verdict_of(both, evidence, primary=True)
+        decisive = next(part for part in verdict.parts if part.effect is verdict.effect)
+        yield replace(verdict, margin=decisive.margin)
+        yield Contrast(
+            _overlap("overlap_mean"),
+            "none",
+            at={"mode": "train"},
             scale="value",
             margin=0.7,
             claim="So do those of the network without batch norm.",
-            endpoint="Overlap of the nine leading eigenvectors with that span, no batch norm",
-            reason=f"{typical(plain)}.",
-        )
-        outcome, p, decisive = conjunction([ratio, overlap], 1 - evidence.level)
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            margin=decisive.margin,
-            reason=f"{ratio.reason} Overlap {overlap.reason} Without batch norm the top eigenvalue is "
-            f"{typical(np.log(_top(evidence, 'none', 'train')), logs=True)}.",
-            p_value=p,
-            primary=True,
-            parts=[ratio, overlap, without],
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the top eigenvalue while training, and by layer how far the weights can shift the outputs."""
+        names = {f"top_eigenvalue@{mode}": words for mode, words in MODES.items()}
+        ends = {mode: TOP_EIGENVALUE.text(evidence, arm="batch", mode=mode) for mode in MODES}
         return [
-            curves(
-                evidence.select(probe="curvature"),
-                y=["top_eigenvalue@train", "top_eigenvalue@frozen"],
+            self.curves(
+                evidence,
+                list(names),
+                probe="curvature",
                 slug="top-eigenvalue",
                 title="Largest Hessian eigenvalue, in train mode and with norms frozen",
                 y_title="Largest eigenvalue",
                 log=True,
-                labels={**ARMS, "top_eigenvalue@train": "train mode", "top_eigenvalue@frozen": "norms frozen"},
-                caption=f"At the end, with batch norm, {typical(_top(evidence, 'batch', 'frozen'))} frozen and "
-                f"{typical(_top(evidence, 'batch', 'train'))} in train mode.",
+                labels={**self.wording.arms, **names},
+                caption=f"At the end, with batch norm, {ends['frozen']} frozen and {ends['train']} in train mode.",
             ),
             by_depth(
                 evidence.select(probe="output_moments", name="output_mean_gradient@train"),
@@ -163,7 +146,7 @@ class OutputMomentsHessian(AbstractStudy):
                 slug="by-layer",
                 title="How far each layer's weights move the outputs' means, train mode",
                 y_title="Squared gradient of the outputs' means",
-                labels=ARMS,
+                labels=self.wording.arms,
                 caption="In train mode a layer before a batch norm can shift the outputs' means only through higher "
                 "moments.",
             ),
@@ -171,20 +154,14 @@ class OutputMomentsHessian(AbstractStudy):
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate eigenvalues and overlaps."""
-        rows = tuple(
-            (
-                words,
-                mode,
-                typical(_top(evidence, arm, mode)),
-                typical(evidence.last(f"overlap_mean@{mode}", probe="output_moments", arm=arm)),
-                typical(evidence.last(f"overlap_all@{mode}", probe="output_moments", arm=arm)),
-                typical(evidence.last(f"random_overlap_all@{mode}", probe="output_moments", arm=arm)),
-            )
-            for arm, words in ARMS.items()
-            for mode in (("train", "frozen") if arm == "batch" else ("train",))
-        )
-        columns = ("Network", "Mode", "Top eigenvalue", "Overlap, means", "Overlap, all moments", "Random, all")
-        return [Table("At the end of training", columns, rows)]
+        quantities = [
+            TOP_EIGENVALUE,
+            _overlap("overlap_mean", "overlap, means"),
+            _overlap("overlap_all", "overlap, all moments"),
+            _overlap("random_overlap_all", "overlap of random vectors, all moments"),
+        ]
+        rows: dict[str, Any] = {"mode": list(MODES), "arm": list(self.ARMS)}
+        return [self.grid_table(quantities, evidence, rows=rows, title="At the end of training", labels=MODES)]
 
 
 class _Last(OutputMoments):
@@ -199,5 +176,14 @@ class _Last(OutputMoments):
             yield from super().read(step)
 
 
-def _top(evidence: Evidence, arm: str, mode: str) -> np.ndarray:
-    return evidence.last(f"top_eigenvalue@{mode}", probe="curvature", arm=arm)
+TOP_EIGENVALUE = Quantity(
+    "top eigenvalue of the Hessian",
+    lambda evidence, mode, arm: np.log(evidence.last(f"top_eigenvalue@{mode}", probe="curvature", arm=arm)),
+    logs=True,
+)
+
+
+def _overlap(
+    name: str, words: str = "overlap of the nine leading eigenvectors with the gradients of the outputs' means"
+) -> Quantity:
+    return Quantity(words, lambda evidence, mode, arm: evidence.last(f"{name}@{mode}", probe="output_moments", arm=arm))

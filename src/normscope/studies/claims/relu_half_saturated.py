@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,19 +10,17 @@ import torch
 from scipy.stats import norm as normal
 
 from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import equivalent, with_parts
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, accuracy, final, last, mean, presets
+from normscope.studies.figures import theory_table
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import Noted, batch_norm, network, noted, recorder
-from normscope.studies.training import AbstractTraining
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
+from normscope.studies.lab.arms import Noted, batch_norm, noted, recorder
+from normscope.studies.lab.data import Split
 
 FIXED = {"beta=-1": -1.0, "beta=-0.5": -0.5, "beta=0": 0.0, "beta=0.5": 0.5, "beta=1": 1.0, "beta=2": 2.0}
 LEARNT = {"learnt from 0": 0.0, "learnt from 1": 1.0}
 POSITIVE = ("beta=0.5", "beta=1", "beta=2")
+INACTIVE = mean("inactive", "share of inactive inputs at initialization", probe="rectifier", before=1)
 
 
 class ReluHalfSaturated(AbstractTraining):
@@ -65,8 +63,13 @@ class ReluHalfSaturated(AbstractTraining):
     CLAIM = "A positive beta before a rectifier improves on the half-inactive inputs of beta 0."
     ENDPOINT = "Test accuracy with the best fixed positive beta, less that with beta 0"
     MARGIN = 0.005
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        **{arm: Arm(arm, batch_norm(shift=beta, learn_gain=False, learn_shift=False)) for arm, beta in FIXED.items()},
+        **{arm: Arm(f"beta {arm}", batch_norm(shift=beta, learn_gain=False)) for arm, beta in LEARNT.items()},
+        "none": Arm("no norm", norms.none()),
+    }
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "width": 64},
             "depths": [5, 20],
             "batch": 64,
@@ -75,143 +78,124 @@ class ReluHalfSaturated(AbstractTraining):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "depths": [None],
-            "batch": 128,
-            "lr": 0.1,
-            "steps": 15000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "depths": [None], "batch": 128, "steps": 15000},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield every arm at every depth."""
         for depth in settings["depths"]:
-            for arm in (*FIXED, *LEARNT, "none"):
+            for arm in self.ARMS:
                 yield arm, {"depth": depth or 0}
 
-    def network(self, cell: Cell, data: "Dataset", device: str) -> torch.nn.Module:
-        """Return the network of an arm, the inputs of its rectifiers noted."""
-        depth = int(cell.point["depth"])
-        if cell.arm == "none":
-            factory = norms.none()
-        elif cell.arm in LEARNT:
-            factory = batch_norm(shift=LEARNT[cell.arm], learn_gain=False)
-        else:
-            factory = batch_norm(shift=FIXED[cell.arm], learn_gain=False, learn_shift=False)
-        return network(cell, data, noted(factory), device, **({"depth": depth} if depth else {}))
+    def norm(self, cell: Cell) -> norms.Factory:
+        """Return the arm's norm; the inputs of rectifiers are noted."""
+        return noted(super().norm(cell))
 
-    def before(self, cell: Cell, model: torch.nn.Module, split: "Split") -> Iterable[Record]:
+    def sizes(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the point's depth, if the network has one."""
+        return {"depth": int(cell.point["depth"])} if cell.point["depth"] else {}
+
+    def before(self, cell: Cell, model: torch.nn.Module, split: Split) -> Iterable[Record]:
         """Look at the inputs of its rectifiers."""
         return _look(cell, model, split, 0)
 
-    def after(self, cell: Cell, model: torch.nn.Module, split: "Split") -> Iterable[Record]:
+    def after(self, cell: Cell, model: torch.nn.Module, split: Split) -> Iterable[Record]:
         """Look at them again."""
         return _look(cell, model, split, int(cell.settings["steps"]))
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge accuracy at the shallow depth; the share, the deep network and the learnt shift are parts."""
-        depths = [depth or 0 for depth in evidence.settings["depths"]]
-        primary = self._gain(evidence, depths[0])
-        parts = [self._share(evidence, depths[0], negative=negative) for negative in (False, True)]
-        parts += [self._gain(evidence, depth) for depth in depths[1:]]
-        for arm in LEARNT:
-            moved = evidence.last("beta", probe="rectifier", arm=arm, depth=depths[0], site="") - LEARNT[arm]
-            parts.append(
-                self.part(
-                    evidence,
-                    moved,
-                    margin=0.0,
-                    claim="Learning moves beta up.",
-                    endpoint=f"Mean beta at the end less that at the start, {arm}",
-                    reason=f"It moves by {typical(moved)}.",
-                )
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield accuracy at the shallow depth; the share, the deep network and the learnt shift are parts."""
+        shallow, *deeper = _points(evidence)
+        yield self._gain(evidence, shallow)
+        for where, betas in {
+            "from 0": [arm for arm, beta in FIXED.items() if beta >= 0],
+            "below 0": [arm for arm, beta in FIXED.items() if beta < 0],
+        }.items():
+            off = {arm: INACTIVE(evidence, arm=arm, **shallow) - _theory(arm) for arm in betas}
+            worst = max(betas, key=lambda arm: abs(float(np.nanmean(off[arm]))))
+            yield Contrast(
+                INACTIVE,
+                worst,
+                _theory(worst),
+                at=shallow,
+                labels=(f"{worst} (the farthest off of the betas {where})", "expected"),
+                equal_within=0.02,
+                claim=f"The inactive share is that of a normal variable, Phi(-beta/gamma), for betas {where}.",
             )
-        return with_parts(primary, parts)
+        for at in deeper:
+            yield self._gain(evidence, at)
+        for arm, start in LEARNT.items():
+            yield Contrast(
+                last("beta", f"mean beta, {arm}", probe="rectifier"),
+                arm,
+                start,
+                at=shallow,
+                labels=("at the end", "at the start"),
+                margin=0.0,
+                claim="Learning moves beta up.",
+            )
 
-    def _gain(self, evidence: Evidence, depth: int) -> Verdict:
-        def accuracy(arm: str, name: str = "test_accuracy") -> np.ndarray:
-            return np.nan_to_num(evidence.last(name, arm=arm, depth=depth), nan=0.0)
-
-        best = max(POSITIVE, key=lambda arm: float(accuracy(arm, "val_accuracy").mean()))
-        gain = accuracy(best) - accuracy("beta=0")
-        deep = "" if depth == (evidence.settings["depths"][0] or 0) else f", {depth} hidden layers"
-        return self.part(
-            evidence,
-            gain,
-            endpoint=f"{self.ENDPOINT}{deep}",
-            reason=f"Test accuracy {typical(accuracy(best))} with {best}, the best on validation data, and "
-            f"{typical(accuracy('beta=0'))} with beta=0.",
-        )
-
-    def _share(self, evidence: Evidence, depth: int, *, negative: bool) -> Verdict:
-        errors = [
-            evidence.per_seed(evidence.select(probe="rectifier", name="inactive", arm=arm, depth=depth, before=1))
-            - normal.cdf(-beta)
-            for arm, beta in FIXED.items()
-            if (beta < 0) == negative
-        ]
-        worst = max(errors, key=lambda found: abs(float(np.nanmean(found))))
-        return equivalent(
-            self,
-            evidence,
-            worst,
-            0.02,
-            claim="The inactive share is that of a normal variable, Phi(-beta/gamma)"
-            f"{', below beta 0 too' if negative else ''}.",
-            endpoint="Inactive share less theory at initialization, worst of the betas "
-            f"{'below' if negative else 'from'} 0",
-            reason=f"The largest difference is {typical(worst)}.",
-        )
+    def _gain(self, evidence: Evidence, at: Mapping[str, int]) -> Contrast:
+        validated = accuracy("val_accuracy")
+        best = max(POSITIVE, key=lambda arm: float(validated(evidence, arm=arm, **at).mean()))
+        return Contrast(accuracy(), best, "beta=0", at=at, labels=(f"{best} (the best on validation data)", ""))
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
-        """Draw the loss of every arm, and accuracy by beta."""
-        depths = [depth or 0 for depth in evidence.settings["depths"]]
-        rows = [
-            {"arm": f"{depth} layers" if depth else "network", "seed": seed, "beta": beta, "accuracy": value}
-            for depth in depths
-            for arm, beta in FIXED.items()
-            for seed, value in zip(evidence.seeds, evidence.last("test_accuracy", arm=arm, depth=depth), strict=True)
-        ]
+        """Draw accuracy by beta, and the loss of the deepest network."""
+        points = _points(evidence)
+        ends = evidence.select(probe="training", name="test_accuracy", arm=list(FIXED))
         return [
             curves(
-                pl.DataFrame(rows),
-                y="accuracy",
+                ends.with_columns(
+                    pl.col("arm").replace_strict(FIXED).alias("beta"),
+                    pl.col("depth").cast(pl.Int64).cast(pl.String).alias("arm"),
+                ),
+                y="test_accuracy",
                 x="beta",
                 slug="accuracy-by-beta",
                 title="Test accuracy by fixed beta",
                 x_title="beta, with gamma 1",
-                y_title="Test accuracy",
-                caption="; ".join(
-                    f"{depth or 'the'} layers: "
-                    + ", ".join(
-                        f"{typical(evidence.last('test_accuracy', arm=arm, depth=depth))} at {beta:g}"
-                        for arm, beta in FIXED.items()
-                    )
-                    for depth in depths
-                )
-                + ".",
+                labels={str(at.get("depth", 0)): self.wording.at(at) or "network" for at in points},
             ),
-            curves(
-                evidence.select(probe="training", depth=depths[-1], arm=[*POSITIVE, "beta=0", "beta=-1", "none"]),
-                y="loss",
+            self.curves(
+                evidence,
+                "loss",
+                at={**points[-1], "arm": [*POSITIVE, "beta=0", "beta=-1", "none"]},
                 slug="loss",
-                title=f"Training loss, {depths[-1] or 'the'} hidden layers",
-                y_title="Cross-entropy of the step's batch",
-                log=True,
-                caption=evidence.final_losses({"beta=0": "beta 0", "beta=2": "beta 2"}, depth=depths[-1]),
             ),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate the inactive share against theory, and how the arms end."""
-        depth = evidence.settings["depths"][0] or 0
-        return [_against_theory(evidence, depth), _ends(evidence)]
+        depths = [depth or 0 for depth in evidence.settings["depths"]]
+        shares = {arm: INACTIVE(evidence, arm=arm, depth=depths[0]) for arm in FIXED}
+        inactive = last("inactive_mean", "share of inactive inputs at the end", probe="rectifier")
+        return [
+            theory_table(
+                ((f"Inactive share, {arm}", share, _theory(arm)) for arm, share in shares.items()),
+                "At initialization.",
+            ),
+            self.grid_table(
+                [final("loss"), accuracy(), inactive],
+                evidence,
+                rows={"depth": depths, "arm": list(self.ARMS)},
+                title="How the arms end",
+                caption=f"Means over {len(evidence.seeds)} seeds.",
+            ),
+        ]
 
 
-def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iterator[Record]:
+def _points(evidence: Evidence) -> list[dict[str, int]]:
+    """Return the points of the grid; a network whose depth is not varied has one without a name."""
+    return [{"depth": depth} if depth else {} for depth in evidence.settings["depths"]]
+
+
+def _theory(arm: str) -> float:
+    """Return the share of a normal variable that lies below minus beta."""
+    return float(normal.cdf(-FIXED[arm]))
+
+
+def _look(cell: Cell, model: torch.nn.Module, split: Split, step: int) -> Iterator[Record]:
     """Record what the rectifiers of a network are given on a batch of 512, and the mean shift."""
     record = recorder(cell, "rectifier")
     with torch.no_grad():
@@ -231,28 +215,3 @@ def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iter
     yield record("inactive_mean", math.fsum(shares) / max(1, len(shares)), step)
     if betas:
         yield record("beta", math.fsum(betas) / len(betas), step)
-
-
-def _against_theory(evidence: Evidence, depth: int) -> Table:
-    rows = []
-    for arm, beta in FIXED.items():
-        frame = evidence.select(probe="rectifier", name="inactive", arm=arm, depth=depth, before=1)
-        found, theory = float(np.nanmean(evidence.per_seed(frame))), float(normal.cdf(-beta))
-        rows.append((f"inactive share, beta {beta:g}", f"{found:.4f}", f"{theory:.4f}", f"{found / theory:.3f}"))
-    return Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows), "At initialization.")
-
-
-def _ends(evidence: Evidence) -> Table:
-    rows = [
-        (
-            depth or "",
-            arm,
-            typical(evidence.final("loss", arm=arm, depth=depth or 0)),
-            typical(evidence.last("test_accuracy", arm=arm, depth=depth or 0)),
-            typical(evidence.last("inactive_mean", probe="rectifier", arm=arm, depth=depth or 0)),
-        )
-        for depth in evidence.settings["depths"]
-        for arm in (*FIXED, *LEARNT, "none")
-    ]
-    columns = ("Hidden layers", "Arm", "Final loss", "Test accuracy", "Inactive share at the end")
-    return Table("How the arms end", columns, tuple(rows), f"Means over {len(evidence.seeds)} seeds.")

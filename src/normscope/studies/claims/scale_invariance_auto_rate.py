@@ -2,29 +2,35 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, by_rate_figure
-from normscope.studies.judging import equivalent, exact, with_parts
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Record
+from normscope.studies import AbstractStudy, Contrast, Evidence, Quantity, accuracy, mean, presets
+from normscope.studies.figures import by_rate_figure, theory_table
 from normscope.studies.lab.arms import batch_norm, fit, network, recorder, split_of
+from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.labels import with_wrong_labels
 from normscope.studies.lab.train import batch_indices
-from normscope.studies.study import AbstractStudy
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset, Split
 
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)
 DECAYS = {"decay": "labels right", "decay, wrong labels": "half of the labels wrong"}
 RATES = {"invariant": "faster weights before norms", "variant": "faster head, gamma and beta"}
+#: Laws of the weights before norms, by the name of the record: in words, what theory says, and how exact it is.
+IDENTITIES = {
+    "gradient_slope": ("Slope of log gradient on log scale of the weights", -1.0, 0.01),
+    "curvature_slope": ("Slope of log curvature on log scale of the weights", -2.0, 0.02),
+    "pythagoras": ("Growth of squared weights over the sum of squared steps", 1.0, 0.01),
+}
+EQUILIBRIUM = {
+    "rotation": ("Rotation per step over sqrt(2 eta lambda), with weight decay", 1.0, 0.1),
+    "equilibrium": ("Weight norm over (eta G / 2 lambda)^(1/4), with weight decay", 1.0, 0.1),
+}
 
 
 class ScaleInvarianceAutoRate(AbstractStudy):
@@ -70,8 +76,9 @@ class ScaleInvarianceAutoRate(AbstractStudy):
     ENDPOINT = "Cosine of a unit's weights and their gradient, largest of units and times"
     MARGIN = 0.0
     VERSION = 2
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"identities": "batch norm in float64", **DECAYS, **RATES}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "batch": 64,
             "lr": 0.1,
@@ -84,20 +91,15 @@ class ScaleInvarianceAutoRate(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "vgg-a"},
             "batch": 128,
-            "lr": 0.1,
             "steps": 2000,
             "decay": 0.0005,
             "decayed_steps": 30000,
             "decayed_network": {"name": "vgg-a"},
-            "decayed_noise": 0.5,
-            "factor": 30.0,
-            "train": None,
-            "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the identities, the equilibrium, and the two sets of faster parameters."""
@@ -108,7 +110,7 @@ class ScaleInvarianceAutoRate(AbstractStudy):
             for arm in RATES:
                 yield arm, {"lr": lr}
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
         """Measure one of the things."""
         split = split_of(cell, data, device)
         if cell.arm == "identities":
@@ -124,112 +126,83 @@ class ScaleInvarianceAutoRate(AbstractStudy):
             rate = float(cell.point["lr"])
             yield from fit(model, split, cell, optimizer=lambda _: torch.optim.SGD(groups, lr=rate))
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the identity; the laws that follow from it are parts."""
-        primary = exact(
-            self,
-            evidence,
-            _seen(evidence, "cosine"),
-            1e-12,
-            claim=self.CLAIM,
-            endpoint=self.ENDPOINT,
-            primary=True,
-        )
-        parts = [
-            self._law(evidence, "gradient_slope", -1.0, 0.01, "Slope of log gradient on log scale of the weights"),
-            self._law(evidence, "curvature_slope", -2.0, 0.02, "Slope of log curvature on log scale of the weights"),
-            self._law(evidence, "pythagoras", 1.0, 0.01, "Growth of squared weights over the sum of squared steps"),
-        ]
-        for arm, words in DECAYS.items():
-            for name, what in (
-                ("rotation", "Rotation per step over sqrt(2 eta lambda)"),
-                ("equilibrium", "Weight norm over (eta G / 2 lambda)^(1/4)"),
-            ):
-                parts.append(self._law(evidence, name, 1.0, 0.1, f"{what}, with weight decay, {words}", arm))
-        fast = evidence.settings["factor"] * evidence.settings["lr"]
-        before, rest = (evidence.final("accuracy", arm=arm, lr=fast) for arm in ("invariant", "variant"))
-        before, rest = np.nan_to_num(before), np.nan_to_num(rest)
-        parts.append(
-            self.part(
-                evidence,
-                before - rest,
-                margin=0.1,
-                claim="Large steps break the parameters that scale matters to, not the weights before norms.",
-                endpoint=f"Training accuracy with {fast:g} on the weights before norms less with it on all else",
-                reason=f"{typical(before)} with the learning rate {fast:g} on weights before norms alone, "
-                f"{typical(rest)} with it on all else.",
-            )
-        )
-        return with_parts(primary, parts)
-
-    def _law(
-        self, evidence: Evidence, name: str, expected: float, bound: float, endpoint: str, arm: str = "identities"
-    ) -> Verdict:
-        found = _seen(evidence, name, arm)
-        return equivalent(
-            self,
-            evidence,
-            found - expected,
-            bound,
-            claim=f"{endpoint} is {expected:g}.",
-            endpoint=f"{endpoint}, less {expected:g}",
-            reason=f"{float(np.nanmean(found)):.4f} measured, {expected:g} in theory.",
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the identity; the laws that follow from it are parts."""
+        yield Contrast(mean("cosine", probe="scale"), "identities", exact_within=1e-12)
+        for arms, laws in ({"identities": ""}, IDENTITIES), (DECAYS, EQUILIBRIUM):
+            for arm, words in arms.items():
+                for name, (law, expected, bound) in laws.items():
+                    said = ", ".join(part for part in (law, words) if part)
+                    quantity = mean(name, law, probe="scale")
+                    measured = float(np.nanmean(quantity(evidence, arm=arm)))
+                    yield Contrast(
+                        quantity,
+                        arm,
+                        expected,
+                        equal_within=bound,
+                        claim=f"{said} is {expected:g}.",
+                        endpoint=f"{said}, minus {expected:g}",
+                        reason=f"{measured:.4f} measured, {expected:g} in theory.",  # digits: the bounds are narrow
+                    )
+        yield Contrast(
+            Quantity("training accuracy of the last 20 steps, 0 where it diverged", _training_accuracy),
+            "invariant",
+            "variant",
+            at={"lr": evidence.settings["factor"] * evidence.settings["lr"]},
+            margin=0.1,
+            claim="Large steps break the parameters that scale matters to, not the weights before norms.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the gradient by scale, and what faster parameters do."""
+        slope = mean("gradient_slope", probe="scale").text(evidence, arm="identities")
         return [
-            curves(
-                evidence.select(probe="scale", name="gradient_at"),
-                y="gradient_at",
-                x="step",
+            self.curves(
+                evidence,
+                "gradient_at",
+                probe="scale",
                 slug="gradient-by-scale",
                 title="Gradient norm by scale of the weights before norms",
                 x_title="Scale of the weights, in percent of their initial one",
                 y_title="Norm of the gradient",
                 log=True,
                 log_x=True,
-                caption=f"The slope is {typical(_seen(evidence, 'gradient_slope'))}; theory says -1.",
+                caption=f"The slope is {slope}; theory says -1.",
             ),
-            by_rate_figure(evidence, RATES, "test_accuracy"),
+            by_rate_figure(evidence, RATES),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
-        """Tabulate the laws against theory."""
+        """Tabulate the laws against theory, and how training with faster parameters ends."""
         eta, decay = evidence.settings["lr"], evidence.settings["decay"]
-        rows = [
-            (words, f"{float(np.nanmean(_seen(evidence, name, arm))):.5f}", f"{expected:g}",
-             f"{float(np.nanmean(_seen(evidence, name, arm))) / expected:.4f}")
-            for words, name, expected, arm in (
-                ("slope of log gradient", "gradient_slope", -1.0, "identities"),
-                ("slope of log curvature", "curvature_slope", -2.0, "identities"),
-                ("growth of squared weights over squared steps", "pythagoras", 1.0, "identities"),
-                *((f"rotation per step, {labels}", "rotation_angle", math.sqrt(2 * eta * decay), arm)
-                  for arm, labels in DECAYS.items()),
-                *((f"weight norm at equilibrium over theory, {labels}", "equilibrium", 1.0, arm)
-                  for arm, labels in DECAYS.items()),
-            )
+        laws = [
+            *((law, name, expected, "identities") for name, (law, expected, _) in IDENTITIES.items()),
+            *((f"Rotation per step, {words}", "rotation_angle", math.sqrt(2 * eta * decay), arm)
+              for arm, words in DECAYS.items()),
+            *((f"Weight norm at equilibrium over theory, {words}", "equilibrium", 1.0, arm)
+              for arm, words in DECAYS.items()),
         ]  # fmt: skip
-        ends = tuple(
-            (words, f"{lr:g}", typical(accuracy(evidence, arm, lr=lr)))
-            for arm, words in RATES.items()
-            for lr in (eta, evidence.settings["factor"] * eta)
-        )
         return [
-            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows)),
-            Table("Faster parameters", ("Which", "Their learning rate", "Test accuracy"), ends),
+            theory_table((law, mean(name, probe="scale")(evidence, arm=arm), value) for law, name, value, arm in laws),
+            self.grid_table(
+                accuracy(),
+                evidence,
+                rows={"arm": list(RATES), "lr": [eta, evidence.settings["factor"] * eta]},
+                title="Faster parameters",
+                heads={"arm": "Which", "lr": "Their learning rate"},
+            ),
         ]
 
 
-def _seen(evidence: Evidence, name: str, arm: str = "identities") -> np.ndarray:
-    return evidence.per_seed(evidence.select(probe="scale", name=name, arm=arm))
+def _training_accuracy(evidence: Evidence, **where: Any) -> np.ndarray:
+    return np.nan_to_num(evidence.final("accuracy", **where))
 
 
 def _hidden(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.named_parameters() if "linear.weight" in name]
 
 
-def _identities(cell: Cell, data: "Dataset", split: "Split", device: str) -> Iterator[Record]:
+def _identities(cell: Cell, data: Dataset, split: Split, device: str) -> Iterator[Record]:
     record = recorder(cell, "scale")
     model = network(cell, data, batch_norm(eps=1e-30, dtype=torch.float64), device).double()
     x, y = split.x_train[:256].double(), split.y_train[:256]
@@ -277,7 +250,7 @@ def _identities(cell: Cell, data: "Dataset", split: "Split", device: str) -> Ite
     yield record("cosine", max(worst, cosine()))
 
 
-def _equilibrium(cell: Cell, data: "Dataset", split: "Split", device: str) -> Iterator[Record]:
+def _equilibrium(cell: Cell, data: Dataset, split: Split, device: str) -> Iterator[Record]:
     """Train with weight decay for several relaxation times; then hold rotation and norm against theory."""
     record = recorder(cell, "scale")
     if cell.arm != "decay":

@@ -1,8 +1,8 @@
 """Does batch norm hold the distributions of the hidden values in place, and does that go with fast training?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,25 +10,38 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.figures import accuracy, reached
-from normscope.studies.judging import best_rate, conjunction
+from normscope.plots import Figure, Table
+from normscope.records import Cell, Record
+from normscope.studies import (
+    AbstractTraining,
+    AllOf,
+    Arm,
+    Best,
+    Contrast,
+    Evidence,
+    Quantity,
+    Reading,
+    accuracy,
+    presets,
+    steps_to,
+)
 from normscope.studies.lab import norms
-from normscope.studies.lab.arms import first_batch, fit, network, noted, split_of
-from normscope.studies.lab.norms import Factory
+from normscope.studies.lab.arms import first_batch, fit, network, noted
+from normscope.studies.lab.data import Dataset
 from normscope.studies.lab.trail import Trail
-from normscope.studies.lab.train_stacked import fit_stacked, stackable
-from normscope.studies.study import AbstractStudy
+from normscope.studies.lab.train_stacked import fit_stacked
 
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
+#: What is measured of the distributions, by the name of its records.
+TRAVEL = {
+    "path": "path of the distributions in interquartile ranges",
+    "shape_path": "path of the standardized distributions",
+    "displacement": "distance from first to last distribution in interquartile ranges",
+    "settled": "steps until the distributions stay within a tenth of their end",
+}
+STEPS = steps_to(0.9)
 
-ARMS = {"none": "no norm", "batch": "batch norm", "layer": "layer norm"}
 
-
-class StableActivationDistributions(AbstractStudy):
+class StableActivationDistributions(AbstractTraining):
     r"""With batch norm the distributions of hidden values settle early and move less.
 
     ## Claim
@@ -65,8 +78,14 @@ class StableActivationDistributions(AbstractStudy):
     CLAIM = "With batch norm the distributions of hidden values move less while the network trains."
     ENDPOINT = "Path of the distributions in interquartile ranges, without norm over with batch norm"
     MARGIN = math.log(2)
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "none": Arm("no norm", norms.none()),
+        "batch": Arm("batch norm", norms.batch()),
+        "layer": Arm("layer norm", lambda place: nn.LayerNorm(place.features)),
+    }
+    POINTS = {"lr": "lrs"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100, "activation": "sigmoid"},
             "batch": 60,
             "lrs": [0.1, 0.5, 2.0],
@@ -76,190 +95,128 @@ class StableActivationDistributions(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "mlp", "depth": 3, "width": 100, "activation": "sigmoid"},
-            "batch": 60,
-            "lrs": [0.1, 0.5, 2.0],
-            "steps": 50000,
-            "every": 500,
-            "probe": 1000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"steps": 50000, "every": 500, "probe": 1000},
+    )
 
-    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield every arm at every learning rate."""
-        for rate in settings["lrs"]:
-            for arm in ARMS:
-                yield arm, {"lr": rate}
+    def network(self, cell: Cell, data: Dataset, device: str) -> nn.Module:
+        """Return the network of an arm with the source's initial weights, the inputs of its sigmoids noted."""
+        model = network(cell, data, noted(self.norm(cell)), device)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Linear):  # drawn at 2 over the inputs; the source has a spread of 0.1
+                    module.weight.mul_(0.1 * math.sqrt(module.in_features / 2))
+        return model
 
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+    def _trail(self, cell: Cell, data: Dataset, device: str) -> Trail:
+        batch, _ = first_batch(self.split(cell, data, device), cell, int(cell.settings["probe"]))
+        return Trail(cell, batch, int(cell.settings["every"]))
+
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
         """Train one arm and follow its distributions."""
-        split, trail = split_of(cell, data, device), _trail(cell, data, device)
-        yield from fit(_network(cell, data, device), split, cell, watch=trail)
+        split, trail = self.split(cell, data, device), self._trail(cell, data, device)
+        yield from fit(self.network(cell, data, device), split, cell, watch=trail)
         yield from trail.finish()
 
-    def together(self, cell: Cell) -> bool:
-        """Train dense networks with all seeds at once."""
-        return stackable(cell)
-
-    def run_cells(self, cells: Sequence[Cell], data: "Dataset", device: str) -> Iterable[tuple[Cell, list[Record]]]:
+    def run_cells(self, cells: Sequence[Cell], data: Dataset, device: str) -> Iterable[tuple[Cell, list[Record]]]:
         """Train one arm with all seeds at once, and follow the distributions of each."""
-        splits = [split_of(cell, data, device) for cell in cells]
-        trails = [_trail(cell, data, device) for cell in cells]
-        models = [_network(cell, data, device) for cell in cells]
+        splits = [self.split(cell, data, device) for cell in cells]
+        trails = [self._trail(cell, data, device) for cell in cells]
+        models = [self.network(cell, data, device) for cell in cells]
         trained = fit_stacked(models, splits, cells, watch=trails, watch_every=int(cells[0].settings["every"]))
         for cell, records, trail in zip(cells, trained, trails, strict=True):
             yield cell, [*records, *trail.finish()]
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the paths at every learning rate and at the best ones; what they predict is a part."""
-        rates = evidence.settings["lrs"]
-        best = {arm: best_rate(evidence, arm) for arm in ("none", "batch")}
-        pairs = [(f"learning rate {rate:g}", rate, rate) for rate in rates]
-        pairs.append((f"own best ({best['none']:g} and {best['batch']:g})", best["none"], best["batch"]))
-        conditions = [self._compare(evidence, "path", *pair) for pair in pairs]
-        outcome, p, decisive = conjunction(conditions, 1 - evidence.level)
-        parts = [
-            *conditions,
-            *(self._compare(evidence, name, *pairs[-1]) for name in ("shape_path", "displacement", "settled")),
-            self._predicts(evidence),
-        ]
-        return self.verdict(
-            outcome,
-            decisive.effect,
-            reason=" ".join(part.reason for part in conditions),
-            p_value=p,
-            primary=True,
-            parts=parts,
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | AllOf]:
+        """Yield the paths at every learning rate and at the best ones; what they predict is a part."""
+        rates = [*evidence.settings["lrs"], Best("lr")]
+        yield AllOf([self._compare("path", rate) for rate in rates])
+        for name in ("shape_path", "displacement", "settled"):
+            yield self._compare(name, Best("lr"), f"Less with batch norm: {TRAVEL[name]}.")
+        words = "Spearman's correlation of the path with the steps to 90 %, over arms and learning rates"
+        yield Contrast(
+            Quantity(words, self._correlation),
+            scale="value",
+            margin=0.5,
+            claim="Networks whose distributions move less train faster.",
         )
 
-    def _compare(self, evidence: Evidence, name: str, where: str, plain: float, normed: float) -> Verdict:
-        words = {
-            "path": "Path of the distributions in interquartile ranges",
-            "shape_path": "Path of the standardized distributions",
-            "displacement": "Distance from first to last distribution, in interquartile ranges",
-            "settled": "Steps until the distributions stay within a tenth of their end",
-        }[name]
-        without, with_ = _travel(evidence, name, "none", plain), _travel(evidence, name, "batch", normed)
-        return self.part(
-            evidence,
-            without - with_,
-            scale="log-ratio",
-            claim="" if name == "path" else f"Less with batch norm: {words[:1].lower()}{words[1:]}.",
-            endpoint=f"{words}, without norm over with batch norm, {where}",
-            reason=f"At {where}: {typical(without, logs=True)} without, {typical(with_, logs=True)} with batch norm.",
-        )
+    def _compare(self, name: str, rate: float | Best, claim: str = "") -> Contrast:
+        def reason(reading: Reading) -> str:
+            return f"At {self.wording.at(reading.contrast.at)}: {self.wording.numbers(reading)}."
 
-    def _predicts(self, evidence: Evidence) -> Verdict:
-        points = [(arm, rate) for rate in evidence.settings["lrs"] for arm in ARMS]
-        paths = np.array([_travel(evidence, "path", arm, rate) for arm, rate in points])
-        steps = np.array([reached(evidence, arm, 0.9, lr=rate)[0] for arm, rate in points])
+        at = {"lr": rate}
+        return Contrast(_travel(name), "none", "batch", at=at, scale="log-ratio", claim=claim, reason=reason)
+
+    def _correlation(self, evidence: Evidence) -> np.ndarray:
+        points = [{"arm": arm, "lr": rate} for rate in evidence.settings["lrs"] for arm in self.ARMS]
+        paths, steps = (
+            np.array([quantity(evidence, **point) for point in points]) for quantity in (_travel("path"), STEPS)
+        )
         found = np.full(len(evidence.seeds), np.nan)
         for index in range(len(found)):
             keep = np.isfinite(paths[:, index])
             if keep.sum() > 2 and np.ptp(steps[keep, index]) > 0 and np.ptp(paths[keep, index]) > 0:
                 found[index] = spearmanr(paths[keep, index], steps[keep, index]).statistic
-        return self.part(
-            evidence,
-            found,
-            scale="value",
-            margin=0.5,
-            claim="Networks whose distributions move less train faster.",
-            endpoint="Spearman's correlation of the path with the steps to 90 %, over arms and learning rates",
-            reason=f"Correlation {typical(found)} over {len(points)} combinations.",
-        )
+        return found
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
-        """Draw Figure 1 of the source, the path, and the loss."""
-        rate = best_rate(evidence, "batch")
-        site = _last_site(evidence)
+        """Draw Figure 1 of the source, and the path."""
+        rate = Best("lr").of(evidence, arm="batch")
+        at = {"site": str(max(evidence.select(probe="trail")["site"].unique().to_list())), "lr": rate}
         return [
-            curves(
-                evidence.select(probe="trail", arm=["none", "batch"], site=site, lr=rate),
-                y=["low", "median", "high"],
+            self.curves(
+                evidence,
+                ["low", "median", "high"],
+                probe="trail",
+                at={"arm": ["none", "batch"], **at},
                 slug="percentiles",
                 title=f"One sigmoid's input in the last hidden layer: percentiles 15, 50, 85 (learning rate {rate:g})",
                 y_title="Input of the sigmoid",
-                labels={**ARMS, "low": "15th", "median": "median", "high": "85th"},
+                labels={**self.wording.arms, "low": "15th", "median": "median", "high": "85th"},
                 caption="Mean over seeds of the first unit, on the probe batch.",
             ),
-            curves(
-                evidence.select(probe="trail", name="path", site=site, lr=rate),
-                y="path",
+            self.curves(
+                evidence,
+                "path",
+                probe="trail",
+                at=at,
                 slug="path",
                 title=f"Distance between readings, last hidden layer (learning rate {rate:g})",
                 y_title="Wasserstein distance to the last reading",
                 log=True,
-                labels=ARMS,
                 caption="; ".join(
-                    f"{words}: path {typical(_travel(evidence, 'path', arm, rate), logs=True)} interquartile ranges"
-                    for arm, words in ARMS.items()
-                ),
+                    f"{words}: path {_travel('path').text(evidence, arm=arm, lr=rate)} interquartile ranges"
+                    for arm, words in self.wording.arms.items()
+                )
+                + ".",
             ),
         ]
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate paths, settling and speed."""
-        rows = tuple(
-            (
-                f"{rate:g}",
-                words,
-                *(typical(_travel(evidence, name, arm, rate), logs=True) for name in ("path", "shape_path", "settled")),
-                typical(reached(evidence, arm, 0.9, lr=rate)[0]),
-                typical(accuracy(evidence, arm, lr=rate)),
+        return [
+            self.grid_table(
+                [*(_travel(name) for name in ("path", "shape_path", "settled")), STEPS, accuracy()],
+                evidence,
+                rows={"lr": evidence.settings["lrs"], "arm": list(self.ARMS)},
+                title="Distributions and training",
             )
-            for rate in evidence.settings["lrs"]
-            for arm, words in ARMS.items()
-        )
-        columns = (
-            "Learning rate",
-            "Arm",
-            "Path",
-            "Path of the shape",
-            "Settled after",
-            "Steps to 90 %",
-            "Test accuracy",
-        )
-        return [Table("Distributions and training", columns, rows)]
+        ]
 
 
-def _network(cell: Cell, data: "Dataset", device: str) -> nn.Module:
-    model = network(cell, data, noted(_norm(cell.arm)), device)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Linear):  # drawn at 2 over the inputs; the source has a spread of 0.1
-                module.weight.mul_(0.1 * math.sqrt(module.in_features / 2))
-    return model
+def _travel(name: str) -> Quantity:
+    """Return the log of a length, mean over layers, in units of the mean interquartile range."""
 
+    def read(evidence: Evidence, **where: Any) -> np.ndarray:
+        frame = evidence.select(probe="trail", **where)
+        sites: list[np.ndarray] = []
+        for site in sorted(frame["site"].unique().to_list()):
+            here = frame.filter(pl.col("site") == site)
+            length = evidence.per_seed(here.filter(pl.col("name") == name), pl.col("value").sum())
+            if name in ("path", "displacement"):
+                length = length / evidence.per_seed(here.filter(pl.col("name") == "iqr"))
+            sites.append(length)
+        mean = np.mean(sites, axis=0) if sites else np.full(len(evidence.seeds), np.nan)
+        return np.log(np.where(mean > 0, mean, np.nan))
 
-def _trail(cell: Cell, data: "Dataset", device: str) -> Trail:
-    batch, _ = first_batch(split_of(cell, data, device), cell, int(cell.settings["probe"]))
-    return Trail(cell, batch, int(cell.settings["every"]))
-
-
-def _norm(arm: str) -> Factory:
-    if arm == "layer":
-        return lambda place: nn.LayerNorm(place.features)
-    return norms.none() if arm == "none" else norms.batch()
-
-
-def _last_site(evidence: Evidence) -> str:
-    return str(max(evidence.select(probe="trail")["site"].unique().to_list()))
-
-
-def _travel(evidence: Evidence, name: str, arm: str, rate: float) -> np.ndarray:
-    """Return per seed the log of a length, mean over layers, in units of the mean interquartile range."""
-    frame = evidence.select(probe="trail", arm=arm, lr=rate)
-    sites: list[np.ndarray] = []
-    for site in sorted(frame["site"].unique().to_list()):
-        here = frame.filter(pl.col("site") == site)
-        length = evidence.per_seed(here.filter(pl.col("name") == name), pl.col("value").sum())
-        if name in ("path", "displacement"):
-            length = length / evidence.per_seed(here.filter(pl.col("name") == "iqr"))
-        sites.append(length)
-    if not sites:
-        return np.full(len(evidence.seeds), np.nan)
-    mean = np.mean(sites, axis=0)
-    return np.log(np.where(mean > 0, mean, np.nan))
+    return Quantity(TRAVEL[name], read, logs=True)

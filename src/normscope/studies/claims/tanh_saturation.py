@@ -2,25 +2,22 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from normscope.plots import Figure, Table, curves
+from normscope.plots import Figure, Table
 from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import conjunction, equivalent
+from normscope.studies import AbstractTraining, AllOf, Arm, Contrast, Evidence, Quantity, last, presets
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import Noted, batch_norm, network, noted, recorder
-from normscope.studies.training import AbstractTraining
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset, Split
 
-ARMS = {"none": "no batch norm", "batch": "batch norm"}
 FIXED = {"gamma=0.5": 0.5, "gamma=1": 1.0, "gamma=2": 2.0, "gamma=4": 4.0}
 THEORY = {"beyond_3": 0.0027, "flat": 0.0364, "slope": 0.4644}
 WORDS = {"beyond_3": "share with |x| > 3", "flat": "share with |tanh x| > 0.97", "slope": "mean squared slope of tanh"}
@@ -62,8 +59,16 @@ class TanhSaturation(AbstractTraining):
     CLAIM = "Batch norm before tanh prevents saturation."
     ENDPOINT = "Share of inputs of tanh beyond 3 at weights ten times too large: below 1 % with, above 20 % without"
     MARGIN = 0.0
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {
+        "none": Arm("no batch norm", norms.none()),
+        "batch": Arm("batch norm", norms.batch()),
+        **{
+            name: Arm(f"gamma fixed at {gamma:g}", batch_norm(gain=gamma, learn_gain=False, learn_shift=False))
+            for name, gamma in FIXED.items()
+        },
+    }
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 5, "width": 100},
             "scales": [0.1, 0.5, 1.0, 1.6667, 3.0, 10.0],
             "judged": 10.0,
@@ -74,40 +79,24 @@ class TanhSaturation(AbstractTraining):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "mlp", "depth": 10, "width": 100},
-            "scales": [0.1, 0.5, 1.0, 1.6667, 3.0, 10.0],
-            "judged": 10.0,
-            "trained": 1.6667,
-            "batch": 64,
-            "lr": 0.1,
-            "steps": 10000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "mlp", "depth": 10, "width": 100}, "steps": 10000},
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield both arms at every scale, and the fixed gammas at the scale that is trained."""
         for scale in settings["scales"]:
-            for arm in ARMS:
+            for arm in ("none", "batch"):
                 yield arm, {"scale": scale}
         for arm in FIXED:
             yield arm, {"scale": settings["trained"]}
 
     def network(self, cell: Cell, data: "Dataset", device: str) -> nn.Module:
         """Return the network of an arm, the inputs of tanh noted."""
-        scale = float(cell.point["scale"])
-        if cell.arm == "none":
-            factory = norms.none()
-        elif cell.arm == "batch":
-            factory = norms.batch()
-        else:
-            factory = batch_norm(gain=FIXED[cell.arm], learn_gain=False, learn_shift=False)
-        return network(cell, data, noted(factory), device, activation="tanh", gain=scale**2)
+        gain = float(cell.point["scale"]) ** 2
+        return network(cell, data, noted(self.norm(cell)), device, activation="tanh", gain=gain)
 
     def trains(self, cell: Cell) -> bool:
-        """Those whose scale the preset says so of; of the others only the start is looked at."""
+        """Train at the scale that the preset names; at the others only the start is looked at."""
         return bool(cell.point["scale"] == cell.settings["trained"])
 
     def before(self, cell: Cell, model: nn.Module, split: "Split") -> Iterable[Record]:
@@ -124,103 +113,99 @@ class TanhSaturation(AbstractTraining):
             return super().run_cell(cell, data, device)
         return self.before(cell, self.network(cell, data, device), self.split(cell, data, device))
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge both shares together; theory, gradients and the learnt gamma are parts."""
-        scale = evidence.settings["judged"]
-        with_, without = (_share(evidence, arm, scale) for arm in ("batch", "none"))
-        low = self.part(
-            evidence,
-            0.01 - with_,
-            claim="With batch norm less than 1 % of the inputs of tanh lie beyond 3.",
-            endpoint=f"One percent less the share beyond 3 with batch norm, weights times {scale:g}",
-            reason=f"{typical(with_)} with batch norm.",
-        )
-        high = self.part(
-            evidence,
-            without - 0.2,
-            claim="Without batch norm more than 20 % lie beyond 3.",
-            endpoint=f"Share beyond 3 without batch norm less 20 %, weights times {scale:g}",
-            reason=f"{typical(without)} without.",
-        )
-        outcome, p, decisive = conjunction([low, high], 1 - evidence.level)
-        trained = evidence.settings["trained"]
-        reason = (
-            f"At weights times {scale:g}, {typical(with_)} of the inputs lie beyond 3 with batch norm and "
-            f"{typical(without)} without; at the usual {trained:.3g} it is "
-            f"{typical(_share(evidence, 'batch', trained))} and {typical(_share(evidence, 'none', trained))}."
-        )
-        parts = [low, high, *self._theory(evidence), self._chooses(evidence), self._gradient(evidence, scale)]
-        return self.verdict(outcome, decisive.effect, reason=reason, p_value=p, primary=True, parts=parts)
+    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
+        """Yield both shares together; theory, the learnt gamma and gradients are parts."""
+        judged, trained = {"scale": evidence.settings["judged"]}, {"scale": evidence.settings["trained"]}
+        beyond = _share("beyond_3")
 
-    def _theory(self, evidence: Evidence) -> Iterator[Verdict]:
-        for name, expected in THEORY.items():
-            found = _share(evidence, "batch", evidence.settings["judged"], name)
-            yield equivalent(
-                self,
-                evidence,
-                found - expected,
-                0.05 * expected + 0.003,
-                claim=f"The {WORDS[name]} is that of a standard normal input.",
-                endpoint=f"{WORDS[name].capitalize()} with batch norm less theory",
-                reason=f"{typical(found)} measured, {expected} in theory.",
+        def said(verdict: Verdict) -> str:
+            with_, without = (
+                [beyond.text(evidence, arm=arm, **at) for at in (judged, trained)] for arm in ("batch", "none")
+            )
+            return (
+                f"At weights times {judged['scale']:g}, {with_[0]} of the inputs lie beyond 3 with batch norm and "
+                f"{without[0]} without; at the usual {trained['scale']:.3g} it is {with_[1]} and {without[1]}."
             )
 
-    def _chooses(self, evidence: Evidence) -> Verdict:
-        at = evidence.settings["trained"]
-        best = max(FIXED, key=lambda arm: float(evidence.last("val_accuracy", arm=arm, scale=at).mean()))
-        learnt, fixed = (evidence.last("test_accuracy", arm=arm, scale=at) for arm in ("batch", best))
-        return self.part(
-            evidence,
-            learnt - fixed,
+        yield AllOf(
+            [
+                Contrast(
+                    beyond,
+                    0.01,
+                    "batch",
+                    at=judged,
+                    claim="With batch norm less than 1 % of the inputs of tanh lie beyond 3.",
+                    reason=f"{beyond.text(evidence, arm='batch', **judged)} with batch norm.",
+                ),
+                Contrast(
+                    beyond,
+                    "none",
+                    0.2,
+                    at=judged,
+                    claim="Without batch norm more than 20 % lie beyond 3.",
+                    reason=f"{beyond.text(evidence, arm='none', **judged)} without.",
+                ),
+            ],
+            reason=said,
+        )
+        for name, expected in THEORY.items():
+            yield Contrast(
+                _share(name),
+                "batch",
+                expected,
+                at=judged,
+                equal_within=0.05 * expected + 0.003,
+                claim=f"The {WORDS[name]} is that of a standard normal input.",
+                endpoint=f"{WORDS[name].capitalize()}, batch norm minus theory",
+                labels=("batch norm", "in theory"),
+            )
+        best = max(FIXED, key=lambda arm: float(evidence.last("val_accuracy", arm=arm, **trained).mean()))
+        yield Contrast(
+            last("test_accuracy", "test accuracy"),
+            "batch",
+            best,
+            at=trained,
             margin=-0.003,
+            labels=("gamma and beta learnt", f"{self.ARMS[best]}, the best on validation data"),
             claim="Learnt gamma and beta are as good as the best fixed gamma.",
-            endpoint="Test accuracy with learnt gamma and beta less that with the best fixed gamma",
-            reason=f"{typical(learnt)} learnt, {typical(fixed)} with {best}, the best on validation data.",
         )
-
-    def _gradient(self, evidence: Evidence, scale: float) -> Verdict:
-        with_, without = (
-            np.log(evidence.last("gradient_ratio", probe="tanh", arm=arm, scale=scale)) for arm in ("batch", "none")
-        )
-        return self.part(
-            evidence,
-            with_ - without,
+        yield Contrast(
+            last("gradient_ratio", "first over last layer's gradient", probe="tanh", logs=True),
+            "batch",
+            "none",
+            at=judged,
             scale="log-ratio",
             margin=math.log(1.5),
             claim="With batch norm the first layer gets more gradient, against the last.",
-            endpoint=f"First over last layer's gradient, with over without batch norm, weights times {scale:g}",
-            reason=f"{typical(with_, logs=True)} with, {typical(without, logs=True)} without.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the shares by scale, and the loss by gamma."""
-        at = evidence.settings["trained"]
+        share = _share("beyond_3")
         said = ", ".join(
-            f"{typical(_share(evidence, 'batch', s))} and {typical(_share(evidence, 'none', s))} at {s:g}"
+            f"{share.text(evidence, arm='batch', scale=s)} and {share.text(evidence, arm='none', scale=s)} at {s:g}"
             for s in evidence.settings["scales"]
         )
         return [
-            curves(
-                evidence.select(probe="tanh", name="beyond_3", site="", arm=list(ARMS), before=1),
-                y="beyond_3",
+            self.curves(
+                evidence,
+                "beyond_3",
+                probe="tanh",
+                at={"arm": ("none", "batch"), "site": "", "before": 1},
                 x="scale",
                 slug="share",
                 title="Share of the inputs of tanh beyond 3, at initialization",
                 x_title="Weights, in units of one over the root of the inputs",
                 y_title="Share beyond 3",
                 log_x=True,
-                labels=ARMS,
                 caption=f"With batch norm and without: {said}.",
             ),
-            curves(
-                evidence.select(probe="training", scale=at),
-                y="loss",
+            self.curves(
+                evidence,
+                "loss",
+                at={"scale": evidence.settings["trained"]},
                 slug="loss",
                 title="Training loss with gamma learnt and fixed",
-                y_title="Cross-entropy of the step's batch",
-                log=True,
-                labels=ARMS,
-                caption=evidence.final_losses({**ARMS, **{arm: arm for arm in FIXED}}, scale=at),
             ),
         ]
 
@@ -228,26 +213,30 @@ class TanhSaturation(AbstractTraining):
         """Tabulate against theory, and what training makes of saturation."""
         rows = []
         for name, expected in THEORY.items():
-            found = float(np.mean(_share(evidence, "batch", evidence.settings["judged"], name)))
+            found = float(np.mean(_share(name)(evidence, arm="batch", scale=evidence.settings["judged"])))
             rows.append((WORDS[name], f"{found:.4f}", f"{expected:.4f}", f"{found / expected:.3f}"))
-        at = evidence.settings["trained"]
-        ends = tuple(
-            (
-                arm,
-                typical(_share(evidence, arm, at)),
-                typical(evidence.last("beyond_3", probe="tanh", arm=arm, scale=at, site="")),
-                typical(evidence.last("test_accuracy", arm=arm, scale=at)),
-            )
-            for arm in (*ARMS, *FIXED)
+        after = Quantity(
+            "after training", lambda evidence, **at: evidence.last("beyond_3", probe="tanh", site="", **at)
         )
+        start = Quantity("at the start", _share("beyond_3").read)
         return [
             Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows)),
-            Table("Share beyond 3", ("Arm", "At the start", "After training", "Test accuracy"), ends),
+            self.grid_table(
+                [start, after, last("test_accuracy")],
+                evidence,
+                rows={"arm": list(self.ARMS)},
+                at={"scale": evidence.settings["trained"]},
+                title="Share beyond 3",
+            ),
         ]
 
 
-def _share(evidence: Evidence, arm: str, scale: float, name: str = "beyond_3") -> np.ndarray:
-    return evidence.per_seed(evidence.select(probe="tanh", name=name, arm=arm, scale=scale, site="", before=1))
+def _share(name: str) -> Quantity:
+    """Return a share (or the slope) at initialization, over all layers."""
+    return Quantity(
+        WORDS[name],
+        lambda evidence, **at: evidence.per_seed(evidence.select(probe="tanh", name=name, site="", before=1, **at)),
+    )
 
 
 def _look(cell: Cell, model: torch.nn.Module, split: "Split", step: int) -> Iterator[Record]:

@@ -2,27 +2,25 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normscope.plots import Figure, Table, curves
+from normscope.plots import Figure, Table
 from normscope.probes import Descent
 from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import with_parts
+from normscope.studies import AbstractStudy, Arm, Contrast, Evidence, Quantity, mean, mean_log, presets
+from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, recorder, split_of
 from normscope.studies.lab.models import Block
-from normscope.studies.study import AbstractStudy
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
 
-ARMS = {"none": "no batch norm", "batch": "batch norm"}
 LENGTHS = tuple(float(x) for x in np.geomspace(0.01, 10.0, 13))
 
 
@@ -64,8 +62,9 @@ class TaylorQuadraticTerm(AbstractStudy):
     CLAIM = "Batch norm enlarges the step that still lowers the loss, at He initialization."
     ENDPOINT = "Safe step 2 |g|^2 / g'Hg with batch norm over without, weights of He's size"
     MARGIN = math.log(1.5)
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"none": Arm("no batch norm", norms.none()), "batch": Arm("batch norm", norms.batch())}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "width": 100},
             "depths": [3, 10],
             "scales": [0.1, 0.3, 1.0, 3.0, 10.0],
@@ -76,113 +75,95 @@ class TaylorQuadraticTerm(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
+        full={
             "network": {"name": "vgg-a", "width": 64},
             "depths": [None],
             "scales": [1.0],
             "batch": 128,
-            "lr": 0.1,
             "steps": 5000,
             "every": 500,
-            "train": None,
-            "test": None,
         },
-    }
+    )
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield both arms at every depth and scale."""
+        """Yield both arms at every depth and scale; depth 0 for a network that has none."""
         for depth in settings["depths"]:
             for scale in settings["scales"]:
-                for arm in ARMS:
+                for arm in self.ARMS:
                     yield arm, {"depth": depth or 0, "scale": scale}
 
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
         """Measure the safe step at initialization; at He's scale train and go on measuring."""
         depth, scale = int(cell.point["depth"]), float(cell.point["scale"])
-        sizes: dict[str, Any] = {"activation": "softplus"}
-        sizes |= {"depth": depth, "gain": 2 * scale**2} if depth else {}
-        factory = norms.none() if cell.arm == "none" else norms.batch()
-        model = network(cell, data, factory, device, **sizes)
+        sizes: dict[str, Any] = {"depth": depth, "gain": 2 * scale**2} if depth else {}
+        model = network(cell, data, self.ARMS[cell.arm].norm, device, activation="softplus", **sizes)
         split = split_of(cell, data, device)
         yield from _safe_step(cell, model, split.x_train[: cell.settings["batch"]], split.y_train)
         if scale == 1.0 and depth == (cell.settings["depths"][0] or 0):
             yield from fit(model, split, cell, probes=[Descent()], every=int(cell.settings["every"]))
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge the safe step at He's scale; other scales, rising steps and the note's rule are parts."""
-        depth = evidence.settings["depths"][0] or 0
-        primary = self._larger(evidence, depth, 1.0, self.ENDPOINT)
-        parts = [self._exceeds(evidence)]
-        parts += [
-            self._larger(evidence, other or 0, scale, f"Safe step with over without, {other} layers, times {scale:g}")
-            for other in evidence.settings["depths"]
-            for scale in evidence.settings["scales"]
-            if ((other or 0), scale) != (depth, 1.0)
-        ]
-        ratio = -self._ratio(evidence, depth, 1.0)
-        parts.append(
-            self.part(
-                evidence,
-                np.log(2) - np.abs(ratio - _logged(evidence, "inverse_variance", "batch", depth, 1.0)),
-                margin=0.0,
-                scale="value",
-                claim="Curvature along the gradient changes by one over sigma squared, as taken for a constant.",
-                endpoint="Log 2 less the distance of the measured log ratio of curvatures from theirs",
-                reason=f"Curvature with over without batch norm is {typical(ratio, logs=True)}; one over the variance "
-                f"is {typical(_logged(evidence, 'inverse_variance', 'batch', depth, 1.0), logs=True)}.",
-            )
-        )
-        raised = {arm: _raised(evidence, arm) for arm in ARMS}
-        parts.append(
-            self.part(
-                evidence,
-                raised["none"] - raised["batch"],
-                margin=0.0,
-                claim="With batch norm fewer training steps raise the loss of their own batch.",
-                endpoint="Share of the steps read that raise the loss of their own batch, without less with batch norm",
-                reason=", ".join(f"{typical(100 * raised[arm])} % with {words}" for arm, words in ARMS.items())
-                + f" at learning rate {evidence.settings['lr']:g}.",
-            )
-        )
-        return with_parts(primary, parts)
-
-    def _ratio(self, evidence: Evidence, depth: int, scale: float) -> np.ndarray:
-        return _logged(evidence, "safe_step", "batch", depth, scale) - _logged(
-            evidence, "safe_step", "none", depth, scale
-        )
-
-    def _larger(self, evidence: Evidence, depth: int, scale: float, endpoint: str) -> Verdict:
-        said = ", ".join(
-            f"{typical(_logged(evidence, 'safe_step', arm, depth, scale), logs=True)} with {words}"
-            for arm, words in ARMS.items()
-        )
-        return self.part(
-            evidence,
-            self._ratio(evidence, depth, scale),
-            scale="log-ratio",
-            claim="" if endpoint == self.ENDPOINT else f"Batch norm enlarges the step at weights {scale:g} times He's.",
-            endpoint=endpoint,
-            reason=f"{said}.",
-        )
-
-    def _exceeds(self, evidence: Evidence) -> Verdict:
-        rises = evidence.per_seed(evidence.select(probe="safe_step", name="rises", arm="batch"))
-        return self.part(
-            evidence,
-            0.5 - rises,
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | Verdict]:
+        """Yield the safe step at He's scale; rising steps, other scales and the note's rule are parts."""
+        depths = [depth or 0 for depth in evidence.settings["depths"]]
+        larger = self._larger(depths[0], 1.0)
+        yield larger
+        yield Contrast(
+            mean("rises", "share of networks in which some step up to 10 raises the loss", probe="safe_step"),
+            0.5,
+            "batch",
             margin=0.0,
+            labels=("one half", ""),
             claim="With batch norm the quadratic term can no longer exceed the linear one.",
-            endpoint="One half less the share of networks with batch norm in which some step up to 10 raises the loss",
-            reason=f"In {typical(100 * rises)} % of the networks with batch norm a step up to 10 raises the loss.",
+            reason=lambda reading: (
+                f"In {100 * (0.5 - reading.effect.point):.3g} % of the networks with batch norm a step up to 10 raises "
+                "the loss."
+            ),
+        )
+        for depth in depths:
+            for scale in evidence.settings["scales"]:
+                if (depth, scale) != (depths[0], 1.0):
+                    yield self._larger(depth, scale)
+        yield self._rule(evidence, larger)
+        yield Contrast(
+            Quantity("share of the steps read that raise the loss of their own batch", _raised),
+            "none",
+            "batch",
+            margin=0.0,
+            claim="With batch norm fewer training steps raise the loss of their own batch.",
+        )
+
+    def _larger(self, depth: int, scale: float) -> Contrast:
+        return Contrast(
+            SAFE_STEP,
+            "batch",
+            "none",
+            at={"depth": depth, "scale": scale} if depth else {"scale": scale},
+            scale="log-ratio",
+            claim="" if scale == 1.0 else f"Batch norm enlarges the step at weights {scale:g} times He's.",
+        )
+
+    def _rule(self, evidence: Evidence, larger: Contrast) -> Verdict:
+        """Judge the note's rule: the ratio of curvatures is that of one over the variance, within twice either way."""
+        ratio, rule = -larger.read(evidence).values, INVERSE_VARIANCE(evidence, arm="batch", **larger.at)
+        return self.part(
+            evidence,
+            np.log(2) - np.abs(ratio - rule),
+            margin=0.0,
+            scale="value",
+            claim="Curvature along the gradient changes by one over sigma squared, as taken for a constant.",
+            endpoint="Log 2 less the distance of the measured log ratio of curvatures from theirs",
+            reason=f"Curvature with over without batch norm is {INVERSE_VARIANCE.typical(ratio)}; one over the "
+            f"variance is {INVERSE_VARIANCE.typical(rule)}.",
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the safe step by scale and during training."""
-        depth = evidence.settings["depths"][0] or 0
+        (first,) = self.leading(evidence)
         return [
-            curves(
-                evidence.select(probe="safe_step", name="safe_step"),
-                y="safe_step",
+            self.curves(
+                evidence,
+                "safe_step",
+                probe="safe_step",
                 x="scale",
                 facet="depth",
                 slug="safe-step",
@@ -191,17 +172,16 @@ class TaylorQuadraticTerm(AbstractStudy):
                 y_title="2 |g|^2 / g'Hg",
                 log=True,
                 log_x=True,
-                labels=ARMS,
-                caption=self._larger(evidence, depth, 1.0, "").reason,
+                caption=self.wording.reason(first.read(evidence)),
             ),
-            curves(
-                evidence.select(probe="descent", name="safe_step"),
-                y="safe_step",
+            self.curves(
+                evidence,
+                "safe_step",
+                probe="descent",
                 slug="training",
                 title="Safe step while training",
                 y_title="2 |g|^2 / g'Hg",
                 log=True,
-                labels=ARMS,
                 reference={"learning rate": evidence.settings["lr"]},
                 caption="Where no curve is drawn the curvature along the gradient is negative: no step is too long.",
             ),
@@ -209,20 +189,25 @@ class TaylorQuadraticTerm(AbstractStudy):
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate the safe steps."""
-        rows = tuple(
-            (depth or "", f"{scale:g}", *(typical(_logged(evidence, "safe_step", arm, depth or 0, scale), logs=True)
-                                           for arm in ARMS))
-            for depth in evidence.settings["depths"]
-            for scale in evidence.settings["scales"]
-        )  # fmt: skip
-        return [Table("Safe step at initialization", ("Hidden layers", "Times He's", *ARMS.values()), rows)]
+        depths = [depth or 0 for depth in evidence.settings["depths"]]
+        rows = {"depth": depths, "scale": evidence.settings["scales"]}
+        return [
+            self.grid_table(
+                SAFE_STEP,
+                evidence,
+                rows=rows,
+                columns={"arm": list(self.ARMS)},
+                title="Safe step at initialization",
+                heads={"scale": "Times He's"},
+            )
+        ]
 
 
-def _logged(evidence: Evidence, name: str, arm: str, depth: int, scale: float) -> np.ndarray:
-    return evidence.mean_log(evidence.select(probe="safe_step", name=name, arm=arm, depth=depth, scale=scale))
+SAFE_STEP = mean_log("safe_step", "safe step", probe="safe_step")
+INVERSE_VARIANCE = mean_log("inverse_variance", "one over the variance", probe="safe_step")
 
 
-def _raised(evidence: Evidence, arm: str) -> np.ndarray:
+def _raised(evidence: Evidence, arm: str) -> Floats:
     frame = evidence.select(probe="descent", name="raised", arm=arm)
     return evidence.per_seed(frame.filter(frame["value"].is_finite()))
 

@@ -1,26 +1,29 @@
 """Moving averages against statistics estimated anew."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from normscope import layers
 from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.studies.evidence import Evidence, typical
-from normscope.studies.judging import with_parts
+from normscope.records import Cell, Record
+from normscope.studies import AbstractStudy, Contrast, Evidence, Quantity, presets
 from normscope.studies.lab.arms import fit, network, recorder, split_of
+from normscope.studies.lab.data import Dataset
 from normscope.studies.lab.evaluate import accuracy as right, population_statistics
 from normscope.studies.lab.models import Place
-from normscope.studies.study import AbstractStudy
-
-if TYPE_CHECKING:
-    from normscope.studies.lab.data import Dataset
 
 EVERY = 20
+#: Which statistics evaluation uses: a further value of the condition, beside those of the grid.
+STATISTICS = {"moving": "moving averages", "anew": "estimated anew", "own": "of the test data"}
+ACCURACY = Quantity(
+    "test accuracy, mean over steps",
+    lambda evidence, statistics, **where: evidence.per_seed(
+        evidence.select(probe="evaluated", name=statistics, **where)
+    ),
+)
 
 
 class TrainTestStatisticsGap(AbstractStudy):
@@ -55,8 +58,11 @@ class TrainTestStatisticsGap(AbstractStudy):
     CLAIM = "Statistics estimated anew give a better evaluation than moving averages."
     ENDPOINT = "Test accuracy with statistics estimated anew less with moving averages, rate 1, batch 8, momentum 0.1"
     MARGIN = 0.005
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "quick": {
+    ARMS = {"batch": "batch norm"}
+    POINTS = {"lr": "lrs", "batch": "batches", "momentum": "momenta"}
+    CONDITIONS = {"momentum": "momentum {:g}", "statistics": "statistics: {}"}
+    PRESETS = presets(
+        quick={
             "network": {"name": "mlp", "depth": 3, "width": 100},
             "lrs": [0.1, 1.0],
             "batches": [8, 64],
@@ -65,25 +71,10 @@ class TrainTestStatisticsGap(AbstractStudy):
             "train": None,
             "test": None,
         },
-        "full": {
-            "network": {"name": "vgg-a"},
-            "lrs": [0.01, 0.1, 1.0],
-            "batches": [2, 8, 64, 512],
-            "momenta": [0.1, 0.01],
-            "steps": 15000,
-            "train": None,
-            "test": None,
-        },
-    }
+        full={"network": {"name": "vgg-a"}, "lrs": [0.01, 0.1, 1.0], "batches": [2, 8, 64, 512], "steps": 15000},
+    )
 
-    def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield every corner."""
-        for lr in settings["lrs"]:
-            for batch in settings["batches"]:
-                for momentum in settings["momenta"]:
-                    yield "batch", {"lr": lr, "batch": batch, "momentum": momentum}
-
-    def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
+    def run_cell(self, cell: Cell, data: Dataset, device: str) -> Iterable[Record]:
         """Train, and evaluate in three ways on the way."""
         momentum = float(cell.point["momentum"])
 
@@ -91,9 +82,8 @@ class TrainTestStatisticsGap(AbstractStudy):
             kind = layers.BatchNorm2d if place.spatial else layers.BatchNorm1d
             return kind(place.features, momentum=momentum)
 
-        split = split_of(cell, data, device)
-        record, steps = recorder(cell, "evaluated"), int(cell.settings["steps"])
-        every = max(EVERY, steps // 50)
+        split, record = split_of(cell, data, device), recorder(cell, "evaluated")
+        every = max(EVERY, int(cell.settings["steps"]) // 50)
 
         def watch(step: int, model: nn.Module) -> Iterator[Record]:
             if step % every or not step:
@@ -109,67 +99,52 @@ class TrainTestStatisticsGap(AbstractStudy):
 
         return fit(network(cell, data, make, device), split, cell, watch=watch)
 
-    def judge(self, evidence: Evidence) -> Verdict:
-        """Judge one corner; the others are parts."""
-        settings = evidence.settings
-        main = (max(settings["lrs"]), 8, 0.1)
-        corners = [
-            (lr, batch, momentum)
-            for lr in settings["lrs"]
-            for batch in settings["batches"]
-            for momentum in settings["momenta"]
-        ]
-        parts = [self._corner(evidence, *corner) for corner in corners if corner != main]
-        return with_parts(self._corner(evidence, *main, endpoint=self.ENDPOINT), parts)
-
-    def _corner(self, evidence: Evidence, lr: float, batch: int, momentum: float, endpoint: str = "") -> Verdict:
-        anew, moving = (_mean(evidence, name, lr, batch, momentum) for name in ("anew", "moving"))
-        return self.part(
-            evidence,
-            anew - moving,
-            endpoint=endpoint or f"Anew less moving, rate {lr:g}, batch {batch}, momentum {momentum:g}",
-            reason=f"{typical(anew)} anew, {typical(moving)} with moving averages.",
-        )
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the corner that is judged; the others are parts."""
+        judged = {"lr": max(evidence.settings["lrs"]), "batch": 8, "momentum": 0.1}
+        points = [dict(point) for _, point in self.grid(evidence.settings)]
+        for point in (judged, *(point for point in points if point != judged)):
+            yield _gap(point)
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the three accuracies over steps in two corners."""
-        words = {"moving": "moving averages", "anew": "estimated anew", "own": "of the test data"}
-        found = []
+        drawn = []
         for lr, batch, momentum in ((1.0, 8, 0.1), (0.1, 64, 0.01)):
-            frame = evidence.select(probe="evaluated", lr=lr, batch=batch, momentum=momentum)
-            found.append(
+            point: dict[str, Any] = {"lr": lr, "batch": batch, "momentum": momentum}
+            frame = evidence.select(probe="evaluated", **point)
+            drawn.append(
                 curves(
-                    frame.rename(
-                        {"name": "statistics", "value": "accuracy"}
-                    ),  # a wide frame: the name tells lines apart
+                    # A wide frame: the names of the records tell lines apart.
+                    frame.rename({"name": "statistics", "value": "accuracy"}),
                     y="accuracy",
                     by="statistics",
                     slug=f"rate-{lr:g}-{batch}".replace(".", "-"),
-                    title=f"Test accuracy by statistics: rate {lr:g}, batches of {batch}, momentum {momentum:g}",
+                    title=f"Test accuracy by statistics, {self.wording.at(point)}",
                     y_title="Test accuracy",
-                    labels=words,
-                    caption=self._corner(evidence, lr, batch, momentum).reason,
+                    labels=STATISTICS,
+                    caption=self.verdict_of(_gap(point), evidence).reason,
                 )
             )
-        return found
+        return drawn
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate every corner."""
-        rows = tuple(
-            (
-                f"{lr:g}",
-                batch,
-                f"{momentum:g}",
-                *(typical(_mean(evidence, name, lr, batch, momentum)) for name in ("moving", "anew", "own")),
+        settings = evidence.settings
+        return [
+            self.grid_table(
+                ACCURACY,
+                evidence,
+                rows={key: settings[name] for key, name in self.POINTS.items()},
+                columns={"statistics": list(STATISTICS)},
             )
-            for lr in evidence.settings["lrs"]
-            for batch in evidence.settings["batches"]
-            for momentum in evidence.settings["momenta"]
-        )
-        columns = ("Learning rate", "Batch", "Momentum", "Moving averages", "Anew", "Of the test data")
-        return [Table("Test accuracy, mean over steps", columns, rows)]
+        ]
 
 
-def _mean(evidence: Evidence, name: str, lr: float, batch: int, momentum: float) -> np.ndarray:
-    frame = evidence.select(probe="evaluated", name=name, lr=lr, batch=batch, momentum=momentum)
-    return evidence.per_seed(frame)
+def _gap(point: Mapping[str, Any]) -> Contrast:
+    return Contrast(
+        ACCURACY,
+        {"statistics": "anew"},
+        {"statistics": "moving"},
+        at=point,
+        labels=("statistics estimated anew", "moving averages"),
+    )

@@ -26,6 +26,11 @@ def batch() -> Factory:
     return _batch
 
 
+def after_relu(factory: Factory) -> Factory:
+    """A rectifier, then a norm: for blocks whose own activation is ``"linear"``."""
+    return lambda place: AfterRelu(factory(place))
+
+
 def noisy_batch(
     seed: int, *, strength: float = 1.0, mean: bool = True, scale: bool = True, per_sample: bool = True
 ) -> Factory:
@@ -80,6 +85,21 @@ def detached(*, mean: bool, variance: bool) -> Factory:
         variance: Whether the variance is taken for a constant.
     """
     return lambda place: DetachedBatchNorm(place.features, mean=mean, variance=variance)
+
+
+class AfterRelu(nn.Module):
+    """A rectifier, then a norm: what stands in a block whose own activation is the identity."""
+
+    stackable = True
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the two in turn."""
+        out: Tensor = self.norm(nn.functional.relu(x))
+        return out
 
 
 class Rescaled(nn.Module):

@@ -8,14 +8,14 @@ import pytest
 
 from normscope.studies import find as _find
 
-EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "decayed_affine.py"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "decayed_affine.py"
 
 
 @pytest.fixture
 def run(run, refuse, tmp_path, monkeypatch):
     """Run the command line in an empty folder; own studies are forgotten between runs, as between processes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_find, "_OWN", {})
+    monkeypatch.setattr(_find, "_OWN", {})  # white box: studies of files that this process has read
 
     def fresh(*words, code=0):
         _find._OWN.clear()
