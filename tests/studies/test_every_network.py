@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from small import SMALL, settings
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kit.small_studies import SMALL, settings
 from normscope import studies
 from normscope.studies import AbstractTraining
 from normscope.studies.lab.arms import schedule

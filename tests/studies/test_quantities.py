@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from planted import Plant
 
+from kit.planted_evidence import Plant
 from normscope import studies
 from normscope._errors import UsageError
 from normscope.records import Outcome
