@@ -71,7 +71,7 @@ def run_small(slug, out, seeds=2, **changes):
 def cell_records(slug, arm, point=None, seed=0, **changes):
     """Run one cell of a study on the digits and return its records."""
     from normscope.studies.lab.data import load
-    from normscope.studies.runs import _work  # white box: cells that are trained together, as a worker does
+    from normscope.studies.runs import work
 
     study = studies.get(slug)
     with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +79,7 @@ def cell_records(slug, arm, point=None, seed=0, **changes):
         cells = study.cells("quick", [seed], load("digits"))
     fits = [cell for cell in cells if cell.arm == arm and all(cell.point[k] == v for k, v in (point or {}).items())]
     assert fits, f"{slug} has no cell {arm} {point}: {sorted({(c.arm, str(c.point)) for c in cells})}"
-    return _work(study, fits[:1], "digits", "cpu")[0][1]
+    return work(study, fits[:1], "digits", "cpu")[0][1]
 
 
 def values(records, name, probe=None, site=None):

@@ -10,7 +10,7 @@ from kit.planted_evidence import Plant, jitter
 from normscope import studies
 from normscope.records import Outcome
 from normscope.studies.lab import norms
-from normscope.studies.lab.backward import _layer, measure  # white box: one layer, with gradients made here
+from normscope.studies.lab.backward import errors_of_layer, measure
 from normscope.studies.lab.data import load
 from normscope.studies.lab.models import build
 
@@ -81,7 +81,7 @@ def test_one_seed_decides_nothing():
 def test_error_for_an_uninformative_gradient_is_that_of_theory(m):
     g = torch.Generator().manual_seed(m)
     draw = lambda: torch.randn(m, 4000, dtype=torch.float64, generator=g)  # noqa: E731
-    found = _layer(3 + 2 * draw(), draw(), torch.full((4000,), 0.7, dtype=torch.float64), 1e-12)
+    found = errors_of_layer(3 + 2 * draw(), draw(), torch.full((4000,), 0.7, dtype=torch.float64), 1e-12)
     assert found["error"] == pytest.approx(math.sqrt(2 / (m - 2)), rel=0.03)
     assert found["mean_share"] + found["variance_share"] == pytest.approx(2 / m, rel=0.06)
     assert found["cosine"] == pytest.approx(math.sqrt(1 - found["mean_share"] - found["variance_share"]), rel=1e-9)
@@ -102,13 +102,13 @@ def test_a_wrong_formula_is_caught(monkeypatch):
     monkeypatch.setattr(ops, "batch_norm_backward_terms", wrong)
     g = torch.Generator().manual_seed(0)
     x, grad = (torch.randn(32, 5, dtype=torch.float64, generator=g) for _ in range(2))
-    assert _layer(x, grad + 0.5, torch.ones(5, dtype=torch.float64), 1e-5)["full_error"] > 1e-3
+    assert errors_of_layer(x, grad + 0.5, torch.ones(5, dtype=torch.float64), 1e-5)["full_error"] > 1e-3
 
 
 def test_epsilon_is_taken_into_account():
     g = torch.Generator().manual_seed(1)
     x, grad = (torch.randn(8, 6, 3, 3, dtype=torch.float64, generator=g) for _ in range(2))
-    found = _layer(x, grad + x, torch.linspace(0.2, 2, 6, dtype=torch.float64), 0.5)
+    found = errors_of_layer(x, grad + x, torch.linspace(0.2, 2, 6, dtype=torch.float64), 0.5)
     assert max(found[name] for name in ("full_error", "norm_error")) < 1e-12
 
 

@@ -6,7 +6,7 @@ import torch
 from kit.planted_evidence import Plant, jitter, outcomes
 from kit.small_studies import cell_records, settings, values
 from normscope import studies
-from normscope.studies.claims.bn_only_training import _train_random  # white box: which weights are chosen
+from normscope.studies.claims.bn_only_training import train_random_weights
 from normscope.studies.lab import norms
 from normscope.studies.lab.data import load
 from normscope.studies.lab.models import build
@@ -43,7 +43,7 @@ def test_as_many_random_weights_are_trained_and_no_others():
     cell = STUDY.cells("quick", [0], load("digits"))[0]
     model = build("mlp", shape=(1, 8, 8), classes=10, norm=norms.batch(), seed=0, depth=2, width=8)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    _train_random(model, 32, cell)
+    train_random_weights(model, 32, cell)
     updates = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
         updates.zero_grad()

@@ -9,8 +9,8 @@ from kit.planted_evidence import Plant, jitter, outcomes
 from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.dropout_variance_shift import (
-    _Watched,
-)  # white box: one layer of dropout, on two hundred thousand draws
+    WatchedDropout,
+)
 
 SLUG = "dropout-variance-shift"
 STUDY = studies.get(SLUG)
@@ -54,7 +54,7 @@ def test_harm_has_a_direction(again, running, outcome):
 @pytest.mark.parametrize(("keep", "value"), [(0.9, 0.818), (0.7, 0.538), (0.5, 0.333)])
 def test_the_closed_form_for_a_mean_as_large_as_the_deviation(keep, value):
     torch.manual_seed(0)
-    watched, x = _Watched(1 - keep).train(), 1 + torch.randn(200_000, 1)
+    watched, x = WatchedDropout(1 - keep).train(), 1 + torch.randn(200_000, 1)
     watched.watching = True
     ratio = float(x.var() / watched(x).var())
     v, square = (float(moment) for moment in watched.moments())

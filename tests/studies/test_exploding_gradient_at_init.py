@@ -9,8 +9,8 @@ from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.exploding_gradient_at_init import (
     SCALES,
-    _expected,
-)  # white box: theory that the planted numbers follow
+    growth_in_theory,
+)
 from normscope.studies.lab.chain import growth, rate, theory
 
 SLUG = "exploding-gradient-at-init"
@@ -22,7 +22,7 @@ def planted(batch=None, *, off=1.0, scaled=(2.25, 1.49)):
     for seed in plant.seeds:
         wobble = math.exp(jitter(seed, 0.004))
         for arm in STUDY.ARMS:
-            value = _expected(arm, 64) * off if arm != "batch" or batch is None else batch
+            value = growth_in_theory(arm, 64) * off if arm != "batch" or batch is None else batch
             plant.add(arm, seed, "rate", value * wobble, probe="chain", batch=64, scale=1.0)
         for scale in SCALES:
             for arm, value in zip(("none", "batch"), scaled, strict=True):

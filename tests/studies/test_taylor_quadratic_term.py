@@ -11,8 +11,8 @@ from kit.planted_evidence import Plant, jitter, outcomes
 from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.taylor_quadratic_term import (
-    _safe_step,
-)  # white box: a step on a model whose curvature is known
+    safe_steps,
+)
 from normscope.studies.lab.data import load
 
 SLUG = "taylor-quadratic-term"
@@ -67,7 +67,7 @@ def test_the_safe_step_is_that_of_the_curvature_along_the_gradient():
     torch.manual_seed(0)
     model, x, y = nn.Linear(5, 3).double(), torch.randn(20, 5).double(), torch.randint(3, (20,))
     cell = STUDY.cells("quick", [0], load("digits"))
-    (safe,) = values(list(_safe_step(cell[0], model, x, y)), "safe_step")
+    (safe,) = values(list(safe_steps(cell[0], model, x, y)), "safe_step")
     gradient = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
     start = [p.detach().clone() for p in model.parameters()]
 
@@ -88,7 +88,7 @@ def test_a_step_raises_the_loss_of_large_inputs_and_not_of_small_inputs(size, ri
     torch.manual_seed(0)
     model, x, y = nn.Linear(5, 3, bias=False).double(), size * torch.randn(20, 5).double(), torch.arange(20) % 3
     cell = STUDY.cells("quick", [0], load("digits"))[0]
-    assert values(list(_safe_step(cell, model, x, y)), "rises") == [rises]
+    assert values(list(safe_steps(cell, model, x, y)), "rises") == [rises]
 
 
 @pytest.mark.trains

@@ -5,7 +5,7 @@ import pytest
 from kit.small_studies import SMALL, settings
 from normscope import studies
 from normscope.studies.lab.data import load
-from normscope.studies.runs import SEEDS_AT_ONCE, _groups  # white box: which cells go together is no part of a record
+from normscope.studies.runs import SEEDS_AT_ONCE, groups_of
 
 #: Steps are few and rates small enough, in small, that roundings of float32 do not grow.
 RTOL = 2e-3
@@ -15,7 +15,7 @@ def groups(slug, patch, seeds=SEEDS_AT_ONCE):
     study = studies.get(slug)
     patch.setattr(type(study), "PRESETS", {"quick": settings(slug)})
     cells = study.cells("quick", range(seeds), load("digits"))
-    return study, _groups(study, [cell for cell in cells if study.together(cell)])
+    return study, groups_of(study, [cell for cell in cells if study.together(cell)])
 
 
 def stacked():

@@ -261,10 +261,10 @@ def _execute(
     study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str, workers: int
 ) -> Iterator[list[_Done]]:
     """Run cells and yield them as they end, in whatever order; together those that were run together."""
-    groups = _groups(study, cells)
+    groups = groups_of(study, cells)
     if min(workers, len(groups)) <= 1:
         for group in groups:
-            yield _work(study, group, data, device)
+            yield work(study, group, data, device)
         return
     import joblib
 
@@ -277,7 +277,7 @@ def _execute(
         yield from results
 
 
-def _groups(study: AbstractExperiment, cells: Sequence[Cell]) -> list[list[Cell]]:
+def groups_of(study: AbstractExperiment, cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return which cells are run together, in the order of the first of each."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
@@ -291,7 +291,7 @@ def _groups(study: AbstractExperiment, cells: Sequence[Cell]) -> list[list[Cell]
 def _work_for(parent: int, study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
     """Run cells in a worker that ends with the process that started it."""
     _follow(parent)
-    return _work(study, cells, data, device)
+    return work(study, cells, data, device)
 
 
 @functools.cache
@@ -306,7 +306,7 @@ def _follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="follow-parent").start()
 
 
-def _work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
+def work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
     """Run one cell, or some of those that are run together, on one thread; leave the caller's global state as it was.
 
     The time of cells that are run together is shared out among those that were wanted.

@@ -84,7 +84,7 @@ class BnOnlyTraining(AbstractTraining):
         model = super().network(cell, data, device)
         affine = _affine(model)
         if cell.arm == "random":
-            _train_random(model, sum(p.numel() for p in affine), cell)
+            train_random_weights(model, sum(p.numel() for p in affine), cell)
         elif cell.arm != "all":
             wanted = {id(p) for p in affine}
             if cell.arm == "norm and head":
@@ -141,7 +141,7 @@ def _affine(model: nn.Module) -> list[nn.Parameter]:
     return [p for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()]
 
 
-def _train_random(model: nn.Module, count: int, cell: Cell) -> None:
+def train_random_weights(model: nn.Module, count: int, cell: Cell) -> None:
     """Let the optimizer change only so many weights, chosen at random over all linear layers."""
     weights = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     sizes = [weight.numel() for weight in weights]

@@ -91,7 +91,7 @@ class DropoutVarianceShift(AbstractStudy):
         keep = float(cell.point["keep"])
 
         def make(place: Place) -> nn.Module:
-            return nn.Sequential(_Watched(1 - keep), norms.batch()(place))
+            return nn.Sequential(WatchedDropout(1 - keep), norms.batch()(place))
 
         model, split = network(cell, data, make, device), split_of(cell, data, device)
         # Dropout draws from the global stream, which a cell sets: the same at every run.
@@ -181,7 +181,7 @@ def _batch_norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-class _Watched(nn.Module):
+class WatchedDropout(nn.Module):
     """Dropout that keeps the moments of what it is given while training: what the norm behind it would see without."""
 
     def __init__(self, share: float) -> None:
@@ -207,8 +207,8 @@ class _Watched(nn.Module):
         return torch.as_tensor(self.variance) / self.batches, torch.as_tensor(self.square) / self.batches
 
 
-def _dropouts(model: nn.Module) -> list[_Watched]:
-    return [module for module in model.modules() if isinstance(module, _Watched)]
+def _dropouts(model: nn.Module) -> list[WatchedDropout]:
+    return [module for module in model.modules() if isinstance(module, WatchedDropout)]
 
 
 def _settle(cell: Cell, model: nn.Module, split: Split) -> None:

@@ -98,7 +98,7 @@ class TaylorQuadraticTerm(AbstractStudy):
         sizes: dict[str, Any] = {"depth": depth, "gain": 2 * scale**2} if depth else {}
         model = network(cell, data, self.ARMS[cell.arm].norm, device, activation="softplus", **sizes)
         split = split_of(cell, data, device)
-        yield from _safe_step(cell, model, split.x_train[: cell.settings["batch"]], split.y_train)
+        yield from safe_steps(cell, model, split.x_train[: cell.settings["batch"]], split.y_train)
         if scale == 1.0 and depth == (cell.settings["depths"][0] or 0):
             yield from fit(model, split, cell, probes=[Descent()], every=int(cell.settings["every"]))
 
@@ -212,7 +212,8 @@ def _raised(evidence: Evidence, arm: str) -> Floats:
     return evidence.per_seed(frame.filter(frame["value"].is_finite()))
 
 
-def _safe_step(cell: Cell, model: nn.Module, x: Tensor, labels: Tensor) -> Iterator[Record]:
+def safe_steps(cell: Cell, model: nn.Module, x: Tensor, labels: Tensor) -> Iterator[Record]:
+    """Yield the largest step along the gradient that still lowers the loss, and whether a step up to 10 raises it."""
     record, y = recorder(cell, "safe_step"), labels[: len(x)]
     variances: list[float] = []
     handles = [

@@ -55,7 +55,7 @@ def measure(cell: str, step: int, model: nn.Module, note: nn.Module, data: Split
         assert isinstance(norm, _BatchNorm)
         x, y = seen[site]
         assert y.grad is not None
-        values = _layer(x.detach(), y.grad, norm.weight.detach(), norm.eps)
+        values = errors_of_layer(x.detach(), y.grad, norm.weight.detach(), norm.eps)
         exact, wrong = (net.get_parameter(f"{site}.linear.weight").grad for net in (model, note))
         assert exact is not None
         assert wrong is not None
@@ -65,7 +65,7 @@ def measure(cell: str, step: int, model: nn.Module, note: nn.Module, data: Split
             yield Record(cell, step, "backward_terms", f"{site}.norm", name, value)
 
 
-def _layer(x: Tensor, upstream: Tensor, weight: Tensor, eps: float) -> dict[str, float]:
+def errors_of_layer(x: Tensor, upstream: Tensor, weight: Tensor, eps: float) -> dict[str, float]:
     """Return what one layer shows; ``x`` and ``upstream`` of shape (N, C, *), float64."""
     axes = [0, *range(2, x.dim())]
     per_channel = [1, -1] + [1] * (x.dim() - 2)
