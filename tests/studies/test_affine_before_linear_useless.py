@@ -1,9 +1,9 @@
 """Gamma and beta before a linear layer: the algebra is exact where it is, and its judge sees where it is not."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.affine_before_linear_useless import PLACES, SIZES
 

@@ -1,9 +1,9 @@
 """Beta and overfitting: the gap has a direction, and an idle bias makes no other run."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 
 SLUG = "beta-overfits"

@@ -1,9 +1,9 @@
 """The edge of stability: both plateaus must be at two over the learning rate, and alike."""
 
 import pytest
-from planted import Plant, jitter
-from small import settings
 
+from kit.planted_evidence import Plant, jitter
+from kit.small_studies import settings
 from normscope import studies
 
 SLUG = "beta-smoothness-is-edge-of-stability"

@@ -1,9 +1,9 @@
 """A bias before batch norm: no gradient, no difference; and the judge would see either."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.bias_before_bn_redundant import OPTIMIZERS
 

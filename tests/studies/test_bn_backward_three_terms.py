@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from planted import Plant, jitter
 
+from kit.planted_evidence import Plant, jitter
 from normscope import studies
 from normscope.records import Outcome
 from normscope.studies.lab import norms

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from planted import Plant, jitter, outcomes
-from small import settings
 from torch import nn
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import settings
 from normscope import layers, studies
 from normscope.studies.claims.bn_noise_regularises import PopulationNormalized
 from normscope.studies.lab.data import load

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.bn_only_training import train_random_weights
 from normscope.studies.lab import norms

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.dropout_variance_shift import (
     WatchedDropout,

@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings
 from normscope import studies
 from normscope.studies.lab.chain import theory
 

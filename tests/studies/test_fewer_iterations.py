@@ -1,9 +1,9 @@
 """Steps to a target: each arm at its own best rate, and never is counted as all."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings
 from normscope import studies
 
 SLUG = "fewer-iterations"

@@ -1,9 +1,9 @@
 """Flat minima: less sharp with batch norm at every learning rate, where the loss was reached."""
 
 import pytest
-from planted import Plant, jitter
-from small import settings
 
+from kit.planted_evidence import Plant, jitter
+from kit.small_studies import settings
 from normscope import studies
 
 SLUG = "flat-minima"

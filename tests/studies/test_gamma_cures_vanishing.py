@@ -1,9 +1,9 @@
 """Gamma: both conditions decide, and scaling an inner gamma does nothing before a rectifier and a norm."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 
 SLUG = "gamma-cures-vanishing"

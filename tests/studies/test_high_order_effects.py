@@ -1,9 +1,9 @@
 """Interactions between the layers' steps: the judge needs both scales."""
 
 import pytest
-from planted import Plant, jitter
-from small import settings
 
+from kit.planted_evidence import Plant, jitter
+from kit.small_studies import settings
 from normscope import studies
 
 SLUG = "high-order-effects"

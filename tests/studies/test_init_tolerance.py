@@ -1,9 +1,9 @@
 """Scales of initial weights: decades are counted, speed is watched, and the law of c squared holds."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 
 SLUG = "init-tolerance"

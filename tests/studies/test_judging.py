@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from planted import Plant, jitter
 
+from kit.planted_evidence import Plant, jitter
 from normscope import studies
 from normscope.records import Estimate, Outcome, Verdict
 from normscope.stats import decide, interval

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from planted import Plant, jitter
 
+from kit.planted_evidence import Plant, jitter
 from normscope import studies
 from normscope.records import Outcome
 

@@ -1,9 +1,9 @@
 """Usable learning rates: divergence counts, arms are told apart, no gain has no share."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 
 SLUG = "learning-rate-tolerance"

@@ -1,9 +1,9 @@
 """Lp norms: all of them must be as fast as batch norm."""
 
 import pytest
-from planted import Plant, jitter
-from small import settings
 
+from kit.planted_evidence import Plant, jitter
+from kit.small_studies import settings
 from normscope import studies
 
 SLUG = "lp-normalisation"

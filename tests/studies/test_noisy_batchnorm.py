@@ -1,8 +1,8 @@
 """The noisy-batch-norm judge finds what was planted, and the noise arms are what they claim."""
 
 import pytest
-from planted import Plant, jitter
 
+from kit.planted_evidence import Plant, jitter
 from normscope import studies
 from normscope.records import Outcome
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from planted import Plant, jitter, outcomes
-from small import settings
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import settings
 from normscope import layers, studies
 from normscope.studies.lab.norms import AfterRelu
 

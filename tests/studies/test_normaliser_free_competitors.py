@@ -1,9 +1,9 @@
 """Planted evidence for the judge of normalizer-free networks."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import settings
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import settings
 from normscope import studies
 
 

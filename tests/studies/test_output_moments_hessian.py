@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from planted import Plant, jitter
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 
 SLUG = "output-moments-hessian"

@@ -1,10 +1,10 @@
 """Inactive inputs of rectifiers: the share of theory, and a judge of what a positive beta brings."""
 
 import pytest
-from planted import Plant, jitter, outcomes
 from scipy.stats import norm as normal
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.relu_half_saturated import FIXED, LEARNT
 

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from polars.testing import assert_frame_equal
 
+from kit import runner_studies
 from normscope import studies
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.records import Outcome
@@ -30,32 +30,32 @@ def frame(out: Path, study: str = "null"):
 def log(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "executed.log"
     path.touch()
-    monkeypatch.setenv("TINY_LOG", str(path))
+    monkeypatch.setenv("RUNNER_LOG", str(path))
     return path
 
 
 def test_equal_arms_are_not_supported(tmp_path):
-    verdict = run(tiny.Null(), out=tmp_path, seeds=6, workers=1)
+    verdict = run(runner_studies.Null(), out=tmp_path, seeds=6, workers=1)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert (verdict.effect.point, verdict.effect.low, verdict.effect.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 10])
 def test_arms_that_differ_by_chance_are_not_supported(tmp_path, seeds):
-    verdict = run(tiny.Twins(), out=tmp_path, seeds=seeds, workers=1)
+    verdict = run(runner_studies.Twins(), out=tmp_path, seeds=seeds, workers=1)
     assert verdict.outcome is not Outcome.SUPPORTED
     assert verdict.effect.n == seeds
 
 
 def test_one_seed_is_inconclusive(tmp_path):
-    verdict = run(tiny.Twins(), out=tmp_path, seeds=1, workers=1)
+    verdict = run(runner_studies.Twins(), out=tmp_path, seeds=1, workers=1)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.effect.n == 1
 
 
 def test_records_do_not_depend_on_workers_or_repetition(tmp_path):
-    verdicts = [run(tiny.Null(), out=tmp_path / str(w), seeds=2, workers=w) for w in (1, 2)]
-    again = run(tiny.Null(), out=tmp_path / "again", seeds=2, workers=1)
+    verdicts = [run(runner_studies.Null(), out=tmp_path / str(w), seeds=2, workers=w) for w in (1, 2)]
+    again = run(runner_studies.Null(), out=tmp_path / "again", seeds=2, workers=1)
     assert verdicts[0] == verdicts[1] == again
     assert_frame_equal(frame(tmp_path / "1"), frame(tmp_path / "2"), check_exact=True)
     assert_frame_equal(frame(tmp_path / "1"), frame(tmp_path / "again"), check_exact=True)
@@ -63,11 +63,11 @@ def test_records_do_not_depend_on_workers_or_repetition(tmp_path):
 
 def test_records_of_seeds_run_together_depend_on_neither_workers_nor_seeds_nor_what_was_complete(tmp_path, log):
     for workers in (1, 2):
-        run(tiny.Together(), out=tmp_path / str(workers), seeds=7, workers=workers)
-    run(tiny.Together(), out=tmp_path / "by and by", seeds=1, workers=1)
+        run(runner_studies.Together(), out=tmp_path / str(workers), seeds=7, workers=workers)
+    run(runner_studies.Together(), out=tmp_path / "by and by", seeds=1, workers=1)
     log.write_text("")
     for seeds in (3, 7):
-        run(tiny.Together(), out=tmp_path / "by and by", seeds=seeds, workers=1)
+        run(runner_studies.Together(), out=tmp_path / "by and by", seeds=seeds, workers=1)
     found = {
         path.name: frame(path, "together").sort("cell", "step", "name") for path in tmp_path.iterdir() if path.is_dir()
     }
@@ -84,11 +84,11 @@ def test_records_do_not_depend_on_the_callers_threads_or_random_state(tmp_path):
     threads = torch.get_num_threads()
     state = torch.random.get_rng_state()
     try:
-        run(tiny.Unseeded(), out=tmp_path / "a", seeds=2, workers=1)
+        run(runner_studies.Unseeded(), out=tmp_path / "a", seeds=2, workers=1)
         assert torch.equal(torch.random.get_rng_state(), state)
         torch.set_num_threads(2)
         torch.rand(3)
-        run(tiny.Unseeded(), out=tmp_path / "b", seeds=2, workers=1)
+        run(runner_studies.Unseeded(), out=tmp_path / "b", seeds=2, workers=1)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -97,28 +97,28 @@ def test_records_do_not_depend_on_the_callers_threads_or_random_state(tmp_path):
 
 
 def test_running_again_runs_nothing(tmp_path, log):
-    first = run(tiny.Null(), out=tmp_path, seeds=2, workers=1)
+    first = run(runner_studies.Null(), out=tmp_path, seeds=2, workers=1)
     assert len(log.read_text().split()) == 8
-    assert run(tiny.Null(), out=tmp_path, seeds=2, workers=1) == first
+    assert run(runner_studies.Null(), out=tmp_path, seeds=2, workers=1) == first
     assert len(log.read_text().split()) == 8
 
 
 def test_more_seeds_run_only_the_new_ones_and_fewer_judge_only_those_asked_for(tmp_path, log):
-    run(tiny.Twins(), out=tmp_path, seeds=2, workers=1)
-    assert run(tiny.Twins(), out=tmp_path, seeds=4, workers=1).effect.n == 4
+    run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1)
+    assert run(runner_studies.Twins(), out=tmp_path, seeds=4, workers=1).effect.n == 4
     executed = log.read_text().split()
     assert len(executed) == len(set(executed)) == 16
-    assert run(tiny.Twins(), out=tmp_path, seeds=2, workers=1).effect.n == 2
+    assert run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1).effect.n == 2
 
 
 def test_progress_counts_every_cell_once(tmp_path):
     seen = []
-    run(tiny.Null(), out=tmp_path, seeds=2, workers=1, progress=lambda *args: seen.append(args))
+    run(runner_studies.Null(), out=tmp_path, seeds=2, workers=1, progress=lambda *args: seen.append(args))
     assert [(done, total) for done, total, _ in seen] == [(done, 8) for done in range(9)]
     assert seen[0][2] is None
     assert len({cell.id for *_, cell in seen[1:]}) == 8
     resumed = []
-    run(tiny.Null(), out=tmp_path, seeds=2, workers=1, progress=lambda *args: resumed.append(args))
+    run(runner_studies.Null(), out=tmp_path, seeds=2, workers=1, progress=lambda *args: resumed.append(args))
     assert resumed == [(8, 8, None)]
 
 
@@ -155,8 +155,8 @@ def alive(pid: int) -> bool:
 )
 def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how, name):
     seeds, cells = 3, 12
-    environment = dict(os.environ, TINY_HOLD="4", PYTHONPATH=os.pathsep.join([str(HERE), *sys.path]))
-    command = [sys.executable, str(HERE / "tiny.py"), name, str(tmp_path / "killed"), str(seeds), str(workers)]
+    environment = dict(os.environ, RUNNER_HOLD="4", PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
+    command = [sys.executable, "-m", "kit.runner_studies", name, str(tmp_path / "killed"), str(seeds), str(workers)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         # All cells but the first four are held: however slow the machine is, the run cannot end before it is killed.
@@ -182,7 +182,7 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how, 
     assert 3 <= len(done) < cells
     assert set(log.read_text().split()) >= done
     seen = []
-    study = tiny.STUDIES[name]()
+    study = runner_studies.STUDIES[name]()
     resumed = run(
         study, out=tmp_path / "killed", seeds=seeds, workers=workers, progress=lambda *args: seen.append(args)
     )
@@ -197,37 +197,37 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how, 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failing_cell_fails_the_run_and_keeps_what_was_complete(tmp_path, workers):
     with pytest.raises(ZeroDivisionError, match="planted"):
-        run(tiny.Broken(), out=tmp_path, seeds=3, workers=workers)
-    kept = Run(tiny.Broken(), Store.open(tmp_path / "broken"))
+        run(runner_studies.Broken(), out=tmp_path, seeds=3, workers=workers)
+    kept = Run(runner_studies.Broken(), Store.open(tmp_path / "broken"))
     assert 0 < len(kept.store.completed()) <= 8
     if workers == 1:
         assert kept.evidence().seeds == (0, 1)
 
 
 def test_incomplete_seeds_are_not_judged(tmp_path):
-    run(tiny.Null(), out=tmp_path, seeds=3, workers=1)
+    run(runner_studies.Null(), out=tmp_path, seeds=3, workers=1)
     store = Store.open(tmp_path / "null")
     lost = next(cell for cell in store.cells() if cell.seed == 1)
     for path in (tmp_path / "null").glob(f"*{lost.id}*"):
         path.unlink()
-    kept = Run(tiny.Null(), Store.open(tmp_path / "null"))
+    kept = Run(runner_studies.Null(), Store.open(tmp_path / "null"))
     assert kept.evidence().seeds == (0, 2)
     assert kept.verdict().effect.n == 2
     for path in (tmp_path / "null").glob("cell-*"):
         path.unlink()
     with pytest.raises(DataError, match="no seed is complete"):
-        Run(tiny.Null(), Store.open(tmp_path / "null")).verdict()
+        Run(runner_studies.Null(), Store.open(tmp_path / "null")).verdict()
 
 
 def test_an_inconclusive_run_is_extended_once_at_the_corrected_level(tmp_path):
-    verdict = run(tiny.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
+    verdict = run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
     assert verdict.effect.n == 4
     assert verdict.effect.level == pytest.approx(EXTENSION_LEVEL)
-    found = Run(tiny.Twins(), Store.open(tmp_path / "twins"))
+    found = Run(runner_studies.Twins(), Store.open(tmp_path / "twins"))
     assert found.asked() == (2,)
     assert "--seeds 2 --data digits --device cpu --extend" in found.command()
     with pytest.raises(StoreError, match="level"):
-        run(tiny.Twins(), out=tmp_path, seeds=2, workers=1)
+        run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1)
 
 
 @pytest.mark.parametrize(
@@ -236,15 +236,15 @@ def test_an_inconclusive_run_is_extended_once_at_the_corrected_level(tmp_path):
     ids=["at once", "at four, so eight are still to come", "perhaps after two", "after two"],
 )
 def test_the_seeds_that_were_asked_for_are_told_from_the_seeds_that_are_there(tmp_path, monkeypatch, undecided, asked):
-    run(tiny.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
-    judge = tiny.Twins.judge
+    run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
+    judge = runner_studies.Twins.judge
 
     def planted(study, evidence):
         outcome = Outcome.INCONCLUSIVE if len(evidence.seeds) in undecided else Outcome.SUPPORTED
         return dataclasses.replace(judge(study, evidence), outcome=outcome)
 
-    monkeypatch.setattr(tiny.Twins, "judge", planted)
-    assert Run(tiny.Twins(), Store.open(tmp_path / "twins")).asked() == asked
+    monkeypatch.setattr(runner_studies.Twins, "judge", planted)
+    assert Run(runner_studies.Twins(), Store.open(tmp_path / "twins")).asked() == asked
 
 
 @pytest.mark.parametrize(
@@ -259,21 +259,21 @@ def test_the_seeds_that_were_asked_for_are_told_from_the_seeds_that_are_there(tm
 )
 def test_what_cannot_be_run_is_said_in_one_line(tmp_path, options, error, says):
     with pytest.raises(error, match=says) as caught:
-        run(tiny.Null(), out=tmp_path / "out", **({"seeds": 1} | options))
+        run(runner_studies.Null(), out=tmp_path / "out", **({"seeds": 1} | options))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_another_preset_needs_another_folder(tmp_path):
-    run(tiny.Null(), out=tmp_path, seeds=1, workers=1)
+    run(runner_studies.Null(), out=tmp_path, seeds=1, workers=1)
     with pytest.raises(StoreError):
-        run(tiny.Null(), out=tmp_path, seeds=1, workers=1, preset="full")
+        run(runner_studies.Null(), out=tmp_path, seeds=1, workers=1, preset="full")
 
 
 def test_out_that_is_a_file(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(StoreError):
-        run(tiny.Null(), out=tmp_path / "out", seeds=1, workers=1)
+        run(runner_studies.Null(), out=tmp_path / "out", seeds=1, workers=1)
 
 
 def test_load_says_where_nothing_lies(tmp_path):
@@ -282,6 +282,6 @@ def test_load_says_where_nothing_lies(tmp_path):
 
 
 def test_a_run_of_an_unknown_study_is_named(tmp_path):
-    run(tiny.Null(), out=tmp_path, seeds=1, workers=1)
+    run(runner_studies.Null(), out=tmp_path, seeds=1, workers=1)
     with pytest.raises(UsageError, match="null"):
         studies.load(tmp_path)

@@ -1,9 +1,9 @@
 """Scale invariance: its laws hold in a small network, and the judge sees where one does not."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.scale_invariance_auto_rate import DECAYS
 

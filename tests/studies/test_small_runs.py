@@ -3,8 +3,8 @@
 import math
 
 import pytest
-from small import SMALL, cell_records, run_small
 
+from kit.small_studies import SMALL, cell_records, run_small
 from normscope import studies
 
 #: Records that a study must have, as probe:name.

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from planted import Plant, jitter
-from small import settings
 from torch import nn
 
+from kit.planted_evidence import Plant, jitter
+from kit.small_studies import settings
 from normscope import studies
 from normscope.records import Cell
 from normscope.studies.lab.arms import Noted

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 from normscope.studies.claims.taylor_quadratic_term import (
     safe_steps,

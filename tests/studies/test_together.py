@@ -1,8 +1,8 @@
 """Studies that train all seeds at once: of each cell the records that it has alone."""
 
 import pytest
-from small import SMALL, settings
 
+from kit.small_studies import SMALL, settings
 from normscope import studies
 from normscope.studies.lab.data import load
 from normscope.studies.runs import SEEDS_AT_ONCE, groups_of

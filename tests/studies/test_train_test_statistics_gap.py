@@ -1,9 +1,9 @@
 """Moving averages against statistics estimated anew: which is better is told apart, and lag is found where it is."""
 
 import pytest
-from planted import Plant, jitter, outcomes
-from small import cell_records, settings, values
 
+from kit.planted_evidence import Plant, jitter, outcomes
+from kit.small_studies import cell_records, settings, values
 from normscope import studies
 
 SLUG = "train-test-statistics-gap"

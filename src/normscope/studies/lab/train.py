@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -108,71 +109,109 @@ def train(
     """
     updates = torch.optim.SGD(model.parameters(), lr=lr) if optimizer is None else optimizer(model)
     order = batch_indices(len(data.y_train), batch_size, steps, seed).to(data.y_train.device)
-    records: list[Record] = []
-
-    def note(step: int, name: str, value: float) -> None:
-        records.append(Record(cell, step, "training", "", name, value))
-
+    run = _Run(model, updates, criterion, cell, meters, watch)
     scope = None
     if probes:
-        scope = Recorder(
-            model, lambda net, at: criterion(net(at[0]), at[1]), updates, probes=list(probes), every=every, cell=cell
-        )
-    diverged = False
-    labelled = not data.y_train.is_floating_point()
+        scope = Recorder(model, run.loss, updates, probes=list(probes), every=every, cell=cell)
     model.train()
-    for meter in meters:
-        meter.attach(model)
-    try:
-        for step in range(steps):
+    with _attached(meters, model):
+        for step, rows in enumerate(order):
             if evaluate_every and step and step % evaluate_every == 0:
-                records += evaluate(model, data, cell, step, ("test",), criterion)
-            batch = (data.x_train[order[step]], data.y_train[order[step]])
-            if scope is not None and probe_until is not None and step >= probe_until:
-                records.extend(scope.drain())
-                scope.close()
+                run.records += evaluate(model, data, cell, step, ("test",), criterion)
+            batch = (data.x_train[rows], data.y_train[rows])
+            if probe_until is not None and step >= probe_until:
                 scope = None
             try:
                 with _strict(), scope.step(batch) if scope is not None else nullcontext():
-                    updates.zero_grad(set_to_none=True)
-                    for meter in meters:
-                        meter.active = meter.wants(step)
-                    logits = model(batch[0])
-                    for meter in meters:
-                        meter.active = False
-                    loss = criterion(logits, batch[1])
-                    value = loss.item()
-                    note(step, "loss", value)
-                    if labelled:
-                        note(step, "accuracy", accuracy(logits, batch[1]))
-                    if not math.isfinite(value):
-                        raise _DivergedError
-                    loss.backward()
-                    for meter in meters:
-                        records.extend(meter.read(cell, step))
-                    if watch is not None:
-                        records.extend(watch(step, model))
-                    updates.step()
+                    run.take(step, batch)
             except _DivergedError:
-                if step == 0:
-                    raise NonFiniteError(
-                        "the loss is not finite before the first update: look for NaN or huge values in the data"
-                    ) from None
-                diverged = True
-                break
+                run.note(step, "diverged", 1.0)
+                return run.records
             if scope is not None:
-                records.extend(scope.drain())
+                run.records += scope.drain()
+    run.records += evaluate(model, data, cell, steps, criterion=criterion)
+    run.note(steps, "diverged", 0.0)
+    return run.records
+
+
+@dataclass
+class _Run:
+    """A run under way: the network, what updates and watches it, and the records so far.
+
+    Attributes:
+        model: The network.
+        updates: Its optimizer.
+        criterion: Loss of (outputs, targets).
+        cell: Name of the run in its records.
+        meters: Read every step's own forward pass.
+        watch: Called before every update.
+        records: Everything recorded, in order.
+    """
+
+    model: nn.Module
+    updates: torch.optim.Optimizer
+    criterion: Criterion
+    cell: str
+    meters: Sequence[AbstractMeter]
+    watch: Watcher | None
+    records: list[Record] = field(default_factory=list)
+
+    def note(self, step: int, name: str, value: float) -> None:
+        """Record a number of the loop itself."""
+        self.records.append(Record(self.cell, step, "training", "", name, value))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of a batch, for probes."""
+        return self.criterion(model(batch[0]), batch[1])
+
+    def take(self, step: int, batch: Batch) -> None:
+        """Take one step: forward with meters, backward, whoever watches, update.
+
+        Raises:
+            NonFiniteError: The loss is not finite before the first update.
+            _DivergedError: It is not finite at a later step.
+        """
+        self.updates.zero_grad(set_to_none=True)
+        logits = self._forward(step, batch[0])
+        loss = self.criterion(logits, batch[1])
+        value = loss.item()
+        self.note(step, "loss", value)
+        if not batch[1].is_floating_point():
+            self.note(step, "accuracy", accuracy(logits, batch[1]))
+        if not math.isfinite(value):
+            raise _DivergedError if step else not_finite_at_start()
+        loss.backward()
+        for meter in self.meters:
+            self.records += meter.read(self.cell, step)
+        if self.watch is not None:
+            self.records += self.watch(step, self.model)
+        self.updates.step()
+
+    def _forward(self, step: int, x: Tensor) -> Tensor:
+        """Return the outputs of the step's own forward pass, the only one that meters listen to."""
+        for meter in self.meters:
+            meter.active = meter.wants(step)
+        outputs: Tensor = self.model(x)
+        for meter in self.meters:
+            meter.active = False
+        return outputs
+
+
+def not_finite_at_start() -> NonFiniteError:
+    """Return the error of a run that has no loss to begin with: no training is at fault there."""
+    return NonFiniteError("the loss is not finite before the first update: look for NaN or huge values in the data")
+
+
+@contextmanager
+def _attached(meters: Sequence[AbstractMeter], model: nn.Module) -> Iterator[None]:
+    """Let meters listen to a network as long as this lasts."""
+    for meter in meters:
+        meter.attach(model)
+    try:
+        yield
     finally:
-        if scope is not None:
-            scope.close()
         for meter in meters:
             meter.close()
-    if diverged:
-        note(step, "diverged", 1.0)
-    else:
-        records += evaluate(model, data, cell, steps, criterion=criterion)
-        note(steps, "diverged", 0.0)
-    return records
 
 
 def evaluate(

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from normscope._errors import NonFiniteError
 from normscope.records import Cell, Record
 from normscope.studies.lab.arms import schedule
 from normscope.studies.lab.data import Split
 from normscope.studies.lab.meters import AbstractMeter
 from normscope.studies.lab.stack import Stack
-from normscope.studies.lab.train import MakeOptimizer, Watcher, batch_indices, evaluate
+from normscope.studies.lab.train import MakeOptimizer, Watcher, batch_indices, evaluate, not_finite_at_start
 
 
 def train_stacked(
@@ -88,9 +87,7 @@ def train_stacked(
             ]
             if not math.isfinite(values[index]):
                 if step == 0:
-                    raise NonFiniteError(
-                        "the loss is not finite before the first update: look for NaN or huge values in the data"
-                    )
+                    raise not_finite_at_start()
                 # Its numbers stay in the stack, where they touch nobody else's.
                 alive.remove(index)
                 stack.release(index)

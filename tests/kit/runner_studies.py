@@ -1,4 +1,4 @@
-"""Studies small enough for tests, and a script that runs one: ``python tiny.py NAME OUT SEEDS WORKERS``."""
+"""Studies small enough to test the runner, as a script too: ``python -m kit.runner_studies NAME OUT SEEDS WORKERS``."""
 
 import os
 import sys
@@ -22,14 +22,14 @@ from normscope.studies.study import AbstractStudy
 def begin(cells):
     """Log cells that begin together; hold them for as long as the process above lives if enough began before.
 
-    The file ``TINY_LOG`` takes their ids; with ``TINY_HOLD=4`` cells are held from the fifth on.
+    The file ``RUNNER_LOG`` takes their ids; with ``RUNNER_HOLD=4`` cells are held from the fifth on.
     """
-    log = os.environ.get("TINY_LOG")
+    log = os.environ.get("RUNNER_LOG")
     if not log:
         return
     with open(log, "a") as file:
         file.write("".join(f"{cell.id}\n" for cell in cells))
-    held = os.environ.get("TINY_HOLD")
+    held = os.environ.get("RUNNER_HOLD")
     if held is not None and Path(log).read_text().split().index(cells[0].id) >= int(held):
         parent = os.getppid()
         while os.getppid() == parent:
@@ -204,6 +204,6 @@ STUDIES = {study.CODE: study for study in (Null, Twins, Broken, Unseeded, Togeth
 if __name__ == "__main__":
     name, out, seeds, workers = sys.argv[1:]
     # The class must come from an importable module, for workers to find it again.
-    import tiny
+    from kit import runner_studies
 
-    run(tiny.STUDIES[name](), out=out, seeds=int(seeds), workers=int(workers))
+    run(runner_studies.STUDIES[name](), out=out, seeds=int(seeds), workers=int(workers))
