@@ -59,7 +59,7 @@ TESTS = {
     "evidence": ["tests/evidence", "tests/rules"],
     "explain": ["tests/package"],
     "modules": ["tests/modules", "tests/probes", "tests/surgery"],
-    "studies": ["tests/studies", "tests/lab"],
+    "studies": ["tests/studies"],
     "usercode": ["tests/package", "tests/cli", "tests/checking"],
     "verdicts": ["tests/package", "tests/cli"],
 }

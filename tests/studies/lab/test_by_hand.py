@@ -94,7 +94,7 @@ def test_a_descent_is_the_one_by_autograd(monkeypatch, norm):
 
 
 def test_a_wrong_sign_is_found_out(monkeypatch):
-    right = by_hand._backward
+    right = by_hand._backward  # white box: a planted fault
 
     def wrong(*arguments):
         return {parameter: -part for parameter, part in right(*arguments).items()}

@@ -221,7 +221,7 @@ def test_data_at_fault_are_told_from_training():
 
 @pytest.mark.parametrize("fault", ["sign", "mixed"])
 def test_a_wrong_stack_is_found_out(monkeypatch, fault):
-    right = stack._Linears.forward
+    right = stack._Linears.forward  # white box: a planted fault
 
     def wrong(self, x):
         out = right(self, x)
