@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from normscope._errors import NonFiniteError
+from normscope.probes.landscape import LandscapeAlongGradient
+from normscope.records import Cell
 from normscope.studies.lab import norms
+from normscope.studies.lab.arms import schedule
 from normscope.studies.lab.data import Split, load
 from normscope.studies.lab.evaluate import population_statistics
 from normscope.studies.lab.meters import ChannelShift
@@ -143,3 +146,37 @@ def test_channel_shift_reads_pairs_of_consecutive_steps():
     model = network()
     records = run(model, steps=25, meters=[ChannelShift(model.sites(), every=10)])
     assert sorted({r.step for r in records if r.probe == "channel_shift"}) == [1, 11, 21]
+
+
+def test_meters_hear_no_pass_but_the_steps_own():
+    def disturb(step, model):
+        model(torch.full((7, 64), 100.0))
+        return ()
+
+    found = [
+        [r for r in run(network(norms.none()), meters=[ChannelShift(["blocks.0.norm"])], watch=watch)
+         if r.probe == "channel_shift"]
+        for watch in (None, disturb)
+    ]  # fmt: skip
+    assert found[0]
+    assert found[0] == found[1]
+
+
+def test_population_statistics_are_those_of_evaluation():
+    model = network().train()
+    with population_statistics(model, load("digits").split(3).x_train):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("until", "last"), [(None, 8), (9, 8), (8, 4), (0, None)])
+def test_probes_read_until_a_step(until, last):
+    records = run(network(), probes=[LandscapeAlongGradient(points=2, dense=[0.1])], every=4, probe_until=until)
+    steps = {r.step for r in records if r.probe == "landscape"}
+    assert max(steps, default=None) == last
+
+
+def test_a_point_goes_before_the_settings():
+    settings = {"steps": 5, "lr": 0.1, "batch": 32}
+    assert schedule(Cell("s", "a", 0, {}, settings)) == {"steps": 5, "lr": 0.1, "batch_size": 32}
+    assert schedule(Cell("s", "a", 0, {"lr": 2, "batch": 8}, settings)) == {"steps": 5, "lr": 2.0, "batch_size": 8}
