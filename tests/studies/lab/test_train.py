@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from normscope._errors import NonFiniteError
+from normscope.probes.landscape import LandscapeAlongGradient
+from normscope.records import Cell
 from normscope.studies.lab import norms
+from normscope.studies.lab.arms import schedule
 from normscope.studies.lab.data import Split, load
 from normscope.studies.lab.evaluate import population_statistics
-from normscope.studies.lab.meters import ChannelShift
+from normscope.studies.lab.meters import AbstractMeter, ChannelShift
 from normscope.studies.lab.models import mlp
 from normscope.studies.lab.train import batch_indices, train
 
@@ -143,3 +146,41 @@ def test_channel_shift_reads_pairs_of_consecutive_steps():
     model = network()
     records = run(model, steps=25, meters=[ChannelShift(model.sites(), every=10)])
     assert sorted({r.step for r in records if r.probe == "channel_shift"}) == [1, 11, 21]
+
+
+class Passes(AbstractMeter):
+    """Counts the passes that it hears."""
+
+    heard = 0
+
+    def look(self, site, out):
+        self.heard += 1
+
+    def read(self, cell, step):
+        return ()
+
+
+def test_meters_hear_no_pass_but_the_steps_own():
+    meter = Passes(["blocks.0.norm"])
+    run(network(), meters=[meter], watch=lambda step, model: [model(torch.ones(7, 64))][:0], evaluate_every=5)
+    assert meter.heard == 12
+
+
+def test_population_statistics_are_those_of_evaluation():
+    model = network().train()
+    with population_statistics(model, load("digits").split(3).x_train):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("until", "last"), [(None, 8), (9, 8), (8, 4), (0, None)])
+def test_probes_read_until_a_step(until, last):
+    records = run(network(), probes=[LandscapeAlongGradient(points=2, dense=[0.1])], every=4, probe_until=until)
+    steps = {r.step for r in records if r.probe == "landscape"}
+    assert max(steps, default=None) == last
+
+
+def test_a_point_goes_before_the_settings():
+    settings = {"steps": 5, "lr": 0.1, "batch": 32}
+    assert schedule(Cell("s", "a", 0, {}, settings)) == {"steps": 5, "lr": 0.1, "batch_size": 32}
+    assert schedule(Cell("s", "a", 0, {"lr": 2, "batch": 8}, settings)) == {"steps": 5, "lr": 2.0, "batch_size": 8}
