@@ -97,8 +97,9 @@ def test_one_seed_is_inconclusive_and_the_report_can_be_written_again(run, tmp_p
 def test_a_condensed_file_that_is_none_is_one_line(refuse, tmp_path):
     path = tmp_path / "evidence.json"
     path.write_text('{"format": "normscope evidence", "ver', encoding="utf-8")
-    assert "--markdown" in refuse("report", path)
+    assert "not whole JSON" in refuse("report", path)
     assert "not whole JSON" in refuse("report", path, "--markdown", tmp_path / "evidence.md")
     path.write_text('{"name": "another"}', encoding="utf-8")
+    assert "no condensed verdicts" in refuse("report", path)
     assert "no condensed verdicts" in refuse("report", path, "--markdown", tmp_path / "evidence.md")
     assert [path.name for path in tmp_path.iterdir()] == ["evidence.json"]

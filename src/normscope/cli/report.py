@@ -36,6 +36,7 @@ def report(
     for file in own or ():
         studies.from_file(file)
     if run.is_file():
+        pages.read(run)  # a file that is no condensed file is refused as such
         if markdown is None or condensed is not None or show:
             raise UsageError(
                 f"{run} holds verdicts without records: say --markdown FILE, or give the folder of the runs"

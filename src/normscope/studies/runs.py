@@ -247,7 +247,7 @@ def _workers(workers: int | None, device: str) -> int:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"device {device!r} is not to be had here: use --device cpu") from error
+            raise UsageError(f"device {device!r} is not available here: use --device cpu") from error
     if workers is None:
         import joblib
 
