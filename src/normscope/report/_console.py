@@ -9,7 +9,15 @@ from normscope.records import Outcome, Verdict
 if TYPE_CHECKING:
     from rich.table import Table
 
-_STYLES = {Outcome.SUPPORTED: "bold green", Outcome.REFUTED: "bold red", Outcome.INCONCLUSIVE: "bold yellow"}
+_STYLES = {
+    Outcome.HOLDS: "bold green",
+    Outcome.OPPOSITE: "bold red",
+    Outcome.NO_EFFECT: "bold blue",
+    Outcome.UNCLEAR: "bold yellow",
+    Outcome.NOT_MEASURABLE: "dim",
+    Outcome.EXACT: "bold green",
+    Outcome.FALSE: "bold red",
+}
 
 
 def console(verdicts: Sequence[Verdict], *, reasons: bool = False) -> "Table":

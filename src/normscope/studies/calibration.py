@@ -2,18 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from normscope._errors import UsageError
 from normscope.records import Outcome
-from normscope.stats import decide, slope_per_seed, tost
-from normscope.studies.contrast import conjunction
-from normscope.studies.evidence import Evidence
-from normscope.studies.find import get
-from normscope.studies.runs import EXTENSION_LEVEL, LEVEL
+from normscope.stats import LEVEL, TWO_LOOKS_LEVEL, decide, slope_per_seed, tost
 
 Floats = np.ndarray
 MARGIN = 1.0  # in standard deviations of what a seed adds to the difference of two arms
@@ -114,11 +109,11 @@ def _one_arm(rng: np.random.Generator, noise: str, n: int, truth: float) -> bool
 
 def _extended(rng: np.random.Generator, noise: str, n: int, truth: float) -> bool:
     values = truth * MARGIN + NOISE[noise](rng, 2 * n)
-    options: dict[str, Any] = {"margin": MARGIN, "level": EXTENSION_LEVEL, "scale": "difference", "draws": _DRAWS}
-    first, _ = decide(values[:n], **options)
-    if first is Outcome.INCONCLUSIVE:
-        first, _ = decide(values, **options)
-    return first is Outcome.SUPPORTED
+    options: dict[str, Any] = {"margin": MARGIN, "level": TWO_LOOKS_LEVEL, "scale": "difference", "draws": _DRAWS}
+    first, *_ = decide(values[:n], **options)
+    if first is Outcome.UNCLEAR:
+        first, *_ = decide(values, **options)
+    return first is Outcome.HOLDS
 
 
 def _alike(rng: np.random.Generator, noise: str, n: int, truth: float) -> bool:
@@ -143,20 +138,11 @@ def _censored(rng: np.random.Generator, noise: str, n: int, truth: float) -> boo
     slow = np.minimum(120 * np.exp(common + truth * factor + rng.normal(0, spread, n)), HORIZON)
     fast = np.minimum(120 * np.exp(common + rng.normal(0, spread, n)), HORIZON)
     ratios = np.log(slow / fast)
-    return decide(ratios, margin=factor, level=LEVEL, scale="log-ratio", draws=_DRAWS)[0] is Outcome.SUPPORTED
-
-
-def _all_of(rng: np.random.Generator, noise: str, n: int, truth: float) -> bool:
-    """Judge a claim that must hold under three conditions; one of them has the truth, the others hold by far."""
-    study, evidence = get("ics-gradient-shift"), cast(Evidence, SimpleNamespace(level=LEVEL))
-    options: dict[str, Any] = {"endpoint": "simulated", "reason": "", "margin": MARGIN}
-    values = [truth * MARGIN + NOISE[noise](rng, n), *(5 * MARGIN + NOISE[noise](rng, n) for _ in range(2))]
-    parts = [study.part(evidence, value, **options) for value in values]
-    return conjunction(parts, 1 - LEVEL)[0] is Outcome.SUPPORTED
+    return decide(ratios, margin=factor, level=LEVEL, scale="log-ratio", draws=_DRAWS)[0] is Outcome.HOLDS
 
 
 def _supported(values: Floats, scale: str) -> bool:
-    return decide(values, margin=MARGIN, level=LEVEL, scale=scale, draws=_DRAWS)[0] is Outcome.SUPPORTED
+    return decide(values, margin=MARGIN, level=LEVEL, scale=scale, draws=_DRAWS)[0] is Outcome.HOLDS
 
 
 _DRAWS = 2000  # of the bootstrap: enough for a share of 2.5 %, and the simulation averages over studies
@@ -169,5 +155,4 @@ RULES = {
     "alike within a bound": _Rule(_alike, allowed=1 - LEVEL),
     "slope per seed": _Rule(_slope),
     "steps to a target, censored": _Rule(_censored, ("normal",)),
-    "under all of three conditions": _Rule(_all_of),
 }

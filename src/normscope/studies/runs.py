@@ -14,13 +14,11 @@ from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
 from normscope.records.json import canonical
+from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
 
 _Done = tuple[Cell, list[Record], float]
-LEVEL = 0.95
-#: Level of both looks when a run may be extended once (Pocock's boundary for two looks: 0.029 each, 0.05 in all).
-EXTENSION_LEVEL = 1 - 0.029
 #: Seeds that a study may train at once: 0 to 4, 5 to 9 and so on, always all of them, since the last bits of a seed's
 #: numbers may depend on its company. Of ten seeds that leaves two processes a half each.
 SEEDS_AT_ONCE = 5
@@ -78,14 +76,14 @@ class Run(NamedTuple):
         many, if the first half did not.
         """
         seeds = 1 + max((cell.seed for cell in self.store.cells()), default=0)
-        if config_of(self.store)["level"] != EXTENSION_LEVEL:
+        if config_of(self.store)["level"] != TWO_LOOKS_LEVEL:
             return (seeds,)
         half = (seeds // 2,) if seeds % 2 == 0 and self._leave_open(seeds // 2) else ()
         return half if half and self._leave_open(seeds) else (seeds, *half)
 
     def _leave_open(self, seeds: int) -> bool:
         try:
-            return self.study.judge(self.evidence(range(seeds))).outcome is Outcome.INCONCLUSIVE
+            return self.study.judge(self.evidence(range(seeds))).outcome is Outcome.UNCLEAR
         except DataError:  # an interrupted run, of which none of these is complete
             return False
 
@@ -96,7 +94,7 @@ class Run(NamedTuple):
             seeds: One of `asked`; its first if left out.
         """
         config = config_of(self.store)
-        extend = " --extend" if config["level"] == EXTENSION_LEVEL else ""
+        extend = " --extend" if config["level"] == TWO_LOOKS_LEVEL else ""
         return (
             f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds or self.asked()[0]}"
             f" --data {config['data']['name']} --device {config['device']}{extend}"
@@ -129,7 +127,7 @@ def run(
         data: Name or path of the data, as ``lab.data.load`` takes it.
         device: ``"cpu"`` or ``"cuda"``.
         workers: Processes; None for one per core (one in all on a GPU).
-        extend: Whether to run as many seeds again if the verdict is inconclusive. Both looks are then made at the
+        extend: Whether to run as many seeds again if the verdict is unclear. Both looks are then made at the
             level 0.971, so that the chance of a wrong verdict stays at 5 %.
         progress: Called after every cell with (cells complete, cells in all, cell); first with None for the cell.
 
@@ -148,7 +146,7 @@ def run(
     settings = study.settings(preset)
     workers = _workers(workers, device)
     dataset = load_data(data)
-    level = EXTENSION_LEVEL if extend else LEVEL
+    level = TWO_LOOKS_LEVEL if extend else LEVEL
     config = {
         "study": study.CODE,
         "version": study.VERSION,
@@ -181,7 +179,7 @@ def run(
         return study.judge(Run(study, store).evidence(range(count)))
 
     verdict = look(seeds)
-    if extend and verdict.outcome is Outcome.INCONCLUSIVE:
+    if extend and verdict.outcome is Outcome.UNCLEAR:
         verdict = look(2 * seeds)
     return verdict
 
