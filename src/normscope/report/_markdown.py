@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope._errors import StoreError
-from normscope.records import answer, standing
+from normscope.records import standing
 from normscope.records.answers import headline
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 from normscope.report._sections import duration
@@ -91,7 +91,7 @@ def _verdicts(evidence: CondensedEvidence) -> list[str]:
     parts = []
     experiments = [study for study in evidence.studies if not is_identity(study.verdict)]
     for topic in sorted({study.topic for study in experiments}):
-        rows = [(*_answered(s), answer(s.verdict)) for s in experiments if s.topic == topic]
+        rows = [(*_answered(s), headline(s.verdict)) for s in experiments if s.topic == topic]
         parts += [f"## {_text(topic[:1].upper() + topic[1:])}", _table(_COLUMNS, rows)]
     if identities := [study for study in evidence.studies if is_identity(study.verdict)]:
         parts += ["## Identities", _table(_COLUMNS, [(*_answered(s), headline(s.verdict)) for s in identities])]
