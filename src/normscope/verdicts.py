@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope import studies
-from normscope._errors import NormscopeError, StoreError, UsageError
+from normscope._errors import NormscopeError, UsageError
 from normscope.records import Outcome, Verdict, standing
 from normscope.report import (
     FEW,

@@ -30,8 +30,12 @@ def list_studies(as_json: Json = False) -> None:
     units = studies.all()
     answers, missing = committed_answers()
     if as_json:
-        print_json([{"slug": unit.CODE, "card": unit.CARD, "title": unit.title()} | answers.get(unit.CODE, {})
-                    for unit in units])
+        print_json(
+            [
+                {"slug": unit.CODE, "card": unit.CARD, "title": unit.title()} | answers.get(unit.CODE, {})
+                for unit in units
+            ]
+        )
         return
     rows = [
         (unit.CODE, unit.CLAIM, *(answers.get(unit.CODE, {}).get(key) or "–" for key in ("standing", "effect")))

@@ -25,7 +25,7 @@ class _Axis(NamedTuple):
     """The common axis of all rows.
 
     Attributes:
-        scale: ``"log-ratio"``, ``"difference"`` or ``"value"``; ``"margins"`` where verdicts on several scales share it.
+        scale: That of the effects; ``"margins"`` where verdicts on several scales share it.
         low: Its lower end, in its own numbers.
         high: Its upper end.
     """
@@ -133,7 +133,9 @@ def _chart(alt: Any, rows: list[dict[str, Any]], axis: _Axis, height: int) -> An
         return getattr(chosen, f"mark_{kind}")(yOffset=below, **options)
 
     text = {"align": "left", "baseline": "top"}
-    label = base.mark_text(dy=10 - height / 2, lineBreak="\n", lineHeight=_LINE, fontWeight=600, style="row-label", **text)
+    label = base.mark_text(
+        dy=10 - height / 2, lineBreak="\n", lineHeight=_LINE, fontWeight=600, style="row-label", **text
+    )
     words = base.mark_text(dy=height / 2 - 15, style="row-effect", **text)
     layers = [
         mark("rule", opacity=0.18).encode(y=up, x=alt.value(0), x2=alt.value("width")),
@@ -172,7 +174,9 @@ def _across(alt: Any, axis: _Axis) -> Any:
         title = f"Effect as a {scale_words(axis.scale)}" if axis.scale != "value" else "Effect"
         if axis.scale == "log-ratio":
             options["values"] = [at for at in round_values(low, high) if low <= at <= high]
-    return alt.X("mid:Q", scale=alt.Scale(domain=[low, high], nice=False, **kind), axis=alt.Axis(title=title, **options))
+    return alt.X(
+        "mid:Q", scale=alt.Scale(domain=[low, high], nice=False, **kind), axis=alt.Axis(title=title, **options)
+    )
 
 
 def _row(verdict: Verdict, label: str, axis: _Axis, index: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from normscope.report._sections import Section, cell
 
 FORMAT = "normscope evidence"
 VERSION = 2  # 1 had three words, and contrasts without conditions
-_LARGEST_PICTURE = 30_000  # letters of a spec: all studies together stay about as large as a photograph
+_LARGEST_PICTURE = 20_000  # letters of a spec: all studies together stay below a megabyte
 _ANEW = "make it anew from its runs, `normscope report RUNS --condense FILE`"
 _AGAIN = "make it with `normscope report RUNS --condense FILE`"
 
@@ -141,13 +141,33 @@ def theory_rows(tables: Iterable[Table]) -> Iterator[TheoryRow]:
 
 
 def picture_of(figures: Sequence[Figure]) -> Picture | None:
-    """Return the first figure for a condensed file; None where there is none, or its data are large."""
+    """Return the first figure for a condensed file, at fewer steps where it is large; None where it stays too large."""
     if not figures:
         return None
     first = figures[0]
-    spec = json.dumps(first.spec, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    spec = _compact(first.spec)
+    if len(spec) > _LARGEST_PICTURE:
+        spec = _compact(_at_fewer_steps(first.spec, _LARGEST_PICTURE / len(spec)))
     small = len(spec) <= _LARGEST_PICTURE
     return Picture(first.slug, first.title, first.caption, first.alt, spec) if small else None
+
+
+def _compact(spec: Any) -> str:
+    return json.dumps(spec, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _at_fewer_steps(value: Any, share: float) -> Any:
+    """Return a spec with about this share of the places along ``x``, evenly spaced, the first and last among them."""
+    if isinstance(value, list):
+        places = sorted({row["x"] for row in value if isinstance(row, dict) and isinstance(row.get("x"), int | float)})
+        keep = max(2, int(0.9 * share * len(places)))
+        if len(places) <= keep:
+            return [_at_fewer_steps(item, share) for item in value]
+        kept = {places[round(i * (len(places) - 1) / (keep - 1))] for i in range(keep)}
+        return [row for row in value if row["x"] in kept]
+    if isinstance(value, dict):
+        return {key: _at_fewer_steps(item, share) for key, item in value.items()}
+    return value
 
 
 def sections_of(evidence: CondensedEvidence, pages: Mapping[str, Mapping[str, str]]) -> list[Section]:

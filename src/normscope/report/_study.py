@@ -163,9 +163,7 @@ def _row(verdict: Verdict, condition: str) -> Shown:
         "sign": plots.outcome_icon(verdict.outcome),
         "class": colour_class(verdict.outcome.value),
         "why": verdict.why,
-        "premises": [
-            f"{'Met' if premise.met else 'Not met'}: {premise.words}" for premise in verdict.premises
-        ],
+        "premises": [f"{'Met' if premise.met else 'Not met'}: {premise.words}" for premise in verdict.premises],
     }
 
 
