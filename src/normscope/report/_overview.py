@@ -39,7 +39,8 @@ def errata_with_figures(errata: Iterable[Erratum], studies: Mapping[str, Shown])
     """Return the errata, each with its studies and with the figure that shows it, if it is on the page."""
     rows = []
     for erratum in errata:
-        figures = [figure for slug in erratum.studies if slug in studies for figure in studies[slug]["figures"]]
+        shown = [studies[slug] for slug in erratum.studies if slug in studies]
+        figures = [figure for study in shown for figure in (*study["figures"], *study["more_figures"])]
         named = [figure for figure in figures if figure["slug"] == erratum.figure]
         rows.append(
             {
