@@ -61,7 +61,7 @@ def test_null_comparisons_are_seldom_decided(kind: str, n: int) -> None:
 def test_at_the_margin_no_word_is_given_too_often(n: int) -> None:
     """The worst truth for each word lies at the margin: a rule that says "no effect" there is wrong too."""
     rng, runs = np.random.default_rng(40 + n), 1000
-    for truth, false in ((1.0, {H: 0.025, N: 0.05}), (-1.0, {X: 0.025, N: 0.05})):
+    for truth, false in ((1.0, {H: 0.025, N: 0.025}), (-1.0, {X: 0.025, N: 0.025})):
         words = [decide(truth + rng.normal(size=n), margin=1.0, method="t").outcome for _ in range(runs)]
         for word, level in false.items():
             assert words.count(word) / runs <= bound(level, runs)
@@ -150,10 +150,10 @@ def test_two_looks_keep_the_error_that_one_look_has() -> None:
     assert two_looks(0.0294) == pytest.approx(0.05, abs=2e-4)  # Pocock's boundary
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from([1, 2]))
-def test_two_looks_cost_something_and_at_most_twice(a: float, b: float, sides: int) -> None:
-    low, high = sorted((two_looks(min(a, b), sides=sides), two_looks(max(a, b), sides=sides)))
-    assert low == pytest.approx(two_looks(min(a, b), sides=sides), abs=1e-9)  # monotone
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_two_looks_cost_something_and_at_most_twice(a: float, b: float) -> None:
+    low, high = sorted((two_looks(min(a, b)), two_looks(max(a, b))))
+    assert low == pytest.approx(two_looks(min(a, b)), abs=1e-9)  # monotone
     assert min(a, b) - 1e-12 <= low <= min(1.0, 2 * min(a, b)) + 1e-12
     assert high <= 1
 
@@ -207,14 +207,13 @@ def test_words_intervals_and_p_values_agree(values, method, margin, scale) -> No
         assert why
         return
     wide = interval(values, **options)
-    narrow = interval(values, level=0.9, **options)
     expected = H if wide.low > margin else X if wide.high < -margin else U
-    if expected is U and margin > 0 and -margin < narrow.low and narrow.high < margin:
+    if expected is U and -margin < wide.low and wide.high < margin:
         expected = N
     assert outcome is expected
     assert 0 <= p <= 1
     # A tie of resampled means can sit exactly at an end: there the p-value is the level itself.
-    if abs(p - 0.05) > 1e-6 and not {margin, -margin} & {wide.low, wide.high, narrow.low, narrow.high}:
+    if abs(p - 0.05) > 1e-6 and not {margin, -margin} & {wide.low, wide.high}:
         assert outcome.decided == (p < 0.05)
 
 
@@ -253,7 +252,7 @@ def test_alike_and_no_worse_are_the_same_test_read_for_other_claims(values, meth
     if beyond is X:
         assert least is X
     if beyond is N:
-        assert least in (H, U)  # one test at 2.5 % in place of two at 5 %
+        assert least is H
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=12), st.floats(0, 3), METHODS)
@@ -274,7 +273,7 @@ def test_too_few_seeds_and_equal_seeds_are_not_measurable(values) -> None:
 
 
 def test_seeds_that_would_decide_do_decide() -> None:
-    """With as many seeds as are said, alike in mean and spread, the interval clears the bound; with half it does not."""
+    """With as many seeds as are said, of this mean and spread, the interval clears the bound; with half it does not."""
     values = np.random.default_rng(3).normal(0.5, 1.0, 10)
     said = seeds_that_decide(values, (-1.5, 1.5))
     count = int(said.split()[1])
