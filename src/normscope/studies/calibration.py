@@ -79,6 +79,7 @@ def calibrate(
     *,
     studies: int = 1000,
     seeds: int | Sequence[int] = SEEDS,
+    rules: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Rate]:
@@ -91,6 +92,7 @@ def calibrate(
     Args:
         studies: How many for each rule, noise, number of seeds and truth.
         seeds: Replicates of a study, or several numbers of them.
+        rules: Only these of ``RULES``; all if empty.
         seed: Of the simulation.
         progress: Called with (done, in all).
 
@@ -98,14 +100,16 @@ def calibrate(
         A rate for every rule, noise, number of seeds, truth, and word that is false or has power there.
 
     Raises:
-        UsageError: Fewer than 20 studies or 2 seeds.
+        UsageError: Fewer than 20 studies or 2 seeds, or a rule of another name.
     """
+    if unknown := [rule for rule in rules if rule not in RULES]:
+        raise UsageError(f"no rule {unknown[0]!r}: use {', '.join(RULES)}")
     counts = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     if studies < 20 or min(counts, default=0) < 2:
         raise UsageError(f"needs at least 20 studies of 2 seeds, got {studies} of {min(counts, default=0)}")
     jobs = [
         (rule, noise, n, truth)
-        for rule in RULES
+        for rule in rules or RULES
         for noise in RULES[rule].noises
         for n in counts
         for truth in RULES[rule].words
