@@ -4,22 +4,44 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The contrast that tests a sentence.
+
+    Attributes:
+        study: Slug of the study.
+        contrast: Name of the contrast; empty for the headline.
+        negated: Whether the sentence denies what the contrast claims, so that its word must be turned round.
+        kind: ``"measurement"``, or ``"algebra"`` for an identity.
+    """
+
+    study: str
+    contrast: str = ""
+    negated: bool = False
+    kind: str = "measurement"
+
+
+@dataclass(frozen=True, slots=True)
 class Sentence:
-    """A claim that a text makes, and the studies that put it to the test.
+    """A claim that a text makes, and the contrasts that put it to the test.
 
     Attributes:
         text: Kind and title of the text.
         place: Where in it: question, answer, comment, section.
         says: The sentence in short.
-        studies: Slugs of the studies that judge it.
-        note: Why none does, where there is none.
+        answers: The contrasts that test it.
+        note: What is to be said in words: why nothing tests it, or what the words of the contrasts leave out.
     """
 
     text: str
     place: str
     says: str
-    studies: tuple[str, ...]
+    answers: tuple[Answer, ...]
     note: str = ""
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """Slugs of the studies that test it."""
+        return tuple(dict.fromkeys(answer.study for answer in self.answers))
 
 
 @dataclass(frozen=True, slots=True)

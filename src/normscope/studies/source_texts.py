@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from normscope.records import Erratum, Sentence
+from normscope.records import Answer, Erratum, Sentence
 
 
 class Texts(NamedTuple):
@@ -33,8 +33,14 @@ def texts() -> Texts:
     data = tomllib.loads((Path(__file__).parent / "data" / "texts.toml").read_text(encoding="utf-8"))
     titles = {key: text["title"] for key, text in data["texts"].items()}
     sentences = tuple(
-        Sentence(titles[one["text"]], one["place"], one["says"], tuple(one["studies"]), one.get("note", ""))
-        for one in data["sentences"]
+        Sentence(
+            titles[row["text"]],
+            row["place"],
+            row["says"],
+            tuple(Answer(**answer) for answer in row["answers"]),
+            row.get("note", ""),
+        )
+        for row in data["sentences"]
     )
     errata = tuple(
         Erratum(
