@@ -61,3 +61,40 @@ class Erratum:
     holds: str
     studies: tuple[str, ...]
     figure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a hand-written answer takes for granted of one contrast.
+
+    Attributes:
+        study: Slug of the study.
+        contrast: Name of the contrast; empty for the headline.
+        word: The word that the contrast must have for the answer to be true.
+    """
+
+    study: str
+    contrast: str
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question that people ask, with an answer in a few hand-written sentences.
+
+    Attributes:
+        asks: The question, in the askers' words, shortened.
+        text: Kind and title of the text that asks it.
+        answer: Sentences in which ``{study / contrast}`` stands for the effect of a contrast in natural units, and
+            ``{study}`` for that of a headline.
+        rests_on: What the sentences take for granted.
+        picture: Slug of the study whose picture stands beside it.
+        command: The command that asks it of the reader's own network or data.
+    """
+
+    asks: str
+    text: str
+    answer: str
+    rests_on: tuple[Statement, ...]
+    picture: str
+    command: str
