@@ -159,8 +159,8 @@ class BnBackwardThreeTerms(AbstractTraining):
         yield _identity(
             "error",
             "headline",
-            f"the formula misses the exact gradient by {missed} of its length on average ({{effect}} of a seed): two "
-            "terms are left out",
+            f"the formula misses the exact gradient by {missed} of its length on average over layers and seeds "
+            "({{effect}}): two terms are left out",
             at={"batch": judged},
             unit="%",
         )

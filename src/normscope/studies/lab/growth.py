@@ -14,7 +14,7 @@ from normscope.studies.quantity import Quantity, mean
 #: Growth below this factor a layer, or above one over it, is none: a factor of three over some twenty layers.
 STEADY = 1.05
 #: What rounding in float32 may change of a growth, as a share of it.
-ROUNDING = 1e-4
+ROUNDING = 1e-3
 RATE = mean("rate", "growth of the squared gradient per layer", probe="chain")
 
 
