@@ -85,7 +85,8 @@ def effect_words(
     """
     factor = 100 if estimate.unit in _HUNDREDTHS else 1
     if estimate.scale == "error":
-        return f"largest error {number(factor * estimate.point)}{_unit(estimate)}" if estimate.point >= 0 else UNMEASURED
+        said = f"largest error {number(factor * estimate.point)}{_unit(estimate)}"
+        return said if estimate.point >= 0 else UNMEASURED
     if not math.isfinite(estimate.point):
         return UNMEASURED
     if comparative is not None:

@@ -153,27 +153,26 @@ class BnBackwardThreeTerms(AbstractTraining):
         yield from measure(cell.id, steps, model, rescaling, split, order[steps])
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
-        """Yield the formula's error; the other formulas, theory, large batches, weights and training have own claims."""
+        """Yield the formula's error; gamma and beta, theory, large batches, weights and harm are other claims."""
         judged, largest = evidence.settings["judged"], max(evidence.settings["batches"])
         missed = _percent(float(np.nanmean(mean("error", probe="backward_terms")(evidence, batch=judged))))
         yield _identity(
             "error",
             "headline",
             f"the formula misses the exact gradient by {missed} of its length on average over layers and seeds "
-            "({{effect}}): two terms are left out",
+            "({effect}): two terms are left out",
             at={"batch": judged},
             unit="%",
         )
         for name, claim in AFFINE.items():
             off = _percent(float(np.nanmean(mean(name, probe="backward_terms")(evidence))))
-            says = f"one row of the output gradient is off by {off} of the length of the sum ({{effect}})" if "row" in name else ""
-            yield _identity(name, name.removesuffix("_error").replace("_", " "), says, claim=claim)
+            row = f"one row of the output gradient is off by {off} of the length of the sum ({{effect}})"
+            short = name.removesuffix("_error").replace("_", " ")
+            yield _identity(name, short, row if "row" in name else "", claim=claim)
         yield _identity(
             "full_error", "three terms", claim="The three terms together are the exact input gradient.", worst=True
         )
-        yield _identity(
-            "norm_error", "length", claim="Theorem 4.1 gives the length of the exact gradient.", worst=True
-        )
+        yield _identity("norm_error", "length", claim="Theorem 4.1 gives the length of the exact gradient.", worst=True)
         yield _identity(
             "weight_error",
             "weight gradients",

@@ -35,12 +35,13 @@ class ExplodingGradientInTraining(AbstractTraining):
     ## Method
     Dense networks of rectifiers and batch norm, 5 to 40 layers of 64, batches of 16 and 128, learning rate 0.1. The
     spread of relative gradients :math:`\|\nabla_W L\|/\|W\|` over layers, largest over smallest, at steps 0, 1, 5 and
-    20. An explosion counts as gone if at step 20 no layer's relative gradient is more than ten times another's; that the
-    spread is beyond ten at step 0 is a premise. The headline is 20 layers at the largest batch; also tried is every
+    20. An explosion counts as gone if at step 20 no layer's relative gradient is more than ten times another's; that
+    the spread is beyond ten at step 0 is a premise. The headline is 20 layers at the largest batch; also tried is every
     other network of 20 layers or more, where there is an explosion to be gone. A claim of its own, with a stricter
-    line: at step 20 at least 70 % of the logarithm of the spread is gone. Another: the deepest network of the grid that gets beyond twice
-    chance on test data, over :math:`1/\log\lambda` with the growth rate of theory at that batch, is the source's factor
-    16, within 1.5 times; where the deepest of the grid trains, its depth is only a bound, and nothing is said.
+    line: at step 20 at least 70 % of the logarithm of the spread is gone. Another: the deepest network of the grid that
+    gets beyond twice chance on test data, over :math:`1/\log\lambda` with the growth rate of theory at that batch, is
+    the source's factor 16, within 1.5 times; where the deepest of the grid trains, its depth is only a bound, and
+    nothing is said.
 
     ## Prediction
     Both hold. At step 0 the spread is about :math:`\lambda^{(L-1)/2}`; a layer whose gradient is large takes a large
@@ -49,8 +50,8 @@ class ExplodingGradientInTraining(AbstractTraining):
 
     ## Threats
     Where to draw the line is a choice: at 20 layers and batches of 128 half of the logarithm is gone, which leaves a
-    spread of six: gone by the line of ten, not by the line of 70 %. The deepest of a short grid is a coarse measure. How deep is trainable depends on learning rate and
-    budget, so the factor 16 is empirical.
+    spread of six: gone by the line of ten, not by the line of 70 %. The deepest of a short grid is a coarse measure.
+    How deep is trainable depends on learning rate and budget, so the factor 16 is empirical.
     """
 
     CODE = "exploding-gradient-in-training"
@@ -207,8 +208,8 @@ def _equalised(evidence: Evidence, depth: int, batch: int) -> Contrast:
         margin_reason="two hundredths of the logarithm are less than what two seeds differ by",
         name=f"share, {depth} layers, batches of {batch}",
         claim=f"After twenty steps {100 * GONE:g} % of the logarithm of the explosion are gone.",
-        says=f"the largest relative gradient falls from {START.text(evidence, **at)} to {END.text(evidence, **at)} times "
-        f"the smallest in 20 steps; {{effect}} of the logarithm is gone than the {100 * GONE:g} % that count as gone",
+        says=f"the largest relative gradient falls from {START.text(evidence, **at)} to {END.text(evidence, **at)} "
+        f"times the smallest in 20 steps; {{effect}} of the logarithm is gone than the {100 * GONE:g} % that count",
         comparative=("more", "less"),
     )
 
@@ -237,8 +238,8 @@ def _within(evidence: Evidence, depth: int, batch: int) -> Contrast:
         labels=("ten", ""),
         name=f"{depth} layers, batches of {batch}",
         endpoint=f"Ten over the spread of relative gradients at step 20, {depth} layers, batches of {batch}",
-        says=f"the largest relative gradient falls from {START.text(evidence, **at)} to {END.text(evidence, **at)} times "
-        f"the smallest in 20 steps, {{effect}} than {NARROW:g}",
+        says=f"the largest relative gradient falls from {START.text(evidence, **at)} to {END.text(evidence, **at)} "
+        f"times the smallest in 20 steps, {{effect}} than {NARROW:g}",
         comparative=("smaller", "larger"),
         reason=_fall(evidence, **at),
         premises=(exploded,),

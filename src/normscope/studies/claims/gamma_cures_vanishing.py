@@ -35,13 +35,13 @@ class GammaCuresVanishing(AbstractTraining):
 
     ## Method
     Networks of ten hidden layers of 64, with rectifiers, tanh, and (where gradients really vanish) sigmoid with small
-    weights. The headline, for rectifiers: steps until training accuracy has come 90 % of the way from chance to the best
-    arm's plateau, with gamma fixed at 1 over those with gamma learnt (1.2 times matters). A pair of runs of which
-    neither gets there gives no number, and where one side misses the target the effect is only a bound. Also tried: tanh
-    and sigmoid. Claims of their own: the mean learnt gamma is above 1 by .05 or more; scaling gamma and beta of one
-    inner layer together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum of gamma
-    times its gradient and beta times its own over a layer's channels is zero there; normalization without gamma already
-    makes training faster.
+    weights. The headline, for rectifiers: steps until training accuracy has come 90 % of the way from chance to the
+    best arm's plateau, with gamma fixed at 1 over those with gamma learnt (1.2 times matters). A pair of runs of which
+    neither gets there gives no number, and where one side misses the target the effect is only a bound. Also tried:
+    tanh and sigmoid. Claims of their own: the mean learnt gamma is above 1 by .05 or more; scaling gamma and beta of
+    one inner layer together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum of
+    gamma times its gradient and beta times its own over a layer's channels is zero there; normalization without gamma
+    already makes training faster.
 
     ## Prediction
     Gamma makes no difference. With a rectifier and a linear layer after it the next batch norm takes any scale out

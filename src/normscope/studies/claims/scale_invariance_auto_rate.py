@@ -195,8 +195,8 @@ class ScaleInvarianceAutoRate(AbstractStudy):
             margin_reason="training breaks when it loses a tenth of the examples, not a few",
             name="large steps",
             claim="Large steps break the parameters that scale matters to, not the weights before norms.",
-            says="with large steps on the weights before norms training accuracy ends {effect} than with large steps on "
-            "everything else",
+            says="with large steps on the weights before norms training accuracy ends {effect} than with large steps "
+            "on everything else",
             comparative=("higher", "lower"),
         )
 

@@ -1,8 +1,8 @@
 """Do gradients vanish at the start of training, with and without batch norm?"""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from normscope.plots import Figure, Table, by_depth
 from normscope.records import Cell, Record
@@ -68,7 +68,7 @@ class VanishingAtInit(AbstractStudy):
         "Yang et al. 2019 (arXiv:1902.08129), theorems 7 to 9, figure 1",
     )
     CLAIM = "Batch norm mitigates vanishing and exploding gradients at the start of training."
-    ENDPOINT = "How much nearer to 1 the growth of the squared gradient per layer is with batch norm, half of He's scale"
+    ENDPOINT = "How much nearer to 1 the growth of the squared gradient is with batch norm, half of He's scale"
     MARGIN = math.log(STEADY)
     MARGIN_REASON = "1.05 per layer is less than a factor of three over the 20 layers"
     ARMS = {"none": "no norm", "batch": "batch norm"}

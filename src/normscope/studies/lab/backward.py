@@ -68,9 +68,7 @@ def measure_affine(cell: str, model: nn.Module, data: Split, picked: Tensor) -> 
             yield Record(cell, 0, "backward_terms", f"{site}.norm", name, value)
 
 
-def _arriving(
-    model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
+def _arriving(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
     """Return a copy of a model with gradients, and by block what its norm is given and the gradient that arrives."""
     model = copy.deepcopy(model).train()  # running statistics move in a forward pass
     seen: dict[str, tuple[Tensor, Tensor]] = {}
