@@ -10,16 +10,22 @@ import polars as pl
 from normscope.plots import Figure, Table, by_depth, versus_theory
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Contrast, Evidence, presets
+from normscope.studies.figures import theory_table
 from normscope.studies.lab.chain import growth, theory
 from normscope.studies.lab.growth import (
+    CHAIN_WORDS,
+    CHAINS,
     CLOSER,
+    KNOWN,
     RATE,
     ROUNDING,
     STEADY,
     closer_to_one,
     compared_words,
+    growth_in_theory,
     growth_words,
     independence_of_scale,
+    knows_finite_batches,
     records_of,
     typical_rate,
 )
@@ -27,37 +33,7 @@ from normscope.studies.lab.growth import (
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
 
-#: Options of the chain of each arm.
-CHAINS: dict[str, dict[str, Any]] = {
-    "none": {"norm": False},
-    "batch": {},
-    "tanh": {"activation": "tanh"},
-    "gelu": {"activation": "gelu"},
-    "linear": {"activation": "linear"},
-    "beta 0.5": {"shift": 0.5},
-    "beta 1": {"shift": 1.0},
-    "beta 2": {"shift": 2.0},
-    "tanh, gamma 0.5": {"activation": "tanh", "gain": 0.5},
-    "tanh, gamma 2": {"activation": "tanh", "gain": 2.0},
-    "detached": {"detached": True},
-    "orthogonal": {"orthogonal": True, "activation": "linear"},
-    "residual": {"residual": True},
-}
-#: Chains whose rate is known in theory.
-KNOWN = ("none", "batch", "linear", "tanh", "gelu", "beta 1", "beta 2", "tanh, gamma 0.5", "tanh, gamma 2")
 SMALL, SCALES = 0.5, (1.5, 2.0)
-CHAIN_WORDS = {
-    "none": "no norm",
-    "batch": "batch norm and rectifiers",
-    "tanh": "batch norm and tanh",
-    "gelu": "batch norm and GELU",
-    "linear": "batch norm and no activation",
-    "detached": "batch norm whose statistics are taken for constants",
-    "orthogonal": "batch norm, orthogonal weights and no activation",
-    "residual": "batch norm and skips",
-    **{f"beta {beta}": f"batch norm, beta {beta}" for beta in ("0.5", "1", "2")},
-    **{f"tanh, gamma {gamma}": f"batch norm, gamma {gamma}, and tanh" for gamma in ("0.5", "2")},
-}
 
 
 class ExplodingGradientAtInit(AbstractStudy):
@@ -102,7 +78,7 @@ class ExplodingGradientAtInit(AbstractStudy):
     ENDPOINT = "Growth of the squared gradient per layer, without over with batch norm, rectifiers, batches of 64"
     MARGIN = math.log(STEADY)
     MARGIN_REASON = "1.05 per layer is a factor of three over the 24 layers"
-    ARMS = {arm: {"none": "no norm", "batch": "batch norm"}.get(arm, arm) for arm in CHAINS}
+    ARMS = CHAIN_WORDS
     CONDITIONS = {"scale": "initial weights {:g} times He's"}
     PRESETS = presets(
         quick={"width": 1000, "narrow": 300, "depth": 24, "batches": [8, 16, 64, 256], "judged": 64},
@@ -163,39 +139,8 @@ class ExplodingGradientAtInit(AbstractStudy):
             claim="With batch norm the growth does not depend on the scale of the initial weights.",
             says=f"the growth is the same at {SMALL:g} to {SCALES[-1]:g} times He's scale ({{effect}})",
         )
-        for arm in self.ARMS:
-            if arm != "none":
-                yield Contrast(
-                    RATE,
-                    arm,
-                    1.0,
-                    at=_judged(evidence),
-                    scale="log-ratio",
-                    unit="per layer",
-                    equal_within=self.MARGIN,
-                    labels=("", "no growth"),
-                    name=f"steady, {arm}",
-                    claim="With batch norm the squared gradient keeps its size from layer to layer.",
-                    says=f"the squared gradient changes by {{effect}} toward the input with {CHAIN_WORDS[arm]}",
-                )
-        for arm, batch in _with_theory(evidence):
-            measured, expected = typical_rate(evidence, arm=arm, batch=batch, scale=1.0), growth_in_theory(arm, batch)
-            yield Contrast(
-                RATE,
-                arm,
-                expected,
-                at={"batch": batch, "scale": 1.0},
-                scale="log-ratio",
-                equal_within=math.log(1.02 if _finite(arm) else 1.05),
-                margin_reason="a finite width makes half a percent"
-                + ("" if _finite(arm) else ", and theory for infinite batches misses one over the batch"),
-                labels=("", "theory"),
-                name=f"theory, {arm}, {batch}",
-                claim="The growth rate is that of theory.",
-                endpoint=f"Measured over theoretical growth, {arm}, batches of {batch}",
-                says=f"the growth with {CHAIN_WORDS[arm]} is {{effect}} that of theory",
-                reason=f"{measured:.4f} measured, {expected:.4f} in theory: ratio {measured / expected:.4f}.",
-            )
+        yield from self._steady(evidence)
+        yield from self._theory(evidence)
 
     def _vanishing(self, evidence: Evidence) -> Contrast:
         """Return the contrast at small weights, where gradients vanish without a norm."""
@@ -213,6 +158,45 @@ class ExplodingGradientAtInit(AbstractStudy):
             says=compared_words(*(typical_rate(evidence, arm=arm, **at) for arm in ("none", "batch"))),
             comparative=CLOSER,
         )
+
+    def _steady(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield whether gradients keep their size in every chain with batch norm."""
+        for arm in self.ARMS:
+            if arm != "none":
+                yield Contrast(
+                    RATE,
+                    arm,
+                    1.0,
+                    at=_judged(evidence),
+                    scale="log-ratio",
+                    unit="per layer",
+                    equal_within=self.MARGIN,
+                    labels=("", "no growth"),
+                    name=f"steady, {arm}",
+                    claim="With batch norm the squared gradient keeps its size from layer to layer.",
+                    says=f"the squared gradient changes by {{effect}} toward the input with {self.ARMS[arm]}",
+                )
+
+    def _theory(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield measured growth against theory."""
+        for arm, batch in _with_theory(evidence):
+            measured, expected = typical_rate(evidence, arm=arm, batch=batch, scale=1.0), growth_in_theory(arm, batch)
+            yield Contrast(
+                RATE,
+                arm,
+                expected,
+                at={"batch": batch, "scale": 1.0},
+                scale="log-ratio",
+                equal_within=math.log(1.02 if knows_finite_batches(arm) else 1.05),
+                margin_reason="a finite width makes half a percent"
+                + ("" if knows_finite_batches(arm) else ", and theory for infinite batches misses one over the batch"),
+                labels=("", "theory"),
+                name=f"theory, {arm}, {batch}",
+                claim="The growth rate is that of theory.",
+                endpoint=f"Measured over theoretical growth, {arm}, batches of {batch}",
+                says=f"the growth with {self.ARMS[arm]} is {{effect}} that of theory",
+                reason=f"{measured:.4f} measured, {expected:.4f} in theory: ratio {measured / expected:.4f}.",
+            )
 
     def here(self, evidence: Evidence) -> str:
         """Say which chains the numbers are about; no data is used."""
@@ -263,15 +247,15 @@ class ExplodingGradientAtInit(AbstractStudy):
 
     def tables(self, evidence: Evidence) -> Sequence[Table]:
         """Tabulate measured and theoretical rates."""
-        rows = []
-        for arm, batch in _with_theory(evidence):
-            found, expected = (
-                float(np.mean(RATE(evidence, arm=arm, batch=batch, scale=1.0))),
-                growth_in_theory(arm, batch),
-            )
-            rows.append((f"growth, {arm}, B={batch}", f"{found:.4f}", f"{expected:.4f}", f"{found / expected:.4f}"))
         return [
-            Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), tuple(rows), "Means over seeds."),
+            theory_table(
+                (
+                    f"growth, {arm}, B={batch}",
+                    RATE(evidence, arm=arm, batch=batch, scale=1.0),
+                    growth_in_theory(arm, batch),
+                )
+                for arm, batch in _with_theory(evidence)
+            ),
             self.grid_table(
                 RATE,
                 evidence,
@@ -286,20 +270,6 @@ class ExplodingGradientAtInit(AbstractStudy):
 
 def _judged(evidence: Evidence) -> dict[str, Any]:
     return {"batch": evidence.settings["judged"], "scale": 1.0}
-
-
-def _finite(arm: str) -> bool:
-    """Say whether theory knows the growth in a finite batch."""
-    return CHAINS[arm].get("activation", "relu") in ("relu", "linear") and not CHAINS[arm].get("shift")
-
-
-def growth_in_theory(arm: str, batch: int) -> float:
-    """Return by how much the gradient grows a layer at initialization; without batch norm at He's scale it does not."""
-    if arm == "none":
-        return 1.0
-    options = CHAINS[arm]
-    name = options.get("activation", "relu")
-    return theory(name, batch if _finite(arm) else None, gain=options.get("gain", 1.0), shift=options.get("shift", 0.0))
 
 
 def _with_theory(evidence: Evidence) -> list[tuple[str, int]]:

@@ -8,9 +8,42 @@ import numpy as np
 from normscope.records import Cell, Record
 from normscope.studies.evidence import Evidence, Floats
 from normscope.studies.lab.arms import recorder
-from normscope.studies.lab.chain import rate
+from normscope.studies.lab.chain import rate, theory
 from normscope.studies.quantity import Quantity, mean
 
+#: Options of the chain of each arm.
+CHAINS: dict[str, dict[str, Any]] = {
+    "none": {"norm": False},
+    "batch": {},
+    "tanh": {"activation": "tanh"},
+    "gelu": {"activation": "gelu"},
+    "linear": {"activation": "linear"},
+    "beta 0.5": {"shift": 0.5},
+    "beta 1": {"shift": 1.0},
+    "beta 2": {"shift": 2.0},
+    "tanh, gamma 0.5": {"activation": "tanh", "gain": 0.5},
+    "tanh, gamma 2": {"activation": "tanh", "gain": 2.0},
+    "detached": {"detached": True},
+    "orthogonal": {"orthogonal": True, "activation": "linear"},
+    "residual": {"residual": True},
+}
+#: Chains whose rate is known in theory.
+KNOWN = ("none", "batch", "linear", "tanh", "gelu", "beta 1", "beta 2", "tanh, gamma 0.5", "tanh, gamma 2")
+CHAIN_WORDS = {
+    "none": "no norm",
+    "batch": "batch norm",
+    "tanh": "batch norm and tanh",
+    "gelu": "batch norm and GELU",
+    "linear": "batch norm and no activation",
+    "beta 0.5": "batch norm, beta 0.5",
+    "beta 1": "batch norm, beta 1",
+    "beta 2": "batch norm, beta 2",
+    "tanh, gamma 0.5": "batch norm, gamma 0.5, and tanh",
+    "tanh, gamma 2": "batch norm, gamma 2, and tanh",
+    "detached": "batch norm whose statistics are taken for constants",
+    "orthogonal": "batch norm, orthogonal weights and no activation",
+    "residual": "batch norm and skips",
+}
 #: Growth below this factor a layer, or above one over it, is none: a factor of three over some twenty layers.
 STEADY = 1.05
 #: What rounding in float32 may change of a growth, as a share of it.
@@ -93,4 +126,23 @@ def independence_of_scale(scales: Sequence[float]) -> Quantity:
     return Quantity(
         "relative difference of the growth at several scales of the weights",
         lambda evidence, **where: scale_dependence(evidence, scales, **where),
+    )
+
+
+def knows_finite_batches(arm: str) -> bool:
+    """Say whether theory knows the growth in a finite batch."""
+    return CHAINS[arm].get("activation", "relu") in ("relu", "linear") and not CHAINS[arm].get("shift")
+
+
+def growth_in_theory(arm: str, batch: int) -> float:
+    """Return by how much the gradient grows a layer at initialization; without batch norm at He's scale it does not."""
+    if arm == "none":
+        return 1.0
+    options = CHAINS[arm]
+    name = options.get("activation", "relu")
+    return theory(
+        name,
+        batch if knows_finite_batches(arm) else None,
+        gain=options.get("gain", 1.0),
+        shift=options.get("shift", 0.0),
     )
