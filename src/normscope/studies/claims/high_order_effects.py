@@ -10,7 +10,7 @@ from torch import nn
 from normscope.plots import Figure, Table
 from normscope.probes.interaction import Interaction
 from normscope.records import Cell, Record
-from normscope.studies import AbstractTraining, Contrast, Evidence, Quantity, last, mean, mean_log, presets
+from normscope.studies import AbstractTraining, Contrast, Evidence, Quantity, final, last, mean, mean_log, presets
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.models import Place
@@ -39,11 +39,13 @@ class HighOrderEffects(AbstractTraining):
     first order predicts, in size, geometric mean over the first 30 % of training; without norm over with batch norm.
     The headline has the book's matching, one learning rate for all (0.03, at which the networks train), at He's scale.
     Also tried: steps whose predicted decrease is a tenth or a hundredth of the loss, which compares networks whose
-    gradients differ in length; weights 1.5 times He's; batch norm in the last hidden layer only. Claims of their own:
-    the same for everything beyond the first and beyond the second order; and the book's example, a chain of ten
-    numbers, in closed form: a predicted decrease of .1 becomes :math:`1 - (1 - .1/l)^l` = .0956 at :math:`w^l = 1`, and
-    with batch norm before the last number all other derivatives vanish. In two numbers: at a learning rate of .1 the
-    product of two numbers 1 and 1 should fall by .2 by its gradient, and falls by .19, to .9 times .9.
+    gradients differ in length; weights 1.5 times He's; the first step alone; batch norm in the last hidden layer only.
+    Over training the arms are compared only where the network without norm trains: at 1.5 times He's weights it
+    diverges, and its one step would be held against sixty. Claims of their own: the same for everything beyond the
+    first and beyond the second order; and the book's example, a chain of ten numbers, in closed form: a predicted
+    decrease of .1 becomes :math:`1 - (1 - .1/l)^l` = .0956 at :math:`w^l = 1`, and with batch norm before the last
+    number all other derivatives vanish. In two numbers: at a learning rate of .1 the product of two numbers 1 and 1
+    should fall by .2 by its gradient, and falls by .19, to .9 times .9.
 
     ## Prediction
     Holds away from He's scale, less so at it; interactions do not vanish with batch norm either, as the layers between
@@ -126,13 +128,16 @@ class HighOrderEffects(AbstractTraining):
         """Yield the interaction at one learning rate; other matchings and scales, other orders and the chain after."""
         for step in _steps(evidence.settings):
             for scale in evidence.settings["scales"]:
-                yield self._without_over_with("interaction_size", step, scale)
-        for scale in evidence.settings["scales"]:
-            yield self._without_over_with("interaction_size", _steps(evidence.settings)[0], scale, "last")
+                yield self._without_over_with(evidence, "interaction_size", step, scale)
+        step, scales = _steps(evidence.settings)[0], evidence.settings["scales"]
+        for scale in scales:
+            yield self._without_over_with(evidence, "interaction_size", step, scale, first=True)
+            yield self._without_over_with(evidence, "interaction_size", step, scale, arm="last")
         for name in ("remainder", "third_order"):
             for step in _steps(evidence.settings)[:2]:
-                for scale in evidence.settings["scales"]:
-                    yield self._without_over_with(name, step, scale, claim=f"Batch norm removes the {NAMES[name]}.")
+                for scale in scales:
+                    for first in (False, True):
+                        yield self._without_over_with(evidence, name, step, scale, first=first)
         yield Contrast(
             last("error", "largest relative error against the closed form", probe="chain"),
             {"arm": "chain"},
@@ -144,19 +149,36 @@ class HighOrderEffects(AbstractTraining):
             says="the chain of numbers follows the closed form: {effect}",
         )
 
-    def _without_over_with(self, name: str, step: str, scale: float, arm: str = "batch", claim: str = "") -> Contrast:
-        where = f"{_step_words(step)}, {scale:g} times He's{', last layer' if arm == 'last' else ''}"
+    def _without_over_with(
+        self, evidence: Evidence, name: str, step: str, scale: float, *, arm: str = "batch", first: bool = False
+    ) -> Contrast:
+        """Return a size over training, given that the network without norm trains, or at the first step."""
+        where = [_step_words(step), f"{scale:g} times He's"]
+        where += ["last layer"] * (arm == "last") + ["first step"] * first
+        interaction = name == "interaction_size"
+        trains = Contrast(
+            final("accuracy"),
+            "none",
+            2 * evidence.chance,
+            at={"scale": scale},
+            unit="points",
+            margin=0.0,
+            claim="Without norm the network trains.",
+            says="training accuracy ends, held against twice that of chance, {effect}",
+            comparative=("above", "below"),
+        )
         return Contrast(
-            _size(name, step),
+            _size(name, step, before=1 if first else None),
             "none",
             arm,
             at={"scale": scale},
-            conditions={"matching": _step_words(step)},
+            conditions={"matching": _step_words(step), "time": "at the first step" if first else ""},
             scale="log-ratio",
-            claim=claim,
-            name=where if name == "interaction_size" else f"{name}, {where}",
+            claim="" if interaction else f"Batch norm removes the {NAMES[name]}.",
+            name=", ".join(where if interaction else [name.replace("_", " "), *where]),
             says=f"with {self.ARMS[arm]} the {NAMES[name]} is {{effect}}",
             comparative=("smaller", "larger"),
+            premises=() if first else (trains,),
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
@@ -207,9 +229,9 @@ def _step_words(step: str) -> str:
     return f"learning rate {size}" if kind == "lr" else f"predicted decrease of {100 * float(size):g} %"
 
 
-def _size(name: str, step: str, words: str = "") -> Quantity:
+def _size(name: str, step: str, words: str = "", *, before: int | None = None) -> Quantity:
     said = words or f"{NAMES[name]} over the predicted decrease"
-    return mean_log(f"{name}@{step}", said, probe="interaction")
+    return mean_log(f"{name}@{step}", said, probe="interaction", before=before)
 
 
 def _chain(cell: Cell) -> Iterator[Record]:
