@@ -57,7 +57,7 @@ def extent(x: ArrayLike, y: ArrayLike, share: float) -> Extent:
 
     Args:
         x: Positive, rising (n,).
-        y: Finite (n,); the largest is positive.
+        y: Finite, not negative (n,). Where all are 0 the stretch is the whole axis.
         share: In (0, 1].
     """
     logs, values = np.log(np.asarray(x, dtype=np.float64)), np.asarray(y, dtype=np.float64)

@@ -153,9 +153,11 @@ def _largest(evidence: Evidence, **where: Any) -> Arrivals:
     ends = np.array([np.nan_to_num(evidence.final("accuracy", lr=lr, **where)) for lr in rates])
     # A run that diverged ends with the accuracy of its last batches: its rate is not usable.
     lost = np.array([evidence.last("diverged", lr=lr, **where) for lr in rates])
-    found = [extent(rates, seed, 0.9) for seed in np.where(lost > 0, 0.0, ends).T]
-    largest = np.array([each.high for each in found])
-    return Arrivals(largest, np.array([each.above for each in found]), math.log(rates[-1]))
+    ends = np.where(lost > 0, 0.0, ends)
+    found = [extent(rates, seed, 0.9) for seed in ends.T]
+    learnt = ends.max(0) > max(evidence.floor, 0.0)  # of an arm that learns at no rate there is no largest rate
+    largest = np.where(learnt, [each.high for each in found], np.nan)
+    return Arrivals(largest, learnt & np.array([each.above for each in found]), math.log(rates[-1]))
 
 
 IMAGES = "half a point is one or two of the 300 test images"
