@@ -127,7 +127,7 @@ class NormBeforeOrAfterActivation(AbstractTraining):
             "after",
             scale="log-ratio",
             margin=math.log(2),
-            margin_reason="half the condition number is what one more hidden layer changes",
+            margin_reason="half the condition number lets gradient descent take half the steps, by theory",
             claim="After the activation the layers' inputs are better conditioned.",
             name="conditioning",
             says="the condition number of the layers' inputs is {effect} with the norm after the activation",
