@@ -1,7 +1,6 @@
 """Interpolation on a logarithmic axis: a value at a place, and the place of a value."""
 
 import math
-
 from typing import NamedTuple
 
 import numpy as np

@@ -113,8 +113,8 @@ class InitTolerance(AbstractTraining):
             margin_reason="twice the steps, which the seeds of one scale differ by too",
             claim="With batch norm training is as fast whatever the scale of the initial weights.",
             name="speed",
-            endpoint=f"Steps to {100 * TARGET:g} % of the way to the best accuracy, slowest over fastest scale of 0.1 to 10",
-            says=f"from the fastest to the slowest of the scales 0.1 to 10 the steps grow {_at_least(evidence)}{{effect}}",
+            endpoint=f"Steps to {100 * TARGET:g} % of the way to the best accuracy, slowest over fastest scale",
+            says=f"from the fastest to the slowest scale of 0.1 to 10 the steps grow {_at_least(evidence)}{{effect}}",
         )
         yield Contrast(
             last("difference", "largest relative difference of the losses", probe="law"),
