@@ -113,9 +113,10 @@ class TrainTestStatisticsGap(AbstractStudy):
             yield _gap(point)
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
-        """Draw the three accuracies over steps in two corners."""
+        """Draw the three accuracies over steps at the largest rate and batches, for each momentum."""
         drawn = []
-        for lr, batch, momentum in ((1.0, 8, 0.1), (0.1, 64, 0.01)):
+        for momentum in evidence.settings["momenta"]:
+            lr, batch = (max(evidence.settings[name]) for name in ("lrs", "batches"))
             point: dict[str, Any] = {"lr": lr, "batch": batch, "momentum": momentum}
             frame = evidence.select(probe="evaluated", **point)
             drawn.append(
@@ -124,7 +125,7 @@ class TrainTestStatisticsGap(AbstractStudy):
                     frame.rename({"name": "statistics", "value": "accuracy"}),
                     y="accuracy",
                     by="statistics",
-                    slug=f"rate-{lr:g}-{batch}".replace(".", "-"),
+                    slug=f"rate-{lr:g}-{batch}-{momentum:g}".replace(".", "-"),
                     title=f"Test accuracy by statistics, {self.wording.at(point)}",
                     y_title="Test accuracy",
                     labels=STATISTICS,
