@@ -10,7 +10,7 @@ from test_page import HOSTILE, Outline
 from kit import report_pages
 from kit.charts import rows_of
 from normscope import plots, report
-from normscope.records import Condition, Erratum, Estimate, Outcome, Sentence, Verdict
+from normscope.records import Answer, Condition, Erratum, Estimate, Outcome, Sentence, Verdict
 from normscope.report import Section
 
 
@@ -40,7 +40,7 @@ def many(count=7, **changed):
 
 EXTENSION = "None of them: an extension"
 SENTENCES = (
-    Sentence("Text A", "answer", "It helps.", ("s1", "gone")),
+    Sentence("Text A", "answer", "It helps.", (Answer("s1", negated=True), Answer("s0", "nothing"), Answer("gone"))),
     Sentence("Text | B", "comment", "It is old.", (), "Nothing to measure."),
 )
 ERRATA = (
@@ -152,7 +152,7 @@ def test_few_claims_are_not_folded(tmp_path):
 def test_sentences_errata_and_theory_lead_to_their_studies(tmp_path):
     page = written(tmp_path, many(), sentences=SENTENCES, errata=ERRATA)
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page[page.index('id="sentences"') :]))
-    assert "Text A It says Studies It helps. answer s1 Claim of s1. ⇄ opposite -2 gone not on this page" in text
+    assert "Text A It says Answer It helps. answer s1 ✓ holds -2 s0, nothing gone not on this page" in text
     assert "It is old. comment Nothing to measure." in text
     assert "Text A Stated Stated. Holds Holds. s1" in text
     errata = page[page.index('id="errata"') : page.index('id="made"')]
@@ -186,7 +186,8 @@ def test_foreign_names_stay_text(tmp_path):
         for i, one in enumerate(many(topic=HOSTILE, texts=(HOSTILE,)))
     ]
     sections[0] = dataclasses.replace(sections[0], topic="t", texts=())
-    sentence = Sentence(HOSTILE, HOSTILE, HOSTILE, (HOSTILE, HOSTILE + "0"), HOSTILE)
+    answers = (Answer(HOSTILE), Answer(HOSTILE + "0"), Answer(HOSTILE + "1", HOSTILE))
+    sentence = Sentence(HOSTILE, HOSTILE, HOSTILE, answers, HOSTILE)
     erratum = Erratum(HOSTILE, HOSTILE, HOSTILE, (HOSTILE, HOSTILE + "0"), HOSTILE)
     page = written(tmp_path, sections, sentences=[sentence], errata=[erratum])
     found = outline(page)

@@ -210,3 +210,14 @@ def test_the_first_thing_on_a_phone_is_an_answer(opened, written):
     first = tab.locator(".tile").first
     assert first.bounding_box()["y"] < 400
     assert "depends on the depth" in first.inner_text()
+
+
+def test_a_page_of_four_studies_shows_little_until_it_is_unfolded(opened, written):
+    """At most a third of what the page of these four studies once showed: 6,763 words and 23,808 pixels."""
+    tab = opened(written)
+    words = "document.body.innerText.split(/\\s+/).filter(Boolean).length"
+    closed = tab.evaluate(words)
+    assert 200 < closed < 6763 / 3
+    assert tab.evaluate("document.documentElement.scrollHeight") < 23_808 / 3
+    unfold(tab)
+    assert tab.evaluate(words) > 1.2 * closed, "what is folded is there"
