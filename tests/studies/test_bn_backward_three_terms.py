@@ -24,7 +24,13 @@ SETTINGS = {"batches": [16, 64, 256], "judged": 64, "steps": 200, "lr": 0.1, "tr
 def planted(error, *, exact=1e-15, cut=2.0, seeds=10):
     plant = Plant(SETTINGS, seeds)
     for seed in plant.seeds:
-        of_affine = {"probe": "backward_terms", "site": "blocks.0.norm", "task": "gamma and beta", "batch": 64, "lr": 0.1}
+        of_affine = {
+            "probe": "backward_terms",
+            "site": "blocks.0.norm",
+            "task": "gamma and beta",
+            "batch": 64,
+            "lr": 0.1,
+        }
         for name, value in {"gamma_error": 1e-16, "beta_error": 1e-16, "beta_row_error": 0.97}.items():
             plant.add("full", seed, name, value, **of_affine)
         for batch in SETTINGS["batches"]:

@@ -18,11 +18,14 @@ def planted(cosine=1e-15, *, ends=(0.95, 0.2), **laws):
     slow = plant.settings["lr"]
     for seed in plant.seeds:
         found = {"cosine": cosine} | {
-            name: value * (1 + jitter(seed, 0.002 if name in SETTLED else 1e-13)) for name, value in (LAWS | laws).items()
+            name: value * (1 + jitter(seed, 0.002 if name in SETTLED else 1e-13))
+            for name, value in (LAWS | laws).items()
         }
         for name, value in found.items():
             for arm in DECAYS if name in SETTLED else ("identities",):
-                plant.add(arm, seed, name, value if arm != "decay" else 1.5 + jitter(seed, 0.01, 1), probe="scale", lr=slow)
+                plant.add(
+                    arm, seed, name, value if arm != "decay" else 1.5 + jitter(seed, 0.01, 1), probe="scale", lr=slow
+                )
         for salt, (arm, accuracy) in enumerate(zip(("invariant", "variant"), ends, strict=True)):
             plant.end(arm, seed, accuracy + jitter(seed, 0.01, salt), lr=30 * slow)
     return plant.evidence()
@@ -56,7 +59,9 @@ def test_the_equilibrium_is_judged_for_each_kind_of_labels(name, factor):
     assert [wrong[f"{name}, {labels}"] for labels in DECAYS.values()] == ["opposite", "opposite"]
 
 
-@pytest.mark.parametrize(("ends", "outcome"), [((0.95, 0.2), "holds"), ((0.2, 0.95), "opposite"), ((0.9, 0.9), "no effect that matters")])
+@pytest.mark.parametrize(
+    ("ends", "outcome"), [((0.95, 0.2), "holds"), ((0.2, 0.95), "opposite"), ((0.9, 0.9), "no effect that matters")]
+)
 def test_which_parameters_break_is_told_apart(ends, outcome):
     assert outcomes(STUDY.judge(planted(ends=ends)), "weights before norms minus faster head") == {outcome}
 
