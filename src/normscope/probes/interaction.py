@@ -17,6 +17,7 @@ from normscope.records import Record
 
 _VALUES = ("remainder", "second_order", "third_order", "interaction", "interaction_size")
 
+
 class Interaction(AbstractProbe):
     r"""Cross-layer interaction and high-order remainder of a gradient step.
 

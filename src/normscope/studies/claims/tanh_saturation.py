@@ -236,10 +236,13 @@ def _per_layer(depth: int) -> Quantity:
     """Return the log of the last hidden layer's gradient over the first one's, per layer between them."""
     return Quantity(
         "last over first layer's gradient, per layer",
-        lambda evidence, **at: -evidence.per_seed(
-            evidence.select(probe="tanh", name="gradient_ratio", site="", before=1, **at), pl.col("value").log().mean()
-        )
-        / (depth - 1),
+        lambda evidence, **at: (
+            -evidence.per_seed(
+                evidence.select(probe="tanh", name="gradient_ratio", site="", before=1, **at),
+                pl.col("value").log().mean(),
+            )
+            / (depth - 1)
+        ),
         logs=True,
     )
 
