@@ -83,8 +83,10 @@ def effect_words(
         ``×1.83 (1.5 to 2.2)`` for a log-ratio, ``+1.2 points (0.5 to 1.9)`` for a difference in points, ``largest error
         9e−16`` for an identity, ``1.83 times fewer (1.5 to 2.2)`` with a comparative.
     """
+    factor = 100 if estimate.unit in _HUNDREDTHS else 1
     if estimate.scale == "error":
-        return f"largest error {number(estimate.point)}{_unit(estimate)}" if estimate.point >= 0 else UNMEASURED
+        said = f"largest error {number(factor * estimate.point)}{_unit(estimate)}"
+        return said if estimate.point >= 0 else UNMEASURED
     if not math.isfinite(estimate.point):
         return UNMEASURED
     if comparative is not None:
@@ -94,7 +96,6 @@ def effect_words(
             turned = (-estimate.point, -estimate.high, -estimate.low)
             estimate = replace(estimate, point=turned[0], low=turned[1], high=turned[2])
             margin = None if margin is None else -margin
-    factor = 100 if estimate.unit in _HUNDREDTHS else 1
     point, low, high = (factor * natural(v, estimate.scale) for v in (estimate.point, estimate.low, estimate.high))
     base = _decimals(point, low, high)
     decimals = _clear_of(base, (low, high), None if margin is None else factor * natural(margin, estimate.scale))

@@ -54,7 +54,7 @@ class Contrast:
         labels: Words for the two sides, in place of the arms'.
         margin: Smallest effect that matters; the study's own if None.
         margin_reason: Why it is that one, in a line; the study's own if empty.
-        equal_within: Judge that both sides are alike, within this bound, by two one-sided tests.
+        equal_within: Judge that both sides are alike, within this bound: the whole interval lies in it.
         no_worse_than: Judge that the first side is at least as large as the second less this bound.
         exact_within: Judge an identity: the quantity is a relative error, and must lie below this bound in all seeds.
         premises: What must be the case for the contrast to say anything. A premise that does not hold makes it *not
@@ -290,10 +290,9 @@ class Reading:
             found = no_worse(self.kept, contrast.no_worse_than, **options)
         else:
             found = decide(self.kept, margin=self.margin(default), **options)
-        one_sided = found.outcome is Outcome.NO_EFFECT or contrast.equal_within is not None
         if self.evidence.looks == 2 and found.p_value is not None:
-            found = found._replace(p_value=two_looks(found.p_value, sides=1 if one_sided else 2))
-        says_alike = found.outcome is Outcome.NO_EFFECT or (one_sided and found.outcome is Outcome.HOLDS)
+            found = found._replace(p_value=two_looks(found.p_value))
+        says_alike = found.outcome is (Outcome.NO_EFFECT if contrast.equal_within is None else Outcome.HOLDS)
         if says_alike and self._either.any():
             count = int(self._either.sum())
             why = f"{count} {'run' if count == 1 else 'runs'} ended before the target, so the effect is only bounded"
