@@ -71,6 +71,7 @@ def from_file(path: str | Path) -> AbstractStudy:
     beside = [sys.modules[name] for name in set(sys.modules) - before]
     _by_value(module, *(found for found in beside if _lies_in(found, folder)))
     kind.SOURCE_FILE = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    kind.SOURCE_PATH = str(file.resolve())
     study = kind()
     _OWN[study.CODE] = study
     return study
