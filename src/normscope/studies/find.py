@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -158,6 +159,8 @@ def _complete(kind: type[AbstractStudy], file: Path) -> None:
     if undone:
         raise UsageError(f"{file}: {kind.__name__} lacks {', '.join(undone)}")
     kind.page()
+    if not 0 <= kind.MARGIN < math.inf:
+        raise UsageError(f"{file}: MARGIN {kind.MARGIN} is no size: give the smallest effect that matters")
     if not re.fullmatch(r"[a-z][a-z0-9-]+", kind.CODE):
         raise UsageError(f"{file}: CODE {kind.CODE!r} must be lower-case words joined by hyphens")
     if kind.CODE in {study.CODE for study in all()}:

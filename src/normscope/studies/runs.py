@@ -240,8 +240,9 @@ def refuse(
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     for study in chosen:
         settings = study.settings(preset)
-        with own_code(study, "listing the contrasts of"):
-            study.foresee(settings)
+        if study.SOURCE_PATH:
+            with own_code(study, "listing the contrasts of"):
+                study.foresee(settings)
     _workers(workers, device)
     load_data(data)
     try:

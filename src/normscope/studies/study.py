@@ -76,7 +76,7 @@ class AbstractStudy(AbstractExperiment):
         kept: list[Contrast] = []
         found = self.contrasts(evidence)
         for each in found or ():
-            if wrong := self._wrong(each, kept):
+            if wrong := self._wrong(each, kept, evidence.settings):
                 self._refuse(found, wrong)
             kept.append(each)
         if not kept:
@@ -84,7 +84,7 @@ class AbstractStudy(AbstractExperiment):
         head = next((index for index, each in enumerate(kept) if each.headline), 0)
         return [kept[head], *kept[:head], *kept[head + 1 :]]
 
-    def _wrong(self, contrast: object, before: Sequence[Contrast]) -> str:
+    def _wrong(self, contrast: object, before: Sequence[Contrast], settings: Mapping[str, Any]) -> str:
         """Say what is wrong with what ``contrasts`` yields after others; empty if nothing is."""
         if not isinstance(contrast, Contrast):
             return f"contrasts() yields a {type(contrast).__name__}: yield Contrast(...)"
@@ -95,6 +95,15 @@ class AbstractStudy(AbstractExperiment):
                 "a margin without a reason: say in MARGIN_REASON, or in margin_reason of the contrast, why a smaller "
                 "effect does not matter"
             )
+        if self.SOURCE_PATH and not defined_at(contrast.quantity.read):  # a reader of the user's own may take any name
+            arms = list(dict.fromkeys(arm for arm, _ in self.grid(settings)))
+            sides = [
+                side["arm"] if isinstance(side, Mapping) and "arm" in side else side
+                for side in (contrast.first, contrast.second)
+            ]
+            strange = next((side for side in sides if isinstance(side, str) and side not in arms), None)
+            if strange is not None:
+                return f"no cell has the arm {strange!r}: the arms are {', '.join(map(repr, arms))}"
         return ""
 
     def _refuse(self, found: Iterable[Any] | None, wrong: str) -> NoReturn:
