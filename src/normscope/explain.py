@@ -37,3 +37,8 @@ def unit(name: str) -> Unit | type[Unit]:
         raise UsageError(f"no study, probe, layer or rule is called {name!r}: did you mean {near(name, known)}?")
     found: Unit | type[Unit] = kinds[having[0]][name]
     return found
+
+
+def is_study(found: Unit | type[Unit]) -> bool:
+    """Tell whether a unit is a study, which has an answer and not only a page."""
+    return isinstance(found, studies.AbstractStudy)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope._errors import UsageError
-from normscope.cli._print import print_json, print_tables, print_unit
+from normscope.cli._answers import committed_answers, print_study
+from normscope.cli._print import print_json, print_tables
 from normscope.cli._progress import ending, interruptible, progress_bar
 from normscope.cli._words import Data, Device, Json, Out, Preset, Seeds, Workers, group
 from normscope.cli.report import write_and_print
@@ -23,22 +24,34 @@ app = group(
 
 @app.command("list", epilog="Example:  normscope study list --json")
 def list_studies(as_json: Json = False) -> None:
-    """List the studies: slug and claim."""
+    """List the studies: what each claims, its answer in the evidence of this version, and the effect."""
     from normscope import studies
 
     units = studies.all()
+    answers, missing = committed_answers()
     if as_json:
-        print_json([{"slug": unit.CODE, "card": unit.CARD, "title": unit.title()} for unit in units])
-    else:
-        print_tables([(("Study", "What it tests"), [(unit.CODE, unit.title()) for unit in units])])
+        print_json(
+            [
+                {"slug": unit.CODE, "card": unit.CARD, "title": unit.title()} | answers.get(unit.CODE, {})
+                for unit in units
+            ]
+        )
+        return
+    rows = [
+        (unit.CODE, unit.CLAIM, *(answers.get(unit.CODE, {}).get(key) or "–" for key in ("standing", "effect")))
+        for unit in units
+    ]
+    columns = ("Study", "Claim", "Answer", "Effect")
+    tables = [(columns, rows)] if answers else [(columns[:2], [row[:2] for row in rows])]
+    print_tables(tables, *filter(None, [missing]))
 
 
 @app.command(epilog="Example:  normscope study show landscape-smoothness")
 def show(slug: str, as_json: Json = False) -> None:
-    """Show a study's page: claim, method, prediction, threats."""
+    """Show a study's page: its answer in the evidence of this version, then claim, method, prediction, threats."""
     from normscope import studies
 
-    print_unit(studies.get(slug), as_json)
+    print_study(studies.get(slug), as_json)
 
 
 @app.command(epilog="Example:  normscope study run noisy-batchnorm --data ~/fashion-mnist --out runs/mine")
@@ -54,7 +67,7 @@ def run(
     workers: Workers = None,
     extend: Annotated[
         bool,
-        typer.Option("--extend", help="Run as many seeds again where inconclusive, at the level that pays for it."),
+        typer.Option("--extend", help="Run as many seeds again where unclear, at the level that pays for it."),
     ] = False,
     out: Out = Path("runs/study"),
     as_json: Json = False,
@@ -139,6 +152,6 @@ def run_and_report(slugs: Sequence[str], *, out: Path, as_json: bool, **settings
     with interruptible(advice), progress_bar(as_json, studies=count) as bars:
         ended = None if as_json else ending(bars, count)
         runs, failed = verdicts.run(slugs, out=out, progress=bars, ended=ended, **settings)
-    write_and_print(runs, out, as_json, failed)
+    write_and_print(runs, out / "report.html", as_json, failed)
     if failed:
         raise typer.Exit(1)

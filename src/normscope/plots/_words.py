@@ -83,8 +83,10 @@ def effect_words(
         ``×1.83 (1.5 to 2.2)`` for a log-ratio, ``+1.2 points (0.5 to 1.9)`` for a difference in points, ``largest error
         9e−16`` for an identity, ``1.83 times fewer (1.5 to 2.2)`` with a comparative.
     """
+    factor = 100 if estimate.unit in _HUNDREDTHS else 1
     if estimate.scale == "error":
-        return f"largest error {number(estimate.point)}{_unit(estimate)}" if estimate.point >= 0 else UNMEASURED
+        said = f"largest error {number(factor * estimate.point)}{_unit(estimate)}"
+        return said if estimate.point >= 0 else UNMEASURED
     if not math.isfinite(estimate.point):
         return UNMEASURED
     if comparative is not None:
@@ -94,7 +96,6 @@ def effect_words(
             turned = (-estimate.point, -estimate.high, -estimate.low)
             estimate = replace(estimate, point=turned[0], low=turned[1], high=turned[2])
             margin = None if margin is None else -margin
-    factor = 100 if estimate.unit in _HUNDREDTHS else 1
     point, low, high = (factor * natural(v, estimate.scale) for v in (estimate.point, estimate.low, estimate.high))
     base = _decimals(point, low, high)
     decimals = _clear_of(base, (low, high), None if margin is None else factor * natural(margin, estimate.scale))
@@ -151,6 +152,8 @@ def _leading(size: float, digits: int) -> int:
 
 def _point(value: float, decimals: int, more: int) -> str:
     """Write a point with up to ``more`` digits, without closing zeros beyond ``decimals``."""
+    if abs(value) < 0.5 * 10.0**-more:  # nothing beside the interval
+        return "0"
     text = number(value, more)
     while more > decimals and text.endswith("0"):
         more -= 1
@@ -164,7 +167,9 @@ def _decimals(point: float, low: float, high: float) -> int | None:
     width = max((abs(end - point) for end in ends), default=0.0) if math.isfinite(point) else 0.0
     if width <= 0:
         return None
-    return min(6, max(_leading(width, 1), _leading(abs(point), 2) if point else 0))
+    by_width = _leading(width, 1)
+    # Two digits of the point, but not where the interval is far wider than the point is large.
+    return min(6, by_width + 1, max(by_width, _leading(abs(point), 2))) if point else min(6, by_width)
 
 
 def _clear_of(decimals: int | None, ends: tuple[float, float], margin: float | None) -> int | None:
