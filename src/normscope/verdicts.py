@@ -224,14 +224,16 @@ def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judge
 def _section(judged: Judged) -> Section:
     """Return the section of a study; cached, for the page and the condensed file both ask."""
     study, evidence = judged.run.study, judged.run.evidence()
+    with studies.own_code(study, "drawing"):
+        figures, tables = tuple(study.figures(evidence)), tuple(study.tables(evidence))
     return Section(
         slug=study.CODE,
         title=study.title(),
         claim=study.CLAIM,
         page=study.page(),
         verdicts=(judged.verdict,),
-        figures=tuple(study.figures(evidence)),
-        tables=tuple(study.tables(evidence)),
+        figures=figures,
+        tables=tables,
         command=judged.command,
         topic=study.TOPIC,
         texts=studies.texts().judged_by(study.CODE),

@@ -54,6 +54,11 @@ def jitter(seed, scale, salt=0):
     return scale * float(np.random.default_rng([seed, salt]).standard_normal())
 
 
+def words_by_name(verdict):
+    """The word of every contrast, the headline included, by its name."""
+    return {each.name: each.outcome.value for each in (verdict, *verdict.parts)}
+
+
 def parts(verdict, words):
     """The parts of a verdict whose endpoint or claim has some words in it; there must be one."""
     found = [part for part in verdict.parts if words in part.endpoint or words in part.claim]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from normscope.plots import Figure, Table, curves
 from normscope.records import Cell, Record
-from normscope.stats import slope_per_seed
 from normscope.studies import AbstractStudy, Arm, Contrast, Evidence, Quantity, Reading, last, presets, typical
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import network, split_of
@@ -19,12 +18,11 @@ from normscope.studies.lab.by_hand import Objective
 from normscope.studies.lab.data import Dataset, gaussian_regression
 from normscope.studies.lab.full_batch import descend
 from normscope.studies.lab.models import deep_linear
+from normscope.studies.lab.plateaus import plateau, relative, share_at_edge, slope
 from normscope.studies.lab.train import half_squares
 
 #: The arms that are judged.
 JUDGED = {"none": "no norm", "batch": "batch norm"}
-#: A run whose curvature grows by this factor within its last part is still on its way to a plateau.
-RISE = 1.2
 CURVATURES = {
     "sharpness": "curvature along the gradient",
     "beta_relative": "effective beta, steps in units of the learning rate",
@@ -153,10 +151,10 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
         """Yield the plateau with batch norm and without; their ratio, slopes and the share of time at the edge too."""
-        plateau = Quantity("plateau times half the learning rate, mean over learning rates", _relative)
+        height = Quantity("plateau times half the learning rate, mean over learning rates", relative)
         for arm in ("batch", "none"):
             yield Contrast(
-                plateau,
+                height,
                 arm,
                 1.0,
                 equal_within=self.MARGIN,
@@ -168,7 +166,7 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
                 reason=_by_rate,
             )
         yield Contrast(
-            plateau,
+            height,
             "batch",
             "none",
             scale="log-ratio",
@@ -182,7 +180,7 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         for name, said in CURVATURES.items() if len(rates) > 1 else ():
             for arm in JUDGED:
                 yield Contrast(
-                    Quantity("slope of the log plateau on the log learning rate", partial(_slope, name=name)),
+                    Quantity("slope of the log plateau on the log learning rate", partial(slope, name=name)),
                     arm,
                     -1.0,
                     equal_within=0.1,
@@ -195,7 +193,7 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
                     says="the exponent of the learning rate differs from minus one by {effect}",
                 )
         yield Contrast(
-            Quantity("share of readings within a tenth of the edge", _share_at_edge, unit="points"),
+            Quantity("share of readings within a tenth of the edge", share_at_edge, unit="points"),
             "batch",
             "none",
             margin=0.05,
@@ -213,7 +211,7 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         loss = last("loss", probe="descent")
         ends, losses = (
             "; ".join(f"{said} {quantity.text(evidence, arm=arm, lr=rate)}" for arm, said in words.items())
-            for quantity in (Quantity("", _relative), loss)
+            for quantity in (Quantity("", relative), loss)
         )
         edge = evidence.select(probe="descent", name="sharpness", lr=rate)
         return [
@@ -244,10 +242,10 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         return [
             self.grid_table(
                 [
-                    Quantity("plateau", _plateau),
+                    Quantity("plateau", plateau),
                     Quantity("theory", lambda evidence, arm, lr: np.full(len(evidence.seeds), 2 / lr)),
-                    Quantity("ratio", _relative),
-                    Quantity("share at the edge", _share_at_edge),
+                    Quantity("ratio", relative),
+                    Quantity("share at the edge", share_at_edge),
                     last("loss", probe="descent"),
                     last("diverged", "share of runs that diverged", probe="descent"),
                 ],
@@ -262,62 +260,9 @@ def _half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(1).mean()
 
 
-def _rates(evidence: Evidence, lr: float | None) -> list[float]:
-    return list(evidence.settings["lrs"]) if lr is None else [lr]
-
-
-def _plateau(evidence: Evidence, arm: str, lr: float, name: str = "sharpness") -> np.ndarray:
-    """Return per seed the geometric mean of a curvature over the last part of a run; NaN where there is no plateau."""
-    settings = evidence.settings
-    where: dict[str, Any] = {"probe": "descent", "arm": arm, "lr": lr}
-    begin, end = settings["plateau"] * settings["steps"], float(settings["steps"])
-    mean: np.ndarray = np.exp(evidence.mean_log(_between(evidence.select(name=name, **where), begin, end + 1)))
-    curvature = evidence.select(name="sharpness", **where)
-    third = (end - begin) / 3
-    first, last = (
-        np.exp(evidence.mean_log(_between(curvature, *span)))
-        for span in ((begin, begin + third), (end - third, end + 1))
-    )
-    rising = (last > RISE * first) & (last < 2 / lr)
-    return np.where(rising | (evidence.last("diverged", **where) > 0), np.nan, mean)
-
-
-def _between(frame: pl.DataFrame, begin: float, end: float) -> pl.DataFrame:
-    return frame.filter((pl.col("step") >= begin) & (pl.col("step") < end))
-
-
-def _relative(evidence: Evidence, arm: str, lr: float | None = None) -> np.ndarray:
-    """Return the plateau over that of theory, at one learning rate or the mean over all."""
-    relative: np.ndarray = np.mean([_plateau(evidence, arm, rate) * rate / 2 for rate in _rates(evidence, lr)], 0)
-    return relative
-
-
-def _share_at_edge(evidence: Evidence, arm: str, lr: float | None = None) -> np.ndarray:
-    """Return the share of readings within a tenth of the edge, at one learning rate or the mean over all."""
-    near = [
-        evidence.per_seed(
-            evidence.select(probe="descent", name="sharpness", arm=arm, lr=rate),
-            ((pl.col("value") * rate / 2 - 1).abs() < 0.1).mean(),
-        )
-        for rate in _rates(evidence, lr)
-    ]
-    share: np.ndarray = np.mean(near, 0)
-    return share
-
-
-def _slope(evidence: Evidence, arm: str, name: str) -> np.ndarray:
-    """Return the slope of the log plateau on the log learning rate; NaN for a seed without all plateaus."""
-    rates = evidence.settings["lrs"]
-    logs = np.log([_plateau(evidence, arm, rate, name) for rate in rates]).T
-    slopes, whole = np.full(len(logs), np.nan), np.isfinite(logs).all(1)
-    if whole.any():
-        slopes[whole] = slope_per_seed(np.log(rates), logs[whole])
-    return slopes
-
-
 def _by_rate(reading: Reading) -> str:
     """Say the plateaus of an arm by learning rate."""
     evidence, arm = reading.evidence, str(reading.first.where["arm"])
     rates = evidence.settings["lrs"]
-    plateaus = ", ".join(f"{typical(_relative(evidence, arm, rate)) or 'none yet'} at {rate:g}" for rate in rates)
+    plateaus = ", ".join(f"{typical(relative(evidence, arm, rate)) or 'none yet'} at {rate:g}" for rate in rates)
     return f"Plateau times half the learning rate, {JUDGED[arm]}: {plateaus}."

@@ -149,7 +149,7 @@ class ConditioningOfInputs(AbstractTraining):
         return _outlier(cell) if cell.arm == "outlier" else super().run_cell(cell, data, device)
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
-        """Yield the condition before activations; after them, layer norm, units, mediation and theory are claims too."""
+        """Yield the condition before activations; after them, layer norm, units, speed and theory are claims too."""
         at = {"features": "standardised"}
         for arm, name, claim in (
             ("before", "before the activation", ""),
@@ -187,7 +187,7 @@ class ConditioningOfInputs(AbstractTraining):
                     "after",
                     at=at,
                     scale="log-ratio",
-                    claim="What layers are given is better conditioned with batch norm after the activation than before.",
+                    claim="Inputs of layers are better conditioned with batch norm after the activation than before it.",
                     says="the condition number is {effect} with batch norm after the activation",
                     comparative=("smaller", "larger"),
                 ),

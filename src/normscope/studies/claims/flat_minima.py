@@ -144,7 +144,7 @@ class FlatMinima(AbstractStudy):
         )
 
     def _flatter(self, name: str, lr: float, decay: float = 0.0) -> Contrast:
-        short = name.partition("@")[0].replace("_", "-")
+        short = name.partition("@")[0].replace("_", "-") + (", fixed statistics" if "frozen" in name else "")
         return Contrast(
             _sharpness(name),
             "none",
@@ -152,7 +152,7 @@ class FlatMinima(AbstractStudy):
             at={"lr": lr, "decay": decay},
             conditions={"measure": MEASURES[name]},
             scale="log-ratio",
-            name=f"{short}{', fixed statistics' if 'frozen' in name else ''}, {lr:g}{', weight decay' if decay else ''}",
+            name=f"{short}, {lr:g}{', weight decay' if decay else ''}",
             says="sharpness is {effect} with batch norm",
             comparative=("smaller", "larger"),
         )

@@ -213,7 +213,8 @@ class IcsGradientShift(AbstractTraining):
         for rate in linear["lrs"] if linear is not None else ():
             yield Contrast(
                 mean("cosine", COSINE.words, probe="covariate_shift"),
-                *reversed(LINEAR),
+                LINEAR[1],
+                LINEAR[0],
                 at={"lr": rate},
                 claim="In a deep linear network batch norm reduces the change of gradients.",
                 name=f"deep linear, {rate:g}",

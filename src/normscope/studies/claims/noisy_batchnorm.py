@@ -283,8 +283,8 @@ class NoisyBatchnorm(AbstractTraining):
                         title=f"{title}, learning rate {lr:g}",
                         band="none",
                         arms=shown,
-                        caption=f"Mean over the run: highest with {self.ARMS[order[0]]} ({means[order[0]]:.3f}), lowest "
-                        f"with {self.ARMS[order[-1]]} ({means[order[-1]]:.3f}).",
+                        caption=f"Mean over the run: highest with {self.ARMS[order[0]]} ({means[order[0]]:.3f}), "
+                        f"lowest with {self.ARMS[order[-1]]} ({means[order[-1]]:.3f}).",
                     )
                 )
         return [

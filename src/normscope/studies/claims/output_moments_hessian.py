@@ -109,8 +109,8 @@ class OutputMomentsHessian(AbstractTraining):
                 claim="The sharpest directions move the means of the outputs.",
                 name=f"overlap, {where}",
                 labels=(where, ""),
-                says=f"the overlap of sharp directions with those that move the outputs is {{effect}}, against {random} "
-                "for random ones",
+                says="the overlap of sharp directions with those that move the outputs is {effect}, against "
+                f"{random} for random ones",
             )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:

@@ -124,8 +124,8 @@ class TanhSaturation(AbstractTraining):
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
         """Yield the share beyond 3 at large weights; other scales are also tried; gradients, theory, learnt gamma."""
         settings = evidence.settings
-        judged, trained = {"scale": settings["judged"]}, {"scale": settings["trained"]}
-        for scale in (settings["judged"], *(other for other in settings["scales"] if other != settings["judged"])):
+        scales = sorted(settings["scales"], key=lambda scale: (scale != settings["judged"], scale))
+        for scale in scales:
             yield Contrast(
                 _share("beyond_3"),
                 "none",
@@ -136,37 +136,47 @@ class TanhSaturation(AbstractTraining):
                 says="the share of inputs of tanh beyond 3 is {effect} with batch norm",
                 comparative=("lower", "higher"),
             )
-        for scale in (settings["judged"], *(other for other in settings["scales"] if other != settings["judged"])):
-            yield Contrast(
-                _per_layer(int(settings["network"]["depth"])),
-                "none",
-                at={"scale": scale},
-                scale="log-ratio",
-                margin=math.log(1.1),
-                margin_reason="over twenty layers it makes a factor of seven",
-                claim="Without batch norm the gradient of tanh networks vanishes toward the first layer.",
-                name=f"vanishing, weights {scale:.3g}",
-                says="from layer to layer toward the first one the gradient gets {effect}",
-                comparative=("smaller", "larger"),
-            )
+        for scale in scales:
+            yield self._vanishes(int(settings["network"]["depth"]), scale)
         for name, expected in THEORY.items():
-            yield Contrast(
-                _share(name),
-                "batch",
-                expected,
-                at=judged,
-                equal_within=0.05 * expected + 0.003,
-                margin_reason="what a batch of 512 through five layers leaves of a normal variable, not more",
-                claim=f"With batch norm the {WORDS[name]} is that of a standard normal input.",
-                name=f"theory, {name.replace('_', ' ')}",
-                endpoint=f"{WORDS[name].capitalize()}, batch norm minus theory",
-                labels=("batch norm", "theory"),
-                unit="" if name == "slope" else "points",
-                says=f"the {WORDS[name]} lies {{effect}} that of a normal variable",
-                comparative=("above", "below"),
-            )
+            yield self._as_theory(name, expected, settings["judged"])
+        yield self._learnt(evidence)
+
+    def _vanishes(self, depth: int, scale: float) -> Contrast:
+        return Contrast(
+            _per_layer(depth),
+            "none",
+            at={"scale": scale},
+            scale="log-ratio",
+            margin=math.log(1.1),
+            margin_reason="over twenty layers it makes a factor of seven",
+            claim="Without batch norm the gradient of tanh networks vanishes toward the first layer.",
+            name=f"vanishing, weights {scale:.3g}",
+            says="from layer to layer toward the first one the gradient gets {effect}",
+            comparative=("smaller", "larger"),
+        )
+
+    def _as_theory(self, name: str, expected: float, scale: float) -> Contrast:
+        return Contrast(
+            _share(name),
+            "batch",
+            expected,
+            at={"scale": scale},
+            equal_within=0.05 * expected + 0.003,
+            margin_reason="what a batch of 512 through five layers leaves of a normal variable, not more",
+            claim=f"With batch norm the {WORDS[name]} is that of a standard normal input.",
+            name=f"theory, {name.replace('_', ' ')}",
+            endpoint=f"{WORDS[name].capitalize()}, batch norm minus theory",
+            labels=("batch norm", "theory"),
+            unit="" if name == "slope" else "points",
+            says=f"the {WORDS[name]} lies {{effect}} that of a normal variable",
+            comparative=("above", "below"),
+        )
+
+    def _learnt(self, evidence: Evidence) -> Contrast:
+        trained = {"scale": evidence.settings["trained"]}
         best = max(FIXED, key=lambda arm: float(evidence.last("val_accuracy", arm=arm, **trained).mean()))
-        yield Contrast(
+        return Contrast(
             accuracy(),
             "batch",
             best,
