@@ -75,15 +75,14 @@ def run(
     looks = _Looks(out, progress, ended, settings)
     for study in chosen:
         looks.look(study, alone=len(chosen) == 1)
-    if settings.get("extend"):
-        for study in looks.left_open([study for study in chosen if study.CODE in looks.verdicts]):
-            looks.look(study, second=True, alone=len(chosen) == 1)
+    for study in looks.left_open(chosen) if settings.get("extend") else ():
+        looks.look(study, second=True, alone=len(chosen) == 1)
     ran = [study.CODE for study in chosen if study.CODE in looks.verdicts]
     if not ran:
         slug, reason = next(iter(looks.failed.items()))
         raise UsageError(f"none of the {len(chosen)} studies ended well; the first, {slug}: {reason}")
-    runs = [studies.load(out / slug)[0] for slug in ran]
-    return _judged(runs, [looks.seconds[slug] for slug in ran]), looks.failed
+    seconds = [looks.seconds[slug] for slug in ran]
+    return _judged([studies.load(out / slug)[0] for slug in ran], seconds), looks.failed
 
 
 @dataclass(slots=True)
@@ -125,15 +124,15 @@ class _Looks:
         else:
             self.verdicts[slug] = verdict
             result = f"{standing(verdict)}, before Holm's correction{', second look' if second else ''}"
-        seconds = time.perf_counter() - began
-        self.seconds[slug] = self.seconds.get(slug, 0.0) + seconds
+        self.seconds[slug] = self.seconds.get(slug, 0.0) + (seconds := time.perf_counter() - began)
         if self.ended is not None:
             self.ended(slug, result, seconds)
 
     def left_open(self, chosen: Sequence[studies.AbstractStudy]) -> list[studies.AbstractStudy]:
         """Return the studies that are unclear among the others, after the first look."""
-        together = adjust([self.verdicts[study.CODE] for study in chosen])
-        return [study for study, verdict in zip(chosen, together, strict=True) if verdict.outcome is Outcome.UNCLEAR]
+        ran = [study for study in chosen if study.CODE in self.verdicts]
+        together = adjust([self.verdicts[study.CODE] for study in ran])
+        return [study for study, verdict in zip(ran, together, strict=True) if verdict.outcome is Outcome.UNCLEAR]
 
 
 def _cells_of(slug: str, progress: Callable[[str, int, int], None] | None) -> studies.Progress | None:
@@ -294,9 +293,8 @@ def _time(judged: Judged) -> tuple[str, float]:
 
 def _lede(runs: Sequence[Judged]) -> str:
     """Return the sentence under the title: data, presets and seeds."""
-    configs = [judged.run.store.config for judged in runs]
-    data = sorted({str(config["data"]["name"]) for config in configs})
-    presets = sorted({str(config["preset"]) for config in configs})
-    seeds = sorted({judged.verdict.effect.n for judged in runs})
-    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    data = sorted({str(judged.run.store.config["data"]["name"]) for judged in runs})
+    presets = sorted({str(judged.run.store.config["preset"]) for judged in runs})
+    seeds = sorted({judged.verdict.effect.n for judged in runs} - {0}) or [0]
+    count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
     return f"On {', '.join(data)}, preset {', '.join(presets)}, {count} seed{'s' if seeds[-1] != 1 else ''} an arm."

@@ -152,9 +152,9 @@ def test_few_claims_are_not_folded(tmp_path):
 def test_sentences_errata_and_theory_lead_to_their_studies(tmp_path):
     page = written(tmp_path, many(), sentences=SENTENCES, errata=ERRATA)
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page[page.index('id="sentences"') :]))
-    assert "Text A It says Answer It helps. answer s1 ✓ holds -2 s0, nothing gone not on this page" in text
+    assert "Text A 1 sentence It says Answer It helps. answer s1 ✓ holds -2 s0, nothing gone not on this page" in text
     assert "It is old. comment Nothing to measure." in text
-    assert "Text A Stated Stated. Holds Holds. s1" in text
+    assert "2 statements Text A Stated Stated. Holds Holds. s1" in text
     errata = page[page.index('id="errata"') : page.index('id="made"')]
     assert errata.count('data-chart="study-s1-1"') == 1
     assert "Figure: Loss" in errata

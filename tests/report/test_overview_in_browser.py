@@ -71,6 +71,7 @@ def test_the_figure_of_an_erratum_is_drawn_when_it_is_unfolded(opened, written):
     tab = opened(written)
     assert tab.locator("#errata svg.marks").count() == 0
     tab.locator("#errata summary").first.click()
+    tab.locator(".erratum summary").first.click()
     tab.locator("#errata svg.marks").wait_for()
     assert overflow(tab) <= 0
 
