@@ -197,6 +197,11 @@ def test_effects_on_several_scales_share_an_axis_in_margins_in_the_order_given()
     assert [(row["margin_below"], row["margin_above"]) for row in rows] == [(-1, 1), (-1, 1), (0, 0)]
 
 
+def test_what_is_not_measurable_has_a_row_and_no_mark():
+    (row,) = drawn(plots.forest([verdict(0.3, 0.2, 0.4, outcome=Outcome.NOT_MEASURABLE)]))
+    assert (row["words"], row["mid"], row["from"], row["to"]) == ("Not measurable", None, None, None)
+
+
 def test_identities_are_not_drawn_and_said_to_be_left_out():
     exact = verdict(1e-16, 0, 2e-16, "error", 1e-9, Outcome.EXACT)
     figure = plots.forest([exact, verdict(0.2, 0.1, 0.3)])

@@ -183,13 +183,14 @@ def _row(verdict: Verdict, label: str, axis: _Axis, index: int) -> dict[str, Any
     """Return a verdict's row, in the numbers of the axis."""
     effect, low, high = verdict.effect, axis.low, axis.high
     point, start, end = (axis.place(v, verdict) for v in (effect.point, effect.low, effect.high))
-    measured = math.isfinite(effect.point) and math.isfinite(point)
+    judged = verdict.outcome is not Outcome.NOT_MEASURABLE  # else its number is not about the claim
+    measured = judged and math.isfinite(effect.point) and math.isfinite(point)
     below, above = (axis.place(v, verdict) for v in (-verdict.margin, verdict.margin))
     words = verdict.amount or effect_words(effect, margin=verdict.margin)
     return {
         "row": index,
         "label": label,
-        "words": f"{verdict.outcome.value[:1].upper()}{verdict.outcome.value[1:]}: {words}",
+        "words": f"{verdict.outcome.value[:1].upper()}{verdict.outcome.value[1:]}{f': {words}' if judged else ''}",
         "outcome": verdict.outcome.value,
         "word": verdict.outcome.value,
         "claim": verdict.claim,
