@@ -125,8 +125,7 @@ class GammaCuresVanishing(AbstractTraining):
                 margin_reason="ten layers of gamma 1.05 scale a gradient by 1.6 at most",
                 name=f"gamma, {activation}",
                 claim="Learnt gammas end above 1, where they scale gradients up.",
-                says=f"the mean gamma ends at {GAMMA.text(evidence, arm='learnt', activation=activation)}, "
-                "{effect} from 1",
+                says="the mean gamma moves by {effect} from its start at 1",
             )
         if first == "relu":
             for name, claim in IDENTITIES.items():

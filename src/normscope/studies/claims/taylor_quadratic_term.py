@@ -115,8 +115,8 @@ class TaylorQuadraticTerm(AbstractStudy):
             unit="%",
             name="can no longer exceed",
             says=f"in {raised} % of the networks with batch norm a step up to 10 raises the loss; at "
-            f"{', '.join(f'{scale:g}' for scale in scales)} times He's scale the longest safe step is {ratios} times as "
-            "long as without batch norm",
+            f"{', '.join(f'{scale:g}' for scale in scales)} times He's scale the longest safe step is {ratios} times "
+            "as long as without batch norm",
         )
         for depth in depths:
             for scale in scales:
