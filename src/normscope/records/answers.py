@@ -3,6 +3,7 @@
 A condensed file holds the contrasts, so that its sentences can be composed again under later rules without a run.
 """
 
+from normscope.records.text import Answer
 from normscope.records.verdict import Outcome, Verdict
 
 _LEADS = {
@@ -13,6 +14,13 @@ _LEADS = {
     Outcome.NOT_MEASURABLE: "Not measurable",
     Outcome.EXACT: "Exact",
     Outcome.FALSE: "False",
+}
+_TURNED = {
+    Outcome.HOLDS: Outcome.OPPOSITE,
+    Outcome.OPPOSITE: Outcome.HOLDS,
+    Outcome.NO_EFFECT: Outcome.HOLDS,
+    Outcome.EXACT: Outcome.FALSE,
+    Outcome.FALSE: Outcome.EXACT,
 }
 _SHOWN = 4  # conditions that a sentence names under one word
 
@@ -67,7 +75,7 @@ def headline(verdict: Verdict) -> str:
     lead = _LEADS[verdict.outcome]
     if verdict.outcome is Outcome.NOT_MEASURABLE:
         return f"{lead}: {verdict.why.rstrip('.')}.{here}"
-    why = f" {verdict.why.rstrip('.')}." if verdict.why else ""
+    why = f" {verdict.why[:1].upper()}{verdict.why[1:].rstrip('.')}." if verdict.why else ""
     return f"{lead}: {verdict.finding.rstrip('.')}.{why}{here}"
 
 
@@ -84,6 +92,27 @@ def also_tried(verdict: Verdict) -> str:
             more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
             parts.append(f"{outcome.value} with {'; '.join(listed[:_SHOWN])}{more}")
     return f"Also tried: {'. '.join(part[:1].upper() + part[1:] for part in parts)}." if parts else ""
+
+
+def contrast_named(verdict: Verdict, name: str) -> Verdict | None:
+    """Return a study's contrast by its name; the headline for an empty name, None if there is none of that name."""
+    return next((each for each in (verdict, *verdict.parts) if name in ("", each.name)), None)
+
+
+def outcome_of(answer: Answer, verdict: Verdict) -> Outcome | None:
+    """Return the word for a sentence: that of the contrast that tests it, turned round where the sentence denies it.
+
+    Args:
+        answer: The contrast that tests the sentence.
+        verdict: The verdict of its study.
+
+    Returns:
+        The word; None if the study has no contrast of that name. A denied effect that does not matter holds.
+    """
+    found = contrast_named(verdict, answer.contrast)
+    if found is None:
+        return None
+    return _TURNED.get(found.outcome, found.outcome) if answer.negated else found.outcome
 
 
 def differing(verdict: Verdict, other: Verdict) -> str:

@@ -3,7 +3,7 @@
 from normscope.stats._values import censor as censor
 from normscope.stats.decide import Decision as Decision, alike as alike, decide as decide, no_worse as no_worse
 from normscope.stats.equivalence import tost as tost
-from normscope.stats.interpolation import interpolate as interpolate
+from normscope.stats.interpolation import extent as extent, interpolate as interpolate
 from normscope.stats.intervals import interval as interval, paired_interval as paired_interval
 from normscope.stats.multiplicity import adjust as adjust, holm as holm
 from normscope.stats.p_values import LEVEL as LEVEL, TWO_LOOKS_LEVEL as TWO_LOOKS_LEVEL, two_looks as two_looks

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
 from normscope.stats._values import Floats, as_values, check_level
-from normscope.stats.equivalence import tost
 from normscope.stats.intervals import Method, interval
 from normscope.stats.p_values import LEVEL, p_from_estimate, p_from_values
 
@@ -27,8 +26,8 @@ class Decision(NamedTuple):
 
     Attributes:
         outcome: The word.
-        p_value: Two-sided, at the bound that the outcome excludes; for *unclear* at the bound that it came nearest to
-            excluding; one-sided for *no effect that matters* (two one-sided tests); None for *not measurable*.
+        p_value: Two-sided, at the bound that the outcome excludes (for *no effect that matters* the nearer of two); for
+            *unclear* at the bound that it came nearest to excluding; None for *not measurable*.
         why: What keeps the word from being decided; empty for a decided word.
     """
 
@@ -50,12 +49,12 @@ def decide(
     """Judge a claim of the form "the effect is positive, and large enough to matter".
 
     *Holds* if the whole interval lies above ``margin``, *opposite* if it lies below ``-margin``, *no effect that
-    matters* if two one-sided tests put the effect between the two, *unclear* otherwise. *Not measurable* with fewer
-    than three seeds, or where all seeds give the same number, so that their spread says nothing.
+    matters* if it lies between the two (equivalence, two one-sided tests of half the error each), *unclear* otherwise.
+    *Not measurable* with fewer than three seeds, or where all seeds give the same number, so that their spread says
+    nothing. At most one word is false at any truth, and all of them together are no more often than ``1 - level``.
 
     Args:
-        effect: One number per seed, positive in the direction of the claim; or an estimate, whose whole interval must
-            then lie within the margin for *no effect that matters*.
+        effect: One number per seed, positive in the direction of the claim; or an estimate.
         margin: Smallest effect that matters, on the effect's scale; 0 if any effect does.
         level: Confidence level; that of the estimate, or 0.95 for values. An estimate cannot be judged at another
             level than its own.
@@ -85,10 +84,8 @@ def decide(
         return Decision(Outcome.HOLDS, p_values[0])
     if found.high < -margin:
         return Decision(Outcome.OPPOSITE, p_values[1])
-    if margin > 0:
-        inside, p_inside, _ = tost(values, low=-margin, high=margin, level=level, **options)
-        if inside:
-            return Decision(Outcome.NO_EFFECT, p_inside)
+    if -margin < found.low and found.high < margin:
+        return Decision(Outcome.NO_EFFECT, max(p_values))
     beyond = [p for p, toward in zip(p_values, (found.point > margin, found.point < -margin), strict=True) if toward]
     why = seeds_that_decide(values, (-margin, margin), level=level)
     return Decision(Outcome.UNCLEAR, min(beyond, default=1.0), why)
@@ -121,24 +118,16 @@ def alike(
     draws: int = 10_000,
     seed: int = 0,
 ) -> Decision:
-    """Judge a claim of the form "the two are alike": *holds* if two one-sided tests put the effect within a bound.
+    """Judge a claim of the form "the two are alike": *holds* if the whole interval lies within a bound.
 
     *Opposite* if the interval lies wholly beyond the bound, on either side; *unclear* otherwise; *not measurable* as in
     `decide`. Arguments and errors as there; ``bound`` must be positive.
     """
     _check_bound("bound", bound, least=math.ulp(0.0))
-    array = as_values(values)
-    if reason := unusable(array):
-        return Decision(Outcome.NOT_MEASURABLE, None, reason)
     options: dict[str, Any] = {"scale": scale, "method": method, "draws": draws, "seed": seed}
-    inside, p_inside, _ = tost(array, low=-bound, high=bound, level=level, **options)
-    if inside:
-        return Decision(Outcome.HOLDS, p_inside)
-    found = interval(array, level=level, **options)
-    if found.low > bound or found.high < -bound:
-        nearest = bound if found.low > bound else -bound
-        return Decision(Outcome.OPPOSITE, p_from_values(array, nearest, **options))
-    return Decision(Outcome.UNCLEAR, p_inside, seeds_that_decide(array, (-bound, bound), level=level))
+    found = decide(as_values(values), margin=bound, level=level, **options)
+    words = {Outcome.NO_EFFECT: Outcome.HOLDS, Outcome.HOLDS: Outcome.OPPOSITE}
+    return found._replace(outcome=words.get(found.outcome, found.outcome))
 
 
 def no_worse(

@@ -18,7 +18,7 @@ TWO_LOOKS_LEVEL = 1 - 0.029
 
 
 @lru_cache(maxsize=4096)
-def two_looks(p_value: float, *, sides: int = 2) -> float:
+def two_looks(p_value: float) -> float:
     r"""Return the p-value of a test that is made twice, on half of the data and on all, if the first leaves it open.
 
     The probability that one of two looks reaches a nominal p-value as small as this by chance, for statistics that are
@@ -26,8 +26,7 @@ def two_looks(p_value: float, *, sides: int = 2) -> float:
     clinical trials", Biometrika 64 (1977) 191-199). A nominal 0.0294 gives 0.05.
 
     Args:
-        p_value: Nominal p-value of the look that decided, in [0, 1].
-        sides: 2 for a two-sided p-value, 1 for a one-sided one.
+        p_value: Nominal two-sided p-value of the look that decided, in [0, 1].
 
     Raises:
         DataError: The p-value is not in [0, 1].
@@ -39,15 +38,14 @@ def two_looks(p_value: float, *, sides: int = 2) -> float:
         raise DataError(f"a p-value lies between 0 and 1, got {p_value}")
     if p_value in (0.0, 1.0):
         return p_value
-    bound = -float(ndtri(p_value / sides))
-    low = -bound if sides == 2 else -math.inf
+    bound = -float(ndtri(p_value / 2))
     root = math.sqrt(0.5)  # the correlation, and the spread that the second look adds
 
     def density(first: float) -> float:
-        second = float(ndtr((bound - root * first) / root) - ndtr((low - root * first) / root))
+        second = float(ndtr((bound - root * first) / root) - ndtr((-bound - root * first) / root))
         return math.exp(-first * first / 2) / math.sqrt(2 * math.pi) * second
 
-    below = quad(density, max(low, -40.0), bound)[0]
+    below = quad(density, -bound, bound)[0]
     # Never less than the nominal value, nor more than Bonferroni's: both limits hold exactly, the integral to rounding.
     return min(1.0, 2 * p_value, max(p_value, 1 - below))
 

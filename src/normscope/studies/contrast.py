@@ -15,6 +15,7 @@ from normscope.stats import Decision, alike, decide, interval, no_worse, two_loo
 from normscope.stats.decide import FEWEST_SEEDS, unusable
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
+from normscope.usercode import defined_at
 
 #: A side of a contrast: the name of an arm, a point (``{"arm": ..., "features": "raw"}``), a number (a theory, a
 #: bound), or None for nothing.
@@ -54,7 +55,7 @@ class Contrast:
         labels: Words for the two sides, in place of the arms'.
         margin: Smallest effect that matters; the study's own if None.
         margin_reason: Why it is that one, in a line; the study's own if empty.
-        equal_within: Judge that both sides are alike, within this bound, by two one-sided tests.
+        equal_within: Judge that both sides are alike, within this bound: the whole interval lies in it.
         no_worse_than: Judge that the first side is at least as large as the second less this bound.
         exact_within: Judge an identity: the quantity is a relative error, and must lie below this bound in all seeds.
         premises: What must be the case for the contrast to say anything. A premise that does not hold makes it *not
@@ -182,9 +183,10 @@ class Reading:
                 effects = a - b
         effects = np.array(effects, dtype=np.float64)
         if effects.shape != (seeds,):
+            place = defined_at(contrast.effect or contrast.quantity.read)
             raise DataError(
                 f"{contrast.quantity.words or 'a quantity'}: gives numbers of shape {effects.shape} for {seeds} seeds: "
-                "return one number for each of evidence.seeds, NaN where there is none"
+                f"return one number for each of evidence.seeds, NaN where there is none{f' ({place})' if place else ''}"
             )
         effects[self._neither | self._at_limits] = np.nan
         return effects
@@ -290,10 +292,9 @@ class Reading:
             found = no_worse(self.kept, contrast.no_worse_than, **options)
         else:
             found = decide(self.kept, margin=self.margin(default), **options)
-        one_sided = found.outcome is Outcome.NO_EFFECT or contrast.equal_within is not None
         if self.evidence.looks == 2 and found.p_value is not None:
-            found = found._replace(p_value=two_looks(found.p_value, sides=1 if one_sided else 2))
-        says_alike = found.outcome is Outcome.NO_EFFECT or (one_sided and found.outcome is Outcome.HOLDS)
+            found = found._replace(p_value=two_looks(found.p_value))
+        says_alike = found.outcome is (Outcome.NO_EFFECT if contrast.equal_within is None else Outcome.HOLDS)
         if says_alike and self._either.any():
             count = int(self._either.sum())
             why = f"{count} {'run' if count == 1 else 'runs'} ended before the target, so the effect is only bounded"

@@ -163,7 +163,8 @@ class Evidence:
 
     def final_losses(self, labels: Mapping[str, str], **where: Any) -> str:
         """Say how the arms named by ``labels`` end, in a sentence for a caption."""
-        ends = (f"{typical(self.final('loss', arm=arm, **where))} with {label}" for arm, label in labels.items())
+        finals = {label: typical(self.final("loss", arm=arm, **where)) for arm, label in labels.items()}
+        ends = (f"{end or 'not finite'} with {label}" for label, end in finals.items())
         return f"Mean loss of the last 20 steps: {', '.join(ends)}."
 
     def mean_log(self, frame: pl.DataFrame) -> Floats:

@@ -164,7 +164,7 @@ class Best:
         most: Whether the best is the largest mean over seeds; if not, the smallest geometric mean.
 
     A value at which the mean is not finite (a run diverged) is ruled out; if that leaves nothing, the smallest value
-    is taken.
+    is taken, and NaN if there is none.
     """
 
     over: str
@@ -181,7 +181,7 @@ class Best:
             mean = float((values if self.most or quantity.logs else _logarithms(values)).mean())
             if math.isfinite(mean):
                 scores.append((-mean if self.most else mean, choice))
-        return min(scores)[1] if scores else choices[0]
+        return min(scores)[1] if scores else next(iter(choices), math.nan)
 
 
 def _logarithms(values: Floats) -> Floats:

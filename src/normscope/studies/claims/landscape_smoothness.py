@@ -151,6 +151,7 @@ class LandscapeSmoothness(AbstractTraining):
             at={"depth": main or 0},
             scale="log-ratio",
             claim="Batch norm lowers the curvature along the gradient.",
+            name="curvature",
             says="with batch norm the curvature along the gradient is {effect}",
             comparative=SMALLER,
         )
@@ -160,6 +161,8 @@ class LandscapeSmoothness(AbstractTraining):
     ) -> Contrast:
         words, what, comparative = ENDPOINTS[name]
         main = evidence.settings["depth"]
+        other = "" if depth in (None, main) else f", {depth} layers"
+        other += "" if arm == "batch" else f", {arm}"
         return Contrast(
             _quantity(evidence, f"{name}@{matching}", f"{words} at {MATCHINGS[matching]}"),
             "none",
@@ -168,7 +171,7 @@ class LandscapeSmoothness(AbstractTraining):
             conditions={"matching": MATCHINGS[matching]},
             scale="log-ratio",
             claim=f"Along the gradient, {self.ARMS[arm].words} gives {what}.",
-            name=f"{name}@{matching}" if arm == "batch" and depth in (None, main) else "",
+            name=f"{name}@{matching}{other}",
             says=f"the {words} is {{effect}} with {self.ARMS[arm].words}",
             comparative=comparative,
         )
