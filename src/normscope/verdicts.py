@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from normscope.report import (
     CondensedStudy,
     Section,
     picture_of,
-    read,
     sections_of,
     theory_rows,
     write,
@@ -200,25 +199,6 @@ def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
     )
 
 
-@cache
-def committed() -> CondensedEvidence:
-    """Return the evidence that is shipped with the package; it is read once.
-
-    Raises:
-        StoreError: It is missing, or was made by another version.
-    """
-    return read(Path(studies.__file__).parent / "data" / "evidence.json")
-
-
-def committed_verdict(slug: str) -> Verdict | None:
-    """Return the verdict of a study in the evidence that is shipped with the package; None where it has none.
-
-    Raises:
-        StoreError: As `committed`.
-    """
-    return next((study.verdict for study in committed().studies if study.slug == slug), None)
-
-
 def condense(runs: Sequence[Judged]) -> CondensedEvidence:
     """Return the verdicts of some runs without their records, with what made them."""
     texts, whole = studies.texts(), _is_whole(runs)
@@ -247,14 +227,16 @@ def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judge
 def _section(judged: Judged) -> Section:
     """Return the section of a study; cached, for the page and the condensed file both ask."""
     study, evidence = judged.run.study, judged.run.evidence()
+    with studies.own_code(study, "drawing"):
+        figures, tables = tuple(study.figures(evidence)), tuple(study.tables(evidence))
     return Section(
         slug=study.CODE,
         title=study.title(),
         claim=study.CLAIM,
         page=study.page(),
         verdicts=(judged.verdict,),
-        figures=tuple(study.figures(evidence)),
-        tables=tuple(study.tables(evidence)),
+        figures=figures,
+        tables=tables,
         command=judged.command,
         topic=study.TOPIC,
         texts=studies.texts().judged_by(study.CODE),
@@ -314,7 +296,7 @@ def _time(judged: Judged) -> tuple[str, float]:
 
 
 def _lede(runs: Sequence[Judged]) -> str:
-    """Return the sentence under the title: their data, presets and seeds."""
+    """Return the sentence under the title: data, presets and seeds."""
     configs = [judged.run.store.config for judged in runs]
     data = sorted({str(config["data"]["name"]) for config in configs})
     presets = sorted({str(config["preset"]) for config in configs})

@@ -10,7 +10,7 @@ import pytest
 from normscope import report
 from normscope._errors import StoreError
 from normscope.plots import Figure, Table
-from normscope.records import Condition, Erratum, Estimate, Outcome, Premise, Sentence, Verdict, json as encoder
+from normscope.records import Answer, Condition, Erratum, Estimate, Outcome, Premise, Sentence, Verdict, json as encoder
 from normscope.report import CondensedEvidence, CondensedStudy, Picture, TheoryRow
 
 PART = Verdict(
@@ -89,7 +89,12 @@ def evidence():
         commands=("normscope study run --all --out runs/all",),
         studies=(study(), study(LOST, topic="affine", theory=(), cores=None, picture=None)),
         sentences=(
-            Sentence("A text", "answer", "It helps.", ("a-study", "gone")),
+            Sentence(
+                "A text",
+                "answer",
+                "It helps.",
+                (Answer("a-study"), Answer("a-study", "deep", negated=True), Answer("gone")),
+            ),
             Sentence("A text", "comment", "It is old.", (), "Nothing to measure."),
         ),
         errata=(Erratum("A paper", "Stated.", "Holds.", ("other",), "loss"),),

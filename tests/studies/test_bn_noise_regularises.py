@@ -1,4 +1,4 @@
-"""The noise of batch statistics: three claims that do not decide each other, and population statistics have no noise."""
+"""The noise of batch statistics: its claims do not decide each other, and population statistics have no noise."""
 
 import math
 import re

@@ -12,13 +12,13 @@ def committed_answers() -> tuple[dict[str, dict[str, str]], str]:
         Of a study: ``standing`` (its word over all conditions), ``effect`` in natural units, ``answer`` in sentences,
         ``here`` (the networks and data).
     """
-    from normscope import verdicts
     from normscope._errors import StoreError
+    from normscope.explain import committed
     from normscope.records import answer, standing
     from normscope.report import amount_of
 
     try:
-        evidence = verdicts.committed()
+        evidence = committed()
     except StoreError:
         return {}, "There is no evidence of this version yet: `normscope study run SLUG` makes some."
     return {

@@ -152,6 +152,8 @@ def _leading(size: float, digits: int) -> int:
 
 def _point(value: float, decimals: int, more: int) -> str:
     """Write a point with up to ``more`` digits, without closing zeros beyond ``decimals``."""
+    if abs(value) < 0.5 * 10.0**-more:  # nothing beside the interval
+        return "0"
     text = number(value, more)
     while more > decimals and text.endswith("0"):
         more -= 1
@@ -165,7 +167,9 @@ def _decimals(point: float, low: float, high: float) -> int | None:
     width = max((abs(end - point) for end in ends), default=0.0) if math.isfinite(point) else 0.0
     if width <= 0:
         return None
-    return min(6, max(_leading(width, 1), _leading(abs(point), 2) if point else 0))
+    by_width = _leading(width, 1)
+    # Two digits of the point, but not where the interval is far wider than the point is large.
+    return min(6, by_width + 1, max(by_width, _leading(abs(point), 2))) if point else min(6, by_width)
 
 
 def _clear_of(decimals: int | None, ends: tuple[float, float], margin: float | None) -> int | None:

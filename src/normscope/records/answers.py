@@ -75,7 +75,7 @@ def headline(verdict: Verdict) -> str:
     lead = _LEADS[verdict.outcome]
     if verdict.outcome is Outcome.NOT_MEASURABLE:
         return f"{lead}: {verdict.why.rstrip('.')}.{here}"
-    why = f" {verdict.why.rstrip('.')}." if verdict.why else ""
+    why = f" {verdict.why[:1].upper()}{verdict.why[1:].rstrip('.')}." if verdict.why else ""
     return f"{lead}: {verdict.finding.rstrip('.')}.{why}{here}"
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from normscope._errors import StoreError
-from normscope.records import standing
-from normscope.records.answers import headline
+from normscope.records import Sentence, standing
+from normscope.records.answers import contrast_named, headline, outcome_of
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 from normscope.report._sections import duration
 from normscope.report._words import amount_of, is_identity, tally
@@ -126,15 +126,18 @@ def _theory(evidence: CondensedEvidence) -> list[str]:
 def _sentences(evidence: CondensedEvidence) -> list[str]:
     if not evidence.sentences:
         return []
-    said = "Each claim of the texts where this project began, in short, and the studies that judge it."
-    parts = ["## What the texts say, and which studies judge it", said]
+    said = (
+        "Each sentence of the texts where this project began, in short, with the word of the contrast that tests it, "
+        "turned round where the sentence denies what the study claims."
+    )
+    parts = ["## What the texts say, and whether it holds", said]
     for text in dict.fromkeys(sentence.text for sentence in evidence.sentences):
         rows = [
-            (sentence.says, sentence.place, _answers(evidence, sentence.studies) or sentence.note)
+            (sentence.says, sentence.place, _tested(evidence, sentence))
             for sentence in evidence.sentences
             if sentence.text == text
         ]
-        parts += [f"### {_text(text)}", _table(("it says", "where", "studies"), rows)]
+        parts += [f"### {_text(text)}", _table(("it says", "where", "answer"), rows)]
     return parts
 
 
@@ -172,6 +175,20 @@ def _answered(study: CondensedStudy) -> tuple[str, str, str]:
 def _answers(evidence: CondensedEvidence, slugs: Sequence[str]) -> str:
     words = {study.slug: standing(study.verdict) for study in evidence.studies}
     return "<br>".join(f"`{slug}`" + (f" {words[slug]}" if slug in words else "") for slug in slugs)
+
+
+def _tested(evidence: CondensedEvidence, sentence: Sentence) -> str:
+    """Return the contrasts that test a sentence, each with the word that the sentence gets from it, and its note."""
+    verdicts = {study.slug: study.verdict for study in evidence.studies}
+    said = []
+    for each in sentence.answers:
+        named = f"`{each.study}`" + (f", {each.contrast}" if each.contrast else "")
+        verdict = verdicts.get(each.study)
+        word = outcome_of(each, verdict) if verdict else None
+        contrast = contrast_named(verdict, each.contrast) if verdict else None
+        amount = f": {amount_of(contrast)}" if contrast and amount_of(contrast) else ""
+        said.append(f"{named} **{word.value}**{amount}" if word else named)
+    return "<br>".join([*said, *filter(None, [sentence.note])])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

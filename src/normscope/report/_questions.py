@@ -44,9 +44,11 @@ def disagreements(questions: Sequence[Question], evidence: CondensedEvidence) ->
                     f"{question.asks}: the answer takes {each.study} / {each.contrast} to be {each.word!r}, "
                     f"and it is {found.outcome.value!r} ({found.amount})"
                 )
-        for place in _NUMBER.findall(question.answer):
-            if _parts(place) not in rests:
-                lines.append(f"{question.asks}: the answer shows {{{place}}} and does not rest on its word")
+        lines += [
+            f"{question.asks}: the answer shows {{{place}}} and does not rest on its word"
+            for place in _NUMBER.findall(question.answer)
+            if _parts(place) not in rests
+        ]
     return lines
 
 

@@ -92,9 +92,15 @@ def _answer(verdict: Verdict) -> Shown:
         "whole": headline(verdict),
         "also": also_tried(verdict),
         "identity": identity,
-        "premises": [("met" if premise.met else "not met", premise.words) for premise in verdict.premises],
+        "premises": _premises(verdict),
         "margin": _margin(verdict),
     }
+
+
+def _premises(verdict: Verdict) -> list[tuple[str, str]]:
+    """Return the premises, with what was seen; a premise that is not met is why there is no word, which is said."""
+    rest = [premise for premise in verdict.premises if premise.words not in verdict.why]
+    return [("met" if premise.met else "not met", premise.words) for premise in rest]
 
 
 def _margin(verdict: Verdict) -> str:
@@ -163,7 +169,7 @@ def _row(verdict: Verdict, condition: str) -> Shown:
         "sign": plots.outcome_icon(verdict.outcome),
         "class": colour_class(verdict.outcome.value),
         "why": verdict.why,
-        "premises": [f"{'Met' if premise.met else 'Not met'}: {premise.words}" for premise in verdict.premises],
+        "premises": [f"Premise, {met}: {words}" for met, words in _premises(verdict)],
     }
 
 

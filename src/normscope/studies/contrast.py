@@ -15,6 +15,7 @@ from normscope.stats import Decision, alike, decide, interval, no_worse, two_loo
 from normscope.stats.decide import FEWEST_SEEDS, unusable
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
+from normscope.usercode import defined_at
 
 #: A side of a contrast: the name of an arm, a point (``{"arm": ..., "features": "raw"}``), a number (a theory, a
 #: bound), or None for nothing.
@@ -182,9 +183,10 @@ class Reading:
                 effects = a - b
         effects = np.array(effects, dtype=np.float64)
         if effects.shape != (seeds,):
+            place = defined_at(contrast.effect or contrast.quantity.read)
             raise DataError(
                 f"{contrast.quantity.words or 'a quantity'}: gives numbers of shape {effects.shape} for {seeds} seeds: "
-                "return one number for each of evidence.seeds, NaN where there is none"
+                f"return one number for each of evidence.seeds, NaN where there is none{f' ({place})' if place else ''}"
             )
         effects[self._neither | self._at_limits] = np.nan
         return effects

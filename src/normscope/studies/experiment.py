@@ -52,6 +52,8 @@ class AbstractExperiment(Unit, ABC):
     POINTS: ClassVar[Mapping[str, str]] = {}
     #: Fingerprint of the file of a user's own study, which its runs remember; empty for those of the package.
     SOURCE_FILE: ClassVar[str] = ""
+    #: That file, whose lines are named where it raises.
+    SOURCE_PATH: ClassVar[str] = ""
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the (arm, point) pairs that every seed runs: by default every arm at every combination of ``POINTS``.
@@ -81,6 +83,16 @@ class AbstractExperiment(Unit, ABC):
         """
         for cell in cells:
             yield cell, self.run_cell(cell, data, device)
+
+    def foresee(self, settings: Mapping[str, Any]) -> None:
+        """Refuse, before anything is run, what no record could make right.
+
+        Args:
+            settings: The preset's.
+
+        Raises:
+            UsageError: The study cannot be judged, whatever its cells record.
+        """
 
     @abstractmethod
     def judge(self, evidence: Evidence) -> Verdict:

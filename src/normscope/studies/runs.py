@@ -17,6 +17,7 @@ from normscope.records.json import canonical
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
+from normscope.usercode import users_code
 
 _Done = tuple[Cell, list[Record], float]
 #: Seeds that a study may train at once: 0 to 4, 5 to 9 and so on, always all of them, since the last bits of a seed's
@@ -60,15 +61,18 @@ class Run(NamedTuple):
 
     def verdict(self) -> Verdict:
         """Judge all complete seeds."""
-        return self.study.judge(self.evidence())
+        with own_code(self.study, "judging"):
+            return self.study.judge(self.evidence())
 
     def figures(self) -> Sequence[Figure]:
         """Draw the study's figures from all complete seeds."""
-        return self.study.figures(self.evidence())
+        with own_code(self.study, "drawing"):
+            return self.study.figures(self.evidence())
 
     def tables(self) -> Sequence[Table]:
         """Make the study's tables from all complete seeds."""
-        return self.study.tables(self.evidence())
+        with own_code(self.study, "tabulating"):
+            return self.study.tables(self.evidence())
 
     def asked(self, *, together: int = 1) -> tuple[int, ...]:
         """Return the numbers of seeds that, asked for, come to the seeds that are here.
@@ -88,7 +92,8 @@ class Run(NamedTuple):
     def _leave_open(self, seeds: int, together: int = 1) -> bool:
         """Return whether the first seeds leave a study unclear, or may do so among others."""
         try:
-            found = self.study.judge(self.evidence(range(seeds)))
+            with own_code(self.study, "judging"):
+                found = self.study.judge(self.evidence(range(seeds)))
         except DataError:  # an interrupted run, of which none of these is complete
             return False
         corrected = min(1.0, together * (found.p_value or 0.0))  # the most that Holm's correction makes of it
@@ -106,6 +111,21 @@ class Run(NamedTuple):
             f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds or self.asked()[0]}"
             f" --data {config['data']['name']} --device {config['device']}{extend}"
         )
+
+
+@contextmanager
+def own_code(study: AbstractExperiment, doing: str) -> Iterator[None]:
+    """Have what a user's own study raises end in one line with the user's file and line.
+
+    Args:
+        study: Of a study of the package errors pass as they are.
+        doing: What is done with the study: ``"judging"``.
+    """
+    if not study.SOURCE_PATH:
+        yield
+        return
+    with users_code(f"{doing} {study.CODE}", Path(study.SOURCE_PATH)):
+        yield
 
 
 def run(
@@ -174,7 +194,8 @@ def run(
     store = Store.create(Path(out) / study.CODE, config)
 
     def look(count: int) -> Verdict:
-        wanted = study.cells(preset, range(count), dataset, device)
+        with own_code(study, "listing the cells of"):
+            wanted = study.cells(preset, range(count), dataset, device)
         done = store.completed()
         pending = [cell for cell in wanted if cell.id not in done]
         ready = len(wanted) - len(pending)
@@ -186,7 +207,8 @@ def run(
                 ready += 1
                 if progress is not None:
                     progress(ready, len(wanted), cell)
-        return study.judge(Run(study, store).evidence(range(count)))
+        with own_code(study, "judging"):
+            return study.judge(Run(study, store).evidence(range(count)))
 
     verdict = look(seeds)
     if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
@@ -227,7 +249,10 @@ def refuse(
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     for study in chosen:
-        study.settings(preset)
+        settings = study.settings(preset)
+        if study.SOURCE_PATH:
+            with own_code(study, "listing the contrasts of"):
+                study.foresee(settings)
     _workers(workers, device)
     load_data(data)
     try:
@@ -323,7 +348,7 @@ def work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: st
 
     began = time.perf_counter()
     dataset = load_data(data)
-    with _one_thread():
+    with _one_thread(), own_code(study, f"running arm {cells[0].arm!r} of"):
         if study.together(cells[0]):
             first = cells[0].seed // SEEDS_AT_ONCE * SEEDS_AT_ONCE
             company = [replace(cells[0], seed=seed) for seed in range(first, first + SEEDS_AT_ONCE)]

@@ -1,9 +1,9 @@
 """What every study is: a claim, cells that differ in one thing, and contrasts fixed before the run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from normscope._errors import UsageError
 from normscope.records import Outcome, Premise, Verdict
@@ -15,11 +15,13 @@ from normscope.studies.experiment import AbstractExperiment, Progress
 from normscope.studies.quantity import Quantity
 from normscope.studies.runs import run
 from normscope.studies.wording import Wording
+from normscope.usercode import defined_at
 
 if TYPE_CHECKING:
     from normscope.plots import Figure, Table
 
 
+_NO_CONTRAST = "contrasts() yields no contrast, so there is nothing to judge"
 #: Words for networks by their name in the settings, and for data by their name.
 NETWORK_WORDS = {
     "mlp": "dense networks",
@@ -71,23 +73,65 @@ class AbstractStudy(AbstractExperiment):
         Raises:
             UsageError: As ``judge``.
         """
-        found = list(self.contrasts(evidence))
-        strange = next((each for each in found if not isinstance(each, Contrast)), None)
-        if strange is not None:
-            raise UsageError(f"{self.CODE}: contrasts() yields a {type(strange).__name__}: yield Contrast(...)")
-        if not found:
-            raise UsageError(f"{self.CODE}: contrasts() yields no contrast, so there is nothing to judge")
-        heads = [index for index, each in enumerate(found) if each.headline]
-        if len(heads) > 1:
-            raise UsageError(f"{self.CODE}: {len(heads)} contrasts say headline=True: one contrast decides a claim")
-        for each in found:
-            if each.exact_within is None and not (each.margin_reason or self.MARGIN_REASON):
-                raise UsageError(
-                    f"{self.CODE}: a margin without a reason: say in MARGIN_REASON, or in margin_reason of the "
-                    "contrast, why a smaller effect does not matter"
-                )
-        head = heads[0] if heads else 0
-        return [found[head], *found[:head], *found[head + 1 :]]
+        kept: list[Contrast] = []
+        found = self.contrasts(evidence)
+        for each in found or ():
+            if wrong := self._wrong(each, kept, evidence.settings):
+                self._refuse(found, wrong)
+            kept.append(each)
+        if not kept:
+            self._refuse(found, _NO_CONTRAST)
+        head = next((index for index, each in enumerate(kept) if each.headline), 0)
+        return [kept[head], *kept[:head], *kept[head + 1 :]]
+
+    def _wrong(self, contrast: object, before: Sequence[Contrast], settings: Mapping[str, Any]) -> str:
+        """Say what is wrong with what ``contrasts`` yields after others; empty if nothing is."""
+        if not isinstance(contrast, Contrast):
+            return f"contrasts() yields a {type(contrast).__name__}: yield Contrast(...)"
+        if contrast.headline and any(each.headline for each in before):
+            return "a second contrast says headline=True: one contrast decides a claim"
+        if contrast.exact_within is None and not (contrast.margin_reason or self.MARGIN_REASON):
+            return (
+                "a margin without a reason: say in MARGIN_REASON, or in margin_reason of the contrast, why a smaller "
+                "effect does not matter"
+            )
+        if self.SOURCE_PATH and not defined_at(contrast.quantity.read):  # a reader of the user's own may take any name
+            arms = list(dict.fromkeys(arm for arm, _ in self.grid(settings)))
+            sides = [
+                side["arm"] if isinstance(side, Mapping) and "arm" in side else side
+                for side in (contrast.first, contrast.second)
+            ]
+            strange = next((side for side in sides if isinstance(side, str) and side not in arms), None)
+            if strange is not None:
+                return f"no cell has the arm {strange!r}: the arms are {', '.join(map(repr, arms))}"
+        return ""
+
+    def _refuse(self, found: Iterable[Any] | None, wrong: str) -> NoReturn:
+        """Raise a UsageError, from the line that yielded last where there is one, so that the line can be named."""
+        error = UsageError(f"{self.CODE}: {wrong}")
+        if isinstance(found, Generator):
+            found.throw(error)
+        place = defined_at(self.contrasts)
+        raise UsageError(f"{error} ({place})") if place else error
+
+    def foresee(self, settings: Mapping[str, Any]) -> None:
+        """Refuse contrasts of a user's own study that are wrong without any record.
+
+        What needs records to be yielded, or to fail, is found when the study is judged.
+        """
+        import polars as pl
+
+        columns = {key for _, point in self.grid(settings) for key in point}
+        text = dict.fromkeys(("arm", "probe", "site", "name", "unit"), pl.String)
+        numbers = {"seed": pl.Int64, "step": pl.Int64, "value": pl.Float64}
+        nothing = pl.DataFrame(schema=text | numbers | dict.fromkeys(columns, pl.Float64))
+        try:
+            self.ordered(Evidence(nothing, settings, ()))
+        except UsageError as error:
+            if _NO_CONTRAST not in str(error):
+                raise
+        except Exception:  # the study reads records on the way
+            return
 
     def verdict_of(self, contrast: Contrast, evidence: Evidence, *, primary: bool = False) -> Verdict:
         """Judge one contrast.

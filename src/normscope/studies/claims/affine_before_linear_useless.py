@@ -11,7 +11,18 @@ from torch.nn import functional as F
 
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
-from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, accuracy, mean, presets, steps_to
+from normscope.studies import (
+    AbstractTraining,
+    Arm,
+    Contrast,
+    Evidence,
+    Quantity,
+    accuracy,
+    mean,
+    presets,
+    steps_to,
+    typical,
+)
 from normscope.studies.figures import theory_table
 from normscope.studies.lab.arms import batch_norm, recorder
 from normscope.studies.lab.data import Dataset
@@ -124,7 +135,7 @@ class AffineBeforeLinearUseless(AbstractTraining):
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
         """Yield the function class; padding, rectifiers and dynamics are claims of their own."""
-        shares = ", ".join(f"{100 * float(np.nanmean(_border(n)(evidence))):.1f} % of {n}x{n}" for n in SIZES)
+        shares = ", ".join(f"{typical(100 * _border(n)(evidence))} % of {n}x{n}" for n in SIZES)
         yield Contrast(
             Quantity("error", _largest_error),
             exact_within=1e-12,

@@ -155,7 +155,7 @@ class BnBackwardThreeTerms(AbstractTraining):
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
         """Yield the formula's error; gamma and beta, theory, large batches, weights and harm are other claims."""
         judged, largest = evidence.settings["judged"], max(evidence.settings["batches"])
-        missed = _percent(float(np.nanmean(mean("error", probe="backward_terms")(evidence, batch=judged))))
+        missed = _typical(mean("error", probe="backward_terms")(evidence, batch=judged))
         yield _identity(
             "error",
             "headline",
@@ -165,7 +165,7 @@ class BnBackwardThreeTerms(AbstractTraining):
             unit="%",
         )
         for name, claim in AFFINE.items():
-            off = _percent(float(np.nanmean(mean(name, probe="backward_terms")(evidence))))
+            off = _typical(mean(name, probe="backward_terms")(evidence))
             row = f"one row of the output gradient is off by {off} of the length of the sum ({{effect}})"
             short = name.removesuffix("_error").replace("_", " ")
             yield _identity(name, short, row if "row" in name else "", claim=claim)
@@ -203,7 +203,7 @@ class BnBackwardThreeTerms(AbstractTraining):
     def _theory(self, evidence: Evidence) -> Contrast:
         """Return the contrast of the first error with that of theory."""
         judged = evidence.settings["judged"]
-        measured = _percent(float(np.nanmean(FIRST_ERROR(evidence, batch=judged))))
+        measured = _typical(FIRST_ERROR(evidence, batch=judged))
         return Contrast(
             FIRST_ERROR,
             "full",
@@ -358,6 +358,12 @@ def _identity(
 def _expected(m: int) -> float:
     """Return the relative error for an uninformative gradient, sqrt(2/(m-2))."""
     return math.sqrt(2 / (m - 2))
+
+
+def _typical(values: Floats) -> str:
+    """Write the mean over seeds that have a number, in percent."""
+    kept = values[np.isfinite(values)]
+    return _percent(kept.mean()) if len(kept) else "an unknown share"
 
 
 def _percent(value: float) -> str:

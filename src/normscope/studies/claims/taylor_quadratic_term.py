@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from normscope.plots import Figure, Table
 from normscope.probes import Descent
 from normscope.records import Cell, Record
-from normscope.studies import AbstractStudy, Arm, Contrast, Evidence, Quantity, mean, mean_log, presets
+from normscope.studies import AbstractStudy, Arm, Contrast, Evidence, Quantity, mean, mean_log, presets, typical
 from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, recorder, split_of
@@ -106,7 +106,7 @@ class TaylorQuadraticTerm(AbstractStudy):
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
         """Yield whether some step raises the loss; the safe step, the note's rule and training are other claims."""
         depths, scales = [depth or 0 for depth in evidence.settings["depths"]], evidence.settings["scales"]
-        raised = 100 * float(np.nanmean(RISES(evidence, arm="batch")))
+        raised = typical(100 * RISES(evidence, arm="batch"))
         ratios = ", ".join(f"{self._ratio(evidence, depths[0], scale)} at {scale:g}" for scale in scales)
         yield Contrast(
             RISES,
@@ -114,7 +114,7 @@ class TaylorQuadraticTerm(AbstractStudy):
             exact_within=1e-9,
             unit="%",
             name="can no longer exceed",
-            says=f"in {raised:.3g} % of the networks with batch norm a step up to 10 raises the loss; the "
+            says=f"in {raised} % of the networks with batch norm a step up to 10 raises the loss; the "
             f"longest safe step with batch norm over that without is {ratios} times He's scale",
         )
         for depth in depths:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from normscope.plots import number
 from normscope.records import Cell, Record
 from normscope.studies.evidence import Evidence, Floats
 from normscope.studies.lab.arms import recorder
@@ -82,8 +83,8 @@ def typical_rate(evidence: Evidence, **where: Any) -> float:
 def growth_words(growth: float) -> str:
     """Say what a growth per layer does to the squared gradient: ``"shrinks to 0.25 of itself"``."""
     if growth < 1 / STEADY:
-        return f"shrinks to {growth:.3g} of itself"
-    return f"grows {growth:.3g} times" if growth > STEADY else f"keeps its size ({growth:.3g})"
+        return f"shrinks to {number(growth)} of itself"
+    return f"grows {number(growth)} times" if growth > STEADY else f"keeps its size ({number(growth)})"
 
 
 def compared_words(without: float, with_norm: float) -> str:
