@@ -25,8 +25,7 @@ from normscope.stats import adjust
 
 _SEEDS = 10  # of a run that says no number: the default of `studies.runs.run`
 _TITLE = "What does batch norm do to your network?"
-#: The condensed file that is committed and shipped with the package, as commands name it.
-COMMITTED = "src/normscope/studies/data/evidence.json"
+_COMMITTED = "src/normscope/studies/data/evidence.json"  # shipped with the package; `explain.committed` reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +90,7 @@ def run(
 class _Looks:
     """Studies under way: what each came to, and how long it took.
 
-    A run that may be extended takes a first look at all studies, judges them together, and takes a second look at those
-    that are unclear then: also at a study that would be decided alone, but is not among the others.
+    A run that may be extended takes a second look at the studies that are unclear once all are judged together.
     """
 
     out: Path
@@ -156,13 +154,12 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
         runs: What to show.
         path: The HTML file to write.
     """
-    made_by = runs[0].run.store.provenance
     texts, whole = studies.texts(), _is_whole(runs)
     return write(
         path,
         title=_TITLE,
         sections=[_section(judged) for judged in runs],
-        provenance=made_by,
+        provenance=runs[0].run.store.provenance,
         times=dict(_time(judged) for judged in runs),
         lede=_lede(runs),
         sentences=texts.sentences if whole else (),
@@ -285,8 +282,8 @@ def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
         f"normscope study run {'--all' if slugs == everything else ' '.join(slugs)}{options} --out runs/all"
         for options, slugs in alike.items()
     ]
-    lines.append(f"normscope report runs/all --condense {COMMITTED}")
-    return (*lines, f"normscope report {COMMITTED} --markdown docs/evidence.md")
+    lines.append(f"normscope report runs/all --condense {_COMMITTED}")
+    return (*lines, f"normscope report {_COMMITTED} --markdown docs/evidence.md")
 
 
 def _time(judged: Judged) -> tuple[str, float]:
@@ -301,6 +298,5 @@ def _lede(runs: Sequence[Judged]) -> str:
     data = sorted({str(config["data"]["name"]) for config in configs})
     presets = sorted({str(config["preset"]) for config in configs})
     seeds = sorted({judged.verdict.effect.n for judged in runs})
-    most = seeds[-1]
-    count = f"{most}" if len(seeds) == 1 else f"{seeds[0]} to {most}"
-    return f"On {', '.join(data)}, preset {', '.join(presets)}, {count} {'seed' if most == 1 else 'seeds'} an arm."
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return f"On {', '.join(data)}, preset {', '.join(presets)}, {count} seed{'s' if seeds[-1] != 1 else ''} an arm."
