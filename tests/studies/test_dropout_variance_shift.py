@@ -16,7 +16,7 @@ SLUG = "dropout-variance-shift"
 STUDY = studies.get(SLUG)
 
 
-def planted(off=0.0, *, met=0.5, again=0.95, running=0.9):
+def planted(off=0.0, *, met=0.5, again=0.95, running=0.9, noise=0.1):
     plant = Plant(settings(SLUG, keeps=[0.5, 0.9, 1.0]))
     for seed in plant.seeds:
         for keep in plant.settings["keeps"]:
@@ -24,7 +24,7 @@ def planted(off=0.0, *, met=0.5, again=0.95, running=0.9):
             wobble = jitter(seed, 0.02, round(10 * keep))
             found = {"log_ratio": off + wobble, "measured": 0.5 * math.exp(off + wobble), "theory": 0.5}
             found |= {"evaluation": met * math.exp(wobble)}
-            found |= {"accuracy_again": again + wobble / 10, "accuracy_running": running}
+            found |= {"accuracy_again": again + 0.02 * noise * (-1) ** seed, "accuracy_running": running}
             for name, value in found.items():
                 plant.add("dropout", seed, name, value, **where)
             plant.add("dropout", seed, "evaluation_layer", met, site="blocks.0.norm", **where)
@@ -33,17 +33,18 @@ def planted(off=0.0, *, met=0.5, again=0.95, running=0.9):
 
 @pytest.mark.parametrize(
     ("again", "running", "outcome"),
-    [
-        (0.95, 0.9, "holds"),
-        (0.9, 0.95, "opposite"),
-        (0.9, 0.9, "no effect that matters"),
-        (0.9049, 0.9, "unclear"),
-    ],
+    [(0.95, 0.9, "holds"), (0.9, 0.95, "opposite"), (0.9, 0.9, "no effect that matters")],
 )
 def test_the_judge_finds_harm_where_it_was_planted(again, running, outcome):
     verdict = STUDY.judge(planted(again=again, running=running))
     assert verdict.outcome.value == outcome
     assert {part.outcome.value for part in verdict.parts if part.claim == verdict.claim} == {outcome}
+
+
+def test_harm_that_is_small_beside_its_noise_is_unclear():
+    verdict = STUDY.judge(planted(again=0.9, noise=1.0))
+    assert verdict.outcome.value == "unclear"
+    assert "seeds would" in verdict.why
 
 
 @pytest.mark.parametrize(

@@ -186,12 +186,18 @@ class Evidence:
         return np.nan_to_num(self.last(name, arm=arm, **point), nan=0.0)
 
     def loss_difference(self, first: str, second: str, **point: Any) -> Floats:
-        """Return per seed the largest difference of two arms' losses over steps; infinite if one arm ended earlier."""
+        """Return per seed the largest difference of two arms' losses over steps.
+
+        Infinite if one arm ended earlier, NaN if an arm has no losses.
+        """
         one, other = (
             self.curves(self.select(probe="training", name="loss", arm=arm, **point)) for arm in (first, second)
         )
         found = []
         for seed in self.seeds:
+            if seed not in one or seed not in other:
+                found.append(np.nan)
+                continue
             a, b = one[seed][1], other[seed][1]
             found.append(float(np.abs(a - b).max()) if len(a) == len(b) else np.inf)
         return np.array(found, dtype=np.float64)

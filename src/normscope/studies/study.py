@@ -29,7 +29,7 @@ NETWORK_WORDS = {
     "resnet": "a residual network",
     "cnn": "a small CNN",
 }
-DATA_WORDS = {"digits": "8x8 digits"}
+DATA_WORDS = {"digits": "8x8 digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 class AbstractStudy(AbstractExperiment):
@@ -179,7 +179,7 @@ class AbstractStudy(AbstractExperiment):
         network = evidence.settings.get("network")
         name = str(network.get("name", "")) if isinstance(network, Mapping) else ""
         networks = self.NETWORKS or NETWORK_WORDS.get(name, name)
-        return ", ".join(word for word in (networks, DATA_WORDS.get(evidence.data, evidence.data)) if word)
+        return ", ".join(word for word in (networks, DATA_WORDS.get(evidence.data, Path(evidence.data).stem)) if word)
 
     @property
     def wording(self) -> Wording:

@@ -187,7 +187,7 @@ class ConditioningOfInputs(AbstractTraining):
                     "after",
                     at=at,
                     scale="log-ratio",
-                    claim="Inputs of layers are better conditioned with batch norm after the activation than before it.",
+                    claim="Inputs are better conditioned with batch norm after the activation than before it.",
                     says="the condition number is {effect} with batch norm after the activation",
                     comparative=("smaller", "larger"),
                 ),

@@ -63,10 +63,8 @@ class DropoutVarianceShift(AbstractStudy):
     CODE = "dropout-variance-shift"
     CARD = 30
     TOPIC = "statistics"
-    SOURCES = (
-        "Q&A on the gradient, answer on dropout",
-        "Li, Chen and Hu 2018 (arXiv:1801.05134), second hand",
-    )
+    SOURCES = ("Li, Chen and Hu 2018 (arXiv:1801.05134), second hand",)
+    EXTENSION = True
     CLAIM = "Dropout before batch norm harms evaluation."
     ENDPOINT = "Test accuracy with statistics estimated again minus with running statistics, keep 0.5"
     MARGIN = 0.005

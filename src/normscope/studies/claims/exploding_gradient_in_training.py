@@ -195,7 +195,7 @@ def _equalised(evidence: Evidence, depth: int, batch: int) -> Contrast:
         margin=0.02,
         margin_reason="two hundredths of the logarithm are less than what two seeds differ by",
         name=f"share, {depth} layers, batches of {batch}",
-        claim=f"After twenty steps {100 * GONE:g} % of the logarithm of the explosion are gone.",
+        claim=f"After twenty steps {100 * GONE:g} % of the logarithm of the explosion is gone.",
         says=f"the largest relative gradient falls from {START.text(evidence, **at)} to {END.text(evidence, **at)} "
         f"times the smallest in 20 steps; {{effect}} of the logarithm is gone than the {100 * GONE:g} % that count",
         comparative=("more", "less"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from normscope.studies.lab.data import Split
 
 FACTORS = (0.25, 0.5, 2.0, 4.0)
+GAMMA = last("mean", "mean gamma at the end", probe="gamma")
 IDENTITIES = {
     "invariance": "Scaling an inner layer's gamma and beta changes no gradient of the first layer.",
     "euler": "Over an inner layer's channels gamma times its gradient and beta times its own add to zero.",
@@ -115,7 +116,7 @@ class GammaCuresVanishing(AbstractTraining):
             )
         for activation in (first, *others):
             yield Contrast(
-                last("mean", "mean gamma at the end", probe="gamma"),
+                GAMMA,
                 "learnt",
                 1.0,
                 at={"activation": activation},
@@ -124,8 +125,7 @@ class GammaCuresVanishing(AbstractTraining):
                 margin_reason="ten layers of gamma 1.05 scale a gradient by 1.6 at most",
                 name=f"gamma, {activation}",
                 claim="Learnt gammas end above 1, where they scale gradients up.",
-                says="the mean gamma ends {effect} 1",
-                comparative=("above", "below"),
+                says="the mean gamma moves by {effect} from its start at 1",
             )
         if first == "relu":
             for name, claim in IDENTITIES.items():
@@ -180,7 +180,7 @@ class GammaCuresVanishing(AbstractTraining):
         activations = evidence.settings["activations"]
         return [
             self.grid_table(
-                [steps_to(0.9), last("mean", "mean gamma at the end", probe="gamma")],
+                [steps_to(0.9), GAMMA],
                 evidence,
                 rows={"activation": activations, "arm": list(self.ARMS)},
                 title="Steps and gammas",

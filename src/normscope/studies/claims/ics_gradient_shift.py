@@ -25,7 +25,6 @@ from normscope.studies import (
     mean,
     mean_log,
     presets,
-    steps_to,
 )
 from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
@@ -57,9 +56,9 @@ class IcsGradientShift(AbstractTraining):
 
     ## Method
     Networks with and without batch norm share initial weights and batches. In every layer but the first, which nothing
-    precedes, the cosine of :math:`G` and :math:`G'` is read every few steps over the first 30 % of training, until the
-    training accuracy has come 99 % of the way to the best one. The effect is the cosine with minus the cosine without
-    batch norm, averaged over layers and steps: a higher cosine is less shift. The headline is the second source's own
+    precedes, the cosine of :math:`G` and :math:`G'` is read every few steps over the first 30 % of training and before
+    99 % training accuracy. The effect is the cosine with minus the cosine without batch norm, averaged over layers and
+    steps: a higher cosine is less shift. The headline is the second source's own
     comparison, at the same learning rate (0.1). Also tried: the same relative update
     :math:`\|\Delta W\|/\|W\|`, by interpolation over a grid of learning rates, and each arm at its own best
     learning rate by validation loss. Claims of their own: the relative and the raw length of :math:`G'-G`, and the deep
@@ -324,7 +323,7 @@ def _later(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _window(evidence: Evidence, name: str, arm: str, lr: float) -> pl.DataFrame:
     """Return the records of a name over all layers and the steps of the window, which ends at convergence."""
-    converged = steps_to(0.99)(evidence, arm=arm, lr=lr)
+    converged = evidence.arrivals(0.99, arm=arm, lr=lr).steps
     ends = pl.DataFrame(
         {"seed": list(evidence.seeds), "end": np.minimum(converged, WINDOW * evidence.settings["steps"])}
     )

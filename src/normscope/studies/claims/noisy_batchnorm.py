@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from normscope.plots import Figure, Table, percentiles
 from normscope.probes.activation_distribution import ActivationDistribution
@@ -33,7 +33,15 @@ from normscope.studies.lab.models import CNN, VGG
 MAIN = ("none", "batch", "noisy")
 KINDS = ("noisy-mean", "noisy-scale", "noisy-unit", "noise-before")
 STRENGTHS = ("noisy-0.5", "noisy-2", "noisy-4", "noise", "noise-rescaled")
-AREA = replace(mean("accuracy", "mean training accuracy over the run", probe="training"), unit="points")
+# Sorted, for a mean of many rows in the order of threads is not the same to the last bit.
+AREA = Quantity(
+    "mean training accuracy over the run",
+    lambda evidence, **where: evidence.per_seed(
+        evidence.select(probe="training", name="accuracy", **where), pl.col("value").sort_by("step").mean()
+    ),
+    record=("training", "accuracy"),
+    unit="points",
+)
 
 
 class NoisyBatchnorm(AbstractTraining):
@@ -351,7 +359,9 @@ def _share(evidence: Evidence, noisy: str, rate: float | Best) -> Floats:
         AREA(evidence, arm=arm, lr=lr) for arm, lr in _rates(evidence, rate, "none", "batch", noisy).items()
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept: Floats = 0.5 + ((noise - none) - (batch - none) / 2) / np.nanmean(batch - none)
+        gains = batch - none
+        gain = gains[np.isfinite(gains)].mean() if np.isfinite(gains).any() else np.nan
+        kept: Floats = 0.5 + ((noise - none) - gains / 2) / gain
     return kept
 
 

@@ -107,15 +107,16 @@ class TaylorQuadraticTerm(AbstractStudy):
         """Yield whether some step raises the loss; the safe step, the note's rule and training are other claims."""
         depths, scales = [depth or 0 for depth in evidence.settings["depths"]], evidence.settings["scales"]
         raised = typical(100 * RISES(evidence, arm="batch"))
-        ratios = ", ".join(f"{self._ratio(evidence, depths[0], scale)} at {scale:g}" for scale in scales)
+        ratios = ", ".join(self._ratio(evidence, depths[0], scale) for scale in scales)
         yield Contrast(
             RISES,
             "batch",
             exact_within=1e-9,
             unit="%",
             name="can no longer exceed",
-            says=f"in {raised} % of the networks with batch norm a step up to 10 raises the loss; the "
-            f"longest safe step with batch norm over that without is {ratios} times He's scale",
+            says=f"in {raised} % of the networks with batch norm a step up to 10 raises the loss; at "
+            f"{', '.join(f'{scale:g}' for scale in scales)} times He's scale the longest safe step is {ratios} times "
+            "as long as without batch norm",
         )
         for depth in depths:
             for scale in scales:
