@@ -324,13 +324,3 @@ class Reading:
 def unmeasured(level: float, scale: str) -> Estimate:
     """Return the estimate of something that no seed allows to estimate."""
     return Estimate(math.nan, -math.inf, math.inf, level, 0, "not measured", scale)
-
-
-@dataclass(frozen=True)
-class AllOf:
-    """Temporary."""
-
-    parts: Any = ()
-    claim: str = ""
-    endpoint: str = ""
-    reason: Any = ""
