@@ -1,5 +1,6 @@
 """Sentences composed of the words of contrasts: by rules, from verdicts whose words are known."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -20,8 +21,6 @@ def contrast(outcome, *, claim="It is so.", amount="2 times more", why="", **con
 
 
 def claim(first, *others):
-    import dataclasses
-
     return dataclasses.replace(first, parts=others)
 
 
