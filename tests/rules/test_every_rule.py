@@ -30,7 +30,10 @@ def test_a_rule_describes_itself(rule):
     assert isinstance(rule.SEVERITY, Severity)
     assert len(rule.SICK) >= 3
     assert len(rule.WELL) >= 2
-    assert rules.get(rule.CODE).SLUG == rules.get(rule.SLUG).SLUG
+    named = [rules.get(name) for name in (rule.CODE, rule.CODE.lower(), rule.SLUG)]
+    begun = [found for code in (rule.CODE, rule.CODE.lower(), rule.SLUG) for found in rules.chosen([code])]
+    assert {type(found) for found in named + begun} == {type(rule)}
+    assert type(rule) not in {type(left) for left in rules.chosen(None, [rule.CODE.lower()])}
 
 
 @each_rule

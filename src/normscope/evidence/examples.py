@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normscope.evidence.case import Case
+from normscope.modules.rng import torch_streams_kept
 
 Norm = Callable[[int], nn.Module]
 Net = Callable[..., nn.Module]
@@ -150,7 +151,7 @@ def data(
 
 def seeded(make: Callable[[], Any], seed: int = 0) -> Any:
     """Make a network from a seed of its own, leaving the global stream as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch_streams_kept():
         torch.manual_seed(seed)
         return make()
 
