@@ -525,24 +525,38 @@ class Hunt:
             names = [name for name in seconds if name not in failed]
             of_file = [name for name in names if file in reached[name]]
             of_line = [name for name in of_file if mutant.line in reached[name][file]]
+            beside: list[str] = []
             if not of_line and mutant.line in server.at_import.get(file, ()):
-                of_line = of_file or names  # it runs at import, so any of them may notice it
-            outcome = self.judge(server, number, mutant, of_line, seconds)
+                # It runs at import, so any test may notice it; those that reach other lines of the file go first.
+                of_line, beside = of_file, [name for name in names if name not in set(of_file)]
+            outcome = self.judge(server, number, mutant, of_line, beside, seconds)
             outcome.why = self.explained.get(mutant.change, "")
             self.outcomes.append(outcome)
             mark = "explained" if outcome.why and outcome.word in ("survived", "unreached") else outcome.word
             place = f"{mutant.path}:{mutant.line} {mutant.operator}"
             say(f"{number + 1:3}/{len(self.mutants)} {mark:9} {place} {outcome.by}")
 
-    def judge(
-        self, server: Server, number: int, mutant: Mutant, names: Sequence[str], seconds: dict[str, float]
-    ) -> Outcome:
-        """Run the tests that reach a mutant's line."""
+    def affordable(self, names: Sequence[str], seconds: dict[str, float]) -> list[str]:
+        """Return the quickest tests that the budget allows together, one at least."""
         chosen, spent = [], 0.0
         for name in sorted(names, key=seconds.__getitem__):
             if not chosen or spent + seconds[name] <= self.budget:
                 chosen.append(name)
                 spent += seconds[name]
+        return chosen
+
+    def judge(
+        self,
+        server: Server,
+        number: int,
+        mutant: Mutant,
+        names: Sequence[str],
+        beside: Sequence[str],
+        seconds: dict[str, float],
+    ) -> Outcome:
+        """Run the tests that reach a mutant's line, and of those beside them as many as the same budget allows."""
+        chosen = self.affordable(names, seconds) + self.affordable(beside, seconds)
+        spent = sum(map(seconds.__getitem__, chosen))
         chosen = in_order(chosen, seconds)
         limit = SPARE + 3 * spent
 
