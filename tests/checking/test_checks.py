@@ -210,6 +210,19 @@ def test_a_rule_that_raises_is_told_to_whom_listens_and_else_raised(monkeypatch)
         checking.check(three_kinds(), ["NS108"], gap=False)
 
 
+def test_a_rule_that_raises_over_a_checkpoint_is_told_by_its_code(monkeypatch):
+    def broken(self, norms):
+        raise KeyError("planted")
+
+    monkeypatch.setattr(type(rules.get("NS103")), "examine_buffers", broken)
+    told, state = [], three_kinds().model.state_dict()
+    found = checking.check_state(state, on_failure=lambda code, error: told.append((code, type(error))))
+    assert told == [("NS103", KeyError)]
+    assert len(found.rules) > 1
+    with pytest.raises(KeyError, match="planted"):
+        checking.check_state(state)
+
+
 def test_a_rule_that_cannot_measure_what_is_not_finite_is_listed():
     case = three_kinds()
     case.loader = [torch.full((8, 3), torch.nan)] * 3
