@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from normscope import layers
 from normscope.ops.sets import Renorm
 
+IMPORTED = set(sys.modules)
 CHANNELS = 3
 SIZES = {2: [5, 1], 4: [3, 0, 6, 2]}
 F64 = torch.float64
@@ -192,7 +193,7 @@ def main(rank, size, rendezvous, out, *more):
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     pair = dist.new_group([0, 1])
-    results = {}
+    results = {"compiler imported": "torch._dynamo" in IMPORTED}
     if more:
         results["compiled"] = check_compiled(SIZES[2], _part(SIZES[2], rank))
     for group, sizes in () if more else ((pair, SIZES[2]), (None, SIZES[4])):

@@ -87,6 +87,11 @@ def test_one_value_a_channel_in_all_processes_is_refused_by_all(reports):
         assert report["refusals"]["shape"] == [1, 3]
 
 
+def test_importing_the_layers_does_not_import_torchs_compiler(reports):
+    """It takes as long as torch itself."""
+    assert not any(report["compiler imported"] for report in reports)
+
+
 @pytest.mark.slow
 def test_compiles_whole(tmp_path):
     for report in run_processes(tmp_path, "compile", size=2):

@@ -134,6 +134,12 @@ def test_a_constant_channel_has_a_finite_gradient():
             assert h.isfinite().all()
 
 
+def test_the_factor_is_marked_as_a_constant_as_torch_marks_it():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked)
+    assert vars(marked).items() <= vars(lp.gaussian_factor).items()
+
+
 def test_constants_of_gaussian_values():
     # E|z|, and E max(|z|, |z'|) = E|z + z'|/2 + E|z - z'|/2
     assert lp.gaussian_factor(INF, 1) == pytest.approx(math.sqrt(math.pi / 2), rel=1e-4)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from normscope.evidence.case import Case
 from normscope.modules.rng import torch_streams_kept
@@ -49,7 +48,7 @@ class Near:
 
 def loss_fn(model: Any, batch: Any) -> Tensor:
     """Cross-entropy of ``(inputs, labels)``."""
-    return cross_entropy(model(batch[0]), batch[1])
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def mlp(norm: Norm = nn.BatchNorm1d, *, depth: int = 3, width: int = 16, bias: bool = False) -> nn.Module:
