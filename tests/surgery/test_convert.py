@@ -74,6 +74,17 @@ def test_what_a_norm_is_already_it_is_not_converted_to(to, last):
     torch.testing.assert_close(model[1](x), y)
 
 
+@pytest.mark.parametrize("to", ["batch", "torch-batch", "group", "layer", "instance"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels second", "channels last"])
+def test_of_the_same_kind_a_norm_with_another_eps_is_another(to, last):
+    model = trained_looking(nn.Sequential(nn.Identity(), nn.LayerNorm(6) if last else nn.BatchNorm2d(6)))
+    x, found = torch.randn(4, 6, 3, 6), []
+    for eps in (0.3, 0.7):
+        surgery.convert(model, to, groups=2, example=x, eps=eps)
+        found += [module.eps for module in model.modules() if hasattr(module, "eps")]
+    assert found == [0.3, 0.7]
+
+
 def test_the_report_names_the_class_of_the_old_norm_and_of_the_new():
     for old, to, new in (
         (nn.BatchNorm2d(8), "group", "GroupNorm(4, 8)"),
