@@ -59,6 +59,7 @@ TESTS = {
     "allocator": ["tests/package"],
     "evidence": ["tests/evidence", "tests/rules"],
     "explain": ["tests/package"],
+    "ops": ["tests/ops", "tests/layers", "tests/kernels"],
     "modules": ["tests/modules", "tests/probes", "tests/surgery"],
     "studies": ["tests/studies"],
     "usercode": ["tests/package", "tests/cli", "tests/checking"],

@@ -42,7 +42,7 @@ def both(dtype, slope, weighted=True, create_graph=False, **more):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("slope", [1.0, 0.01, 0.3])
+@pytest.mark.parametrize("slope", [1.0, 0.01, 0.3, 2.0])
 def test_is_the_usual_way_to_second_order(slope, weighted):
     for create_graph in (False, True):
         for found, right in zip(*both(F64, slope, weighted, create_graph), strict=True):
