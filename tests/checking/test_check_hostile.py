@@ -202,12 +202,15 @@ def test_an_error_of_the_model_itself_is_that_of_the_check(refuse, write):
     assert "setup.py:" in said
 
 
-def test_whatever_a_check_raises_is_one_line(refuse, write, monkeypatch):
+def test_whatever_a_check_raises_is_one_line(refuse, write, monkeypatch, tmp_path):
     def fail(*args, **options):
         raise ValueError("odd")
 
     monkeypatch.setattr(checking, "check", fail)
+    monkeypatch.setattr(checking, "check_state", fail)
+    torch.save(nn.BatchNorm1d(3).state_dict(), tmp_path / "state.pt")
     assert "the check raised ValueError: odd" in refuse(f"{write(WELL)}:make")
+    assert "the check raised ValueError: odd" in refuse("--state-dict", tmp_path / "state.pt")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
