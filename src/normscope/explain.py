@@ -1,11 +1,14 @@
-"""Find any unit: a study, a probe, a layer or a rule."""
+"""Find any unit: a study, a probe, a layer or a rule; and what studies answer in the evidence of the package."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from normscope import layers, probes, rules, studies
 from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
 from normscope.layers import AbstractLayer
+from normscope.report import CondensedEvidence, read
 
 
 def unit(name: str) -> Unit | type[Unit]:
@@ -37,3 +40,18 @@ def unit(name: str) -> Unit | type[Unit]:
         raise UsageError(f"no study, probe, layer or rule is called {name!r}: did you mean {near(name, known)}?")
     found: Unit | type[Unit] = kinds[having[0]][name]
     return found
+
+
+def is_study(found: Unit | type[Unit]) -> bool:
+    """Tell whether a unit is a study, which has an answer and not only a page."""
+    return isinstance(found, studies.AbstractStudy)
+
+
+@cache
+def committed() -> CondensedEvidence:
+    """Return the evidence that is shipped with the package; it is read once.
+
+    Raises:
+        StoreError: It is missing, or was made by another version.
+    """
+    return read(Path(studies.__file__).parent / "data" / "evidence.json")

@@ -100,7 +100,8 @@ def users_code(doing: str, file: Path | None = None) -> Iterator[None]:
 
     Args:
         doing: What is done in the block, as the subject of the sentence "... raised ValueError: ...".
-        file: A file that is the user's even if it lies among libraries.
+        file: A file that is the user's even if it lies among libraries. With it, this package's own errors say their
+            place too, if the user's code was on the way to them.
 
     Raises:
         UsageError: In place of any exception but this package's own and an interrupt. The exception is its cause.
@@ -110,6 +111,8 @@ def users_code(doing: str, file: Path | None = None) -> Iterator[None]:
     except NormscopeError as error:
         cause = error.__cause__
         place = place_of(cause, file) if cause is not None else ""
+        if file is not None:
+            place = place or place_of(error, file)
         if place and place not in str(error):
             raise type(error)(f"{_flat(error)} ({place})") from cause
         raise
@@ -142,9 +145,20 @@ def place_of(error: BaseException, file: Path | None = None) -> str:
         frames.append((error.filename, error.lineno))
     own = None if file is None else str(file.resolve())
     for name, line in reversed(frames):
-        if name == own or not (name.startswith(("<", *_LIBRARIES)) or "site-packages" in name):
+        if name == own or _is_users(name):
             return f"{Path(name).name}:{line}"
     return ""
+
+
+def defined_at(function: object) -> str:
+    """Return where the user defined a function, as ``train.py:12``; empty if it is not the user's own Python."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code and _is_users(code.co_filename) else ""
+
+
+def _is_users(name: str) -> bool:
+    """Return whether a frame's file lies outside Python's library, installed packages and this package."""
+    return not (name.startswith(("<", *_LIBRARIES)) or "site-packages" in name)
 
 
 def _flat(error: BaseException) -> str:

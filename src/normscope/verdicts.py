@@ -3,16 +3,29 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from normscope import studies
 from normscope._errors import NormscopeError, UsageError
-from normscope.records import Verdict
-from normscope.report import FEW, CondensedEvidence, CondensedStudy, Section, theory_rows, write
+from normscope.records import Outcome, Verdict, standing
+from normscope.report import (
+    FEW,
+    CondensedEvidence,
+    CondensedStudy,
+    Section,
+    picture_of,
+    sections_of,
+    theory_rows,
+    write,
+)
 from normscope.stats import adjust
+
+_SEEDS = 10  # of a run that says no number: the default of `studies.runs.run`
+_TITLE = "What does batch norm do to your network?"
+_COMMITTED = "src/normscope/studies/data/evidence.json"  # shipped with the package; `explain.committed` reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +59,8 @@ def run(
         slugs: The studies; a slug that is repeated is run once.
         out: Folder of runs; each study has a folder in it.
         progress: Called with (slug, cells complete, cells in all).
-        ended: Called when a study has ended, with (slug, its outcome or its error in words, seconds).
-        settings: As ``normscope.studies.run`` takes them.
+        ended: Called after each look at a study, with (slug, its standing or its error in words, seconds).
+        settings: As ``normscope.studies.runs.run`` takes them.
 
     Returns:
         The studies that ended well, and the error of each other study by its slug.
@@ -59,28 +72,67 @@ def run(
     """
     chosen = [studies.get(slug) for slug in dict.fromkeys(slugs)]
     studies.refuse(chosen, out=out, **settings)
-    seconds: dict[str, float] = {}
-    failed: dict[str, str] = {}
+    looks = _Looks(out, progress, ended, settings)
     for study in chosen:
+        looks.look(study, alone=len(chosen) == 1)
+    for study in looks.left_open(chosen) if settings.get("extend") else ():
+        looks.look(study, second=True, alone=len(chosen) == 1)
+    ran = [study.CODE for study in chosen if study.CODE in looks.verdicts]
+    if not ran:
+        slug, reason = next(iter(looks.failed.items()))
+        raise UsageError(f"none of the {len(chosen)} studies ended well; the first, {slug}: {reason}")
+    seconds = [looks.seconds[slug] for slug in ran]
+    return _judged([studies.load(out / slug)[0] for slug in ran], seconds), looks.failed
+
+
+@dataclass(slots=True)
+class _Looks:
+    """Studies under way: what each came to, and how long it took.
+
+    A run that may be extended takes a second look at the studies that are unclear once all are judged together.
+    """
+
+    out: Path
+    progress: Callable[[str, int, int], None] | None
+    ended: Callable[[str, str, float], None] | None
+    settings: dict[str, Any]
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def look(self, study: studies.AbstractStudy, *, second: bool = False, alone: bool = False) -> None:
+        """Run a study, and keep its verdict or its error.
+
+        Args:
+            study: The study.
+            second: Whether it runs twice as many seeds.
+            alone: Whether its error is raised.
+        """
         slug, began = study.CODE, time.perf_counter()
+        settings = dict(self.settings)
+        if settings.get("extend"):
+            settings |= {"look_twice": False, "seeds": settings.get("seeds", _SEEDS) * (2 if second else 1)}
         try:
-            verdict = studies.run(study, out=out, progress=_cells_of(slug, progress), **settings)
+            verdict = studies.runs.run(study, out=self.out, progress=_cells_of(slug, self.progress), **settings)
         except Exception as error:
-            if len(chosen) == 1:
+            if alone:
                 raise
             kind = "" if isinstance(error, NormscopeError) else f"{type(error).__name__}: "
-            failed[slug] = f"{kind}{error}".partition("\n")[0]
-            result = f"failed: {failed[slug]}"
+            self.failed[slug] = f"{kind}{error}".partition("\n")[0]
+            self.verdicts.pop(slug, None)
+            result = f"failed: {self.failed[slug]}"
         else:
-            seconds[slug] = time.perf_counter() - began
-            result = f"{verdict.outcome.value}, before Holm's correction"
-        if ended is not None:
-            ended(slug, result, time.perf_counter() - began)
-    if not seconds:
-        slug, reason = next(iter(failed.items()))
-        raise UsageError(f"none of the {len(chosen)} studies ended well; the first, {slug}: {reason}")
-    runs = [studies.load(out / slug)[0] for slug in seconds]
-    return _judged(runs, list(seconds.values())), failed
+            self.verdicts[slug] = verdict
+            result = f"{standing(verdict)}, before Holm's correction{', second look' if second else ''}"
+        self.seconds[slug] = self.seconds.get(slug, 0.0) + (seconds := time.perf_counter() - began)
+        if self.ended is not None:
+            self.ended(slug, result, seconds)
+
+    def left_open(self, chosen: Sequence[studies.AbstractStudy]) -> list[studies.AbstractStudy]:
+        """Return the studies that are unclear among the others, after the first look."""
+        ran = [study for study in chosen if study.CODE in self.verdicts]
+        together = adjust([self.verdicts[study.CODE] for study in ran])
+        return [study for study, verdict in zip(ran, together, strict=True) if verdict.outcome is Outcome.UNCLEAR]
 
 
 def _cells_of(slug: str, progress: Callable[[str, int, int], None] | None) -> studies.Progress | None:
@@ -101,17 +153,45 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
         runs: What to show.
         path: The HTML file to write.
     """
-    made_by = runs[0].run.store.provenance
     texts, whole = studies.texts(), _is_whole(runs)
     return write(
         path,
-        title="What does batch norm do to your network?",
+        title=_TITLE,
         sections=[_section(judged) for judged in runs],
-        provenance=made_by,
+        provenance=runs[0].run.store.provenance,
         times=dict(_time(judged) for judged in runs),
         lede=_lede(runs),
         sentences=texts.sentences if whole else (),
         errata=texts.errata if whole else (),
+    )
+
+
+def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
+    """Write the page of a condensed file: no run is needed, and only small figures are there.
+
+    Args:
+        evidence: The file's contents.
+        path: The HTML file to write.
+
+    Raises:
+        StoreError: The page cannot be written, or a picture of the file is damaged.
+    """
+    installed = {study.CODE: study for study in studies.all()}
+    pages = {slug: installed[slug].page() for slug in (study.slug for study in evidence.studies) if slug in installed}
+    kept = evidence.studies
+    return write(
+        path,
+        title=_TITLE,
+        sections=sections_of(evidence, pages),
+        provenance={
+            name: " and ".join(sorted({str(getattr(study, name)) for study in kept if getattr(study, name)}))
+            for name in ("data", "preset", "device", "normscope", "torch", "cpu", "cores")
+        }
+        | {"commands": "; ".join(evidence.commands)},
+        times={study.slug: study.seconds for study in kept},
+        lede=evidence.lede,
+        sentences=evidence.sentences,
+        errata=evidence.errata,
     )
 
 
@@ -133,7 +213,7 @@ def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judge
     Several numbers of seeds may have been asked for a run; runs that one command may have made get the same number.
     """
     verdicts = adjust([run.verdict() for run in runs])
-    asked = [run.asked() for run in runs]
+    asked = [run.asked(together=len(runs)) for run in runs]
     (usual, _), *_ = Counter(count for counts in asked for count in counts).most_common(1)
     commands = [run.command(usual if usual in counts else counts[0]) for run, counts in zip(runs, asked, strict=True)]
     return [Judged(*row) for row in zip(runs, verdicts, seconds, commands, strict=True)]
@@ -143,14 +223,16 @@ def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judge
 def _section(judged: Judged) -> Section:
     """Return the section of a study; cached, for the page and the condensed file both ask."""
     study, evidence = judged.run.study, judged.run.evidence()
+    with studies.own_code(study, "drawing"):
+        figures, tables = tuple(study.figures(evidence)), tuple(study.tables(evidence))
     return Section(
         slug=study.CODE,
         title=study.title(),
         claim=study.CLAIM,
         page=study.page(),
         verdicts=(judged.verdict,),
-        figures=tuple(study.figures(evidence)),
-        tables=tuple(study.tables(evidence)),
+        figures=figures,
+        tables=tables,
         command=judged.command,
         topic=study.TOPIC,
         texts=studies.texts().judged_by(study.CODE),
@@ -179,6 +261,7 @@ def _condensed(judged: Judged) -> CondensedStudy:
         cores=made_by.get("cores", {}).get("usable"),
         cpu=str(made_by.get("cpu") or ""),
         command=section.command,
+        picture=picture_of(section.figures),
     )
 
 
@@ -198,8 +281,8 @@ def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
         f"normscope study run {'--all' if slugs == everything else ' '.join(slugs)}{options} --out runs/all"
         for options, slugs in alike.items()
     ]
-    lines.append("normscope report runs/all --condense docs/evidence.json")
-    return (*lines, "normscope report docs/evidence.json --markdown docs/evidence.md")
+    lines.append(f"normscope report runs/all --condense {_COMMITTED}")
+    return (*lines, f"normscope report {_COMMITTED} --markdown docs/evidence.md")
 
 
 def _time(judged: Judged) -> tuple[str, float]:
@@ -209,13 +292,9 @@ def _time(judged: Judged) -> tuple[str, float]:
 
 
 def _lede(runs: Sequence[Judged]) -> str:
-    """Return the sentence under the title: how many studies, their presets, data and seeds."""
-    configs = [judged.run.store.config for judged in runs]
-    data = sorted({str(config["data"]["name"]) for config in configs})
-    presets = sorted({str(config["preset"]) for config in configs})
-    seeds = sorted({judged.verdict.effect.n for judged in runs})
-    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return (
-        f"{len(runs)} {'study' if len(runs) == 1 else 'studies'}, preset {', '.join(presets)}, on {', '.join(data)}, "
-        f"{count} seeds an arm."
-    )
+    """Return the sentence under the title: data, presets and seeds."""
+    data = sorted({str(judged.run.store.config["data"]["name"]) for judged in runs})
+    presets = sorted({str(judged.run.store.config["preset"]) for judged in runs})
+    seeds = sorted({judged.verdict.effect.n for judged in runs} - {0}) or [0]
+    count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    return f"On {', '.join(data)}, preset {', '.join(presets)}, {count} seed{'s' if seeds[-1] != 1 else ''} an arm."

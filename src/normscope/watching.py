@@ -11,7 +11,7 @@ from normscope._errors import UsageError
 from normscope.plots import Figure, Table
 from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink
 from normscope.records import Store, provenance
-from normscope.report import Checked, RuleNote, Section, check_json, save, write
+from normscope.report import Checked, RuleNote, Section, check_json, counted, save, write
 
 if TYPE_CHECKING:
     import polars
@@ -158,8 +158,8 @@ class Scope(Recorder):
             title=f"What {what} saw: {type(self.model).__name__}",
             sections=sections,
             provenance=provenance.collect(),
-            lede=f"{frame.height} records of {self.index} training steps."
-            + ("" if self._watch is None else f" {len(self.findings())} findings."),
+            lede=f"{counted(frame.height, 'record')} of {counted(self.index, 'training step')}."
+            + ("" if self._watch is None else f" {counted(len(self.findings()), 'finding')}."),
         )
 
     def close(self) -> None:
@@ -208,11 +208,12 @@ def _findings_section(findings: checking.Findings, steps: int) -> Section:
     ]
     if left:
         tables.append(Table("Not judged", ("code", "why"), tuple(left)))
-    words = f"{len(findings)} findings" if len(findings) else "nothing was found"
+    words = counted(len(findings), "finding") if len(findings) else "nothing was found"
     return Section(
         slug="rules",
         title="What the rules found while training",
-        claim=f"Defects of normalization, by {len(findings.rules)} rules over {steps} training steps: {words}.",
+        claim=f"Defects of normalization, by {counted(len(findings.rules), 'rule')} over "
+        f"{counted(steps, 'training step')}: {words}.",
         page={},
         verdicts=(),
         tables=tuple(table for table in tables if table.rows),

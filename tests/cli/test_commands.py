@@ -169,7 +169,8 @@ def test_a_value_that_does_not_fit_is_one_line(refuse, words, word, kind, told):
 
 NO_SUCH = {
     ("demo",): [("--data", "missing")],
-    ("report",): [("missing",), (".",), ("a_file", "--markdown", "x.md"), (".", "--study", "missing.py")],
+    ("report",): [("missing",), (".",), ("a_file", "--markdown", "x.md"), ("a_file", "--page", "x.html"),
+                  (".", "--study", "missing.py")],
     ("explain",): [("nothing-like-it",), ("missing.py",), ("probe:nothing",)],
     ("check",): [(), ("missing.py:make",), ("missing:make",), ("--state-dict", "missing.pt"), ("--explain", "NS999")],
     ("study", "show"): [("nothing-like-it",), ("missing.py",)],

@@ -59,14 +59,14 @@ def test_a_file_where_the_folder_should_be(refuse, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_seed_is_inconclusive_and_the_report_can_be_written_again(run, tmp_path):
+def test_one_seed_decides_nothing_of_an_experiment_and_the_report_can_be_written_again(run, tmp_path):
     out = tmp_path / "runs"
     slug = "bn-backward-three-terms"
     words = ["study", "run", slug, "--seeds", "1", "--workers", "1", "--out", str(out), "--json"]
     done = subprocess.run([sys.executable, "-m", "normscope", *words], capture_output=True, text=True, check=True)
     assert done.stderr == ""  # no progress bar in a pipe
     first = json.loads(done.stdout)
-    assert [row["outcome"] for row in first["verdicts"]] == ["inconclusive"]
+    assert [row["study"] for row in first["verdicts"]] == [slug]
     page = Path(first["report"])
     before = page.read_text(encoding="utf-8")
     assert slug in before
@@ -77,6 +77,11 @@ def test_one_seed_is_inconclusive_and_the_report_can_be_written_again(run, tmp_p
     assert page.is_file()
     told = json.loads(run("report", small, "--markdown", text, "--json").stdout)
     assert told["verdicts"] == first["verdicts"]
+    assert told["report"] == str(small.with_suffix(".html"))
+    assert slug in small.with_suffix(".html").read_text(encoding="utf-8")
+    elsewhere = tmp_path / "deep" / "page.html"
+    assert "page.html" in run("report", small, "--page", elsewhere).stdout
+    assert elsewhere.is_file()
     kept = json.loads(small.read_text(encoding="utf-8"))["studies"][0]
     assert (kept["slug"], kept["card"], kept["preset"], kept["data"], kept["seeds"]) == (
         slug,
@@ -101,5 +106,8 @@ def test_a_condensed_file_that_is_none_is_one_line(refuse, tmp_path):
     assert "not whole JSON" in refuse("report", path, "--markdown", tmp_path / "evidence.md")
     path.write_text('{"name": "another"}', encoding="utf-8")
     assert "no condensed verdicts" in refuse("report", path)
+    path.write_text('{"format": "normscope evidence", "version": 1}', encoding="utf-8")
+    assert "has layout 1, this version reads 2: make it anew" in refuse("report", path)
+    path.write_text('{"name": "another"}', encoding="utf-8")
     assert "no condensed verdicts" in refuse("report", path, "--markdown", tmp_path / "evidence.md")
     assert [path.name for path in tmp_path.iterdir()] == ["evidence.json"]

@@ -25,6 +25,10 @@ class Plant:
             # The mean of 5 values is 0.8 once four of them are 1: three steps after the jump.
             self.add(arm, seed, "accuracy", step >= target_step - 4, step=step, **point)
 
+    def chance(self, value=0.1):
+        """The training accuracy before any update, of which floors are made; of no arm of the study."""
+        self.add("before training", self.seeds[0], "accuracy", value, step=-1)
+
     def end(
         self, arm, seed, test=0.9, *, step=100, train=None, val=None, val_loss=0.5, test_loss=0.5, diverged=0, **point
     ):
@@ -50,6 +54,11 @@ def jitter(seed, scale, salt=0):
     return scale * float(np.random.default_rng([seed, salt]).standard_normal())
 
 
+def words_by_name(verdict):
+    """The word of every contrast, the headline included, by its name."""
+    return {each.name: each.outcome.value for each in (verdict, *verdict.parts)}
+
+
 def parts(verdict, words):
     """The parts of a verdict whose endpoint or claim has some words in it; there must be one."""
     found = [part for part in verdict.parts if words in part.endpoint or words in part.claim]
@@ -60,3 +69,8 @@ def parts(verdict, words):
 def outcomes(verdict, words):
     """Their outcomes, as a set of words."""
     return {part.outcome.value for part in parts(verdict, words)}
+
+
+def part(verdict, name):
+    """The part of a verdict with a name, exactly."""
+    return next(each for each in verdict.parts if each.name == name)

@@ -107,6 +107,7 @@ def rows_read(quantity, evidence, **where):
     """Return the expression of the rows that a quantity asks for."""
     watched = WatchedEvidence(*(getattr(evidence, item.name) for item in dataclasses.fields(Evidence)))
     quantity(watched, **where)
+    quantity.limits(watched)
     rows = pl.lit(False)
     for before, asked in watched.asked:
         within = pl.lit(True) if before is None else pl.col("step") < before

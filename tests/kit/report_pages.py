@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from normscope import plots
-from normscope.records import Estimate, Outcome, Verdict
+from normscope.records import Condition, Estimate, Outcome, Premise, Verdict
 from normscope.report import Section
 
 LABELS = {
@@ -54,59 +54,87 @@ def log_ratio(point, low, high, n=10, method="paired t"):
     return Estimate(math.log(point), math.log(low), math.log(high), 0.95, n, method, "log-ratio")
 
 
+NARROWER = "Along the gradient, batch norm gives a narrower range of loss values."
+HALF_AGAIN = math.log(1.5)
+MATCHED = Condition("matching", "the same step sizes")
+
+
+def contrast(study, outcome, effect, amount, *, claim=NARROWER, margin=HALF_AGAIN, depth=8, **changed):
+    """Return a contrast of a claim that is not its headline."""
+    conditions = (Condition("depth", f"{depth} hidden layers"), MATCHED)
+    given = {"primary": False, "amount": amount, "finding": f"the range is {amount}", "conditions": conditions}
+    return Verdict(study, claim, outcome, f"range at depth {depth}", effect, margin, "Numbers.", **(given | changed))
+
+
 def verdicts():
-    smooth = Verdict(
-        "landscape-smoothness",
-        "Along the gradient, batch norm gives a narrower range of loss values than the same network without it.",
-        Outcome.SUPPORTED,
-        "range of the loss along the gradient, first 30 % of training, no norm / batch norm",
+    """Return a claim that depends on the depth, an opposite, a claim that is not measurable, and a false identity."""
+    slug = "landscape-smoothness"
+    smooth = contrast(
+        slug,
+        Outcome.HOLDS,
         log_ratio(1.83, 1.52, 2.2),
-        math.log(1.5),
-        "The whole interval lies beyond the margin under all three matchings of the step.",
-        ("Santurkar et al. 2018, section 3.1, Fig. 4a",),
-        p_value=0.0004,
-        adjusted_p=0.0012,
+        "1.83 times narrower (1.52 to 2.20)",
+        primary=True,
+        sources=("Santurkar et al. 2018, section 3.1, Fig. 4a",),
+        p_value=0.0104,
+        adjusted_p=0.0212,
+        margin_reason="half as wide again is not seen in a figure",
+        here="dense networks, 8x8 digits",
+        name="same-step",
         parts=(
-            Verdict("landscape-smoothness", "", Outcome.SUPPORTED, "gradient difference, matched by same step",
-                    log_ratio(3.1, 2.4, 4.0), math.log(1.5), "Beyond the margin.", primary=False, p_value=1e-5),
-            Verdict("landscape-smoothness", "", Outcome.INCONCLUSIVE, "effective smoothness, by predicted decrease",
-                    log_ratio(1.2, 0.8, 1.9), math.log(1.5), "It holds the margin and no effect.", primary=False),
+            contrast(slug, Outcome.OPPOSITE, log_ratio(0.5, 0.4, 0.6), "2.0 times wider (1.7 to 2.5)", depth=3),
+            contrast(slug, Outcome.UNCLEAR, log_ratio(1.2, 0.8, 1.9), "1.20 times narrower (0.8 to 1.9)", depth=20,
+                     why="about 40 seeds would decide, if they spread as these do"),
+            contrast(slug, Outcome.HOLDS, log_ratio(3.1, 2.4, 4.0), "3.1 times smaller (2.4 to 4.0)", p_value=1e-5,
+                     claim="Along the gradient, the gradient changes less with batch norm."),
         ),
     )  # fmt: skip
     shift = Verdict(
         "ics-gradient-shift",
         "Batch norm reduces internal covariate shift, measured as the change of a layer's gradient "
         "when the layers before it are updated.",
-        Outcome.REFUTED,
+        Outcome.OPPOSITE,
         "mean cosine of G and G′, batch norm − no norm",
         Estimate(-0.12, -0.19, -0.05, 0.95, 10, "paired t", "difference"),
         0.05,
-        "The interval lies on the other side of zero: the gradients agree less with batch norm.",
+        "The gradients agree less with batch norm.",
         ("Santurkar et al. 2018, Definition 2.1",),
         p_value=0.002,
         adjusted_p=0.004,
+        margin_reason="a twentieth of the range of a cosine",
+        finding="gradients agree 0.12 less with batch norm",
+        amount="0.12 less (0.05 to 0.19)",
+        here="dense networks, 8x8 digits",
     )
     noisy = Verdict(
         "noisy-batchnorm",
         "Noise after batch norm, which makes the shift worse than without it, leaves the gain of batch norm intact.",
-        Outcome.INCONCLUSIVE,
-        "share of the gain in steps to 80 % training accuracy that is retained",
+        Outcome.NOT_MEASURABLE,
+        "share of the gain in steps that is retained",
         Estimate(0.62, 0.41, 0.83, 0.95, 10, "BCa bootstrap", "value"),
         0.7,
-        "The interval holds the margin; about 25 seeds would be needed at this spread.",
+        "Retained: 0.62.",
         ("Santurkar et al. 2018, section 2.1, Fig. 2", "summary of the paper, experiment 1"),
-        p_value=0.2,
-        adjusted_p=0.2,
+        margin_reason="most of the gain",
+        premises=(
+            Premise("Batch norm gains over none (seen: 35 against 28 steps: unclear)", False),
+            Premise("The noise shifts means (seen: 2.4 times as much: holds)", True),
+        ),
+        amount="0.62 (0.41 to 0.83)",
+        why="a premise is not met: Batch norm gains over none (seen: 35 against 28 steps: unclear)",
+        here="dense networks, 8x8 digits",
     )
     three = Verdict(
         "bn-backward-three-terms",
         "The gradient through batch norm is the upstream gradient rescaled by γ/σ, and nothing else.",
-        Outcome.REFUTED,
+        Outcome.FALSE,
         "relative error of the short formula at batch 64",
-        Estimate(-0.182, -0.201, -0.165, 0.95, 10, "BCa bootstrap", "difference"),
-        0.01,
-        "The short formula is off by 18 %, where 1 % would matter; with all three terms the error is 2e-16.",
+        Estimate(0.182, 0.165, 0.201, 0.95, 10, "largest of all seeds", "error", "%"),
+        1e-9,
+        "The short formula is off by 18 %; with all three terms the error is 2e-16.",
         ("note on batch norm, section 1",),
+        finding="the short formula is off by 18 %",
+        amount="largest error 18 %",
     )
     return smooth, shift, noisy, three
 

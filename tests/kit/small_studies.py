@@ -51,6 +51,7 @@ SMALL = {
     "taylor-quadratic-term": {"network": WIDE, "depths": [1, 2], "scales": [0.3, 1.0], "batch": 64, "steps": 5,
                               "every": 2, **FEW},
     "train-test-statistics-gap": {"network": MLP, "steps": 22, **FEW},
+    "vanishing-at-init": {"width": 24, "depth": 12, "batch": 32, "scales": [0.5, 1.0]},
 }  # fmt: skip
 
 

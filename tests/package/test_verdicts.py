@@ -1,5 +1,7 @@
 """Studies that are judged together: corrected together, run by one command where they are alike, condensed whole."""
 
+import dataclasses
+import re
 import types
 
 import pytest
@@ -10,7 +12,7 @@ from normscope.plots import Table
 from normscope.records import Estimate, Outcome, Verdict
 
 
-def verdict(slug, p=0.001, outcome=Outcome.SUPPORTED):
+def verdict(slug, p=0.001, outcome=Outcome.HOLDS):
     return Verdict(slug, f"{slug} holds.", outcome, "e", Estimate(1.0, 0.5, 1.5, 0.95, 4, "m"), 0.1, "r", p_value=p)
 
 
@@ -30,14 +32,14 @@ class Run:
         table = Table("Against theory", columns, (("g", 1.5, "1.4", "1.07"),))
         self.study = types.SimpleNamespace(
             CODE=slug, CARD=len(slug), TOPIC="topic", CLAIM=f"{slug} holds.", title=lambda: f"About {slug}.",
-            page=lambda: {"Claim": "c"}, figures=lambda evidence: [], tables=lambda evidence: [table],
+            SOURCE_PATH="", page=lambda: {"Claim": "c"}, figures=lambda evidence: [], tables=lambda evidence: [table],
         )  # fmt: skip
         self._evidence = types.SimpleNamespace(seeds=tuple(range(seeds)))
 
     def verdict(self):
         return self._verdict
 
-    def asked(self):
+    def asked(self, *, together):
         return self._asked
 
     def evidence(self):
@@ -59,12 +61,12 @@ def loaded(monkeypatch):
 def test_verdicts_are_corrected_together(loaded):
     together = loaded(Run("a", p=0.03), Run("b", p=0.04), Run("c", p=0.001))
     assert [judged.verdict.outcome for judged in together] == [
-        Outcome.INCONCLUSIVE,
-        Outcome.INCONCLUSIVE,
-        Outcome.SUPPORTED,
+        Outcome.UNCLEAR,
+        Outcome.UNCLEAR,
+        Outcome.HOLDS,
     ]
     assert [judged.verdict.adjusted_p for judged in together] == pytest.approx([0.06, 0.06, 0.003])
-    assert loaded(Run("a", p=0.03))[0].verdict.outcome is Outcome.SUPPORTED
+    assert loaded(Run("a", p=0.03))[0].verdict.outcome is Outcome.HOLDS
     assert [judged.seconds for judged in together] == [0, 0, 0]
 
 
@@ -81,8 +83,8 @@ def test_runs_that_are_alike_are_made_by_one_command(loaded, monkeypatch):
     assert made == "normscope study run a b --preset quick --seeds 10 --out runs/all"
     assert other == "normscope study run c --preset full --seeds 10 --out runs/all"
     assert rest == [
-        "normscope report runs/all --condense docs/evidence.json",
-        "normscope report docs/evidence.json --markdown docs/evidence.md",
+        "normscope report runs/all --condense src/normscope/studies/data/evidence.json",
+        "normscope report src/normscope/studies/data/evidence.json --markdown docs/evidence.md",
     ]
     monkeypatch.setattr(studies, "all", lambda: [Run("a").study, Run("b").study])
     assert verdicts.condense(loaded(Run("a"), Run("b"))).commands[0].startswith("normscope study run --all --preset")
@@ -105,11 +107,11 @@ def test_what_is_condensed_is_what_was_judged(loaded):
     assert [(row.quantity, row.theory) for row in study.theory] == [("g", "1.4")]
 
 
-def test_the_sentence_counts_studies_presets_data_and_seeds(loaded):
+def test_the_sentence_names_data_presets_and_seeds(loaded):
     one = verdicts.condense(loaded(Run("a"))).lede
-    assert one == "1 study, preset quick, on digits, 4 seeds an arm."
+    assert one == "On digits, preset quick, 4 seeds an arm."
     more = verdicts.condense(loaded(Run("a"), Run("b", preset="full", data="cifar10"))).lede
-    assert more == "2 studies, preset full, quick, on cifar10, digits, 4 seeds an arm."
+    assert more == "On cifar10, digits, preset full, quick, 4 seeds an arm."
 
 
 def test_texts_and_errata_are_shown_beside_many_studies_alone(loaded):
@@ -127,24 +129,30 @@ def planted(monkeypatch):
     """Studies that end as planted: with an outcome, or with an error."""
 
     def planted(**ends):
-        runs = {slug: Run(slug) for slug in ends}
+        runs, asked = {slug: Run(slug) for slug in ends}, []
 
-        def run(study, *, out, progress, **settings):
+        def run(study, *, out, progress, seeds=10, extend=False, look_twice=True, **settings):
             progress(1, 2, None)
-            if isinstance(ends[study.CODE], BaseException):
-                raise ends[study.CODE]
-            return verdict(study.CODE, outcome=ends[study.CODE])
+            end = ends[study.CODE]
+            asked.append((study.CODE, seeds, extend, look_twice))
+            if isinstance(end, tuple):  # the verdicts of a first and of a second look
+                end = end[seeds > 10]
+                runs[study.CODE]._verdict = end
+            if isinstance(end, BaseException):
+                raise end
+            return end if isinstance(end, Verdict) else verdict(study.CODE, outcome=end)
 
         monkeypatch.setattr(studies, "get", lambda slug: runs[slug].study)
         monkeypatch.setattr(studies, "refuse", lambda chosen, **options: None)
-        monkeypatch.setattr(studies, "run", run)
+        monkeypatch.setattr(studies.runs, "run", run)
         monkeypatch.setattr(studies, "load", lambda folder: [runs[folder.name]])
+        return asked
 
     return planted
 
 
 def test_a_study_that_fails_does_not_stop_the_others(planted, tmp_path):
-    planted(a=Outcome.REFUTED, b=ValueError("no\nluck"), c=UsageError("not that"), d=Outcome.SUPPORTED)
+    planted(a=Outcome.OPPOSITE, b=ValueError("no\nluck"), c=UsageError("not that"), d=Outcome.HOLDS)
     steps, ends = [], []
     judged, failed = verdicts.run(
         ["a", "b", "a", "c", "d"],
@@ -157,10 +165,10 @@ def test_a_study_that_fails_does_not_stop_the_others(planted, tmp_path):
     assert failed == {"b": "ValueError: no", "c": "not that"}
     assert steps == [(slug, 1, 2) for slug in "abcd"]
     assert ends == [
-        ("a", "refuted, before Holm's correction", True),
+        ("a", "opposite, before Holm's correction", True),
         ("b", "failed: ValueError: no", True),
         ("c", "failed: not that", True),
-        ("d", "supported, before Holm's correction", True),
+        ("d", "holds, before Holm's correction", True),
     ]
 
 
@@ -171,7 +179,7 @@ def test_where_none_ends_well_it_is_said_and_one_alone_raises_what_it_raised(pla
         verdicts.run(["a", "b"], **silent)
     with pytest.raises(ValueError, match="y"):
         verdicts.run(["b"], **silent)
-    planted(a=KeyboardInterrupt(), b=Outcome.SUPPORTED)
+    planted(a=KeyboardInterrupt(), b=Outcome.HOLDS)
     with pytest.raises(KeyboardInterrupt):
         verdicts.run(["a", "b"], **silent)
 
@@ -183,3 +191,65 @@ def test_the_page_tells_wall_times_of_this_call_or_the_sum_of_the_cells(loaded, 
     text = verdicts.write_report([timed], tmp_path / "page.html").read_text(encoding="utf-8")
     assert "2 min 05 s" in text
     assert "1 min 01 s" not in text
+
+
+def test_a_study_that_is_decided_alone_but_not_among_the_others_is_extended_too(planted, tmp_path):
+    weak = (verdict("weak", p=0.03), verdict("weak", p=0.0001))
+    unclear = (verdict("unclear", p=0.5, outcome=Outcome.UNCLEAR), verdict("unclear", p=0.4, outcome=Outcome.UNCLEAR))
+    lost = dataclasses.replace(verdict("lost", p=None, outcome=Outcome.NOT_MEASURABLE), adjusted_p=None)
+    asked = planted(strong=verdict("strong", p=1e-6), weak=weak, unclear=unclear, lost=lost)
+    ends = []
+    judged, failed = verdicts.run(
+        ["strong", "weak", "unclear", "lost"],
+        out=tmp_path,
+        progress=lambda *said: None,
+        ended=lambda slug, said, seconds: ends.append((slug, said)),
+        extend=True,
+        seeds=10,
+    )
+    assert asked == [
+        ("strong", 10, True, False), ("weak", 10, True, False), ("unclear", 10, True, False), ("lost", 10, True, False),
+        ("weak", 20, True, False), ("unclear", 20, True, False),
+    ]  # fmt: skip
+    assert failed == {}
+    assert [one.verdict.outcome.value for one in judged] == ["holds", "holds", "unclear", "holds"]  # "lost" by its run
+    assert ends[-2:] == [
+        ("weak", "holds, before Holm's correction, second look"),
+        ("unclear", "unclear, before Holm's correction, second look"),
+    ]
+
+
+def test_one_study_alone_is_extended_by_its_own_word_and_none_without_the_option(planted, tmp_path):
+    weak = (verdict("weak", p=0.03), verdict("weak", p=0.0001))
+    silent = {"out": tmp_path, "progress": lambda *said: None}
+    asked = planted(weak=weak)
+    verdicts.run(["weak"], **silent, extend=True)
+    assert asked == [("weak", 10, True, False)]
+    asked = planted(weak=weak, other=verdict("other", p=0.5, outcome=Outcome.UNCLEAR))
+    verdicts.run(["weak", "other"], **silent)
+    assert asked == [("weak", 10, False, True), ("other", 10, False, True)]
+
+
+def test_a_second_look_that_fails_takes_the_study_out(planted, tmp_path):
+    unclear = verdict("b", p=0.5, outcome=Outcome.UNCLEAR)
+    planted(a=verdict("a"), b=(unclear, ValueError("no room")))
+    judged, failed = verdicts.run(["a", "b"], out=tmp_path, progress=lambda *said: None, extend=True)
+    assert [one.run.study.CODE for one in judged] == ["a"]
+    assert failed == {"b": "ValueError: no room"}
+
+
+def test_the_page_shows_the_p_value_corrected_over_the_studies_judged_together(loaded, tmp_path):
+    together = loaded(Run("a", p=0.02), Run("b", p=0.3))
+    text = verdicts.write_report(together, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.findall(r"<dt>(after Holm|uncorrected)</dt><dd>(.*?)</dd>", text) == [
+        ("after Holm", "p = 0.04"),
+        ("after Holm", "p = 0.3"),
+    ]
+
+
+def test_the_page_of_a_condensed_file_needs_no_run_and_has_the_headings_of_installed_studies(loaded, tmp_path):
+    evidence = verdicts.condense(loaded(Run("fewer-iterations"), Run("of-my-own")))
+    text = verdicts.write_condensed(evidence, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "eventually gets there too" in text, "the installed study's own page"
+    for words in ("fewer-iterations holds.", "of-my-own holds.", "a processor", "7.6 s in all", "1.07"):
+        assert words in text

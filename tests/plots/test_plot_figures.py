@@ -10,6 +10,7 @@ from kit import report_pages
 from kit.charts import rows_of
 from normscope import plots
 from normscope._errors import StoreError, UsageError
+from normscope.plots._draw import round_values  # white box: ticks are not public
 from normscope.plots._figure import fitted  # white box: what the page does to a figure's width
 from normscope.plots._frames import chosen, layered, summarised  # white box: the numbers that are drawn
 from normscope.plots._theme import PALETTE, arm_styles, order_arms, theme  # white box: colours of arms in company
@@ -167,16 +168,69 @@ def test_every_colour_stands_out_from_both_grounds(mode, colour):
     assert (bright + 0.05) / (dim + 0.05) >= 3
 
 
-def verdict(point, low, high, scale="difference", margin=0.1, outcome=Outcome.INCONCLUSIVE):
+def verdict(point, low, high, scale="difference", margin=0.1, outcome=Outcome.UNCLEAR):
     return Verdict("s", "c", outcome, "e", Estimate(point, low, high, 0.95, 5, "m", scale), margin, "r")
 
 
+def drawn(figure):
+    return [row for row in rows_of(figure.spec) if "label" in row]
+
+
 def test_the_forest_draws_ratios_where_they_are_and_cuts_what_has_no_bound():
-    rows = rows_of(plots.forest([verdict(math.log(2), -INF, math.log(3), "log-ratio", math.log(1.5))]).spec)
-    (row,) = [r for r in rows if "mid" in r]
-    assert (row["mid"], row["to"], row["margin_at"]) == pytest.approx((2, 3, 1.5), rel=1e-4)
+    (row,) = drawn(plots.forest([verdict(math.log(2), -INF, math.log(3), "log-ratio", math.log(1.5))]))
+    assert (row["mid"], row["to"], row["margin_above"]) == pytest.approx((2, 3, 1.5), rel=1e-4)
+    assert row["margin_below"] == pytest.approx(1 / 1.5, rel=1e-4)
     assert (row["cut_left"], row["cut_right"]) == (True, False)
-    assert row["words"] == "×2.0 (no bound to 3.0)"
+    assert row["words"] == "Unclear: ×2.0 (no bound to 3.0)"
+
+
+def test_effects_on_several_scales_share_an_axis_in_margins_in_the_order_given():
+    """Whatever its scale, an interval that clears its margin lies beyond 1, and the opposite beyond -1."""
+    ratio = verdict(math.log(4), math.log(2), math.log(8), "log-ratio", math.log(2))
+    lower = verdict(-0.01, -0.015, -0.005, "difference", 0.005)
+    whole = verdict(3.0, 2.0, 4.0, "value", 0.0)
+    rows = drawn(plots.forest([lower, ratio, whole], labels=["b", "a", "c"]))
+    assert [row["label"] for row in rows] == ["b", "a", "c"]
+    assert [[row[key] for key in ("from", "mid", "to")] for row in rows] == [
+        pytest.approx(expected) for expected in ([-3, -2, -1], [1, 2, 3], [0.5, 0.75, 1])
+    ]
+    assert [(row["margin_below"], row["margin_above"]) for row in rows] == [(-1, 1), (-1, 1), (0, 0)]
+
+
+def test_what_is_not_measurable_has_a_row_and_no_mark():
+    (row,) = drawn(plots.forest([verdict(0.3, 0.2, 0.4, outcome=Outcome.NOT_MEASURABLE)]))
+    assert (row["words"], row["mid"], row["from"], row["to"]) == ("Not measurable", None, None, None)
+
+
+def test_identities_are_not_drawn_and_said_to_be_left_out():
+    exact = verdict(1e-16, 0, 2e-16, "error", 1e-9, Outcome.EXACT)
+    figure = plots.forest([exact, verdict(0.2, 0.1, 0.3)])
+    assert len(drawn(figure)) == 1
+    assert "1 identity is not drawn." in figure.caption
+    assert "2 identities are not drawn." in plots.forest([exact, exact]).caption
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0.012, 8.0, [0.01, 0.1, 1, 10]), (0.3, 3.0, [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]), (1e-9, 1.0, None)],
+)
+def test_logarithmic_axes_are_labelled_at_powers_of_ten_or_one_two_five(low, high, ticks):
+    found = round_values(low, high)
+    if ticks is None:
+        assert len(found) <= 8
+        assert all(math.log10(value).is_integer() for value in found)
+    else:
+        within = [tick for tick in found if low / 10 < tick < high * 10]
+        assert set(within) <= set(ticks)
+        assert {tick for tick in ticks if low <= tick <= high} <= set(found)
+
+
+def test_a_figure_over_learning_rates_has_round_ticks():
+    rates = [{"arm": "a", "seed": 0, "lr": lr, "name": "loss", "value": lr} for lr in (0.013, 0.4, 9.0)]
+    figure = plots.curves(pl.DataFrame(rates), y="loss", x="lr", log_x=True, log=True, title="t")
+    for axis in ("x", "y"):
+        found = [layer["encoding"][axis]["axis"]["values"] for layer in figure.spec["layer"] if layer.get("encoding")]
+        assert {0.1, 1.0} <= set(found[0]) <= {0.001, 0.01, 0.1, 1.0, 10.0}
 
 
 @pytest.mark.parametrize(
@@ -196,10 +250,10 @@ def test_odd_verdicts_give_a_forest_that_compiles(verdicts):
     vl_convert.vegalite_to_svg(fitted(figure.spec, 640), config=theme())
 
 
-def test_the_parts_of_a_verdict_follow_it():
+def test_the_parts_of_a_verdict_follow_it_named_by_what_differs():
     smooth = report_pages.verdicts()[0]
-    labels = [r["label"] for r in rows_of(plots.forest([smooth], parts=True).spec) if "label" in r]
-    assert labels == ["landscape-smoothness", *(part.endpoint for part in smooth.parts)]
+    labels = [row["label"].replace("\n", " ").strip() for row in drawn(plots.forest([smooth], parts=True))]
+    assert labels == [smooth.claim, "3 hidden layers", "20 hidden layers", smooth.parts[2].claim]
 
 
 def test_theory_takes_intervals_or_makes_them():

@@ -167,14 +167,14 @@ def test_forest(scale):
     listed = [(0.3, 0.1, 0.5, 0.2), (-0.4, -0.6, -0.1, 0.2), (0.05, -0.3, 0.4, 0.25)]
     verdicts = [
         Verdict(f"s{i}", "c", outcome, f"e{i}", Estimate(point, low, high, 0.95, 5 + i, "m", scale), margin, "r")
-        for i, ((point, low, high, margin), outcome) in enumerate(zip(listed, Outcome, strict=True))
+        for i, ((point, low, high, margin), outcome) in enumerate(zip(listed, list(Outcome)[:3], strict=True))
     ]
     drawn = [row for row in rows_of(plots.forest(verdicts).spec) if "mid" in row]
     assert [row["row"] for row in drawn] == [0, 1, 2]
     for row, verdict, (point, low, high, margin) in zip(drawn, verdicts, listed, strict=True):
-        found = (row["from"], row["mid"], row["to"], row["margin_at"])
+        found = (row["from"], row["mid"], row["to"], row["margin_above"])
         assert found == pytest.approx(tuple(map(turn, (low, point, high, margin))), rel=1e-4)
-        assert (row["label"], row["outcome"], row["seeds"]) == (verdict.study, verdict.outcome, verdict.effect.n)
+        assert (row["label"], row["outcome"], row["seeds"]) == (verdict.claim, verdict.outcome, verdict.effect.n)
         assert not row["cut_left"]
         assert not row["cut_right"]
     text = json.dumps(plots.forest(verdicts).spec)

@@ -50,7 +50,8 @@ def test_an_end_near_the_margin_shows_on_which_side_it_lies():
 
 @pytest.mark.parametrize(
     ("margin", "scale", "words"),
-    [(math.log(1.5), "log-ratio", "×1.5"), (0.05, "difference", "+0.05"), (0.7, "value", "0.7"),
+    [(math.log(1.5), "log-ratio", "×1.5"), (0.05, "difference", "±0.05"), (0.7, "value", "0.7"),
+     (1e-9, "error", "below 1.0e−9"),
      (800, "log-ratio", UNBOUNDED)],
 )  # fmt: skip
 def test_a_margin_in_words(margin, scale, words):

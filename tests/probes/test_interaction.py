@@ -29,7 +29,7 @@ GROUPS = {"tiny": [["0", "1"], ["3", "4"], ["6"]], "plain": [["0"], ["2"], ["4"]
 def test_interaction_is_the_plain_loop_over_layers(net):
     model, batch = hessians.small_mlp(norm=net == "tiny"), hessians.small_batch()
     before = copy.deepcopy(model)
-    found = read_steps(model, batch, Interaction(), lr=0.1)
+    found = read_steps(model, batch, Interaction(rates=(0.03, 2.0)), lr=0.1)
     loss, g, matrix = hessians.explicit(before, batch)
     at = hessians.slices(before)
     parts = []
@@ -51,19 +51,20 @@ def test_interaction_is_the_plain_loop_over_layers(net):
                 parameter -= alpha * direction[at[name]].view(parameter.shape)
             return nets.loss_fn(twin, batch).item() - loss
 
-    for c in (0.01, 0.1, 0.5):
-        square = (g @ g).item()
-        alpha = c * loss / square
+    square = (g @ g).item()
+    steps = {f"c={c:g}": c * loss / square for c in (0.01, 0.1, 0.5)}
+    for label, alpha in (steps | {"lr=0.03": 0.03, "lr=2": 2.0}).items():
+        decrease = alpha * square
         whole, second = moved(g, alpha), alpha**2 * (g @ matrix @ g).item() / 2
         expected = {
-            "remainder": abs(whole + c * loss),
+            "remainder": abs(whole + decrease),
             "second_order": second,
-            "third_order": abs(whole + c * loss - second),
+            "third_order": abs(whole + decrease - second),
             "interaction": whole - sum(moved(part, alpha) for part in parts),
         }
         for name, value in expected.items():
-            assert found["", f"{name}@c={c:g}"] == pytest.approx(value / (c * loss), rel=1e-7), name
-        assert found["", f"interaction_size@c={c:g}"] == abs(found["", f"interaction@c={c:g}"])
+            assert found["", f"{name}@{label}"] == pytest.approx(value / decrease, rel=1e-7), name
+        assert found["", f"interaction_size@{label}"] == abs(found["", f"interaction@{label}"])
 
 
 def chain(length, product):
@@ -97,5 +98,6 @@ def test_behind_batch_norm_the_linear_chain_has_no_interaction():
 
 def test_without_decreases_only_the_share_is_taken():
     assert list(read_steps(hessians.small_mlp(), hessians.small_batch(), Interaction(()))) == [("", "cross_share")]
-    with pytest.raises(UsageError, match="positive"):
-        Interaction((0.0,))
+    for wrong in ({"decreases": (0.0,)}, {"rates": (-0.1,)}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))}.*positive"):
+            Interaction(**wrong)

@@ -1,6 +1,7 @@
 """The condensed file keeps every verdict as it was judged, and refuses what is not one."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -8,17 +9,28 @@ import pytest
 
 from normscope import report
 from normscope._errors import StoreError
-from normscope.plots import Table
-from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict, json as encoder
-from normscope.report import CondensedEvidence, CondensedStudy, TheoryRow
+from normscope.plots import Figure, Table
+from normscope.records import Answer, Condition, Erratum, Estimate, Outcome, Premise, Sentence, Verdict, json as encoder
+from normscope.report import CondensedEvidence, CondensedStudy, Picture, TheoryRow
 
 PART = Verdict(
-    "a-study", "A part.", Outcome.REFUTED, "ratio", Estimate(-0.1, -0.2, 0.1, 0.95, 10, "t", "log-ratio"), 0.4, "So."
+    "a-study",
+    "It is | so <img src=x>.",
+    Outcome.OPPOSITE,
+    "ratio",
+    Estimate(-0.1, -0.2, 0.1, 0.95, 10, "t", "log-ratio", "per layer"),
+    0.4,
+    "So.",
+    primary=False,
+    name="deep",
+    conditions=(Condition("depth", "20 layers"),),
+    premises=(Premise("It trains (seen: it does: holds)", True),),
+    amount="1.1 times | less",
 )
 PRIMARY = Verdict(
     study="a-study",
     claim="It is | so <img src=x>.",
-    outcome=Outcome.SUPPORTED,
+    outcome=Outcome.HOLDS,
     endpoint="difference",
     effect=Estimate(0.7, 0.25, math.inf, 0.971, 20, "bootstrap"),
     margin=0.2,
@@ -27,14 +39,23 @@ PRIMARY = Verdict(
     p_value=0.01,
     adjusted_p=0.03,
     parts=(PART,),
+    name="shallow",
+    margin_reason="three test images",
+    conditions=(Condition("depth", "3 layers"),),
+    finding="it is\n0.70 higher",
+    amount="+0.70 (0.25 to no bound)",
+    here="dense networks, 8x8 digits",
 )
 LOST = dataclasses.replace(
     PRIMARY,
     study="other",
-    outcome=Outcome.INCONCLUSIVE,
-    effect=Estimate(math.nan, -math.inf, math.inf, 0.95, 0, "none"),
+    claim="It is exact.",
+    outcome=Outcome.NOT_MEASURABLE,
+    effect=Estimate(math.nan, -math.inf, math.inf, 0.95, 0, "none", "error"),
     p_value=None,
+    adjusted_p=None,
     parts=(),
+    why="the error is not a number in every seed",
 )
 
 
@@ -57,6 +78,7 @@ def study(verdict=PRIMARY, **changed):
         cores=2,
         cpu="a processor",
         command=f"normscope study run {verdict.study} --seeds 3",
+        picture=Picture("loss", "Loss", "How to read it.", "It falls.", '{"mark":"line"}'),
     )
     return dataclasses.replace(one, **changed)
 
@@ -65,9 +87,14 @@ def evidence():
     return CondensedEvidence(
         lede="Two studies.",
         commands=("normscope study run --all --out runs/all",),
-        studies=(study(), study(LOST, topic="affine", theory=(), cores=None)),
+        studies=(study(), study(LOST, topic="affine", theory=(), cores=None, picture=None)),
         sentences=(
-            Sentence("A text", "answer", "It helps.", ("a-study", "gone")),
+            Sentence(
+                "A text",
+                "answer",
+                "It helps.",
+                (Answer("a-study"), Answer("a-study", "deep", negated=True), Answer("gone")),
+            ),
             Sentence("A text", "comment", "It is old.", (), "Nothing to measure."),
         ),
         errata=(Erratum("A paper", "Stated.", "Holds.", ("other",), "loss"),),
@@ -114,6 +141,12 @@ DAMAGED = {
     "deep": "[" * 100_000,
     "a number that is none": report.dumps(evidence()).replace("12.3", "NaN", 1),
     "a key twice": report.dumps(evidence()).replace('"card": 3,', '"card": 3, "card": 4,', 1),
+    "the version of three words": altered(_set("version", 1)),
+    "an unknown word of a premise": altered(
+        _set("studies", 0, "verdict", "parts", 0, "premises", 0, {"words": "x", "met": 1})
+    ),
+    "a condition without a value": altered(_set("studies", 0, "verdict", "conditions", 0, {"name": "depth"})),
+    "a picture that is a chart": altered(_set("studies", 0, "picture", {"spec": {}})),
     "another version": altered(_set("version", 99)),
     "a version that is true": altered(_set("version", True)),
     "no studies": altered(lambda d: d.pop("studies")),
@@ -170,3 +203,50 @@ def test_rows_of_theory_are_taken_from_tables_that_have_them():
         TheoryRow("Stream: batch norm", "19", "17", "1.1"),
         TheoryRow("Error: batch 64, layer 1", "0.2", "0.18", "1.1"),
     ]
+
+
+def test_the_old_layout_is_refused_with_how_to_make_it_anew(tmp_path):
+    path = report.save(tmp_path / "evidence.json", altered(_set("version", 1)))
+    with pytest.raises(StoreError, match="has layout 1, this version reads 2: make it anew from its runs"):
+        report.read(path)
+
+
+def figure(count, arms=2):
+    rows = [{"arm": f"a{arm}", "x": float(x), "mid": 0.123456} for arm in range(arms) for x in range(count)]
+    return Figure("f", "F", "c", "a", {"data": {"values": rows}, "mark": {"type": "line"}})
+
+
+def test_a_picture_is_kept_small_by_fewer_steps_and_keeps_its_ends():
+    assert report.picture_of([]) is None
+    small = report.picture_of([figure(10)])
+    assert json.loads(small.spec) == figure(10).spec
+    large = report.picture_of([figure(3000)])
+    assert len(large.spec) <= 20_000
+    kept = json.loads(large.spec)["data"]["values"]
+    for arm in ("a0", "a1"):
+        places = [row["x"] for row in kept if row["arm"] == arm]
+        assert (places[0], places[-1]) == (0, 2999)
+        assert len(places) > 50
+        gaps = {b - a for a, b in itertools.pairwise(places)}
+        assert max(gaps) - min(gaps) <= 1, "evenly spaced"
+    wide = {"data": {"values": [{"x": 1, "t": "y" * 30_000}]}}
+    assert report.picture_of([Figure("f", "F", "c", "a", wide)]) is None
+
+
+def test_a_page_is_written_from_the_file_alone(tmp_path):
+    pages = {"a-study": {"Method": "It was done."}}
+    sections = report.sections_of(evidence(), pages)
+    page = report.write(tmp_path / "p.html", title="T", sections=sections).read_text(encoding="utf-8")
+    for words in ("◐</span> depends on the depth", "0.70 (0.25 to no bound)", "three test images", "It was done.",
+                  "1.467",
+                  "20 layers", "It trains (seen: it does: holds)", "How to read it.", "&lt;img src=x&gt;"):  # fmt: skip
+        assert words in page, words
+    assert '"mark":"line"' in page
+    assert page.count('class="chart"') == 1, "what was not measured has no picture"
+
+
+@pytest.mark.parametrize("spec", ["", "[]", "{", '{"a": NaN}', "[" * 100_000])
+def test_a_picture_that_is_no_chart_is_refused(spec):
+    broken = study(picture=Picture("f", "F", "c", "a", spec))
+    with pytest.raises(StoreError, match=r"the picture of a-study is damaged: .*--condense"):
+        report.sections_of(dataclasses.replace(evidence(), studies=(broken,)), {})

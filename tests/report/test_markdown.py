@@ -21,15 +21,20 @@ def test_the_page_is_the_same_every_time_and_from_the_file(tmp_path):
 
 def test_it_says_verdicts_theory_sentences_errata_times_and_how_it_was_made():
     page = report.page(evidence())
-    assert "2 claims judged: 1 supported, 0 refuted, 1 inconclusive." in page
-    assert page.index("## Affine") < page.index("## Gradients") < page.index("## Measured against theory")
-    assert "<br>`a-study` | **supported** | +0.70 (0.25 to no bound) | +0.2 | 20 | Because of numbers. |" in page
+    assert "1 claim: 1 depends on a condition; 1 identity apart: 1 is not measurable." in page
+    assert page.index("## Gradients") < page.index("## Identities") < page.index("## Measured against theory")
+    assert "## Affine" not in page, "its only claim is an identity"
+    answered = "<br>`a-study` | **depends on the depth**<br>dense networks, 8x8 digits | +0.70 (0.25 to no bound) |"
+    assert f"{answered} Yes: it is 0.70 higher. Here: dense networks, 8x8 digits. |" in page
+    assert "| It is exact.<br>`other` | **not measurable** | – | Not measurable: the error is not a number" in page
+    assert "| 20 layers | 1.1 times \\| less | opposite |" in page
     assert "| `a-study` | growth | 1.48 | 1.467 | 1.009 |" in page
-    assert "| It helps. | answer | `a-study` supported<br>`gone` |" in page
+    first = "| It helps. | answer | `a-study` **holds**: +0.70 (0.25 to no bound)<br>"
+    assert f"{first}`a-study`, deep **holds**: 1.1 times \\| less<br>`gone` |" in page
     assert "| It is old. | comment | Nothing to measure. |" in page
-    assert "| A paper | Stated. | Holds. | `other` inconclusive |" in page
+    assert "| A paper | Stated. | Holds. | `other` not measurable |" in page
     assert "| `a-study` | 12 s | `normscope study run a-study --seeds 3` |" in page
-    assert "Effects are positive in the direction of the claim, with their 95 % and 97.1 % intervals over seeds" in page
+    assert "Effects are in natural units, with their 95 % and 97.1 % intervals over seeds" in page
     assert "```sh\nnormscope study run --all --out runs/all\n```" in page
     assert "normscope 0.1.0 and torch 2.13.0; a processor, 2 cores; preset quick, data digits, device cpu" in page
 
@@ -49,7 +54,7 @@ def test_a_file_with_marks_keeps_all_but_what_is_between_them(tmp_path):
     for _ in range(2):
         path.write_text(report.into(path, evidence()), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
-    assert text.startswith(f"# Mine\n\n{BEGIN}\n2 claims judged")
+    assert text.startswith(f"# Mine\n\n{BEGIN}\n1 claim: 1 depends")
     assert text.endswith(f"|\n{END}\n\nmore\n")
     assert text.count("`a-study`") == 1
     assert "old" not in text
@@ -63,7 +68,7 @@ def test_a_file_with_marks_keeps_all_but_what_is_between_them(tmp_path):
 
 def test_nothing_judged_is_a_page_too():
     page = report.page(CondensedEvidence("Nothing.", (), (), (), ()))
-    assert "0 claims judged: 0 supported" in page
+    assert "\n0 claims.\n" in page
     assert json.loads(report.dumps(CondensedEvidence("", (), (), (), ())))["studies"] == []
 
 

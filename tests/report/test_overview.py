@@ -1,23 +1,23 @@
-"""A page of many claims: bars in units of the margin, filters, what texts say, errata, theory; hostile words inert."""
+"""A page of many claims: tiles, filters, one chart, what texts say, errata, theory; hostile words inert."""
 
 import dataclasses
-import itertools
-import math
+import json
 import re
 
 import pytest
 from test_page import HOSTILE, Outline
 
 from kit import report_pages
+from kit.charts import rows_of
 from normscope import plots, report
-from normscope.records import Erratum, Estimate, Outcome, Sentence, Verdict
-from normscope.report import Section, _overview  # white box: a strip's numbers, which a page shows as pixels
+from normscope.records import Answer, Condition, Erratum, Estimate, Outcome, Sentence, Verdict
+from normscope.report import Section
 
 
-def verdict(point, low, high, margin, *, scale="difference", outcome=Outcome.INCONCLUSIVE, slug="s"):
-    return Verdict(
-        slug, f"Claim of {slug}.", outcome, "e", Estimate(point, low, high, 0.95, 10, "t", scale), margin, "r"
-    )
+def verdict(point, low, high, margin, *, scale="difference", outcome=Outcome.UNCLEAR, slug="s", **changed):
+    effect = Estimate(point, low, high, 0.95, 10, "t", scale)
+    told = {"amount": f"{point:+g}", "finding": f"it is {point:+g}"}
+    return Verdict(slug, f"Claim of {slug}.", outcome, "e", effect, margin, "r", **(told | changed))
 
 
 def many(count=7, **changed):
@@ -38,8 +38,9 @@ def many(count=7, **changed):
     ]  # fmt: skip
 
 
+EXTENSION = "None of them: an extension"
 SENTENCES = (
-    Sentence("Text A", "answer", "It helps.", ("s1", "gone")),
+    Sentence("Text A", "answer", "It helps.", (Answer("s1", negated=True), Answer("s0", "nothing"), Answer("gone"))),
     Sentence("Text | B", "comment", "It is old.", (), "Nothing to measure."),
 )
 ERRATA = (
@@ -58,60 +59,11 @@ def outline(page):
     return found
 
 
-def test_effects_of_any_scale_lie_where_their_margins_put_them():
-    far = 24.0
-    ratio = _overview.strip(verdict(math.log(4), math.log(2), math.log(8), math.log(2), scale="log-ratio"), far)
-    difference = _overview.strip(verdict(0.01, 0.005, 0.015, 0.005), far)
-    assert (ratio["point"], ratio["start"], ratio["margin"]) == (
-        difference["point"],
-        difference["start"],
-        difference["margin"],
-    )
-    assert ratio["start"] == ratio["margin"] > _overview.position(0, far) == _overview.WIDTH / 2
-    loss = _overview.strip(verdict(-0.2, -0.21, -0.19, -0.01), far)
-    assert loss["point"] < loss["margin"] < _overview.WIDTH / 2
-    exact = _overview.strip(verdict(3.0, 2.0, 4.0, 0.0, scale="value"), far)
-    assert exact["margin"] == _overview.WIDTH / 2 < exact["start"] < exact["point"] < exact["end"]
-    assert exact["end"] == _overview.position(1, far)
-
-
-def test_what_goes_on_is_cut_with_an_arrow_and_what_was_not_measured_is_not_drawn():
-    open_ended = _overview.strip(verdict(1.0, -math.inf, 1e6, 0.5), 3.0)
-    assert open_ended["cut_low"]
-    assert open_ended["cut_high"]
-    assert 0 <= open_ended["start"] < open_ended["point"] < open_ended["end"] <= _overview.WIDTH
-    whole = _overview.strip(verdict(1.0, 0.5, 1.4, 0.5), 3.0)
-    assert not whole["cut_low"]
-    assert not whole["cut_high"]
-    lost = _overview.strip(verdict(math.nan, math.nan, math.nan, 0.5), 3.0)
-    assert not lost["seen"]
-    assert all(math.isfinite(lost[key]) for key in ("point", "start", "end", "margin"))
-    assert _overview.unit(verdict(math.nan, math.nan, math.nan, 0.0)) == 1.0
-
-
-@pytest.mark.parametrize("far", [3.0, 9.0, 24.0, 100.0])
-def test_ticks_are_symmetric_within_the_strip_and_do_not_touch(far):
-    places = [place for place, _ in _overview.ticks(far)]
-    assert places == sorted(places)
-    assert places[0] >= 0
-    assert places[0] + places[-1] == pytest.approx(_overview.WIDTH)
-    assert min(b - a for a, b in itertools.pairwise(places)) > 20
-    assert {"0", "1", "−1"} <= {words for _, words in _overview.ticks(far)}
-
-
-def test_all_points_are_within_reach():
-    judged = [verdict(-0.2, -0.3, -0.1, -0.01), verdict(1.0, 0.0, 2.0, 0.5), verdict(math.nan, 0, 0, 1.0)]
-    assert _overview.reach(judged) == pytest.approx(24)
-    assert _overview.reach([]) == 3.0
-    assert _overview.reach([verdict(1e9, 0, 1, 1.0)]) == 100.0
-
-
-def test_many_claims_get_bars_and_filters_and_folded_studies(tmp_path):
+def test_many_claims_get_tiles_and_filters_and_folded_studies(tmp_path):
     page = written(tmp_path, many(), sentences=SENTENCES, errata=ERRATA)
     found = outline(page)
-    rows = [a for tag, a in found.tags if tag == "tr" and "data-outcome" in a]
-    assert len(rows) == 7
-    assert len(re.findall(r'<svg class="strip (?:supported|refuted|inconclusive)"', page)) == 7
+    rows = [a for tag, a in found.tags if tag == "li" and "data-answer" in a]
+    assert [row["data-answer"] for row in rows] == [list(Outcome)[i % 3].value for i in range(7)]
     options = {}
     for tag, attributes in found.tags:
         if tag == "select":
@@ -119,11 +71,11 @@ def test_many_claims_get_bars_and_filters_and_folded_studies(tmp_path):
         elif tag == "option" and attributes["value"]:
             options.setdefault(key, set()).add(attributes["value"])
     assert options == {
-        "outcome": {"supported", "refuted", "inconclusive"},
+        "answer": {"holds", "opposite", "no effect that matters"},
         "topic": {"topic 0", "topic 1"},
-        "texts": {"Text A", "Text | B", _overview.EXTENSION},
+        "texts": {"Text A", "Text | B", EXTENSION},
     }
-    for key, values in options.items():  # every choice leaves a row, and every row can be chosen
+    for key, values in options.items():  # every choice leaves a tile, and every tile can be chosen
         held = [set(row[f"data-{key}"].split("\n")) for row in rows]
         assert set().union(*held) == values
     (form,) = [a for tag, a in found.tags if tag == "form"]
@@ -134,23 +86,75 @@ def test_many_claims_get_bars_and_filters_and_folded_studies(tmp_path):
     for i in range(7):
         assert f'<a href="#study-s{i}">Claim of s{i}.</a>' in page
         assert f'<section id="study-s{i}" class="study folded"' in page
-        # The badge stands beside what it judges: the title may say what was found instead.
-        assert f'<summary><h2 id="study-s{i}-head">Claim {i}.</h2>' in page
+        # The badge stands beside the claim that it judges: the title may say what was found instead.
+        assert f'<summary><h2 id="study-s{i}-head">Claim of s{i}.</h2>' in page
+    assert "7 claims: 3 hold, 2 are the opposite, 2 have no effect that matters." in page
 
 
-def test_few_claims_are_shown_as_ever(tmp_path):
+def chart_rows(page):
+    """Return the rows of the chart of all effects."""
+    (data,) = re.findall(r'id="page-data">(.*?)</script>', page)
+    return [row for row in rows_of(json.loads(data)["charts"]["overview"]["spec"]) if "label" in row]
+
+
+def test_the_chart_of_all_effects_names_claims_in_the_order_of_the_tiles_without_identities(tmp_path):
+    sections = many()
+    exact = verdict(0.1, 0.1, 0.1, 1.0, scale="error", outcome=Outcome.EXACT, slug="s2")
+    sections[2] = dataclasses.replace(sections[2], verdicts=(exact,))
+    ratio = verdict(0.7, 0.5, 0.9, 0.4, scale="log-ratio", outcome=Outcome.HOLDS, slug="s4")
+    sections[4] = dataclasses.replace(sections[4], verdicts=(ratio,))
+    page = written(tmp_path, sections)
+    order = [f"Claim of s{i}." for i in (0, 1, 3, 4, 5, 6)]
+    tiles = re.findall(r'<p class="claim"><a href="#[^"]*">(.*?)</a>', page)
+    heads = re.findall(r'<h2 id="study-s\d-head">(.*?)</h2>', page)
+    assert tiles == heads == [*order, "Claim of s2."]
+    assert [row["label"] for row in chart_rows(page)] == order
+    assert "6 claims: 4 hold, 1 is the opposite, 1 has no effect that matters; 1 identity apart: 1 is exact." in page
+    assert "1 identity is not drawn." not in page, "it was not asked for"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        ([], "0 claims."),
+        ([Outcome.HOLDS], "1 claim: 1 holds."),
+        ([Outcome.EXACT, Outcome.FALSE, Outcome.FALSE], "3 identities: 1 is exact, 2 are false."),
+        ([Outcome.HOLDS] * 2 + [Outcome.UNCLEAR, Outcome.EXACT],
+         "3 claims: 2 hold, 1 is unclear; 1 identity apart: 1 is exact."),
+        (list(Outcome), "5 claims: 1 holds, 1 is the opposite, 1 has no effect that matters, 1 is unclear, 1 is not "
+         "measurable; 2 identities apart: 1 is exact, 1 is false."),
+    ],
+)  # fmt: skip
+def test_claims_are_counted_by_answer_and_identities_apart(outcomes, said):
+    assert report.tally([verdict(1, 0, 2, 0.5, outcome=outcome) for outcome in outcomes]) == said
+
+
+def test_a_claim_that_depends_on_a_condition_is_counted_as_such():
+    def at(depth, outcome, lr=1, **changed):
+        conditions = (Condition("depth", f"{depth} layers"), Condition("learning rate", str(lr)))
+        return verdict(1, 0, 2, 0.5, outcome=outcome, conditions=conditions, **changed)
+
+    depends = at(3, Outcome.HOLDS, parts=(at(20, Outcome.OPPOSITE),))
+    mixed = at(3, Outcome.HOLDS, parts=(at(20, Outcome.OPPOSITE, lr=2),))
+    undecided = at(3, Outcome.HOLDS, parts=(at(20, Outcome.UNCLEAR),))
+    assert report.tally([depends, mixed, undecided]) == ("3 claims: 1 holds, 1 depends on a condition, 1 is mixed.")
+    assert [report.sign_of(each) for each in (depends, mixed, undecided)] == ["◐", "◐", "✓"]
+
+
+def test_few_claims_are_not_folded(tmp_path):
     page = written(tmp_path, many(3))
-    for words in ('<svg class="strip', '<form class="filters"', '<details class="whole"', 'id="theory"'):
+    for words in ('<form class="filters"', '<details class="whole"', 'id="theory"'):
         assert words not in page
     assert 'data-chart="overview"' in page
+    assert page.count('<p class="sentence">') == 3
 
 
 def test_sentences_errata_and_theory_lead_to_their_studies(tmp_path):
     page = written(tmp_path, many(), sentences=SENTENCES, errata=ERRATA)
     text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page[page.index('id="sentences"') :]))
-    assert "Text A It says Studies It helps. answer s1 ✕ refuted −2.0 (−3.0 to −1.0) gone not on this page" in text
+    assert "Text A 1 sentence It says Answer It helps. answer s1 ✓ holds -2 s0, nothing gone not on this page" in text
     assert "It is old. comment Nothing to measure." in text
-    assert "Text A Stated Stated. Holds Holds. s1" in text
+    assert "2 statements Text A Stated Stated. Holds Holds. s1" in text
     errata = page[page.index('id="errata"') : page.index('id="made"')]
     assert errata.count('data-chart="study-s1-1"') == 1
     assert "Figure: Loss" in errata
@@ -182,7 +186,8 @@ def test_foreign_names_stay_text(tmp_path):
         for i, one in enumerate(many(topic=HOSTILE, texts=(HOSTILE,)))
     ]
     sections[0] = dataclasses.replace(sections[0], topic="t", texts=())
-    sentence = Sentence(HOSTILE, HOSTILE, HOSTILE, (HOSTILE, HOSTILE + "0"), HOSTILE)
+    answers = (Answer(HOSTILE), Answer(HOSTILE + "0"), Answer(HOSTILE + "1", HOSTILE))
+    sentence = Sentence(HOSTILE, HOSTILE, HOSTILE, answers, HOSTILE)
     erratum = Erratum(HOSTILE, HOSTILE, HOSTILE, (HOSTILE, HOSTILE + "0"), HOSTILE)
     page = written(tmp_path, sections, sentences=[sentence], errata=[erratum])
     found = outline(page)

@@ -7,7 +7,7 @@ from kit.browser import IN_BROWSER, READY, overflow, until
 from normscope import report
 
 pytestmark = IN_BROWSER
-ROWS = "table.verdicts tbody tr"
+ROWS = ".tile"
 
 
 @pytest.fixture(scope="module")
@@ -17,23 +17,23 @@ def written(tmp_path_factory):
 
 
 def shown(tab):
-    return tab.locator(ROWS).evaluate_all("rows => rows.filter(r => r.offsetParent).map(r => r.dataset.outcome)")
+    return tab.locator(ROWS).evaluate_all("rows => rows.filter(r => r.offsetParent).map(r => r.dataset.answer)")
 
 
 def test_the_filters_hide_and_show_together(opened, written):
     tab = opened(written)
     assert len(shown(tab)) == 7
-    tab.get_by_label("Verdict", exact=True).select_option("refuted")
-    assert shown(tab) == ["refuted", "refuted"]
+    tab.get_by_label("Answer", exact=True).select_option("opposite")
+    assert shown(tab) == ["opposite", "opposite"]
     assert tab.locator(".filters output").inner_text() == "2 of 7 claims"
     tab.get_by_label("Topic").select_option("topic 0")
-    assert shown(tab) == ["refuted"]
-    tab.get_by_label("Verdict", exact=True).select_option("")
+    assert shown(tab) == ["opposite"]
+    tab.get_by_label("Answer", exact=True).select_option("")
     tab.get_by_label("Topic").select_option("")
     tab.get_by_label("Source text").select_option("Text | B")
-    assert shown(tab) == ["inconclusive"] * 2
+    assert shown(tab) == ["no effect that matters"] * 2
     tab.get_by_label("Source text").select_option("None of them: an extension")
-    assert shown(tab) == ["supported"] * 3
+    assert shown(tab) == ["holds"] * 3
     tab.get_by_label("Source text").select_option("")
     assert len(shown(tab)) == 7
 
@@ -43,7 +43,7 @@ def test_a_row_opens_its_study_by_keyboard_too_and_again_after_it_was_closed(ope
     whole = tab.locator("#study-s1 > details")
     assert not whole.evaluate("fold => fold.open")
     assert tab.locator("#study-s1 svg.marks").count() == 0  # nothing is drawn where nothing is seen
-    link = tab.get_by_role("link", name="Claim of s1.")
+    link = tab.locator(".tile").get_by_role("link", name="Claim of s1.")
     for _ in range(2):
         link.focus()
         tab.keyboard.press("Enter")
@@ -71,27 +71,28 @@ def test_the_figure_of_an_erratum_is_drawn_when_it_is_unfolded(opened, written):
     tab = opened(written)
     assert tab.locator("#errata svg.marks").count() == 0
     tab.locator("#errata summary").first.click()
+    tab.locator(".erratum summary").first.click()
     tab.locator("#errata svg.marks").wait_for()
     assert overflow(tab) <= 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 1000, 400])
-def test_nothing_overflows_and_bars_have_a_width(opened, written, width, scheme):
+def test_nothing_overflows_and_tiles_have_a_width(opened, written, width, scheme):
     tab = opened(written, width, scheme)
     tab.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
     drawn = "[...document.querySelectorAll('.chart')].every(box => box.querySelector('svg.marks'))"
     until(tab, lambda: tab.evaluate(drawn))
     tab.wait_for_selector(READY, state="attached")
     assert overflow(tab) <= 0
-    boxes = tab.locator(f"{ROWS} svg.strip").evaluate_all("all => all.map(s => s.getBoundingClientRect().width)")
+    boxes = tab.locator(ROWS).evaluate_all("all => all.map(s => s.getBoundingClientRect().width)")
     assert len(boxes) == 7
-    assert min(boxes) > 120
-    scrolls = tab.locator("#verdicts .scroll, #theory .scroll, #sentences .scroll").evaluate_all(
+    assert min(boxes) > 220
+    scrolls = tab.locator("#answers .scroll, #theory .scroll, #sentences .scroll").evaluate_all(
         "all => all.map(s => s.scrollWidth - s.clientWidth)"
     )
     assert max(scrolls) <= 1
-    inks = tab.locator(f"{ROWS} svg.strip").evaluate_all("all => [...new Set(all.map(s => getComputedStyle(s).color))]")
+    inks = tab.locator(f"{ROWS} .badge").evaluate_all("all => [...new Set(all.map(s => getComputedStyle(s).color))]")
     assert len(inks) == 3
 
 

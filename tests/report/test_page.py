@@ -1,5 +1,7 @@
 import base64
+import dataclasses
 import hashlib
+import html
 import io
 import json
 import os
@@ -13,9 +15,10 @@ from kit import report_pages
 from normscope import report
 from normscope._errors import StoreError
 from normscope.plots import Table
-from normscope.records import Estimate, Outcome, Verdict
+from normscope.records import Condition, Estimate, Outcome, Premise, Verdict
 from normscope.report import Section, _text  # white box: markup is a language of its own, seen a case at a time
 from normscope.report._page import duration  # white box: a page shows a few of its words only
+from normscope.stats import adjust
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}&amp;\u2028" + "x" * 300
 
@@ -97,16 +100,75 @@ def test_the_policy_admits_the_scripts_of_the_page_and_no_other(page):
     assert policy.startswith("default-src 'none'")
 
 
-def test_the_table_says_claim_verdict_effect_margin_and_source(page):
-    table = page[page.index('class="stack verdicts"') : page.index("How a verdict is made")]
-    text = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", table))
-    assert "1.83 times (1.52 to 2.20) ×1.5 10 Santurkar et al. 2018, section 3.1, Fig. 4a" in text
-    for outcome in Outcome:
-        assert outcome.value in text
+def words_of(markup):
+    return re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]+>", " ", markup))).strip()
 
 
-def test_every_section_shows_its_parts_tables_threats_and_command(page):
-    for words in ("gradient difference, matched by same step", "best learning rate", "Threats", "--out runs/demo",
+def tiles(page):
+    """Return (word with its sign, effect, claim, sentence) of every tile."""
+    parts = (
+        r'<li class="tile .*?<p class="said">(.*?)<strong class="effect">(.*?)</strong>.*?<p class="claim">(.*?)</p>'
+    )
+    found = re.findall(parts + r'(?:\s*<p class="sentence">(.*?)</p>)?', page, re.S)
+    return [tuple(words_of(part) for part in tile) for tile in found]
+
+
+def test_the_page_opens_with_a_tile_a_claim_experiments_first_and_identities_apart(page):
+    smooth, shift, noisy, three = report_pages.verdicts()
+    assert [tile[:3] for tile in tiles(page)] == [
+        ("◐ depends on the depth", "1.83 times narrower (1.52 to 2.20)", smooth.claim),
+        ("⇄ opposite", "0.12 less (0.05 to 0.19)", shift.claim),
+        ("– not measurable", "", noisy.claim),
+        ("✕ false", "largest error 18 %", three.claim),
+    ]
+    assert tiles(page)[0][3] == "Yes: the range is 1.83 times narrower (1.52 to 2.20)."
+    assert page.index("noisy-batchnorm") < page.index("Identities: algebra") < page.index("largest error 18 %")
+    assert page.index('class="tiles"') < page.index("3 claims: 1 depends on a condition, 1 is the opposite, 1 is not")
+    assert "1 is not measurable; 1 identity apart: 1 is false." in page
+
+
+def section_of(page, slug):
+    return words_of(page[page.index(f'id="study-{slug}"') :].partition("</section>")[0])
+
+
+def test_a_sign_stands_only_beside_the_claim_that_its_word_answers(page):
+    found = re.findall(r'<h2 id="study-.*?>(.*?)</h2>', page)
+    claims = [verdict.claim for verdict in report_pages.verdicts()]
+    assert [words_of(head) for head in found] == claims
+    assert "Does batch norm smooth the loss along the gradient?" not in re.sub(
+        r"<details.*?</details>", "", page, flags=re.S
+    )
+
+
+def test_a_study_shows_its_answer_margin_and_premises_and_all_contrasts(page):
+    text = section_of(page, "landscape-smoothness")
+    assert "Here: dense networks, 8x8 digits. Also tried: Opposite with 3 hidden layers" in text
+    assert "smallest effect that matters ×1.5: half as wide again is not seen in a figure" in text
+    assert "Headline: 8 hidden layers, the same step sizes 1.83 times narrower (1.52 to 2.20) ✓ holds" in text
+    assert "3 hidden layers 2.0 times wider (1.7 to 2.5) ⇄ opposite" in text
+    assert "20 hidden layers 1.20 times narrower (0.8 to 1.9) ? unclear about 40 seeds would decide" in text
+    assert "Along the gradient, the gradient changes less with batch norm. 8 hidden layers" in text
+    noisy = section_of(page, "noisy-batchnorm")
+    assert "premise, met The noise shifts means (seen: 2.4 times as much: holds)" in noisy
+    assert "Not measurable: a premise is not met: Batch norm gains over none (seen: 35 against 28 steps" in noisy
+    assert noisy.count("Batch norm gains over none") == 1, "the reason says it"
+    assert "0.62 (0.41" not in noisy, "an effect that was not measured"
+    assert "allowed error below 1.0e−7 %" in section_of(page, "bn-backward-three-terms")
+
+
+def test_one_picture_a_study_and_all_the_rest_folded(page):
+    folds = re.compile(r"<details.*?</details>", re.S)
+    for slug in ("landscape-smoothness", "ics-gradient-shift", "noisy-batchnorm", "bn-backward-three-terms"):
+        section = page[page.index(f'id="study-{slug}"') :].partition("</section>")[0]
+        visible = folds.sub("", section)
+        assert visible.count('class="chart"') == 1
+        assert "<table" not in visible
+        assert "Threats" not in visible
+    assert not [a for tag, a in outline(page).tags if tag == "details" and "open" in a]
+
+
+def test_every_section_holds_its_parts_tables_threats_and_command(page):
+    for words in ("range at depth 8", "best learning rate", "Threats", "--out runs/demo",
                   "The grid of steps was cut", "Method", "after Holm", "2 min 59 s in all", "torch"):  # fmt: skip
         assert words in page
     assert "s ∈ [1/2, 4]η" in page
@@ -114,25 +176,68 @@ def test_every_section_shows_its_parts_tables_threats_and_command(page):
 
 
 @pytest.mark.parametrize(
-    ("levels", "words"), [((0.95, 0.95), "95 %"), ((0.9, 0.95), "90 % and 95 %"), ((0.999,), "99.9 %"), ((), "95 %")]
+    ("levels", "words"), [((0.95, 0.95), "95 %"), ((0.9, 0.95), "90 % and 95 %"), ((0.999,), "99.9 %")]
 )
 @pytest.mark.parametrize("adjusted", [None, 0.04])
 def test_the_page_says_which_intervals_and_whether_p_is_corrected(tmp_path, levels, words, adjusted):
     verdicts = tuple(
-        Verdict(f"s{i}", "Claim.", Outcome.SUPPORTED, "e", Estimate(1, 0.5, 2, level, 9, "t"), 0.1, "r",
+        Verdict(f"s{i}", "Claim.", Outcome.HOLDS, "e", Estimate(1, 0.5, 2, level, 9, "t"), 0.1, "r",
                 p_value=0.02, adjusted_p=adjusted)
         for i, level in enumerate(levels)
     )  # fmt: skip
     sections = [Section(v.study, "Title.", "Claim.", {}, (v,)) for v in verdicts]
     page = report.write(tmp_path / "r.html", title="T", sections=sections).read_text(encoding="utf-8")
-    assert not sections or f"Effect ({words} interval)" in page
+    assert f"The {words} interval over seeds decides" in page
     assert page.count("<dt>uncorrected</dt><dd>p = 0.02</dd>") == (len(levels) if adjusted is None else 0)
     assert page.count("<dt>after Holm</dt><dd>p = 0.04</dd>") == (0 if adjusted is None else len(levels))
 
 
+@pytest.mark.parametrize("p", [0.011, 0.2, 4e-5])
+def test_what_stands_after_holm_is_the_corrected_p_value_and_never_the_raw(tmp_path, p):
+    """Judged together with another claim, by the correction itself: the page has the corrected number alone."""
+    effect = Estimate(0.2, 0.1, 0.3, 0.95, 3, "m")
+    raw = [Verdict(s, "c", Outcome.HOLDS, "e", effect, 0.1, "r", p_value=v) for s, v in (("a", p), ("b", 0.3))]
+    for together, factor in ((raw, 2), (raw[:1], 1)):
+        sections = [Section(v.study, "S", "c", {}, (v,)) for v in adjust(together)]
+        text = report.write(tmp_path / "r.html", title="t", sections=sections).read_text(encoding="utf-8")
+        first = text[text.index('id="study-a"') :].partition("</section>")[0]
+        said = "p &lt; 0.001" if factor * p < 1e-3 else f"p = {factor * p:.2g}"
+        assert f"<dt>after Holm</dt><dd>{said}</dd>" in first
+        assert len(re.findall(r"<dd>p [=&]", first)) == 1
+        assert "uncorrected" not in text
+
+
+@pytest.mark.parametrize("outcome", [Outcome.NOT_MEASURABLE, Outcome.EXACT, Outcome.FALSE])
+def test_no_p_value_where_nothing_was_tested(tmp_path, outcome):
+    effect = Estimate(0.2, 0.1, 0.3, 0.95, 3, "m", "error" if outcome.of_identity else "difference")
+    verdict = Verdict("s", "c", outcome, "e", effect, 0.1, "r", p_value=0.01, adjusted_p=0.02)
+    path = report.write(tmp_path / "r.html", title="t", sections=[Section("s", "S", "c", {}, (verdict,))])
+    text = path.read_text(encoding="utf-8")
+    assert "after Holm" not in text
+    assert "p = 0.0" not in text
+
+
+def test_values_that_are_not_finite_stand_above_their_chart(tmp_path):
+    figure = report_pages.sections(report_pages.frame(1, 20))[2].figures[0]
+    figure = dataclasses.replace(figure, caption="How to read it. Left out: 302 values not finite. More.")
+    section = Section("s", "S", "c", {}, (), figures=(figure,), kind="probe")
+    text = report.write(tmp_path / "r.html", title="t", sections=[section]).read_text(encoding="utf-8")
+    notice = '<p class="notice">Left out: 302 values not finite.</p>'
+    assert text.index(notice) < text.index('<div class="chart"')
+    assert text.count("302 values") == 1
+
+
 def hostile_section():
     effect = Estimate(0.1, 0.0, 0.2, 0.95, 3, HOSTILE, HOSTILE)
-    verdict = Verdict(HOSTILE, HOSTILE, Outcome.SUPPORTED, HOSTILE, effect, 0.1, HOSTILE, (HOSTILE,))
+    told = {"claim": HOSTILE, "outcome": Outcome.UNCLEAR, "endpoint": HOSTILE, "effect": effect, "margin": 0.1}
+    told |= dict.fromkeys(("name", "margin_reason", "finding", "amount", "why", "here", "reason"), HOSTILE)
+    told |= {"premises": (Premise(HOSTILE, True),), "sources": (HOSTILE,)}
+    told |= {"conditions": (Condition(HOSTILE, HOSTILE),)}
+    others = tuple(Verdict(HOSTILE, **(told | changed), primary=False) for changed in (
+        {"conditions": (Condition(HOSTILE, HOSTILE * 2),)}, {"claim": HOSTILE * 2},
+        {"outcome": Outcome.FALSE, "claim": HOSTILE * 3},
+    ))  # fmt: skip
+    verdict = Verdict(HOSTILE, **told, parts=others)
     figure = report_pages.sections(report_pages.frame(1, 20))[2].figures[0]
     bad = type(figure)(HOSTILE, HOSTILE, HOSTILE, HOSTILE, figure.spec)
     table = Table(HOSTILE, (HOSTILE, "b"), ((HOSTILE, 1.0), (None, True)), HOSTILE)
@@ -190,7 +295,7 @@ def test_a_page_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("markup", "html"),
+    ("markup", "made"),
     [
         ("a\nb\n\nc", "<p>a b</p>\n<p>c</p>"),
         ("- a\n  more\n- b", "<ul><li>a more</li><li>b</li></ul>"),
@@ -208,8 +313,8 @@ def test_a_page_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
         ("", ""),
     ],
 )  # fmt: skip
-def test_markup(markup, html):
-    assert str(_text.html(markup)) == html
+def test_markup(markup, made):
+    assert str(_text.html(markup)) == made
 
 
 @pytest.mark.parametrize(
@@ -223,32 +328,30 @@ def test_durations(seconds, words):
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_terminal_table_fits_and_reads_nothing_as_markup(width):
     strange = Verdict(
-        "s[red]", "[bold]claim[/] [/nope]", Outcome.REFUTED, "e", Estimate(0.1, 0, 0.2, 0.95, 3, "m"), 0.1, "[r]"
+        "s[red]",
+        "[bold]claim[/] [/nope]",
+        Outcome.OPPOSITE,
+        "e",
+        Estimate(0.1, 0, 0.2, 0.95, 3, "m"),
+        0.1,
+        "[r]",
+        finding="[f]",
+        amount="[a]",
     )
     out = io.StringIO()
     Console(file=out, width=width).print(report.console([*report_pages.verdicts(), strange], reasons=True))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
-    for words in ("✓ supported", "✕ refuted", "? inconclusive", "×1.83", "[bold]", "s[red]", "×1.5", "[r]"):
-        assert words in text
+    flat = re.sub(r"\s+", " ", text)
+    for words in ("◐ depends", "⇄ opposite", "– not", "✕ false", "1.83 times", "[bold]", "s[red]", "[f]"):
+        assert words in flat
+    assert flat.index("s[red]") < flat.index("✕ false"), "identities come last"
     short = io.StringIO()
     Console(file=short, width=width).print(report.console([strange]))
-    assert "[r]" not in short.getvalue()
+    assert "[f]" not in short.getvalue()
     coloured = io.StringIO()
     Console(file=coloured, width=80, force_terminal=True, color_system="standard").print(
         report.console(report_pages.verdicts())
     )
-    assert "\x1b[1;32m" in coloured.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("p", "adjusted", "said"), [(0.011, 0.022, "p = 0.022"), (0.011, None, "p = 0.011"), (0.01, 4e-4, "p &lt; 0.001")]
-)
-def test_the_page_shows_the_corrected_p_value_where_there_is_one(tmp_path, p, adjusted, said):
-    effect = Estimate(0.2, 0.1, 0.3, 0.95, 3, "m")
-    verdict = Verdict("s", "c", Outcome.SUPPORTED, "e", effect, 0.1, "r", p_value=p, adjusted_p=adjusted)
-    path = report.write(tmp_path / "r.html", title="t", sections=[Section("s", "S", "c", {}, (verdict,))])
-    text = path.read_text(encoding="utf-8")
-    assert said in text
-    assert text.count("p = 0.0") == (said.startswith("p = ")) * text.count(said)
+    assert "\x1b[1;31m" in coloured.getvalue()

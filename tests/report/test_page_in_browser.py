@@ -29,16 +29,25 @@ def look(tab):
     script = """() => ({
       ground: getComputedStyle(document.body).backgroundColor,
       text: getComputedStyle(document.body).color,
-      chart: getComputedStyle(document.querySelector('.chart svg .role-axis-label text')).fill,
-      panel: getComputedStyle(document.querySelector('.chart svg .background, .chart svg rect')).fill,
+      chart: getComputedStyle(document.querySelector('.study .chart svg .role-axis-label text')).fill,
+      panel: getComputedStyle(document.querySelector('.study .chart svg .background, .study .chart svg rect')).fill,
     })"""
     return tab.evaluate(script)
+
+
+def unfold(tab):
+    tab.evaluate("for (const fold of document.querySelectorAll('main details')) fold.open = true")
+    drawn = "[...document.querySelectorAll('.chart')].every(box => box.querySelector('svg.marks'))"
+    until(tab, lambda: tab.evaluate(drawn))
+    tab.wait_for_selector(READY, state="attached")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_chart_is_drawn_within_its_box_and_the_page_within_the_window(opened, written, width, scheme):
     tab = opened(written, width, scheme)
+    assert overflow(tab) <= 0
+    unfold(tab)
     boxes = tab.evaluate(
         """() => [...document.querySelectorAll('.chart')].map(box => {
           const svg = box.querySelector('svg.marks');
@@ -79,7 +88,7 @@ def test_a_change_of_the_system_or_of_the_width_draws_again(opened, written):
     tab = opened(written)
     tab.emulate_media(color_scheme="dark")
     tab.set_viewport_size({"width": 390, "height": 800})
-    width = "Number(document.querySelector('.chart svg').getAttribute('width'))"
+    width = "Number(document.querySelector('.study .chart svg').getAttribute('width'))"
     until(tab, lambda: brightness(look(tab)["chart"]) > 128 and tab.evaluate(width) <= 390)
     tab.wait_for_selector(READY, state="attached")
     assert brightness(look(tab)["chart"]) > 128
@@ -89,7 +98,7 @@ def test_a_change_of_the_system_or_of_the_width_draws_again(opened, written):
 
 def test_a_chart_is_saved_as_png_and_svg(opened, written, tmp_path):
     tab = opened(written, accept_downloads=True)
-    figure = tab.locator("figure.picture").nth(1)
+    figure = tab.locator("figure.picture:visible").nth(0)
     for kind, start in (("PNG", b"\x89PNG"), ("SVG", b"<svg")):
         figure.locator("summary").click()
         assert figure.locator(".vega-actions a").all_inner_texts() == ["Save as SVG", "Save as PNG"]
@@ -104,7 +113,7 @@ def test_a_chart_is_saved_as_png_and_svg(opened, written, tmp_path):
 
 def test_a_click_on_the_legend_brings_one_arm_forward(opened, written):
     tab = opened(written)
-    chart = tab.locator(".chart").nth(1)
+    chart = tab.locator(".chart:visible").nth(0)
     faint = "els => els.filter(e => Number(getComputedStyle(e).opacity) < .15).length"
     lines = "svg .mark-line path"
     assert chart.locator(lines).evaluate_all(faint) == 0
@@ -115,7 +124,7 @@ def test_a_click_on_the_legend_brings_one_arm_forward(opened, written):
 
 def test_pointing_at_a_curve_shows_its_numbers(opened, written):
     tab = opened(written)
-    box = tab.locator(".chart").nth(2)
+    box = tab.locator("#study-noisy-batchnorm .chart:visible").nth(0)
     box.scroll_into_view_if_needed()
     place = box.locator("svg .mark-line path").first.bounding_box()
     tab.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
@@ -134,6 +143,7 @@ def test_hostile_strings_do_no_harm(opened, tmp_path):
                         provenance={section.slug: section.slug}, times={section.slug: 2.0})  # fmt: skip
     for width in (1280, 390):
         tab = opened(path, width)
+        unfold(tab)
         assert overflow(tab) <= 0
         assert tab.locator("img").count() == 0
         assert tab.locator(".chart svg.marks").count() == 3
@@ -145,6 +155,7 @@ def test_the_keyboard_reaches_the_content_and_a_command_is_copied(opened, writte
     assert tab.evaluate("document.activeElement.className") == "skip"
     tab.keyboard.press("Enter")
     assert tab.evaluate("document.activeElement.id") == "main"
+    tab.get_by_text("Run it again").first.click()
     tab.get_by_role("button", name="Copy").first.click()
     tab.get_by_role("button", name="Copied").wait_for()
     assert tab.evaluate("document.getElementById('said').textContent") == "The command was copied"
@@ -158,3 +169,55 @@ def test_on_paper_the_page_is_light_and_unfolded(opened, written):
     assert tab.locator("details.fold:not([open])").count() == 0
     assert brightness(look(tab)["chart"]) < 128
     assert brightness(look(tab)["ground"]) > 200
+
+
+def test_the_contents_of_a_phone_open_lead_and_close(opened, written):
+    tab = opened(written, 390)
+    menu = tab.locator("details.menu")
+    links = menu.get_by_role("link")
+    assert not links.first.is_visible()
+    menu.locator("summary").click()
+    assert links.count() == 6  # answers, four studies, how it was made
+    box = menu.locator("nav").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    assert min(links.nth(i).bounding_box()["height"] for i in range(6)) >= 24, "large enough for a finger"
+    assert overflow(tab) <= 0
+    links.nth(3).click()
+    until(tab, lambda: not menu.evaluate("fold => fold.open"))
+    assert not menu.evaluate("fold => fold.open")
+    assert tab.evaluate("location.hash").startswith("#study-")
+    menu.locator("summary").click()
+    tab.keyboard.press("Escape")
+    assert not menu.evaluate("fold => fold.open")
+    assert not opened(written, 1280).locator("details.menu").is_visible(), "a wide page has its contents beside it"
+
+
+def test_a_table_that_is_wider_than_the_page_scrolls_and_says_so(opened, written):
+    for width, scrolls in ((390, True), (1280, False)):
+        tab = opened(written, width)
+        unfold(tab)
+        words = tab.get_by_text("This table is wider than the page").first
+        until(tab, lambda words=words, scrolls=scrolls: words.is_visible() is scrolls)
+        assert words.is_visible() is scrolls
+        region = tab.locator(".more + .scroll").first
+        assert region.evaluate("r => r.scrollWidth > r.clientWidth + 1") is scrolls
+        assert region.evaluate("r => r.tabIndex") == (0 if scrolls else -1)
+
+
+def test_the_first_thing_on_a_phone_is_an_answer(opened, written):
+    tab = opened(written, 390)
+    first = tab.locator(".tile").first
+    assert first.bounding_box()["y"] < 400
+    assert "depends on the depth" in first.inner_text()
+
+
+def test_a_page_of_four_studies_shows_little_until_it_is_unfolded(opened, written):
+    """At most a third of what the page of these four studies once showed: 6,763 words and 23,808 pixels."""
+    tab = opened(written)
+    words = "document.body.innerText.split(/\\s+/).filter(Boolean).length"
+    closed = tab.evaluate(words)
+    assert 200 < closed < 6763 / 3
+    assert tab.evaluate("document.documentElement.scrollHeight") < 23_808 / 3
+    unfold(tab)
+    assert tab.evaluate(words) > 1.2 * closed, "what is folded is there"

@@ -22,30 +22,31 @@ def planted(linear=1e-16, valid=1e-16, *, gain=0.0, slow=1.0):
             for salt, arm in enumerate(STUDY.ARMS):
                 both = arm == "gamma and beta"
                 plant.end(arm, seed, 0.95 + gain * both + jitter(seed, 0.0005, salt), step=60, place=place)
-                plant.reach(arm, seed, 30 if both else round(30 * slow), 60, place=place)
+                steps = (30 if both else 30 * slow) + jitter(seed, 0.6, salt + 9)
+                plant.reach(arm, seed, round(steps), 60, place=place)
     return plant.evidence()
 
 
 @pytest.mark.parametrize(
     ("linear", "valid", "outcome"),
-    [(1e-16, 1e-16, "supported"), (1e-3, 1e-16, "refuted"), (1e-16, 1e-3, "refuted")],
+    [(1e-16, 1e-16, "exact"), (1e-3, 1e-16, "false"), (1e-16, 1e-3, "false")],
 )
 def test_the_judge_finds_what_was_planted(linear, valid, outcome):
     assert STUDY.judge(planted(linear, valid)).outcome.value == outcome
 
 
-@pytest.mark.parametrize(("gain", "outcome"), [(0.0, "supported"), (0.03, "refuted"), (-0.03, "refuted")])
+@pytest.mark.parametrize(("gain", "outcome"), [(0.0, "holds"), (0.03, "opposite"), (-0.03, "opposite")])
 def test_dynamics_that_differ_either_way_are_found(gain, outcome):
     assert outcomes(STUDY.judge(planted(gain=gain)), "Test accuracy at the end") == {outcome}
 
 
-@pytest.mark.parametrize(("slow", "outcome"), [(1.0, "supported"), (1.5, "refuted"), (0.5, "refuted")])
+@pytest.mark.parametrize(("slow", "outcome"), [(1.0, "holds"), (1.5, "opposite"), (0.5, "opposite")])
 def test_speeds_that_differ_either_way_are_found(slow, outcome):
-    assert outcomes(STUDY.judge(planted(slow=slow)), "Steps to 90 %") == {outcome}
+    assert outcomes(STUDY.judge(planted(slow=slow)), "difference to the speed") == {outcome}
 
 
 def test_padding_is_where_it_fails():
-    assert outcomes(STUDY.judge(planted()), "zero-padded convolution") == {"refuted"}
+    assert outcomes(STUDY.judge(planted()), "zero-padded convolution") == {"false"}
 
 
 def test_the_algebra_is_exact_but_at_padded_borders():

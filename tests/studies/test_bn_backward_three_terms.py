@@ -1,16 +1,18 @@
 """The backward pass: what is measured is what is there, and the judge finds what was planted."""
 
+import dataclasses
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from kit.planted_evidence import Plant, jitter
+from kit.planted_evidence import Plant, jitter, outcomes
 from normscope import studies
-from normscope.records import Outcome
+from normscope.records import answer
 from normscope.studies.lab import norms
-from normscope.studies.lab.backward import errors_of_layer, measure
+from normscope.studies.lab.backward import errors_of_affine, errors_of_layer, measure, measure_affine
 from normscope.studies.lab.data import load
 from normscope.studies.lab.models import build
 
@@ -22,6 +24,15 @@ SETTINGS = {"batches": [16, 64, 256], "judged": 64, "steps": 200, "lr": 0.1, "tr
 def planted(error, *, exact=1e-15, cut=2.0, seeds=10):
     plant = Plant(SETTINGS, seeds)
     for seed in plant.seeds:
+        of_affine = {
+            "probe": "backward_terms",
+            "site": "blocks.0.norm",
+            "task": "gamma and beta",
+            "batch": 64,
+            "lr": 0.1,
+        }
+        for name, value in {"gamma_error": 1e-16, "beta_error": 1e-16, "beta_row_error": 0.97}.items():
+            plant.add("full", seed, name, value, **of_affine)
         for batch in SETTINGS["batches"]:
             for step in (0, 200):
                 for layer in range(3):
@@ -44,37 +55,55 @@ def planted(error, *, exact=1e-15, cut=2.0, seeds=10):
 
 
 @pytest.mark.parametrize(
-    ("error", "exact", "outcome"),
-    [
-        (0.18, 1e-15, Outcome.REFUTED),
-        (0.18, 1e-3, Outcome.INCONCLUSIVE),  # the yardstick itself is off
-        (1e-4, 1e-15, Outcome.SUPPORTED),
-        (0.01, 1e-15, Outcome.INCONCLUSIVE),  # at the margin
-        (lambda layer, batch: 0.5 if layer == 0 else 1e-6, 1e-15, Outcome.INCONCLUSIVE),  # in a third of layers only
-    ],
+    ("error", "outcome"),
+    [(0.18, "false"), (1e-15, "exact"), (lambda layer, batch: 0.5 if layer == 0 else 1e-15, "false")],
 )
-def test_the_judge_finds_what_was_planted(error, exact, outcome):
-    verdict = STUDY.judge(planted(error, exact=exact))
-    assert verdict.outcome is outcome
-    assert verdict.effect.point < 0
+def test_a_formula_is_exact_or_false(error, outcome):
+    verdict = STUDY.judge(planted(error))
+    assert verdict.outcome.value == outcome
+    assert verdict.p_value is None
 
 
-@pytest.mark.parametrize(("cut", "outcome"), [(2.0, Outcome.SUPPORTED), (1.0, Outcome.REFUTED)])
+def test_the_sentence_has_the_error_in_percent():
+    assert "by 18 % of its length" in answer(STUDY.judge(planted(0.18)))
+
+
+@pytest.mark.parametrize(("exact", "outcome"), [(1e-15, "exact"), (1e-3, "false")])
+def test_the_full_formula_has_a_claim_of_its_own(exact, outcome):
+    verdict = STUDY.judge(planted(0.18, exact=exact))
+    assert verdict.outcome.value == "false"
+    assert outcomes(verdict, "three terms together") == {outcome}
+
+
+def test_of_gamma_and_beta_only_the_missing_sum_is_false():
+    verdict = STUDY.judge(planted(0.18))
+    words = {part.name: part.outcome.value for part in verdict.parts}
+    assert [words[name] for name in ("gamma", "beta row", "beta")] == ["exact", "false", "exact"]
+
+
+@pytest.mark.parametrize(("cut", "outcome"), [(2.0, "holds"), (1.0, "no effect that matters"), (0.5, "opposite")])
 def test_harm_is_found_where_it_was_planted(cut, outcome):
-    parts = [part for part in STUDY.judge(planted(0.18, cut=cut)).parts if "both taken" in part.endpoint]
-    assert [part.outcome for part in parts] == [outcome]
+    assert outcomes(STUDY.judge(planted(0.18, cut=cut)), "the mean and the variance for a constant") == {outcome}
 
 
-def test_theory_is_matched_or_not():
-    right = STUDY.judge(planted(lambda layer, m: math.sqrt(2 / (m - 2))))
-    wrong = STUDY.judge(planted(lambda layer, m: 2 * math.sqrt(2 / (m - 2))))
-    find = [next(part for part in verdict.parts if "over theory" in part.endpoint) for verdict in (right, wrong)]
-    assert find[0].outcome is Outcome.SUPPORTED
-    assert find[1].outcome is not Outcome.SUPPORTED
+@pytest.mark.parametrize(("factor", "outcome"), [(1.0, "holds"), (2.0, "opposite"), (0.5, "opposite")])
+def test_theory_is_matched_or_not(factor, outcome):
+    verdict = STUDY.judge(planted(lambda layer, m: factor * math.sqrt(2 / (m - 2))))
+    assert outcomes(verdict, "over theory") == {outcome}
 
 
-def test_one_seed_decides_nothing():
-    assert STUDY.judge(planted(0.18, seeds=1)).outcome is Outcome.INCONCLUSIVE
+@pytest.mark.parametrize(("top", "outcome"), [(0.2, "opposite"), (0.001, "holds")])
+def test_an_error_that_vanishes_in_large_batches_is_told_apart(top, outcome):
+    verdict = STUDY.judge(planted(lambda layer, m: top if m == 256 else 0.18))
+    assert outcomes(verdict, "vanishes in large batches") == {outcome}
+
+
+def test_a_seed_without_numbers_makes_nothing_measurable():
+    evidence = planted(0.18)
+    kept = evidence.frame.filter((pl.col("seed") != 3) | (pl.col("probe") != "backward_terms"))
+    verdict = STUDY.judge(dataclasses.replace(evidence, frame=kept))
+    assert verdict.outcome.value == "not measurable"
+    assert verdict.p_value is None
 
 
 @pytest.mark.parametrize("m", [16, 64, 256])
@@ -87,6 +116,23 @@ def test_error_for_an_uninformative_gradient_is_that_of_theory(m):
     assert found["cosine"] == pytest.approx(math.sqrt(1 - found["mean_share"] - found["variance_share"]), rel=1e-9)
     assert max(found[name] for name in ("full_error", "norm_error")) < 1e-12
     assert found["difference_error"] < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(32, 5), (8, 5, 3, 3)])
+def test_gradients_of_gamma_and_beta_are_the_sums_and_a_single_row_is_not(shape):
+    g = torch.Generator().manual_seed(2)
+    x, grad = (torch.randn(shape, dtype=torch.float64, generator=g) for _ in range(2))
+    weight, bias = torch.linspace(0.2, 2, 5, dtype=torch.float64), torch.linspace(-1, 1, 5, dtype=torch.float64)
+    found = errors_of_affine(x, grad + 0.5, weight, bias, 1e-5)
+    assert max(found["gamma_error"], found["beta_error"]) < 1e-12
+    # Every row is the sum less the other rows, which is nearly all of it.
+    assert found["beta_row_error"] == pytest.approx(1, abs=0.2)
+
+
+def test_a_batch_of_one_row_has_its_own_row_for_a_sum():
+    x, grad = torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[3.0, -1.0]]).double()
+    ones = torch.full((2,), 0.7, dtype=torch.float64)
+    assert errors_of_affine(x, grad, ones, ones, 0.1)["beta_row_error"] == 0
 
 
 def test_a_wrong_formula_is_caught(monkeypatch):
@@ -120,6 +166,7 @@ def test_measuring_changes_neither_network():
     model, note = make(norms.batch()), make(norms.detached(mean=True, variance=True))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     records = list(measure("c", 3, model, note, data, torch.arange(64)))
+    records += measure_affine("c", model, data, torch.arange(64))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())

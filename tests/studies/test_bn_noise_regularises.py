@@ -1,12 +1,15 @@
-"""The noise of batch statistics: both halves of the claim decide, and population statistics have no noise."""
+"""The noise of batch statistics: its claims do not decide each other, and population statistics have no noise."""
 
 import math
+import re
+from dataclasses import replace
 
+import polars as pl
 import pytest
 import torch
 from torch import nn
 
-from kit.planted_evidence import Plant, jitter, outcomes
+from kit.planted_evidence import Plant, jitter, part
 from kit.small_studies import settings
 from normscope import layers, studies
 from normscope.studies.claims.bn_noise_regularises import PopulationNormalized
@@ -35,11 +38,11 @@ def planted(best=0.85, population=0.80, slope=0.2, *, dropout=0.7, speed=(100, 3
 @pytest.mark.parametrize(
     ("best", "population", "slope", "outcome"),
     [
-        (0.85, 0.80, 0.2, "supported"),
-        (0.80, 0.85, 0.2, "refuted"),  # the other way round
-        (0.80, 0.80, 0.2, "refuted"),
-        (0.85, 0.80, -0.2, "refuted"),  # the more noise, the higher the loss
-        (0.85, 0.80, 0.0, "inconclusive"),
+        (0.85, 0.80, 0.2, "holds"),
+        (0.80, 0.85, 0.2, "opposite"),
+        (0.80, 0.80, 0.2, "no effect that matters"),
+        (0.85, 0.80, -0.2, "holds"),  # the more noise, the higher the loss: another claim
+        (0.805, 0.80, 0.0, "unclear"),
     ],
 )
 def test_the_judge_finds_what_was_planted(best, population, slope, outcome):
@@ -48,22 +51,40 @@ def test_the_judge_finds_what_was_planted(best, population, slope, outcome):
     assert "ghost 16 (the best" in verdict.reason
 
 
+@pytest.mark.parametrize(("slope", "outcome"), [(0.2, "holds"), (-0.2, "opposite"), (0.0, "no effect that matters")])
+def test_the_slope_is_a_claim_of_its_own(slope, outcome):
+    assert part(STUDY.judge(planted(slope=slope)), "slope").outcome.value == outcome
+
+
 @pytest.mark.parametrize(
     ("speed", "outcome"),
     [
-        ((100, 30, 32), "refuted"),  # without noise nearly all of the gain is kept
-        ((100, 30, 99), "supported"),
-        ((100, 30, 65), "inconclusive"),
-        ((30, 100, 32), "inconclusive"),  # no gain: no share
+        ((100, 30, 32), "opposite"),  # without noise nearly all of the gain is kept
+        ((100, 30, 99), "holds"),
+        ((30, 100, 32), "not measurable"),  # no gain: nothing to ask about
+        ((999, 999, 999), "not measurable"),
     ],
 )
-def test_only_is_judged_by_what_is_kept_without_noise(speed, outcome):
-    assert outcomes(STUDY.judge(planted(speed=speed)), "kept without noise") == {outcome}
+def test_only_is_judged_by_the_steps_without_noise(speed, outcome):
+    assert part(STUDY.judge(planted(speed=speed)), "only").outcome.value == outcome
 
 
-@pytest.mark.parametrize(("dropout", "outcome"), [(0.7, "supported"), (0.95, "refuted")])
+def test_the_share_of_the_gain_that_is_kept_is_said():
+    assert re.search("9[789] % of the gain with noise", part(STUDY.judge(planted(speed=(100, 30, 32))), "only").finding)
+
+
+def test_a_seed_without_a_test_loss_has_no_slope_and_the_others_have():
+    evidence = planted()
+    lost = (pl.col("seed") == 3) & (pl.col("name") == "test_loss") & (pl.col("arm") == "ghost 4")
+    assert part(STUDY.judge(replace(evidence, frame=evidence.frame.filter(~lost))), "slope").effect.n == 9
+    nothing = replace(evidence, frame=evidence.frame.filter(pl.col("name") != "test_loss"))
+    assert part(STUDY.judge(nothing), "slope").outcome.value == "not measurable"
+    assert STUDY.judge(replace(evidence, frame=evidence.frame.clear())).outcome.value == "not measurable"
+
+
+@pytest.mark.parametrize(("dropout", "outcome"), [(0.7, "holds"), (0.95, "opposite")])
 def test_dropout_is_compared_the_right_way_round(dropout, outcome):
-    assert outcomes(STUDY.judge(planted(dropout=dropout)), "minus dropout 0.3") == {outcome}
+    assert part(STUDY.judge(planted(dropout=dropout)), "dropout 0.3").outcome.value == outcome
 
 
 def test_with_population_statistics_a_sample_does_not_see_its_batch():

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from kit.planted_evidence import Plant, jitter, outcomes
+from kit.planted_evidence import Plant, jitter, outcomes, part
 from kit.small_studies import cell_records, settings, values
 from normscope import studies
+from normscope.records import standing
 from normscope.studies.claims.bn_only_training import train_random_weights
 from normscope.studies.lab import norms
 from normscope.studies.lab.data import load
@@ -15,25 +16,38 @@ SLUG = "bn-only-training"
 STUDY = studies.get(SLUG)
 
 
-def planted(norm=0.75, random=0.4, *, everything=0.97):
-    plant = Plant(settings(SLUG, depths=[3]))
+def planted(norm=0.75, random=0.4, *, everything=0.97, depths=(3,), shallow=None):
+    """``norm`` is the accuracy of gamma and beta alone, ``shallow`` that in the network of 3 layers."""
+    plant = Plant(settings(SLUG, depths=list(depths)))
+    plant.chance()
     for seed in plant.seeds:
-        for salt, arm in enumerate(STUDY.ARMS):
-            value = {"norm": norm, "random": random, "all": everything}.get(arm, 0.9)
-            plant.end(arm, seed, value + jitter(seed, 0.01, salt), depth=3)
-            plant.add(arm, seed, "count", 600, probe="affine", depth=3)
+        for depth in depths:
+            for salt, arm in enumerate(STUDY.ARMS):
+                alone = shallow if shallow is not None and depth == 3 else norm
+                value = {"norm": alone, "random": random, "all": everything}.get(arm, 0.9)
+                plant.end(arm, seed, value + jitter(seed, 0.01, salt), depth=depth)
+                plant.add(arm, seed, "count", 600, probe="affine", depth=depth)
     return plant.evidence()
 
 
 @pytest.mark.parametrize(
     ("norm", "random", "outcome"),
-    [(0.75, 0.4, "supported"), (0.5, 0.5, "refuted"), (0.4, 0.75, "refuted"), (0.55, 0.5, "inconclusive")],
+    [(0.75, 0.4, "holds"), (0.5, 0.5, "no effect that matters"), (0.4, 0.75, "opposite"), (0.55, 0.5, "unclear")],
 )
 def test_the_judge_finds_what_was_planted(norm, random, outcome):
     assert STUDY.judge(planted(norm, random)).outcome.value == outcome
 
 
-@pytest.mark.parametrize(("everything", "outcome"), [(0.97, "refuted"), (0.76, "supported")])
+def test_the_deepest_network_makes_the_headline_whatever_the_order():
+    for depths in ([3, 6], [6, 3]):
+        verdict = STUDY.judge(planted(depths=depths, shallow=0.42))
+        assert verdict.name == "6 layers"
+        assert verdict.outcome.value == "holds"
+        assert part(verdict, "3 layers").outcome.value == "no effect that matters"
+        assert standing(verdict) == "depends on the depth"
+
+
+@pytest.mark.parametrize(("everything", "outcome"), [(0.97, "opposite"), (0.76, "holds"), (0.5, "holds")])
 def test_the_distance_to_the_full_network_is_told_apart(everything, outcome):
     assert outcomes(STUDY.judge(planted(everything=everything)), "full network") == {outcome}
 

@@ -16,7 +16,7 @@ SLUG = "dropout-variance-shift"
 STUDY = studies.get(SLUG)
 
 
-def planted(off=0.0, *, met=0.5, again=0.95, running=0.9):
+def planted(off=0.0, *, met=0.5, again=0.95, running=0.9, noise=0.1):
     plant = Plant(settings(SLUG, keeps=[0.5, 0.9, 1.0]))
     for seed in plant.seeds:
         for keep in plant.settings["keeps"]:
@@ -24,7 +24,7 @@ def planted(off=0.0, *, met=0.5, again=0.95, running=0.9):
             wobble = jitter(seed, 0.02, round(10 * keep))
             found = {"log_ratio": off + wobble, "measured": 0.5 * math.exp(off + wobble), "theory": 0.5}
             found |= {"evaluation": met * math.exp(wobble)}
-            found |= {"accuracy_again": again + wobble / 40, "accuracy_running": running}
+            found |= {"accuracy_again": again + 0.02 * noise * (-1) ** seed, "accuracy_running": running}
             for name, value in found.items():
                 plant.add("dropout", seed, name, value, **where)
             plant.add("dropout", seed, "evaluation_layer", met, site="blocks.0.norm", **where)
@@ -32,23 +32,31 @@ def planted(off=0.0, *, met=0.5, again=0.95, running=0.9):
 
 
 @pytest.mark.parametrize(
-    ("off", "outcome"),
-    [(0.0, "supported"), (0.2, "refuted"), (-0.2, "refuted"), (0.035, "inconclusive")],
+    ("again", "running", "outcome"),
+    [(0.95, 0.9, "holds"), (0.9, 0.95, "opposite"), (0.9, 0.9, "no effect that matters")],
 )
-def test_the_judge_finds_what_was_planted(off, outcome):
-    assert STUDY.judge(planted(off)).outcome.value == outcome
+def test_the_judge_finds_harm_where_it_was_planted(again, running, outcome):
+    verdict = STUDY.judge(planted(again=again, running=running))
+    assert verdict.outcome.value == outcome
+    assert {part.outcome.value for part in verdict.parts if part.claim == verdict.claim} == {outcome}
 
 
-@pytest.mark.parametrize(("met", "outcome"), [(0.5, "supported"), (1.0, "refuted"), (2.0, "refuted")])
-def test_a_shift_is_one_downward(met, outcome):
-    assert outcomes(STUDY.judge(planted(met=met)), "Running variance over the variance in evaluation") == {outcome}
+def test_harm_that_is_small_beside_its_noise_is_unclear():
+    verdict = STUDY.judge(planted(again=0.9, noise=1.0))
+    assert verdict.outcome.value == "unclear"
+    assert "seeds would" in verdict.why
 
 
 @pytest.mark.parametrize(
-    ("again", "running", "outcome"), [(0.95, 0.9, "supported"), (0.9, 0.9, "refuted"), (0.9, 0.95, "refuted")]
+    ("off", "outcome"), [(0.0, "holds"), (0.2, "opposite"), (-0.2, "opposite"), (0.045, "unclear")]
 )
-def test_harm_has_a_direction(again, running, outcome):
-    assert outcomes(STUDY.judge(planted(again=again, running=running)), "harms evaluation") == {outcome}
+def test_the_ratio_is_that_of_theory_or_not(off, outcome):
+    assert outcomes(STUDY.judge(planted(off)), "Measured over theoretical ratio") == {outcome}
+
+
+@pytest.mark.parametrize(("met", "outcome"), [(0.5, "holds"), (1.0, "no effect that matters"), (2.0, "opposite")])
+def test_a_shift_is_one_downward(met, outcome):
+    assert outcomes(STUDY.judge(planted(met=met)), "Running variance over the variance in evaluation") == {outcome}
 
 
 @pytest.mark.parametrize(("keep", "value"), [(0.9, 0.818), (0.7, 0.538), (0.5, 0.333)])

@@ -7,45 +7,80 @@ import pytest
 from kit.planted_evidence import Plant, jitter, outcomes
 from kit.small_studies import cell_records, settings, values
 from normscope import studies
-from normscope.studies.claims.exploding_gradient_at_init import (
-    SCALES,
-    growth_in_theory,
-)
+from normscope.records import standing
+from normscope.studies.claims.exploding_gradient_at_init import SCALES, SMALL
 from normscope.studies.lab.chain import growth, rate, theory
+from normscope.studies.lab.growth import growth_in_theory
 
 SLUG = "exploding-gradient-at-init"
 STUDY = studies.get(SLUG)
 
 
-def planted(batch=None, *, off=1.0, scaled=(2.25, 1.49)):
+ALL_SCALES = (SMALL, *SCALES)
+
+
+def planted(batch=None, *, off=1.0, scaled=(2.25, 1.49), small=(0.25, 1.49), drift=0.0):
     plant = Plant(settings(SLUG, batches=[64], judged=64))
     for seed in plant.seeds:
-        wobble = math.exp(jitter(seed, 0.004))
-        for arm in STUDY.ARMS:
+        for salt, arm in enumerate(STUDY.ARMS):
             value = growth_in_theory(arm, 64) * off if arm != "batch" or batch is None else batch
+            wobble = math.exp(jitter(seed, 0.004, salt))
             plant.add(arm, seed, "rate", value * wobble, probe="chain", batch=64, scale=1.0)
-        for scale in SCALES:
-            for arm, value in zip(("none", "batch"), scaled, strict=True):
+        for scale in ALL_SCALES:
+            for salt, (arm, value) in enumerate(zip(("none", "batch"), small if scale < 1 else scaled, strict=True)):
+                wobble = math.exp(jitter(seed, 0.004, 30 + salt) + drift * scale)
                 plant.add(arm, seed, "rate", value * wobble, probe="chain", batch=64, scale=scale)
     return plant.evidence()
 
 
 @pytest.mark.parametrize(
     ("batch", "outcome"),
-    [(None, "refuted"), (1 / 1.49, "supported"), (1.0, "supported"), (1.035, "inconclusive"), (1.1, "refuted")],
+    [
+        (None, "opposite"),
+        (1 / 1.49, "holds"),
+        (1.0, "no effect that matters"),
+        (1.05, "unclear"),
+        (1.1, "opposite"),
+    ],
 )
-def test_the_judge_finds_what_was_planted(batch, outcome):
+def test_the_judge_finds_what_was_planted_at_hes_scale(batch, outcome):
     assert STUDY.judge(planted(batch)).outcome.value == outcome
 
 
-@pytest.mark.parametrize(("off", "outcome"), [(1.0, "supported"), (1.1, "refuted"), (0.9, "refuted")])
+@pytest.mark.parametrize(
+    ("scaled", "outcome", "stands"),
+    [
+        ((2.25, 1.49), "holds", "depends on the initial scale"),
+        ((1.49, 2.25), "opposite", "opposite"),
+        ((1.49, 1.49), "no effect that matters", "depends on the initial scale"),
+    ],
+)
+def test_larger_weights_are_also_tried_and_the_claim_depends_on_them(scaled, outcome, stands):
+    verdict = STUDY.judge(planted(scaled=scaled))
+    found = {part.outcome.value for part in verdict.parts if part.claim == verdict.claim}
+    assert found == {outcome}
+    assert standing(verdict) == stands
+
+
+@pytest.mark.parametrize(
+    ("small", "outcome"),
+    [((0.25, 1.49), "holds"), ((0.9, 1.49), "opposite"), ((0.5, 2.0), "no effect that matters")],
+)
+def test_vanishing_at_small_weights_has_a_claim_of_its_own(small, outcome):
+    verdict = STUDY.judge(planted(small=small))
+    assert outcomes(verdict, "from vanishing") == {outcome}
+    assert all(part.claim != verdict.claim for part in verdict.parts if part.name == "scale 0.5")
+
+
+@pytest.mark.parametrize(("drift", "outcome"), [(0.0, "exact"), (0.05, "false")])
+def test_growth_that_depends_on_the_scale_is_found(drift, outcome):
+    same = {"small": (0.25, 1.49), "scaled": (2.25, 1.49)}
+    assert outcomes(STUDY.judge(planted(drift=drift, **same)), "does not depend on the scale") == {outcome}
+
+
+@pytest.mark.parametrize(("off", "outcome"), [(1.0, "holds"), (1.1, "opposite"), (0.9, "opposite")])
 def test_theory_is_matched_or_not(off, outcome):
     assert outcomes(STUDY.judge(planted(off=off)), "Measured over theoretical") == {outcome}
-
-
-@pytest.mark.parametrize(("scaled", "outcome"), [((2.25, 1.49), "supported"), ((1.49, 2.25), "refuted")])
-def test_badly_scaled_weights_are_compared_the_right_way_round(scaled, outcome):
-    assert outcomes(STUDY.judge(planted(scaled=scaled)), "no norm over batch norm") == {outcome}
 
 
 @pytest.mark.parametrize(

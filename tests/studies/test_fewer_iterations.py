@@ -5,6 +5,7 @@ import pytest
 from kit.planted_evidence import Plant, jitter, outcomes
 from kit.small_studies import cell_records, settings
 from normscope import studies
+from normscope.records import standing
 
 SLUG = "fewer-iterations"
 STUDY = studies.get(SLUG)
@@ -26,24 +27,31 @@ def planted(none=(100, 90), batch=(20, 25), *, ends=(0.95, 0.95)):
 @pytest.mark.parametrize(
     ("none", "batch", "outcome"),
     [
-        ((100, 90), (20, 25), "supported"),
-        ((999, 999), (20, 25), "supported"),  # never gets there
-        ((100, 20), (20, 25), "refuted"),  # as fast at its own rate
-        ((50, 50), (50, 50), "refuted"),
-        ((20, 25), (100, 90), "refuted"),  # the other way round
+        ((100, 90), (20, 25), "holds"),
+        ((999, 999), (20, 25), "holds"),  # never gets there
+        ((100, 20), (20, 25), "no effect that matters"),  # as fast at its own rate
+        ((50, 50), (50, 50), "no effect that matters"),
+        ((20, 25), (100, 90), "opposite"),
+        ((999, 999), (999, 999), "not measurable"),
     ],
 )
 def test_the_judge_finds_what_was_planted(none, batch, outcome):
     assert STUDY.judge(planted(none, batch)).outcome.value == outcome
 
 
-def test_the_same_rate_is_judged_beside():
+def test_a_claim_that_holds_at_one_rate_alone_depends_on_the_rate():
     verdict = STUDY.judge(planted((100, 20), (20, 25)))
-    assert outcomes(verdict, "sigmoid network, learning rate 0.5") == {"supported"}
-    assert "never reached in 10 of 10 runs" in STUDY.judge(planted((999, 999))).reason
+    assert outcomes(verdict, "sigmoid network, learning rate 0.5") == {"holds"}
+    assert standing(verdict) == "depends on the learning rate"
 
 
-@pytest.mark.parametrize(("ends", "outcome"), [((0.95, 0.95), "supported"), ((0.9, 0.95), "refuted")])
+def test_runs_that_never_get_there_make_a_bound():
+    verdict = STUDY.judge(planted((999, 999)))
+    assert verdict.amount.startswith("at least 5.6")
+    assert "never reached in 10 of 10 runs" in verdict.reason
+
+
+@pytest.mark.parametrize(("ends", "outcome"), [((0.95, 0.95), "holds"), ((0.9, 0.95), "opposite")])
 def test_accuracy_at_the_end_is_compared(ends, outcome):
     assert outcomes(STUDY.judge(planted(ends=ends)), "Test accuracy at the end") == {outcome}
 

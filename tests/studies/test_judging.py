@@ -9,58 +9,10 @@ import pytest
 
 from kit.planted_evidence import Plant, jitter
 from normscope import studies
-from normscope.records import Estimate, Outcome, Verdict
-from normscope.stats import decide, interval
-from normscope.studies import Best
-from normscope.studies.contrast import conjunction
-
-S, R, U = Outcome.SUPPORTED, Outcome.REFUTED, Outcome.INCONCLUSIVE
-
-
-def verdict(outcome, p, point=1.0):
-    effect = Estimate(point, point - 0.1, point + 0.1, 0.95, 10, "t")
-    return Verdict("s", "c", outcome, "e", effect, 0.0, "r", p_value=p)
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "ps", "expected", "p"),
-    [
-        ((S, S, S), (0.01, 0.04, 0.02), S, 0.04),  # as weak as the weakest
-        ((S, S, U), (0.01, 0.01, 0.5), U, 1.0),
-        ((S, R, S), (0.01, 0.01, 0.01), R, 0.03),  # one of three was looked for
-        ((S, R, S), (0.01, 0.03, 0.01), U, 0.09),
-        ((R, R, R), (0.04, 0.001, 0.04), R, 0.003),
-        ((U, U, U), (0.5, 0.6, 0.7), U, 1.0),
-    ],
-)
-def test_conjunction(outcomes, ps, expected, p):
-    found, p_value, _ = conjunction([verdict(o, q) for o, q in zip(outcomes, ps, strict=True)], 0.05)
-    assert found is expected
-    assert p_value == pytest.approx(p)
-
-
-def test_conjunction_shows_the_part_that_decides():
-    parts = [verdict(S, 0.01, 3.0), verdict(S, 0.01, 1.0), verdict(S, 0.01, 2.0)]
-    assert conjunction(parts, 0.05)[2] is parts[1]
-    parts[2] = replace(verdict(R, 0.001, -1.0))
-    assert conjunction(parts, 0.05)[2] is parts[2]
-
-
-def test_conjunction_of_three_equal_comparisons_keeps_its_level():
-    """Under the worst null (two conditions clearly hold, the third lies at the margin) support is rare."""
-    rng = np.random.default_rng(0)
-    supported = refuted = 0
-    for _ in range(400):
-        parts = []
-        for centre in (5.0, 5.0, 0.0):
-            values = rng.normal(centre, 1.0, 10)
-            outcome, p = decide(values, margin=0.0, method="t")
-            parts.append(replace(verdict(outcome, p), effect=interval(values, method="t")))
-        found = conjunction(parts, 0.05)[0]
-        supported += found is S
-        refuted += found is R
-    assert supported <= 20  # 2.5 % expected: 10 of 400
-    assert refuted <= 12  # 2.5 % / 3 expected
+from normscope._errors import DataError
+from normscope.records import Outcome
+from normscope.stats import TWO_LOOKS_LEVEL, two_looks
+from normscope.studies import Best, Contrast, Quantity, accuracy, steps_to
 
 
 def test_best_rate_is_that_of_least_validation_loss_and_no_diverged_run():
@@ -95,17 +47,112 @@ def test_arrival_censors_what_never_arrives_and_what_diverged():
     assert arrivals.missed.tolist() == [False, True, True]
 
 
-def test_a_part_names_the_seeds_it_could_not_measure():
-    study = studies.get("noisy-batchnorm")
-    evidence = Plant({}, seeds=4)
-    evidence.add("a", 0, "x", 1)
-    made = evidence.evidence()
-    part = study.part(made, [1.0, 1.1, math.nan, 1.2], endpoint="e", reason="Said.", margin=0.2)
-    assert part.effect.n == 3
-    assert "1 of 4 seeds" in part.reason
-    assert not part.primary
-    nothing = study.part(made, [math.nan] * 4, endpoint="e", reason="Said.")
-    assert (nothing.outcome, nothing.p_value, nothing.effect.n) == (U, 1.0, 0)
+def test_a_contrast_names_the_seeds_it_could_not_measure():
+    plant = Plant({}, seeds=5)
+    plant.add("a", 0, "x", 1)
+    made, study = plant.evidence(), studies.get("fewer-iterations")
+
+    def judged(values):
+        return study.verdict_of(Contrast(Quantity("q", lambda _: np.array(values)), margin=0.2), made)
+
+    some = judged([1.0, 1.1, math.nan, 1.2, 1.0])
+    assert (some.effect.n, some.outcome) == (4, Outcome.HOLDS)
+    assert "In 1 of 5 seeds there is no finite number." in some.reason
+    none = judged([math.nan] * 5)
+    assert (none.outcome, none.p_value, none.effect.n) == (Outcome.NOT_MEASURABLE, None, 0)
+    assert none.why == "In all seeds there is no finite number"
+
+
+def test_effects_that_are_not_one_a_seed_are_an_error():
+    plant = Plant({}, seeds=4)
+    plant.add("a", 0, "x", 1)
+    for values in ([1.0] * 3, [1.0] * 5, [[1.0] * 4]):
+        contrast = Contrast(Quantity("q", lambda _, values=values: np.array(values)), margin=1.0)
+        with pytest.raises(DataError, match="for 4 seeds"):
+            contrast.read(plant.evidence()).judge(1.0)
+    with pytest.raises(DataError, match="twice"):
+        replace(plant.evidence(), seeds=(0, 1, 1))
+
+
+def raced(slow, fast, horizon=100):
+    """Records of two arms that reach their target at known steps, on the way from no accuracy to all."""
+    plant = Plant({"steps": horizon}, seeds=len(slow))
+    for seed, (a, b) in enumerate(zip(slow, fast, strict=True)):
+        plant.reach("slow", seed, a, horizon)
+        plant.reach("fast", seed, b, horizon)
+    return Contrast(steps_to(0.8), "slow", "fast", scale="log-ratio", margin=math.log(1.2)).read(plant.evidence())
+
+
+def test_a_pair_of_runs_that_both_miss_the_target_gives_no_number():
+    reading = raced([40, 999, 52, 47, 999], [20, 999, 25, 24, 26])
+    assert np.isnan(reading.values).tolist() == [False, True, False, False, False]
+    assert reading.values[4] == pytest.approx(math.log(100 / 26))  # one arm missed: a bound
+    assert reading.bounded == "at least"
+    assert reading.judge(0.0).outcome is Outcome.HOLDS
+    assert reading.missing == "In 1 of 5 seeds neither side reached the target, so there is no number."
+
+
+def test_two_arms_that_never_arrive_are_not_alike():
+    """The kind of fault that read "supported, x1 (1 to 1), p 0": nothing was measured, so nothing is said."""
+    plant = Plant({"steps": 60}, seeds=5)
+    for seed in plant.seeds:
+        for step in range(60):
+            plant.add("best", seed, "accuracy", step / 60, step=step)
+            plant.add("slow", seed, "accuracy", 0.1, step=step)
+            plant.add("fast", seed, "accuracy", 0.1, step=step)
+    for rule in ({"margin": 0.2}, {"equal_within": 0.2}, {"no_worse_than": 0.2}):
+        reading = Contrast(steps_to(0.9), "slow", "fast", scale="log-ratio", **rule).read(plant.evidence())
+        decision = reading.judge(0.0)
+        assert (decision.outcome, decision.p_value) == (Outcome.NOT_MEASURABLE, None)
+        assert decision.why == "In all seeds neither side reached the target, so there is no number"
+
+
+def test_a_bound_never_says_that_two_arms_are_alike():
+    slow, fast = [99, 999, 98, 97, 99], [96, 95, 97, 96, 95]
+    reading = raced(slow, fast)
+    assert reading.judge(0.0).outcome is Outcome.UNCLEAR
+    assert "only bounded" in reading.judge(0.0).why
+    assert raced([99, 98, 98, 97, 99], fast).judge(0.0).outcome is Outcome.NO_EFFECT
+
+
+@pytest.mark.parametrize(("chance", "plateau"), [(0.1, 1.0), (0.1, 0.35), (0.5, 0.9)])
+def test_the_target_follows_the_data(chance, plateau):
+    """The same course of training, on easy data and on hard, takes the same steps to a share of the way."""
+    plant = Plant({"steps": 50}, seeds=3)
+    for seed in plant.seeds:
+        for step in range(50):
+            way = min(1.0, step / 20)
+            plant.add("a", seed, "accuracy", chance + way * (plateau - chance), step=step, lr=0.1)
+            plant.add("a", seed, "accuracy", chance, step=step, lr=9.0)  # another rate learns nothing
+            plant.add("b", seed, "accuracy", chance + 0.5 * way * (plateau - chance), step=step, lr=0.1)
+    evidence = plant.evidence()
+    assert evidence.chance == pytest.approx(chance)
+    assert evidence.target(0.9, arm="b", lr=9.0) == pytest.approx(chance + 0.9 * (plateau - chance))
+    found = steps_to(0.9).read(evidence, arm="a", lr=0.1)
+    assert found.steps.tolist() == [21, 21, 21]  # steps 16 to 20 have a mean of .9 of the way
+    assert steps_to(0.9).read(evidence, arm="b", lr=0.1).missed.all()
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.1, 0.11), (1.0, 1.0)])
+def test_two_arms_on_the_floor_or_the_ceiling_are_not_compared(first, second):
+    plant = Plant({}, seeds=4)
+    for seed in plant.seeds:
+        plant.add("a", seed, "accuracy", 0.1)
+        plant.add("a", seed, "test_accuracy", first + jitter(seed, 1e-6) * (first < 1))
+        plant.add("b", seed, "test_accuracy", second)
+    for rule in ({"margin": 0.01}, {"equal_within": 0.02}):
+        decision = Contrast(accuracy(), "a", "b", **rule).read(plant.evidence()).judge(0.0)
+        assert decision.outcome is Outcome.NOT_MEASURABLE
+        assert "floor or ceiling" in decision.why
+
+
+def test_a_run_that_may_be_extended_pays_for_its_second_look():
+    values = np.random.default_rng(0).normal(1.0, 1.0, 10)
+    plant = Plant({}, seeds=10)
+    plant.add("a", 0, "x", 1)
+    contrast = Contrast(Quantity("q", lambda _: values), margin=0.1)
+    once, twice = (contrast.read(plant.evidence(level)).judge(0.0) for level in (0.95, TWO_LOOKS_LEVEL))
+    assert twice.p_value == pytest.approx(two_looks(once.p_value))
 
 
 def test_per_seed_is_in_the_order_of_seeds_whatever_the_order_of_rows():

@@ -2,29 +2,38 @@
 
 import pytest
 
-from kit.planted_evidence import Plant, jitter
+from kit.planted_evidence import Plant, jitter, words_by_name
 from normscope import studies
-from normscope.records import Outcome
+from normscope.studies.claims.noisy_batchnorm import AREA
 
 STUDY = studies.get("noisy-batchnorm")
-SETTINGS = {"steps": 200, "lr": 0.1, "lrs": [0.1, 0.3], "controls": ["noisy-mean", "noise"], "every": 10}
+SETTINGS = {
+    "steps": 200,
+    "lr": 0.1,
+    "lrs": [0.1, 0.3],
+    "controls": ["noisy-mean", "noise-before", "noise"],
+    "every": 10,
+}
 
 
-def planted(noisy, *, shift=3.0, none=100, batch=50, seeds=10, wobble=3.0):
+def planted(noisy, *, shift=3.0, none=0.5, batch=0.7, seeds=10, wobble=0.01):
+    """Mean training accuracies over the run, and how far the noise shifts against no norm."""
     plant = Plant(SETTINGS, seeds)
     for seed in plant.seeds:
-        common = jitter(seed, 5.0)  # seeds differ; arms are paired
+        common = jitter(seed, 0.05)  # seeds differ; arms are paired
         for lr in SETTINGS["lrs"]:
-            times = {"none": none, "batch": batch, "noisy": noisy}
+            means = {"none": none, "batch": batch, "noisy": noisy}
             if lr == 0.1:
-                times |= {"noisy-mean": 55, "noise": 999}
-            for salt, (arm, time) in enumerate(times.items()):
-                at = time + common + jitter(seed, wobble, salt)
-                plant.reach(arm, seed, round(at), SETTINGS["steps"], lr=lr)
+                means |= {"noisy-mean": noisy, "noise": 0.15, "noise-before": batch}
+            for salt, (arm, mean) in enumerate(means.items()):
+                for step in range(0, 200, 20):  # rising, the mean as planned
+                    value = mean + common + jitter(seed, wobble if arm != "noise-before" else 0.001, salt)
+                    plant.add(arm, seed, "accuracy", value * (0.5 + step / 180), step=step, lr=lr)
                 plant.add(arm, seed, "val_loss", 1.0 if lr == 0.1 else 2.0, step=200, lr=lr)
                 plant.add(arm, seed, "loss", 0.5, step=199, lr=lr)
                 for name in ("mean_shift", "variance_shift"):
-                    size = {"none": 0.1, "noisy": 0.1 * shift}.get(arm, 0.01) * (1 + jitter(seed, 0.02, salt))
+                    size = {"none": 0.1, "noisy": 0.1 * shift, "noisy-mean": 0.1 * shift}.get(arm, 0.01)
+                    size *= 1 + jitter(seed, 0.02, salt)
                     plant.add(arm, seed, name, size, step=1, probe="channel_shift", site="blocks.0.norm", lr=lr)
     return plant.evidence()
 
@@ -32,48 +41,53 @@ def planted(noisy, *, shift=3.0, none=100, batch=50, seeds=10, wobble=3.0):
 @pytest.mark.parametrize(
     ("noisy", "shift", "outcome"),
     [
-        (53, 3.0, Outcome.SUPPORTED),
-        (53, 1.5, Outcome.INCONCLUSIVE),  # kept, but the shift was not made
-        (97, 3.0, Outcome.REFUTED),
-        (97, 1.5, Outcome.REFUTED),  # lost to less noise than was meant
-        (140, 3.0, Outcome.REFUTED),
-        (999, 3.0, Outcome.REFUTED),  # never gets there
-        (75, 3.0, Outcome.INCONCLUSIVE),  # half is neither
+        (0.69, 3.0, "holds"),
+        (0.80, 3.0, "holds"),  # more than all of it
+        (0.69, 1.5, "not measurable"),  # kept, but the shift was not made
+        (0.30, 1.5, "not measurable"),  # and so it is the other way
+        (0.50, 3.0, "no effect that matters"),  # no gain is left
+        (0.30, 3.0, "opposite"),
+        (0.60, 3.0, "unclear"),  # half
     ],
 )
 def test_the_judge_finds_what_was_planted(noisy, shift, outcome):
     verdict = STUDY.judge(planted(noisy, shift=shift))
-    assert verdict.outcome is outcome
-    assert verdict.primary
-    assert not any(part.primary for part in verdict.parts)
-    if noisy < 200:
-        assert verdict.effect.point == pytest.approx((100 - noisy) / 50, abs=0.12)
+    assert verdict.outcome.value == outcome
+    assert verdict.effect.point == pytest.approx((noisy - 0.5) / 0.2, abs=0.15)
     assert verdict.effect.low <= verdict.effect.point <= verdict.effect.high
 
 
-@pytest.mark.parametrize("batch", [100, 150])
+def test_the_share_is_held_against_half_by_the_linear_contrast_of_each_seed():
+    evidence = planted(0.65)
+    none, batch, noisy = (AREA(evidence, arm=arm, lr=0.1) for arm in ("none", "batch", "noisy"))
+    contrast = (noisy - none) - (batch - none) / 2
+    values = next(iter(STUDY.contrasts(evidence))).read(evidence).values
+    assert values - 0.5 == pytest.approx(contrast / (batch - none).mean())
+    assert values.mean() == pytest.approx((noisy - none).mean() / (batch - none).mean())
+
+
+@pytest.mark.parametrize("batch", [0.5, 0.4])
 def test_without_a_gain_there_is_no_share_of_it(batch):
-    verdict = STUDY.judge(planted(53, batch=batch))
-    assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert "gains nothing" in verdict.reason
+    verdict = STUDY.judge(planted(0.69, batch=batch))
+    assert verdict.outcome.value == "not measurable"
+    assert "Batch norm trains faster" in verdict.why
+    assert [premise.met for premise in verdict.premises] == [False, True]
 
 
-def test_censored_runs_are_counted_in_the_reason():
-    assert "noisy batch norm 200 (never reached in 10 of 10 runs)" in STUDY.judge(planted(999)).reason
+def test_the_shift_that_was_seen_is_said():
+    assert "1.491 times larger" in STUDY.judge(planted(0.69, shift=1.5)).why
 
 
 def test_parts_say_which_control_they_are():
-    parts = {part.endpoint: part for part in STUDY.judge(planted(53)).parts}
-    control = next(part for end, part in parts.items() if "only the mean noisy" in end)
-    assert control.outcome is Outcome.SUPPORTED
-    alone = next(part for end, part in parts.items() if "noise, no batch norm" in end)
-    assert alone.outcome is Outcome.SUPPORTED  # planted: it never gets anywhere
-    assert any("own best" in end for end in parts)
+    named = words_by_name(STUDY.judge(planted(0.69)))
+    assert named["learning rate 0.1, only the mean noisy"] == "holds"
+    assert named["own best learning rates"] == "holds"
+    assert named["noise, no batch norm"] == "holds"  # planted: it never gets anywhere
+    assert named["that noise before batch norm"] == "holds"
 
 
-def test_one_seed_decides_nothing():
-    verdict = STUDY.judge(planted(53, seeds=1))
-    assert verdict.outcome is Outcome.INCONCLUSIVE
+def test_one_seed_measures_nothing():
+    assert STUDY.judge(planted(0.69, seeds=1)).outcome.value == "not measurable"
 
 
 TINY = {
@@ -97,7 +111,7 @@ def test_it_runs_as_a_whole(tmp_path, monkeypatch):
 def test_it_runs_on_images_with_the_convolutional_preset(tmp_path, monkeypatch):
     tiny = dict(STUDY.PRESETS["conv"], steps=6, train=100, test=50)
     monkeypatch.setattr(type(STUDY), "PRESETS", {"conv": tiny})
-    assert STUDY.run(out=tmp_path, seeds=1, workers=1, preset="conv").outcome is Outcome.INCONCLUSIVE
+    assert STUDY.run(out=tmp_path, seeds=1, workers=1, preset="conv").outcome.value == "not measurable"
     (run,) = studies.load(tmp_path)
     assert run.figures()
     assert run.tables()

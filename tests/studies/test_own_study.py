@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,139 @@ def test_the_worked_example_runs(run, tmp_path):
     file.write_bytes(EXAMPLE.read_bytes())
     _smaller(file, '"steps": 400', '"steps": 15')
     out = json.loads(run("study", "run", file, "--seeds", 2, "--workers", 1, "--json").stdout)
-    assert "mean |gamma|" in out["verdicts"][0]["reason"]
+    assert [part["name"] for part in out["verdicts"][0]["parts"]] == ["gamma"]
     assert Path(out["report"]).is_file()
+
+
+@pytest.fixture
+def plant(run):
+    """Write a study whose ``contrasts`` has another body; return its file, and the line marked ``# here``."""
+
+    def plant(body, old="", new=""):
+        run("study", "new", "mine.py")
+        file = Path("mine.py")
+        _smaller(file, '"steps": 100', '"steps": 12')
+        if old:
+            _smaller(file, old, new)
+        text = file.read_text(encoding="utf-8")
+        begin, end = text.index("        yield Contrast("), text.index("    def figures(")
+        head = text[:begin].replace("import math\n", "import math\n\nfrom normscope.studies import Quantity\n", 1)
+        text = head + textwrap.indent(textwrap.dedent(body), " " * 8) + "\n" + text[end:]
+        file.write_text(text, encoding="utf-8")
+        return file, next((i for i, line in enumerate(text.splitlines(), 1) if "# here" in line), None)
+
+    return plant
+
+
+STEPS = 'steps_to(0.9), "large", "small", scale="log-ratio"'
+NO_REASON = ('    MARGIN_REASON = "', '    OTHER_WORDS = "')
+
+
+@pytest.mark.parametrize(
+    ("body", "change", "said"),
+    [
+        (f"yield Contrast({STEPS})  # here", NO_REASON, "a margin without a reason"),
+        (f"yield Contrast({STEPS}, headline=True)\nyield Contrast({STEPS}, headline=True)  # here", (), "a second"),
+        (f"yield Contrast({STEPS}, margin=0.1, equal_within=0.1)  # here", (), "a contrast has one rule"),
+        (f"yield Contrast({STEPS}, margin=-0.1)  # here", (), "the margin of a contrast is -0.1"),
+        ('yield "nothing of the kind"  # here', (), "yields a str"),
+        (f"yield Contrast({STEPS.replace('large', 'larg')})  # here", (), "no cell has the arm 'larg'"),
+    ],
+)
+def test_contrasts_that_no_record_can_make_right_are_refused_before_the_run(run, plant, body, change, said):
+    file, line = plant(body, *change)
+    message = run("study", "run", file, "--seeds", 2, "--out", "runs", "--json", code=2)
+    assert said in message
+    assert message.endswith(f"(mine.py:{line})")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return iter(())", "contrasts() yields no contrast"),
+        ("return None", "contrasts() yields no contrast"),
+        ("return [3]", "yields a int"),
+    ],
+)
+def test_where_no_line_yields_the_method_is_named(run, plant, body, said):
+    file, _ = plant(body)
+    line = (
+        file.read_text(encoding="utf-8")
+        .splitlines()
+        .index("    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:")
+    )
+    message = run("study", "run", file, "--seeds", 2, "--out", "runs", code=2)
+    assert said in message
+    assert message.endswith(f"(mine.py:{line + 1})")
+
+
+ODD = """
+def odd(evidence, **where):
+    return {what}  # here
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            ODD.format(what="1 / 0")
+            + f'yield Contrast({STEPS}, premises=(Contrast(Quantity("odd", odd), "large", "small"),))',
+            "judging mine raised ZeroDivisionError: division by zero (mine.py:{line})",
+        ),
+        (
+            ODD.format(what="evidence.nothing") + 'yield Contrast(Quantity("odd", odd), "large", "small")',
+            "judging mine raised AttributeError: 'Evidence' object has no attribute 'nothing' (mine.py:{line})",
+        ),
+        (
+            'yield Contrast(Quantity("odd", lambda evidence, **where: [1.0]), "large")  # here',
+            "odd: gives numbers of shape (1,) for 2 seeds: return one number for each of evidence.seeds, NaN where "
+            "there is none (mine.py:{line})",
+        ),
+        (f'yield Contrast({STEPS})\nraise KeyError("gone\\naway")  # here', "(mine.py:{line})"),
+    ],
+)
+def test_what_fails_at_the_records_is_a_line_of_the_users_also_in_the_report(run, plant, body, said):
+    file, line = plant(body)
+    for words in (("study", "run", file, "--seeds", 2, "--out", "runs"), ("report", "runs", "--study", file)):
+        message = run(*words, code=2)  # one line, which `run` holds it to
+        assert message.endswith(said.format(line=line))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cell_that_fails_is_a_line_of_the_users_also_in_worker_processes(run, plant, workers):
+    failing = "def sizes(self, cell):\n        raise LookupError('no such size')  # here\n\n    def contrasts("
+    file, line = plant(f"yield Contrast({STEPS})", "def contrasts(", failing)
+    message = run("study", "run", file, "--seeds", 2, "--out", "runs", "--workers", workers, code=2)
+    assert message.endswith(f" of mine raised LookupError: no such size (mine.py:{line})")
+    assert "running arm '" in message
+
+
+def test_a_figure_and_a_grid_that_fail_are_lines_of_the_users(run, plant):
+    file, line = plant(f"yield Contrast({STEPS})", '"loss")]', '"loss")][7]  # here')
+    message = run("study", "run", file, "--seeds", 2, "--out", "runs", code=2)
+    assert message.endswith(f"drawing mine raised IndexError: list index out of range (mine.py:{line})")
+    file.unlink()
+    failing = "def grid(self, settings):\n        return settings['gone']  # here\n\n    def contrasts("
+    file, line = plant(f"yield Contrast({STEPS})", "def contrasts(", failing)
+    assert f"KeyError: 'gone' (mine.py:{line})" in run("study", "run", file, "--seeds", 2, "--out", "others", code=2)
+
+
+def test_a_margin_that_is_no_size_is_refused(run, plant):
+    file, _ = plant(f"yield Contrast({STEPS})", "MARGIN = math.log(1.1)", "MARGIN = -0.1")
+    assert "MARGIN -0.1 is no size" in run("study", "run", file, code=2)
+
+
+def test_contrasts_that_need_records_are_no_error_before_the_run(run, plant):
+    body = f"""
+    best = sorted(evidence.frame["arm"].unique())[0]  # fails without records
+    yield Contrast({STEPS}, name=best)
+    """
+    file, _ = plant(body)
+    document = json.loads(run("study", "run", file, "--seeds", 2, "--out", "runs", "--json").stdout)
+    assert document["verdicts"][0]["name"] == "large"
 
 
 def test_new_writes_over_nothing_and_wants_a_name_that_can_be_a_slug(run):
@@ -115,10 +247,12 @@ def test_one_study_that_fails_does_not_lose_the_others(run):
     done = run("study", "run", "bad_one.py", "good_one.py", "--seeds", 2, "--workers", 1, "--json", code=1)
     document = json.loads(done.stdout)
     assert [verdict["study"] for verdict in document["verdicts"]] == ["good-one"]
-    assert document["failed"] == {"bad-one": "ValueError: no"}
+    line = next(i for i, text in enumerate(Path("bad_one.py").read_text().splitlines(), 1) if "no\\nluck" in text)
+    failed = f"running arm 'small' of bad-one raised ValueError: no luck (bad_one.py:{line})"
+    assert document["failed"] == {"bad-one": failed}
     assert document["seconds"]["good-one"] > 0
     told = run("study", "run", "bad_one.py", "good_one.py", "--seeds", 2, "--workers", 1, code=1).stderr
-    assert "1 of 2: bad-one: failed: ValueError: no" in told
+    assert f"1 of 2: bad-one: failed: {failed}" in told
     assert "2 of 2: good-one: " in told
     assert "bad-one failed and is not in there" in told
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from kit.planted_evidence import Plant, jitter
+from kit.planted_evidence import Plant, jitter, words_by_name
 from kit.small_studies import settings
 from normscope import studies
-from normscope.records import Cell
+from normscope.records import Cell, standing
 from normscope.studies.lab.arms import Noted
 from normscope.studies.lab.trail import Trail
 
@@ -76,29 +76,41 @@ def test_settled_is_the_step_after_the_last_reading_outside_a_tenth(moves, step)
     assert read(follow(moves)[0], "settled") == [step]
 
 
-def planted(none=4.0, batch=1.0):
-    made = settings(SLUG, steps=40)
+def planted(none=4.0, batch=1.0, *, slow=None, shape=1.0):
+    """Paths of both arms, without norm ``slow`` at the smallest rate; ``shape``: its path without over with."""
+    made = settings(SLUG, lrs=[0.1, 0.5, 2.0], steps=40)
     plant = Plant(made)
     for seed in plant.seeds:
         for lr in made["lrs"]:
-            for arm, path in (("none", none), ("batch", batch), ("layer", none)):
-                for name, value in {
-                    "path": path,
-                    "shape_path": 1,
-                    "displacement": path,
-                    "settled": 9,
-                    "iqr": 2,
-                }.items():
-                    plant.add(
-                        arm, seed, name, value * (1 + jitter(seed, 0.02, len(arm))), probe="trail", site="a", lr=lr
-                    )
+            for arm, path in (("none", slow if slow and lr == 0.1 else none), ("batch", batch), ("layer", none)):
+                found = {"path": path, "displacement": path, "settled": 9, "iqr": 2}
+                found["shape_path"] = shape if arm == "none" else 1.0
+                for salt, (name, value) in enumerate(found.items()):
+                    value *= 1 + jitter(seed, 0.02, 10 * salt + len(arm))
+                    plant.add(arm, seed, name, value, probe="trail", site="a", lr=lr)
                 plant.reach(arm, seed, 10 if arm == "batch" else 30, 40, lr=lr)
                 plant.end(arm, seed, lr=lr)
     return plant.evidence()
 
 
 @pytest.mark.parametrize(
-    ("none", "batch", "outcome"), [(4, 1, "supported"), (1, 4, "refuted"), (1, 1, "refuted"), (2, 1, "inconclusive")]
+    ("none", "batch", "outcome"),
+    [(4, 1, "holds"), (1, 4, "opposite"), (1, 1, "no effect that matters"), (2, 1, "unclear")],
 )
 def test_the_judge_finds_what_was_planted(none, batch, outcome):
-    assert studies.get(SLUG).judge(planted(none, batch)).outcome.value == outcome
+    verdict = studies.get(SLUG).judge(planted(none, batch))
+    assert verdict.outcome.value == outcome
+    assert standing(verdict) == outcome
+    assert verdict.name == "path, learning rate 0.5"
+
+
+def test_a_network_that_stands_still_at_one_rate_makes_it_depend_on_the_rate():
+    assert standing(studies.get(SLUG).judge(planted(slow=0.25))) == "depends on the learning rate"
+
+
+@pytest.mark.parametrize(("shape", "outcome"), [(3.0, "holds"), (1.0, "no effect that matters"), (0.3, "opposite")])
+def test_the_shape_is_a_claim_of_its_own(shape, outcome):
+    named = words_by_name(studies.get(SLUG).judge(planted(shape=shape)))
+    assert named["shape path, learning rate 0.5"] == named["shape path, own best rates"] == outcome
+    assert named["displacement, learning rate 0.5"] == "holds"
+    assert named["settled, learning rate 0.5"] == "no effect that matters"

@@ -17,6 +17,7 @@ class Bars:
     def __init__(self, bars: "Progress", parts: int) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._ended: set[str] = set()
         self._all = bars.add_task(f"{parts} studies", total=parts) if parts > 1 else None
 
     def __call__(self, part: str, done: int, total: int) -> None:
@@ -29,7 +30,8 @@ class Bars:
         """Replace a part's bar by a line."""
         if self._all is not None and part in self._tasks:
             self._bars.remove_task(self._tasks.pop(part))
-            self._bars.advance(self._all)
+            self._bars.update(self._all, completed=len(self._ended | {part}))
+            self._ended.add(part)
         self._bars.console.print(line, highlight=False, markup=False)
 
 
@@ -40,11 +42,14 @@ def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None]
     """
     if count < 2:
         return None
-    ended = []
+    ended: list[str] = []
 
     def report(slug: str, result: str, seconds: float) -> None:
-        ended.append(slug)
-        line = f"{len(ended)} of {count}: {slug}: {result}, {seconds:.0f} s"
+        if slug in ended:  # looked at again
+            line = f"{slug}: {result}, {seconds:.0f} s"
+        else:
+            ended.append(slug)
+            line = f"{len(ended)} of {count}: {slug}: {result}, {seconds:.0f} s"
         if bars is None:
             typer.echo(line, err=True)
         else:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from normscope.cli._answers import print_study
 from normscope.cli._print import print_unit
 from normscope.cli._words import Json
 
@@ -12,7 +13,8 @@ def explain(
     name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer or a rule.")],
     as_json: Json = False,
 ) -> None:
-    """Explain a study, a probe, a layer or a rule: its page."""
-    from normscope.explain import unit
+    """Explain a study, a probe, a layer or a rule: its page; of a study first what it answers."""
+    from normscope.explain import is_study, unit
 
-    print_unit(unit(name), as_json)
+    found = unit(name)
+    (print_study if is_study(found) else print_unit)(found, as_json)

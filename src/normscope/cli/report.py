@@ -12,6 +12,8 @@ from normscope.cli._print import print_json, wide, written
 from normscope.cli._words import Json
 
 if TYPE_CHECKING:
+    from normscope.records import Verdict
+    from normscope.report import CondensedEvidence
     from normscope.verdicts import Judged
 
 
@@ -28,77 +30,89 @@ def report(
         Path | None,
         typer.Option("--markdown", help="Markdown file for the verdicts; between its evidence marks, if it has them."),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a run's records again and write its page, RUN/report.html; or a condensed file's verdicts as Markdown."""
+    """Judge a run's records again and write its page; or write the page of a condensed file, which needs no run."""
     from normscope import report as pages, studies, verdicts
 
     for file in own or ():
         studies.from_file(file)
     if run.is_file():
-        pages.read(run)  # a file that is no condensed file is refused as such
-        if markdown is None or condensed is not None or show:
-            raise UsageError(
-                f"{run} holds verdicts without records: say --markdown FILE, or give the folder of the runs"
-            )
-        _write_markdown(run, markdown, as_json)
-        return
-    runs = verdicts.load(run)
-    if condensed is not None or markdown is not None:
-        evidence = verdicts.condense(runs)
+        evidence = pages.read(run)  # a file that is no condensed file is refused as such
         if condensed is not None:
-            pages.save(condensed, pages.dumps(evidence))
-        if markdown is not None:
-            pages.save(markdown, pages.into(markdown, evidence))
-    write_and_print(runs, run, as_json)
+            raise UsageError(f"{run} is a condensed file already: give --condense the folder of the runs")
+        target = page or run.with_suffix(".html")
+        _write_condensed(evidence, target, markdown, as_json)
+    else:
+        runs = verdicts.load(run)
+        target = page or run / "report.html"
+        if condensed is not None or markdown is not None:
+            evidence = verdicts.condense(runs)
+            if condensed is not None:
+                pages.save(condensed, pages.dumps(evidence))
+            if markdown is not None:
+                pages.save(markdown, pages.into(markdown, evidence))
+        write_and_print(runs, target, as_json)
     if show:
-        webbrowser.open((run / "report.html").resolve().as_uri())
+        webbrowser.open(target.resolve().as_uri())
 
 
-def _write_markdown(condensed: Path, markdown: Path, as_json: bool) -> None:
-    """Write a condensed file's verdicts as Markdown, and print them."""
+def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path | None, as_json: bool) -> None:
+    """Write the page of a condensed file, and its Markdown if asked for, and print its answers."""
+    from normscope import report as pages, verdicts
+
+    text = None if markdown is None else pages.into(markdown, evidence)  # a file with one mark is refused first
+    path = verdicts.write_condensed(evidence, page)
+    if markdown is not None and text is not None:
+        pages.save(markdown, text)
+    found = [study.verdict for study in evidence.studies]
+    if as_json:
+        written_to = {"report": str(path)} | ({} if markdown is None else {"markdown": str(markdown)})
+        print_json(written_to | {"verdicts": found})
+        return
+    _print_answers(found, path)
+    for line in written(markdown):
+        wide().print(line, highlight=False, soft_wrap=True)
+
+
+def _print_answers(verdicts: "Sequence[Verdict]", path: Path, *lines: str) -> None:
+    """Print the table of answers, how many there are of each, and where the page is."""
     from normscope import report as pages
 
-    evidence = pages.read(condensed)
-    pages.save(markdown, pages.into(markdown, evidence))
-    verdicts = [study.verdict for study in evidence.studies]
-    if as_json:
-        print_json({"markdown": str(markdown), "verdicts": verdicts})
-        return
     console = wide()
     console.print(pages.console(verdicts))
-    for line in written(markdown):
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in (pages.tally(verdicts), *lines, f"The page with the pictures: {path}"):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def write_and_print(
-    runs: Sequence["Judged"], out: Path, as_json: bool, failed: Mapping[str, str] | None = None
+    runs: Sequence["Judged"], page: Path, as_json: bool, failed: Mapping[str, str] | None = None
 ) -> None:
-    """Write the page of runs that were judged together, and print their verdicts.
+    """Write the page of runs that were judged together, and print their answers.
 
     Args:
         runs: The runs.
-        out: Folder of the page.
+        page: The HTML file to write.
         as_json: Whether a JSON document is printed.
         failed: What went wrong with studies that are not among the runs, by slug.
     """
-    from normscope import report as pages
     from normscope.verdicts import write_report
 
     verdicts = [judged.verdict for judged in runs]
-    path = write_report(runs, out / "report.html")
+    path = write_report(runs, page)
     if as_json:
         seconds = {judged.verdict.study: round(judged.seconds, 1) for judged in runs if judged.seconds}
         document = {"report": str(path), "verdicts": verdicts, "seconds": seconds}
         print_json(document | ({"failed": failed} if failed else {}))
         return
-    console = wide()
-    console.print(pages.console(verdicts))
     total = sum(judged.seconds for judged in runs)
     times = ", ".join(f"{judged.verdict.study} {judged.seconds:.0f} s" for judged in runs if judged.seconds)
     if times:
-        times += f"; {total:.0f} s in all" if len(runs) > 1 else ""
-        console.print(f"Time in the studies: {times}", highlight=False)
-    console.print(f"The page with the pictures: {path}", highlight=False, soft_wrap=True)
+        times = f"Time in the studies: {times}{f'; {total:.0f} s in all' if len(runs) > 1 else ''}"
+    _print_answers(verdicts, path, *filter(None, [times]))
     for slug, reason in (failed or {}).items():
         typer.echo(f"normscope: {slug} failed and is not in there: {reason}", err=True)

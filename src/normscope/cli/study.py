@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope._errors import UsageError
-from normscope.cli._print import print_json, print_tables, print_unit
+from normscope.cli._answers import committed_answers, print_study
+from normscope.cli._print import print_json, print_tables
 from normscope.cli._progress import ending, interruptible, progress_bar
 from normscope.cli._words import Data, Device, Json, Out, Preset, Seeds, Workers, group
 from normscope.cli.report import write_and_print
@@ -23,22 +24,34 @@ app = group(
 
 @app.command("list", epilog="Example:  normscope study list --json")
 def list_studies(as_json: Json = False) -> None:
-    """List the studies: slug and claim."""
+    """List the studies: what each claims, its answer in the evidence of this version, and the effect."""
     from normscope import studies
 
     units = studies.all()
+    answers, missing = committed_answers()
     if as_json:
-        print_json([{"slug": unit.CODE, "card": unit.CARD, "title": unit.title()} for unit in units])
-    else:
-        print_tables([(("Study", "What it tests"), [(unit.CODE, unit.title()) for unit in units])])
+        print_json(
+            [
+                {"slug": unit.CODE, "card": unit.CARD, "title": unit.title()} | answers.get(unit.CODE, {})
+                for unit in units
+            ]
+        )
+        return
+    rows = [
+        (unit.CODE, unit.CLAIM, *(answers.get(unit.CODE, {}).get(key) or "–" for key in ("standing", "effect")))
+        for unit in units
+    ]
+    columns = ("Study", "Claim", "Answer", "Effect")
+    tables = [(columns, rows)] if answers else [(columns[:2], [row[:2] for row in rows])]
+    print_tables(tables, *filter(None, [missing]))
 
 
 @app.command(epilog="Example:  normscope study show landscape-smoothness")
 def show(slug: str, as_json: Json = False) -> None:
-    """Show a study's page: claim, method, prediction, threats."""
+    """Show a study's page: its answer in the evidence of this version, then claim, method, prediction, threats."""
     from normscope import studies
 
-    print_unit(studies.get(slug), as_json)
+    print_study(studies.get(slug), as_json)
 
 
 @app.command(epilog="Example:  normscope study run noisy-batchnorm --data ~/fashion-mnist --out runs/mine")
@@ -54,7 +67,7 @@ def run(
     workers: Workers = None,
     extend: Annotated[
         bool,
-        typer.Option("--extend", help="Run as many seeds again where inconclusive, at the level that pays for it."),
+        typer.Option("--extend", help="Run as many seeds again where unclear, at the level that pays for it."),
     ] = False,
     out: Out = Path("runs/study"),
     as_json: Json = False,
@@ -78,39 +91,48 @@ def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A file tha
     typer.echo(f"Wrote {written}. Run it:  normscope study run {written}")
 
 
-@app.command(epilog="Example:  normscope study calibrate --studies 200 --seeds 5")
+@app.command(epilog="Example:  normscope study calibrate --studies 200 --seeds 5 --seeds 10")
 def calibrate(
     count: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies for each rule and truth.")] = 1000,
-    seeds: Annotated[int, typer.Option(min=2, help="Seeds of each.")] = 10,
+    seeds: Annotated[
+        list[int] | None, typer.Option(min=2, help="Seeds of each; may be given several times. [default: 3 5 10 20]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Simulate studies whose truth is known, and show how often the verdict engine is wrong, and its power."""
+    """Simulate studies whose truth is known, and show how often each word is false, and the power of the rules."""
     from normscope import studies
 
+    numbers = tuple(seeds or studies.calibration.SEEDS)
     with progress_bar(as_json) as bars:
         step = None if bars is None else lambda done, total: bars("simulated studies", done, total)
-        rates = list(studies.calibrate(studies=count, seeds=seeds, progress=step))
+        rates = list(studies.calibrate(studies=count, seeds=numbers, progress=step))
     if as_json:
-        print_json({"rates": [rate._asdict() for rate in rates], "off": sum(rate.off for rate in rates)})
+        document = {"studies": count, "rates": [rate._asdict() for rate in rates], "off": sum(r.off for r in rates)}
+        print_json(document)
         return
-    columns = ("Rule", "Noise", "No effect", "At the margin", "Allowed", "Power at twice the margin")
+    columns = ("Rule", "Noise", "Seeds", "False holds", "False opposite", "False no effect", "Power")
     print_tables(
         [(columns, _calibration_rows(rates))],
-        f"Shares of {count} simulated studies of {seeds} seeds that came out supported. The margin is one standard "
-        "deviation of what a seed adds.",
+        f"Shares of {count} simulated studies, each word at the truth where it is false most often; 0.025 are allowed "
+        "(0.05 for any false word among claims judged together), and a share beyond that and beyond chance is marked "
+        "'above'. The margin is one standard deviation of what a seed adds; power is that at twice the margin.",
     )
 
 
 def _calibration_rows(rates: "Iterable[Rate]") -> list[tuple[str, ...]]:
-    """Return a row for each rule and noise, with its rates under the three truths."""
-    by_case: dict[tuple[str, str], dict[str, Rate]] = {}
+    """Return a row for each rule, noise and number of seeds, with the worst false rate of each word."""
+    cases: dict[tuple[str, str, str], list[Rate]] = {}
     for rate in rates:
-        by_case.setdefault((rate.rule, rate.noise), {})[rate.truth] = rate
+        cases.setdefault((rate.rule, rate.noise, str(rate.seeds)), []).append(rate)
     rows: list[tuple[str, ...]] = []
-    for case, by_truth in by_case.items():
-        none, at, twice = (by_truth[truth] for truth in ("no effect", "at the margin", "twice the margin"))
-        margin = f"{at.share:.3f} ({at.low:.3f} to {at.high:.3f}){' above' if at.off else ''}"
-        rows.append((*case, f"{none.share:.3f}", margin, f"{at.allowed:.3f}", f"{twice.share:.2f}"))
+    for case, found in cases.items():
+        cells = []
+        for word in ("holds", "opposite", "no effect that matters"):
+            false = [rate for rate in found if rate.word in (word, "any false word") and rate.allowed == rate.allowed]
+            worst = max(false, key=lambda rate: rate.share, default=None)
+            cells.append("" if worst is None else f"{worst.share:.3f}{' above' if worst.off else ''}")
+        power = max((rate.share for rate in found if rate.allowed != rate.allowed), default=None)
+        rows.append((*case, *cells, "" if power is None else f"{power:.2f}"))
     return rows
 
 
@@ -130,6 +152,6 @@ def run_and_report(slugs: Sequence[str], *, out: Path, as_json: bool, **settings
     with interruptible(advice), progress_bar(as_json, studies=count) as bars:
         ended = None if as_json else ending(bars, count)
         runs, failed = verdicts.run(slugs, out=out, progress=bars, ended=ended, **settings)
-    write_and_print(runs, out, as_json, failed)
+    write_and_print(runs, out / "report.html", as_json, failed)
     if failed:
         raise typer.Exit(1)

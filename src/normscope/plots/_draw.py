@@ -69,9 +69,12 @@ def log_ticks(frame: "pl.DataFrame", columns: Sequence[str] = ("low", "mid", "hi
     """Return round values over the range of some columns: 1, 2, 5 within two decades, else powers of ten."""
     present = [c for c in columns if c in frame.columns]
     ends = [v for c in present for v in frame[c].drop_nulls().to_list() if v > 0]
-    if not ends:
-        return []
-    first, last = math.floor(math.log10(min(ends))), math.ceil(math.log10(max(ends)))
+    return round_values(min(ends), max(ends)) if ends else []
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """Return round values around two positive numbers: 1, 2, 5 within two decades, else powers of ten."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil((last - first) / 7))
     within = (1, 2, 5) if last - first <= 2 else (1,)
     return [float(f"{m}e{d}") for d in range(first - first % every, last + 1, every) for m in within]
@@ -82,7 +85,7 @@ def along(
 ) -> Any:
     """Return a horizontal axis, labelled at ``ticks``, else at round numbers."""
     options: dict[str, Any] = {"values": ticks} if ticks else {"tickCount": 6}
-    options |= {"format": "~s", "tickMinStep": 1} if whole else {"format": "~g"}
+    options |= {"format": "~s", "tickMinStep": 1} if whole and not log else {"format": "~g"}
     axis = alt.Axis(title=title, **options)
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
     return alt.X(f"{field}:Q", axis=axis, scale=scale)

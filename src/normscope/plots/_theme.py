@@ -10,8 +10,24 @@ from normscope.records import Outcome
 # of 3:1 to the light AND to the dark ground, so that a chart's description need not know on which it will stand.
 PALETTE = ("#7a7f89", "#0a74b8", "#d55e00", "#00926b", "#b8609a", "#a87900", "#5b6ee1", "#a0583c")
 DASHES = ([1, 0], [1, 0], [7, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 3], [12, 3])
-OUTCOME_COLOURS = {Outcome.SUPPORTED: "#00875f", Outcome.REFUTED: "#d04a02", Outcome.INCONCLUSIVE: "#7a7f89"}
-OUTCOME_SHAPES = {Outcome.SUPPORTED: "circle", Outcome.REFUTED: "square", Outcome.INCONCLUSIVE: "diamond"}
+OUTCOME_COLOURS = {
+    Outcome.HOLDS: "#00875f",
+    Outcome.OPPOSITE: "#d04a02",
+    Outcome.NO_EFFECT: "#0a74b8",
+    Outcome.UNCLEAR: "#a87900",
+    Outcome.NOT_MEASURABLE: "#7a7f89",
+    Outcome.EXACT: "#00875f",
+    Outcome.FALSE: "#d04a02",
+}
+OUTCOME_SHAPES = {
+    Outcome.HOLDS: "circle",
+    Outcome.OPPOSITE: "square",
+    Outcome.NO_EFFECT: "triangle-up",
+    Outcome.UNCLEAR: "diamond",
+    Outcome.NOT_MEASURABLE: "cross",
+    Outcome.EXACT: "circle",
+    Outcome.FALSE: "square",
+}
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 _GROUNDS = {

@@ -1,10 +1,20 @@
 """Effects, margins and outcomes in words, for the page, the plots and the terminal alike."""
 
 import math
+from dataclasses import replace
 
 from normscope.records import Estimate, Outcome
 
-_ICONS = {Outcome.SUPPORTED: "✓", Outcome.REFUTED: "✕", Outcome.INCONCLUSIVE: "?"}
+_ICONS = {
+    Outcome.HOLDS: "✓",
+    Outcome.OPPOSITE: "⇄",
+    Outcome.NO_EFFECT: "≈",
+    Outcome.UNCLEAR: "?",
+    Outcome.NOT_MEASURABLE: "–",
+    Outcome.EXACT: "≡",
+    Outcome.FALSE: "✕",
+}
+_HUNDREDTHS = ("points", "%")  # units that are hundredths of the number
 UNBOUNDED = "no bound"
 UNMEASURED = "not measured"
 
@@ -50,8 +60,14 @@ def number(value: float, decimals: int | None = None) -> str:
     return text.replace("e-", "e−").replace("-", "−") if text.startswith("-") or "e-" in text else text
 
 
-def effect_words(estimate: Estimate, *, margin: float | None = None, style: str = "symbol") -> str:
-    """Write an estimate with its interval.
+def effect_words(
+    estimate: Estimate,
+    *,
+    margin: float | None = None,
+    style: str = "symbol",
+    comparative: tuple[str, str] | None = None,
+) -> str:
+    """Write an estimate with its interval, in natural units.
 
     The interval shows as many digits as its width deserves, the point one more. Where rounding would lay an end of the
     interval upon the margin that it does not touch, digits are added until it shows on which side it lies.
@@ -60,20 +76,37 @@ def effect_words(estimate: Estimate, *, margin: float | None = None, style: str 
         estimate: On any scale; a log-ratio is written as the ratio.
         margin: Smallest effect of interest on the estimate's scale, if the text stands beside it.
         style: ``"symbol"`` for ``×1.83 (1.5 to 2.2)``, ``"plain"`` for ``1.83 times (1.5 to 2.2)``.
+        comparative: Words for an effect above and below nothing, such as ``("fewer", "more")``: the effect is then
+            written as a size with the word that fits it.
 
     Returns:
-        ``×1.83 (1.5 to 2.2)`` for a log-ratio, ``+0.12 (0.05 to 0.19)`` for a difference, ``0.18 (0.17 to 0.2)`` else.
+        ``×1.83 (1.5 to 2.2)`` for a log-ratio, ``+1.2 points (0.5 to 1.9)`` for a difference in points, ``largest error
+        9e−16`` for an identity, ``1.83 times fewer (1.5 to 2.2)`` with a comparative.
     """
+    factor = 100 if estimate.unit in _HUNDREDTHS else 1
+    if estimate.scale == "error":
+        said = f"largest error {number(factor * estimate.point)}{_unit(estimate)}"
+        return said if estimate.point >= 0 else UNMEASURED
     if not math.isfinite(estimate.point):
         return UNMEASURED
-    point, low, high = (natural(v, estimate.scale) for v in (estimate.point, estimate.low, estimate.high))
+    if comparative is not None:
+        style = "plain"
+        word = comparative[estimate.point < 0]
+        if estimate.point < 0:
+            turned = (-estimate.point, -estimate.high, -estimate.low)
+            estimate = replace(estimate, point=turned[0], low=turned[1], high=turned[2])
+            margin = None if margin is None else -margin
+    point, low, high = (factor * natural(v, estimate.scale) for v in (estimate.point, estimate.low, estimate.high))
     base = _decimals(point, low, high)
-    decimals = _clear_of(base, (low, high), None if margin is None else natural(margin, estimate.scale))
+    decimals = _clear_of(base, (low, high), None if margin is None else factor * natural(margin, estimate.scale))
     middle = number(point) if base is None or decimals is None else _point(point, decimals, max(base + 1, decimals))
-    if estimate.scale == "difference" and point > 0 and middle != UNBOUNDED:
+    if estimate.scale == "difference" and point > 0 and middle != UNBOUNDED and comparative is None:
         middle = f"+{middle}"
     if estimate.scale == "log-ratio" and middle != UNBOUNDED:
         middle = f"{middle} times" if style == "plain" else f"×{middle}"
+    middle += _unit(estimate)
+    if comparative is not None:
+        middle += f" {word}"
     unbounded = [not math.isfinite(low) or (estimate.scale == "log-ratio" and low == 0), not math.isfinite(high)]
     if all(unbounded):
         return f"{middle} ({UNBOUNDED})"
@@ -81,12 +114,26 @@ def effect_words(estimate: Estimate, *, margin: float | None = None, style: str 
     return f"{middle} ({ends[0]} to {ends[1]})"
 
 
-def margin_words(margin: float, scale: str) -> str:
-    """Write a margin: ``×1.5`` for a log-ratio, ``+0.05`` for a difference, ``0.01`` for a value."""
-    text = number(natural(margin, scale))
+def _unit(estimate: Estimate) -> str:
+    """Return the unit with the space before it."""
+    return f" {estimate.unit}" if estimate.unit else ""
+
+
+def margin_words(margin: float, scale: str, unit: str = "") -> str:
+    """Write a margin: ``×1.5`` for a log-ratio, ``±0.05`` for a difference, ``below 1e−12`` for an identity.
+
+    Args:
+        margin: On the scale of the effect.
+        scale: That of the estimate.
+        unit: That of the estimate.
+    """
+    text = number((100 if unit in _HUNDREDTHS else 1) * natural(margin, scale))
+    text = f"{text} {unit}" if unit else text
+    if scale == "error":
+        return f"below {text}"
     if scale == "log-ratio":
         return f"×{text}"
-    return f"+{text}" if scale == "difference" and margin > 0 else text
+    return f"±{text}" if scale == "difference" and margin > 0 else text
 
 
 def scale_words(scale: str) -> str:
@@ -105,6 +152,8 @@ def _leading(size: float, digits: int) -> int:
 
 def _point(value: float, decimals: int, more: int) -> str:
     """Write a point with up to ``more`` digits, without closing zeros beyond ``decimals``."""
+    if abs(value) < 0.5 * 10.0**-more:  # nothing beside the interval
+        return "0"
     text = number(value, more)
     while more > decimals and text.endswith("0"):
         more -= 1
@@ -118,7 +167,9 @@ def _decimals(point: float, low: float, high: float) -> int | None:
     width = max((abs(end - point) for end in ends), default=0.0) if math.isfinite(point) else 0.0
     if width <= 0:
         return None
-    return min(6, max(_leading(width, 1), _leading(abs(point), 2) if point else 0))
+    by_width = _leading(width, 1)
+    # Two digits of the point, but not where the interval is far wider than the point is large.
+    return min(6, by_width + 1, max(by_width, _leading(abs(point), 2))) if point else min(6, by_width)
 
 
 def _clear_of(decimals: int | None, ends: tuple[float, float], margin: float | None) -> int | None:

@@ -75,7 +75,8 @@ def curves(
     drawn = summarised(kept, x=x, panel=panel, by=by, log=log, center=center, band=band)
     order = names if panel == "name" else _in_order(drawn.frame["panel"].unique().to_list())
     table, styles = in_words(drawn, ("arm", "panel"), words, arms)
-    across = _draw.along(altair, "x", x_title, whole=x == "step", log=log_x)
+    x_ticks = _draw.log_ticks(drawn.frame, ["x"]) if log_x else None
+    across = _draw.along(altair, "x", x_title, whole=x == "step", log=log_x, ticks=x_ticks)
     lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else ())
     if band != "none" and drawn.seeds > 1:
         lines.band(opacity=0.2, clip=True)

@@ -69,6 +69,7 @@ def heatmap(
     shown = table.with_columns(pl.col("arm").replace(words).alias("panel"))
     data = _draw.rows(shown, {c: c for c in ("panel", "layer", "x", "x2", "mid")})
     kind = {"type": "log"} if log else {}
+    labelled = {"values": _draw.log_ticks(shown, ["mid"])} if log else {"tickCount": 4}
     scheme = {"scheme": "blueorange", "domainMid": middle} if middle is not None else {"scheme": "viridis"}
     title_words = value_title or readable(y)
     chart = (
@@ -85,7 +86,7 @@ def heatmap(
             color=altair.Color(
                 "mid:Q",
                 scale=altair.Scale(**kind, **scheme),
-                legend=altair.Legend(title=None, format="~g", gradientLength=180, tickCount=4),
+                legend=altair.Legend(title=None, format="~g", gradientLength=180, **labelled),
             ),
             tooltip=[
                 altair.Tooltip("panel:N", title="arm"),

@@ -72,7 +72,7 @@ def versus_theory(
     line_data = _draw.rows(lines.sort("arm", "x"), {"arm": "arm", "x": "x", "mid": "mid"})
     point_data = _draw.rows(points.sort("arm", "x"), {c: c for c in ("arm", "x", "mid", "low", "high")})
     few = 0 < points["x"].n_unique() <= 8
-    labelled = points["x"].unique().sort().to_list() if few else None
+    labelled = points["x"].unique().sort().to_list() if few else _draw.log_ticks(points, ["x"]) if log_x else None
     across = _draw.along(altair, "x", x_title or x, whole=False, log=log_x, ticks=labelled)
     ticks = _draw.log_ticks(pl.concat([points.select("mid"), lines.select("mid")])) if log else []
     shown: dict[str, Any] = {"color": colour}

@@ -15,6 +15,8 @@ from normscope.probes._step import Step
 from normscope.probes._vectors import dot, norm
 from normscope.records import Record
 
+_VALUES = ("remainder", "second_order", "third_order", "interaction", "interaction_size")
+
 
 class Interaction(AbstractProbe):
     r"""Cross-layer interaction and high-order remainder of a gradient step.
@@ -37,10 +39,12 @@ class Interaction(AbstractProbe):
     - ``interaction``, the jackknife: the change of the loss by the whole step less the sum of its changes by the steps
       of each group alone, signed; ``interaction_size``, its absolute value.
 
+    The same for steps of a given learning rate :math:`\alpha`, named behind ``@lr=``.
+
     ## Cost
     In plain steps, with n groups: 1 for the graph of the gradient (shared with other probes), about n/2 Hessian-vector
     products of 1.4 (linear layers) to 3.2 (convolutions), each over later layers only, as the blocks are symmetric, and
-    (n + 1)/3 for each c. ``cross_share`` alone can be had by ``decreases=()``.
+    (n + 1)/3 for each c and each learning rate. ``cross_share`` alone can be had by ``decreases=()``.
 
     ## Reads wrongly when
     Modules are not registered in the order of use: then a norm may be counted with another layer. With a gradient of
@@ -49,10 +53,11 @@ class Interaction(AbstractProbe):
 
     Args:
         decreases: Predicted decreases c as shares of the loss.
+        rates: Learning rates of further steps.
         every: Read at every so-many-th step; None takes the scope's schedule.
 
     Raises:
-        UsageError: A decrease is not positive.
+        UsageError: A decrease or a rate is not positive.
     """
 
     CODE = "interaction"
@@ -62,14 +67,21 @@ class Interaction(AbstractProbe):
     )
     REPLAYS = True
 
-    def __init__(self, decreases: Sequence[float] = (0.01, 0.1, 0.5), *, every: int | None = None) -> None:
+    def __init__(
+        self,
+        decreases: Sequence[float] = (0.01, 0.1, 0.5),
+        *,
+        rates: Sequence[float] = (),
+        every: int | None = None,
+    ) -> None:
         super().__init__(every=every)
-        if any(not 0 < c < math.inf for c in decreases):
-            raise UsageError(f"{self.CODE}: decreases={tuple(decreases)} must be positive")
-        self.decreases = tuple(decreases)
+        for name, given in (("decreases", decreases), ("rates", rates)):
+            if any(not 0 < value < math.inf for value in given):
+                raise UsageError(f"{self.CODE}: {name}={tuple(given)} must be positive")
+        self.decreases, self.rates = tuple(decreases), tuple(rates)
 
     def read(self, step: Step) -> Iterator[Record]:
-        """Yield the cross-layer share, and four values for each predicted decrease."""
+        """Yield the cross-layer share, and five values for each predicted decrease and each learning rate."""
         replay, hessian = step.replay, Hessian.of(step.replay)
         groups = parameter_groups(step)
         blocks = self._blocks(replay, hessian, groups)
@@ -77,32 +89,21 @@ class Interaction(AbstractProbe):
         cross = blocks.sum() - np.trace(blocks)
         yield self.record(step, "", "cross_share", float(cross / size) if size else math.nan)
         square = norm(hessian.gradient) ** 2
-        alone = [restricted(replay, hessian.gradient, group) for group in groups]
+        directions = [hessian.gradient, *(restricted(replay, hessian.gradient, group) for group in groups)]
         replay.reset()
         loss = float(replay.evaluate(gradient=False).loss)
-        for c in self.decreases:
-            decrease = c * loss
-            alpha = decrease / square if square else math.nan
-            values = dict.fromkeys(
-                ("remainder", "second_order", "third_order", "interaction", "interaction_size"), math.nan
-            )
+        steps = {f"c={c:g}": c * loss / square if square else math.nan for c in self.decreases}
+        steps |= {f"lr={rate:g}": rate if square else math.nan for rate in self.rates}
+        for label, alpha in steps.items():
+            values = dict.fromkeys(_VALUES, math.nan)
             if 0 < alpha < math.inf:
                 changes = []
-                for direction in (hessian.gradient, *alone):
+                for direction in directions:
                     replay.move(direction, alpha)
                     changes.append(float(replay.evaluate(gradient=False).loss) - loss)
-                second = alpha**2 * float(blocks.sum()) / 2
-                beyond = changes[0] + decrease
-                together = changes[0] - math.fsum(changes[1:]) if all(map(math.isfinite, changes)) else math.nan
-                values = {
-                    "remainder": abs(beyond) / decrease,
-                    "second_order": second / decrease,
-                    "third_order": abs(beyond - second) / decrease,
-                    "interaction": together / decrease,
-                    "interaction_size": abs(together) / decrease,
-                }
+                values = _beyond_first_order(changes, alpha * square, alpha**2 * float(blocks.sum()) / 2)
             for name, value in values.items():
-                yield self.record(step, "", f"{name}@c={c:g}", value)
+                yield self.record(step, "", f"{name}@{label}", value)
         replay.reset()
 
     def _blocks(self, replay: Replay, hessian: Hessian, groups: Sequence[Sequence[Slot]]) -> np.ndarray:
@@ -114,6 +115,20 @@ class Interaction(AbstractProbe):
             for j in range(i, len(groups)):
                 blocks[i, j] = blocks[j, i] = dot(restricted(replay, hessian.gradient, groups[j]), product)
         return blocks
+
+
+def _beyond_first_order(changes: Sequence[float], decrease: float, second: float) -> dict[str, float]:
+    """Return what the first order leaves out of a step, over the predicted decrease.
+
+    Args:
+        changes: Of the loss, by the whole step and by the steps of each group alone.
+        decrease: What the first order predicts.
+        second: What the second order adds.
+    """
+    beyond = changes[0] + decrease
+    together = changes[0] - math.fsum(changes[1:]) if all(map(math.isfinite, changes)) else math.nan
+    found = (abs(beyond), second, abs(beyond - second), together, abs(together))
+    return {name: value / decrease for name, value in zip(_VALUES, found, strict=True)}
 
 
 def parameter_groups(step: Step) -> list[list[Slot]]:

@@ -1,9 +1,16 @@
 """What flows: record, estimate, verdict; provenance; and the store that keeps the records. Knows no torch."""
 
+from normscope.records.answers import answer as answer, outcome_of as outcome_of, standing as standing, tried as tried
 from normscope.records.cell import Cell as Cell
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.finding import Finding as Finding, Severity as Severity
 from normscope.records.record import Record as Record
 from normscope.records.store import MemoryStore as MemoryStore, Store as Store
-from normscope.records.text import Erratum as Erratum, Sentence as Sentence
-from normscope.records.verdict import Outcome as Outcome, Verdict as Verdict
+from normscope.records.text import (
+    Answer as Answer,
+    Erratum as Erratum,
+    Question as Question,
+    Sentence as Sentence,
+    Statement as Statement,
+)
+from normscope.records.verdict import Condition as Condition, Outcome as Outcome, Premise as Premise, Verdict as Verdict

@@ -14,7 +14,9 @@ class Estimate:
         level: Confidence level of the interval, in (0, 1).
         n: Number of independent replicates (seeds) behind it.
         method: Name of the method that made the interval (``"paired t"``, ``"BCa bootstrap"``, ...).
-        scale: What the numbers are: ``"log-ratio"`` (natural logarithm), ``"difference"``, ``"value"``.
+        scale: What the numbers are: ``"log-ratio"`` (natural logarithm), ``"difference"``, ``"value"``, ``"ratio"``, or
+            ``"error"`` (the errors of an identity: the largest, from the smallest to the largest).
+        unit: Unit of the numbers in words; ``"points"`` and ``"%"`` are hundredths, ``"per layer"`` follows a ratio.
     """
 
     point: float
@@ -24,3 +26,4 @@ class Estimate:
     n: int
     method: str
     scale: str = "difference"
+    unit: str = ""

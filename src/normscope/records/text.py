@@ -4,22 +4,44 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The contrast that tests a sentence.
+
+    Attributes:
+        study: Slug of the study.
+        contrast: Name of the contrast; empty for the headline.
+        negated: Whether the sentence denies what the contrast claims, so that its word must be turned round.
+        kind: ``"measurement"``, or ``"algebra"`` for an identity.
+    """
+
+    study: str
+    contrast: str = ""
+    negated: bool = False
+    kind: str = "measurement"
+
+
+@dataclass(frozen=True, slots=True)
 class Sentence:
-    """A claim that a text makes, and the studies that put it to the test.
+    """A claim that a text makes, and the contrasts that put it to the test.
 
     Attributes:
         text: Kind and title of the text.
         place: Where in it: question, answer, comment, section.
         says: The sentence in short.
-        studies: Slugs of the studies that judge it.
-        note: Why none does, where there is none.
+        answers: The contrasts that test it.
+        note: What is to be said in words: why nothing tests it, or what the words of the contrasts leave out.
     """
 
     text: str
     place: str
     says: str
-    studies: tuple[str, ...]
+    answers: tuple[Answer, ...]
     note: str = ""
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """Slugs of the studies that test it."""
+        return tuple(dict.fromkeys(answer.study for answer in self.answers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +61,40 @@ class Erratum:
     holds: str
     studies: tuple[str, ...]
     figure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a hand-written answer takes for granted of one contrast.
+
+    Attributes:
+        study: Slug of the study.
+        contrast: Name of the contrast; empty for the headline.
+        word: The word that the contrast must have for the answer to be true.
+    """
+
+    study: str
+    contrast: str
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question that people ask, with an answer in a few hand-written sentences.
+
+    Attributes:
+        asks: The question, in the askers' words, shortened.
+        text: Kind and title of the text that asks it.
+        answer: Sentences in which ``{study / contrast}`` stands for the effect of a contrast in natural units, and
+            ``{study}`` for that of a headline.
+        rests_on: What the sentences take for granted.
+        picture: Slug of the study whose picture stands beside it.
+        command: The command that asks it of the reader's own network or data.
+    """
+
+    asks: str
+    text: str
+    answer: str
+    rests_on: tuple[Statement, ...]
+    picture: str
+    command: str

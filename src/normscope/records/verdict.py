@@ -1,4 +1,4 @@
-"""A claim, judged."""
+"""A contrast, judged; and a claim, which is its headline contrast with all that was tried beside it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,31 +7,88 @@ from normscope.records.estimate import Estimate
 
 
 class Outcome(StrEnum):
-    """What the evidence says of a claim."""
+    """The word for a contrast: one of five for a measurement, one of two for an identity of algebra."""
 
-    SUPPORTED = "supported"
-    REFUTED = "refuted"
-    INCONCLUSIVE = "inconclusive"
+    HOLDS = "holds"
+    OPPOSITE = "opposite"
+    NO_EFFECT = "no effect that matters"
+    UNCLEAR = "unclear"
+    NOT_MEASURABLE = "not measurable"
+    EXACT = "exact"
+    FALSE = "false"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the word says how things are: it is neither *unclear* nor *not measurable*."""
+        return self not in (Outcome.UNCLEAR, Outcome.NOT_MEASURABLE)
+
+    @property
+    def in_favour(self) -> bool:
+        """Whether the word agrees with the claim."""
+        return self in (Outcome.HOLDS, Outcome.EXACT)
+
+    @property
+    def of_identity(self) -> bool:
+        """Whether the word is that of an identity, which is never counted with experiments."""
+        return self in (Outcome.EXACT, Outcome.FALSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Premise:
+    """What must be the case for a contrast to say anything.
+
+    Attributes:
+        words: The premise, with what was seen.
+        met: Whether it was seen to be the case.
+    """
+
+    words: str
+    met: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that was fixed while two arms were compared.
+
+    Attributes:
+        name: What it is, in words: ``"depth"``, ``"learning rate"``, ``"matching"``.
+        value: Its value in words that can stand alone: ``"20 hidden layers"``.
+    """
+
+    name: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of one endpoint of a study, with the estimate that decided it.
+    """The word for one contrast of a study, with the estimate that decided it.
+
+    The verdict of a study is that of its headline contrast; its ``parts`` are the other contrasts. Parts with the same
+    claim are *also tried*: ``normscope.records.standing`` and ``answer`` compose the claim's words from all of them.
 
     Attributes:
         study: Slug of the study.
-        claim: What was claimed, in a sentence.
-        outcome: What the evidence says.
+        claim: What is claimed, in a sentence.
+        outcome: The word.
         endpoint: What was measured, in words.
         effect: The estimate that decided, positive in the direction of the claim.
         margin: Smallest effect of interest, on the effect's scale; fixed before the run.
-        reason: Why this outcome, in a sentence a reader can act on.
+        reason: The numbers behind the word, in a sentence.
         sources: Where the claim comes from.
-        p_value: Probability of data at least this extreme if the effect lay at the margin that the outcome excludes;
-            None where no test was made.
-        adjusted_p: ``p_value`` after correction over the primary endpoints judged together; None before that.
-        primary: Whether this is the endpoint that decides the claim; the others qualify it.
-        parts: The study's other endpoints, matchings and arms.
+        p_value: Two-sided probability of data at least this extreme if the effect lay at the bound that the outcome
+            excludes, corrected for a second look where the run may be extended; None where no test was made.
+        adjusted_p: ``p_value`` after correction over the headlines judged together; None before that.
+        primary: Whether this is the headline of its study.
+        parts: The study's other contrasts.
+        name: Name of the contrast within its study, by which sentences of texts refer to it; may be empty.
+        margin_reason: Why the margin is what it is, in a line.
+        premises: What had to be the case, with what was seen.
+        conditions: What was fixed while the arms were compared.
+        finding: What was seen, as a clause with the effect in natural units.
+        amount: The effect in natural units: ``"6.1 times narrower (5.2 to 7.1)"``.
+        why: What keeps the word from being decided: a failed premise, censored pairs, the number of seeds that would
+            decide. Empty for a decided word.
+        here: Networks and data that the numbers are about: ``"dense networks, 8x8 digits"``.
     """
 
     study: str
@@ -46,3 +103,11 @@ class Verdict:
     adjusted_p: float | None = None
     primary: bool = True
     parts: tuple["Verdict", ...] = ()
+    name: str = ""
+    margin_reason: str = ""
+    premises: tuple[Premise, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    finding: str = ""
+    amount: str = ""
+    why: str = ""
+    here: str = ""

@@ -7,9 +7,12 @@ from normscope.records.files import save as save
 from normscope.report._condensed import (
     CondensedEvidence as CondensedEvidence,
     CondensedStudy as CondensedStudy,
+    Picture as Picture,
     TheoryRow as TheoryRow,
     dumps as dumps,
+    picture_of as picture_of,
     read as read,
+    sections_of as sections_of,
     theory_rows as theory_rows,
 )
 from normscope.report._console import console as console
@@ -17,6 +20,7 @@ from normscope.report._markdown import into as into, page as page
 from normscope.report._overview import FEW as FEW
 from normscope.report._page import write as write
 from normscope.report._sections import Section as Section
+from normscope.report._words import amount_of as amount_of, counted as counted, sign_of as sign_of, tally as tally
 from normscope.report.check import (
     Checked as Checked,
     FixNote as FixNote,

@@ -1,19 +1,21 @@
 """Verdicts without their records, as one small JSON file that can be committed."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from normscope._errors import StoreError
-from normscope.plots import Table
+from normscope.plots import Figure, Table
 from normscope.records import Erratum, Sentence, Verdict
 from normscope.records.json import build, plain
-from normscope.report._sections import cell
+from normscope.report._sections import Section, cell
 
 FORMAT = "normscope evidence"
-VERSION = 1
+VERSION = 2  # 1 had three words, and contrasts without conditions
+_LARGEST_PICTURE = 20_000  # letters of a spec: all studies together stay below a megabyte
+_ANEW = "make it anew from its runs, `normscope report RUNS --condense FILE`"
 _AGAIN = "make it with `normscope report RUNS --condense FILE`"
 
 
@@ -32,6 +34,25 @@ class TheoryRow:
     measured: str
     theory: str
     ratio: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The first figure of a study, small enough to be committed.
+
+    Attributes:
+        slug: Name of the figure.
+        title: What it shows.
+        caption: How to read it.
+        alt: The same for those who do not see it.
+        spec: Its description as JSON text.
+    """
+
+    slug: str
+    title: str
+    caption: str
+    alt: str
+    spec: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,7 @@ class CondensedStudy:
         cores: Cores that the run could use; None if that was not known.
         cpu: Kind of the processor.
         command: The command that runs it again.
+        picture: Its first figure; None where that is large.
     """
 
     slug: str
@@ -75,6 +97,7 @@ class CondensedStudy:
     cores: int | None
     cpu: str
     command: str
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +140,80 @@ def theory_rows(tables: Iterable[Table]) -> Iterator[TheoryRow]:
             yield TheoryRow(quantity, values[theory - 1], values[theory], values[ratio])
 
 
+def picture_of(figures: Sequence[Figure]) -> Picture | None:
+    """Return the first figure for a condensed file, at fewer steps where it is large; None where it stays too large."""
+    if not figures:
+        return None
+    first = figures[0]
+    spec = _compact(first.spec)
+    if len(spec) > _LARGEST_PICTURE:
+        spec = _compact(_at_fewer_steps(first.spec, _LARGEST_PICTURE / len(spec)))
+    small = len(spec) <= _LARGEST_PICTURE
+    return Picture(first.slug, first.title, first.caption, first.alt, spec) if small else None
+
+
+def _compact(spec: Any) -> str:
+    return json.dumps(spec, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _at_fewer_steps(value: Any, share: float) -> Any:
+    """Return a spec with about this share of the places along ``x``, evenly spaced, the first and last among them."""
+    if isinstance(value, list):
+        places = sorted({row["x"] for row in value if isinstance(row, dict) and isinstance(row.get("x"), int | float)})
+        keep = max(2, int(0.9 * share * len(places)))
+        if len(places) <= keep:
+            return [_at_fewer_steps(item, share) for item in value]
+        kept = {places[round(i * (len(places) - 1) / (keep - 1))] for i in range(keep)}
+        return [row for row in value if row["x"] in kept]
+    if isinstance(value, dict):
+        return {key: _at_fewer_steps(item, share) for key, item in value.items()}
+    return value
+
+
+def sections_of(evidence: CondensedEvidence, pages: Mapping[str, Mapping[str, str]]) -> list[Section]:
+    """Return the studies of a condensed file as a page shows them: no figures but the small ones.
+
+    Args:
+        evidence: The file's contents.
+        pages: Text under each heading of a study's page, by slug, where the study is installed.
+
+    Raises:
+        StoreError: The spec of a picture is no JSON object.
+    """
+    return [
+        Section(
+            slug=study.slug,
+            title=study.title,
+            claim=study.verdict.claim,
+            page=pages.get(study.slug, {}),
+            verdicts=(study.verdict,),
+            figures=_figures(study),
+            tables=_theory_table(study.theory),
+            command=study.command,
+            topic=study.topic,
+            texts=study.texts,
+        )
+        for study in evidence.studies
+    ]
+
+
+def _figures(study: CondensedStudy) -> tuple[Figure, ...]:
+    if (kept := study.picture) is None:
+        return ()
+    try:
+        spec = json.loads(kept.spec, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        spec = None
+    if not isinstance(spec, dict):
+        raise StoreError(f"the picture of {study.slug} is damaged: {_AGAIN}")
+    return (Figure(kept.slug, kept.title, kept.caption, kept.alt, spec),)
+
+
+def _theory_table(rows: Sequence[TheoryRow]) -> tuple[Table, ...]:
+    listed = tuple((row.quantity, row.measured, row.theory, row.ratio) for row in rows)
+    return (Table("Against theory", ("Quantity", "Measured", "Theory", "Ratio"), listed),) if rows else ()
+
+
 def dumps(evidence: CondensedEvidence) -> str:
     """Return the file's text."""
     document = {"format": FORMAT, "version": VERSION, **plain(evidence)}
@@ -142,7 +239,7 @@ def read(path: str | Path) -> CondensedEvidence:
         raise StoreError(f"{source} holds no condensed verdicts: {_AGAIN}")
     version = document.pop("version", None)
     if type(version) is not int or version != VERSION:
-        raise StoreError(f"{source} has layout {str(version)[:20]}, this version reads {VERSION}: {_AGAIN}")
+        raise StoreError(f"{source} has layout {str(version)[:20]}, this version reads {VERSION}: {_ANEW}")
     try:
         evidence: CondensedEvidence = build(CondensedEvidence, document)
     except ValueError as error:

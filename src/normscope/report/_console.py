@@ -3,46 +3,54 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from normscope.plots import effect_words, margin_words, outcome_icon
-from normscope.records import Outcome, Verdict
+from normscope.records import Verdict, standing
+from normscope.records.answers import headline
+from normscope.report._words import amount_of, is_identity, kind_of, sign_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_STYLES = {Outcome.SUPPORTED: "bold green", Outcome.REFUTED: "bold red", Outcome.INCONCLUSIVE: "bold yellow"}
+_STYLES = {
+    "holds": "bold green",
+    "opposite": "bold red",
+    "no effect that matters": "bold blue",
+    "unclear": "bold yellow",
+    "not measurable": "dim",
+    "exact": "bold green",
+    "false": "bold red",
+    "depends": "bold magenta",
+    "mixed": "bold magenta",
+}
 
 
 def console(verdicts: Sequence[Verdict], *, reasons: bool = False) -> "Table":
     """Return a table of verdicts that rich prints, also into a pipe and at 80 columns.
 
     Args:
-        verdicts: The primary verdicts.
-        reasons: Whether a line under each claim says why.
+        verdicts: The primary verdicts; identities are put after the others.
+        reasons: Whether the sentence of the headline stands under each claim.
 
     Returns:
-        Claim, verdict, effect with interval, margin and seeds. Nothing of a verdict's text is read as markup.
+        Claim, answer and effect with interval. Nothing of a verdict's text is read as markup.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, show_lines=False)
-    table.add_column("Claim", ratio=1, min_width=20, overflow="fold")
-    table.add_column("Verdict", no_wrap=True)
-    table.add_column("Effect (interval)", min_width=13, max_width=24)
-    table.add_column("Margin", no_wrap=True, justify="right")
-    table.add_column("n", no_wrap=True, justify="right")
-    for index, verdict in enumerate(verdicts):
+    table.add_column("Claim", ratio=2, min_width=20, overflow="fold")
+    table.add_column("Answer", ratio=1, min_width=14, overflow="fold")
+    table.add_column("Effect (interval)", ratio=1, min_width=13, overflow="fold")
+    ordered = sorted(verdicts, key=is_identity)
+    for index, verdict in enumerate(ordered):
         claim = Text(verdict.claim)
         claim.append(f"\n{verdict.study}", style="dim")
         if reasons:
-            claim.append(f"\n{verdict.reason}", style="italic")
+            claim.append(f"\n{headline(verdict)}", style="italic")
         table.add_row(
             claim,
-            Text(f"{outcome_icon(verdict.outcome)} {verdict.outcome.value}", style=_STYLES[verdict.outcome]),
-            Text(effect_words(verdict.effect, margin=verdict.margin)),
-            Text(margin_words(verdict.margin, verdict.effect.scale)),
-            Text(str(verdict.effect.n)),
-            end_section=index < len(verdicts) - 1,
+            Text(f"{sign_of(verdict)} {standing(verdict)}", style=_STYLES[kind_of(verdict)]),
+            Text(amount_of(verdict) or "–"),
+            end_section=index < len(ordered) - 1,
         )
     return table

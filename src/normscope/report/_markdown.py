@@ -2,20 +2,20 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normscope import plots
 from normscope._errors import StoreError
-from normscope.records import Outcome
+from normscope.records import Sentence, standing
+from normscope.records.answers import contrast_named, headline, outcome_of
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 from normscope.report._sections import duration
+from normscope.report._words import amount_of, is_identity, tally
 
 #: Marks in a file: only the text between them is replaced, by the table of verdicts.
 BEGIN, END = "<!-- evidence: begin -->", "<!-- evidence: end -->"
-_COLUMNS = ("claim", "verdict", "effect (interval)", "margin", "seeds", "why")
+_COLUMNS = ("claim", "answer", "effect", "in a sentence")
 
 
 def into(path: str | Path, evidence: CondensedEvidence) -> str:
@@ -39,9 +39,9 @@ def into(path: str | Path, evidence: CondensedEvidence) -> str:
 
 
 def top(evidence: CondensedEvidence) -> str:
-    """Return how many claims have each outcome, and the table of all verdicts, by card."""
-    rows = [(_claim(study), *_judged(study)[:2]) for study in evidence.studies]
-    return f"{_tally(evidence)}\n\n{_table(('claim', 'verdict', 'effect (interval)'), rows)}"
+    """Return how many claims have each answer, and the table of all answers: experiments, then identities."""
+    rows = [_answered(study) for study in _ordered(evidence.studies)]
+    return f"{_tally(evidence)}\n\n{_table(('claim', 'answer', 'effect'), rows)}"
 
 
 def page(evidence: CondensedEvidence) -> str:
@@ -52,9 +52,12 @@ def page(evidence: CondensedEvidence) -> str:
 
 
 def _tally(evidence: CondensedEvidence) -> str:
-    counts = Counter(study.verdict.outcome for study in evidence.studies)
-    said = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome)
-    return f"{len(evidence.studies)} {'claim' if len(evidence.studies) == 1 else 'claims'} judged: {said}."
+    return tally([study.verdict for study in evidence.studies])
+
+
+def _ordered(studies: Sequence[CondensedStudy]) -> list[CondensedStudy]:
+    """Return the studies in their order, identities after all others."""
+    return sorted(studies, key=lambda study: is_identity(study.verdict))
 
 
 def _made(evidence: CondensedEvidence) -> list[str]:
@@ -74,20 +77,38 @@ def _made(evidence: CondensedEvidence) -> list[str]:
         f"device {each([s.device for s in studies])}."
     )
     reading = (
-        f"Effects are positive in the direction of the claim, with their {levels} intervals over seeds; ratios are "
-        "written with ×, differences with a sign. The margin is the smallest effect that matters, fixed before the "
-        "run. Holm's correction holds over all verdicts on this page. `normscope study show SLUG` explains a study."
+        f"Effects are in natural units, with their {levels} intervals over seeds. The headline of a claim is the "
+        "contrast nearest to its source; a claim depends on a condition where another condition has another word. "
+        "Holm's correction holds over all headlines on this page. Identities are algebra, checked in float64, and "
+        "are not counted with experiments. `normscope explain SLUG` explains a study."
     )
     commands = "\n".join(evidence.commands)
     return ["Made by", f"```sh\n{commands}\n```" if commands else "", conditions if studies else "", reading]
 
 
 def _verdicts(evidence: CondensedEvidence) -> list[str]:
+    """Return the answers by topic, those of identities apart, and the contrasts of every study."""
     parts = []
-    for topic in sorted({study.topic for study in evidence.studies}):
-        rows = [(_claim(s), *_judged(s)) for s in evidence.studies if s.topic == topic]
+    experiments = [study for study in evidence.studies if not is_identity(study.verdict)]
+    for topic in sorted({study.topic for study in experiments}):
+        rows = [(*_answered(s), headline(s.verdict)) for s in experiments if s.topic == topic]
         parts += [f"## {_text(topic[:1].upper() + topic[1:])}", _table(_COLUMNS, rows)]
-    return parts
+    if identities := [study for study in evidence.studies if is_identity(study.verdict)]:
+        parts += ["## Identities", _table(_COLUMNS, [(*_answered(s), headline(s.verdict)) for s in identities])]
+    return [*parts, *_contrasts(evidence)]
+
+
+def _contrasts(evidence: CondensedEvidence) -> list[str]:
+    """Return all contrasts of the studies that have several."""
+    rows = []
+    for study in evidence.studies:
+        for index, each in enumerate((study.verdict, *study.verdict.parts) if study.verdict.parts else ()):
+            listed = [condition.value for condition in each.conditions if condition.name != "arms"]
+            where = f"`{study.slug}`" if index == 0 else ""
+            rows.append((where, each.claim, ", ".join(listed) or each.endpoint, amount_of(each), each.outcome.value))
+    if not rows:
+        return []
+    return ["## All contrasts", _table(("study", "claim", "condition", "effect (interval)", "word"), rows)]
 
 
 def _theory(evidence: CondensedEvidence) -> list[str]:
@@ -105,15 +126,18 @@ def _theory(evidence: CondensedEvidence) -> list[str]:
 def _sentences(evidence: CondensedEvidence) -> list[str]:
     if not evidence.sentences:
         return []
-    said = "Each claim of the texts where this project began, in short, and the studies that judge it."
-    parts = ["## What the texts say, and which studies judge it", said]
+    said = (
+        "Each sentence of the texts where this project began, in short, with the word of the contrast that tests it, "
+        "turned round where the sentence denies what the study claims."
+    )
+    parts = ["## What the texts say, and whether it holds", said]
     for text in dict.fromkeys(sentence.text for sentence in evidence.sentences):
         rows = [
-            (sentence.says, sentence.place, _answers(evidence, sentence.studies) or sentence.note)
+            (sentence.says, sentence.place, _tested(evidence, sentence))
             for sentence in evidence.sentences
             if sentence.text == text
         ]
-        parts += [f"### {_text(text)}", _table(("it says", "where", "studies"), rows)]
+        parts += [f"### {_text(text)}", _table(("it says", "where", "answer"), rows)]
     return parts
 
 
@@ -140,20 +164,31 @@ def _times(evidence: CondensedEvidence) -> list[str]:
     ]
 
 
-def _claim(study: CondensedStudy) -> str:
-    return f"{study.verdict.claim}<br>`{study.slug}`"
-
-
-def _judged(study: CondensedStudy) -> tuple[str, ...]:
-    verdict, effect = study.verdict, study.verdict.effect
-    words = plots.effect_words(effect, margin=verdict.margin)
-    margin = plots.margin_words(verdict.margin, effect.scale)
-    return f"**{verdict.outcome.value}**", words, margin, str(effect.n), verdict.reason
+def _answered(study: CondensedStudy) -> tuple[str, str, str]:
+    """Return claim, answer with the networks and data that it is about, and effect."""
+    verdict = study.verdict
+    here = f"<br>{verdict.here}" if verdict.here and not is_identity(verdict) else ""
+    claim = f"{verdict.claim}<br>`{study.slug}`"
+    return claim, f"**{standing(verdict)}**{here}", amount_of(verdict) or "–"
 
 
 def _answers(evidence: CondensedEvidence, slugs: Sequence[str]) -> str:
-    outcomes = {study.slug: study.verdict.outcome.value for study in evidence.studies}
-    return "<br>".join(f"`{slug}`" + (f" {outcomes[slug]}" if slug in outcomes else "") for slug in slugs)
+    words = {study.slug: standing(study.verdict) for study in evidence.studies}
+    return "<br>".join(f"`{slug}`" + (f" {words[slug]}" if slug in words else "") for slug in slugs)
+
+
+def _tested(evidence: CondensedEvidence, sentence: Sentence) -> str:
+    """Return the contrasts that test a sentence, each with the word that the sentence gets from it, and its note."""
+    verdicts = {study.slug: study.verdict for study in evidence.studies}
+    said = []
+    for each in sentence.answers:
+        named = f"`{each.study}`" + (f", {each.contrast}" if each.contrast else "")
+        verdict = verdicts.get(each.study)
+        word = outcome_of(each, verdict) if verdict else None
+        contrast = contrast_named(verdict, each.contrast) if verdict else None
+        amount = f": {amount_of(contrast)}" if contrast and amount_of(contrast) else ""
+        said.append(f"{named} **{word.value}**{amount}" if word else named)
+    return "<br>".join([*said, *filter(None, [sentence.note])])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,16 +7,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normscope import plots
-from normscope.plots import Figure, Table
-from normscope.records import Erratum, Outcome, Sentence, Verdict
+from normscope.records import Erratum, Sentence, Verdict
 from normscope.records.files import save
 from normscope.report import _overview, _text
-from normscope.report._sections import Section, cell, duration
+from normscope.report._overview import FEW
+from normscope.report._sections import Section, duration
+from normscope.report._study import overview, study
+from normscope.report._words import is_identity
 
-_OPEN = ("Threats",)  # headings that stand open; the others fold
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 _HEADLINE = ("data", "preset", "seeds", "device", "normscope", "time_utc", "time", "created")
 
 
@@ -72,6 +76,38 @@ def render(
     errata: Sequence[Erratum] = (),
 ) -> str:
     """Return the page as text. Arguments as in ``write``."""
+    sections = sorted(sections, key=lambda section: any(map(is_identity, section.verdicts[:1])))  # identities apart
+    anchors = _anchors([section.slug for section in sections])
+    charts: dict[str, Any] = {}
+    studies = [study(section, anchor, charts) for section, anchor in zip(sections, anchors, strict=True)]
+    top = overview(studies, charts)
+    many = top["judged"] > FEW
+    by_slug = {each["slug"]: each for each in studies}
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            lede=lede,
+            top=top,
+            studies=studies,
+            many=many,
+            headline=_headline(provenance, times),
+            provenance=list(_flat(provenance)),
+            times=_shares(times),
+            total=sum(times.values()),
+            filters=_overview.filters(studies),
+            sentences=_overview.sentences_by_text(sentences, by_slug),
+            errata=_overview.errata_with_figures(errata, by_slug),
+            theory=_overview.theory(sections, studies) if many else [],
+            level=_levels([each["verdict"] for each in top["experiments"]]),
+            **_resources(charts),
+        )
+    )
+
+
+def _environment() -> "Environment":
+    """Return the templates, in which everything is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -82,130 +118,15 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"prose": _text.html, "inline": _text.inline, "duration": duration}
-    anchors = _anchors([section.slug for section in sections])
-    primaries = [verdict for section in sections for verdict in section.verdicts[:1]]
-    charts: dict[str, Any] = {}
-    studies = [_study(section, anchor, charts) for section, anchor in zip(sections, anchors, strict=True)]
-    overview = None
-    many = len(primaries) > _overview.FEW
-    if len(primaries) > 1 and not many:
-        overview = _figure(plots.forest(primaries, title="All effects"), "overview", charts)
-    far = _overview.reach(primaries)
-    if many:
-        for study in studies:
-            if study["verdict"]:
-                study["verdict"]["strip"] = _overview.strip(study["primary"], far)
-    by_slug = {study["slug"]: study for study in studies}
+    return environment
+
+
+def _resources(charts: Mapping[str, Any]) -> dict[str, str]:
+    """Return styles, scripts with the hashes that admit them, and the data of the charts."""
     data = {"charts": charts, "themes": {mode: plots.theme(mode) for mode in ("light", "dark")}}
-    scripts = (_resource("early.js"), _bundle(), _resource("page.js"))
-    return environment.get_template("page.html").render(
-        title=title,
-        lede=lede,
-        studies=studies,
-        overview=overview,
-        tally=[(o.value, plots.outcome_icon(o), sum(v.outcome is o for v in primaries)) for o in Outcome],
-        judged=len(primaries),
-        headline=_headline(provenance, times),
-        provenance=list(_flat(provenance)),
-        times=_shares(times),
-        total=sum(times.values()),
-        data=_safe_json(data),
-        css=_resource("page.css"),
-        early=scripts[0],
-        bundle=scripts[1],
-        js=scripts[2],
-        script_hashes=" ".join(_hash(script) for script in scripts),
-        overview_rows=[(s["verdict"], s) for s in studies if s["verdict"]],
-        many=many,
-        ticks=_overview.ticks(far),
-        size=(_overview.WIDTH, _overview.HEIGHT, _overview.position(0, far)),
-        filters=_overview.filters(studies),
-        sentences=_overview.sentences_by_text(sentences, by_slug),
-        errata=_overview.errata_with_figures(errata, by_slug),
-        theory=_overview.theory(sections, studies) if many else [],
-        level=_levels(primaries),
-    )
-
-
-def _study(section: Section, anchor: str, charts: dict[str, Any]) -> dict[str, Any]:
-    """Return a section as the template shows it."""
-    primary = section.verdicts[0] if section.verdicts else None
-    others = [v for verdict in section.verdicts for v in ((verdict, *verdict.parts) if verdict.primary else (verdict,))]
-    parts = [_verdict(v) for v in others if v is not primary]
-    folds = {
-        head: text
-        for head, text in section.page.items()
-        if head not in _OPEN and not (head == "Claim" and section.kind == "study") and text.strip()
-    }
-    return {
-        "anchor": anchor,
-        "slug": section.slug,
-        "title": section.title,
-        "topic": section.topic,
-        "texts": section.texts or (_overview.EXTENSION,),
-        "kind": section.kind,
-        "claim": section.claim or (primary.claim if primary else ""),
-        "primary": primary,
-        "verdict": _verdict(primary) if primary else None,
-        "parts": parts,
-        "part_rows": [(part, None) for part in parts],
-        "notes": section.notes,
-        "figures": [_figure(figure, f"{anchor}-{i}", charts) for i, figure in enumerate(section.figures, start=1)],
-        "tables": [_table(table) for table in section.tables],
-        "open": {head: section.page[head] for head in _OPEN if section.page.get(head, "").strip()},
-        "folds": folds,
-        "command": section.command,
-    }
-
-
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict in words."""
-    effect = verdict.effect
-    p = verdict.adjusted_p if verdict.adjusted_p is not None else verdict.p_value
-    return {
-        "study": verdict.study,
-        "claim": verdict.claim,
-        "outcome": verdict.outcome.value,
-        "icon": plots.outcome_icon(verdict.outcome),
-        "endpoint": verdict.endpoint,
-        "effect": plots.effect_words(effect, margin=verdict.margin, style="plain"),
-        "margin": plots.margin_words(verdict.margin, effect.scale),
-        "level": f"{effect.level * 100:.3g} %",
-        "n": effect.n,
-        "method": effect.method,
-        "reason": verdict.reason,
-        "sources": verdict.sources,
-        "p": "" if p is None else ("p < 0.001" if p < 1e-3 else f"p = {p:.2g}"),
-        "adjusted": verdict.adjusted_p is not None,
-        "strip": None,
-    }
-
-
-def _figure(figure: Figure, key: str, charts: dict[str, Any]) -> dict[str, Any]:
-    """Add a figure's spec to the page's charts and return the rest."""
-    charts[key] = {"spec": figure.spec, "alt": figure.alt, "name": figure.slug}
-    return {"key": key, "slug": figure.slug, "title": figure.title, "caption": figure.caption, "alt": figure.alt}
-
-
-def _table(table: Table) -> dict[str, Any]:
-    """Return a table in words, with the columns that hold numbers marked."""
-    numeric = [
-        bool(table.rows) and all(_is_number(row[i]) or row[i] in (None, "") for row in table.rows)
-        for i in range(len(table.columns))
-    ]
-    rows = [[cell(value) for value in row] for row in table.rows]
-    return {"title": table.title, "columns": table.columns, "rows": rows, "caption": table.caption, "numeric": numeric}
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a cell holds a number, also as text ("−1.2e−4")."""
-    if isinstance(value, int | float):
-        return True
-    try:
-        float(str(value).replace("−", "-").removesuffix("%"))
-    except ValueError:
-        return False
-    return True
+    scripts = {"early": _resource("early.js"), "bundle": _bundle(), "js": _resource("page.js")}
+    hashes = " ".join(_hash(script) for script in scripts.values())
+    return {"css": _resource("page.css"), "data": _safe_json(data), "script_hashes": hashes, **scripts}
 
 
 def _hash(script: str) -> str:

@@ -1,21 +1,39 @@
-"""From an interval to an outcome: supported, refuted or inconclusive, by a rule fixed before the run.
+"""From numbers to a word, by rules fixed before the run.
 
 The interval decides; the p-value says the same in another way. It is two-sided, so that ``p < 1 - level`` if and only
-if the interval lies wholly on one side of the margin it is tested against.
+if the interval lies wholly on one side of the bound it is tested against.
 """
 
 import math
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
-from normscope.stats._values import as_values, check_level
-from normscope.stats.intervals import LARGE, PAIRED, Method, bootstrap, hall_p, interval, looks_normal
+from normscope.stats._values import Floats, as_values, check_level
+from normscope.stats.intervals import Method, interval
+from normscope.stats.p_values import LEVEL, p_from_estimate, p_from_values
 
-Direction = Literal["greater", "less"]
+#: With fewer seeds than this no spread is known well enough for a word.
+FEWEST_SEEDS = 3
+_MOST_SEEDS = 1000
+
+
+class Decision(NamedTuple):
+    """The word for some numbers.
+
+    Attributes:
+        outcome: The word.
+        p_value: Two-sided, at the bound that the outcome excludes (for *no effect that matters* the nearer of two); for
+            *unclear* at the bound that it came nearest to excluding; None for *not measurable*.
+        why: What keeps the word from being decided; empty for a decided word.
+    """
+
+    outcome: Outcome
+    p_value: float | None
+    why: str = ""
 
 
 def decide(
@@ -23,154 +41,170 @@ def decide(
     *,
     margin: float,
     level: float | None = None,
-    direction: Direction = "greater",
-    refuted_below: float | None = None,
     scale: str = "value",
     method: Method = "auto",
     draws: int = 10_000,
     seed: int = 0,
-) -> tuple[Outcome, float]:
-    """Judge a claim of the form "the effect is beyond the margin".
+) -> Decision:
+    """Judge a claim of the form "the effect is positive, and large enough to matter".
 
-    With ``direction="greater"``: *supported* if the whole interval lies above ``margin``; *refuted* if the whole
-    interval lies below ``refuted_below`` (for a positive margin this holds equivalence and the opposite effect alike);
-    *inconclusive* otherwise. ``direction="less"`` is the mirror image: supported below ``margin``, refuted above
-    ``refuted_below``. An interval that only touches a bound decides nothing, so that two identical arms, whose
-    differences are exactly zero, never support a claim at a margin of zero or more.
+    *Holds* if the whole interval lies above ``margin``, *opposite* if it lies below ``-margin``, *no effect that
+    matters* if it lies between the two (equivalence, two one-sided tests of half the error each), *unclear* otherwise.
+    *Not measurable* with fewer than three seeds, or where all seeds give the same number, so that their spread says
+    nothing. At most one word is false at any truth, and all of them together are no more often than ``1 - level``.
 
     Args:
-        effect: An estimate, or one number per seed from which `interval` makes one.
-        margin: Smallest effect of interest, on the effect's scale and with its sign: for "falls by more than 0.1" give
-            ``margin=-0.1, direction="less"``.
+        effect: One number per seed, positive in the direction of the claim; or an estimate.
+        margin: Smallest effect that matters, on the effect's scale; 0 if any effect does.
         level: Confidence level; that of the estimate, or 0.95 for values. An estimate cannot be judged at another
             level than its own.
-        direction: On which side of the margin the claim lies.
-        refuted_below: Where refutation begins, if a card names two thresholds; by default ``margin`` itself.
         scale: For values: what they are.
         method: For values: as in `interval`.
         draws: For values: bootstrap resamples.
         seed: For values: seed of the resampling.
 
-    Returns:
-        The outcome, and the two-sided p-value at the bound that the outcome excludes (for an inconclusive one, at the
-        bound it came nearest to excluding). Zero for an interval without width beyond the bound (exact identities),
-        one for an interval without ends (a single seed). From values the p-value inverts the interval's own
-        construction; from a t estimate it is exact too; from a bootstrap estimate, which no longer holds its resamples,
-        each half of the interval is read as a normal one, which agrees with the interval exactly at its ends.
-
     Raises:
         DataError: Values that are empty or not finite, or an estimate that is NaN.
-        UsageError: Unknown direction, bounds in the wrong order, or a level other than the estimate's.
+        UsageError: A margin that is negative or not finite, or a level other than the estimate's.
 
     Example:
-        >>> decide([0.52, 0.49, 0.51, 0.50, 0.48], margin=0.2)[0].value
-        'supported'
+        >>> decide([0.52, 0.49, 0.51, 0.50, 0.48], margin=0.2).outcome.value
+        'holds'
     """
-    if direction not in ("greater", "less"):
-        raise UsageError(f"direction {direction!r} is not known; use 'greater' or 'less'")
-    sign = 1.0 if direction == "greater" else -1.0
-    upper = sign * margin
-    lower = upper if refuted_below is None else sign * refuted_below
-    if not (math.isfinite(upper) and math.isfinite(lower) and lower <= upper):
-        raise UsageError(
-            f"margin {margin} and refuted_below {refuted_below} must be finite, and refutation must not begin on the "
-            f"claim's own side of the margin (direction {direction!r})"
-        )
+    _check_bound("margin", margin, least=0.0)
     if isinstance(effect, Estimate):
-        if level is not None and level != effect.level:
-            raise UsageError(f"the estimate's level is {effect.level}, not {level}; judge its values instead")
-        if math.isnan(effect.low) or math.isnan(effect.high) or math.isnan(effect.point):
-            raise DataError("the estimate is NaN; leave out the seeds without a value before estimating")
-        estimate = effect
-
-        def p_value(bound: float) -> float:
-            return p_from_estimate(estimate, sign * bound)
-    else:
-        values = as_values(effect)
-        level = check_level(0.95 if level is None else level)
-        estimate = interval(values, scale=scale, level=level, method=method, draws=draws, seed=seed)
-
-        def p_value(bound: float) -> float:
-            return p_from_values(values, sign * bound, scale=scale, method=method, draws=draws, seed=seed)
-
-    low, high = (estimate.low, estimate.high) if sign > 0 else (-estimate.high, -estimate.low)
-    if low > upper:
-        return Outcome.SUPPORTED, p_value(upper)
-    if high < lower:
-        return Outcome.REFUTED, p_value(lower)
-    point = sign * estimate.point
-    # A point between two thresholds argues for neither side.
-    near = [p_value(bound) for bound, toward in ((upper, point > upper), (lower, point < lower)) if toward]
-    return Outcome.INCONCLUSIVE, min(near, default=1.0)
+        return _decide_estimate(effect, margin, level)
+    values, level = as_values(effect), check_level(LEVEL if level is None else level)
+    if reason := unusable(values):
+        return Decision(Outcome.NOT_MEASURABLE, None, reason)
+    options: dict[str, Any] = {"scale": scale, "method": method, "draws": draws, "seed": seed}
+    found = interval(values, level=level, **options)
+    p_values = [p_from_values(values, bound, **options) for bound in (margin, -margin)]
+    if found.low > margin:
+        return Decision(Outcome.HOLDS, p_values[0])
+    if found.high < -margin:
+        return Decision(Outcome.OPPOSITE, p_values[1])
+    if -margin < found.low and found.high < margin:
+        return Decision(Outcome.NO_EFFECT, max(p_values))
+    beyond = [p for p, toward in zip(p_values, (found.point > margin, found.point < -margin), strict=True) if toward]
+    why = seeds_that_decide(values, (-margin, margin), level=level)
+    return Decision(Outcome.UNCLEAR, min(beyond, default=1.0), why)
 
 
-judge = decide
+def _decide_estimate(effect: Estimate, margin: float, level: float | None) -> Decision:
+    if level is not None and level != effect.level:
+        raise UsageError(f"the estimate's level is {effect.level}, not {level}; judge its values instead")
+    if math.isnan(effect.low) or math.isnan(effect.high) or math.isnan(effect.point):
+        raise DataError("the estimate is NaN; leave out the seeds without a value before estimating")
+    if effect.n < FEWEST_SEEDS:
+        return Decision(Outcome.NOT_MEASURABLE, None, _too_few(effect.n))
+    if effect.low > margin:
+        return Decision(Outcome.HOLDS, p_from_estimate(effect, margin))
+    if effect.high < -margin:
+        return Decision(Outcome.OPPOSITE, p_from_estimate(effect, -margin))
+    p = max(p_from_estimate(effect, margin), p_from_estimate(effect, -margin))
+    if -margin < effect.low and effect.high < margin:
+        return Decision(Outcome.NO_EFFECT, p)
+    return Decision(Outcome.UNCLEAR, p, "the interval reaches over the margin")
 
 
-def p_from_values(
+def alike(
     values: ArrayLike,
     bound: float,
     *,
-    scale: str = "value",
+    level: float = LEVEL,
+    scale: str = "difference",
     method: Method = "auto",
     draws: int = 10_000,
     seed: int = 0,
-) -> float:
-    """Return the two-sided p-value of "the mean is ``bound``" that belongs to `interval` on the same values.
+) -> Decision:
+    """Judge a claim of the form "the two are alike": *holds* if the whole interval lies within a bound.
+
+    *Opposite* if the interval lies wholly beyond the bound, on either side; *unclear* otherwise; *not measurable* as in
+    `decide`. Arguments and errors as there; ``bound`` must be positive.
+    """
+    _check_bound("bound", bound, least=math.ulp(0.0))
+    options: dict[str, Any] = {"scale": scale, "method": method, "draws": draws, "seed": seed}
+    found = decide(as_values(values), margin=bound, level=level, **options)
+    words = {Outcome.NO_EFFECT: Outcome.HOLDS, Outcome.HOLDS: Outcome.OPPOSITE}
+    return found._replace(outcome=words.get(found.outcome, found.outcome))
+
+
+def no_worse(
+    values: ArrayLike,
+    bound: float,
+    *,
+    level: float = LEVEL,
+    scale: str = "difference",
+    method: Method = "auto",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Decision:
+    """Judge a claim of the form "the first is at least as good": *holds* if the interval lies above ``-bound``.
+
+    Being better never counts against it. *Opposite* if the interval lies below ``-bound``; *unclear* otherwise; *not
+    measurable* as in `decide`. Arguments and errors as there; ``bound`` must be positive.
+    """
+    _check_bound("bound", bound, least=math.ulp(0.0))
+    array = as_values(values)
+    if reason := unusable(array):
+        return Decision(Outcome.NOT_MEASURABLE, None, reason)
+    options: dict[str, Any] = {"scale": scale, "method": method, "draws": draws, "seed": seed}
+    found = interval(array, level=level, **options)
+    p = p_from_values(array, -bound, **options)
+    if found.low > -bound:
+        return Decision(Outcome.HOLDS, p)
+    if found.high < -bound:
+        return Decision(Outcome.OPPOSITE, p)
+    return Decision(Outcome.UNCLEAR, p, seeds_that_decide(array, (-bound,), level=level))
+
+
+def unusable(values: Floats) -> str:
+    """Say why no word can be given for some numbers; empty if one can.
 
     Args:
-        values: One number per seed, shape ``(n,)``.
-        bound: The mean under the null hypothesis.
-        scale: As given to `interval`.
-        method: As given to `interval`.
-        draws: As given to `interval`.
-        seed: As given to `interval`.
+        values: One finite number a seed.
+    """
+    if values.size < FEWEST_SEEDS:
+        return _too_few(values.size)
+    if float(np.ptp(values)) <= 1e-12 * float(np.abs(values).max()):
+        return f"all {values.size} seeds give the same number, so their spread says nothing"
+    return ""
+
+
+def _too_few(seeds: int) -> str:
+    return f"{seeds} {'seed has' if seeds == 1 else 'seeds have'} a number, at least {FEWEST_SEEDS} are needed"
+
+
+def seeds_that_decide(values: ArrayLike, bounds: tuple[float, ...], *, level: float = LEVEL) -> str:
+    """Say how many seeds would decide, if the mean and the spread stay as they were seen.
+
+    Args:
+        values: One number a seed, not all equal.
+        bounds: The bounds of which the nearest must be excluded.
+        level: Confidence level.
 
     Returns:
-        The p-value: the smallest ``1 - level`` at which the interval excludes ``bound``. A bootstrap's is at least
-        ``2 / (draws + 1)``.
+        ``"about 40 seeds would decide"``, or that no feasible number would.
     """
-    from scipy.special import stdtr
+    from scipy.special import stdtrit
 
-    ordered = np.sort(as_values(values))
-    n = ordered.size
-    if n == 1:
-        return 1.0
-    if np.ptp(ordered) == 0:
-        return 1.0 if ordered[0] == bound else 0.0
-    p = 0.0
-    if method in ("auto", "t"):
-        statistic = (ordered.mean() - bound) / (ordered.std(ddof=1) / np.sqrt(n))
-        p = min(1.0, 2 * float(stdtr(n - 1, -abs(statistic))))
-    if method == "auto" and scale not in PAIRED:
-        p = max(p, hall_p(ordered, bound))
-    if method == "bca" or (method == "auto" and not (n >= LARGE and looks_normal(ordered))):
-        tail = bootstrap(ordered, draws=draws, seed=seed).probability(bound)
-        p = max(p, min(1.0, 2 * min(tail, 1 - tail)))
-    return p
+    array = as_values(values)
+    distance = min(abs(float(array.mean()) - bound) for bound in bounds)
+    counts = np.arange(FEWEST_SEEDS, _MOST_SEEDS + 1)
+    half = stdtrit(counts - 1, (1 + level) / 2) * array.std(ddof=1) / np.sqrt(counts)
+    enough = counts[(half < distance) & (counts > array.size)]
+    if not len(enough):
+        return f"more than {_MOST_SEEDS} seeds would be needed: the effect is too near the margin"
+    return f"about {_rounded(int(enough[0]))} seeds would decide, if they spread as these do"
 
 
-def p_from_estimate(estimate: Estimate, bound: float) -> float:
-    """Return the two-sided p-value of "the effect is ``bound``" as far as an interval tells it.
+def _rounded(count: int) -> int:
+    """Round up to two digits: the spread of a few seeds tells no more."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return math.ceil(count / unit) * unit
 
-    The half of the interval towards ``bound`` is read as a t interval's (for a bootstrap's as a normal one's); exact
-    for t estimates.
 
-    Args:
-        estimate: Effect with its interval.
-        bound: The effect under the null hypothesis.
-    """
-    from scipy.special import ndtr, ndtri, stdtr, stdtrit
-
-    distance = abs(estimate.point - bound)
-    half = estimate.point - estimate.low if bound < estimate.point else estimate.high - estimate.point
-    if distance == 0 or math.isinf(half):
-        return 1.0
-    if half <= 0:
-        return 0.0
-    tail = (1 + estimate.level) / 2
-    if estimate.method == "BCa bootstrap" or estimate.n < 2:
-        p = 2 * float(ndtr(-distance / half * ndtri(tail)))
-    else:
-        p = 2 * float(stdtr(estimate.n - 1, -distance / half * stdtrit(estimate.n - 1, tail)))
-    return min(1.0, p)
+def _check_bound(name: str, bound: float, *, least: float) -> None:
+    if not (math.isfinite(bound) and bound >= least):
+        raise UsageError(f"the {name} is {bound}: give a finite number {'of at least 0' if least == 0 else 'above 0'}")

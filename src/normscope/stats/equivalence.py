@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from normscope._errors import UsageError
 from normscope.records import Estimate
 from normscope.stats._values import as_values, check_level
-from normscope.stats.decide import p_from_values
 from normscope.stats.intervals import Method, interval
+from normscope.stats.p_values import p_from_values
 
 
 def tost(

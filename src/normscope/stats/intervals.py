@@ -245,10 +245,12 @@ def interval(
 
     Raises:
         DataError: No value, or a value that is not finite.
-        UsageError: ``level`` or ``method`` is not one of those above.
+        UsageError: ``level``, ``scale`` or ``method`` is not one of those above.
     """
     array = as_values(values)
     check_level(level)
+    if scale not in SCALES:
+        raise UsageError(f"scale {scale!r} is not known; use {', '.join(map(repr, SCALES))}")
     if method not in ("auto", "t", "bca"):
         raise UsageError(f"method {method!r} is not known; use 'auto', 't' or 'bca'")
     n = int(array.size)
@@ -277,6 +279,8 @@ def interval(
 
 #: Scales on which each value already compares two arms of one seed.
 PAIRED = ("log-ratio", "difference")
+#: All scales of an estimate.
+SCALES = (*PAIRED, "value", "ratio", "error")
 
 
 def paired_values(treated: ArrayLike, control: ArrayLike, scale: str) -> Floats:

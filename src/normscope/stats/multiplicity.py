@@ -48,18 +48,17 @@ def holm(p_values: ArrayLike, alpha: float = 0.05) -> tuple[Floats, NDArray[np.b
 
 
 def adjust(verdicts: Sequence[Verdict], alpha: float = 0.05) -> list[Verdict]:
-    """Correct the primary verdicts of studies that are read together.
+    """Correct the headlines of studies that are read together.
 
-    A supported or refuted primary whose adjusted p-value exceeds ``alpha`` becomes inconclusive, and its reason says
-    so. An exact identity (p-value 0) stays what it is. Verdicts that are not primary or carry no p-value are returned
-    as they are and do not count among the endpoints.
+    A decided headline whose adjusted p-value exceeds ``alpha`` becomes *unclear*, and says why. Identities and what is
+    not measurable carry no p-value; they are returned as they are and do not count among the headlines.
 
     Args:
         verdicts: One or more studies' verdicts, in any order, as their studies judged them (not adjusted before).
         alpha: Probability of any false decision to keep.
 
     Returns:
-        The verdicts in the order given, the primaries with ``adjusted_p``.
+        The verdicts in the order given, the headlines with ``adjusted_p``.
 
     Raises:
         DataError: A p-value is NaN or outside [0, 1].
@@ -69,13 +68,12 @@ def adjust(verdicts: Sequence[Verdict], alpha: float = 0.05) -> list[Verdict]:
     result = list(verdicts)
     for k, p, stands in zip(p_values, adjusted.tolist(), rejected.tolist(), strict=True):
         verdict = verdicts[k]
-        if stands or verdict.outcome is Outcome.INCONCLUSIVE:
+        if stands or not verdict.outcome.decided:
             result[k] = replace(verdict, adjusted_p=p)
             continue
-        said = f"{verdict.reason.rstrip('.')}. " if verdict.reason else ""
-        reason = (
-            f"{said}Alone this would be {verdict.outcome.value} (p = {verdict.p_value:.2g}), "
-            f"but together with {len(p_values) - 1} other primary endpoints p = {p:.2g} exceeds {alpha:g} (Holm)."
+        why = (
+            f"alone this would read {verdict.outcome.value!r} (p = {verdict.p_value:.2g}), but among "
+            f"{len(p_values)} claims judged together p = {p:.2g} exceeds {alpha:g} (Holm)"
         )
-        result[k] = replace(verdict, outcome=Outcome.INCONCLUSIVE, adjusted_p=p, reason=reason)
+        result[k] = replace(verdict, outcome=Outcome.UNCLEAR, adjusted_p=p, why=why)
     return result

@@ -12,8 +12,7 @@ def kaplan_meier(times: ArrayLike, reached: ArrayLike) -> tuple[Floats, Floats]:
     """Estimate the share of runs that have not reached the target yet.
 
     A run that stops at its time without having reached the target (the end of training, a divergence) counts among
-    those at risk until then, and says nothing of what would have come after. A target reached and a run that stops at
-    the same time: the one that stops was still at risk (Kaplan & Meier 1958).
+    those at risk until then, and says nothing of what would have come after. Computed by ``scipy.stats.ecdf``.
 
     Args:
         times: Time of each run: when it reached the target, or when it stopped, shape ``(n,)``, not negative.
@@ -25,11 +24,12 @@ def kaplan_meier(times: ArrayLike, reached: ArrayLike) -> tuple[Floats, Floats]:
     Raises:
         DataError: No run, a time that is negative or not finite, or shapes that do not fit.
     """
+    from scipy.stats import CensoredData, ecdf
+
     when, hit = _checked(times, reached)
+    found = ecdf(CensoredData(uncensored=when[hit], right=when[~hit])).sf
     steps = np.unique(when[hit])
-    at_risk = np.array([(when >= step).sum() for step in steps], dtype=np.float64)
-    reaching = np.array([(hit & (when == step)).sum() for step in steps], dtype=np.float64)
-    left: Floats = np.cumprod(1 - reaching / at_risk, dtype=np.float64)
+    left: Floats = found.evaluate(steps)
     return steps, left
 
 

@@ -15,7 +15,7 @@ from normscope.studies.quantity import (
     mean_log as mean_log,
     steps_to as steps_to,
 )
-from normscope.studies.runs import Run as Run, refuse as refuse
+from normscope.studies.runs import Run as Run, own_code as own_code, refuse as refuse
 from normscope.studies.source_texts import Texts as Texts, texts as texts
 from normscope.studies.study import AbstractStudy as AbstractStudy
 from normscope.studies.template import new as new

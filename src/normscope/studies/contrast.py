@@ -1,31 +1,37 @@
 """Contrasts: what is judged. Two sides, a quantity and a condition give one number a seed, and the numbers a word."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from normscope._errors import UsageError
-from normscope.records import Estimate, Outcome, Verdict
-from normscope.stats import decide, interval, tost
+from normscope._errors import DataError, UsageError
+from normscope.records import Estimate, Outcome
+from normscope.stats import Decision, alike, decide, interval, no_worse, two_looks
+from normscope.stats.decide import FEWEST_SEEDS, unusable
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
+from normscope.usercode import defined_at
 
 #: A side of a contrast: the name of an arm, a point (``{"arm": ..., "features": "raw"}``), a number (a theory, a
 #: bound), or None for nothing.
 Side = str | Mapping[str, Any] | float | None
 
+#: How two numbers become one effect.
+SCALES = ("difference", "log-ratio", "value")
+
 
 @dataclass(frozen=True)
 class Contrast:
-    """A quantity of two sides under one condition, paired by seed, and the rule that judges it.
+    """A quantity of two sides under one condition, paired by seed, and the rule that gives it a word.
 
     The effect is positive where the first side is larger, which is the direction of the claim:
     ``Contrast(steps, "none", "batch")`` speaks for "batch norm takes fewer steps". One rule judges: beyond a margin
-    (the usual one), equal within a bound, or exact within a bound.
+    (the usual one), alike within a bound, no worse than a bound, or exact within a bound.
 
     Attributes:
         quantity: What is measured.
@@ -33,49 +39,68 @@ class Contrast:
         second: The side that it is compared with; a number for a theory or a bound; None if the quantity itself is the
             effect.
         at: The condition: values of the point. A ``Best`` gives every arm its own best value.
+        conditions: The rest of the condition, in words by the name of what varies: ``{"matching": "equal steps"}``.
         scale: ``"difference"``, ``"log-ratio"`` or ``"value"``: how two numbers become one effect.
         effect: How they do, where it is neither a difference nor a log-ratio: called with (first, second).
-        claim: The claim in a sentence; the study's own if empty.
+        unit: Unit of the effect in words; that of the quantity if None. ``"points"`` and ``"%"`` are hundredths.
+        claim: The claim in a sentence; the study's own if empty. Contrasts of one claim are read together: the
+            headline, and what was also tried.
+        name: By which sentences of texts refer to the contrast (``data/texts.toml``).
+        headline: Whether it is the contrast nearest to what the source states; the first one if none says so.
         endpoint: What is measured, in words; made of quantity, sides and condition if empty.
+        says: The finding as a clause in which ``{effect}`` stands for the effect in natural units: ``"training takes
+            {effect} steps with batch norm"``; made of quantity and sides if empty.
+        comparative: Words for an effect in the direction of the claim and against it: ``("fewer", "more")``.
         reason: The sentence with the numbers, or what makes one of the ``Reading``; made of the numbers if empty.
         labels: Words for the two sides, in place of the arms'.
-        margin: Smallest effect of interest; the study's own if None.
-        refuted_below: Where refutation begins, if not at the margin.
-        equal_within: Judge that both sides are alike, within this bound, by two one-sided tests.
+        margin: Smallest effect that matters; the study's own if None.
+        margin_reason: Why it is that one, in a line; the study's own if empty.
+        equal_within: Judge that both sides are alike, within this bound: the whole interval lies in it.
+        no_worse_than: Judge that the first side is at least as large as the second less this bound.
         exact_within: Judge an identity: the quantity is a relative error, and must lie below this bound in all seeds.
-        premises: What must hold for a verdict in favour: a claim is not supported if one of these is not.
-        in_headline: Whether its sentence is added to that of the study's primary verdict.
+        premises: What must be the case for the contrast to say anything. A premise that does not hold makes it *not
+            measurable*, whichever way its numbers point.
     """
 
     quantity: Quantity
     first: Side = None
     second: Side = None
     at: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, str] = field(default_factory=dict)
     scale: str = "difference"
     effect: Callable[[Any, Any], Floats] | None = None
+    unit: str | None = None
     claim: str = ""
+    name: str = ""
+    headline: bool = False
     endpoint: str = ""
+    says: str = ""
+    comparative: tuple[str, str] | None = None
     reason: "str | Callable[[Reading], str]" = ""
     labels: tuple[str, str] = ("", "")
     margin: float | None = None
-    refuted_below: float | None = None
+    margin_reason: str = ""
     equal_within: float | None = None
+    no_worse_than: float | None = None
     exact_within: float | None = None
     premises: "tuple[Contrast, ...]" = ()
-    in_headline: bool = False
 
     def __post_init__(self) -> None:
-        rules = [rule for rule in (self.margin, self.equal_within, self.exact_within) if rule is not None]
-        if len(rules) > 1:
-            raise UsageError("a contrast has one rule: margin, equal_within or exact_within")
-        if any(bound is not None and bound <= 0 for bound in (self.equal_within, self.exact_within)):
-            raise UsageError("equal_within and exact_within are bounds on a size: they must be positive")
+        bounds = (self.equal_within, self.no_worse_than, self.exact_within)
+        if sum(rule is not None for rule in (self.margin, *bounds)) > 1:
+            raise UsageError("a contrast has one rule: margin, equal_within, no_worse_than or exact_within")
+        if any(bound is not None and not 0 < bound < math.inf for bound in bounds):
+            raise UsageError("equal_within, no_worse_than and exact_within are bounds on a size: they must be positive")
+        if self.margin is not None and not 0 <= self.margin < math.inf:
+            raise UsageError(f"the margin of a contrast is {self.margin}: give the smallest size that matters")
+        if self.scale not in SCALES:
+            raise UsageError(f"scale {self.scale!r} of a contrast is not known; use {', '.join(map(repr, SCALES))}")
 
     def read(self, evidence: Evidence) -> "Reading":
         """Return the numbers of both sides and the effect of each seed."""
         nothing = Sample({}, None, None)
         second = nothing if self.second is None else self._sample(self.second, evidence)
-        return Reading(self, self._sample(self.first, evidence), second, evidence.level)
+        return Reading(self, self._sample(self.first, evidence), second, evidence)
 
     def _sample(self, side: Side, evidence: Evidence) -> "Sample":
         if isinstance(side, int | float):
@@ -121,23 +146,33 @@ class Reading:
         contrast: What was read.
         first: The side that the claim says is larger.
         second: The other side.
-        level: Confidence level of intervals.
+        evidence: The records.
     """
 
     contrast: Contrast
     first: Sample
     second: Sample
-    level: float
+    evidence: Evidence
+
+    @property
+    def level(self) -> float:
+        """Confidence level of intervals."""
+        return self.evidence.level
 
     @cached_property
     def values(self) -> Floats:
-        """Effect of each seed (n,), positive in the direction of the claim; of an identity powers of ten below."""
-        contrast = self.contrast
-        if contrast.exact_within is not None:
-            return np.asarray(math.log10(contrast.exact_within) - np.log10(np.clip(self.errors, 1e-18, 1e18)))
+        """Effect of each seed (n,), positive in the direction of the claim; of an identity its errors.
+
+        NaN where a pair of runs says nothing: neither reached the target, or both lie on the floor or ceiling of the
+        quantity.
+
+        Raises:
+            DataError: The quantity gives more or fewer numbers than there are seeds.
+        """
+        contrast, seeds = self.contrast, len(self.evidence.seeds)
         a: Any = self.first.values
         b: Any = self.second.values
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if contrast.effect is not None:
                 effects = contrast.effect(a, b)
             elif b is None:
@@ -146,7 +181,15 @@ class Reading:
                 effects = self._logarithm(a) - self._logarithm(b)
             else:
                 effects = a - b
-        return np.asarray(effects, dtype=np.float64)
+        effects = np.array(effects, dtype=np.float64)
+        if effects.shape != (seeds,):
+            place = defined_at(contrast.effect or contrast.quantity.read)
+            raise DataError(
+                f"{contrast.quantity.words or 'a quantity'}: gives numbers of shape {effects.shape} for {seeds} seeds: "
+                f"return one number for each of evidence.seeds, NaN where there is none{f' ({place})' if place else ''}"
+            )
+        effects[self._neither | self._at_limits] = np.nan
+        return effects
 
     def _logarithm(self, values: Any) -> Any:
         if isinstance(values, float):
@@ -154,9 +197,40 @@ class Reading:
         return values if self.contrast.quantity.logs else np.log(values)
 
     @cached_property
-    def errors(self) -> Floats:
-        """Errors of an identity, a seed each; a seed without one counts as infinite."""
-        return np.nan_to_num(np.asarray(self.first.values, dtype=np.float64), nan=np.inf)
+    def _neither(self) -> NDArray[np.bool_]:
+        """Which seeds (n,) reached the target on neither side."""
+        missed = [sample.arrivals.missed for sample in (self.first, self.second) if sample.arrivals is not None]
+        return np.logical_and.reduce(missed) if missed else np.zeros(len(self.evidence.seeds), dtype=bool)
+
+    @cached_property
+    def _either(self) -> NDArray[np.bool_]:
+        """Which seeds (n,) missed the target on one side alone: their effect is a bound, not a number."""
+        missed = [sample.arrivals.missed for sample in (self.first, self.second) if sample.arrivals is not None]
+        return (np.logical_or.reduce(missed) if missed else np.zeros(len(self.evidence.seeds), dtype=bool)) & (
+            ~self._neither
+        )
+
+    @property
+    def bounded(self) -> str:
+        """``"at least"`` or ``"at most"`` where the effect is a bound, for runs of one side ended before the target."""
+        if not self._either.any():
+            return ""
+        first, second = (
+            bool((sample.arrivals.missed & self._either).any()) if sample.arrivals is not None else False
+            for sample in (self.first, self.second)
+        )
+        return "about" if first and second else "at least" if first else "at most"
+
+    @cached_property
+    def _at_limits(self) -> NDArray[np.bool_]:
+        """Which seeds (n,) have both sides on the floor of the quantity, or both on its ceiling."""
+        none = np.zeros(len(self.evidence.seeds), dtype=bool)
+        floor, ceiling = self.contrast.quantity.limits(self.evidence)
+        sides = [sample.values for sample in (self.first, self.second) if isinstance(sample.values, np.ndarray)]
+        if len(sides) < 2 or not all(side.shape == none.shape for side in sides):
+            return none
+        both_low, both_high = ([side <= floor for side in sides], [side >= ceiling for side in sides])
+        return np.asarray(np.logical_and.reduce(both_low) | np.logical_and.reduce(both_high))
 
     @cached_property
     def kept(self) -> Floats:
@@ -165,52 +239,86 @@ class Reading:
 
     @cached_property
     def effect(self) -> Estimate:
-        """Mean effect over seeds, with its interval."""
-        scale = "value" if self.contrast.exact_within is not None else self.contrast.scale
+        """Mean effect over seeds, with its interval; of an identity its largest error."""
+        contrast = self.contrast
+        unit = contrast.quantity.unit if contrast.unit is None else contrast.unit
+        if contrast.exact_within is not None:
+            errors = np.abs(self.kept)
+            if not len(errors):
+                return replace(unmeasured(self.level, "error"), unit=unit)
+            largest, smallest, n = float(errors.max()), float(errors.min()), len(errors)
+            return Estimate(largest, smallest, largest, self.level, n, "largest of all seeds", "error", unit)
         if not len(self.kept):
-            return unmeasured(self.level, scale)
-        return interval(self.kept, scale=scale, level=self.level)
+            return replace(unmeasured(self.level, contrast.scale), unit=unit)
+        return replace(interval(self.kept, scale=contrast.scale, level=self.level), unit=unit)
 
     @property
     def missing(self) -> str:
         """A sentence on the seeds without a number; empty if there are none."""
-        if not len(self.kept):
-            return "Not one seed could be measured."
         left = len(self.values) - len(self.kept)
-        return f"{left} of {len(self.values)} seeds could not be measured." if left else ""
+        if not left:
+            return ""
+        neither, limits = int(self._neither.sum()), int(self._at_limits.sum())
+        count = "all seeds" if left == len(self.values) else f"{left} of {len(self.values)} seeds"
+        if neither == left:
+            return f"In {count} neither side reached the target, so there is no number."
+        if limits == left:
+            return f"In {count} both sides lie on the floor or ceiling of the quantity, so there is no number."
+        return f"In {count} there is no finite number."
 
     def margin(self, default: float) -> float:
         """Return the margin that judges; ``default`` is the study's own."""
         contrast = self.contrast
-        if contrast.exact_within is not None:
-            return 0.0
-        if contrast.equal_within is not None:
-            return contrast.equal_within
-        return default if contrast.margin is None else contrast.margin
+        own = (contrast.exact_within, contrast.equal_within, contrast.no_worse_than, contrast.margin)
+        return next((bound for bound in own if bound is not None), default)
 
-    def judge(self, default: float) -> tuple[Outcome, float]:
-        """Return the outcome and its p-value, by the contrast's rule.
+    def judge(self, default: float) -> Decision:
+        """Return the word and its p-value, by the contrast's rule; premises are the study's to judge.
+
+        The p-value is corrected for the second look that an extended run takes.
 
         Args:
             default: The margin where the contrast has no rule of its own.
         """
         contrast = self.contrast
         if contrast.exact_within is not None:
-            # An exact identity has no sampling error, so p = 0 when all seeds agree.
-            below = self.values > 0
-            word = Outcome.SUPPORTED if below.all() else Outcome.REFUTED if not below.any() else Outcome.INCONCLUSIVE
-            return word, 1.0 if word is Outcome.INCONCLUSIVE else 0.0
-        if not len(self.kept):
-            return Outcome.INCONCLUSIVE, 1.0
+            return self._judge_identity(contrast.exact_within)
+        if reason := self._nothing_to_judge():
+            return Decision(Outcome.NOT_MEASURABLE, None, reason)
+        options: dict[str, Any] = {"level": self.level, "scale": contrast.scale}
         if contrast.equal_within is not None:
-            return alike(self.kept, contrast.equal_within, level=self.level, scale=contrast.scale)
-        return decide(
-            self.kept,
-            margin=self.margin(default),
-            refuted_below=contrast.refuted_below,
-            level=self.level,
-            scale=contrast.scale,
-        )
+            found = alike(self.kept, contrast.equal_within, **options)
+        elif contrast.no_worse_than is not None:
+            found = no_worse(self.kept, contrast.no_worse_than, **options)
+        else:
+            found = decide(self.kept, margin=self.margin(default), **options)
+        if self.evidence.looks == 2 and found.p_value is not None:
+            found = found._replace(p_value=two_looks(found.p_value))
+        says_alike = found.outcome is (Outcome.NO_EFFECT if contrast.equal_within is None else Outcome.HOLDS)
+        if says_alike and self._either.any():
+            count = int(self._either.sum())
+            why = f"{count} {'run' if count == 1 else 'runs'} ended before the target, so the effect is only bounded"
+            return found._replace(outcome=Outcome.UNCLEAR, why=why)
+        return found
+
+    def _nothing_to_judge(self) -> str:
+        """Say why the numbers allow no word; empty if they do."""
+        reason = unusable(self.kept)
+        if len(self.kept) < FEWEST_SEEDS and self.missing:
+            return self.missing.rstrip(".")
+        return reason
+
+    def _judge_identity(self, bound: float) -> Decision:
+        """Judge an identity: *exact* or *false*; without a p-value, for it has no sampling error."""
+        if len(self.kept) < len(self.values) or not len(self.kept):
+            return Decision(Outcome.NOT_MEASURABLE, None, "the error is not a number in every seed")
+        below = np.abs(self.kept) < bound
+        if below.all():
+            return Decision(Outcome.EXACT, None)
+        if not below.any():
+            return Decision(Outcome.FALSE, None)
+        why = f"the error lies below {bound:g} in {int(below.sum())} of {len(below)} seeds"
+        return Decision(Outcome.UNCLEAR, None, why)
 
 
 def unmeasured(level: float, scale: str) -> Estimate:
@@ -218,70 +326,11 @@ def unmeasured(level: float, scale: str) -> Estimate:
     return Estimate(math.nan, -math.inf, math.inf, level, 0, "not measured", scale)
 
 
-def alike(values: Floats, bound: float, *, level: float, scale: str) -> tuple[Outcome, float]:
-    """Judge that two things are alike: supported if their difference lies within a bound, by two one-sided tests.
-
-    Refuted if the interval lies wholly outside the bound, on either side.
-
-    Args:
-        values: One finite difference (or log-ratio) a seed.
-        bound: Largest difference that counts as none, positive.
-        level: Confidence level.
-        scale: What the values are.
-
-    Returns:
-        The outcome and its p-value.
-    """
-    within, p, _ = tost(values, low=-bound, high=bound, level=level, scale=scale)
-    if within:
-        return Outcome.SUPPORTED, p
-    above, p_above = decide(values, margin=bound, level=level, scale=scale)
-    below, p_below = decide(-values, margin=bound, level=level, scale=scale)
-    if Outcome.SUPPORTED in (above, below):
-        return Outcome.REFUTED, min(p_above, p_below)
-    return Outcome.INCONCLUSIVE, p
-
-
 @dataclass(frozen=True)
 class AllOf:
-    """A claim that is to hold under every one of several conditions: its parts, judged together by ``conjunction``.
+    """Temporary."""
 
-    Attributes:
-        parts: Contrasts, or verdicts of another kind, with p-values.
-        claim: The claim in a sentence; the study's own if empty.
-        endpoint: What is measured; the study's own if empty.
-        reason: A sentence, or what makes one of the verdict (whose parts are judged); the parts' sentences if empty.
-    """
-
-    parts: Sequence[Contrast | Verdict]
+    parts: Any = ()
     claim: str = ""
     endpoint: str = ""
-    reason: str | Callable[[Verdict], str] = ""
-
-
-def conjunction(parts: Sequence[Verdict], alpha: float) -> tuple[Outcome, float, Verdict]:
-    """Judge a claim that is to hold under every one of several conditions.
-
-    *Supported* if every part is: an intersection-union test, whose p-value is the largest of theirs. *Refuted* if one
-    part is; that one of several is looked for is paid for by multiplying its p-value by their number (Bonferroni).
-
-    Args:
-        parts: Verdicts with p-values, one a condition.
-        alpha: One minus the level of their intervals.
-
-    Returns:
-        The outcome, its p-value, and the part that decided: the weakest support or the strongest refutation.
-    """
-    worst = min(parts, key=lambda part: part.effect.low - part.margin)
-    if all(part.outcome is Outcome.SUPPORTED for part in parts):
-        return Outcome.SUPPORTED, max(_p_value(part) for part in parts), worst
-    against = [part for part in parts if part.outcome is Outcome.REFUTED]
-    if against:
-        decisive = min(against, key=lambda part: (_p_value(part), part.effect.high))
-        p = min(1.0, len(parts) * _p_value(decisive))
-        return (Outcome.REFUTED if p <= alpha else Outcome.INCONCLUSIVE), p, decisive
-    return Outcome.INCONCLUSIVE, 1.0, worst
-
-
-def _p_value(verdict: Verdict) -> float:
-    return 1.0 if verdict.p_value is None else verdict.p_value
+    reason: Any = ""

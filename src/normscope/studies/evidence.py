@@ -3,15 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from normscope._errors import DataError
 from normscope.plots import number
+from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 
 Floats = NDArray[np.float64]
+#: Columns of the records that do not tell one cell from another, apart from its seed.
+_NOT_OF_A_CELL = ("seed", "step", "probe", "site", "name", "value", "unit")
 
 
 def typical(values: Floats, *, logs: bool = False) -> str:
@@ -49,13 +54,59 @@ class Evidence:
         seeds: Those seeds, in order: the replicates.
         level: Confidence level of the intervals.
         data: Name of the data, for captions.
+
+    Raises:
+        DataError: A seed stands twice.
     """
 
     frame: pl.DataFrame
     settings: Mapping[str, Any]
     seeds: tuple[int, ...]
-    level: float = 0.95
+    level: float = LEVEL
     data: str = "digits"
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise DataError("a seed stands twice among the seeds: each replicate counts once")
+
+    @property
+    def looks(self) -> int:
+        """How often the records may be looked at: twice where a run may be extended, by its level."""
+        return 2 if self.level == TWO_LOOKS_LEVEL else 1
+
+    @cached_property
+    def chance(self) -> float:
+        """Training accuracy at the first step, before any update, over all runs; NaN without such records."""
+        first = self.select(probe="training", name="accuracy").filter(pl.col("step") == pl.col("step").min())
+        mean = first["value"].mean()
+        return float(mean) if isinstance(mean, float) else math.nan
+
+    @cached_property
+    def floor(self) -> float:
+        """Accuracy at or below which a network has learnt nothing: 1.25 times chance."""
+        return 1.25 * self.chance if math.isfinite(self.chance) else -math.inf
+
+    def plateau(self, **where: Any) -> float:
+        """Return the best arm's training accuracy at the end of training, over arms and learning rates.
+
+        Args:
+            where: The point of the grid; arm and learning rate are left out of it.
+        """
+        point = {key: value for key, value in where.items() if key not in ("arm", "lr")}
+        found = self.select(probe="training", name="accuracy", **point)
+        cells = [column for column in found.columns if column not in _NOT_OF_A_CELL]
+        ends = found.group_by([*cells, "seed"]).agg(pl.col("value").sort_by("step").tail(20).mean())
+        return float(ends.group_by(cells).agg(pl.col("value").mean())["value"].fill_nan(0.0).max() or 0.0)  # type: ignore[arg-type]
+
+    def target(self, share: float, **where: Any) -> float:
+        """Return the training accuracy that is a share of the way from chance to the plateau.
+
+        Args:
+            share: In (0, 1).
+            where: The point of the grid.
+        """
+        chance = self.chance if math.isfinite(self.chance) else 0.0
+        return chance + share * (self.plateau(**where) - chance)
 
     def select(
         self,
@@ -112,7 +163,8 @@ class Evidence:
 
     def final_losses(self, labels: Mapping[str, str], **where: Any) -> str:
         """Say how the arms named by ``labels`` end, in a sentence for a caption."""
-        ends = (f"{typical(self.final('loss', arm=arm, **where))} with {label}" for arm, label in labels.items())
+        finals = {label: typical(self.final("loss", arm=arm, **where)) for arm, label in labels.items()}
+        ends = (f"{end or 'not finite'} with {label}" for label, end in finals.items())
         return f"Mean loss of the last 20 steps: {', '.join(ends)}."
 
     def mean_log(self, frame: pl.DataFrame) -> Floats:
@@ -134,12 +186,18 @@ class Evidence:
         return np.nan_to_num(self.last(name, arm=arm, **point), nan=0.0)
 
     def loss_difference(self, first: str, second: str, **point: Any) -> Floats:
-        """Return per seed the largest difference of two arms' losses over steps; infinite if one arm ended earlier."""
+        """Return per seed the largest difference of two arms' losses over steps.
+
+        Infinite if one arm ended earlier, NaN if an arm has no losses.
+        """
         one, other = (
             self.curves(self.select(probe="training", name="loss", arm=arm, **point)) for arm in (first, second)
         )
         found = []
         for seed in self.seeds:
+            if seed not in one or seed not in other:
+                found.append(np.nan)
+                continue
             a, b = one[seed][1], other[seed][1]
             found.append(float(np.abs(a - b).max()) if len(a) == len(b) else np.inf)
         return np.array(found, dtype=np.float64)

@@ -29,7 +29,8 @@ class AbstractExperiment(Unit, ABC):
         TOPIC: What it is about, in a word or two; studies are listed and filtered by it.
         CLAIM: The claim in a sentence, as its source makes it.
         ENDPOINT: What the primary verdict measures, in words.
-        MARGIN: Smallest effect of interest of the primary endpoint, on the scale of its effect.
+        MARGIN: Smallest effect that matters, on the scale of the headline's effect.
+        MARGIN_REASON: Why a smaller effect does not matter, in a line.
         PRESETS: By name, everything that a run can vary: sizes, learning rates, steps, arms. Plain JSON values.
         VERSION: Raised when the procedure changes, so that older cells are not taken for new ones.
         EXTENSION: Whether it judges what no sentence of the source texts says (see ``data/texts.toml``).
@@ -41,6 +42,7 @@ class AbstractExperiment(Unit, ABC):
     CLAIM: ClassVar[str]
     ENDPOINT: ClassVar[str]
     MARGIN: ClassVar[float]
+    MARGIN_REASON: ClassVar[str] = ""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
     VERSION: ClassVar[int] = 1
     EXTENSION: ClassVar[bool] = False
@@ -50,6 +52,8 @@ class AbstractExperiment(Unit, ABC):
     POINTS: ClassVar[Mapping[str, str]] = {}
     #: Fingerprint of the file of a user's own study, which its runs remember; empty for those of the package.
     SOURCE_FILE: ClassVar[str] = ""
+    #: That file, whose lines are named where it raises.
+    SOURCE_PATH: ClassVar[str] = ""
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the (arm, point) pairs that every seed runs: by default every arm at every combination of ``POINTS``.
@@ -79,6 +83,16 @@ class AbstractExperiment(Unit, ABC):
         """
         for cell in cells:
             yield cell, self.run_cell(cell, data, device)
+
+    def foresee(self, settings: Mapping[str, Any]) -> None:
+        """Refuse, before anything is run, what no record could make right.
+
+        Args:
+            settings: The preset's.
+
+        Raises:
+            UsageError: The study cannot be judged, whatever its cells record.
+        """
 
     @abstractmethod
     def judge(self, evidence: Evidence) -> Verdict:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from normscope.plots import Figure, Table, curves, readable
+from normscope.records import Outcome
 from normscope.studies.contrast import Contrast, Reading
 from normscope.studies.evidence import Evidence, Floats, typical
 from normscope.studies.quantity import Best, Quantity
@@ -82,16 +83,15 @@ def _title(name: str, at: str, changes: Mapping[str, Any]) -> str:
     return ", ".join(part for part in (drawn, at, along) if part)
 
 
-def contrasts_table(rows: Sequence[tuple[Contrast, Reading]], words: Wording, margin: float, seeds: int) -> Table:
+def contrasts_table(rows: Sequence[tuple[Contrast, Reading, Outcome]], words: Wording, seeds: int) -> Table:
     """Tabulate contrasts, a row each.
 
     Args:
-        rows: Contrasts with their numbers.
+        rows: Contrasts with their numbers and words.
         words: Of the study.
-        margin: The study's own.
         seeds: How many there are.
     """
-    listed = tuple(words.row(contrast, reading, reading.judge(margin)[0]) for contrast, reading in rows)
+    listed = tuple(words.row(contrast, reading, outcome) for contrast, reading, outcome in rows)
     return Table("Contrasts", ROW, listed, f"Means over {seeds} seeds, of logarithms geometric means.")
 
 

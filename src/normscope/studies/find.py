@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -71,6 +72,7 @@ def from_file(path: str | Path) -> AbstractStudy:
     beside = [sys.modules[name] for name in set(sys.modules) - before]
     _by_value(module, *(found for found in beside if _lies_in(found, folder)))
     kind.SOURCE_FILE = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    kind.SOURCE_PATH = str(file.resolve())
     study = kind()
     _OWN[study.CODE] = study
     return study
@@ -157,6 +159,8 @@ def _complete(kind: type[AbstractStudy], file: Path) -> None:
     if undone:
         raise UsageError(f"{file}: {kind.__name__} lacks {', '.join(undone)}")
     kind.page()
+    if not 0 <= kind.MARGIN < math.inf:
+        raise UsageError(f"{file}: MARGIN {kind.MARGIN} is no size: give the smallest effect that matters")
     if not re.fullmatch(r"[a-z][a-z0-9-]+", kind.CODE):
         raise UsageError(f"{file}: CODE {kind.CODE!r} must be lower-case words joined by hyphens")
     if kind.CODE in {study.CODE for study in all()}:

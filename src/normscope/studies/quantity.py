@@ -28,6 +28,11 @@ class Quantity:
         record: (probe, name) of the records that a figure of it draws over steps; empty if there is nothing to draw.
         reference: Horizontal lines of that figure, by their label.
         censored: Whether ``read`` returns ``Arrivals``.
+        unit: Unit of a difference of two of the numbers, in words; ``"points"`` and ``"%"`` are hundredths.
+        floor: Called with the evidence: at or below it a run has learnt nothing. Where both sides of a contrast do, the
+            pair says nothing. None if there is no floor.
+        ceiling: At or above it nothing is left to gain, and the same holds. None if there is no ceiling.
+        held_out: Whether it is measured on data that each seed splits off anew; intervals then speak of this data set.
     """
 
     words: str
@@ -36,6 +41,15 @@ class Quantity:
     record: tuple[str, str] = ("", "")
     reference: Mapping[str, float] = field(default_factory=dict)
     censored: bool = False
+    unit: str = ""
+    floor: Callable[[Evidence], float] | None = None
+    ceiling: float | None = None
+    held_out: bool = False
+
+    def limits(self, evidence: Evidence) -> tuple[float, float]:
+        """Return floor and ceiling; infinite where there is none."""
+        floor = -math.inf if self.floor is None else self.floor(evidence)
+        return floor, math.inf if self.ceiling is None else self.ceiling
 
     def __call__(self, evidence: Evidence, **where: Any) -> Floats:
         """Return the number of each seed; steps that were never reached count as the horizon."""
@@ -57,27 +71,34 @@ class Quantity:
         return f"{said} [{never}]" if never else said
 
 
-def steps_to(target: float, window: int = 5) -> Quantity:
-    """Steps until the running mean of the training accuracy reaches a target in [0, 1]; censored at the end of a run.
+def steps_to(share: float, window: int = 5) -> Quantity:
+    """Steps until the running training accuracy has come a share of the way from chance to the best plateau.
+
+    The plateau is that of the best arm at the same point of the grid, whatever its learning rate, so the target follows
+    the data: no arm is asked for an accuracy that none reaches. Censored at the end of a run.
 
     Args:
-        target: The accuracy.
+        share: Share of the way, in (0, 1).
         window: Steps of the running mean.
     """
-    goal = f"{100 * target:g} %"
+    goal = f"{100 * share:g} %"
     return Quantity(
-        f"steps to {goal} training accuracy",
-        lambda evidence, **where: evidence.arrivals(target, window=window, **where),
+        f"steps to {goal} of the way to the best training accuracy",
+        lambda evidence, **where: evidence.arrivals(evidence.target(share, **where), window=window, **where),
         record=("training", "accuracy"),
-        reference={goal: target},
         censored=True,
     )
 
 
 def accuracy(name: str = "test_accuracy") -> Quantity:
-    """Accuracy at the end of training; a run that diverged has none right."""
+    """Accuracy at the end of training, in points where two are compared; a run that diverged has none right."""
     return Quantity(
-        f"{name.replace('_', ' ')} at the end", lambda evidence, **where: evidence.accuracy(name=name, **where)
+        f"{name.replace('_', ' ')} at the end",
+        lambda evidence, **where: evidence.accuracy(name=name, **where),
+        unit="points",
+        floor=lambda evidence: evidence.floor,
+        ceiling=0.9999,
+        held_out=name.startswith(("test", "val")),
     )
 
 
@@ -143,7 +164,7 @@ class Best:
         most: Whether the best is the largest mean over seeds; if not, the smallest geometric mean.
 
     A value at which the mean is not finite (a run diverged) is ruled out; if that leaves nothing, the smallest value
-    is taken.
+    is taken, and NaN if there is none.
     """
 
     over: str
@@ -160,7 +181,7 @@ class Best:
             mean = float((values if self.most or quantity.logs else _logarithms(values)).mean())
             if math.isfinite(mean):
                 scores.append((-mean if self.most else mean, choice))
-        return min(scores)[1] if scores else choices[0]
+        return min(scores)[1] if scores else next(iter(choices), math.nan)
 
 
 def _logarithms(values: Floats) -> Floats:

@@ -14,16 +14,16 @@ from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
 from normscope.records.json import canonical
+from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
+from normscope.usercode import users_code
 
 _Done = tuple[Cell, list[Record], float]
-LEVEL = 0.95
-#: Level of both looks when a run may be extended once (Pocock's boundary for two looks: 0.029 each, 0.05 in all).
-EXTENSION_LEVEL = 1 - 0.029
 #: Seeds that a study may train at once: 0 to 4, 5 to 9 and so on, always all of them, since the last bits of a seed's
 #: numbers may depend on its company. Of ten seeds that leaves two processes a half each.
 SEEDS_AT_ONCE = 5
+_ALPHA = 0.05  # chance of any false word that is kept over studies judged together
 
 
 class Run(NamedTuple):
@@ -61,33 +61,43 @@ class Run(NamedTuple):
 
     def verdict(self) -> Verdict:
         """Judge all complete seeds."""
-        return self.study.judge(self.evidence())
+        with own_code(self.study, "judging"):
+            return self.study.judge(self.evidence())
 
     def figures(self) -> Sequence[Figure]:
         """Draw the study's figures from all complete seeds."""
-        return self.study.figures(self.evidence())
+        with own_code(self.study, "drawing"):
+            return self.study.figures(self.evidence())
 
     def tables(self) -> Sequence[Table]:
         """Make the study's tables from all complete seeds."""
-        return self.study.tables(self.evidence())
+        with own_code(self.study, "tabulating"):
+            return self.study.tables(self.evidence())
 
-    def asked(self) -> tuple[int, ...]:
+    def asked(self, *, together: int = 1) -> tuple[int, ...]:
         """Return the numbers of seeds that, asked for, come to the seeds that are here.
 
         One, unless the run could be extended: then it may have been asked for as many, if these decide, or for half as
         many, if the first half did not.
+
+        Args:
+            together: How many studies are judged together: what decides alone may not decide after Holm's correction.
         """
         seeds = 1 + max((cell.seed for cell in self.store.cells()), default=0)
-        if config_of(self.store)["level"] != EXTENSION_LEVEL:
+        if config_of(self.store)["level"] != TWO_LOOKS_LEVEL:
             return (seeds,)
-        half = (seeds // 2,) if seeds % 2 == 0 and self._leave_open(seeds // 2) else ()
+        half = (seeds // 2,) if seeds % 2 == 0 and self._leave_open(seeds // 2, together) else ()
         return half if half and self._leave_open(seeds) else (seeds, *half)
 
-    def _leave_open(self, seeds: int) -> bool:
+    def _leave_open(self, seeds: int, together: int = 1) -> bool:
+        """Return whether the first seeds leave a study unclear, or may do so among others."""
         try:
-            return self.study.judge(self.evidence(range(seeds))).outcome is Outcome.INCONCLUSIVE
+            with own_code(self.study, "judging"):
+                found = self.study.judge(self.evidence(range(seeds)))
         except DataError:  # an interrupted run, of which none of these is complete
             return False
+        corrected = min(1.0, together * (found.p_value or 0.0))  # the most that Holm's correction makes of it
+        return found.outcome is Outcome.UNCLEAR or (found.outcome.decided and corrected > _ALPHA)
 
     def command(self, seeds: int | None = None) -> str:
         """Return the command that runs the study again like this.
@@ -96,11 +106,26 @@ class Run(NamedTuple):
             seeds: One of `asked`; its first if left out.
         """
         config = config_of(self.store)
-        extend = " --extend" if config["level"] == EXTENSION_LEVEL else ""
+        extend = " --extend" if config["level"] == TWO_LOOKS_LEVEL else ""
         return (
             f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds or self.asked()[0]}"
             f" --data {config['data']['name']} --device {config['device']}{extend}"
         )
+
+
+@contextmanager
+def own_code(study: AbstractExperiment, doing: str) -> Iterator[None]:
+    """Have what a user's own study raises end in one line with the user's file and line.
+
+    Args:
+        study: Of a study of the package errors pass as they are.
+        doing: What is done with the study: ``"judging"``.
+    """
+    if not study.SOURCE_PATH:
+        yield
+        return
+    with users_code(f"{doing} {study.CODE}", Path(study.SOURCE_PATH)):
+        yield
 
 
 def run(
@@ -113,6 +138,7 @@ def run(
     device: str = "cpu",
     workers: int | None = None,
     extend: bool = False,
+    look_twice: bool = True,
     progress: Progress | None = None,
 ) -> Verdict:
     """Run a study, or what of it is not yet complete, and judge it.
@@ -129,8 +155,10 @@ def run(
         data: Name or path of the data, as ``lab.data.load`` takes it.
         device: ``"cpu"`` or ``"cuda"``.
         workers: Processes; None for one per core (one in all on a GPU).
-        extend: Whether to run as many seeds again if the verdict is inconclusive. Both looks are then made at the
+        extend: Whether to run as many seeds again if the verdict is unclear. Both looks are then made at the
             level 0.971, so that the chance of a wrong verdict stays at 5 %.
+        look_twice: Whether the second look is taken here; if not, who judges several studies together takes it, by
+            asking for twice the seeds.
         progress: Called after every cell with (cells complete, cells in all, cell); first with None for the cell.
 
     Returns:
@@ -148,7 +176,7 @@ def run(
     settings = study.settings(preset)
     workers = _workers(workers, device)
     dataset = load_data(data)
-    level = EXTENSION_LEVEL if extend else LEVEL
+    level = TWO_LOOKS_LEVEL if extend else LEVEL
     config = {
         "study": study.CODE,
         "version": study.VERSION,
@@ -166,7 +194,8 @@ def run(
     store = Store.create(Path(out) / study.CODE, config)
 
     def look(count: int) -> Verdict:
-        wanted = study.cells(preset, range(count), dataset, device)
+        with own_code(study, "listing the cells of"):
+            wanted = study.cells(preset, range(count), dataset, device)
         done = store.completed()
         pending = [cell for cell in wanted if cell.id not in done]
         ready = len(wanted) - len(pending)
@@ -178,10 +207,11 @@ def run(
                 ready += 1
                 if progress is not None:
                     progress(ready, len(wanted), cell)
-        return study.judge(Run(study, store).evidence(range(count)))
+        with own_code(study, "judging"):
+            return study.judge(Run(study, store).evidence(range(count)))
 
     verdict = look(seeds)
-    if extend and verdict.outcome is Outcome.INCONCLUSIVE:
+    if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
         verdict = look(2 * seeds)
     return verdict
 
@@ -219,7 +249,10 @@ def refuse(
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     for study in chosen:
-        study.settings(preset)
+        settings = study.settings(preset)
+        if study.SOURCE_PATH:
+            with own_code(study, "listing the contrasts of"):
+                study.foresee(settings)
     _workers(workers, device)
     load_data(data)
     try:
@@ -315,7 +348,7 @@ def work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: st
 
     began = time.perf_counter()
     dataset = load_data(data)
-    with _one_thread():
+    with _one_thread(), own_code(study, f"running arm {cells[0].arm!r} of"):
         if study.together(cells[0]):
             first = cells[0].seed // SEEDS_AT_ONCE * SEEDS_AT_ONCE
             company = [replace(cells[0], seed=seed) for seed in range(first, first + SEEDS_AT_ONCE)]

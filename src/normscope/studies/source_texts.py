@@ -1,11 +1,11 @@
-"""The texts whose sentences the studies judge: read from data/texts.toml, which is data about texts and not code."""
+"""The texts whose sentences the studies judge, and the questions that people ask: data, read from data/*.toml."""
 
 import tomllib
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from normscope.records import Erratum, Sentence
+from normscope.records import Answer, Erratum, Question, Sentence, Statement
 
 
 class Texts(NamedTuple):
@@ -15,11 +15,13 @@ class Texts(NamedTuple):
         titles: Kind and title of each text, by how the ``SOURCES`` of studies name it.
         sentences: What they claim, text by text.
         errata: What they and the papers they cite state wrongly or leave open.
+        questions: What people ask, each with an answer in a few sentences.
     """
 
     titles: dict[str, str]
     sentences: tuple[Sentence, ...]
     errata: tuple[Erratum, ...]
+    questions: tuple[Question, ...]
 
     def judged_by(self, slug: str) -> tuple[str, ...]:
         """Return the titles of the texts of which a study judges a sentence."""
@@ -30,11 +32,20 @@ class Texts(NamedTuple):
 @cache
 def texts() -> Texts:
     """Return the texts."""
-    data = tomllib.loads((Path(__file__).parent / "data" / "texts.toml").read_text(encoding="utf-8"))
+    data, asked = (
+        tomllib.loads((Path(__file__).parent / "data" / name).read_text(encoding="utf-8"))
+        for name in ("texts.toml", "questions.toml")
+    )
     titles = {key: text["title"] for key, text in data["texts"].items()}
     sentences = tuple(
-        Sentence(titles[one["text"]], one["place"], one["says"], tuple(one["studies"]), one.get("note", ""))
-        for one in data["sentences"]
+        Sentence(
+            titles[row["text"]],
+            row["place"],
+            row["says"],
+            tuple(Answer(**answer) for answer in row["answers"]),
+            row.get("note", ""),
+        )
+        for row in data["sentences"]
     )
     errata = tuple(
         Erratum(
@@ -46,4 +57,15 @@ def texts() -> Texts:
         )
         for one in data["errata"]
     )
-    return Texts({text["cited"]: text["title"] for text in data["texts"].values()}, sentences, errata)
+    questions = tuple(
+        Question(
+            row["asks"],
+            titles[row["text"]],
+            row["answer"].strip(),
+            tuple(Statement(*statement) for statement in row["rests_on"]),
+            row["picture"],
+            row["command"].strip(),
+        )
+        for row in asked["questions"]
+    )
+    return Texts({text["cited"]: text["title"] for text in data["texts"].values()}, sentences, errata, questions)

@@ -1,41 +1,56 @@
 """What every study is: a claim, cells that differ in one thing, and contrasts fixed before the run."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from normscope.records import Estimate, Outcome, Verdict
+from normscope._errors import UsageError
+from normscope.records import Outcome, Premise, Verdict
+from normscope.stats import Decision
 from normscope.studies import figures
-from normscope.studies.contrast import AllOf, Contrast, conjunction
+from normscope.studies.contrast import Contrast
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
 from normscope.studies.quantity import Quantity
 from normscope.studies.runs import run
 from normscope.studies.wording import Wording
+from normscope.usercode import defined_at
 
 if TYPE_CHECKING:
     from normscope.plots import Figure, Table
+
+
+_NO_CONTRAST = "contrasts() yields no contrast, so there is nothing to judge"
+#: Words for networks by their name in the settings, and for data by their name.
+NETWORK_WORDS = {
+    "mlp": "dense networks",
+    "vgg-a": "a VGG network",
+    "resnet": "a residual network",
+    "cnn": "a small CNN",
+}
+DATA_WORDS = {"digits": "8x8 digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
 class AbstractStudy(AbstractExperiment):
     """One claim about batch normalization, put to a test. A positive effect speaks for the claim.
 
     A study is found by its file being in the folder ``claims``. Its docstring is its page. It yields contrasts: the
-    first decides the claim, the others qualify it. Sentences, figures and tables come from the contrasts unless the
-    study makes its own.
+    headline is the one nearest to what the source states, the others are also tried. Sentences, figures and tables come
+    from the contrasts unless the study makes its own.
 
     Attributes:
         CONDITIONS: Words for the values of points, ``{}`` for the value, by the name of the value.
+        VARIES: What varies between conditions, in words that complete "depends on the ...", by the name of the value.
+        NETWORKS: The kind of networks that the numbers are about, where the settings do not say it.
     """
 
     CONDITIONS: ClassVar[Mapping[str, str]] = {}
+    VARIES: ClassVar[Mapping[str, str]] = {}
+    NETWORKS: ClassVar[str] = ""
 
-    def contrasts(self, evidence: Evidence) -> Iterable[Contrast | AllOf | Verdict]:
-        """Yield what is judged: the primary endpoint first, then what qualifies it.
+    def contrasts(self, evidence: Evidence) -> Iterable[Contrast]:
+        """Yield what is judged: the contrast nearest to what the source states first, then what else was tried.
 
         Args:
             evidence: Gives the settings, and own best values of points.
@@ -43,87 +58,146 @@ class AbstractStudy(AbstractExperiment):
         raise NotImplementedError(f"{type(self).__name__} must yield its contrasts, or judge by itself")
 
     def judge(self, evidence: Evidence) -> Verdict:
-        """Return the verdict of the first contrast, with its conditions and the other contrasts as its parts."""
-        first, *others = self.contrasts(evidence)
-        primary = self.verdict_of(first, evidence, primary=True)
-        judged = [self.verdict_of(other, evidence) for other in others]
-        beside = [
-            verdict.reason
-            for other, verdict in zip(others, judged, strict=True)
-            if isinstance(other, Contrast) and other.in_headline
-        ]
-        reason = " ".join([primary.reason, *beside])
-        return replace(primary, reason=reason, primary=True, parts=(*primary.parts, *judged))
+        """Return the verdict of the headline contrast, with the other contrasts as its parts.
 
-    def verdict_of(self, judged: Contrast | AllOf | Verdict, evidence: Evidence, *, primary: bool = False) -> Verdict:
-        """Judge one contrast, or several that must all hold; a verdict passes through.
+        Raises:
+            UsageError: The study yields no contrast, two headlines, or a margin without a reason.
+        """
+        first, *others = self.ordered(evidence)
+        primary = self.verdict_of(first, evidence, primary=True)
+        return replace(primary, parts=tuple(self.verdict_of(other, evidence) for other in others))
+
+    def ordered(self, evidence: Evidence) -> list[Contrast]:
+        """Return the contrasts, the headline first.
+
+        Raises:
+            UsageError: As ``judge``.
+        """
+        kept: list[Contrast] = []
+        found = self.contrasts(evidence)
+        for each in found or ():
+            if wrong := self._wrong(each, kept, evidence.settings):
+                self._refuse(found, wrong)
+            kept.append(each)
+        if not kept:
+            self._refuse(found, _NO_CONTRAST)
+        head = next((index for index, each in enumerate(kept) if each.headline), 0)
+        return [kept[head], *kept[:head], *kept[head + 1 :]]
+
+    def _wrong(self, contrast: object, before: Sequence[Contrast], settings: Mapping[str, Any]) -> str:
+        """Say what is wrong with what ``contrasts`` yields after others; empty if nothing is."""
+        if not isinstance(contrast, Contrast):
+            return f"contrasts() yields a {type(contrast).__name__}: yield Contrast(...)"
+        if contrast.headline and any(each.headline for each in before):
+            return "a second contrast says headline=True: one contrast decides a claim"
+        if contrast.exact_within is None and not (contrast.margin_reason or self.MARGIN_REASON):
+            return (
+                "a margin without a reason: say in MARGIN_REASON, or in margin_reason of the contrast, why a smaller "
+                "effect does not matter"
+            )
+        if self.SOURCE_PATH and not defined_at(contrast.quantity.read):  # a reader of the user's own may take any name
+            arms = list(dict.fromkeys(arm for arm, _ in self.grid(settings)))
+            sides = [
+                side["arm"] if isinstance(side, Mapping) and "arm" in side else side
+                for side in (contrast.first, contrast.second)
+            ]
+            strange = next((side for side in sides if isinstance(side, str) and side not in arms), None)
+            if strange is not None:
+                return f"no cell has the arm {strange!r}: the arms are {', '.join(map(repr, arms))}"
+        return ""
+
+    def _refuse(self, found: Iterable[Any] | None, wrong: str) -> NoReturn:
+        """Raise a UsageError, from the line that yielded last where there is one, so that the line can be named."""
+        error = UsageError(f"{self.CODE}: {wrong}")
+        if isinstance(found, Generator):
+            found.throw(error)
+        place = defined_at(self.contrasts)
+        raise UsageError(f"{error} ({place})") if place else error
+
+    def foresee(self, settings: Mapping[str, Any]) -> None:
+        """Refuse contrasts of a user's own study that are wrong without any record.
+
+        What needs records to be yielded, or to fail, is found when the study is judged.
+        """
+        import polars as pl
+
+        columns = {key for _, point in self.grid(settings) for key in point}
+        text = dict.fromkeys(("arm", "probe", "site", "name", "unit"), pl.String)
+        numbers = {"seed": pl.Int64, "step": pl.Int64, "value": pl.Float64}
+        nothing = pl.DataFrame(schema=text | numbers | dict.fromkeys(columns, pl.Float64))
+        try:
+            self.ordered(Evidence(nothing, settings, ()))
+        except UsageError as error:
+            if _NO_CONTRAST not in str(error):
+                raise
+        except Exception:  # the study reads records on the way
+            return
+
+    def verdict_of(self, contrast: Contrast, evidence: Evidence, *, primary: bool = False) -> Verdict:
+        """Judge one contrast.
 
         Args:
-            judged: What to judge.
+            contrast: What to judge.
             evidence: The records.
-            primary: Whether it decides the study, whose endpoint it then has.
+            primary: Whether it is the headline, whose endpoint is then that of the study.
         """
-        if isinstance(judged, Verdict):
-            return judged
-        if isinstance(judged, AllOf):
-            return self._all_of(judged, evidence, primary=primary)
-        reading, words = judged.read(evidence), self.wording
-        outcome, p_value = reading.judge(self.MARGIN)
-        said = words.reason(reading)
-        for premise in judged.premises:
-            found = self.verdict_of(premise, evidence)
-            if outcome is Outcome.SUPPORTED and found.outcome is not Outcome.SUPPORTED:
-                outcome, said = Outcome.INCONCLUSIVE, f"A premise is not met: {found.reason} {said}"
-        own = self.ENDPOINT if primary and not judged.endpoint else ""
-        return self.verdict(
-            outcome,
-            reading.effect,
-            reason=said,
-            p_value=p_value,
-            claim=judged.claim,
-            endpoint=words.endpoint(replace(judged, endpoint=own) if own else judged),
+        reading, words = contrast.read(evidence), self.wording
+        decision = reading.judge(self.MARGIN)
+        premises = tuple(self._premise(each, evidence) for each in contrast.premises)
+        if failed := [premise.words for premise in premises if not premise.met]:
+            decision = Decision(Outcome.NOT_MEASURABLE, None, f"a premise is not met: {'; '.join(failed)}")
+        own = self.ENDPOINT if primary and not contrast.endpoint else ""
+        return Verdict(
+            study=self.CODE,
+            claim=contrast.claim or self.CLAIM,
+            outcome=decision.outcome,
+            endpoint=words.endpoint(replace(contrast, endpoint=own) if own else contrast),
+            effect=reading.effect,
             margin=reading.margin(self.MARGIN),
+            reason=words.reason(reading),
+            sources=self.SOURCES,
+            p_value=decision.p_value,
             primary=primary,
+            name=contrast.name,
+            margin_reason=contrast.margin_reason or ("" if contrast.exact_within is not None else self.MARGIN_REASON),
+            premises=premises,
+            conditions=words.conditions_of(contrast),
+            finding=words.finding(reading),
+            amount=words.amount(reading),
+            why=decision.why,
+            here=self.here(evidence),
         )
 
-    def _all_of(self, judged: AllOf, evidence: Evidence, *, primary: bool) -> Verdict:
-        parts = [self.verdict_of(part, evidence) for part in judged.parts]
-        outcome, p_value, decisive = conjunction(parts, 1 - evidence.level)
-        found = self.verdict(
-            outcome,
-            decisive.effect,
-            reason=judged.reason if isinstance(judged.reason, str) else "",
-            p_value=p_value,
-            claim=judged.claim,
-            endpoint=judged.endpoint,
-            margin=decisive.margin,
-            primary=primary,
-            parts=parts,
-        )
-        if not isinstance(judged.reason, str):
-            return replace(found, reason=judged.reason(found))
-        return found if judged.reason else replace(found, reason=" ".join(part.reason for part in parts))
+    def _premise(self, contrast: Contrast, evidence: Evidence) -> Premise:
+        """Judge what must be the case; a premise of a premise counts too."""
+        found = self.verdict_of(contrast, evidence)
+        seen = found.finding if found.outcome is not Outcome.NOT_MEASURABLE else found.why
+        return Premise(f"{found.claim.rstrip('.')} (seen: {seen}: {found.outcome.value})", found.outcome.in_favour)
+
+    def here(self, evidence: Evidence) -> str:
+        """Say which networks and data the numbers are about: ``"dense networks, 8x8 digits"``."""
+        network = evidence.settings.get("network")
+        name = str(network.get("name", "")) if isinstance(network, Mapping) else ""
+        networks = self.NETWORKS or NETWORK_WORDS.get(name, name)
+        return ", ".join(word for word in (networks, DATA_WORDS.get(evidence.data, Path(evidence.data).stem)) if word)
 
     @property
     def wording(self) -> Wording:
         """Words for the arms and conditions."""
-        return Wording({name: str(arm) for name, arm in self.ARMS.items()}, self.CONDITIONS)
+        return Wording({name: str(arm) for name, arm in self.ARMS.items()}, self.CONDITIONS, self.VARIES)
 
     def figures(self, evidence: Evidence) -> Sequence["Figure"]:
         """Draw what answers the claim: by default the quantity of the first contrast over steps."""
-        drawn = [
-            self.figure(contrast, evidence) for contrast in self.leading(evidence) if any(contrast.quantity.record)
-        ]
-        return list({figure.slug: figure for figure in drawn}.values())
+        headline = self.ordered(evidence)[0]
+        return [self.figure(headline, evidence)] if any(headline.quantity.record) else []
 
     def tables(self, evidence: Evidence) -> Sequence["Table"]:
         """Tabulate the numbers behind the figures: by default a row for every contrast."""
-        rows = [(contrast, contrast.read(evidence)) for contrast in _flat(self.contrasts(evidence))]
-        return [figures.contrasts_table(rows, self.wording, self.MARGIN, len(evidence.seeds))]
-
-    def leading(self, evidence: Evidence) -> list[Contrast]:
-        """Return the contrasts that decide the claim: the first, or all conditions of the first."""
-        return _flat(list(self.contrasts(evidence))[:1])
+        rows = [
+            (contrast, contrast.read(evidence), self.verdict_of(contrast, evidence).outcome)
+            for contrast in self.ordered(evidence)
+        ]
+        return [figures.contrasts_table(rows, self.wording, len(evidence.seeds))]
 
     def figure(self, contrast: Contrast, evidence: Evidence, **changes: Any) -> "Figure":
         """Draw the records of a contrast's quantity over steps, a line an arm, each side under its own condition.
@@ -179,73 +253,6 @@ class AbstractStudy(AbstractExperiment):
         where: dict[str, Any] = {"rows": rows, "columns": columns or {}, "at": at or {}}
         return figures.grid_table(listed, evidence, self.wording, **where, **changes)
 
-    def verdict(
-        self,
-        outcome: Outcome,
-        effect: Estimate,
-        *,
-        reason: str,
-        p_value: float | None,
-        claim: str = "",
-        endpoint: str = "",
-        margin: float | None = None,
-        primary: bool = False,
-        parts: Sequence[Verdict] = (),
-    ) -> Verdict:
-        """Make a verdict of this study; what is left out is the study's own claim, endpoint and margin."""
-        return Verdict(
-            study=self.CODE,
-            claim=claim or self.CLAIM,
-            outcome=outcome,
-            endpoint=endpoint or self.ENDPOINT,
-            effect=effect,
-            margin=self.MARGIN if margin is None else margin,
-            reason=reason,
-            sources=self.SOURCES,
-            p_value=p_value,
-            primary=primary,
-            parts=tuple(parts),
-        )
-
-    def part(
-        self,
-        evidence: Evidence,
-        values: ArrayLike,
-        *,
-        endpoint: str,
-        reason: str | Callable[[Estimate], str],
-        claim: str = "",
-        scale: str = "difference",
-        margin: float | None = None,
-        refuted_below: float | None = None,
-        primary: bool = False,
-    ) -> Verdict:
-        """Judge one number a seed that no contrast of two sides gives.
-
-        Args:
-            evidence: Gives the level.
-            values: One number per seed, positive in the direction of the claim; seeds whose number is not finite are
-                left out, and the reason says so.
-            endpoint: What was measured, in words.
-            reason: A sentence, or what makes one of the estimate.
-            claim: The claim; the study's own if left out.
-            scale: What the numbers are: ``"difference"``, ``"log-ratio"`` or ``"value"``.
-            margin: Smallest effect of interest; the study's own if left out.
-            refuted_below: Where refutation begins, if not at the margin.
-            primary: Whether this is the endpoint that decides the claim.
-        """
-        numbers = np.asarray(values, dtype=np.float64)
-        contrast = Contrast(
-            Quantity(endpoint, lambda _: numbers),
-            claim=claim,
-            endpoint=endpoint,
-            reason=reason if isinstance(reason, str) else lambda reading: reason(reading.effect),
-            scale=scale,
-            margin=margin,
-            refuted_below=refuted_below,
-        )
-        return self.verdict_of(contrast, evidence, primary=primary)
-
     def run(
         self,
         *,
@@ -270,14 +277,3 @@ class AbstractStudy(AbstractExperiment):
             extend=extend,
             progress=progress,
         )
-
-
-def _flat(found: Iterable[Contrast | AllOf | Verdict]) -> list[Contrast]:
-    """Return contrasts, with the parts of those that must all hold; verdicts have no numbers to show."""
-    contrasts: list[Contrast] = []
-    for item in found:
-        if isinstance(item, Contrast):
-            contrasts.append(item)
-        elif isinstance(item, AllOf):
-            contrasts += _flat(item.parts)
-    return contrasts

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from normscope.plots import effect_words
-from normscope.records import Outcome
+from normscope.records import Condition, Outcome
 from normscope.studies.contrast import Contrast, Reading, Sample, Side
 from normscope.studies.quantity import Best
 
@@ -19,7 +19,17 @@ CONDITIONS = {
     "optimizer": "{}",
     "bits": "float{}",
 }
+#: What varies between conditions, in words that complete "depends on the ...".
+NAMES = {
+    "lr": "learning rate",
+    "net": "network",
+    "batch": "batch size",
+    "scale": "initial scale",
+    "bits": "precision",
+    "arm": "arm",
+}
 _OWN_BEST = {"lr": "own best learning rates"}
+_TURNED = {"at least": "at most", "at most": "at least"}
 _JOINED = {"log-ratio": "over", "difference": "minus", "value": "against"}
 
 
@@ -30,10 +40,21 @@ class Wording:
     Attributes:
         arms: Words for the arms, by their name in the records.
         conditions: Words for the values of points, ``{}`` for the value, by the name of the value; empty leaves it out.
+        names: What varies between conditions, in words that complete "depends on the ...", by the name of the value.
     """
 
     arms: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def conditions_of(self, contrast: Contrast) -> tuple[Condition, ...]:
+        """Return what is fixed while the sides of a contrast are compared, in words; the arms too where they differ."""
+        found = [(key, self.condition(key, value)) for key, value in contrast.at.items() if key != "arm"]
+        found += contrast.conditions.items()
+        names = {**NAMES, **self.names}
+        first, second = self.sides(contrast)
+        found.append(("arms", f"{first} against {second}" if second else first))
+        return tuple(Condition(names.get(key, key), value) for key, value in found if value)
 
     def condition(self, key: str, value: Any) -> str:
         """Name the value of a point: ``"learning rate 0.1"``."""
@@ -73,9 +94,27 @@ class Wording:
             compared = f"{first} {_JOINED.get(contrast.scale, 'against')} {second}" if second else first
             at = self.at(contrast.at)
             said = sentence(", ".join(word for word in (contrast.quantity.words, compared, at) if word))
-        if contrast.exact_within is not None:
-            return f"{said}: powers of ten below {contrast.exact_within:g}"
-        return said
+        return f"{said}, for this data set (each seed splits it anew)" if contrast.quantity.held_out else said
+
+    def amount(self, reading: Reading) -> str:
+        """Write the effect of a reading in natural units: ``"8.3 times fewer (7.1 to 9.8)"``."""
+        comparative, bounded = reading.contrast.comparative, reading.bounded
+        if bounded in _TURNED and comparative is not None and reading.effect.point < 0:
+            bounded = _TURNED[bounded]  # a size is written, and the word for its direction
+        said = effect_words(reading.effect, style="plain", comparative=comparative)
+        return f"{bounded} {said}" if bounded and len(reading.kept) else said
+
+    def finding(self, reading: Reading) -> str:
+        """Say what was seen as a clause, with the effect in natural units and the condition after it."""
+        contrast, amount = reading.contrast, self.amount(reading)
+        if contrast.says:
+            said = contrast.says.replace("{effect}", amount)
+        else:
+            first, second = self.sides(contrast)
+            compared = f"{first} against {second}" if second else first
+            said = f"{', '.join(word for word in (contrast.quantity.words, compared) if word)}: {amount}"
+        at = ", ".join(word for word in (self.at(contrast.at), *contrast.conditions.values()) if word)
+        return f"{said} [{at}]" if at else said
 
     def reason(self, reading: Reading) -> str:
         """Say the numbers of a reading in a sentence, the contrast's own words first."""
@@ -83,13 +122,11 @@ class Wording:
         if contrast.reason:
             said = contrast.reason if isinstance(contrast.reason, str) else contrast.reason(reading)
         elif contrast.exact_within is not None:
-            worst, allowed = float(reading.errors.max()), contrast.exact_within
-            said = f"The largest error of {len(reading.errors)} seeds is {worst:.1e}; {allowed:g} is allowed."
+            seeds, allowed = len(reading.values), contrast.exact_within
+            said = f"{sentence(self.amount(reading))} in {seeds} seeds; {allowed:g} is allowed."
         else:
             said = f"{sentence(contrast.quantity.words)}: {self.numbers(reading)}."
-        if not len(reading.kept) and contrast.exact_within is None:
-            return reading.missing
-        return f"{said} {reading.missing}".strip() if contrast.exact_within is None else said
+        return f"{said} {reading.missing}".strip() if len(reading.kept) else reading.missing
 
     def numbers(self, reading: Reading) -> str:
         """Write the number of each side: ``"no batch norm 283 (never reached in 2 of 10 runs), batch norm 37"``."""
@@ -103,7 +140,8 @@ class Wording:
 
     def _number(self, contrast: Contrast, label: str, sample: Sample) -> str:
         if isinstance(sample.values, float):
-            return contrast.quantity.typical(sample.values) + (f" {label}" if label != f"{sample.values:g}" else "")
+            number = contrast.quantity.typical(sample.values)
+            return f"{label} {number}" if label and label != f"{sample.values:g}" else number
         assert sample.values is not None
         notes = [
             self.condition(key, sample.where[key]) for key, value in contrast.at.items() if isinstance(value, Best)
@@ -119,11 +157,11 @@ class Wording:
             contrast.quantity.typical(sample.values) if sample.values is not None else ""
             for sample in (reading.first, reading.second)
         )
-        return self.endpoint(contrast), first, second, effect_words(reading.effect), outcome.value
+        return self.endpoint(contrast), first, second, self.amount(reading), outcome.value
 
 
 #: Heads of the columns of a table of contrasts.
-ROW = ("What is measured", "First", "Second", "Effect (interval)", "Outcome")
+ROW = ("What is measured", "First", "Second", "Effect (interval)", "Word")
 
 
 def sentence(words: str) -> str:

@@ -272,7 +272,7 @@
   // ---- the filters; without a script every row shows
   for (const form of document.querySelectorAll(".filters")) {
     form.hidden = false;
-    const rows = [...form.parentElement.querySelectorAll("table.verdicts tbody tr")];
+    const rows = [...form.parentElement.querySelectorAll(".tile")];
     const picks = [...form.querySelectorAll("select")];
     const apply = () => {
       let shown = 0;
@@ -289,7 +289,7 @@
   }
 
   // ---- where one is, in the contents
-  const links = new Map([...document.querySelectorAll(".contents a")].map((a) => [a.hash.slice(1), a]));
+  const links = new Map([...document.querySelectorAll("nav.contents a")].map((a) => [a.hash.slice(1), a]));
   const spy = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {
@@ -303,9 +303,26 @@
   );
   document.querySelectorAll("main > section").forEach((section) => spy.observe(section));
 
-  // A region that does not scroll needs no stop on the way of the Tab key.
+  // A region that does not scroll needs no stop on the way of the Tab key, and no words that say that it scrolls.
   const regions = [...document.querySelectorAll(".scroll")];
-  const stops = () => regions.forEach((r) => { r.tabIndex = r.scrollWidth > r.clientWidth + 1 ? 0 : -1; });
+  const stops = () => regions.forEach((region) => {
+    const scrolls = region.scrollWidth > region.clientWidth + 1;
+    region.tabIndex = scrolls ? 0 : -1;
+    const words = region.previousElementSibling;
+    if (words && words.classList.contains("more")) words.hidden = !scrolls;
+  });
   stops();
   addEventListener("resize", stops);
+  document.addEventListener("toggle", stops, true);
+
+  // ---- the contents of a narrow page close behind a choice, and when one points elsewhere
+  const menu = document.querySelector(".menu");
+  document.addEventListener("click", (event) => {
+    if (menu.open && (!menu.contains(event.target) || event.target.closest("a"))) menu.open = false;
+  });
+  menu.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
 })();

@@ -10,15 +10,15 @@ import polars as pl
 from torch import Tensor, nn
 
 from normscope.plots import Figure, Table, curves
-from normscope.records import Cell, Record, Verdict
-from normscope.stats import slope_per_seed
-from normscope.studies import AbstractStudy, AllOf, Arm, Contrast, Evidence, Quantity, last, presets, typical
+from normscope.records import Cell, Record
+from normscope.studies import AbstractStudy, Arm, Contrast, Evidence, Quantity, Reading, last, presets, typical
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import network, split_of
 from normscope.studies.lab.by_hand import Objective
 from normscope.studies.lab.data import Dataset, gaussian_regression
 from normscope.studies.lab.full_batch import descend
 from normscope.studies.lab.models import deep_linear
+from normscope.studies.lab.plateaus import plateau, relative, share_at_edge, slope
 from normscope.studies.lab.train import half_squares
 
 #: The arms that are judged.
@@ -41,16 +41,18 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
     ## Method
     Gradient descent on 500 training images, three tanh layers of 64, half the squared error to the one-hot labels. The
     curvature along the gradient, :math:`g^T H g / g^T g`, is what the effective beta is for small steps; its plateau is
-    the geometric mean over the last quarter of the run, at learning rates of .15, .2 and .25. Primary: plateau times
-    :math:`\eta/2` is 1 within .2, in either arm, and the two arms' plateaus differ by less than 1.2 times (all must
-    hold). Parts: the slope of the log plateau on log :math:`\eta` is -1 within .1, for the curvature and for the
-    effective beta with steps in units of the learning rate and with fixed steps; and the share of readings within a
-    tenth of the edge. The preset *deep-linear* runs the exact deep linear network of the source (25 matrices of 10x10,
-    1000 Gaussian samples, half the sum of squares, learning rate 10⁻⁶, 10 000 steps).
+    the geometric mean over the last quarter of the run, at learning rates of .15, .2 and .25. Judged: the plateau is
+    :math:`2/\eta` within 20 %, for the network with batch norm (headline) and without. A run that diverged, or whose
+    curvature still rises toward the edge in that quarter, has no plateau yet and gives no number. Claims of their own:
+    the two arms' plateaus differ by less than 1.2 times; the slope of the log plateau on log :math:`\eta` is -1 within
+    .1, for the curvature and for the effective beta with steps in units of the learning rate and with fixed steps; and
+    with batch norm more of the readings lie within a tenth of the edge. The preset *deep-linear* runs the exact deep
+    linear network of the source (25 matrices of 10x10, 1000 Gaussian samples, half the sum of squares, learning rate
+    10⁻⁶, 10 000 steps).
 
     ## Prediction
-    Supported; the networks with batch norm reach the edge earlier, and on the deep linear network those without often
-    sit on a flat plateau of the loss, far below the edge: there the second condition fails.
+    Holds for both; the networks with batch norm reach the edge earlier, and on the deep linear network those without
+    often sit on a flat plateau of the loss, far below the edge.
 
     ## Threats
     The runs were lengthened from 2000 to 3000 steps after a first look, in which not all had reached the edge.
@@ -69,8 +71,10 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         "Andreyev & Beneventano 2024 (arXiv:2412.20553)",
     )
     CLAIM = "The plateau of the effective smoothness is two over the learning rate, with batch norm or without."
-    ENDPOINT = "Plateau of the curvature along the gradient times half the learning rate"
+    ENDPOINT = "Plateau of the curvature along the gradient over two divided by the learning rate, batch norm, less one"
     MARGIN = 0.2
+    MARGIN_REASON = "the figures of the source are about plateaus several times apart"
+    VARIES = {"arms": "norm"}
     # The deep linear network has further arms: whether its last matrix is normalized is not stated in the source.
     ARMS = {
         "none": Arm(JUDGED["none"], norms.none()),
@@ -145,49 +149,59 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
             model, objective = network(cell, data, norm, device), _half_square
         return descend(model, x, targets, objective, cell=cell, lr=float(cell.point["lr"]), **options)
 
-    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
-        """Yield both arms' plateaus and their ratio together; slopes and the share of time at the edge are parts."""
-        plateau = Quantity("plateau times half the learning rate, mean over learning rates", _relative)
-        at_edge = [
-            Contrast(
-                plateau,
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the plateau with batch norm and without; their ratio, slopes and the share of time at the edge too."""
+        height = Quantity("plateau times half the learning rate, mean over learning rates", relative)
+        for arm in ("batch", "none"):
+            yield Contrast(
+                height,
                 arm,
                 1.0,
-                equal_within=0.2,
-                claim=f"Its plateau is two over the learning rate: {words}.",
-                endpoint=f"{self.ENDPOINT}, minus one, {words}",
-                reason=f"{plateau.text(evidence, arm=arm)} with {words}.",
+                equal_within=self.MARGIN,
+                unit="%",
+                labels=(JUDGED[arm], "two over the learning rate"),
+                name=JUDGED[arm],
+                says="the plateau of the curvature lies {effect} two over the learning rate",
+                comparative=("above", "below"),
+                reason=_by_rate,
             )
-            for arm, words in JUDGED.items()
-        ]
-        alike = Contrast(
-            plateau,
+        yield Contrast(
+            height,
             "batch",
             "none",
             scale="log-ratio",
             equal_within=math.log(1.2),
             claim="At the same learning rate the plateau is as high with batch norm as without.",
-            reason=lambda reading: f"Their ratio is {typical(reading.values, logs=True)}.",
+            name="batch norm against none",
+            says="with batch norm the plateau is {effect}",
+            comparative=("higher", "lower"),
         )
-        yield AllOf([*at_edge, alike], reason=lambda verdict: _by_rate(evidence, verdict))
         rates = evidence.settings["lrs"]
         for name, said in CURVATURES.items() if len(rates) > 1 else ():
             for arm in JUDGED:
                 yield Contrast(
-                    Quantity("slope", partial(_slope, name=name)),
+                    Quantity("slope of the log plateau on the log learning rate", partial(slope, name=name)),
                     arm,
                     -1.0,
                     equal_within=0.1,
-                    claim=f"The plateau is in inverse proportion to the learning rate: {said}, {JUDGED[arm]}.",
+                    margin_reason="a tenth of the exponent; over a grid of less than twofold it moves plateaus by 5 %",
+                    conditions={"measure": said},
+                    claim="The plateau is in inverse proportion to the learning rate.",
+                    name=f"slope, {name}, {arm}",
                     endpoint=f"Slope of the log plateau on the log learning rate, plus one: {said}, {JUDGED[arm]}",
-                    labels=("", "in theory"),
+                    labels=(JUDGED[arm], "minus one"),
+                    says="the exponent of the learning rate differs from minus one by {effect}",
                 )
         yield Contrast(
-            Quantity("share of readings within a tenth of the edge", _share_at_edge),
+            Quantity("share of readings within a tenth of the edge", share_at_edge, unit="points"),
             "batch",
             "none",
-            margin=0.0,
+            margin=0.05,
+            margin_reason="a twentieth of the run",
             claim="With batch norm more of the training is spent at the edge of stability.",
+            name="time at the edge",
+            says="the share of the run at the edge is {effect} with batch norm",
+            comparative=("higher", "lower"),
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
@@ -197,7 +211,7 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         loss = last("loss", probe="descent")
         ends, losses = (
             "; ".join(f"{said} {quantity.text(evidence, arm=arm, lr=rate)}" for arm, said in words.items())
-            for quantity in (Quantity("", _relative), loss)
+            for quantity in (Quantity("", relative), loss)
         )
         edge = evidence.select(probe="descent", name="sharpness", lr=rate)
         return [
@@ -228,10 +242,10 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         return [
             self.grid_table(
                 [
-                    Quantity("plateau", _plateau),
+                    Quantity("plateau", plateau),
                     Quantity("theory", lambda evidence, arm, lr: np.full(len(evidence.seeds), 2 / lr)),
-                    Quantity("ratio", _relative),
-                    Quantity("share at the edge", _share_at_edge),
+                    Quantity("ratio", relative),
+                    Quantity("share at the edge", share_at_edge),
                     last("loss", probe="descent"),
                     last("diverged", "share of runs that diverged", probe="descent"),
                 ],
@@ -246,54 +260,9 @@ def _half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(1).mean()
 
 
-def _rates(evidence: Evidence, lr: float | None) -> list[float]:
-    return list(evidence.settings["lrs"]) if lr is None else [lr]
-
-
-def _plateau(evidence: Evidence, arm: str, lr: float, name: str = "sharpness") -> np.ndarray:
-    """Return per seed the geometric mean of a curvature over the last part of a run; NaN for a run that diverged."""
-    settings = evidence.settings
-    frame = evidence.select(probe="descent", name=name, arm=arm, lr=lr)
-    late = frame.filter(pl.col("step") >= settings["plateau"] * settings["steps"])
-    mean: np.ndarray = np.exp(evidence.mean_log(late))
-    return np.where(evidence.last("diverged", probe="descent", arm=arm, lr=lr) > 0, np.nan, mean)
-
-
-def _relative(evidence: Evidence, arm: str, lr: float | None = None) -> np.ndarray:
-    """Return the plateau over that of theory, at one learning rate or the mean over all."""
-    relative: np.ndarray = np.mean([_plateau(evidence, arm, rate) * rate / 2 for rate in _rates(evidence, lr)], 0)
-    return relative
-
-
-def _share_at_edge(evidence: Evidence, arm: str, lr: float | None = None) -> np.ndarray:
-    """Return the share of readings within a tenth of the edge, at one learning rate or the mean over all."""
-    near = [
-        evidence.per_seed(
-            evidence.select(probe="descent", name="sharpness", arm=arm, lr=rate),
-            ((pl.col("value") * rate / 2 - 1).abs() < 0.1).mean(),
-        )
-        for rate in _rates(evidence, lr)
-    ]
-    share: np.ndarray = np.mean(near, 0)
-    return share
-
-
-def _slope(evidence: Evidence, arm: str, name: str) -> np.ndarray:
-    """Return the slope of the log plateau on the log learning rate; NaN for a seed without all plateaus."""
+def _by_rate(reading: Reading) -> str:
+    """Say the plateaus of an arm by learning rate."""
+    evidence, arm = reading.evidence, str(reading.first.where["arm"])
     rates = evidence.settings["lrs"]
-    logs = np.log([_plateau(evidence, arm, rate, name) for rate in rates]).T
-    slopes, whole = np.full(len(logs), np.nan), np.isfinite(logs).all(1)
-    if whole.any():
-        slopes[whole] = slope_per_seed(np.log(rates), logs[whole])
-    return slopes
-
-
-def _by_rate(evidence: Evidence, verdict: Verdict) -> str:
-    """Say what the conditions say, and the plateaus by learning rate."""
-    rates = evidence.settings["lrs"]
-    plateaus = (
-        f"{words}: " + ", ".join(f"{typical(_relative(evidence, arm, rate))} at {rate:g}" for rate in rates)
-        for arm, words in JUDGED.items()
-    )
-    conditions = " ".join(part.reason for part in verdict.parts)
-    return f"Times half the learning rate: {conditions} By learning rate, {'; '.join(plateaus)}."
+    plateaus = ", ".join(f"{typical(relative(evidence, arm, rate)) or 'none yet'} at {rate:g}" for rate in rates)
+    return f"Plateau times half the learning rate, {JUDGED[arm]}: {plateaus}."

@@ -25,13 +25,14 @@ class BnOnlyTraining(AbstractTraining):
 
     ## Method
     Dense networks of 3 and 6 hidden layers of 100, everything at its random start but gamma and beta; or but as many
-    weights, chosen at random over all linear layers; or gamma, beta and the last layer; or everything trained. Primary:
-    test accuracy of the first less the second, 3 layers; supported above 5 percentage points. Parts: the deeper
-    network, and how far from everything.
+    weights, chosen at random over all linear layers; or gamma, beta and the last layer; or everything trained. The
+    headline is the test accuracy of the first less the second in the deeper network, which is nearer to the source's
+    14 to 110 layers; also tried in the shallower network. A claim of its own: gamma and beta alone come within 5 points
+    of everything trained.
 
     ## Prediction
-    Supported. In a pilot on digits, 600 steps, gamma and beta alone reached .72, with the last layer .91, all
-    parameters .97; random weights were not tried there.
+    Holds, the more the deeper. In a pilot on digits, 600 steps, 3 layers, gamma and beta alone reached .72, with the
+    last layer .91, all parameters .97; random weights were not tried there.
 
     ## Threats
     Random weights are one choice of as many parameters; whole units or the last layer might do better. The learning
@@ -47,8 +48,9 @@ class BnOnlyTraining(AbstractTraining):
         "Replication tdtce/BatchNorm_params_training, data read",
     )
     CLAIM = "Training gamma and beta alone gives a far better network than training as many random weights."
-    ENDPOINT = "Test accuracy with gamma and beta trained less with as many random weights trained, 3 hidden layers"
+    ENDPOINT = "Test accuracy with gamma and beta trained less with as many random weights trained, deepest network"
     MARGIN = 0.05
+    MARGIN_REASON = "the claim is of far more; five points are a quarter of what the source's depths differ by"
     VERSION = 2
     ARMS = {
         "norm": Arm("gamma and beta alone", norms.batch()),
@@ -105,20 +107,31 @@ class BnOnlyTraining(AbstractTraining):
         yield record("off", (torch.cat(gammas).abs() < 0.01).double().mean(), int(cell.settings["steps"]))
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
-        """Yield gamma and beta against random weights; depth and the full network are parts."""
-        points = [{"depth": depth} if depth else {} for depth in evidence.settings["depths"]]
-        for at in points:
-            yield Contrast(accuracy(), "norm", "random", at=at)
-        yield Contrast(
-            accuracy(),
-            "all",
-            "norm",
-            at=points[0],
-            effect=lambda everything, alone: 0.05 - (everything - alone),
-            margin=0.0,
-            claim="Gamma and beta alone come within 5 points of the full network.",
-            endpoint="0.05 less the difference in test accuracy to the full network",
-        )
+        """Yield gamma and beta against random weights, deepest network first; then against the full network."""
+        depths = sorted((depth or 0 for depth in evidence.settings["depths"]), reverse=True)
+        for depth in depths:
+            yield Contrast(
+                accuracy(),
+                "norm",
+                "random",
+                at={"depth": depth},
+                name=f"{depth} layers",
+                says="test accuracy is {effect} with gamma and beta alone than with as many random weights",
+                comparative=("higher", "lower"),
+            )
+        for depth in depths:
+            yield Contrast(
+                accuracy(),
+                "norm",
+                "all",
+                at={"depth": depth},
+                no_worse_than=0.05,
+                margin_reason="five points are what the claim allows",
+                claim="Gamma and beta alone come within 5 points of the full network.",
+                name=f"full, {depth} layers",
+                says="test accuracy is {effect} with gamma and beta alone than with everything trained",
+                comparative=("higher", "lower"),
+            )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the training loss."""

@@ -13,7 +13,7 @@ from normscope import layers
 from normscope.plots import Figure, by_depth
 from normscope.probes import Conditioning
 from normscope.records import Cell, Record
-from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, last, presets, steps_to
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, last, presets
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import recorder, split_of
 from normscope.studies.lab.data import Dataset, Split
@@ -24,6 +24,10 @@ UNITS = {
     "raw": "features in different units",
     "normed": "features in different units that batch norm is put on",
 }
+CLAIMS = {
+    "after": "Batch norm after the activation makes what layers are given better conditioned.",
+    "layer": "Layer norm makes what layers are given better conditioned.",
+}
 WIDTHS = (64, 256)
 
 
@@ -33,6 +37,12 @@ def _condition(evidence: Evidence, **where: Any) -> np.ndarray:
     return evidence.mean_log(frame.filter(~frame["site"].is_in(first)))
 
 
+STEPS = Quantity(
+    "steps to 90 % of the way to the best training accuracy of all",
+    lambda evidence, **where: evidence.arrivals(evidence.target(0.9), **where),  # one target for all units
+    record=("training", "accuracy"),
+    censored=True,
+)
 CONDITION = Quantity("condition number of the layers' inputs at 95 % of the energy", _condition, logs=True)
 
 
@@ -46,11 +56,12 @@ class ConditioningOfInputs(AbstractTraining):
 
     ## Method
     Dense networks of five hidden layers of 64 with no norm, batch norm before or after the rectifier, layer norm. The
-    condition number of the second moment of what each hidden layer is given, at 95 % of the energy. Primary: none over
-    batch norm before the activation, over layers and training; supported above 2. Parts: the same for after the
-    activation and for layer norm; whether the better conditioned of the two places is also the faster; the outlier of
-    uncentred rectified inputs against :math:`1 + N/(\pi-1)`; and features multiplied by 10^U(-2, 2): steps to 90 % on
-    raw features over standardised ones, and with batch norm on the features.
+    condition number of the second moment of what each hidden layer is given, at 95 % of the energy, over layers and
+    training: none over batch norm before the activation (headline), after it, and layer norm are three claims, each
+    holding above 2. Claims of their own: features multiplied by 10^U(-2, 2), as units that differ, make training slow
+    (steps to 90 % of the way to the best training accuracy of any arm, over those on standardised features); batch norm
+    put on such features repairs it; the better conditioned of the two places is also the faster; and the outlier of
+    uncentred rectified inputs is :math:`1 + N/(\pi-1)`.
 
     ## Prediction
     After the activation far better conditioned than before it, where the mean of the rectifier stays; yet both train
@@ -70,11 +81,13 @@ class ConditioningOfInputs(AbstractTraining):
         "LeCun et al. 1998, Efficient BackProp, as cited by Ioffe & Szegedy 2015",
         "Desjardins et al. 2015, from memory",
     )
-    CLAIM = "Batch norm makes what layers are given better conditioned."
+    CLAIM = "Batch norm before the activation makes what layers are given better conditioned."
     ENDPOINT = (
         "Condition number of the layers' inputs at 95 % of the energy, no norm over batch norm before activations"
     )
     MARGIN = math.log(2)
+    MARGIN_REASON = "twofold is little for numbers that range over powers of ten"
+    VARIES = {"features": "units of the features"}
     ARMS = {
         "none": Arm("no norm", norms.none()),
         "before": Arm("batch norm before the activation", norms.batch()),
@@ -136,44 +149,101 @@ class ConditioningOfInputs(AbstractTraining):
         return _outlier(cell) if cell.arm == "outlier" else super().run_cell(cell, data, device)
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
-        """Yield the condition before activations; the other arms, mediation, units and theory are parts."""
-        at, steps = {"features": "standardised"}, steps_to(0.9)
-        for arm, claim in {
-            "before": "",
-            "after": "With batch norm after the activation inputs are better conditioned.",
-            "layer": "With layer norm inputs are better conditioned.",
-        }.items():
-            yield Contrast(CONDITION, "none", arm, at=at, scale="log-ratio", claim=claim)
+        """Yield the condition before activations; after them, layer norm, units, speed and theory are claims too."""
+        at = {"features": "standardised"}
+        for arm, name, claim in (
+            ("before", "before the activation", ""),
+            ("after", "after the activation", CLAIMS["after"]),
+            ("layer", "layer norm", CLAIMS["layer"]),
+        ):
+            yield Contrast(
+                CONDITION,
+                "none",
+                arm,
+                at=at,
+                scale="log-ratio",
+                claim=claim,
+                name=name,
+                says=f"with {self.ARMS[arm]} the condition number of what layers are given is {{effect}}",
+                comparative=("smaller", "larger"),
+            )
+        yield from self._units()
         yield Contrast(
-            steps,
+            STEPS,
             "before",
             "after",
             at=at,
             scale="log-ratio",
             margin=math.log(1.1),
+            margin_reason="a tenth of the steps",
             claim="The better conditioned place for batch norm trains faster: conditioning explains speed.",
-            in_headline=True,
+            name="speed after against before",
+            says="training takes {effect} steps with batch norm after the activation than with batch norm before it",
+            comparative=("fewer", "more"),
+            premises=(
+                Contrast(
+                    CONDITION,
+                    "before",
+                    "after",
+                    at=at,
+                    scale="log-ratio",
+                    claim="Inputs are better conditioned with batch norm after the activation than before it.",
+                    says="the condition number is {effect} with batch norm after the activation",
+                    comparative=("smaller", "larger"),
+                ),
+            ),
         )
-        for features in ("raw", "normed"):
-            yield Contrast(
-                steps,
-                {"features": features},
-                {"features": "standardised"},
-                at={"arm": "none"},
-                labels=(UNITS[features], UNITS["standardised"]),
-                scale="log-ratio",
-                claim=f"Training is slower on {UNITS[features]} than on standardised ones.",
-            )
         for width in WIDTHS:
             yield Contrast(
                 last(f"outlier_{width}", f"largest eigenvalue over the others, {width} inputs", probe="outlier"),
                 "outlier",
                 1 + width / (math.pi - 1),
                 labels=("measured", "expected"),
+                conditions={"width": f"{width} inputs"},
                 scale="log-ratio",
                 equal_within=math.log(1.05),
+                margin_reason="what sampling makes of the covariance",
                 claim="The largest eigenvalue of rectified normal inputs over the others is 1 + N/(pi - 1).",
+                name=f"outlier, {width}",
+                says="the largest eigenvalue over the others is {effect} than theory has it",
+                comparative=("larger", "smaller"),
             )
+
+    def _units(self) -> Iterator[Contrast]:
+        """Yield what features in different units cost, and what batch norm on them brings back."""
+        raw, normed, standard = ({"features": features} for features in ("raw", "normed", "standardised"))
+        common: dict[str, Any] = {"quantity": STEPS, "at": {"arm": "none"}, "scale": "log-ratio"}
+        yield Contrast(
+            first=raw,
+            second=standard,
+            labels=(UNITS["raw"], UNITS["standardised"]),
+            claim="Features in different units make training slow.",
+            name="raw units",
+            says="training takes {effect} steps on features in different units than on standardised features",
+            comparative=("more", "fewer"),
+            **common,
+        )
+        yield Contrast(
+            first=raw,
+            second=normed,
+            labels=(UNITS["raw"], UNITS["normed"]),
+            claim="Batch norm on features in different units makes training fast again.",
+            name="batch norm on raw units",
+            says="on features in different units training takes {effect} steps with batch norm on them",
+            comparative=("fewer", "more"),
+            **common,
+        )
+        yield Contrast(
+            first=standard,
+            second=normed,
+            labels=(UNITS["standardised"], UNITS["normed"]),
+            no_worse_than=self.MARGIN,
+            claim="With batch norm on features in different units training is as fast as on standardised features.",
+            name="batch norm against standardising",
+            says="training takes {effect} steps with batch norm on the features than on standardised features",
+            comparative=("fewer", "more"),
+            **common,
+        )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the condition by layer, and the loss."""

@@ -29,14 +29,14 @@ class FewerIterations(AbstractTraining):
     ## Method
     Dense networks of three hidden layers of 100, batches of 60: sigmoid with small weights as in the source's section
     4.1, tanh, rectifiers with He's and with torch's initial weights; with and without batch norm, at four learning
-    rates. The time is the first step at which the running training accuracy reaches 90 %; runs that never do are
-    censored at the end, and restricted means are compared. Each arm is taken at its own best learning rate: that of the
-    least mean time, chosen over all seeds. Primary: time without over with batch norm for the sigmoid network,
-    supported above 1.5 times. Parts: the other networks, the same learning rate, and the accuracy at the end (within
-    one point?).
+    rates. The time is the first step at which the running training accuracy has come 90 % of the way from chance to the
+    best plateau; a run that never does counts with its length, and where neither run of a seed does, the pair gives no
+    number. Each arm is taken at its own best learning rate: that of the least mean time, chosen over all seeds. The
+    headline is the source's own network, sigmoid. Also tried: the other networks, and all at one learning rate. A claim
+    of its own: without batch norm the network gets to the same accuracy, within one point.
 
     ## Prediction
-    Supported for saturating and badly scaled networks (nine times); no difference for shallow rectifiers with He's
+    Holds for saturating and badly scaled networks (eight times fewer steps); no effect for shallow rectifiers with He's
     initialisation.
 
     ## Threats
@@ -52,8 +52,9 @@ class FewerIterations(AbstractTraining):
         "Ioffe & Szegedy 2015 (arXiv:1502.03167), sections 4.1 and 4.2, figures 1a and 3",
     )
     CLAIM = "Batch norm reaches the same accuracy in fewer iterations."
-    ENDPOINT = "Steps to 90 % training accuracy without over with batch norm, own best learning rates, sigmoid network"
+    ENDPOINT = "Steps to 90 % of the way to the best accuracy, without over with batch norm, sigmoid, own best rates"
     MARGIN = math.log(1.5)
+    MARGIN_REASON = "half (on a log scale) of the factor 2.3 that batch norm alone made in the source"
     ARMS = {"none": Arm("no batch norm", norms.none()), "batch": Arm("batch norm", norms.batch())}
     POINTS = {"net": "networks", "lr": "lrs"}
     PRESETS = presets(
@@ -76,11 +77,20 @@ class FewerIterations(AbstractTraining):
         return NETWORKS[str(cell.point["net"])]
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
-        """Yield the sigmoid network at own best rates; other networks, the same rate and the accuracy are parts."""
+        """Yield the sigmoid network at own best rates; other networks and the same rate are also tried."""
         steps = steps_to(evidence.settings["target"])
         for rate in (Best("lr", by=steps), evidence.settings["same"]):
             for net in evidence.settings["networks"]:
-                yield Contrast(steps, "none", "batch", at={"net": net, "lr": rate}, scale="log-ratio")
+                yield Contrast(
+                    steps,
+                    "none",
+                    "batch",
+                    at={"net": net, "lr": rate},
+                    scale="log-ratio",
+                    name=net if isinstance(rate, Best) else f"{net}, same rate",
+                    says="training takes {effect} steps with batch norm",
+                    comparative=("fewer", "more"),
+                )
         for net in evidence.settings["networks"]:
             yield Contrast(
                 accuracy(),
@@ -88,7 +98,11 @@ class FewerIterations(AbstractTraining):
                 "none",
                 at={"net": net, "lr": Best("lr", by=steps)},
                 equal_within=0.01,
+                margin_reason="three or four test images",
                 claim="Without batch norm the network gets to the same accuracy.",
+                name=f"accuracy, {net}",
+                says="with batch norm the test accuracy is {effect}",
+                comparative=("higher", "lower"),
             )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:

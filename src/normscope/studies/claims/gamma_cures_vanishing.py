@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope.plots import Figure, Table
-from normscope.records import Cell, Record, Verdict
-from normscope.studies import AbstractTraining, AllOf, Arm, Contrast, Evidence, last, mean, presets, steps_to
+from normscope.records import Cell, Record
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, last, mean, presets, steps_to
 from normscope.studies.figures import ends_table
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, recorder
@@ -21,6 +20,11 @@ if TYPE_CHECKING:
     from normscope.studies.lab.data import Split
 
 FACTORS = (0.25, 0.5, 2.0, 4.0)
+GAMMA = last("mean", "mean gamma at the end", probe="gamma")
+IDENTITIES = {
+    "invariance": "Scaling an inner layer's gamma and beta changes no gradient of the first layer.",
+    "euler": "Over an inner layer's channels gamma times its gradient and beta times its own add to zero.",
+}
 
 
 class GammaCuresVanishing(AbstractTraining):
@@ -32,16 +36,17 @@ class GammaCuresVanishing(AbstractTraining):
 
     ## Method
     Networks of ten hidden layers of 64, with rectifiers, tanh, and (where gradients really vanish) sigmoid with small
-    weights. Primary, for rectifiers: steps to 90 % training accuracy with gamma fixed at 1 over those with gamma
-    learnt (above 1.2 times for support, below 1.1 for refutation) and the mean learnt gamma (above 1, not above 1):
-    supported if both are, refuted if one is. Parts: each of the two by itself; scaling gamma and beta of one inner
-    layer together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum of gamma times
-    its gradient and beta times its own over a layer's channels is zero there; what tanh makes of it; and in the
-    sigmoid network the gain of normalization without gamma against the gain of gamma.
+    weights. The headline, for rectifiers: steps until training accuracy has come 90 % of the way from chance to the
+    best arm's plateau, with gamma fixed at 1 over those with gamma learnt (1.2 times matters). A pair of runs of which
+    neither gets there gives no number, and where one side misses the target the effect is only a bound. Also tried:
+    tanh and sigmoid. Claims of their own: the mean learnt gamma is above 1 by .05 or more; scaling gamma and beta of
+    one inner layer together changes the first layer's gradient not at all (rectifiers, exact, float64); the sum of
+    gamma times its gradient and beta times its own over a layer's channels is zero there; normalization without gamma
+    already makes training faster.
 
     ## Prediction
-    Refuted. With a rectifier and a linear layer after it the next batch norm takes any scale out again. Learnt gammas
-    end below 1 more often than above. What cures vanishing in sigmoid networks is one over sigma.
+    Gamma makes no difference. With a rectifier and a linear layer after it the next batch norm takes any scale out
+    again. Learnt gammas stay near 1. What cures vanishing in sigmoid networks is one over sigma.
 
     ## Threats
     Steps to a target depend on the learning rate, which is the same in all arms here. The last hidden layer feeds
@@ -52,9 +57,10 @@ class GammaCuresVanishing(AbstractTraining):
     CARD = 8
     TOPIC = "affine"
     SOURCES = ("Note on batch norm (2020), section 2", "Yang et al. 2019 (arXiv:1902.08129), figure 4a")
-    CLAIM = "Learning gamma makes training fast, by scaling gradients up."
-    ENDPOINT = "Steps to 90 % with gamma fixed at 1 over gamma learnt, and the learnt gamma less 1, rectifiers"
+    CLAIM = "Learning gamma makes training faster."
+    ENDPOINT = "Steps to 90 % of the way to the best accuracy, gamma fixed at 1 over gamma learnt, rectifiers"
     MARGIN = math.log(1.2)
+    MARGIN_REASON = "a sixth of the steps is about what two seeds differ by"
     ARMS = {
         "learnt": Arm("gamma learnt", batch_norm()),
         "fixed": Arm("gamma fixed at 1", batch_norm(learn_gain=False)),
@@ -62,7 +68,7 @@ class GammaCuresVanishing(AbstractTraining):
         "none": Arm("no batch norm", norms.none()),
     }
     POINTS = {"activation": "activations"}
-    CONDITIONS = {"activation": "{}"}
+    CONDITIONS = {"activation": "{} activations"}
     PRESETS = presets(
         quick={
             "network": {"name": "mlp", "depth": 10, "width": 64},
@@ -94,40 +100,54 @@ class GammaCuresVanishing(AbstractTraining):
         if gains:
             yield recorder(cell, "gamma")("mean", torch.stack(gains).mean(), int(cell.settings["steps"]))
 
-    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | Verdict]:
-        """Yield speed and learnt gamma with rectifiers together; invariance and other activations are parts too."""
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield speed with gamma fixed and learnt; the learnt gamma, invariance and normalization alone."""
         first, *others = evidence.settings["activations"]
-        above = Contrast(
-            last("mean", "mean gamma at the end", probe="gamma"),
-            "learnt",
-            1.0,
-            at={"activation": first},
-            margin=0.0,
-            claim="Learnt gammas are above 1.",
-            reason=lambda reading: f"The mean gamma less 1 ends at {reading.effect.point:.3g}.",
-        )
-        both = self.verdict_of(AllOf([_slower("fixed", "learnt", first), above]), evidence, primary=True)
-        decisive = next(part for part in both.parts if part.effect is both.effect)
-        decided = f"{self.ENDPOINT}; decided by: {decisive.endpoint[0].lower()}{decisive.endpoint[1:]}"
-        yield replace(both, margin=decisive.margin, endpoint=decided)
+        for activation in (first, *others):
+            yield Contrast(
+                steps_to(0.9),
+                "fixed",
+                "learnt",
+                at={"activation": activation},
+                scale="log-ratio",
+                name=activation,
+                says="training takes {effect} steps with gamma learnt than with gamma fixed at 1",
+                comparative=("fewer", "more"),
+            )
+        for activation in (first, *others):
+            yield Contrast(
+                GAMMA,
+                "learnt",
+                1.0,
+                at={"activation": activation},
+                labels=("", "its start"),
+                margin=0.05,
+                margin_reason="ten layers of gamma 1.05 scale a gradient by 1.6 at most",
+                name=f"gamma, {activation}",
+                claim="Learnt gammas end above 1, where they scale gradients up.",
+                says="the mean gamma moves by {effect} from its start at 1",
+            )
         if first == "relu":
-            for name, claim in (
-                ("invariance", "Scaling an inner layer's gamma and beta changes no gradient of the first layer."),
-                (
-                    "euler",
-                    "Over an inner layer's channels gamma times its gradient and beta times its own add to zero.",
-                ),
-            ):
+            for name, claim in IDENTITIES.items():
                 yield Contrast(
                     mean(name, "relative error", probe="gamma"),
                     at={"activation": first},
                     exact_within=1e-9,
+                    name=name,
                     claim=claim,
                 )
         for activation in others:
-            yield _slower("fixed", "learnt", activation)
-            claim = f"With {activation} normalization without gamma already makes training faster."
-            yield _slower("none", "fixed", activation, refuted_below=None, claim=claim)
+            yield Contrast(
+                steps_to(0.9),
+                "none",
+                "fixed",
+                at={"activation": activation},
+                scale="log-ratio",
+                name=f"without gamma, {activation}",
+                claim="Normalization without gamma already makes training faster.",
+                says="training takes {effect} steps with batch norm whose gamma is fixed at 1 than without batch norm",
+                comparative=("fewer", "more"),
+            )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the loss of each activation, and the sensitivity to gamma."""
@@ -160,24 +180,13 @@ class GammaCuresVanishing(AbstractTraining):
         activations = evidence.settings["activations"]
         return [
             self.grid_table(
-                [steps_to(0.9), last("mean", "mean gamma at the end", probe="gamma")],
+                [steps_to(0.9), GAMMA],
                 evidence,
                 rows={"activation": activations, "arm": list(self.ARMS)},
                 title="Steps and gammas",
             ),
             ends_table(evidence, self.wording.arms, activation=activations[0]),
         ]
-
-
-def _slower(first: str, second: str, activation: str, **changes: Any) -> Contrast:
-    """Return the contrast of the steps that two arms take."""
-    short = {"fixed": "gamma fixed"}
-    options: dict[str, Any] = {
-        "labels": (short.get(first, ""), short.get(second, "")),
-        "scale": "log-ratio",
-        "refuted_below": math.log(1.1),
-    }
-    return Contrast(steps_to(0.9), first, second, at={"activation": activation}, **options | changes)
 
 
 def _sensitivity(cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:

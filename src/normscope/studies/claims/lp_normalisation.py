@@ -10,7 +10,7 @@ from torch import nn
 from normscope import ops
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
-from normscope.studies import AbstractTraining, AllOf, Arm, Best, Contrast, Evidence, accuracy, last, presets, steps_to
+from normscope.studies import AbstractTraining, Arm, Best, Contrast, Evidence, accuracy, last, presets, steps_to
 from normscope.studies.figures import by_rate_figure
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import Noted, first_batch, noted, recorder
@@ -27,12 +27,14 @@ class LpNormalisation(AbstractTraining):
     is taken off, does as well although it controls no moments (Santurkar et al. 2018, section 3.3, Figures 5, 12-14).
 
     ## Method
-    Eight hidden layers of 64 with ReLU, three learning rates. Primary: steps to 90 % of training accuracy of each p,
-    over those of batch norm, are within 20 % at the same learning rate (the middle one), for all of p = 1, 2 and
-    infinity (all must hold). Parts: the same at each arm's own best learning rate; test accuracy within a point; the
-    kurtosis of what enters the last activation; and, for Gaussian values, E|y| over sigma against
-    :math:`\sqrt{2/\pi}`. The deep linear network of the source, with these norms, is the preset *deep-linear* of
-    ``beta-smoothness-is-edge-of-stability``.
+    Eight hidden layers of 64 with ReLU, three learning rates. Judged: the steps until the training accuracy has come
+    90 % of the way from chance to the best plateau, for each p against batch norm at the same learning rate (the middle
+    one): no more than 20 % more of them. A norm that is faster never counts against the claim, and a seed in which
+    neither arm arrives gives no number. The headline is l1, the first that the source names; l2 and l-infinity, and all
+    three at each arm's own best learning rate, are also tried. A claim of its own: the test accuracy is no more than a
+    point lower. Also in the records: the kurtosis of what enters the last activation and, for Gaussian values, E|y|
+    over sigma against :math:`\sqrt{2/\pi}`. The deep linear network of the source, with these norms, is the preset
+    *deep-linear* of ``beta-smoothness-is-edge-of-stability``.
 
     ## Prediction
     p = 1 and 2 alike batch norm; infinity slower and noisier, as the maximum over a batch is. In the source itself the
@@ -41,17 +43,19 @@ class LpNormalisation(AbstractTraining):
 
     ## Threats
     A norm taken before the mean is off is not shift-invariant: where means are large the division is by more than the
-    spread. The learning rates are three, so "own best" is coarse. How often a target is reached, not how well a net
-    ends, is the primary endpoint.
+    spread. The learning rates are three, so "own best" is coarse. How soon a target is reached, not how well a net
+    ends, is the headline's endpoint.
     """
 
     CODE = "lp-normalisation"
     CARD = 15
     TOPIC = "landscape"
     SOURCES = ("Santurkar et al. 2018 (arXiv:1805.11604), section 3.3", "Hoffer et al. 2018 (arXiv:1803.01814)")
-    CLAIM = "Dividing by an average l1, l2 or l-infinity norm trains as fast as batch norm."
-    ENDPOINT = "Steps to 90 % of training accuracy, over those of batch norm"
+    CLAIM = "Dividing by an average lp norm trains at least as fast as batch norm."
+    ENDPOINT = "Steps to 90 % of the way to the best training accuracy, batch norm over l1, same learning rate"
     MARGIN = math.log(1.2)
+    MARGIN_REASON = "a fifth more steps, less than what the learning rates of the grid differ by"
+    VARIES = {"arms": "norm"}
     ARMS = {
         "none": Arm("no norm", norms.none()),
         "batch": Arm("batch norm", norms.batch()),
@@ -85,20 +89,24 @@ class LpNormalisation(AbstractTraining):
             values = torch.randn(4096, 8, 1, generator=source, dtype=torch.float64) * 3
             yield recorder(cell, "lp")("spread", ops.lp_norm(values, p=1.0, eps=0.0).std(0).mean())
 
-    def contrasts(self, evidence: Evidence) -> Iterator[AllOf | Contrast]:
-        """Yield the speed of every p at the same learning rate; own best rates, accuracy and theory are parts."""
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield the speed of l1 at the same learning rate; other norms and own best rates, then accuracy and theory."""
         same = {"lr": evidence.settings["lr"]}
-        yield AllOf([self._as_fast(arm, same) for arm in ORDERS])
-        for arm in ORDERS:
-            yield self._as_fast(arm, {"lr": Best("lr")})
+        for at in (same, {"lr": Best("lr")}):
+            for arm in ORDERS:
+                yield self._as_fast(arm, at)
         for arm in ORDERS:
             yield Contrast(
                 accuracy(),
                 arm,
                 "batch",
                 at=same,
-                equal_within=0.01,
-                claim=f"{self.ARMS[arm].words.capitalize()} ends with batch norm's test accuracy, within a point.",
+                no_worse_than=0.01,
+                margin_reason="three or four test images",
+                claim="Dividing by an average lp norm ends with at least batch norm's test accuracy.",
+                name=f"accuracy, {arm}",
+                says=f"with the {self.ARMS[arm]} norm the test accuracy is {{effect}}",
+                comparative=("higher", "lower"),
             )
         yield Contrast(
             last("spread", "standard deviation of normalized Gaussian values", probe="lp"),
@@ -106,22 +114,28 @@ class LpNormalisation(AbstractTraining):
             math.sqrt(math.pi / 2),
             at=same,
             effect=lambda measured, theory: measured / theory - 1,
+            unit="%",
             equal_within=0.02,
+            margin_reason="what sampling makes of 4096 values",
             claim="Of Gaussian values the l1 norm is the standard deviation times the root of two over pi.",
+            name="l1 of Gaussian values",
             endpoint="Standard deviation of normalized Gaussian values over theory, less one",
-            labels=("", "in theory"),
+            says="the standard deviation after division by the l1 norm lies {effect} theory",
+            comparative=("above", "below"),
+            labels=("l1", "theory"),
         )
 
     def _as_fast(self, arm: str, at: Mapping[str, Any]) -> Contrast:
         return Contrast(
             steps_to(0.9),
-            arm,
             "batch",
+            arm,
             at=at,
             scale="log-ratio",
-            equal_within=self.MARGIN,
-            claim=f"Division by the {self.ARMS[arm]} norm trains as fast as batch norm.",
-            reason=lambda reading: f"Steps: {self.wording.numbers(reading)}.",
+            no_worse_than=self.MARGIN,
+            name=arm if not isinstance(at["lr"], Best) else f"{arm}, own best rates",
+            says=f"training takes {{effect}} steps with the {self.ARMS[arm]} norm",
+            comparative=("fewer", "more"),
         )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:

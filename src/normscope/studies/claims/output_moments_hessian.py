@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy as np
 from normscope.plots import Figure, Table, by_depth
 from normscope.probes.curvature import Curvature
 from normscope.probes.output_moments import OutputMoments
-from normscope.records import Cell, Verdict
-from normscope.studies import AbstractTraining, AllOf, Arm, Contrast, Evidence, Quantity, presets
+from normscope.records import Cell
+from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, presets
 from normscope.studies.lab import norms
 
 #: Ten outputs, less the one direction to which the softmax is blind.
@@ -28,21 +27,23 @@ class OutputMomentsHessian(AbstractTraining):
     2019, How to Train Your ResNet 7: batch norm).
 
     ## Method
-    Networks with smooth rectifiers are trained with and without batch norm. On the trained network with batch norm, on
-    one batch, the largest Hessian eigenvalue with norms frozen at their running statistics over that in train mode:
-    the same weights, two functions. And the overlap of the nine leading eigenvectors of the frozen network with the
-    span of the gradients of the outputs' means. Supported if the ratio is above 5 and the overlap above 0.7; both must
-    hold. The control is the overlap of random vectors with the same span. In the source: 2246 over 128, and .80 to .86
-    for each of the first five.
+    Networks with smooth rectifiers are trained with and without batch norm. Two claims. First, batch norm blocks the
+    sharp directions: on the trained network with batch norm, on one batch, the largest Hessian eigenvalue with norms
+    frozen at their running statistics over that in train mode; the same weights, two functions. It holds above 5. In
+    the source: 2246 over 128. Second, the sharpest directions move the outputs' means: the overlap of the nine leading
+    eigenvectors with the span of the gradients of the outputs' means, above 0.7, frozen and without batch norm. In the
+    source .80 to .86 for each of the first five. The control is the overlap of random vectors with the same span.
 
     ## Prediction
-    Supported: the covariate shift that matters is that of the outputs, not that of the layers' inputs. In train
-    mode the means before a norm cannot reach the outputs at all.
+    Both hold: the covariate shift that matters is that of the outputs, not that of the layers' inputs. In train mode
+    the means before a norm cannot reach the outputs at all.
 
     ## Threats
     Running statistics that lag behind the weights make the frozen network another one; the softmax ignores a common
     shift of all outputs, so one direction of the span is idle. A small network has fewer directions for the same ten
-    outputs, which raises the control.
+    outputs, which raises the control. The source has a residual network on CIFAR-10;
+    on small dense networks and 8x8 digits the effect is not seen (1.2 times as sharp), on Fashion-MNIST it is 2.8 times
+    (1.0 to 7.7, three seeds): it may grow with network and data.
     """
 
     CODE = "output-moments-hessian"
@@ -53,12 +54,13 @@ class OutputMomentsHessian(AbstractTraining):
         "Page 2019, How to Train Your ResNet 7: Batch Norm (myrtle.ai)",
         "Ghorbani et al. 2019 (arXiv:1901.10159), second hand",
     )
-    CLAIM = "The sharpest directions move the means of the outputs, and batch norm in train mode blocks them."
-    ENDPOINT = "Top Hessian eigenvalue with norms frozen over in train mode (above 5), and overlap with output means"
+    CLAIM = "In train mode batch norm blocks the sharpest directions of the loss."
+    ENDPOINT = "Top Hessian eigenvalue with norms frozen over that in train mode"
     MARGIN = math.log(5)
+    MARGIN_REASON = "more than half, on a log scale, of the 17.5 times in the source"
     VERSION = 2
     ARMS = {"none": Arm("no batch norm", norms.none()), "batch": Arm("batch norm", norms.batch())}
-    CONDITIONS = {"mode": "{} mode"}
+    CONDITIONS = {"mode": ""}  # the arms say it
     PRESETS = presets(
         quick={
             "network": {"name": "mlp", "depth": 6, "width": 64},
@@ -82,47 +84,34 @@ class OutputMomentsHessian(AbstractTraining):
         every, last = int(cell.settings["every"]), int(cell.settings["steps"]) - 1
         return {"probes": [Curvature(("eigenvalues",), every=every), _Last(last)], "every": every}
 
-    def contrasts(self, evidence: Evidence) -> Iterator[Contrast | Verdict]:
-        """Yield the ratio and the overlap together; the network without batch norm is a part."""
-        random = _overlap("random_overlap_mean").text(evidence, arm="batch", mode="frozen")
-        plain = TOP_EIGENVALUE.text(evidence, arm="none", mode="train")
-        both = AllOf(
-            [
-                Contrast(
-                    TOP_EIGENVALUE,
-                    {"mode": "frozen"},
-                    {"mode": "train"},
-                    at={"arm": "batch"},
-                    labels=("norms frozen", "train mode"),
-                    scale="log-ratio",
-                    claim="Frozen, the same network is more than five times as sharp.",
-                ),
-                Contrast(
-                    _overlap("overlap_mean"),
-                    "batch",
-                    at={"mode": "frozen"},
-                    scale="value",
-                    margin=0.7,
-                    claim="The frozen network's sharpest directions lie in the span of the gradients of the outputs' "
-                    "means.",
-                    reason=lambda reading: f"Overlap {reading.effect.point:.3g}, against {random} for random vectors.",
-                ),
-            ],
-            reason=lambda verdict: (
-                f"{' '.join(part.reason for part in verdict.parts)} Without batch norm the top eigenvalue is {plain}."
-            ),
-        )
-        verdict = self.verdict_of(both, evidence, primary=True)
-        decisive = next(part for part in verdict.parts if part.effect is verdict.effect)
-        yield replace(verdict, margin=decisive.margin)
+    def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
+        """Yield frozen over train mode; the overlap with the outputs' means is a claim of its own."""
         yield Contrast(
-            _overlap("overlap_mean"),
-            "none",
-            at={"mode": "train"},
-            scale="value",
-            margin=0.7,
-            claim="So do those of the network without batch norm.",
+            TOP_EIGENVALUE,
+            {"mode": "frozen"},
+            {"mode": "train"},
+            at={"arm": "batch"},
+            labels=("norms frozen", "train mode"),
+            scale="log-ratio",
+            name="frozen over train mode",
+            says="in train mode the top Hessian eigenvalue is {effect}",
+            comparative=("smaller", "larger"),
         )
+        for arm, mode, where in (("batch", "frozen", "batch norm, frozen"), ("none", "train", "no batch norm")):
+            random = _overlap("random_overlap_mean").text(evidence, arm=arm, mode=mode)
+            yield Contrast(
+                _overlap("overlap_mean"),
+                arm,
+                at={"mode": mode},
+                scale="value",
+                margin=0.7,
+                margin_reason="below the least overlap that the source reports (.80)",
+                claim="The sharpest directions move the means of the outputs.",
+                name=f"overlap, {where}",
+                labels=(where, ""),
+                says="the overlap of sharp directions with those that move the outputs is {effect}, against "
+                f"{random} for random ones",
+            )
 
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the top eigenvalue while training, and by layer how far the weights can shift the outputs."""

@@ -32,8 +32,45 @@ def measure(cell: str, step: int, model: nn.Module, note: nn.Module, data: Split
         picked: Indices of the batch (m,).
     """
     batch = (data.x_train[picked], data.y_train[picked])
-    model = copy.deepcopy(model).train()  # running statistics move in a forward pass
     note.load_state_dict(model.state_dict())
+    model, arriving = _arriving(model, batch)
+    note.zero_grad()
+    loss_fn(note.train(), batch).backward()
+    for site, (x, upstream) in arriving.items():
+        norm = model.get_submodule(f"{site}.norm")
+        assert isinstance(norm, _BatchNorm)
+        values = errors_of_layer(x, upstream, norm.weight.detach(), norm.eps)
+        exact, wrong = (net.get_parameter(f"{site}.linear.weight").grad for net in (model, note))
+        assert exact is not None
+        assert wrong is not None
+        values["weight_error"] = _relative(wrong, exact)
+        values["weight_cosine"] = _cosine(wrong, exact)
+        for name, value in values.items():
+            yield Record(cell, step, "backward_terms", f"{site}.norm", name, value)
+
+
+def measure_affine(cell: str, model: nn.Module, data: Split, picked: Tensor) -> Iterator[Record]:
+    """Compare, on one batch, what the note says of the gradients of gamma and beta with automatic differentiation.
+
+    Records, probe ``backward_terms``, one site a normalization: those of ``errors_of_affine``.
+
+    Args:
+        cell: Name of the run in its records.
+        model: A network of blocks with batch norm; left as it was.
+        data: Where the batch comes from.
+        picked: Indices of the batch (m,).
+    """
+    model, arriving = _arriving(model, (data.x_train[picked], data.y_train[picked]))
+    for site, (x, upstream) in arriving.items():
+        norm = model.get_submodule(f"{site}.norm")
+        assert isinstance(norm, _BatchNorm)
+        for name, value in errors_of_affine(x, upstream, norm.weight.detach(), norm.bias.detach(), norm.eps).items():
+            yield Record(cell, 0, "backward_terms", f"{site}.norm", name, value)
+
+
+def _arriving(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
+    """Return a copy of a model with gradients, and by block what its norm is given and the gradient that arrives."""
+    model = copy.deepcopy(model).train()  # running statistics move in a forward pass
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def look(name: str) -> Any:
@@ -48,21 +85,12 @@ def measure(cell: str, step: int, model: nn.Module, note: nn.Module, data: Split
     for site in sites:
         model.get_submodule(f"{site}.norm").register_forward_hook(look(site))
     loss_fn(model, batch).backward()
-    note.zero_grad()
-    loss_fn(note.train(), batch).backward()
+    arriving = {}
     for site in sites:
-        norm = model.get_submodule(f"{site}.norm")
-        assert isinstance(norm, _BatchNorm)
         x, y = seen[site]
         assert y.grad is not None
-        values = errors_of_layer(x.detach(), y.grad, norm.weight.detach(), norm.eps)
-        exact, wrong = (net.get_parameter(f"{site}.linear.weight").grad for net in (model, note))
-        assert exact is not None
-        assert wrong is not None
-        values["weight_error"] = _relative(wrong, exact)
-        values["weight_cosine"] = _cosine(wrong, exact)
-        for name, value in values.items():
-            yield Record(cell, step, "backward_terms", f"{site}.norm", name, value)
+        arriving[site] = (x.detach(), y.grad)
+    return model, arriving
 
 
 def errors_of_layer(x: Tensor, upstream: Tensor, weight: Tensor, eps: float) -> dict[str, float]:
@@ -102,6 +130,35 @@ def errors_of_layer(x: Tensor, upstream: Tensor, weight: Tensor, eps: float) -> 
         "norm_error": float(abs(length - exact.square().sum()) / exact.square().sum()),
         "mean_share": float(by_mean / energy),
         "variance_share": float(by_variance / energy),
+    }
+
+
+def errors_of_affine(x: Tensor, upstream: Tensor, weight: Tensor, bias: Tensor, eps: float) -> dict[str, float]:
+    """Return how far formulas for the gradients of gamma and beta are from automatic differentiation.
+
+    ``gamma_error`` of the sum over the batch of normalized values times output gradient; ``beta_error`` of the sum of
+    the output gradient; ``beta_row_error`` of the output gradient without a sum, as the root mean square over its rows.
+
+    Args:
+        x: Input (N, C, *), float64.
+        upstream: Gradient of the output, of the same shape.
+        weight: Gamma (C,).
+        bias: Beta (C,).
+        eps: That of the layer.
+    """
+    axes = [0, *range(2, x.dim())]
+    per_channel = [1, -1] + [1] * (x.dim() - 2)
+    gamma, beta = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    centred = x - x.mean(axes, keepdim=True)
+    normalized = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    out = normalized * gamma.view(per_channel) + beta.view(per_channel)
+    of_gamma, of_beta = torch.autograd.grad(out, (gamma, beta), upstream)
+    rows = upstream.transpose(0, 1).flatten(1)
+    off = (rows - of_beta[:, None]).square().sum(0).mean().sqrt()
+    return {
+        "gamma_error": _relative((normalized * upstream).sum(axes), of_gamma),
+        "beta_error": _relative(rows.sum(1), of_beta),
+        "beta_row_error": float(off / of_beta.norm()),
     }
 
 

@@ -52,13 +52,13 @@ def growth(
         detached: Whether its statistics are taken for constants in the backward pass.
         gain: Its gamma.
         shift: Its beta.
-        scale: Factor on He-normal weights (variance 2/width without norm and with a rectifier, else 1/width).
+        scale: Factor on the usual weights (variance 2/width without norm and with a rectifier, else 1/width).
         orthogonal: Whether weights are orthogonal.
         residual: Whether each layer is added to what it was given.
     """
     source = generator(seed, "chain")
     h = torch.randn(batch, width, generator=source)
-    variance = (2.0 if activation == "relu" and not norm else 1.0) / width * scale**2
+    variance = (1.0 if norm else _usual_gain(activation)) / width * scale**2
     taken: list[Tensor] = []
     act = ACTIVATIONS[activation]
     for _ in range(depth):
@@ -89,6 +89,43 @@ def rate(squares: Sequence[float], *, margin: int = 4) -> float:
     return math.exp(-float(np.polyfit(np.arange(len(logs)), logs, 1)[0]))
 
 
+def _usual_gain(activation: str) -> float:
+    """Return the variance of usual initial weights times the width: He's for rectifiers, else 1."""
+    return 2.0 if activation == "relu" else 1.0
+
+
+@functools.cache
+def theory_without_norm(activation: str, *, scale: float, depth: int) -> float:
+    """Return the theoretical growth rate of a chain of infinite width without a norm, read as ``rate`` reads it.
+
+    The variance of the pre-activations follows q -> s^2 E[phi(sqrt(q) z)^2], and the squared gradient grows by
+    s^2 E[phi'(sqrt(q) z)^2] a layer toward the input (He's weights: twice that); Glorot & Bengio 2010 for small q.
+
+    Args:
+        activation: One of ``ACTIVATIONS``.
+        scale: Factor on the weights, as in ``growth``.
+        depth: Number of layers.
+    """
+    z, weights = _normal_grid()
+    gain = _usual_gain(activation) * scale**2
+    q, steps = gain, []
+    for _ in range(depth):
+        at = (math.sqrt(q) * z).requires_grad_()
+        out = ACTIVATIONS[activation](at)
+        (slopes,) = torch.autograd.grad(out.sum(), at)
+        steps.append(gain * float((weights * slopes.square()).sum()))
+        q = gain * float((weights * out.detach().square()).sum())
+    squares = np.cumprod([1.0, *reversed(steps[:-1])])[::-1]
+    return rate(list(squares))
+
+
+def _normal_grid() -> tuple[Tensor, Tensor]:
+    """Return a fine grid and the probabilities of a standard normal variable on it."""
+    z = torch.linspace(-10, 10, 400_001, dtype=torch.float64)
+    weights = torch.exp(-z * z / 2)
+    return z, weights / weights.sum()
+
+
 @functools.cache  # an integral over a fine grid, asked for again by every judge, figure and table
 def theory(activation: str, batch: int | None = None, *, gain: float = 1.0, shift: float = 0.0) -> float:
     r"""Return the theoretical growth rate with batch norm.
@@ -110,9 +147,7 @@ def theory(activation: str, batch: int | None = None, *, gain: float = 1.0, shif
         j = (math.sqrt(1 - c * c) + (math.pi - math.acos(c)) * c) / math.pi
         slope = (math.pi - math.acos(c)) / math.pi
         return (slope + batch - 1) / ((batch - 3) * (1 - j)) - 1 / (batch - 3)
-    z = torch.linspace(-10, 10, 400_001, dtype=torch.float64)
-    weights = torch.exp(-z * z / 2)
-    weights /= weights.sum()
+    z, weights = _normal_grid()
     at = (gain * z + shift).requires_grad_()
     out = ACTIVATIONS[activation](at)
     (slopes,) = torch.autograd.grad(out.sum(), at)

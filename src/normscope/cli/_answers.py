@@ -1,0 +1,53 @@
+"""Answers of studies in the evidence that is shipped with the package."""
+
+from typing import Any
+
+from normscope.cli._print import print_json, print_page
+
+
+def committed_answers() -> tuple[dict[str, dict[str, str]], str]:
+    """Return what each study answers by its slug, and a line that says why there is nothing; one of both is empty.
+
+    Returns:
+        Of a study: ``standing`` (its word over all conditions), ``effect`` in natural units, ``answer`` in sentences,
+        ``here`` (the networks and data).
+    """
+    from normscope._errors import StoreError
+    from normscope.explain import committed
+    from normscope.records import answer, standing
+    from normscope.report import amount_of
+
+    try:
+        evidence = committed()
+    except StoreError:
+        return {}, "There is no evidence of this version yet: `normscope study run SLUG` makes some."
+    return {
+        study.slug: {
+            "standing": standing(study.verdict),
+            "effect": amount_of(study.verdict),
+            "answer": answer(study.verdict),
+            "here": study.verdict.here,
+        }
+        for study in evidence.studies
+    }, ""
+
+
+def print_study(study: Any, as_json: bool) -> None:
+    """Print a study: what it answers, then code, title, page and sources.
+
+    Args:
+        study: The study; one of the user's own has no answer in the evidence of the package.
+        as_json: Whether a JSON document is printed.
+    """
+    answers, missing = committed_answers()
+    found = answers.get(study.CODE)
+    if as_json:
+        own = {"code": study.CODE, "title": study.title(), "sources": study.SOURCES, "page": study.page()}
+        print_json(own | (found or {}))
+        return
+    if found is not None:
+        head = f"{study.CLAIM} {found['standing'][:1].upper()}{found['standing'][1:]}."
+        first = f"{head}\n\n{found['answer']}"
+    else:
+        first = missing or f"The evidence of this version has none: `normscope study run {study.CODE}` makes it."
+    print_page((study.CODE, study.title(), "", "Answer", "------", first), study)

@@ -1,0 +1,83 @@
+"""How the answer of a study is shown: its word, sign and colour, and how many claims have which word."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from normscope.plots import outcome_icon
+from normscope.records import Outcome, Verdict, standing
+
+_DEPENDS, _MIXED = "depends", "mixed"
+_COUNTED = {
+    Outcome.HOLDS.value: ("holds", "hold"),
+    _DEPENDS: ("depends on a condition", "depend on a condition"),
+    _MIXED: ("is mixed", "are mixed"),
+    Outcome.OPPOSITE.value: ("is the opposite", "are the opposite"),
+    Outcome.NO_EFFECT.value: ("has no effect that matters", "have no effect that matters"),
+    Outcome.UNCLEAR.value: ("is unclear", "are unclear"),
+    Outcome.NOT_MEASURABLE.value: ("is not measurable", "are not measurable"),
+    Outcome.EXACT.value: ("is exact", "are exact"),
+    Outcome.FALSE.value: ("is false", "are false"),
+}
+
+
+def is_identity(verdict: Verdict) -> bool:
+    """Tell whether a verdict is about algebra, which stands apart from experiments and is not counted with them."""
+    return verdict.outcome.of_identity or verdict.effect.scale == "error"
+
+
+def kind_of(verdict: Verdict) -> str:
+    """Return the kind of a study's answer: the headline's word, ``"depends"`` or ``"mixed"``."""
+    word = standing(verdict)
+    return word if word in _COUNTED else _DEPENDS if word.startswith("depends") else _MIXED
+
+
+def sign_of(verdict: Verdict) -> str:
+    """Return the one-character sign of a study's answer."""
+    kind = kind_of(verdict)
+    return "◐" if kind in (_DEPENDS, _MIXED) else outcome_icon(verdict.outcome)
+
+
+def colour_class(kind: str) -> str:
+    """Return the name of a word in the page's styles: ``"no-effect-that-matters"``."""
+    return kind.replace(" ", "-")
+
+
+def amount_of(verdict: Verdict) -> str:
+    """Return the effect in natural units; empty where nothing was measurable."""
+    return "" if verdict.outcome is Outcome.NOT_MEASURABLE else verdict.amount
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """Count the claims with each answer: ``"3 claims: 2 hold, 1 is unclear; 1 identity apart: 1 is exact."``."""
+    experiments = [verdict for verdict in verdicts if not is_identity(verdict)]
+    identities = [verdict for verdict in verdicts if is_identity(verdict)]
+    said = []
+    if experiments or not identities:
+        said.append(counted(len(experiments), "claim") + _by_kind(experiments))
+    if identities:
+        apart = " apart" if experiments else ""
+        said.append(counted(len(identities), "identity", "identities") + apart + _by_kind(identities))
+    return f"{'; '.join(said)}."
+
+
+def _by_kind(verdicts: Sequence[Verdict]) -> str:
+    counts = Counter(kind_of(verdict) for verdict in verdicts)
+    said = [f"{counts[kind]} {words[counts[kind] > 1]}" for kind, words in _COUNTED.items() if counts[kind]]
+    return f": {', '.join(said)}" if said else ""
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Write a count with its noun: ``"1 layer"``, ``"2 layers"``."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def p_words(verdict: Verdict) -> tuple[str, str]:
+    """Return what a verdict's p-value is, and the p-value, in words; two empty strings where there is none.
+
+    An identity has no sampling error, and what is not measurable has no test: neither shows a p-value.
+    """
+    if is_identity(verdict) or verdict.outcome is Outcome.NOT_MEASURABLE or verdict.p_value is None:
+        return "", ""
+    corrected = verdict.adjusted_p is not None
+    p = verdict.adjusted_p if verdict.adjusted_p is not None else verdict.p_value
+    return "after Holm" if corrected else "uncorrected", "p < 0.001" if p < 1e-3 else f"p = {p:.2g}"
