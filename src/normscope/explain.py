@@ -33,6 +33,8 @@ def unit(name: str) -> Unit | type[Unit]:
     if rest and kind in kinds:
         name, kinds = rest, {kind: kinds[kind]}
     having = [kind for kind, units in kinds.items() if name in units]
+    if not having and name.upper() in kinds.get("rule", {}):  # codes of rules are typed in small letters too
+        name, having = name.upper(), ["rule"]
     if len(having) > 1:
         raise UsageError(f"{name!r} is a {' and a '.join(having)}: say {' or '.join(f'{k}:{name}' for k in having)}")
     if not having:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import polars as pl
 
 from normscope.records import Record
-from normscope.stats import decide, interval
+from normscope.studies import Contrast, last
 from normscope.studies.lab import norms
 from normscope.studies.lab.models import mlp
 from normscope.studies.lab.train import train
@@ -46,7 +45,7 @@ class Null(AbstractStudy):
     The same network with the same seed.
 
     ## Prediction
-    Never supported.
+    Nothing to say.
 
     ## Threats
     None.
@@ -59,6 +58,7 @@ class Null(AbstractStudy):
     CLAIM = "The second arm trains faster."
     ENDPOINT = "Loss of the first arm over that of the second"
     MARGIN = 0.0
+    MARGIN_REASON = "any difference counts"
     PRESETS: ClassVar = {"quick": {"steps": 4, "lrs": [0.1, 1.0]}, "full": {"steps": 8, "lrs": [0.1]}}
 
     def grid(self, settings):
@@ -88,15 +88,8 @@ class Null(AbstractStudy):
     def probes(self):
         return ()
 
-    def judge(self, evidence):
-        def last(arm):
-            frame = evidence.select(probe="training", name="loss", arm=arm, lr=0.1)
-            return evidence.per_seed(frame, pl.col("value").sort_by("step").last())
-
-        values = np.log(last("first")) - np.log(last("second"))
-        outcome, p = decide(values, margin=self.MARGIN, level=evidence.level)
-        effect = interval(values, scale="log-ratio", level=evidence.level)
-        return self.verdict(outcome, effect, reason="They are equal.", p_value=p, primary=True)
+    def contrasts(self, evidence):
+        yield Contrast(last("loss"), "first", "second", at={"lr": 0.1}, scale="log-ratio", name="loss")
 
 
 class Twins(Null):
@@ -109,7 +102,7 @@ class Twins(Null):
     The same network with other seeds.
 
     ## Prediction
-    Not supported.
+    Never holds.
 
     ## Threats
     None.

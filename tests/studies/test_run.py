@@ -1,4 +1,4 @@
-"""The machine that runs studies: same records however it is run, nothing supported without a difference."""
+"""The machine that runs studies: same records however it is run, no word without a difference."""
 
 import dataclasses
 import os
@@ -17,7 +17,8 @@ from normscope import studies
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.records import Outcome
 from normscope.records.store import Store
-from normscope.studies.runs import EXTENSION_LEVEL, Run, run
+from normscope.stats import TWO_LOOKS_LEVEL
+from normscope.studies.runs import Run, run
 
 HERE = Path(__file__).parent
 
@@ -34,22 +35,22 @@ def log(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def test_equal_arms_are_not_supported(tmp_path):
+def test_equal_arms_leave_nothing_to_say(tmp_path):
     verdict = run(runner_studies.Null(), out=tmp_path, seeds=6, workers=1)
-    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert (verdict.outcome, verdict.p_value) == (Outcome.NOT_MEASURABLE, None)
     assert (verdict.effect.point, verdict.effect.low, verdict.effect.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 10])
-def test_arms_that_differ_by_chance_are_not_supported(tmp_path, seeds):
+def test_arms_that_differ_by_chance_do_not_hold(tmp_path, seeds):
     verdict = run(runner_studies.Twins(), out=tmp_path, seeds=seeds, workers=1)
-    assert verdict.outcome is not Outcome.SUPPORTED
+    assert verdict.outcome is not Outcome.HOLDS
     assert verdict.effect.n == seeds
 
 
-def test_one_seed_is_inconclusive(tmp_path):
+def test_one_seed_is_not_measurable(tmp_path):
     verdict = run(runner_studies.Twins(), out=tmp_path, seeds=1, workers=1)
-    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.outcome is Outcome.NOT_MEASURABLE
     assert verdict.effect.n == 1
 
 
@@ -219,29 +220,29 @@ def test_incomplete_seeds_are_not_judged(tmp_path):
         Run(runner_studies.Null(), Store.open(tmp_path / "null")).verdict()
 
 
-def test_an_inconclusive_run_is_extended_once_at_the_corrected_level(tmp_path):
-    verdict = run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
-    assert verdict.effect.n == 4
-    assert verdict.effect.level == pytest.approx(EXTENSION_LEVEL)
+def test_an_unclear_run_is_extended_once_at_the_corrected_level(tmp_path):
+    verdict = run(runner_studies.Twins(), out=tmp_path, seeds=3, workers=1, extend=True)
+    assert verdict.effect.n == 6
+    assert verdict.effect.level == pytest.approx(TWO_LOOKS_LEVEL)
     found = Run(runner_studies.Twins(), Store.open(tmp_path / "twins"))
-    assert found.asked() == (2,)
-    assert "--seeds 2 --data digits --device cpu --extend" in found.command()
+    assert found.asked() == (3,)
+    assert "--seeds 3 --data digits --device cpu --extend" in found.command()
     with pytest.raises(StoreError, match="level"):
-        run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1)
+        run(runner_studies.Twins(), out=tmp_path, seeds=3, workers=1)
 
 
 @pytest.mark.parametrize(
-    ("undecided", "asked"),
-    [((), (4,)), ((4,), (4,)), ((2,), (4, 2)), ((2, 4), (2,))],
-    ids=["at once", "at four, so eight are still to come", "perhaps after two", "after two"],
+    ("unclear", "asked"),
+    [((), (6,)), ((6,), (6,)), ((3,), (6, 3)), ((3, 6), (3,))],
+    ids=["at once", "at six, so twelve are still to come", "perhaps after three", "after three"],
 )
-def test_the_seeds_that_were_asked_for_are_told_from_the_seeds_that_are_there(tmp_path, monkeypatch, undecided, asked):
-    run(runner_studies.Twins(), out=tmp_path, seeds=2, workers=1, extend=True)
+def test_the_seeds_that_were_asked_for_are_told_from_the_seeds_that_are_there(tmp_path, monkeypatch, unclear, asked):
+    run(runner_studies.Twins(), out=tmp_path, seeds=3, workers=1, extend=True)
     judge = runner_studies.Twins.judge
 
     def planted(study, evidence):
-        outcome = Outcome.INCONCLUSIVE if len(evidence.seeds) in undecided else Outcome.SUPPORTED
-        return dataclasses.replace(judge(study, evidence), outcome=outcome)
+        outcome, p = (Outcome.UNCLEAR, 0.5) if len(evidence.seeds) in unclear else (Outcome.HOLDS, 1e-6)
+        return dataclasses.replace(judge(study, evidence), outcome=outcome, p_value=p)
 
     monkeypatch.setattr(runner_studies.Twins, "judge", planted)
     assert Run(runner_studies.Twins(), Store.open(tmp_path / "twins")).asked() == asked

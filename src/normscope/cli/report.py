@@ -34,6 +34,10 @@ def report(
         Path | None,
         typer.Option("--page", help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]"),
     ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", help="Markdown file for the questions that people ask, with answers."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a condensed file, which needs no run."""
@@ -41,11 +45,17 @@ def report(
 
     for file in own or ():
         studies.from_file(file)
+    if questions is not None and not run.is_file():
+        raise UsageError(
+            f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
+        )
     if run.is_file():
         evidence = pages.read(run)  # a file that is no condensed file is refused as such
         if condensed is not None:
             raise UsageError(f"{run} is a condensed file already: give --condense the folder of the runs")
         target = page or run.with_suffix(".html")
+        if questions is not None:
+            pages.write_questions(questions, studies.texts().questions, evidence)
         _write_condensed(evidence, target, markdown, as_json)
     else:
         runs = verdicts.load(run)

@@ -38,9 +38,8 @@ def separating(verdict: Verdict) -> tuple[str, ...]:
     """
     found = []
     for other in tried(verdict)[1:]:
-        names = _differing(verdict, other)
-        if len(names) == 1 and other.outcome.decided and other.outcome is not verdict.outcome:
-            found += names
+        if _separates(verdict, other):
+            found += _differing(verdict, other)
     return tuple(dict.fromkeys(found)) if verdict.outcome.decided else ()
 
 
@@ -70,13 +69,23 @@ def answer(verdict: Verdict) -> str:
 
 
 def headline(verdict: Verdict) -> str:
-    """Return the sentence of one contrast: its word, what was seen, and what keeps the word from being decided."""
+    """Return the sentence of a headline: its word, what was seen, and on what it depends or what keeps it undecided."""
     here = f" Here: {verdict.here}." if verdict.here and not verdict.outcome.of_identity else ""
     lead = _LEADS[verdict.outcome]
     if verdict.outcome is Outcome.NOT_MEASURABLE:
         return f"{lead}: {verdict.why.rstrip('.')}.{here}"
-    why = f" {verdict.why[:1].upper()}{verdict.why[1:].rstrip('.')}." if verdict.why else ""
-    return f"{lead}: {verdict.finding.rstrip('.')}.{why}{here}"
+    why = f" {_capital(verdict.why.rstrip('.'))}." if verdict.why else ""
+    return f"{lead}: {verdict.finding.rstrip('.')}.{_but(verdict)}{why}{here}"
+
+
+def _but(verdict: Verdict) -> str:
+    """Name the conditions that alone change the word of a headline, at most two of them."""
+    exceptions = [
+        f"{other.outcome.value} with {differing(verdict, other)} ({other.amount})"
+        for other in tried(verdict)[1:]
+        if verdict.outcome.decided and _separates(verdict, other)
+    ]
+    return f" But {'; '.join(exceptions[:2])}." if exceptions else ""
 
 
 def also_tried(verdict: Verdict) -> str:
@@ -91,7 +100,7 @@ def also_tried(verdict: Verdict) -> str:
         if listed := groups.get(outcome):
             more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
             parts.append(f"{outcome.value} with {'; '.join(listed[:_SHOWN])}{more}")
-    return f"Also tried: {'. '.join(part[:1].upper() + part[1:] for part in parts)}." if parts else ""
+    return f"Also tried: {'. '.join(map(_capital, parts))}." if parts else ""
 
 
 def contrast_named(verdict: Verdict, name: str) -> Verdict | None:
@@ -126,3 +135,14 @@ def _differing(verdict: Verdict, other: Verdict) -> list[str]:
     """Return the names of the conditions whose values differ."""
     ours, theirs = ({each.name: each.value for each in side.conditions} for side in (verdict, other))
     return [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
+
+
+def _separates(verdict: Verdict, other: Verdict) -> bool:
+    """Say whether one changed condition gives another contrast of the same claim another decided word."""
+    changed = other.outcome.decided and other.outcome is not verdict.outcome
+    return changed and len(_differing(verdict, other)) == 1
+
+
+def _capital(words: str) -> str:
+    """Return words with a capital at the beginning, the rest as it is."""
+    return words[:1].upper() + words[1:]

@@ -19,6 +19,11 @@ from normscope.report._console import console as console
 from normscope.report._markdown import into as into, page as page
 from normscope.report._overview import FEW as FEW
 from normscope.report._page import write as write
+from normscope.report._questions import (
+    disagreements as disagreements,
+    questions_page as questions_page,
+    write_questions as write_questions,
+)
 from normscope.report._sections import Section as Section
 from normscope.report._words import amount_of as amount_of, counted as counted, sign_of as sign_of, tally as tally
 from normscope.report.check import (

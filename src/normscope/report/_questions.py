@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from normscope._errors import DataError
+from normscope.plots import Figure
 from normscope.records import Question, Verdict, standing
 from normscope.records.answers import contrast_named
 from normscope.records.files import save
@@ -79,28 +80,29 @@ def questions_page(questions: Sequence[Question], evidence: CondensedEvidence, i
     return "\n\n".join(parts) + "\n"
 
 
-def write_pictures(questions: Sequence[Question], evidence: CondensedEvidence, folder: Path) -> list[Path]:
-    """Write the pictures of the questions as SVG.
+def write_questions(path: str | Path, questions: Sequence[Question], evidence: CondensedEvidence) -> Path:
+    """Write the page of questions as Markdown, with its pictures as SVG files in ``images/questions`` beside it.
 
     Args:
-        questions: The questions.
-        evidence: Holds the pictures.
-        folder: Where to; it is made.
+        path: The Markdown file.
+        questions: In the order of the page.
+        evidence: Gives numbers and pictures.
 
     Returns:
-        The files.
+        The path. Nothing is written where an answer does not agree with the evidence.
+
+    Raises:
+        DataError: An answer takes for granted what the evidence does not say.
+        StoreError: A file cannot be written.
     """
-    from vl_convert import vegalite_to_svg
-
-    from normscope.plots import theme
-
+    page = questions_page(questions, evidence, "images/questions")
     studies = {study.slug: study for study in evidence.studies}
-    written = []
     for slug in dict.fromkeys(question.picture for question in questions):
         picture = studies[slug].picture
         if picture is not None:
-            written.append(save(folder / f"{slug}.svg", vegalite_to_svg(json.loads(picture.spec), config=theme())))
-    return written
+            figure = Figure(picture.slug, picture.title, picture.caption, picture.alt, json.loads(picture.spec))
+            figure.save(Path(path).parent / "images" / "questions" / f"{slug}.svg")
+    return save(path, page)
 
 
 def _answer(question: Question, verdicts: Mapping[str, Verdict]) -> str:

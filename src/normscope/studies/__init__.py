@@ -1,7 +1,7 @@
 """Studies, one a file: a claim about batch normalization, the experiment that tests it, and its verdict."""
 
 from normscope.studies.calibration import Rate as Rate, calibrate as calibrate
-from normscope.studies.contrast import AllOf as AllOf, Contrast as Contrast, Reading as Reading
+from normscope.studies.contrast import Contrast as Contrast, Reading as Reading
 from normscope.studies.evidence import Arrivals as Arrivals, Evidence as Evidence, typical as typical
 from normscope.studies.experiment import Progress as Progress, presets as presets
 from normscope.studies.find import all as all, from_file as from_file, get as get, load as load, run as run

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from normscope.stats import Decision, alike, decide, interval, no_worse, two_loo
 from normscope.stats.decide import FEWEST_SEEDS, unusable
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
+from normscope.studies.sample import Sample, both_at_limits, neither_arrived, one_arrived
 from normscope.usercode import defined_at
 
 #: A side of a contrast: the name of an arm, a point (``{"arm": ..., "features": "raw"}``), a number (a theory, a
@@ -119,25 +120,6 @@ class Contrast:
         return {key: own.get(key, value) for key, value in where.items()}
 
 
-class Sample(NamedTuple):
-    """What one side of a contrast is.
-
-    Attributes:
-        where: Arm and point, own best values filled in; empty for a number.
-        values: A number a seed (n,), a number that stands for a theory, or None for nothing.
-        arrivals: The censored times, if the quantity is one.
-    """
-
-    where: Mapping[str, Any]
-    values: Floats | float | None
-    arrivals: Arrivals | None
-
-    @property
-    def never(self) -> int:
-        """How many runs never got there."""
-        return 0 if self.arrivals is None else int(self.arrivals.missed.sum())
-
-
 @dataclass(frozen=True)
 class Reading:
     """The numbers of a contrast, before any word.
@@ -198,17 +180,11 @@ class Reading:
 
     @cached_property
     def _neither(self) -> NDArray[np.bool_]:
-        """Which seeds (n,) reached the target on neither side."""
-        missed = [sample.arrivals.missed for sample in (self.first, self.second) if sample.arrivals is not None]
-        return np.logical_and.reduce(missed) if missed else np.zeros(len(self.evidence.seeds), dtype=bool)
+        return neither_arrived(self.first, self.second, len(self.evidence.seeds))
 
     @cached_property
     def _either(self) -> NDArray[np.bool_]:
-        """Which seeds (n,) missed the target on one side alone: their effect is a bound, not a number."""
-        missed = [sample.arrivals.missed for sample in (self.first, self.second) if sample.arrivals is not None]
-        return (np.logical_or.reduce(missed) if missed else np.zeros(len(self.evidence.seeds), dtype=bool)) & (
-            ~self._neither
-        )
+        return one_arrived(self.first, self.second, len(self.evidence.seeds))
 
     @property
     def bounded(self) -> str:
@@ -223,14 +199,8 @@ class Reading:
 
     @cached_property
     def _at_limits(self) -> NDArray[np.bool_]:
-        """Which seeds (n,) have both sides on the floor of the quantity, or both on its ceiling."""
-        none = np.zeros(len(self.evidence.seeds), dtype=bool)
-        floor, ceiling = self.contrast.quantity.limits(self.evidence)
-        sides = [sample.values for sample in (self.first, self.second) if isinstance(sample.values, np.ndarray)]
-        if len(sides) < 2 or not all(side.shape == none.shape for side in sides):
-            return none
-        both_low, both_high = ([side <= floor for side in sides], [side >= ceiling for side in sides])
-        return np.asarray(np.logical_and.reduce(both_low) | np.logical_and.reduce(both_high))
+        limits = self.contrast.quantity.limits(self.evidence)
+        return both_at_limits(self.first, self.second, len(self.evidence.seeds), limits)
 
     @cached_property
     def kept(self) -> Floats:
@@ -324,13 +294,3 @@ class Reading:
 def unmeasured(level: float, scale: str) -> Estimate:
     """Return the estimate of something that no seed allows to estimate."""
     return Estimate(math.nan, -math.inf, math.inf, level, 0, "not measured", scale)
-
-
-@dataclass(frozen=True)
-class AllOf:
-    """Temporary."""
-
-    parts: Any = ()
-    claim: str = ""
-    endpoint: str = ""
-    reason: Any = ""

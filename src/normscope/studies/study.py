@@ -172,7 +172,8 @@ class AbstractStudy(AbstractExperiment):
         """Judge what must be the case; a premise of a premise counts too."""
         found = self.verdict_of(contrast, evidence)
         seen = found.finding if found.outcome is not Outcome.NOT_MEASURABLE else found.why
-        return Premise(f"{found.claim.rstrip('.')} (seen: {seen}: {found.outcome.value})", found.outcome.in_favour)
+        unclear = ", which is unclear" if found.outcome is Outcome.UNCLEAR else ""
+        return Premise(f"{found.claim.rstrip('.')} (seen: {seen}{unclear})", found.outcome.in_favour)
 
     def here(self, evidence: Evidence) -> str:
         """Say which networks and data the numbers are about: ``"dense networks, 8x8 digits"``."""

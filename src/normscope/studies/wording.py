@@ -6,8 +6,9 @@ from typing import Any
 
 from normscope.plots import effect_words
 from normscope.records import Condition, Outcome
-from normscope.studies.contrast import Contrast, Reading, Sample, Side
+from normscope.studies.contrast import Contrast, Reading, Side
 from normscope.studies.quantity import Best
+from normscope.studies.sample import Sample
 
 #: Words for the values of points that many studies have; ``{}`` is the value.
 CONDITIONS = {
