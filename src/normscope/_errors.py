@@ -23,3 +23,11 @@ class StoreError(NormscopeError):
 
 class NonFiniteError(NormscopeError):
     """A loss or a statistic became NaN or infinite where a number is needed."""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message names it: a text or number as it is, anything else by its type.
+
+    A tensor or a model would put all that it holds into the message.
+    """
+    return repr(value) if isinstance(value, str | int | float | None) else f"an object of type {type(value).__name__}"

@@ -6,9 +6,16 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from normscope._errors import UsageError
 from normscope.bench import _timing, _training_steps, layers, layers_page  # white box: so that it takes seconds
+
+
+def shallow(model, norm, plain):
+    """A network in place of the deep ones; these are built by `test_the_networks_of_all_arms_are_the_same_function`."""
+    convolutions = nn.Conv2d(3, 4, 3), norm(4), nn.Conv2d(4, 4, 3), plain(4)
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
 
 
 @pytest.fixture
@@ -19,6 +26,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(layers, "SHAPES", ((8, 4), (4, 3, 6, 6)))
     monkeypatch.setattr(_training_steps, "_BATCH", {"vgg": 2, "resnet18": 2})
     monkeypatch.setattr(_training_steps, "_SECONDS", 0.0)
+    monkeypatch.setattr(_training_steps, "build", shallow)
 
     def child(job):
         if job["work"] == "layers":

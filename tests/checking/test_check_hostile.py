@@ -12,7 +12,7 @@ from check_setups import HOSTILE, LOADER, POISONED, WELL
 from torch import nn
 
 import normscope as ns
-from normscope import rules
+from normscope import checking, rules
 from normscope.modules.state import Snapshot
 
 
@@ -39,7 +39,7 @@ from normscope.modules.state import Snapshot
         ("def make():\n    return nn.Sequential(nn.LazyBatchNorm1d()), loss_fn, data()", "lazy"),
         (
             "def make():\n    return net(), (lambda m, b: 1 / 0), data()",
-            "ZeroDivisionError: division by zero (setup",
+            "training step 0 raised ZeroDivisionError: division by zero (setup",
         ),
         ("def make():\n    return net(), (lambda m, b: exit()), data()", "SystemExit"),
         ("def make():\n    return net(), (lambda m, b: None), data()", "raised"),
@@ -177,6 +177,40 @@ def test_a_nan_that_arises_between_modules_is_located(write):
     findings = ns.check(case)
     assert "NS102" in dict(findings.unmeasured)
     assert "not finite" in dict(findings.unmeasured)["NS102"]
+
+
+def test_a_wrong_choice_of_rules_is_refused_before_anything_is_run_or_read(refuse, tmp_path):
+    path, mark = tmp_path / "setup.py", tmp_path / "ran"
+    path.write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\ndef make():\n    pass\n")
+    assert "fits no rule" in refuse(f"{path}:make", "--select", "NS9")
+    assert "fits no rule" in refuse("--state-dict", tmp_path / "missing.pt", "--ignore", "NS9")
+    assert not mark.exists()
+    assert "make() returned None" in refuse(f"{path}:make")
+    assert mark.exists()
+
+
+def test_an_error_of_the_model_itself_is_that_of_the_check(refuse, write):
+    path = write(
+        "class Odd(nn.Sequential):\n"
+        "    def named_modules(self, *args, **options):\n"
+        "        raise ValueError('odd')\n"
+        "def make():\n"
+        "    return Odd(net()), loss_fn, data()\n"
+    )
+    said = refuse(f"{path}:make")
+    assert "the check raised ValueError: odd" in said
+    assert "setup.py:" in said
+
+
+def test_whatever_a_check_raises_is_one_line(refuse, write, monkeypatch, tmp_path):
+    def fail(*args, **options):
+        raise ValueError("odd")
+
+    monkeypatch.setattr(checking, "check", fail)
+    monkeypatch.setattr(checking, "check_state", fail)
+    torch.save(nn.BatchNorm1d(3).state_dict(), tmp_path / "state.pt")
+    assert "the check raised ValueError: odd" in refuse(f"{write(WELL)}:make")
+    assert "the check raised ValueError: odd" in refuse("--state-dict", tmp_path / "state.pt")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -1,5 +1,7 @@
 """State dicts in files: what is written is read again, bit for bit, and nothing is written half."""
 
+import os
+
 import pytest
 import torch
 
@@ -45,14 +47,29 @@ def test_the_format_is_told_by_the_first_bytes(tmp_path):
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    def full(state, path):
-        path.write_bytes(b"half")
-        raise OSError("no space left")
+    def full(state, file):
+        file.write(b"half")
+        raise error
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(StoreError, match="no space left"):
-        checkpoint.write(values(), tmp_path / "state.pt")
-    assert list(tmp_path.iterdir()) == []
+    for error in (OSError("no space left"), RuntimeError("PytorchStreamWriter failed")):
+        with pytest.raises(StoreError, match=f"cannot write .*state.pt: .*{error}"):
+            checkpoint.write(values(), tmp_path / "state.pt")
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch, suffix):
+    """A checkpoint is renamed after its bytes are synced: after a power cut the name never stands for half of it."""
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors.torch")
+    path, calls = tmp_path / f"state{suffix}", []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("rename"), rename(*paths)))
+    checkpoint.write(values(), path)
+    assert calls[: calls.index("rename")] == ["sync"]
+    assert checkpoint.read(path).keys() == values().keys()
 
 
 @pytest.mark.parametrize(

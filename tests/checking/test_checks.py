@@ -144,13 +144,19 @@ def test_rules_are_chosen_by_beginnings_codes_and_names(select, ignore, found):
     assert all(rules.get(code).SLUG in select or code.startswith(tuple(chosen)) for code in result.rules)
 
 
-@pytest.mark.parametrize("prefix", ["NS2", "no-rule", "ns108", ""])
+@pytest.mark.parametrize("prefix", ["NS2", "no-rule", "ns2", ""])
 def test_a_beginning_that_fits_no_rule_is_refused(prefix):
     for options in ({"select": [prefix]}, {"ignore": [prefix]}):
         if not prefix:
             continue
         with pytest.raises(UsageError, match="fits no rule"):
             checking.check(three_kinds(), **options)
+
+
+def test_a_rule_is_given_by_a_text():
+    for wrong in (3, torch.zeros(500)):
+        with pytest.raises(UsageError, match=r"^rules are given by codes or names.{,60}$"):
+            checking.check(three_kinds(), select=[wrong])
 
 
 def test_ignoring_one_of_several_places_leaves_the_finding_as_it_is():
@@ -202,6 +208,19 @@ def test_a_rule_that_raises_is_told_to_whom_listens_and_else_raised(monkeypatch)
     assert codes(found) == ["NS103"]
     with pytest.raises(KeyError, match="planted"):
         checking.check(three_kinds(), ["NS108"], gap=False)
+
+
+def test_a_rule_that_raises_over_a_checkpoint_is_told_by_its_code(monkeypatch):
+    def broken(self, norms):
+        raise KeyError("planted")
+
+    monkeypatch.setattr(type(rules.get("NS103")), "examine_buffers", broken)
+    told, state = [], three_kinds().model.state_dict()
+    found = checking.check_state(state, on_failure=lambda code, error: told.append((code, type(error))))
+    assert told == [("NS103", KeyError)]
+    assert len(found.rules) > 1
+    with pytest.raises(KeyError, match="planted"):
+        checking.check_state(state)
 
 
 def test_a_rule_that_cannot_measure_what_is_not_finite_is_listed():

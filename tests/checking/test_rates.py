@@ -52,3 +52,31 @@ def test_a_rule_that_never_speaks_has_no_precision(monkeypatch):
     monkeypatch.setattr(rule, "WELL", [])
     (row,) = rates.measure(["NS108"])["rules"]
     assert (row["recall"], row["precision"]) == (0, None)
+
+
+def test_repairs_are_counted_where_the_rule_is_silent_after_its_fix(monkeypatch):
+    """Of four set-ups three are fixable, of which the fix of one does not help."""
+    rule, near = type(rules.get("NS108")), rules.get("NS108").NEAR[0]
+    models, helped = [], []
+
+    def make():
+        case = near.make(0.5)
+        models.append(case.model)
+        return case
+
+    def examine(self, evidence):
+        number = next(index for index, model in enumerate(models) if model is evidence.case.model)
+        if number not in helped:
+            yield self.finding("planted", fixable=number != 0)
+
+    def repair(self, case, finding):
+        if case.model is not models[1]:
+            helped.append(len(models) - 1)
+        return "repaired"
+
+    monkeypatch.setattr(rule, "SICK", [make] * 4)
+    monkeypatch.setattr(rule, "WELL", [])
+    monkeypatch.setattr(rule, "examine", examine)
+    monkeypatch.setattr(rule, "repair", repair)
+    (row,) = rates.measure(["NS108"])["rules"]
+    assert (row["found"], row["fixable"], row["repaired"]) == (4, 3, 2)

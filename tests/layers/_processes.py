@@ -1,4 +1,4 @@
-"""What each of four processes does for test_synchronised: it compares its part with the whole, taken by itself.
+"""What each of two or four processes does for test_synchronised: it compares its part with the whole, taken by itself.
 
 Run as ``python _processes.py RANK SIZE RENDEZVOUS OUT [compile]``; process 0 writes the largest differences to OUT.
 """
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from normscope import layers
 from normscope.ops.sets import Renorm
 
+IMPORTED = set(sys.modules)
 CHANNELS = 3
 SIZES = {2: [5, 1], 4: [3, 0, 6, 2]}
 F64 = torch.float64
@@ -192,18 +193,14 @@ def main(rank, size, rendezvous, out, *more):
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     pair = dist.new_group([0, 1])
-    results = {}
-    for group, sizes in ((pair, SIZES[2]), (None, SIZES[4])):
+    results = {"compiler imported": "torch._dynamo" in IMPORTED}
+    if more:
+        results["compiled"] = check_compiled(SIZES[2], _part(SIZES[2], rank))
+    for group, sizes in () if more else ((pair, SIZES[2]), (None, SIZES[4])):
         processes = len(sizes)
         if rank >= processes:
             continue
-        part = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-        if more:
-            if processes == 4:
-                sizes = [3, 1, 6, 2]
-                part = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-                results["compiled"] = check_compiled(sizes, part)
-            continue
+        part = _part(sizes, rank)
         once = Renorm(r_steps=(0, 1), d_steps=(0, 1))
         cases = {
             "plain": {},

@@ -122,6 +122,14 @@ def test_the_wrong_rank_is_refused_as_in_torch(name, shape):
             layer(torch.zeros(shape, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("gone", ["running_mean", "running_var"])
+def test_one_running_statistic_without_the_other_is_refused_in_eval_as_in_torch(gone):
+    for layer in pair("BatchNorm1d", 3):
+        setattr(layer.eval(), gone, None)
+        with pytest.raises(Exception, match=r"running_mean|running_var|None"):
+            layer(torch.randn(4, 3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1), (4, 5), (4, 5, 2)])
 def test_a_refused_batch_leaves_no_trace(shape):
     mine, theirs = pair("BatchNorm1d", 3)

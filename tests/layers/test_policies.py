@@ -37,6 +37,20 @@ def test_micro_batches_make_one_update_of_their_union(k, momentum):
     assert (plain.running_var - whole.running_var).abs().max() > 0.1  # what torch would have had
 
 
+@pytest.mark.parametrize("taken", [1, 2])
+def test_a_reset_forgets_the_micro_batches_of_an_unfinished_step(taken):
+    layer, fresh = drawn_batch_norm(accumulate=3), drawn_batch_norm(accumulate=3)
+    first, second = batches(3), batches(3, seed=1)
+    for x in first[:taken]:
+        layer(x)
+    layer.reset_running_stats()
+    for x in second:
+        layer(x)
+        fresh(x)
+    torch.testing.assert_close(copied_buffers(layer), copied_buffers(fresh), rtol=0, atol=0)
+    assert fresh.num_batches_tracked == 1
+
+
 def test_uneven_micro_batches_are_weighted():
     layer, whole = drawn_batch_norm(accumulate=2), drawn_batch_norm()
     big, small = batches(1, (30, 3))[0], 9 + batches(1, (2, 3))[0]
@@ -125,6 +139,30 @@ def test_an_update_that_is_not_finite_is_refused_by_name(value, options):
     model(bad)
     model(good)
     assert not layer.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize("policy", ["skip", "track"])
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"momentum": None}], ids=str)
+def test_in_an_ensemble_only_the_member_with_the_bad_batch_skips_it(options, policy):
+    """Under vmap no value can be looked at, and each member's buffers are what they are by itself."""
+    members = [drawn_batch_norm(on_bad_update=policy, **options) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(members)
+    base = copy.deepcopy(members[0])
+
+    def forward(p, b, x):
+        return torch.func.functional_call(base, (p, b), (x,))
+
+    for bad in (None, 1, None, 2):
+        data = torch.stack(batches(3))
+        if bad is not None:
+            data[bad, 3, 1] = torch.nan
+        torch.func.vmap(forward)(parameters, buffers, data)
+        for member, x in zip(members, data, strict=True):
+            member(x)
+    assert all(member.running_var.isfinite().all() for member in members) is (policy == "skip")
+    for at, member in enumerate(members):
+        for name, value in member.named_buffers():
+            torch.testing.assert_close(buffers[name][at], value, equal_nan=True)
 
 
 def test_one_value_a_channel():

@@ -12,16 +12,16 @@ import pytest
 WORKER = Path(__file__).with_name("_processes.py")
 
 
-def run_processes(folder, *more):
-    """Run four processes and return what each reports."""
+def run_processes(folder, *more, size=4):
+    """Run processes and return what each reports."""
     out = folder / "out.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    logs = [folder / f"log{rank}" for rank in range(4)]
+    logs = [folder / f"log{rank}" for rank in range(size)]
     with contextlib.ExitStack() as stack:
         processes = [
             subprocess.Popen(
-                [sys.executable, WORKER, str(rank), "4", folder / "rendezvous", out, *more],
+                [sys.executable, WORKER, str(rank), str(size), folder / "rendezvous", out, *more],
                 env=environment,
                 stdout=stack.enter_context(log.open("w")),
                 stderr=subprocess.STDOUT,
@@ -34,7 +34,7 @@ def run_processes(folder, *more):
             for process in processes:
                 process.kill()
                 process.wait()
-    assert codes == [0] * 4, "\n".join(log.read_text()[-3000:] for log in logs)
+    assert codes == [0] * size, "\n".join(log.read_text()[-3000:] for log in logs)
     return json.loads(out.read_text())
 
 
@@ -87,7 +87,12 @@ def test_one_value_a_channel_in_all_processes_is_refused_by_all(reports):
         assert report["refusals"]["shape"] == [1, 3]
 
 
+def test_importing_the_layers_does_not_import_torchs_compiler(reports):
+    """It takes as long as torch itself."""
+    assert not any(report["compiler imported"] for report in reports)
+
+
 @pytest.mark.slow
 def test_compiles_whole(tmp_path):
-    for report in run_processes(tmp_path, "compile"):
+    for report in run_processes(tmp_path, "compile", size=2):
         assert max(report["compiled"].values()) < 1e-12

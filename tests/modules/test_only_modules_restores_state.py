@@ -3,7 +3,7 @@
 Everywhere else it is done through `Snapshot`, `traceless`, `transaction`, `Values`, `RngState`, `in_mode`: a second
 restore, written by hand, has always forgotten something. What counts as a restore by hand:
 
-- a random stream is set to a state;
+- a random stream is set to a state, or forked (`torch.random.fork_rng` forgets streams that it is not told of);
 - the attributes of an object are replaced as a whole (`vars(x).clear()`, `vars(x).update(...)`);
 - where a block is left (in `finally`, in `except`, after the `yield` of a context manager), a tensor is written to or a
   mode, a gradient, a class, a parameter or a buffer is assigned.
@@ -17,9 +17,10 @@ import pytest
 import normscope
 
 SOURCE = Path(normscope.__file__).parent
-STREAMS = {"set_rng_state", "set_rng_state_all", "setstate", "set_state"}
+STREAMS = {"set_rng_state", "set_rng_state_all", "setstate", "set_state", "fork_rng"}
 STATE = {"data", "grad", "training", "requires_grad", "__class__", "running_mean", "running_var"}
 TABLES = {"_parameters", "_buffers"}
+OWED = ["studies/runs.py"]  # forks torch's stream by hand; this list may only get shorter
 
 
 def restores(code):
@@ -33,11 +34,12 @@ def restores(code):
 
 def anywhere(node):
     """Say which restore a node is wherever it stands."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+    if not isinstance(node, ast.Call):
         return ""
-    if node.func.attr in STREAMS:
-        return f"sets a random stream: {node.func.attr}"
-    if node.func.attr in ("clear", "update") and is_attributes(node.func.value):
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    if name in STREAMS:
+        return f"sets a random stream: {name}"
+    if isinstance(node.func, ast.Attribute) and name in ("clear", "update") and is_attributes(node.func.value):
         return "replaces the attributes of an object"
     return ""
 
@@ -86,7 +88,8 @@ def test_no_other_room_restores_state():
     files = [path for path in sorted(SOURCE.rglob("*.py")) if path.relative_to(SOURCE).parts[0] != "modules"]
     assert len(files) > 200
     found = [f"{path.relative_to(SOURCE)}:{line} {what}" for path in files for line, what in restores(path.read_text())]
-    assert found == []
+    assert [line for line in found if not line.startswith(tuple(OWED))] == []
+    assert all(any(line.startswith(file) for line in found) for file in OWED), "mended: take it off the list"
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,9 @@ def test_no_other_room_restores_state():
         "torch.set_rng_state(before)",
         "generator.set_state(before)",
         "random.setstate(before)",
+        "setstate(before)",
+        "with torch.random.fork_rng(devices=[]):\n    torch.manual_seed(0)",
+        "from torch.random import fork_rng\nwith fork_rng():\n    run()",
         "vars(module).clear()",
         "module.__dict__.update(kept)",
         "try:\n    run()\nfinally:\n    for t, kept in values:\n        t.copy_(kept)",

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from normscope import layers
+from normscope._errors import UsageError
 from normscope.modules import sites
 from normscope.modules.tree import childless, is_childless, own_parameters, walk
 
@@ -85,3 +86,11 @@ def test_the_walk_is_torchs():
     assert walk(model) == list(model.named_modules())
     assert list(childless(dict(walk(model)))) == ["0", "1.0", "2"]
     assert [is_childless(module) for module in (model, model[2], shared)] == [False, True, True]
+
+
+def test_modules_are_chosen_by_name_in_the_order_asked_for():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()))
+    found = sites.chosen(model, ["1.0", "0"])
+    assert list(found.items()) == [("1.0", model[1][0]), ("0", model[0])]
+    with pytest.raises(UsageError, match=r"no module '2'; it has 0, 1, 1\.0, 1\.1"):
+        sites.chosen(model, ["0", "2"])

@@ -1,5 +1,7 @@
 """Batch norm against torch's in float64, and against itself in float64 where torch loses digits in float32."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -264,3 +266,15 @@ def test_a_running_mean_is_right_to_some_roundings(dtype, shape, offset):
     assert (mean - right).abs().max() < 12 * torch.finfo(torch.float32).eps * right.abs().max()
     if dtype != torch.float32:
         torch.testing.assert_close(var.double(), x.double().var(axes), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("way", ["torch", "written_out", None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_batch_is_counted_once_whichever_way_it_is_computed(way, dtype):
+    x, mean, var, seen = torch.randn(8, 3, 5).to(dtype), torch.zeros(3), torch.ones(3), torch.tensor(6)
+    for training, expected in ((True, 7), (True, 8), (False, 8)):
+        with nullcontext() if way is None else ops.using(way):
+            ops.batch_norm(
+                x, running_mean=mean, running_var=var, momentum=0.5, training=training, num_batches_tracked=seen
+            )
+        assert seen.item() == expected

@@ -42,7 +42,7 @@ def both(dtype, slope, weighted=True, create_graph=False, **more):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("slope", [1.0, 0.01, 0.3])
+@pytest.mark.parametrize("slope", [1.0, 0.01, 0.3, 2.0])
 def test_is_the_usual_way_to_second_order(slope, weighted):
     for create_graph in (False, True):
         for found, right in zip(*both(F64, slope, weighted, create_graph), strict=True):
@@ -139,3 +139,12 @@ def test_an_input_that_is_needed_elsewhere_is_missed():
     y, _ = ops.batch_norm_in_place(h, None, None, 1e-5)
     with pytest.raises(RuntimeError, match="modified by an inplace"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.3, 2.0])
+def test_without_the_kernel_it_is_the_same_function(slope):
+    for weighted in (True, False):
+        with ops.using("torch"):
+            ours, right = both(F64, slope, weighted)
+        for a, b in zip(ours, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

@@ -61,6 +61,20 @@ def test_derivatives_of_every_kind(p, centred):
     assert gradgradcheck(f, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
+@pytest.mark.parametrize(("p", "centred", "gaussian"), VARIANTS)
+def test_a_derivative_of_a_derivative_by_torch_func(p, centred, gaussian):
+    """Forward over forward: of a Function with a jvp of its own it would come out as zero."""
+    x, w, b = (t.detach() for t in case(4, 2, 3))
+    t = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+
+    def twice(f):
+        return torch.func.jvp(lambda x: torch.func.jvp(f, (x,), (t,))[1], (x,), (t,))[1]
+
+    found = twice(lambda x: bound(p, centred, gaussian)(x, w, b))
+    torch.testing.assert_close(found, twice(lambda x: plain(x, w, b, p, centred, gaussian)))
+    assert found.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("p", [1, 2, INF])
 def test_the_statistics_are_differentiable_too(p):
     (x, _, _) = case(4, 2, 3)
@@ -132,6 +146,12 @@ def test_a_constant_channel_has_a_finite_gradient():
             assert y.isfinite().all()
             assert g.isfinite().all()
             assert h.isfinite().all()
+
+
+def test_the_factor_is_marked_as_a_constant_as_torch_marks_it():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked)
+    assert vars(marked).items() <= vars(lp.gaussian_factor).items()
 
 
 def test_constants_of_gaussian_values():

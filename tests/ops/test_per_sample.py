@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from normscope import ops
 from normscope._errors import UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 F64 = torch.float64
 EPS = 0.03
 
@@ -49,6 +50,32 @@ def test_is_its_definition_with_its_gradients(function, definition):
     found, right = function(x, w, b), definition(x, w, b)
     torch.testing.assert_close(found, right)
     torch.testing.assert_close(torch.autograd.grad(found, (x, w, b), g), torch.autograd.grad(right, (x, w, b), g))
+
+
+@pytest.mark.parametrize(("function", "definition"), FUNCTIONS.values(), ids=FUNCTIONS)
+def test_second_derivatives_are_those_of_the_definition_by_autograd_and_by_torch_func(function, definition):
+    inputs = [drawn(*shape, seed=i) for i, shape in enumerate([(4, 6, 5), (6,), (6,)])]
+    along = [drawn(*t.shape, seed=5 + i) for i, t in enumerate(inputs)]
+    g = drawn(4, 6, 5, seed=9)
+
+    def slope_by_autograd(f):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        first = torch.autograd.grad(f(*leaves), leaves, g, create_graph=True)
+        total = sum((a * b).sum() for a, b in zip(first, along, strict=True))
+        return torch.autograd.grad(total, leaves, materialize_grads=True)  # the shift has no part in it
+
+    def slope_by_func(f):
+        gradient = torch.func.grad(lambda *leaves: (f(*leaves) * g).sum(), argnums=(0, 1, 2))
+        return torch.func.jvp(gradient, tuple(inputs), tuple(along))[1]
+
+    right = slope_by_autograd(definition)
+    torch.testing.assert_close(slope_by_autograd(function), right)
+    torch.testing.assert_close(slope_by_func(function), right)
+    twice = torch.func.jvp(lambda x: torch.func.jvp(lambda x: function(x, *inputs[1:]), (x,), (along[0],))[1],
+                           (inputs[0],), (along[0],))[1]  # fmt: skip
+    plain = torch.func.jvp(lambda x: torch.func.jvp(lambda x: definition(x, *inputs[1:]), (x,), (along[0],))[1],
+                           (inputs[0],), (along[0],))[1]  # fmt: skip
+    torch.testing.assert_close(twice, plain)
 
 
 @settings(deadline=None, max_examples=10)

@@ -28,9 +28,14 @@ def test_a_rule_describes_itself(rule):
     assert rule.CODE.startswith("NS1")
     assert inspect.getfile(type(rule)).endswith(rule.SLUG.replace("-", "_") + ".py")
     assert isinstance(rule.SEVERITY, Severity)
+    assert rule.SOURCES
+    assert all(len(source) > 5 for source in rule.SOURCES)
     assert len(rule.SICK) >= 3
     assert len(rule.WELL) >= 2
-    assert rules.get(rule.CODE).SLUG == rules.get(rule.SLUG).SLUG
+    named = [rules.get(name) for name in (rule.CODE, rule.CODE.lower(), rule.SLUG)]
+    begun = [found for code in (rule.CODE, rule.CODE.lower(), rule.SLUG) for found in rules.chosen([code])]
+    assert {type(found) for found in named + begun} == {type(rule)}
+    assert type(rule) not in {type(left) for left in rules.chosen(None, [rule.CODE.lower()])}
 
 
 @each_rule
@@ -80,6 +85,29 @@ def test_a_well_case_is_left_in_peace(rule, make):
     found = checking.check(case, [rule.CODE], gap=False)
     assert [finding.message for finding in found] == []
     assert before.differences() == []
+
+
+#: Parts that a case may lack; "loop" and "gradient" are made of what it always has.
+PARTS = {
+    "averaged": ("averaged", None),
+    "evaluation": ("eval_loader", None),
+    "exported": ("exported", None),
+    "replicas": ("replicas", ()),
+}
+INSTEAD = {("NS102", "evaluation"): "it evaluates the training batches"}
+
+
+@each_rule
+def test_a_rule_judges_by_what_it_needs_and_by_nothing_else(rule):
+    """Without a part that it needs a rule is silent; without all others it finds the same at the same places."""
+    assert set(rule.NEEDS) <= PARTS.keys() | {"loop", "gradient"}
+    make, needed = rule.SICK[0], [part for part in PARTS if part in rule.NEEDS and (rule.CODE, part) not in INSTEAD]
+    for without in ([part for part in PARTS if part not in rule.NEEDS], *([part] for part in needed)):
+        case = make()
+        for part in without:
+            setattr(case, *PARTS[part])
+        found = [finding.places for finding in checking.check(case, [rule.CODE], gap=False)]
+        assert found == ([] if without[0] in needed else [tuple(_places(case, make))]), f"without {without}"
 
 
 def _tensors(case):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kit.findings import finding_of, is_quiet, repaired
-from normscope import checking, evidence
+from normscope import checking, evidence, rules, surgery
 from normscope.evidence import examples
 
 
@@ -25,6 +25,15 @@ def test_only_the_norms_without_a_trained_parameter_are_named_and_their_updates_
     case.model.train()(case.loader[0][0])
     moved = {name for name, buffer in case.model.named_buffers() if not torch.equal(before[name], buffer)}
     assert {int(name.partition(".")[0]) for name in moved} == {1, 4, 7} & set(range(3 * depth)) - set(frozen)
+
+
+def test_well_set_ups_that_are_frozen_by_surgery_are_sick_without_it():
+    """They are near misses: thawed, each has the defect."""
+    frozen = [case for make in rules.get("NS101").WELL if any(map(surgery.is_frozen, (case := make()).model.modules()))]
+    assert frozen
+    for case in frozen:
+        surgery.unfreeze(case.model)
+        assert finding_of(case, "NS101").places
 
 
 def test_parameters_that_the_optimizer_does_not_have_are_not_trained():

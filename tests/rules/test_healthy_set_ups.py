@@ -53,7 +53,7 @@ def test_models_of_transformers_built_from_a_config(kind):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = [batch() for _ in range(6)]
     model.train()
-    for _ in range(8):
+    for _ in range(4):
         for one in loader:
             optimizer.zero_grad()
             model(**one).loss.backward()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kit.findings import finding_of, is_quiet, repaired
-from normscope import checking
+from normscope import checking, layers
 from normscope.evidence import examples
 
 
@@ -36,6 +36,17 @@ def test_every_norm_with_as_few_values_is_named_and_none_with_more():
     case = examples.healthy(examples.cnn, size=4, trained=0)
     case.model[8] = nn.Sequential(nn.Linear(192, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 4))
     assert finding_of(case, "NS105").places == ("8.1",)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({}, True), ({"statistics": "sync"}, True), ({"statistics": "ghost", "group_size": 8}, False),
+     ({"statistics": "renorm"}, False)],
+)  # fmt: skip
+def test_norms_whose_statistics_are_not_those_of_the_batch_alone_are_not_named(options, named):
+    loader = [examples.two_values(3.0, d, 16, 5) for d in (1.0, 3.0) * 5]
+    case = examples.alone(layers.BatchNorm1d(5, **options), loader)
+    assert is_quiet(case, "NS105") is not named
 
 
 def test_one_norm_of_six_is_chance():

@@ -45,7 +45,8 @@ def test_averaged_weights_with_stale_statistics_and_the_cures():
         if averaged is by_hand:  # over ten seeds 0.003 to 0.03 of it; statistics of the source can by luck be no worse
             assert loss(averaged, data, target) < 0.3 * stale
         assert report["1"].numbers["mean_shift"] > 0.05  # 0.19 to 3.4
-        surgery.average_buffers(averaged, model, "copy")
+        report = surgery.average_buffers(averaged, model, "copy")
+        assert "source" in str(report["1"])
         assert torch.equal(inner[1].running_mean, model[1].running_mean)
 
 

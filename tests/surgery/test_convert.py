@@ -57,6 +57,46 @@ def test_every_pair_has_the_function_of_the_new_norm_with_the_old_gain(of, to):
     torch.testing.assert_close(model[1](x), expected(to, x, w, b, eps), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("to", ["batch", "torch-batch", "group", "layer", "instance", "rms", "affine"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels second", "channels last"])
+def test_what_a_norm_is_already_it_is_not_converted_to(to, last):
+    """A second conversion finds nothing to do and says so; the norm keeps its gain and its function in any case."""
+    model = trained_looking(nn.Sequential(nn.Identity(), nn.LayerNorm(6) if last else nn.BatchNorm2d(6))).double()
+    x = torch.randn(4, 6, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    first = surgery.convert(model, to, groups=2, example=x)
+    gain, y, norm = model[1].state_dict(), model[1](x), model[1]
+    second = surgery.convert(model, to, groups=2, example=x)
+    if second.done:
+        pytest.fail(f"{second['1']} after {first}")
+    assert not second.skipped or "already" in second.skipped[0].why
+    assert model[1] is norm
+    assert all(torch.equal(model[1].state_dict()[key], value) for key, value in gain.items())
+    torch.testing.assert_close(model[1](x), y)
+
+
+@pytest.mark.parametrize("to", ["batch", "torch-batch", "group", "layer", "instance"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels second", "channels last"])
+def test_of_the_same_kind_a_norm_with_another_eps_is_another(to, last):
+    model = trained_looking(nn.Sequential(nn.Identity(), nn.LayerNorm(6) if last else nn.BatchNorm2d(6)))
+    x, found = torch.randn(4, 6, 3, 6), []
+    for eps in (0.3, 0.7):
+        surgery.convert(model, to, groups=2, example=x, eps=eps)
+        found += [module.eps for module in model.modules() if hasattr(module, "eps")]
+    assert found == [0.3, 0.7]
+
+
+def test_the_report_names_the_class_of_the_old_norm_and_of_the_new():
+    for old, to, new in (
+        (nn.BatchNorm2d(8), "group", "GroupNorm(4, 8)"),
+        (nn.GroupNorm(2, 8), "torch-batch", "BatchNorm2d"),
+        (nn.InstanceNorm2d(8), "none", "Identity"),
+        (nn.BatchNorm2d(8), lambda norm: nn.Softplus(beta=2), "Softplus"),
+    ):
+        report = surgery.convert(nn.Sequential(nn.Identity(), old), to, groups=4, example=torch.randn(2, 8, 3, 3))
+        assert report["1"].what == f"{type(old).__name__} -> {new}"
+        assert f"1: {report['1'].what}" in str(report)
+
+
 def test_opacus_fixer_drops_the_gain_by_its_formula():
     """Opacus' fixer: ``nn.GroupNorm(min(32, C), C, affine=norm.affine)``, and nothing copied."""
     norm = trained_looking(nn.Sequential(nn.Identity(), nn.BatchNorm2d(8)))
@@ -230,7 +270,7 @@ def test_none_affine_callable_only_and_options():
     surgery.convert(model, "batch", only=lambda path, m: path.endswith("bn2"), momentum=0.5)
     assert model[3].bn2.momentum == 0.5
     assert type(model[3].bn1) is nn.BatchNorm2d
-    with pytest.raises(UsageError, match="no norm is called"):
+    with pytest.raises(UsageError, match="to is one of"):
         surgery.convert(model, "butch")
     before = state_of(model)
     with pytest.raises(UsageError, match="no such option"):

@@ -36,6 +36,7 @@ def test_torchs_synchronised_norm_where_it_runs():
     expected = model(x)
     surgery.convert(model, "sync")
     torch.testing.assert_close(model(x), expected)
+    assert "already" in surgery.convert(model, "sync").skipped[0].why
     before = state_of(model)
     with pytest.raises(RuntimeError):
         surgery.recalibrate(model, [x, torch.ones(3, device="cuda")])

@@ -8,6 +8,7 @@ from torch import nn
 from kit.small_convnets import Residual, assert_same_state, images, small_convnet, state_of, trained_looking, twin
 from normscope import layers, surgery
 from normscope.surgery import absorb
+from normscope.surgery.pairs import search
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -381,3 +382,17 @@ def test_modes_and_optimizers_hold_on_folded_layers():
     assert {id(p) for p in model[0].parameters()} == ids
     assert not any(m.training for m in model.modules())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_proof_is_made_on_what_the_example_gives_the_first_of_a_pair():
+    model, inputs = small_convnet().eval(), {}
+    seen, same = search(model, images()), twin(model)
+    for path, module in same.named_modules():
+        module.register_forward_hook(lambda m, args, output, path=path: inputs.update({path: args[0]}))
+    same(images())
+    norms = [site for site in seen.by_path.values() if isinstance(site.module, nn.modules.batchnorm._BatchNorm)]
+    pairs = [seen.pair(norm, order) for norm in norms for order in ("before", "after")]
+    pairs = [pair for pair in pairs if not isinstance(pair, str)]
+    assert len(pairs) >= 4
+    for pair in pairs:
+        assert torch.equal(pair.input, inputs[(pair.linear if pair.order == "before" else pair.norm).path])

@@ -45,6 +45,18 @@ def test_frozen_by_its_own_switches_is_frozen_to_all_of_surgery():
     assert not same(before, statistics(model[1]))
 
 
+def test_a_norm_frozen_by_its_switch_is_thawed_by_that_switch_after_a_conversion():
+    model = switched().train()
+    surgery.convert(model, "renorm")
+    assert model[1].frozen
+    before = statistics(model[1])
+    model(images())
+    assert same(before, statistics(model[1]))
+    model[1].frozen = False
+    model.train()(images())
+    assert not same(before, statistics(model[1]))
+
+
 def test_asked_to_recalibrate_a_switched_layer_it_stays_frozen():
     model = switched().train()
     twin = copy.deepcopy(model)

@@ -116,3 +116,15 @@ def test_errors_leave_everything():
     with pytest.raises(NonFiniteError, match="7: its scale"):
         surgery.strip(model, "population")
     assert_same_state(before, state_of(model))
+
+
+@pytest.mark.parametrize(("scale", "spread"), [(0.0, "0.0"), (1e200, "inf"), (torch.nan, "nan")])
+def test_an_output_that_has_no_finite_spread_cannot_be_scaled(scale, spread):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+        model[0].bias.fill_(0.5)
+    before = state_of(model)
+    with pytest.raises(DataError, match=f"before 1 the output has standard deviation {spread}: give other data"):
+        surgery.strip(model, "unit-variance", example=torch.randn(8, 3, dtype=torch.float64))
+    assert_same_state(before, state_of(model))

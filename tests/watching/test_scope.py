@@ -55,7 +55,7 @@ def test_scope_writes_a_page_of_every_probe(tmp_path, stored):
 
 
 def test_a_deep_network_under_every_probe_is_drawn_by_depth_and_step(tmp_path):
-    blocks = 24
+    blocks = 12
     scope = watched(steps=3, blocks=blocks, probes=[probe.CODE for probe in ns.probes.all()])
     page = scope.report(tmp_path / "page.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="page-data">(.*?)</script>', page, re.S).group(1))

@@ -1,6 +1,5 @@
 """State dicts in files: read without running what is in them, written whole or not at all."""
 
-import os
 import struct
 import warnings
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from normscope._errors import DataError, StoreError, UsageError
+from normscope.records.files import write_whole
 from normscope.usercode import described
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -56,24 +56,27 @@ def writable(path: Path) -> None:
 
 
 def write(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict under a temporary name and rename it.
+    """Write a state dict, whole or not at all.
 
     Raises:
         StoreError: It cannot be written.
     """
     # Copies, row by row: safetensors refuses tensors that share memory, and torch would save what views look into.
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+
+    def save(part: Path) -> None:
         if path.suffix == ".safetensors":
             _library().save_file(tensors, str(part), metadata={"format": "pt"})
         else:
-            torch.save(tensors, part)
-        os.replace(part, path)
+            with part.open("wb") as file:  # torch makes a name inside the archive of a path, and not of every path
+                torch.save(tensors, file)
+
+    try:
+        write_whole(path, save)
+    except StoreError:
+        raise
     except Exception as error:
         raise StoreError(f"cannot write {path}: {described(error)}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:

@@ -4,9 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from normscope import checking, rules
+from normscope.modules.rng import torch_streams_kept
 from normscope.records import provenance
 from normscope.usercode import described
 
@@ -38,7 +37,7 @@ def measure(select: Sequence[str] | None = None, *, progress: Callable[[str], No
     every, began = rules.chosen(select), time.perf_counter()
     rows: list[dict[str, Any]] = []
     failed: list[str] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch_streams_kept():
         for rule in every:
             told(f"{rule.CODE} {rule.SLUG}")
             rows.append(_row(rule))

@@ -98,7 +98,8 @@ def _of_state(
 
 def _of_case(case: evidence.Case, words: str, target: Target, options: Options, told: Told, began: float) -> Checked:
     failed: list[tuple[str, str]] = []
-    notes = _notes_on(case)
+    with users_code("the check"):
+        notes = _notes_on(case)
     found = _check(case, options, told, failed)
     fixes: list[FixNote] = []
     saved: list[str] = []

@@ -27,12 +27,12 @@ class Target:
     Attributes:
         made: A set-up, or a model without one.
         file: Where the factory is written; empty if that is not known.
-        line: Its line there.
+        line: Its line there; 0 if that is not known.
     """
 
     made: Case | Module
-    file: str = ""
-    line: int = 0
+    file: str
+    line: int
 
 
 def open_target(words: str) -> Target:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from normscope.evidence.case import Case
+from normscope.modules.rng import torch_streams_kept
 
 Norm = Callable[[int], nn.Module]
 Net = Callable[..., nn.Module]
@@ -48,7 +48,7 @@ class Near:
 
 def loss_fn(model: Any, batch: Any) -> Tensor:
     """Cross-entropy of ``(inputs, labels)``."""
-    return cross_entropy(model(batch[0]), batch[1])
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def mlp(norm: Norm = nn.BatchNorm1d, *, depth: int = 3, width: int = 16, bias: bool = False) -> nn.Module:
@@ -150,7 +150,7 @@ def data(
 
 def seeded(make: Callable[[], Any], seed: int = 0) -> Any:
     """Make a network from a seed of its own, leaving the global stream as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch_streams_kept():
         torch.manual_seed(seed)
         return make()
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from normscope._errors import UsageError
+from normscope._errors import UsageError, shown
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
 
@@ -103,7 +103,7 @@ class BatchNormOptions:
             raise RangeError(f"eps is added to a variance: give at least 0, not {eps}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UsageError(f"{name} is one of {choices}: got {getattr(self, name)!r}")
+                raise UsageError(f"{name} is one of {choices}: got {shown(getattr(self, name))}")
         leaky = self.activation == "leaky_relu"
         refusals = {
             "statistics='ghost' needs group_size, at least 1": self.statistics == "ghost"

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,16 @@ def set_torch_streams(states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state_all(states[1:])
+
+
+@contextmanager
+def torch_streams_kept() -> Iterator[None]:
+    """Set torch's own streams back to their states of now when the block ends."""
+    states = torch_streams()
+    try:
+        yield
+    finally:
+        set_torch_streams(states)
 
 
 def repr_state(state: Any) -> tuple[Any, ...]:

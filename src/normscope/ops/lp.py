@@ -172,7 +172,6 @@ def divide(x: Tensor, by: Divisor, eps: float) -> tuple[Tensor, Tensor, Tensor, 
     return y, shift, low, power
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
 def gaussian_factor(p: float, n: int) -> float:
     r"""Return the factor between the average norm of ``n`` centred Gaussian values and their standard deviation.
@@ -190,6 +189,11 @@ def gaussian_factor(p: float, n: int) -> float:
         step, most = 0.01, 12.0  # the trapezoidal rule is spectral here but for the slope at 0, which is 0 for n > 1
         return 1 / (step * (0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** n for i in range(1, int(most / step)))))
     return math.sqrt(math.pi / 2) if p == 1 else 1.0
+
+
+# What torch.compiler.assume_constant_result does. Called here, it would import the compiler, which takes longer than
+# the rest of the package together.
+gaussian_factor._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lp_norm(

@@ -106,8 +106,6 @@ def _of_last_axes(old: Any, to: str, rank: int | None) -> tuple[int, Any, Any, b
     shape = tuple(old.normalized_shape)
     weight, bias = old.weight, getattr(old, "bias", None)
     if len(shape) == 1:
-        if to == "layer" and isinstance(old, nn.LayerNorm):
-            raise RefusedError("is a layer norm already")
         if rank is None and to not in ("rms", "affine", "layer"):
             raise RefusedError("acts on the last axis, and where the channels are is not known: give an example")
         return shape[0], weight, bias, True
@@ -148,7 +146,7 @@ def _make(
         if channels == 1 and rank in (None, 2):
             raise RefusedError("has one channel and, it may be, no positions: one value per statistic")
         kind, arguments = nn.GroupNorm, (taken, channels)  # type: ignore[assignment]
-        if type(old) is nn.GroupNorm and old.num_groups == taken and set(settings) == {"eps"}:
+        if type(old) is nn.GroupNorm and (old.num_groups, {"eps": old.eps}) == (taken, settings):
             raise RefusedError("is such a group norm already")
         settings = {"affine": affine, **settings}
     else:

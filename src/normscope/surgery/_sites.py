@@ -10,7 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from normscope import layers
-from normscope._errors import UsageError
+from normscope._errors import UsageError, shown
 from normscope.modules.sites import is_known_norm
 
 Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
@@ -69,15 +69,17 @@ def norms(model: nn.Module, only: Only = None) -> list[Site]:
         only: None for all; a predicate of path and module; or names, of which ``*`` stands for anything.
 
     Raises:
-        UsageError: A name fits no norm.
+        UsageError: A name fits no norm, or is no text.
     """
     found = [site for site in sites(model) if is_known_norm(site.module)]
     if only is None:
         return found
     if callable(only):
         return [site for site in found if only(site.path, site.module)]
-    names = [only] if isinstance(only, str) else list(only)
+    names = list(only) if isinstance(only, Iterable) and not isinstance(only, str) else [only]
     for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"only takes names of norms, or a function of path and module, not {shown(name)}")
         if not any(fnmatchcase(site.path, name) for site in found):
             near = ", ".join(site.path for site in found[:5]) or "none at all"
             raise UsageError(f"no norm of the model is named {name!r}; there are {near}{' ...' * (len(found) > 5)}")

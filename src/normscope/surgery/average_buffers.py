@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from normscope._errors import DataError, UsageError
+from normscope._errors import DataError, UsageError, shown
 from normscope.modules.state import transaction
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import norms
@@ -63,8 +63,8 @@ def average_buffers(
         DataError: ``"recalibrate"`` without data.
     """
     sources = [source] if isinstance(source, nn.Module) else list(source)
-    if policy not in POLICIES:
-        raise UsageError(f"no policy is called {policy!r}: one of {', '.join(POLICIES)}")
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise UsageError(f"policy is one of {', '.join(POLICIES)}, not {shown(policy)}")
     if not sources:
         raise UsageError("give the model, or models, that were averaged as source")
     if policy == "recalibrate" and loader is None:

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope._errors import UsageError
+from normscope._errors import UsageError, shown
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless, transaction
 from normscope.surgery._build import STATISTICS, Builder, RefusedError, build
@@ -89,8 +89,8 @@ def convert(
         >>> convert(model, to="group", groups=4)["1"].what
         'BatchNorm2d -> GroupNorm(4, 8)'
     """
-    if isinstance(to, str) and to not in KINDS:
-        raise UsageError(f"no norm is called {to!r}: one of {', '.join(KINDS)}, or a function of the old norm")
+    if not callable(to) and (not isinstance(to, str) or to not in KINDS):
+        raise UsageError(f"to is one of {', '.join(KINDS)}, or a function of the old norm, not {shown(to)}")
     done: list[Change] = []
     skipped: list[Skip] = []
     with transaction(model):

@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope._errors import DataError, UsageError
+from normscope._errors import DataError, UsageError, shown
 from normscope.modules.call import call_batch, set_mode
 from normscope.modules.state import traceless, transaction
 from normscope.surgery._measure import Meter, Pooled, in_step
@@ -95,7 +95,8 @@ def recalibrate(
     Raises:
         DataError: No batches, or no norm was given at least two values per channel.
         NonFiniteError: A norm was given values that are not finite.
-        UsageError: A name in ``only`` fits no norm, or ``sequential`` over an iterator, which ends after one pass.
+        UsageError: ``loader`` gives no batches at all, a name in ``only`` fits no norm, or ``sequential`` over an
+            iterator, which ends after one pass.
 
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1))
@@ -103,8 +104,12 @@ def recalibrate(
         >>> model[0].running_mean, model[0].running_var
         (tensor([4.]), tensor([13.]))
     """
-    if num_batches is not None and num_batches < 1:
-        raise UsageError(f"num_batches is a number of batches: give at least 1 or None, not {num_batches}")
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise UsageError(
+            f"loader gives batches of input, such as a list of tensors or a DataLoader, not {shown(loader)}"
+        )
+    if num_batches is not None and (not isinstance(num_batches, int) or num_batches < 1):
+        raise UsageError(f"num_batches is a number of batches: give at least 1 or None, not {shown(num_batches)}")
     if sequential and iter(loader) is loader:
         raise UsageError("sequential=True passes over the data once per norm: give a list or a loader, not an iterator")
     call = call or call_batch

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normscope._errors import DataError, NonFiniteError, UsageError
+from normscope._errors import DataError, NonFiniteError, UsageError, shown
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless, transaction
 from normscope.ops import Moments, merge
@@ -62,8 +62,8 @@ def strip(
         NonFiniteError: A statistic of the example is not finite.
         DataError: A layer's output does not vary, and so cannot be scaled to ``deviation``.
     """
-    if rescale not in WAYS:
-        raise UsageError(f"rescale is one of {', '.join(map(repr, WAYS))}, not {rescale!r}")
+    if not isinstance(rescale, str | None) or rescale not in WAYS:
+        raise UsageError(f"rescale is one of {', '.join(map(repr, WAYS))}, not {shown(rescale)}")
     if rescale in ("batch", "unit-variance") and example is MISSING:
         raise UsageError(f"rescale={rescale!r} takes its statistics from data: give an example batch")
     with transaction(model):
