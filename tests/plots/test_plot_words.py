@@ -74,7 +74,9 @@ def test_what_is_written_keeps_its_order_and_its_size(point, below, above, scale
     middle, low, high = (float(text.replace("−", "-")) for text in found.groups())
     turn = math.exp if scale == "log-ratio" else float
     assert low <= high
-    assert middle == pytest.approx(turn(point), rel=0.06, abs=1e-5)
+    # Two digits, or a hundredth of the interval, whichever is coarser.
+    width = turn(point + above) - turn(point - below)
+    assert middle == pytest.approx(turn(point), rel=0.06, abs=1e-5 + 0.02 * width)
     for text, read, end in zip(
         found.groups()[1:], (low, high), (turn(point - below), turn(point + above)), strict=True
     ):

@@ -100,6 +100,8 @@ def effect_words(
     base = _decimals(point, low, high)
     decimals = _clear_of(base, (low, high), None if margin is None else factor * natural(margin, estimate.scale))
     middle = number(point) if base is None or decimals is None else _point(point, decimals, max(base + 1, decimals))
+    if abs(point) < 1e-3 * max((abs(end) for end in (low, high) if math.isfinite(end)), default=0.0):
+        middle = "0"  # rounding, beside such an interval
     if estimate.scale == "difference" and point > 0 and middle != UNBOUNDED and comparative is None:
         middle = f"+{middle}"
     if estimate.scale == "log-ratio" and middle != UNBOUNDED:
@@ -152,8 +154,6 @@ def _leading(size: float, digits: int) -> int:
 
 def _point(value: float, decimals: int, more: int) -> str:
     """Write a point with up to ``more`` digits, without closing zeros beyond ``decimals``."""
-    if abs(value) < 0.5 * 10.0**-more:  # nothing beside the interval
-        return "0"
     text = number(value, more)
     while more > decimals and text.endswith("0"):
         more -= 1

@@ -75,7 +75,7 @@ def questions_page(questions: Sequence[Question], evidence: CondensedEvidence, i
             parts.append(f"![{picture.alt}]({images}/{question.picture}.svg)\n\n*{picture.caption}*")
         slugs = dict.fromkeys(each.study for each in question.rests_on)
         parts.append(f"Measured on {_here([studies[slug] for slug in slugs])}: {', '.join(f'`{s}`' for s in slugs)}.")
-        parts.append(f"Ask it of your own:\n\n```sh\n{question.command}\n```")
+        parts.append(f"Run it yourself:\n\n```sh\n{question.command}\n```")
         parts.append(f"Asked in: {question.text}.")
     return "\n\n".join(parts) + "\n"
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+import numpy as np
+
 from normscope._errors import UsageError
 from normscope.records import Outcome, Premise, Verdict
 from normscope.stats import Decision
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 
 _NO_CONTRAST = "contrasts() yields no contrast, so there is nothing to judge"
+#: A run that diverged leaves infinities: what is computed of them is no number, and said to be none, without a warning.
+_NO_NUMBER: dict[str, Any] = {"over": "ignore", "invalid": "ignore", "divide": "ignore"}
 #: Words for networks by their name in the settings, and for data by their name.
 NETWORK_WORDS = {
     "mlp": "dense networks",
@@ -67,6 +71,7 @@ class AbstractStudy(AbstractExperiment):
         primary = self.verdict_of(first, evidence, primary=True)
         return replace(primary, parts=tuple(self.verdict_of(other, evidence) for other in others))
 
+    @np.errstate(**_NO_NUMBER)
     def ordered(self, evidence: Evidence) -> list[Contrast]:
         """Return the contrasts, the headline first.
 
@@ -133,6 +138,7 @@ class AbstractStudy(AbstractExperiment):
         except Exception:  # the study reads records on the way
             return
 
+    @np.errstate(**_NO_NUMBER)
     def verdict_of(self, contrast: Contrast, evidence: Evidence, *, primary: bool = False) -> Verdict:
         """Judge one contrast.
 
