@@ -121,7 +121,10 @@ def test_the_page_opens_with_a_tile_a_claim_experiments_first_and_identities_apa
         ("– not measurable", "", noisy.claim),
         ("✕ false", "largest error 18 %", three.claim),
     ]
-    assert tiles(page)[0][3] == "Yes: the range is 1.83 times narrower (1.52 to 2.20)."
+    assert tiles(page)[0][3] == (
+        "Yes: the range is 1.83 times narrower (1.52 to 2.20). "
+        "But opposite with 3 hidden layers (2.0 times wider (1.7 to 2.5))."
+    )
     assert page.index("noisy-batchnorm") < page.index("Identities: algebra") < page.index("largest error 18 %")
     assert page.index('class="tiles"') < page.index("3 claims: 1 depends on a condition, 1 is the opposite, 1 is not")
     assert "1 is not measurable; 1 identity apart: 1 is false." in page

@@ -175,9 +175,19 @@ def test_a_figure_and_a_grid_that_fail_are_lines_of_the_users(run, plant):
     assert f"KeyError: 'gone' (mine.py:{line})" in run("study", "run", file, "--seeds", 2, "--out", "others", code=2)
 
 
-def test_a_margin_that_is_no_size_is_refused(run, plant):
-    file, _ = plant(f"yield Contrast({STEPS})", "MARGIN = math.log(1.1)", "MARGIN = -0.1")
-    assert "MARGIN -0.1 is no size" in run("study", "run", file, code=2)
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("MARGIN = -0.1", "MARGIN is -0.1: give the smallest size that matters"),
+        ("MARGIN = None", "MARGIN is None: it must be a number"),
+        ("MARGIN = 1.0; CODE = 7", "CODE is 7: it must be a text"),
+        ("MARGIN = 1.0; CLAIM = None", "CLAIM is None: it must be a text"),
+        ("MARGIN = 1.0; SOURCES = 'a book'", "SOURCES is 'a book': it must be a tuple of texts"),
+    ],
+)
+def test_an_attribute_of_the_wrong_kind_is_refused_with_the_file(run, plant, said, refused):
+    file, _ = plant(f"yield Contrast({STEPS})", "MARGIN = math.log(1.1)", said)
+    assert refused in run("study", "run", file, code=2)
 
 
 def test_contrasts_that_need_records_are_no_error_before_the_run(run, plant):

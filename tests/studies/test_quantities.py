@@ -165,3 +165,5 @@ def test_a_contrast_has_one_rule():
         Contrast(accuracy(), margin=-0.1)
     with pytest.raises(UsageError, match="scale"):
         Contrast(accuracy(), scale="odds")
+    with pytest.raises(UsageError, match=r"only \{effect\} is filled in"):
+        Contrast(accuracy(), says="training takes {efect} steps")

@@ -71,13 +71,14 @@ def print_tables(tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    """Return a table for `wide` to print; long cells fold."""
+    """Return a table for `wide` to print; long cells fold, but for names in the first column, which are copied."""
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    names = all(row[0] and " " not in row[0] for row in rows)
+    for index, column in enumerate(columns):
+        made.add_column(column, overflow="fold", no_wrap=names and index == 0)
     for row in rows:
         made.add_row(*row)
     return made

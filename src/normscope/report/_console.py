@@ -31,7 +31,8 @@ def console(verdicts: Sequence[Verdict], *, reasons: bool = False) -> "Table":
         reasons: Whether the sentence of the headline stands under each claim.
 
     Returns:
-        Claim, answer and effect with interval. Nothing of a verdict's text is read as markup.
+        Claim, answer and effect with interval; under a claim that is undecided, why it is. Nothing of a verdict's text
+        is read as markup.
     """
     from rich import box
     from rich.table import Table
@@ -45,6 +46,8 @@ def console(verdicts: Sequence[Verdict], *, reasons: bool = False) -> "Table":
     for index, verdict in enumerate(ordered):
         claim = Text(verdict.claim)
         claim.append(f"\n{verdict.study}", style="dim")
+        if verdict.why and not reasons:
+            claim.append(f"\n{verdict.why[:1].upper()}{verdict.why[1:]}.", style="italic")
         if reasons:
             claim.append(f"\n{headline(verdict)}", style="italic")
         table.add_row(

@@ -1,6 +1,7 @@
 """Contrasts: what is judged. Two sides, a quantity and a condition give one number a seed, and the numbers a word."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,8 @@ from normscope.usercode import defined_at
 #: A side of a contrast: the name of an arm, a point (``{"arm": ..., "features": "raw"}``), a number (a theory, a
 #: bound), or None for nothing.
 Side = str | Mapping[str, Any] | float | None
+
+_PLACE = re.compile(r"\{([^{}]*)\}")
 
 #: How two numbers become one effect.
 SCALES = ("difference", "log-ratio", "value")
@@ -94,6 +97,8 @@ class Contrast:
             raise UsageError("equal_within, no_worse_than and exact_within are bounds on a size: they must be positive")
         if self.margin is not None and not 0 <= self.margin < math.inf:
             raise UsageError(f"the margin of a contrast is {self.margin}: give the smallest size that matters")
+        if unknown := [name for name in _PLACE.findall(self.says) if name != "effect"]:
+            raise UsageError(f"says has {{{unknown[0]}}}, and only {{effect}} is filled in: {self.says!r}")
         if self.scale not in SCALES:
             raise UsageError(f"scale {self.scale!r} of a contrast is not known; use {', '.join(map(repr, SCALES))}")
 

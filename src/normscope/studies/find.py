@@ -143,6 +143,18 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
     return folder in file.parents and "site-packages" not in file.parts
 
 
+#: Attributes of a study with their types, and the types in words.
+_ATTRIBUTES: tuple[tuple[str, Any, str], ...] = (
+    *((name, str, "a text") for name in ("CODE", "TOPIC", "CLAIM", "ENDPOINT", "MARGIN_REASON")),
+    ("MARGIN", (int, float), "a number"),
+    ("CARD", int, "a whole number"),
+    ("SOURCES", tuple, "a tuple of texts"),
+    ("PRESETS", Mapping, "a mapping, such as presets(quick={...})"),
+    ("POINTS", Mapping, "a mapping of a point's name to the name of a setting"),
+    ("ARMS", Mapping, "a mapping of arms"),
+)
+
+
 def _complete(kind: type[AbstractStudy], file: Path) -> None:
     """Say in one line what a study lacks."""
     undone = sorted(getattr(kind, "__abstractmethods__", ()))
@@ -159,8 +171,12 @@ def _complete(kind: type[AbstractStudy], file: Path) -> None:
     if undone:
         raise UsageError(f"{file}: {kind.__name__} lacks {', '.join(undone)}")
     kind.page()
+    for name, wanted, words in _ATTRIBUTES:
+        value = getattr(kind, name)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise UsageError(f"{file}: {name} is {value!r}: it must be {words}")
     if not 0 <= kind.MARGIN < math.inf:
-        raise UsageError(f"{file}: MARGIN {kind.MARGIN} is no size: give the smallest effect that matters")
+        raise UsageError(f"{file}: MARGIN is {kind.MARGIN}: give the smallest size that matters, 0 or more")
     if not re.fullmatch(r"[a-z][a-z0-9-]+", kind.CODE):
         raise UsageError(f"{file}: CODE {kind.CODE!r} must be lower-case words joined by hyphens")
     if kind.CODE in {study.CODE for study in all()}:

@@ -1,8 +1,10 @@
 """What every study is: a claim, cells that differ in one thing, and contrasts fixed before the run."""
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
@@ -114,7 +116,7 @@ class AbstractStudy(AbstractExperiment):
     def _refuse(self, found: Iterable[Any] | None, wrong: str) -> NoReturn:
         """Raise a UsageError, from the line that yielded last where there is one, so that the line can be named."""
         error = UsageError(f"{self.CODE}: {wrong}")
-        if isinstance(found, Generator):
+        if isinstance(found, GeneratorType) and inspect.getgeneratorstate(found) != inspect.GEN_CLOSED:
             found.throw(error)
         place = defined_at(self.contrasts)
         raise UsageError(f"{error} ({place})") if place else error
