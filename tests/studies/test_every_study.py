@@ -5,6 +5,7 @@ shape of its records once; the failing test has the command.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from kit import record_shapes
 from kit.planted_runs import SEEDS, changed, exchanged, planted_run, rows_at, rows_read
 from normscope import studies
 from normscope.records import Outcome, answer, standing
-from normscope.studies import Arrivals, Best, Quantity, last
+from normscope.studies import Arrivals, Best, Quantity, contrast as contrast_module, last
 
 ALL = studies.all()
 every_study = pytest.mark.parametrize("study", ALL, ids=lambda study: study.CODE)
@@ -88,6 +89,13 @@ def _rounded(*values):
 
 def same(first, second):
     return repr(first) == repr(second)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Resample little: what is held here does not depend on how finely an interval's ends are drawn."""
+    for name in ("interval", "decide", "alike", "no_worse"):
+        monkeypatch.setattr(contrast_module, name, functools.partial(getattr(contrast_module, name), draws=200))
 
 
 # --- the shape of the records ------------------------------------------------------------------------------------

@@ -93,6 +93,17 @@ class Evidence:
             where: The point of the grid; arm and learning rate are left out of it.
         """
         point = {key: value for key, value in where.items() if key not in ("arm", "lr")}
+        key = repr(sorted(point.items()))
+        if key not in self._plateaus:
+            self._plateaus[key] = self._plateau(point)
+        return self._plateaus[key]
+
+    @cached_property
+    def _plateaus(self) -> dict[str, float]:
+        """Plateaus that were asked for: every arm of a point asks for the same."""
+        return {}
+
+    def _plateau(self, point: Mapping[str, Any]) -> float:
         found = self.select(probe="training", name="accuracy", **point)
         cells = [column for column in found.columns if column not in _NOT_OF_A_CELL]
         ends = found.group_by([*cells, "seed"]).agg(pl.col("value").sort_by("step").tail(20).mean())
