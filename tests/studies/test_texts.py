@@ -4,6 +4,7 @@ import pytest
 
 from kit.planted_runs import planted_run
 from normscope import studies
+from normscope.explain import committed
 from normscope.records import Answer, Estimate, Outcome, Verdict, outcome_of
 
 ALL = studies.all()
@@ -99,3 +100,23 @@ def test_the_studies_of_a_text_are_found_by_its_title():
 def test_all_thirty_two_cards_are_there_and_a_further_study_has_a_number_of_its_own():
     assert [study.CARD for study in ALL][:32] == list(range(1, 33))
     assert len({study.CARD for study in ALL}) == len(ALL)
+
+
+#: What was measured of sentences whose rows once had the word of another contrast.
+MEASURED = {
+    "Inputs in different units make training slow": {"holds"},
+    "Features on one scale make training fast": {"holds"},
+    "Normalizing is not a linear transformation": {"holds", "exact"},
+    "Gamma and beta leave the network able to produce": {"exact", "false"},
+    "The only help to the gradient is the noise": {"opposite"},
+    "With batch norm the quadratic term can no longer": {"false"},
+    "Does it mitigate vanishing or exploding gradients": {"holds", "opposite"},
+    "The order should be norm, weights, activation": {"exact", "false"},
+}
+
+
+@pytest.mark.parametrize("says", MEASURED)
+def test_a_sentence_has_the_words_of_what_was_measured(says):
+    verdicts = {study.slug: study.verdict for study in committed().studies}
+    (sentence,) = (each for each in TEXTS.sentences if each.says.startswith(says))
+    assert {outcome_of(answer, verdicts[answer.study]).value for answer in sentence.answers} == MEASURED[says]

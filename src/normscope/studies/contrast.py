@@ -141,11 +141,6 @@ class Reading:
     second: Sample
     evidence: Evidence
 
-    @property
-    def level(self) -> float:
-        """Confidence level of intervals."""
-        return self.evidence.level
-
     @cached_property
     def values(self) -> Floats:
         """Effect of each seed (n,), positive in the direction of the claim; of an identity its errors.
@@ -220,12 +215,12 @@ class Reading:
         if contrast.exact_within is not None:
             errors = np.abs(self.kept)
             if not len(errors):
-                return replace(unmeasured(self.level, "error"), unit=unit)
+                return replace(unmeasured(self.evidence.level, "error"), unit=unit)
             largest, smallest, n = float(errors.max()), float(errors.min()), len(errors)
-            return Estimate(largest, smallest, largest, self.level, n, "largest of all seeds", "error", unit)
+            return Estimate(largest, smallest, largest, self.evidence.level, n, "largest of all seeds", "error", unit)
         if not len(self.kept):
-            return replace(unmeasured(self.level, contrast.scale), unit=unit)
-        return replace(interval(self.kept, scale=contrast.scale, level=self.level), unit=unit)
+            return replace(unmeasured(self.evidence.level, contrast.scale), unit=unit)
+        return replace(interval(self.kept, scale=contrast.scale, level=self.evidence.level), unit=unit)
 
     @property
     def missing(self) -> str:
@@ -260,7 +255,7 @@ class Reading:
             return self._judge_identity(contrast.exact_within)
         if reason := self._nothing_to_judge():
             return Decision(Outcome.NOT_MEASURABLE, None, reason)
-        options: dict[str, Any] = {"level": self.level, "scale": contrast.scale}
+        options: dict[str, Any] = {"level": self.evidence.level, "scale": contrast.scale}
         if contrast.equal_within is not None:
             found = alike(self.kept, contrast.equal_within, **options)
         elif contrast.no_worse_than is not None:
