@@ -39,6 +39,8 @@ def print_study(study: Any, as_json: bool) -> None:
         study: The study; one of the user's own has no answer in the evidence of the package.
         as_json: Whether a JSON document is printed.
     """
+    from normscope.records.answers import capital
+
     answers, missing = committed_answers()
     found = answers.get(study.CODE)
     if as_json:
@@ -46,7 +48,7 @@ def print_study(study: Any, as_json: bool) -> None:
         print_json(own | (found or {}))
         return
     if found is not None:
-        head = f"{study.CLAIM} {found['standing'][:1].upper()}{found['standing'][1:]}."
+        head = f"{study.CLAIM} {capital(found['standing'])}."
         first = f"{head}\n\n{found['answer']}"
     else:
         first = missing or f"The evidence of this version has none: `normscope study run {study.CODE}` makes it."

@@ -10,7 +10,7 @@ from normscope.plots._frames import joined
 from normscope.plots._theme import OUTCOME_COLOURS, OUTCOME_SHAPES
 from normscope.plots._words import effect_words, margin_words, natural, scale_words
 from normscope.records import Outcome, Verdict
-from normscope.records.answers import differing
+from normscope.records.answers import capital, differing
 
 _LINE = 15  # pixels of a line of words
 _MARKS = 48  # pixels of a row without its label: the interval, and the words under it
@@ -190,7 +190,7 @@ def _row(verdict: Verdict, label: str, axis: _Axis, index: int) -> dict[str, Any
     return {
         "row": index,
         "label": label,
-        "words": f"{verdict.outcome.value[:1].upper()}{verdict.outcome.value[1:]}{f': {words}' if judged else ''}",
+        "words": f"{capital(verdict.outcome.value)}{f': {words}' if judged else ''}",
         "outcome": verdict.outcome.value,
         "word": verdict.outcome.value,
         "claim": verdict.claim,

@@ -74,7 +74,7 @@ def headline(verdict: Verdict) -> str:
     lead = _LEADS[verdict.outcome]
     if verdict.outcome is Outcome.NOT_MEASURABLE:
         return f"{lead}: {verdict.why.rstrip('.')}.{here}"
-    why = f" {_capital(verdict.why.rstrip('.'))}." if verdict.why else ""
+    why = f" {capital(verdict.why.rstrip('.'))}." if verdict.why else ""
     return f"{lead}: {verdict.finding.rstrip('.')}.{_but(verdict)}{why}{here}"
 
 
@@ -100,7 +100,7 @@ def also_tried(verdict: Verdict) -> str:
         if listed := groups.get(outcome):
             more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
             parts.append(f"{outcome.value} with {'; '.join(listed[:_SHOWN])}{more}")
-    return f"Also tried: {'. '.join(map(_capital, parts))}." if parts else ""
+    return f"Also tried: {'. '.join(map(capital, parts))}." if parts else ""
 
 
 def contrast_named(verdict: Verdict, name: str) -> Verdict | None:
@@ -143,6 +143,6 @@ def _separates(verdict: Verdict, other: Verdict) -> bool:
     return changed and len(_differing(verdict, other)) == 1
 
 
-def _capital(words: str) -> str:
+def capital(words: str) -> str:
     """Return words with a capital at the beginning, the rest as it is."""
     return words[:1].upper() + words[1:]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from normscope.records import Verdict, standing
-from normscope.records.answers import headline
+from normscope.records.answers import capital, headline
 from normscope.report._words import amount_of, is_identity, kind_of, sign_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def console(verdicts: Sequence[Verdict], *, reasons: bool = False) -> "Table":
         claim = Text(verdict.claim)
         claim.append(f"\n{verdict.study}", style="dim")
         if verdict.why and not reasons:
-            claim.append(f"\n{verdict.why[:1].upper()}{verdict.why[1:]}.", style="italic")
+            claim.append(f"\n{capital(verdict.why)}.", style="italic")
         if reasons:
             claim.append(f"\n{headline(verdict)}", style="italic")
         table.add_row(

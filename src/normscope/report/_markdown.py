@@ -8,7 +8,7 @@ from typing import Any
 
 from normscope._errors import StoreError
 from normscope.records import Sentence, standing
-from normscope.records.answers import contrast_named, headline, outcome_of
+from normscope.records.answers import capital, contrast_named, headline, outcome_of
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 from normscope.report._sections import duration
 from normscope.report._words import amount_of, is_identity, tally
@@ -92,7 +92,7 @@ def _verdicts(evidence: CondensedEvidence) -> list[str]:
     experiments = [study for study in evidence.studies if not is_identity(study.verdict)]
     for topic in sorted({study.topic for study in experiments}):
         rows = [(*_answered(s), headline(s.verdict)) for s in experiments if s.topic == topic]
-        parts += [f"## {_text(topic[:1].upper() + topic[1:])}", _table(_COLUMNS, rows)]
+        parts += [f"## {_text(capital(topic))}", _table(_COLUMNS, rows)]
     if identities := [study for study in evidence.studies if is_identity(study.verdict)]:
         parts += ["## Identities", _table(_COLUMNS, [(*_answered(s), headline(s.verdict)) for s in identities])]
     return [*parts, *_contrasts(evidence)]

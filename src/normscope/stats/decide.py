@@ -108,48 +108,49 @@ def _decide_estimate(effect: Estimate, margin: float, level: float | None) -> De
     return Decision(Outcome.UNCLEAR, p, "the interval reaches over the margin")
 
 
-def alike(
-    values: ArrayLike,
-    bound: float,
-    *,
-    level: float = LEVEL,
-    scale: str = "difference",
-    method: Method = "auto",
-    draws: int = 10_000,
-    seed: int = 0,
-) -> Decision:
+def alike(values: ArrayLike, bound: float, *, level: float = LEVEL, **options: Any) -> Decision:
     """Judge a claim of the form "the two are alike": *holds* if the whole interval lies within a bound.
 
     *Opposite* if the interval lies wholly beyond the bound, on either side; *unclear* otherwise; *not measurable* as in
-    `decide`. Arguments and errors as there; ``bound`` must be positive.
+    `decide`.
+
+    Args:
+        values: One number per seed.
+        bound: Largest difference that counts as none.
+        level: Confidence level.
+        options: ``scale`` (``"difference"`` if left out), ``method``, ``draws`` and ``seed``, as in `decide`.
+
+    Raises:
+        DataError: As `decide`.
+        UsageError: As `decide`, or the bound is not positive and finite.
     """
     _check_bound("bound", bound, least=math.ulp(0.0))
-    options: dict[str, Any] = {"scale": scale, "method": method, "draws": draws, "seed": seed}
-    found = decide(as_values(values), margin=bound, level=level, **options)
+    found = decide(as_values(values), margin=bound, level=level, **{"scale": "difference", **options})
     words = {Outcome.NO_EFFECT: Outcome.HOLDS, Outcome.HOLDS: Outcome.OPPOSITE}
     return found._replace(outcome=words.get(found.outcome, found.outcome))
 
 
-def no_worse(
-    values: ArrayLike,
-    bound: float,
-    *,
-    level: float = LEVEL,
-    scale: str = "difference",
-    method: Method = "auto",
-    draws: int = 10_000,
-    seed: int = 0,
-) -> Decision:
+def no_worse(values: ArrayLike, bound: float, *, level: float = LEVEL, **options: Any) -> Decision:
     """Judge a claim of the form "the first is at least as good": *holds* if the interval lies above ``-bound``.
 
     Being better never counts against it. *Opposite* if the interval lies below ``-bound``; *unclear* otherwise; *not
-    measurable* as in `decide`. Arguments and errors as there; ``bound`` must be positive.
+    measurable* as in `decide`.
+
+    Args:
+        values: One number per seed.
+        bound: How much worse still counts as no worse.
+        level: Confidence level.
+        options: ``scale`` (``"difference"`` if left out), ``method``, ``draws`` and ``seed``, as in `decide`.
+
+    Raises:
+        DataError: As `decide`.
+        UsageError: As `decide`, or the bound is not positive and finite.
     """
     _check_bound("bound", bound, least=math.ulp(0.0))
     array = as_values(values)
     if reason := unusable(array):
         return Decision(Outcome.NOT_MEASURABLE, None, reason)
-    options: dict[str, Any] = {"scale": scale, "method": method, "draws": draws, "seed": seed}
+    options = {"scale": "difference", **options}
     found = interval(array, level=level, **options)
     p = p_from_values(array, -bound, **options)
     if found.low > -bound:

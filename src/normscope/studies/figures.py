@@ -10,10 +10,11 @@ import polars as pl
 
 from normscope.plots import Figure, Table, curves, readable
 from normscope.records import Outcome
+from normscope.records.answers import capital
 from normscope.studies.contrast import Contrast, Reading
 from normscope.studies.evidence import Evidence, Floats, typical
 from normscope.studies.quantity import Best, Quantity
-from normscope.studies.wording import ROW, Wording, sentence
+from normscope.studies.wording import ROW, Wording
 
 
 def contrast_figure(contrast: Contrast, evidence: Evidence, words: Wording, **changes: Any) -> Figure:
@@ -78,7 +79,7 @@ def record_figure(
 
 def _title(name: str, at: str, changes: Mapping[str, Any]) -> str:
     """Return the title of a figure: what is drawn without its unit, the condition, and along what."""
-    drawn = re.sub(r" \([^)]*\)$", "", sentence(readable(name)))
+    drawn = re.sub(r" \([^)]*\)$", "", capital(readable(name)))
     along = f"by {changes['x_title'].lower()}" if "x_title" in changes else ""
     return ", ".join(part for part in (drawn, at, along) if part)
 
@@ -124,17 +125,17 @@ def grid_table(
     """
     names = {**words.arms, **(labels or {})}
     given = {"arm": "Arm", "net": "Network", "lr": "Learning rate", "depth": "Hidden layers", **(heads or {})}
-    first = [given.get(key, sentence(key)) for key in rows]
+    first = [given.get(key, capital(key)) for key in rows]
     if columns:
         across = [dict(zip(columns, values, strict=True)) for values in itertools.product(*columns.values())]
         top = [
-            sentence(", ".join(word for word in (words.side(point.get("arm")), words.at(point)) if word))
+            capital(", ".join(word for word in (words.side(point.get("arm")), words.at(point)) if word))
             for point in across
         ]
         several = ["Quantity"] if len(quantities) > 1 else []
         heading, groups = [*first, *several, *top], [([quantity], several) for quantity in quantities]
     else:
-        across, heading = [{}], [*first, *(sentence(quantity.words) for quantity in quantities)]
+        across, heading = [{}], [*first, *(capital(quantity.words) for quantity in quantities)]
         groups = [(list(quantities), [])]
     lines = []
     for values in itertools.product(*rows.values()):
@@ -142,13 +143,13 @@ def grid_table(
         for group, named in groups:
             cells = [quantity.text(evidence, **where, **point) for point in across for quantity in group]
             shown = [names.get(value, value) for value in values]
-            lines.append((*shown, *([sentence(group[0].words)] if named else []), *cells))
+            lines.append((*shown, *([capital(group[0].words)] if named else []), *cells))
     if not caption and any(quantity.censored for quantity in quantities):
         caption = (
             f"Kaplan-Meier means restricted to {evidence.settings['steps']} steps, with their "
             f"{evidence.level:.0%} intervals; in brackets, how many runs never get there."
         )
-    return Table(title or sentence(quantities[0].words), tuple(heading), tuple(lines), caption)
+    return Table(title or capital(quantities[0].words), tuple(heading), tuple(lines), caption)
 
 
 def theory_table(rows: Iterable[tuple[str, Floats, float | Floats]], caption: str = "") -> Table:
@@ -196,7 +197,7 @@ def ends_table(evidence: Evidence, arms: Mapping[str, str], **where: Any) -> Tab
     """Tabulate how some arms end."""
     rows = tuple(
         (
-            words[:1].upper() + words[1:],
+            capital(words),
             typical(evidence.final("loss", arm=arm, **where)),
             typical(evidence.final("accuracy", arm=arm, **where)),
             typical(evidence.accuracy(arm, **where)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from normscope.plots import effect_words
 from normscope.records import Condition, Outcome
+from normscope.records.answers import capital
 from normscope.studies.contrast import Contrast, Reading, Side
 from normscope.studies.quantity import Best
 from normscope.studies.sample import Sample
@@ -94,7 +95,7 @@ class Wording:
             first, second = self.sides(contrast)
             compared = f"{first} {_JOINED.get(contrast.scale, 'against')} {second}" if second else first
             at = self.at(contrast.at)
-            said = sentence(", ".join(word for word in (contrast.quantity.words, compared, at) if word))
+            said = capital(", ".join(word for word in (contrast.quantity.words, compared, at) if word))
         return f"{said}, for this data set (each seed splits it anew)" if contrast.quantity.held_out else said
 
     def amount(self, reading: Reading) -> str:
@@ -124,9 +125,9 @@ class Wording:
             said = contrast.reason if isinstance(contrast.reason, str) else contrast.reason(reading)
         elif contrast.exact_within is not None:
             seeds, allowed = len(reading.values), contrast.exact_within
-            said = f"{sentence(self.amount(reading))} in {seeds} seeds; {allowed:g} is allowed."
+            said = f"{capital(self.amount(reading))} in {seeds} seeds; {allowed:g} is allowed."
         else:
-            said = f"{sentence(contrast.quantity.words)}: {self.numbers(reading)}."
+            said = f"{capital(contrast.quantity.words)}: {self.numbers(reading)}."
         return f"{said} {reading.missing}".strip() if len(reading.kept) else reading.missing
 
     def numbers(self, reading: Reading) -> str:
@@ -163,8 +164,3 @@ class Wording:
 
 #: Heads of the columns of a table of contrasts.
 ROW = ("What is measured", "First", "Second", "Effect (interval)", "Word")
-
-
-def sentence(words: str) -> str:
-    """Return words with a capital at the beginning, the rest as it is."""
-    return words[:1].upper() + words[1:]
