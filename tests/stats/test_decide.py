@@ -247,6 +247,9 @@ def test_alike_and_no_worse_are_the_same_test_read_for_other_claims(values, meth
     both, least = alike(values, bound_, **options).outcome, no_worse(values, bound_, **options).outcome
     assert (both is M) == (least is M) == (beyond is M)
     assert both is {N: H, H: X, X: X}.get(beyond, beyond)
+    if least is not M:
+        found = interval(values, **options)
+        assert least is (H if found.low > -bound_ else X if found.high < -bound_ else U)
     if beyond is H:
         assert least is H  # better never counts against it
     if beyond is X:
