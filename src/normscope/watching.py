@@ -74,6 +74,8 @@ class Scope(Recorder):
             ``append``, ``flush`` and ``frame``.
         cell: Name under which the records are filed.
         scaler: The gradient scaler of a mixed-precision loop. Needs ``optimizer``.
+        also: Modules, optimizers, tensors and other objects beside the model that evaluating the loss changes, and
+            that are put back after it.
 
     Raises:
         UsageError: A code names no probe, or fits no rule or only rules that cannot run while training; ``every`` is
@@ -103,6 +105,7 @@ class Scope(Recorder):
         record_to: "str | PathLike[str] | RecordSink | None" = None,
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
+        also: Sequence[Any] = (),
     ) -> None:
         self._watch: checking.Watch | None = None
         if rules is not None:  # refused before a run folder is made
@@ -116,6 +119,7 @@ class Scope(Recorder):
             record_to=record_to,
             cell=cell,
             scaler=scaler,
+            also=also,
             observers=[] if self._watch is None else [self._watch],
         )
 

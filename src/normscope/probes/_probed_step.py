@@ -32,6 +32,7 @@ class TrainingLoop:
         loss_fn: The loss that the loop trains on.
         optimizers: The optimizers of the loop.
         scaler: The gradient scaler of the loop, if any.
+        also: What else the loss changes, to be put back after each replay.
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
     """
@@ -40,6 +41,7 @@ class TrainingLoop:
     loss_fn: LossFn
     optimizers: Sequence[Optimizer]
     scaler: "GradScaler | None" = None
+    also: tuple[Any, ...] = ()
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
 

@@ -76,6 +76,8 @@ class Recorder:
             ``append``, ``flush`` and ``frame``.
         cell: Name under which the records are filed; with several processes ``CELL.rank0``, ``CELL.rank1``, ...
         scaler: The gradient scaler of a mixed-precision loop. Needs ``optimizer``.
+        also: Modules, optimizers, tensors and other objects beside the model that evaluating the loss changes, and
+            that are put back after it.
         observers: What else follows the steps.
 
     Attributes:
@@ -106,6 +108,7 @@ class Recorder:
         record_to: "str | PathLike[str] | RecordSink | None" = None,
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
+        also: Sequence[Any] = (),
         observers: Sequence[StepObserver] = (),
     ) -> None:
         if every < 1:
@@ -123,7 +126,7 @@ class Recorder:
         self.index = 0
         self.sink = _sink(record_to, cell)
         self._observers = tuple(observers)
-        self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler)
+        self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler, also=tuple(also))
         self._records: list[Record] = []
         self._drained = 0
         self._off: set[int] = set()
