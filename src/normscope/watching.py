@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from normscope import checking, plots, rules
 from normscope._errors import UsageError
 from normscope.plots import Figure, Table
-from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink
+from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink, Wanted
 from normscope.records import Store, provenance
 from normscope.report import Checked, RuleNote, Section, check_json, counted, save, write
 
@@ -98,7 +98,7 @@ class Scope(Recorder):
         model: "Module",
         loss_fn: LossFn,
         optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
-        probes: Sequence[AbstractProbe | str] = (),
+        probes: Wanted = (),
         *,
         rules: str | Sequence[str] | None = None,
         every: int = 50,
