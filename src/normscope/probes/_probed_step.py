@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
 from normscope.modules.rng import RngState
-from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
+from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
@@ -84,8 +84,9 @@ class ProbedStep:
                     self._fail(probe, error)
         if not self._compiled:
             step.attach()
+        step.attach_to_backward()
         for optimizer in self._loop.optimizers:
-            if hasattr(optimizer, "register_step_pre_hook"):
+            if calls_step_hooks(optimizer):
                 step.keep(optimizer.register_step_pre_hook(self._before_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
@@ -97,8 +98,7 @@ class ProbedStep:
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout)
-        if calls_eagerly(loop.model):
-            step.keep(loop.model.register_forward_pre_hook(_once(start.note_conditions)))
+        start.conditions.listen(loop.model, step.keep)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)
@@ -193,15 +193,3 @@ def _still_scaled(scaler: "GradScaler | None", optimizers: Sequence[Optimizer], 
     states = getattr(scaler, "_per_optimizer_states", {})
     stages = [states[id(optimizer)]["stage"] for optimizer in optimizers if id(optimizer) in states]
     return all(getattr(stage, "name", "READY") == "READY" for stage in stages)
-
-
-def _once(act: Callable[[], None]) -> Callable[..., None]:
-    called = False
-
-    def hook(*_: Any) -> None:
-        nonlocal called
-        if not called:
-            called = True
-            act()
-
-    return hook

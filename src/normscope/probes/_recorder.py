@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
-from normscope.modules.wrapped import rank_of_many
+from normscope.modules.wrapped import rank_of_many, refuse_fixed, unwrap_optimizer
 from normscope.probes._find import Wanted, chosen_probes
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._probed_step import ProbedStep, TrainingLoop
@@ -115,6 +115,7 @@ class Recorder:
             raise UsageError(f"every={every} must be 1 or more")
         if not isinstance(model, Module):
             raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        refuse_fixed(model)
         rank = rank_of_many()
         self.model, self.loss_fn, self.every = model, loss_fn, every
         self.cell = cell if rank is None else f"{cell}.rank{rank}"
@@ -277,10 +278,11 @@ def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimiz
     Raises:
         UsageError: One of them is no optimizer.
     """
-    optimizers = [given] if isinstance(given, Optimizer) else list(given or ())
+    alone = isinstance(given, Optimizer) or hasattr(given, "param_groups")
+    optimizers = [given] if alone else list(given or ())  # type: ignore[arg-type]
     if not all(hasattr(optimizer, "param_groups") for optimizer in optimizers):
         raise UsageError("optimizer must be a torch optimizer or a sequence of them")
-    return optimizers
+    return [unwrap_optimizer(optimizer) for optimizer in optimizers]
 
 
 def _sink(record_to: "str | PathLike[str] | RecordSink | None", cell: str) -> RecordSink | None:
