@@ -31,7 +31,8 @@ class PassConditions:
     def __init__(self, modules: Sequence[Module], devices: Iterable[str]) -> None:
         self._modules, self._devices = modules, set(devices)
         self.modes = [(module, module.training) for module in modules]
-        self.autocast = self._before = autocast_now(self._devices)
+        self.autocast = autocast_now(self._devices)
+        self._settled = False
         self._ran: dict[Module, list[Precision]] = {}
         self._turns: dict[Module, int] = {}
 
@@ -64,12 +65,11 @@ class PassConditions:
     def settle(self, run: Callable[[], object]) -> None:
         """Find out whether ``run`` turns autocast on by itself; then it is not turned on around it a second time.
 
-        ``run`` is stopped as it calls its first module. Only if the precision changed between the beginning of the step
-        and the first module there is a question; it is asked once.
+        ``run`` is stopped as it calls its first module. Asked once, and only if that module ran under autocast.
         """
-        if self.autocast == self._before:
+        if self._settled or not self.autocast:
             return
-        outside, self._before = self._before, self.autocast
+        self._settled = True
 
         def stop(module: Module, _: Any) -> Callable[..., Any]:
             def instead(*_: Any, **__: Any) -> Any:
@@ -78,11 +78,11 @@ class PassConditions:
             return instead
 
         try:
-            with autocast_exactly(self._devices, outside), forward_replaced(list(self._ran), stop), suppress(Exception):
+            with autocast_exactly(self._devices, []), forward_replaced(list(self._ran), stop), suppress(Exception):
                 run()
         except _StoppedError as stopped:
             if stopped.precision == self._ran[stopped.module][0]:
-                self.autocast = self._before = outside
+                self.autocast = []
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
