@@ -32,12 +32,21 @@ class PassConditions:
         self._modules, self._devices = modules, set(devices)
         self.modes = [(module, module.training) for module in modules]
         self.autocast = autocast_now(self._devices)
-        self._settled = False
+        self._known: dict[str, bool] = {}
         self._ran: dict[Module, list[Precision]] = {}
         self._turns: dict[Module, int] = {}
 
-    def listen(self, model: Module, keep: Callable[[RemovableHandle], object]) -> None:
-        """Note modes and settings as modules run with gradients; ``keep`` must remove the hooks when the step ends."""
+    def listen(
+        self, model: Module, keep: Callable[[RemovableHandle], object], known: dict[str, bool] | None = None
+    ) -> None:
+        """Note modes and settings as modules run with gradients.
+
+        Args:
+            model: The model, in its wrappers.
+            keep: Must remove the hooks when the step ends.
+            known: What ``settle`` has found at earlier steps, and adds to.
+        """
+        self._known = {} if known is None else known
         for module in hookable(model):
             keep(module.register_forward_pre_hook(Hook(self._note)))
 
@@ -67,10 +76,15 @@ class PassConditions:
 
         ``run`` is stopped as it calls its first module. Asked once, and only if that module ran under autocast.
         """
-        if self._settled or not self.autocast:
+        if not self.autocast:
             return
-        self._settled = True
+        key = str(self.autocast)
+        if key not in self._known:
+            self._known[key] = self._turned_on_by(run)
+        if self._known[key]:
+            self.autocast = []
 
+    def _turned_on_by(self, run: Callable[[], object]) -> bool:
         def stop(module: Module, _: Any) -> Callable[..., Any]:
             def instead(*_: Any, **__: Any) -> Any:
                 raise _StoppedError(module, autocast_now(self._devices))
@@ -81,8 +95,8 @@ class PassConditions:
             with autocast_exactly(self._devices, []), forward_replaced(list(self._ran), stop), suppress(Exception):
                 run()
         except _StoppedError as stopped:
-            if stopped.precision == self._ran[stopped.module][0]:
-                self.autocast = []
+            return stopped.precision == self._ran[stopped.module][0]
+        return False
 
     @contextmanager
     def repeated(self) -> Iterator[None]:

@@ -38,6 +38,7 @@ class TrainingLoop:
         also: What else the loss changes, to be put back after each replay.
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         wired: Whether a step has shown already that its parts fit together, or that they do not.
+        loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
     """
 
@@ -49,6 +50,7 @@ class TrainingLoop:
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     wired: bool = False
+    loss_autocasts: dict[str, bool] = field(default_factory=dict)
 
 
 class ProbedStep:
@@ -117,7 +119,7 @@ class ProbedStep:
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout)
-        start.conditions.listen(loop.model, step.keep)
+        start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)

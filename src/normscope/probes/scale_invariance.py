@@ -26,8 +26,8 @@ class ScaleInvariance(AbstractProbe):
     ## Measures
     For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient as the
     backward pass ends, before clipping and without loss scale, :math:`\eta` and :math:`\lambda` the learning rate and
-    weight decay of its parameter group and :math:`\Delta w` the change it really got. If the loss does not depend on the
-    length of w:
+    weight decay of its parameter group and :math:`\Delta w` the change it really got. If the loss does not depend on
+    the length of w:
 
     - ``radial_cosine``: :math:`\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)`, 0 but for :math:`\epsilon`;
       and before batch or instance norm ``unit_radial_cosine``, the largest size of the same over output units;
