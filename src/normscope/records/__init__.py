@@ -12,8 +12,9 @@ from normscope.records.cell_names import (
 )
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.finding import Finding as Finding, Severity as Severity
+from normscope.records.memory import MemoryStore as MemoryStore
 from normscope.records.record import Record as Record
-from normscope.records.store import MemoryStore as MemoryStore, Store as Store
+from normscope.records.store import Store as Store
 from normscope.records.text import (
     Answer as Answer,
     Erratum as Erratum,

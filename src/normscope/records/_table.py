@@ -43,6 +43,15 @@ def from_records(records: Iterable[Record]) -> "pl.DataFrame":
     return pl.DataFrame([words[name] for name in PART]).with_columns(pl.col(_WORDS).cast(pl.Categorical))
 
 
+def is_record(row: Any) -> bool:
+    """Return whether `from_records` takes something."""
+    try:
+        from_records([row])
+    except StoreError:
+        return False
+    return True
+
+
 _WORDS = ("cell", "probe", "site", "name", "unit")
 
 

@@ -182,6 +182,11 @@ class PartWriter:
         self._next += 1
         self._add(0, part, frame.height)
 
+    @property
+    def next_path(self) -> Path:
+        """Where the next flush is written: a file there is of a flush that failed after all was written."""
+        return self._made(self._next, self._next).path
+
     def _made(self, first: int, last: int) -> Part:
         return Part(self._folder / name_of(self._writer, first, last), self._writer, first, last)
 
