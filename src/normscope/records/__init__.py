@@ -9,6 +9,7 @@ from normscope.records.cell_names import (
     last_cell as last_cell,
     last_step as last_step,
     require_cell_name as require_cell_name,
+    take_up_cell as take_up_cell,
 )
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.finding import Finding as Finding, Severity as Severity
