@@ -10,7 +10,17 @@ import pytest
 
 from kit.cell_claimer import claim_often
 from normscope._errors import UsageError
-from normscope.records import Record, Store, claim_cell, claims, files, last_cell, last_step, require_cell_name, take_up_cell
+from normscope.records import (
+    Record,
+    Store,
+    claim_cell,
+    claims,
+    files,
+    last_cell,
+    last_step,
+    require_cell_name,
+    take_up_cell,
+)
 
 
 def record(cell: str, step: int) -> Record:
