@@ -1,27 +1,20 @@
-"""The scope: probes and rules at the steps of a training loop, and the page of their records and findings."""
+"""The scope: probes and rules at the steps of a training loop."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope import checking, plots, rules
+from normscope import checking, seen
 from normscope._errors import UsageError
-from normscope.plots import Figure, Table
-from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink
-from normscope.records import Store, provenance
-from normscope.report import Checked, RuleNote, Section, check_json, counted, save, write
+from normscope.probes import LossFn, Recorder, RecordSink, Wanted
+from normscope.records import Store
+from normscope.report import check_json, save
 
 if TYPE_CHECKING:
-    import polars
     from torch.amp import GradScaler
     from torch.nn import Module
     from torch.optim import Optimizer
-
-_PERCENTILES = ("p15", "p50", "p85")
-_GRID_POINT = re.compile(r"@s=|@.*=\d")  # one point of a probe's grid: drawn as part of a range, not by itself
-_SPREAD_FOR_LOG = 30.0
 
 
 class Scope(Recorder):
@@ -98,7 +91,7 @@ class Scope(Recorder):
         model: "Module",
         loss_fn: LossFn,
         optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
-        probes: Sequence[AbstractProbe | str] = (),
+        probes: Wanted = (),
         *,
         rules: str | Sequence[str] | None = None,
         every: int = 50,
@@ -150,20 +143,13 @@ class Scope(Recorder):
             UsageError: Nothing was recorded yet, and no rule has run.
             StoreError: The path cannot be written.
         """
-        frame = self.records()
-        sections = [] if self._watch is None or not self.index else [_findings_section(self.findings(), self.index)]
-        if frame.is_empty() and not sections:
-            raise UsageError("nothing was recorded yet: run at least one `with scope.step(batch)` that is due")
-        if not frame.is_empty():
-            sections += sections_of(frame, self.probes)
-        what = "the probes" if self._watch is None else "probes and rules" if self.probes else "the rules"
-        return write(
-            Path(path),
-            title=f"What {what} saw: {type(self.model).__name__}",
-            sections=sections,
-            provenance=provenance.collect(),
-            lede=f"{counted(frame.height, 'record')} of {counted(self.index, 'training step')}."
-            + ("" if self._watch is None else f" {counted(len(self.findings()), 'finding')}."),
+        return seen.write(
+            path,
+            self.records(),
+            model=type(self.model).__name__,
+            probes=self.probes,
+            steps=self.index,
+            findings=None if self._watch is None else self.findings(),
         )
 
     def close(self) -> None:
@@ -177,123 +163,7 @@ class Scope(Recorder):
         """
         super().close()
         if self._watch is not None and isinstance(self.sink, Store):
-            save(self.sink.path / f"findings-{self.cell}.json", check_json(_checked(self.findings(), self.model)))
-
-
-def _checked(findings: checking.Findings, model: Any) -> Checked:
-    notes = [f"{code} was not run: {why}" for code, why in findings.not_run]
-    return Checked(
-        target=f"{type(model).__name__}, while training",
-        findings=findings.found,
-        ignored=findings.ignored,
-        rules=[
-            RuleNote(rule.CODE, rule.SLUG, rule.title(), rule.SEVERITY, rule.SAFE)
-            for rule in rules.all()
-            if rule.CODE in findings.rules
-        ],
-        failed=findings.unmeasured,
-        notes=notes,
-    )
-
-
-def _findings_section(findings: checking.Findings, steps: int) -> Section:
-    """Return the findings of the rules as a section."""
-    tables = [
-        Table(
-            "Findings",
-            ("code", "severity", "what", "where", "measured", "first step", "last step"),
-            tuple(_row(finding) for finding in findings),
-            caption="Each cause once; `normscope explain CODE` has the page of a rule.",
-        )
-    ]
-    left = [*findings.not_run, *findings.unmeasured]
-    left += [
-        (ignored.code, f"ignored at {', '.join(ignored.places)}: {reason}") for ignored, reason in findings.ignored
-    ]
-    if left:
-        tables.append(Table("Not judged", ("code", "why"), tuple(left)))
-    words = counted(len(findings), "finding") if len(findings) else "nothing was found"
-    return Section(
-        slug="rules",
-        title="What the rules found while training",
-        claim=f"Defects of normalization, by {counted(len(findings.rules), 'rule')} over "
-        f"{counted(steps, 'training step')}: {words}.",
-        page={},
-        verdicts=(),
-        tables=tuple(table for table in tables if table.rows),
-        kind="check",
-    )
-
-
-def _row(finding: Any) -> tuple[Any, ...]:
-    shown = ", ".join(finding.places[:4]) + (f" and {len(finding.places) - 4} more" if len(finding.places) > 4 else "")
-    steps = (int(finding.details["first_step"]), int(finding.details["last_step"]))
-    return finding.code, finding.severity.value, finding.message, shown or "the whole model", finding.measured, *steps
-
-
-def sections_of(frame: "polars.DataFrame", probes: Sequence[AbstractProbe]) -> list[Section]:
-    """Make one section a probe, in the order in which the scope holds them.
-
-    Args:
-        frame: A scope's records.
-        probes: Its probes; one without records is passed over.
-    """
-    import polars as pl
-
-    frame = frame.with_columns(pl.col("cell").alias("arm"), pl.lit(0).alias("seed"))
-    found = []
-    for kind in dict.fromkeys(type(probe) for probe in probes):
-        records = frame.filter(pl.col("probe") == kind.CODE)
-        if records.is_empty():
-            continue
-        page = kind.page()
-        found.append(
-            Section(
-                slug=kind.CODE.replace("_", "-"),
-                title=kind.title(),
-                claim=page["Measures"],
-                page={heading: text for heading, text in page.items() if heading != "Measures"},
-                verdicts=(),
-                figures=tuple(_figures(records)),
-                kind="probe",
+            save(
+                self.sink.path / f"findings-{self.cell}.json",
+                check_json(seen.checked(self.findings(), type(self.model).__name__)),
             )
-        )
-    return found
-
-
-def _figures(records: "polars.DataFrame") -> Iterator[Figure]:
-    import polars as pl
-
-    names = records["name"].unique(maintain_order=True).to_list()
-    probe = records["probe"][0]
-    rest = [name for name in names if not _GRID_POINT.search(name)]
-    if set(_PERCENTILES) <= set(names):
-        yield plots.percentiles(records, title="15th, 50th and 85th percentile in the last layer", slug=f"{probe}-last")
-        rest = [name for name in rest if name not in _PERCENTILES]
-    ranges = {name.partition("@")[0][: -len("_min")] for name in rest if name.partition("@")[0].endswith("_min")}
-    for stem in sorted(ranges):
-        low, high = f"{stem}_min", f"{stem}_max"
-        yield plots.landscape_band(
-            records, title=f"Range of the {stem} along the line", low=low, high=high, slug=f"{probe}-{stem}"
-        )
-        rest = [name for name in rest if name.partition("@")[0] not in (low, high)]
-    several_steps = records["step"].n_unique() > 1
-    for name in rest:
-        rows = records.filter(pl.col("name") == name)
-        slug, title = f"{probe}-{name}", plots.readable(name)
-        if rows["site"].n_unique() == 1:
-            yield plots.curves(rows, y=name, title=title, slug=slug, log=_wide(rows))
-            continue
-        if several_steps:
-            yield plots.heatmap(rows, y=name, title=f"{title}, by layer and step", slug=f"{slug}-map", log=_wide(rows))
-        yield plots.by_depth(rows, y=name, title=f"{title}, by layer", slug=slug, log=_wide(rows))
-
-
-def _wide(rows: "polars.DataFrame") -> bool:
-    """Return whether the values are positive and span more than an axis of equal steps can show."""
-    values = rows["value"].drop_nans()
-    values = values.filter(values.is_finite())
-    if values.is_empty():
-        return False
-    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
-    return low > 0 and high / low > _SPREAD_FOR_LOG

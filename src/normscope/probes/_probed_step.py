@@ -90,7 +90,7 @@ class ProbedStep:
 
     def _replays(self, probe: AbstractProbe) -> bool:
         """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
-        return probe.REPLAYS or (self._compiled and probe in self._step.listening())
+        return probe.replays or (self._compiled and probe in self._step.listening())
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
@@ -131,10 +131,10 @@ class ProbedStep:
 
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and step.start is not None:
-            self._replay(step.start, [probe for probe in replaying if probe.REPLAYS], read)
+            self._replay(step.start, [probe for probe in replaying if probe.replays], read)
         step.gradients_scaled = step.scale != 1 and _still_scaled(self._loop.scaler, self._loop.optimizers, step.scale)
         for probe in self._due:
-            if not probe.REPLAYS:
+            if not probe.replays:
                 self._try(probe, read, probe)
         return [record for probe in self._due for record in records.get(id(probe), ())]
 

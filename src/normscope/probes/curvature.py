@@ -106,6 +106,7 @@ class Curvature(AbstractProbe):
     """
 
     CODE = "curvature"
+    QUESTION = "sharpness"
     SOURCES = (
         "Pearlmutter 1994, Fast Exact Multiplication by the Hessian",
         "Parlett 1980, The Symmetric Eigenvalue Problem, chapters 11 and 13",

@@ -42,6 +42,7 @@ class Descent(AbstractProbe):
     """
 
     CODE = "descent"
+    QUESTION = "smoothness"
     SOURCES = (
         "Nocedal and Wright 2006, Numerical Optimization, section 4.1 (ratio of actual to predicted reduction)",
         "Cohen et al. 2021, Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability "

@@ -43,6 +43,7 @@ class GradientNoise(AbstractProbe):
     """
 
     CODE = "gradient_noise"
+    QUESTION = "gradient"
     SOURCES = ("McCandlish et al. 2018, An Empirical Model of Large-Batch Training, appendix A.1 (arXiv:1812.06162)",)
     REPLAYS = True
 

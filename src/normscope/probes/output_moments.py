@@ -73,6 +73,7 @@ class OutputMoments(AbstractProbe):
     """
 
     CODE = "output_moments"
+    QUESTION = "sharpness"
     SOURCES = (
         "Page 2019, How to Train Your ResNet 7: Batch Norm (myrtle.ai)",
         "Ghorbani et al. 2019, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density "

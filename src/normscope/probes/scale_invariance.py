@@ -53,6 +53,8 @@ class ScaleInvariance(AbstractProbe):
     """
 
     CODE = "scale_invariance"
+    QUESTION = "sharpness"
+    NOTHING = "no layer whose weight only scales what a norm reads was found in this model"
     STREAMING = True
     SOURCES = (
         "Arora, Li and Lyu 2018, lemma 2.4 (arXiv:1812.03981)",
