@@ -108,7 +108,7 @@ class Mark:
             version = 0 if value.is_inference() else value._version
             return version, value.shape, _checksum(value) if self._thorough else None
         if isinstance(value, np.ndarray):
-            return value.shape, zlib.crc32(np.ascontiguousarray(value)) if self._thorough else None
+            return value.shape, zlib.crc32(value.tobytes()) if self._thorough else None
         if isinstance(value, GeneratorType):
             frame = value.gi_frame
             return None if frame is None else (frame.f_lasti, {key: id(held) for key, held in frame.f_locals.items()})

@@ -7,6 +7,7 @@ their globals is theirs, but objects of their classes are looked into like all o
 """
 
 import argparse
+import builtins
 import collections
 import dis
 import io
@@ -40,8 +41,10 @@ _MACHINERY = {
     *("neptune", "pytorch_lightning", "ray", "rich", "tensorboard", "tensorboardX", "tqdm", "wandb"),
     *("normscope", "numpy", "polars", "pandas", "transformers"),
 }
-_TORCHS_OWN = ("_C", "_dynamo", "_inductor", "autograd", "cuda", "distributed", "fx", "jit", "multiprocessing")
-_TORCHS_OWN_UTILS = ("data", "hooks", "tensorboard")
+_TORCHS_OWN = (
+    *("_C", "_dynamo", "_inductor", "_ops", "autograd", "cuda", "distributed", "fx", "jit", "multiprocessing"),
+    *("profiler", "utils.data", "utils.hooks", "utils.tensorboard"),
+)
 _DATA = (DataLoader, Dataset, Sampler)
 _IN_OTHER_THREADS = (threading.Thread, queue.Queue, queue.SimpleQueue)
 
@@ -61,14 +64,26 @@ class Reach:
         compared: Whether everything was compared after a pass was undone.
         only_read: Names of large tensors that the first pass has not written.
         left: What was not as it was after a pass was undone.
+        open: Whether a pass is under way that will be undone as a whole.
     """
 
     def __init__(self, functions: Mapping[str, Callable[..., Any] | None], also: Sequence[Any] = ()) -> None:
-        self.functions = {name: function for name, function in functions.items() if function is not None}
+        self.set_functions(functions)
         self.also = tuple(also)
         self.compared = False
         self.only_read: set[str] = set()
         self.left: list[str] = []
+        self.open = False
+
+    def set_functions(self, functions: Mapping[str, Callable[..., Any] | None]) -> None:
+        """Take other functions in place of those given before."""
+        self.functions = {name: function for name, function in functions.items() if function is not None}
+
+
+def left_words(left: Sequence[str], most: int = 4) -> str:
+    """Say what was left changed, and what to do."""
+    more = f" and {len(left) - most} more" if len(left) > most else ""
+    return f"{', '.join(left[:most])}{more}. Name what holds it in also=, or have the loss only read it"
 
 
 class Binding:
@@ -161,10 +176,6 @@ class CodeWalk:
             yield Part("", value())
         elif isinstance(value, type):
             self.note_class(value, called=True)
-            for cls in _users_classes(value):
-                for key, held in vars(cls).items():
-                    if not key.startswith("__") and _function_in(held) is None and not _is_described(held):
-                        yield Binding(f"{cls.__name__}.{key}", cls, key)
         elif hasattr(value, "__wrapped__"):  # a cache of functools, written in C
             yield Part("", value.__wrapped__)
 
@@ -173,17 +184,20 @@ class CodeWalk:
         for kind in _users_classes(cls):
             self._classes[kind] = self._classes.get(kind, False) or called
 
-    def pending(self) -> Iterator[tuple[str, Any]]:
-        """Yield the methods that code names and that were not walked yet, until there are none."""
+    def pending(self) -> Iterator[Binding | Part]:
+        """Yield what classes hold, and the methods that code names, until no name brings a new method."""
         fresh = True
         while fresh:
             fresh = False
             for cls, called in list(self._classes.items()):
-                for key, held in _methods(cls):
-                    if (cls, key) not in self._done and self._may_call(key, called):
+                for key, held in list(vars(cls).items()):
+                    function = _function_in(held)
+                    wanted = not _is_described(key, held) if function is None else self._may_call(key, called)
+                    if wanted and (cls, key) not in self._done:
                         self._done.add((cls, key))
                         fresh = True
-                        yield cls.__name__, held
+                        name = f"{cls.__name__}.{key}"
+                        yield Binding(name, cls, key) if function is None else Part(name, function)
 
     def _may_call(self, key: str, called: bool) -> bool:
         if key in ("__init__", "__new__", "__post_init__"):
@@ -209,7 +223,7 @@ class CodeWalk:
             found = function.__globals__.get(key, MISSING)
             if isinstance(found, ModuleType):
                 yield from self._of_module(found, attributes)
-            elif found is not MISSING or key not in vars(function.__builtins__ if False else __import__("builtins")):
+            elif found is not MISSING or not hasattr(builtins, key):
                 yield Binding(key, function.__globals__, key)
         for name in imported:
             if isinstance(found := sys.modules.get(name), ModuleType):
@@ -260,12 +274,6 @@ def _file_of(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or ""
 
 
-def _methods(cls: type) -> Iterator[tuple[str, Any]]:
-    for key, held in list(vars(cls).items()):
-        if (function := _function_in(held)) is not None:
-            yield key, function
-
-
 def _function_in(held: Any) -> Any:
     """Return the function that a class's entry calls, or None."""
     if isinstance(held, FunctionType):
@@ -277,8 +285,9 @@ def _function_in(held: Any) -> Any:
     return held.func if isinstance(held, cached_property) else None
 
 
-def _is_described(held: Any) -> bool:
-    return isinstance(held, (types.MemberDescriptorType, types.GetSetDescriptorType, type))
+def _is_described(key: str, held: Any) -> bool:
+    """Whether a class's entry says what its objects are like, and holds nothing itself."""
+    return key.startswith(("__", "_abc_")) or isinstance(held, (types.MemberDescriptorType, types.GetSetDescriptorType))
 
 
 @lru_cache(maxsize=4096)
@@ -290,15 +299,13 @@ def _is_outside(cls: type) -> bool:
     if issubclass(cls, (*_DATA, io.IOBase, *_IN_OTHER_THREADS)) or top in _MACHINERY:
         return True
     if top == "torch":
-        return bool(inner) and (
-            inner[0] in _TORCHS_OWN or inner[:1] + inner[1:2] in [["utils", u] for u in _TORCHS_OWN_UTILS]
-        )
+        return ".".join(inner).startswith(_TORCHS_OWN)
     return top in sys.stdlib_module_names and top != "__main__" and not issubclass(cls, _HOLDERS)
 
 
 def is_outside(value: Any) -> bool:
     """Whether an object stands for data, a thread, a log or another process, and is left alone."""
-    if _is_outside(type(value)):
+    if _is_outside(type(value)):  # type: ignore[arg-type]
         return True
     return any(isinstance(held, _IN_OTHER_THREADS) for held in getattr(value, "__dict__", {}).values())
 
@@ -321,6 +328,9 @@ def is_read_once(value: Any) -> bool:
     return kind.__module__.startswith("torch.utils.data") or not hasattr(value, "__dict__")
 
 
-def is_scripted(value: Any) -> bool:
-    """Whether a module is scripted or traced, and so keeps its parameters where Python cannot exchange them."""
-    return isinstance(value, torch.jit.ScriptModule)
+def scripted_in(model: Module) -> str | None:
+    """Return the path of the first module that is scripted or traced, None if there is none.
+
+    It keeps its parameters where Python cannot exchange them.
+    """
+    return next((path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)

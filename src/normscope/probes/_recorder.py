@@ -208,11 +208,12 @@ class Recorder:
             return
         self.sink.append(records)
 
-    def _switch_off(self, probe: AbstractProbe, error: Exception) -> None:
-        self._off.add(id(probe))
+    def _switch_off(self, probes: Sequence[AbstractProbe], error: Exception) -> None:
+        self._off.update(map(id, probes))
+        codes, many = ", ".join(repr(probe.CODE) for probe in probes), len(probes) > 1
         warnings.warn(
-            f"probe {probe.CODE!r} failed at step {self.index} and is switched off; training goes on: "
-            f"{type(error).__name__}: {error}",
+            f"{'probes' if many else 'probe'} {codes} failed at step {self.index} and "
+            f"{'are' if many else 'is'} switched off; training goes on: {type(error).__name__}: {error}",
             ProbeWarning,
             stacklevel=4,  # the line of the user's with statement
         )
@@ -267,8 +268,9 @@ class _StepContext:
 
     def _read(self, probed: ProbedStep) -> None:
         self._recorder._take(probed.read())
-        for probe, error in probed.failures.values():
-            self._recorder._switch_off(probe, error)
+        causes = {id(error): error for _, error in probed.failures.values()}
+        for key, error in causes.items():
+            self._recorder._switch_off([probe for probe, other in probed.failures.values() if id(other) == key], error)
 
 
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
