@@ -317,8 +317,7 @@ def test_rules_run_on_a_watched_loop_without_a_loss_as_far_as_they_can():
 def wired(scope, step):
     """Run one step, and return the text of the one warning about the wiring."""
     with pytest.warns(WiringWarning) as caught:
-        step()
-        step()  # told once
+        [step() for _ in range(2)]  # told once
     found = [str(warning.message) for warning in caught if issubclass(warning.category, WiringWarning)]
     assert len(found) == 1, found
     assert caught[0].filename == __file__
