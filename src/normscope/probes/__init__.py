@@ -10,6 +10,7 @@ from normscope.probes._recorder import (
     StepObserver as StepObserver,
     optimizers_of as optimizers_of,
 )
+from normscope.probes._remarks import Readings as Readings, Remark as Remark, Urgency as Urgency
 from normscope.probes._replay import LossFn as LossFn, Replay as Replay
 from normscope.probes._step import Step as Step
 from normscope.probes._vectors import Evaluation as Evaluation
