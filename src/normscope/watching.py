@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normscope import checking, seen
 from normscope._errors import UsageError
-from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink
+from normscope.probes import LossFn, Recorder, RecordSink, Wanted
 from normscope.records import Store
 from normscope.report import check_json, save
 
@@ -67,6 +67,8 @@ class Scope(Recorder):
             ``append``, ``flush`` and ``frame``.
         cell: Name under which the records are filed.
         scaler: The gradient scaler of a mixed-precision loop. Needs ``optimizer``.
+        also: Modules, optimizers, tensors and other objects beside the model that evaluating the loss changes, and
+            that are put back after it.
 
     Raises:
         UsageError: A code names no probe, or fits no rule or only rules that cannot run while training; ``every`` is
@@ -89,13 +91,14 @@ class Scope(Recorder):
         model: "Module",
         loss_fn: LossFn,
         optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
-        probes: Sequence[AbstractProbe | str] = (),
+        probes: Wanted = (),
         *,
         rules: str | Sequence[str] | None = None,
         every: int = 50,
         record_to: "str | PathLike[str] | RecordSink | None" = None,
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
+        also: Sequence[Any] = (),
     ) -> None:
         self._watch: checking.Watch | None = None
         if rules is not None:  # refused before a run folder is made
@@ -109,6 +112,7 @@ class Scope(Recorder):
             record_to=record_to,
             cell=cell,
             scaler=scaler,
+            also=also,
             observers=[] if self._watch is None else [self._watch],
         )
 

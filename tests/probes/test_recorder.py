@@ -169,7 +169,7 @@ def test_misuse_is_refused_in_one_line():
         (lambda: Recorder(model, nets.loss_fn, every=0), "every=0"),
         (lambda: Recorder(nets.loss_fn, model), "torch.nn.Module"),
         (lambda: Recorder(model, nets.loss_fn, [model]), "torch optimizer"),
-        (lambda: Recorder(model, nets.loss_fn, probes=[3]), "a probe or its code"),
+        (lambda: Recorder(model, nets.loss_fn, probes=[3]), "a probe, its code"),
         (lambda: probes.CovariateShift(parameters="bias"), "'weight' or 'all'"),
         (lambda: probes.CovariateShift(method="fast"), "auto, prefix, general"),
         (lambda: probes.LandscapeAlongGradient(matchings=["same"]), "no matching 'same'"),

@@ -74,11 +74,11 @@ def by_layer(
         chart = chart.resolve_scale(x="independent")
     if len(styles) > 1:
         chart = chart.add_params(_draw.pick(altair))
-    first, last = table["first_step"].min(), table["last_step"].max()
+    first, last = (f"{step:,}" for step in (min(table["first_step"].to_list()), max(table["last_step"].to_list())))
     subtitle = "" if several else (x_title or readable(names[0])) + (", logarithmic axis" if log else "")
     legend = tuple(styles) if len(styles) > 1 else ()
     spec = finished(chart, layout="facet" if several else "single", subtitle=subtitle, panels=len(names), legend=legend)
-    when = f"Ring: step {first:,}; dot: step {last:,}." if moved else f"At step {last:,}."
+    when = f"Ring: step {first}; dot: step {last}." if moved else f"At step {last}."
     told = joined(caption, when, f"Dashed: {theory[0]}." if theory and not several else "", *notes)
     shown = f"{title}. {subtitle or 'Several quantities'} by layer from {sites[0]} to {sites[-1]}. {when}"
     return Figure(slug, title, told, alt or shown, spec)

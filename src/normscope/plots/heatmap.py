@@ -68,7 +68,7 @@ def heatmap(
         (pl.col("v").exp() if log else pl.col("v")).alias("mid"), (pl.col("x") + width).alias("x2")
     ).sort("arm", "layer", "x")
     words = dict(labels or {})
-    order = [words.get(arm, arm) for arm in order_arms(table["arm"].unique().to_list(), arms)]
+    panels = [words.get(arm, arm) for arm in order_arms(table["arm"].unique().to_list(), arms)]
     shown = table.with_columns(pl.col("arm").replace(words).alias("panel"))
     data = _draw.rows(shown, {c: c for c in ("panel", "layer", "x", "x2", "mid")})
     kind = {"type": "log"} if log else {}
@@ -85,7 +85,9 @@ def heatmap(
                 scale=altair.Scale(zero=False, nice=False),
             ),
             x2="x2:Q",
-            y=altair.Y("layer:O", sort="descending", axis=altair.Axis(title=None, domain=False)),
+            y=altair.Y("layer:O", sort="descending", axis=altair.Axis(title=None, domain=False))
+            if order is None
+            else by_name(altair, "layer", _present(table, order)),
             color=altair.Color(
                 "mid:Q",
                 scale=altair.Scale(**kind, **scheme),
@@ -99,17 +101,17 @@ def heatmap(
             ],
         )
     )
-    panelled = len(order) > 1
+    panelled = len(panels) > 1
     if panelled:
-        chart = _draw.panels(altair, chart, order, independent=False)
+        chart = _draw.panels(altair, chart, panels, independent=False)
     upward = "Upward: layer, the output on top" if order is None else "Downward: layers, from the input"
     subtitle = f"Colour: {title_words}{', logarithmic' if log else ''}. {upward}"
-    spec = finished(chart, layout="facet" if panelled else "single", subtitle=subtitle, panels=len(order))
+    spec = finished(chart, layout="facet" if panelled else "single", subtitle=subtitle, panels=len(panels))
     seeds = kept["seed"].n_unique()
     over = f"{'Geometric mean' if log else 'Mean'} over {seeds} seeds" if seeds > 1 else "One seed"
     span = f" and over {width:.3g} steps a cell" if bins < len(recorded) else ""
     told = joined(caption, f"{over}{span}.", *notes)
-    return Figure(slug, title, told, alt or f"{title}. One panel each for {', '.join(order)}.", spec)
+    return Figure(slug, title, told, alt or f"{title}. One panel each for {', '.join(panels)}.", spec)
 
 
 def _present(table: "pl.DataFrame", order: Sequence[str]) -> list[str]:

@@ -1,6 +1,13 @@
 """Probes, one a file: instruments that attach to a training loop and leave no trace."""
 
-from normscope.probes._find import all as all, get as get
+from normscope.probes._find import (
+    Wanted as Wanted,
+    all as all,
+    chosen_probes as chosen_probes,
+    default_probes as default_probes,
+    get as get,
+    presets as presets,
+)
 from normscope.probes._pass_conditions import PassConditions as PassConditions
 from normscope.probes._probe import AbstractProbe as AbstractProbe
 from normscope.probes._recorder import (

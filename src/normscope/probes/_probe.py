@@ -24,6 +24,9 @@ class AbstractProbe(Unit, ABC):
         every: Read at every so-many-th step; None takes the scope's schedule.
 
     Attributes:
+        QUESTION: The question that it helps to answer, by which ``ns.watch(probes="gradient")`` finds it.
+        BY_DEFAULT: Whether a scope reads it where no probes are named.
+        NOTHING: Why it has no values where it finds nothing to read, in words after "not read: ".
         REPLAYS: Whether it evaluates the loss again through ``step.replay``.
         STREAMING: Whether it is cheap enough to be read at every step: it reads only the user's own pass, and computes
             no eigenvalues.
@@ -32,6 +35,9 @@ class AbstractProbe(Unit, ABC):
     """
 
     HEADINGS = ("Measures", "Cost", "Reads wrongly when")
+    QUESTION: ClassVar[str] = ""
+    BY_DEFAULT: ClassVar[bool] = False
+    NOTHING: ClassVar[str] = "it found nothing to read in this model"
     REPLAYS: ClassVar[bool] = False
     STREAMING: ClassVar[bool] = False
     SHOWS: ClassVar[str] = ""
@@ -41,6 +47,20 @@ class AbstractProbe(Unit, ABC):
         if every is not None and every < 1:
             raise UsageError(f"{self.CODE}: every={every} must be 1 or more")
         self.every = every
+
+    @property
+    def replays(self) -> bool:
+        """Whether this probe, with its options, evaluates the loss again."""
+        return self.REPLAYS
+
+    @classmethod
+    def by_default(cls) -> "AbstractProbe | None":
+        """Make the probe that a scope reads where no probes are named; None if it reads none of this class."""
+        return cls() if cls.BY_DEFAULT else None
+
+    def without_loss(self) -> "AbstractProbe | None":
+        """Return the probe that is read in place of this one where there is no loss function; None if there is none."""
+        return None if self.replays else self
 
     def watch(self, step: Step) -> None:
         """Ask the step for the inputs, outputs and gradients to read; called as the step begins."""

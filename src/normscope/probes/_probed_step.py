@@ -32,6 +32,7 @@ class TrainingLoop:
         loss_fn: The loss that the loop trains on.
         optimizers: The optimizers of the loop.
         scaler: The gradient scaler of the loop, if any.
+        also: What else the loss changes, to be put back after each replay.
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
     """
@@ -40,6 +41,7 @@ class TrainingLoop:
     loss_fn: LossFn
     optimizers: Sequence[Optimizer]
     scaler: "GradScaler | None" = None
+    also: tuple[Any, ...] = ()
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
 
@@ -88,7 +90,7 @@ class ProbedStep:
 
     def _replays(self, probe: AbstractProbe) -> bool:
         """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
-        return probe.REPLAYS or (self._compiled and probe in self._step.listening())
+        return probe.replays or (self._compiled and probe in self._step.listening())
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
@@ -129,10 +131,10 @@ class ProbedStep:
 
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and step.start is not None:
-            self._replay(step.start, [probe for probe in replaying if probe.REPLAYS], read)
+            self._replay(step.start, [probe for probe in replaying if probe.replays], read)
         step.gradients_scaled = step.scale != 1 and _still_scaled(self._loop.scaler, self._loop.optimizers, step.scale)
         for probe in self._due:
-            if not probe.REPLAYS:
+            if not probe.replays:
                 self._try(probe, read, probe)
         return [record for probe in self._due for record in records.get(id(probe), ())]
 

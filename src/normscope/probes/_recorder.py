@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.wrapped import rank_of_many
-from normscope.probes._find import get
+from normscope.probes._find import Wanted, chosen_probes
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._probed_step import ProbedStep, TrainingLoop
 from normscope.probes._replay import LossFn
@@ -70,12 +70,14 @@ class Recorder:
             without its wrappers.
         optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
             ``.grad`` when the step ends, and probes that need a learning rate must be given one.
-        probes: Probes, or their codes.
+        probes: Probes, their codes or classes, a question, ``"all"``: see ``chosen_probes``.
         every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
             ``append``, ``flush`` and ``frame``.
         cell: Name under which the records are filed; with several processes ``CELL.rank0``, ``CELL.rank1``, ...
         scaler: The gradient scaler of a mixed-precision loop. Needs ``optimizer``.
+        also: Modules, optimizers, tensors and other objects beside the model that evaluating the loss changes, and
+            that are put back after it.
         observers: What else follows the steps.
 
     Attributes:
@@ -100,12 +102,13 @@ class Recorder:
         model: Module,
         loss_fn: LossFn,
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
-        probes: Sequence[AbstractProbe | str] = (),
+        probes: Wanted = (),
         *,
         every: int = 50,
         record_to: "str | PathLike[str] | RecordSink | None" = None,
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
+        also: Sequence[Any] = (),
         observers: Sequence[StepObserver] = (),
     ) -> None:
         if every < 1:
@@ -119,11 +122,11 @@ class Recorder:
         if scaler is not None and not self.optimizers:
             raise UsageError("with a gradient scaler the scope needs the optimizer too")
         self.scaler = scaler
-        self.probes = [_made(probe) for probe in probes]
+        self.probes = chosen_probes(probes)
         self.index = 0
         self.sink = _sink(record_to, cell)
         self._observers = tuple(observers)
-        self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler)
+        self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler, also=tuple(also))
         self._records: list[Record] = []
         self._drained = 0
         self._off: set[int] = set()
@@ -278,14 +281,6 @@ def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimiz
     if not all(hasattr(optimizer, "param_groups") for optimizer in optimizers):
         raise UsageError("optimizer must be a torch optimizer or a sequence of them")
     return optimizers
-
-
-def _made(probe: AbstractProbe | str) -> AbstractProbe:
-    if isinstance(probe, AbstractProbe):
-        return probe
-    if isinstance(probe, str):
-        return get(probe)()
-    raise UsageError(f"a probe or its code was expected, not {probe!r}")
 
 
 def _sink(record_to: "str | PathLike[str] | RecordSink | None", cell: str) -> RecordSink | None:

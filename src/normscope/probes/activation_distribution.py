@@ -53,6 +53,9 @@ class ActivationDistribution(AbstractProbe):
 
     CODE = "activation_distribution"
     SHOWS = "std"
+    QUESTION = "statistics"
+    BY_DEFAULT = True
+    NOTHING = "no layer that bears weight, and no norm, ran in this model"
     STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 4.1, figure 1 (arXiv:1502.03167)",

@@ -54,6 +54,8 @@ class AffineDrift(AbstractProbe):
 
     CODE = "affine_drift"
     SHOWS = "weight_drift"
+    QUESTION = "statistics"
+    NOTHING = "no norm with a gain or a shift ran in this model"
     STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 3 (arXiv:1502.03167): the identity",

@@ -54,6 +54,9 @@ class BatchNormGradientTerms(AbstractProbe):
 
     CODE = "batch_norm_gradient_terms"
     SHOWS = "variance_share"
+    QUESTION = "gradient"
+    BY_DEFAULT = True
+    NOTHING = "no batch norm that normalizes by its batch ran in this model, or no gradient came back to it"
     STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 3 (arXiv:1502.03167)",

@@ -65,6 +65,8 @@ class Conditioning(AbstractProbe):
 
     CODE = "conditioning"
     SHOWS = "top_over_mean"
+    QUESTION = "sharpness"
+    NOTHING = "no linear or convolutional layer ran in this model"
     SOURCES = (
         "Huang et al. 2020, Layer-wise Conditioning Analysis (arXiv:2002.10801)",
         "LeCun et al. 1998, Efficient BackProp, section 4.3",

@@ -67,6 +67,8 @@ class CovariateShift(AbstractProbe):
 
     CODE = "covariate_shift"
     SHOWS = "relative"
+    QUESTION = "shift"
+    NOTHING = "no layer that bears weight was changed by the step"
     SOURCES = ("Santurkar et al. 2018, definition 2.1 and figure 3 (arXiv:1805.11604)",)
     REPLAYS = True
 

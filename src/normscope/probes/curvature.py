@@ -112,6 +112,7 @@ class Curvature(AbstractProbe):
 
     CODE = "curvature"
     SHOWS = "top_eigenvalue"
+    QUESTION = "sharpness"
     SOURCES = (
         "Pearlmutter 1994, Fast Exact Multiplication by the Hessian",
         "Parlett 1980, The Symmetric Eigenvalue Problem, chapters 11 and 13",

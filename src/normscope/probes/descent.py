@@ -47,6 +47,7 @@ class Descent(AbstractProbe):
 
     CODE = "descent"
     SHOWS = "step_to_safe"
+    QUESTION = "smoothness"
     SOURCES = (
         "Nocedal and Wright 2006, Numerical Optimization, section 4.1 (ratio of actual to predicted reduction)",
         "Cohen et al. 2021, Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability "

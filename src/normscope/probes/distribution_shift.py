@@ -89,6 +89,8 @@ class DistributionShift(AbstractProbe):
 
     CODE = "distribution_shift"
     SHOWS = "displacement"
+    QUESTION = "shift"
+    NOTHING = "no layer that bears weight, and no norm, ran in this model"
     SOURCES = (
         "Ioffe and Szegedy 2015, section 4.1, figure 1 (arXiv:1502.03167): distributions over training",
         "Villani 2003, Topics in Optimal Transportation, section 2.2: distance on the line by sorting",

@@ -55,6 +55,9 @@ class GradientFlow(AbstractProbe):
 
     CODE = "gradient_flow"
     SHOWS = "output_norm"
+    QUESTION = "gradient"
+    BY_DEFAULT = True
+    NOTHING = "no layer that bears weight received a gradient"
     STREAMING = True
     SOURCES = (
         "Yang et al. 2019, A Mean Field Theory of Batch Normalization, theorems 7-9 (arXiv:1902.08129)",

@@ -47,6 +47,7 @@ class GradientNoise(AbstractProbe):
 
     CODE = "gradient_noise"
     SHOWS = "noise_scale"
+    QUESTION = "gradient"
     SOURCES = ("McCandlish et al. 2018, An Empirical Model of Large-Batch Training, appendix A.1 (arXiv:1812.06162)",)
     REPLAYS = True
 

@@ -65,6 +65,7 @@ class Interaction(AbstractProbe):
 
     CODE = "interaction"
     SHOWS = "cross_share"
+    QUESTION = "smoothness"
     SOURCES = (
         "Goodfellow, Bengio and Courville 2016, Deep Learning, section 8.7.1",
         "Efron 1982, The Jackknife",

@@ -101,6 +101,7 @@ class LandscapeAlongGradient(AbstractProbe):
 
     CODE = "landscape"
     SHOWS = "loss_range"
+    QUESTION = "smoothness"
     SOURCES = (
         "Santurkar et al. 2018, section 3.1-3.2, figure 4 (arXiv:1805.11604)",
         "Li et al. 2018, Visualizing the Loss Landscape of Neural Nets, section 4 (arXiv:1712.09913)",

@@ -77,6 +77,7 @@ class OutputMoments(AbstractProbe):
 
     CODE = "output_moments"
     SHOWS = "overlap_mean"
+    QUESTION = "sharpness"
     SOURCES = (
         "Page 2019, How to Train Your ResNet 7: Batch Norm (myrtle.ai)",
         "Ghorbani et al. 2019, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density "

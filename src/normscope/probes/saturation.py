@@ -83,6 +83,9 @@ class Saturation(AbstractProbe):
 
     CODE = "saturation"
     SHOWS = "dead_share"
+    QUESTION = "statistics"
+    BY_DEFAULT = True
+    NOTHING = "no non-linearity that is a module ran in this model; those called as functions cannot be heard"
     STREAMING = True
     SOURCES = (
         "Karpathy, makemore part 3 (criterion |tanh| > 0.97)",

@@ -59,6 +59,8 @@ class ScaleInvariance(AbstractProbe):
 
     CODE = "scale_invariance"
     SHOWS = "effective_lr"
+    QUESTION = "sharpness"
+    NOTHING = "no layer whose weight only scales what a norm reads was found in this model"
     STREAMING = True
     SOURCES = (
         "Arora, Li and Lyu 2018, lemma 2.4 (arXiv:1812.03981)",

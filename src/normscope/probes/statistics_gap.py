@@ -59,6 +59,9 @@ class StatisticsGap(AbstractProbe):
 
     CODE = "statistics_gap"
     SHOWS = "mean_gap"
+    QUESTION = "statistics"
+    BY_DEFAULT = True
+    NOTHING = "no batch norm that keeps running statistics ran in this model"
     SOURCES = (
         "Wu and Johnson 2021, Rethinking 'Batch' in BatchNorm (arXiv:2105.07576)",
         "Ioffe and Szegedy 2015, section 3.1 (arXiv:1502.03167)",
@@ -68,6 +71,20 @@ class StatisticsGap(AbstractProbe):
     def __init__(self, sites: Sequence[str] | None = None, *, loss: bool = True, every: int | None = None) -> None:
         super().__init__(every=every)
         self.sites, self.loss = None if sites is None else tuple(sites), loss
+
+    @property
+    def replays(self) -> bool:
+        """Whether the losses are evaluated."""
+        return self.loss
+
+    @classmethod
+    def by_default(cls) -> "StatisticsGap":
+        """Make the probe without the losses: then it runs no pass."""
+        return cls(loss=False)
+
+    def without_loss(self) -> "StatisticsGap":
+        """Return the probe without the losses."""
+        return type(self)(self.sites, loss=False, every=self.every)
 
     def watch(self, step: Step) -> None:
         """Keep the running statistics, and take the moments of each layer's input."""

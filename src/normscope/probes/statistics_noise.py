@@ -60,6 +60,8 @@ class StatisticsNoise(AbstractProbe):
 
     CODE = "statistics_noise"
     SHOWS = "mean_noise"
+    QUESTION = "statistics"
+    NOTHING = "no batch norm that normalizes by its batch ran in this model"
     STREAMING = True
     SOURCES = (
         "Luo et al. 2019, Towards Understanding Regularization in Batch Normalization (arXiv:1809.00846)",

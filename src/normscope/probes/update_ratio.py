@@ -39,6 +39,9 @@ class UpdateRatio(AbstractProbe):
 
     CODE = "update_ratio"
     SHOWS = "update_ratio"
+    QUESTION = "gradient"
+    BY_DEFAULT = True
+    NOTHING = "no layer that bears weight was changed by the step"
     STREAMING = True
     SOURCES = ("Karpathy, CS231n notes, Neural Networks part 3: ratio of weights to updates",)
 

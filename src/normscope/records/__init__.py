@@ -2,6 +2,14 @@
 
 from normscope.records.answers import answer as answer, outcome_of as outcome_of, standing as standing, tried as tried
 from normscope.records.cell import Cell as Cell
+from normscope.records.cell_names import (
+    CellClaim as CellClaim,
+    claim_cell as claim_cell,
+    claims as claims,
+    last_cell as last_cell,
+    last_step as last_step,
+    require_cell_name as require_cell_name,
+)
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.finding import Finding as Finding, Severity as Severity
 from normscope.records.record import Record as Record

@@ -143,19 +143,53 @@ def database(
         except duckdb.Error as error:
             damaged = next((part for part in parts if not intact(part)), None)
             if damaged is not None:
-                raise StoreError(
-                    f"{damaged} is damaged; delete it and run again: its cell is then computed anew"
-                ) from None
+                raise StoreError(_damaged(damaged)) from None
             raise UsageError(f"the query cannot be run: {' '.join(str(error).split())}") from None
+
+
+def write(frame: "pl.DataFrame", path: Path) -> None:
+    """Write a part.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+        StoreError: Polars failed in another way; it raises errors of its own for the disk's too.
+    """
+    import polars as pl
+
+    try:
+        frame.write_parquet(path, compression="zstd", statistics=True)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise StoreError(f"cannot write {path.parent}: {' '.join(str(error).split())}") from error
+
+
+def read(parts: Sequence[Path], columns: Sequence[str] = PART) -> "pl.DataFrame":
+    """Return the rows of the parts, in their order within the parts.
+
+    Raises:
+        StoreError: A part is damaged or missing; the message names it.
+    """
+    import polars as pl
+
+    frames = []
+    for part in parts:
+        try:
+            frames.append(pl.read_parquet(part, columns=list(columns)))
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            raise StoreError(_damaged(part)) from None
+    return pl.concat(frames) if frames else from_records(()).select(columns)
+
+
+def _damaged(part: Path) -> str:
+    if part.name.startswith("scope-"):
+        return f"{part} is damaged; delete it: its records are lost, all others are read"
+    return f"{part} is damaged; delete it and run again: its cell is then computed anew"
 
 
 def intact(part: Path) -> bool:
     """Say whether a parquet file can be read to its end."""
-    import polars as pl
-
     try:
-        pl.read_parquet(part, columns=list(PART))
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        read([part])
+    except StoreError:
         return False
     return True
 

@@ -5,11 +5,12 @@ A run is a folder::
     run.json              configuration, its hash, provenance
     part-CELL.parquet     all records of one cell
     cell-CELL.json        that cell's configuration and wall time: the mark that the cell is complete
-    scope-TIME-ID.parquet records of an open-ended run, one file a flush
+    scope-CELL.json       the claim of an open-ended run on the name of its cell
+    scope-....parquet     records of open-ended runs (see `normscope.records.parts`)
 
 Every file is written whole under a temporary name and renamed, the mark after its part. So at any moment a reader, or
-the next start after a crash, finds whole cells and nothing half: a part without its mark is as good as absent. Nothing
-is ever rewritten. Several processes may write different cells into one run at once.
+the next start after a crash, finds whole cells and nothing half: a part without its mark is as good as absent. Several
+processes may write different cells into one run at once.
 """
 
 import json
