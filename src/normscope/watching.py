@@ -143,13 +143,25 @@ class Scope(Recorder):
             UsageError: Nothing was recorded yet, and no rule has run.
             StoreError: The path cannot be written.
         """
-        return seen.write(
-            path,
-            self.records(),
-            model=type(self.model).__name__,
-            probes=self.probes,
-            steps=self.index,
-            findings=None if self._watch is None else self.findings(),
+        return seen.write(path, self._seen())
+
+    def summary(self) -> str:
+        """Return as plain text what stands out so far, with the names of layers, and what was not read."""
+        return seen.summary_of(self._seen())
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook."""
+        return seen.html_of(self._seen())
+
+    def _seen(self) -> seen.Seen:
+        return seen.in_memory(self.records(), [self._facts()], self.sink.path if isinstance(self.sink, Store) else None)
+
+    def _facts(self) -> seen.CellFacts:
+        return seen.facts_of(
+            self.cell,
+            self.model,
+            self.index,
+            None if self._watch is None else self._watch.findings(),
         )
 
     def close(self) -> None:
@@ -162,8 +174,9 @@ class Scope(Recorder):
             StoreError: The folder cannot be written.
         """
         super().close()
-        if self._watch is not None and isinstance(self.sink, Store):
-            save(
-                self.sink.path / f"findings-{self.cell}.json",
-                check_json(seen.checked(self.findings(), type(self.model).__name__)),
-            )
+        if not isinstance(self.sink, Store):
+            return
+        self._facts().save(self.sink.path)
+        if self._watch is not None:
+            found = seen.checked(self.findings(), type(self.model).__name__)
+            save(self.sink.path / f"findings-{self.cell}.json", check_json(found))
