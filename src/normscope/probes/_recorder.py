@@ -129,7 +129,7 @@ class Recorder:
         self.optimizers = optimizers_of(optimizer)
         self._not_read: dict[str, str] = {}
         self.probes = self._readable(chosen_probes(probes))
-        self.sink, self.cell, self.index = _opened(record_to, cell, start, self._facts())
+        self.sink, self.cell, self.index = _opened(record_to, cell, start, self._claimed_facts())
         self.sinks = tuple(sinks)
         self._store = None if self.sink is None else Delivery(self.sink)
         self.deliveries = [*filter(None, [self._store]), *map(Delivery, sinks)]
@@ -162,7 +162,7 @@ class Recorder:
                 found.append(instead)
         return found
 
-    def _facts(self) -> dict[str, Any]:
+    def _claimed_facts(self) -> dict[str, Any]:
         return {
             "model": type(self.model).__name__,
             "every": self.every,
