@@ -57,7 +57,7 @@ def hookable(model: Module) -> list[Module]:
         seen.add(module)
         if not isinstance(module, DistributedDataParallel):  # its module is called as any other
             found.append(module)
-        if not isinstance(module, DataParallel) and not _runs_compiled(vars(module)):
+        if not isinstance(module, DataParallel) and not runs_compiled(vars(module)):
             for child in module._modules.values():
                 if child is not None:
                     visit(child)
@@ -98,10 +98,7 @@ def refuse_fixed(model: Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"its module {name!r}" if name else "the model"
-            raise UsageError(
-                f"{what} is traced or scripted (torch.jit), and nothing can listen inside it: "
-                "give the module that it was made from"
-            )
+            raise UsageError(f"{what} is scripted or traced and cannot be looked into: give the module it is made of")
 
 
 def rank_of_many() -> int | None:
