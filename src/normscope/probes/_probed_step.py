@@ -13,7 +13,7 @@ from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
+from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
@@ -39,6 +39,7 @@ class TrainingLoop:
         also: What else the loss changes, to be put back after each replay.
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         wired: Whether a step has shown already that its parts fit together, or that they do not.
+        loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
         reach: What the loss reaches beside the model.
     """
@@ -51,6 +52,7 @@ class TrainingLoop:
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     wired: bool = False
+    loss_autocasts: dict[str, bool] = field(default_factory=dict)
     reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,10 +120,11 @@ class ProbedStep:
                     self._fail(probe, error)
         if not self._compiled:
             step.attach()
+        step.attach_to_backward()
         if self._wiring is not None:
             self._wiring.attach(step.keep)
         for optimizer in self._loop.optimizers:
-            if hasattr(optimizer, "register_step_pre_hook"):
+            if calls_step_hooks(optimizer):
                 step.keep(optimizer.register_step_pre_hook(self.before_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
@@ -133,8 +136,7 @@ class ProbedStep:
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout)
-        if calls_eagerly(loop.model):
-            step.keep(loop.model.register_forward_pre_hook(_once(start.note_conditions)))
+        start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)
@@ -292,15 +294,3 @@ def _still_scaled(scaler: "GradScaler | None", optimizers: Sequence[Optimizer], 
     states = getattr(scaler, "_per_optimizer_states", {})
     stages = [states[id(optimizer)]["stage"] for optimizer in optimizers if id(optimizer) in states]
     return all(getattr(stage, "name", "READY") == "READY" for stage in stages)
-
-
-def _once(act: Callable[[], None]) -> Callable[..., None]:
-    called = False
-
-    def hook(*_: Any) -> None:
-        nonlocal called
-        if not called:
-            called = True
-            act()
-
-    return hook

@@ -256,9 +256,10 @@ class Replay:
             for module, key in places:
                 module._buffers[key] = substitute
         pieces = self.batch if is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
+        self.start.conditions.settle(lambda: self._loss_fn(self.model, pieces[0].batch))
         for piece in pieces:
             piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
-            with self.start.conditions.autocasting():
+            with self.start.conditions.repeated():
                 loss = self._loss_fn(self.model, piece.batch)
             if self.draws_beside_torch is None:
                 self.draws_beside_torch = piece.rng.drawn_beside_torch()

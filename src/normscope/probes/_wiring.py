@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
+from normscope.modules.hooks import Hook
 from normscope.modules.tree import walk
 from normscope.probes._vectors import Vector
 
@@ -44,7 +45,7 @@ class Wiring:
         if self._compiled:
             return
         for _, module in walk(self._model):
-            keep(module.register_forward_pre_hook(self.ran))
+            keep(module.register_forward_pre_hook(Hook(self.ran)))
         for parameter in self._parameters:
             keep(parameter.register_hook(partial(self._came_back, id(parameter))))
 
