@@ -16,8 +16,6 @@ from torch.nn import functional as F
 import normscope as ns
 from kit.traces import differences, fingerprint
 from normscope import probes
-from normscope.modules import state
-from normscope.probes import ProbeWarning
 
 REPLAYING = [probe.CODE for probe in probes.all() if probe.REPLAYS]
 BANK = deque(maxlen=3)
