@@ -1,15 +1,29 @@
 """The scope: probes and rules at the steps of a training loop."""
 
+import contextlib
+import tempfile
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from normscope import checking, seen
-from normscope._errors import UsageError
-from normscope.probes import LossFn, Recorder, RecordSink, Wanted
-from normscope.records import Store
+from normscope._errors import NormscopeError, UsageError
+from normscope.probes import (
+    Attachment,
+    LossFn,
+    Recorder,
+    RecordSink,
+    Sink,
+    SinkWarning,
+    Wanted,
+    default_probes,
+)
+from normscope.records import Finding, Store
 from normscope.report import check_json, save
+from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -57,22 +71,28 @@ class Scope(Recorder):
         model: Any module, also compiled or wrapped for data-parallel training.
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
             by probes and rules that evaluate the loss again; it must reach the parameters through ``model``, which it
-            gets without its wrappers.
+            gets without its wrappers. Without it those probes and rules are not read, and ``not_read`` says so.
         optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
             ``.grad`` when the step ends, and probes that need a learning rate must be given one.
-        probes: Probes, or their codes.
+        probes: A code (``"gradient_flow"``), a question (``"gradient"``, ``"smoothness"``, ``"shift"``,
+            ``"statistics"``, ``"sharpness"``), ``"all"``, a class, a probe, or several of these. By default a cheap set
+            about gradients and statistics that evaluates no loss.
         rules: Rules to run while training: ``"all"``, a code, a name or a beginning (``"NS1"``), or several of them.
         every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
             ``append``, ``flush`` and ``frame``.
-        cell: Name under which the records are filed.
+        cell: Name under which the records are filed. A further run into the same folder is filed under ``CELL.run2``.
         scaler: The gradient scaler of a mixed-precision loop. Needs ``optimizer``.
         also: Modules, optimizers, tensors and other objects beside the model that evaluating the loss changes, and
             that are put back after it.
+        start: Number of the first step, where a training is taken up again; ``"continue"`` takes up the last run in the
+            folder after its last recorded step.
+        sinks: Further places where records, findings and the page go: ``normscope.integrations`` has some.
 
     Raises:
         UsageError: A code names no probe, or fits no rule or only rules that cannot run while training; ``every`` is
-            below 1, ``model`` is no module, ``optimizer`` is no optimizer, or a scaler comes without optimizer.
+            below 1, ``model`` is no module or a scripted one, ``loss_fn`` cannot be called, ``optimizer`` is no
+            optimizer, ``start`` is no step, ``cell`` is no name, or a scaler comes without optimizer.
         StoreError: ``record_to`` is a folder that cannot be written or holds another run.
 
     Example:
@@ -89,9 +109,9 @@ class Scope(Recorder):
     def __init__(
         self,
         model: "Module",
-        loss_fn: LossFn,
+        loss_fn: LossFn | None = None,
         optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
-        probes: Wanted = (),
+        probes: Wanted | None = None,
         *,
         rules: str | Sequence[str] | None = None,
         every: int = 50,
@@ -99,22 +119,55 @@ class Scope(Recorder):
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
         also: Sequence[Any] = (),
+        start: int | str = 0,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self._watch: checking.Watch | None = None
-        if rules is not None:  # refused before a run folder is made
-            self._watch = checking.Watch(model, loss_fn, optimizer, rules, every=every, scaler=scaler)
+        self._attachment: Attachment | None = None
+        if rules is not None and isinstance(model, torch.nn.Module):  # refused before a run folder is made
+            self._watch = checking.Watch(
+                model, loss_fn, optimizer, rules, every=every, scaler=scaler, also=also, on_finding=self._tell
+            )
         super().__init__(
             model,
             loss_fn,
             optimizer,
-            probes,
+            default_probes() if probes is None else probes,
             every=every,
             record_to=record_to,
             cell=cell,
             scaler=scaler,
             also=also,
+            start=start,
+            sinks=sinks,
             observers=[] if self._watch is None else [self._watch],
         )
+
+    def attach(self) -> "Scope":
+        """Follow the loop by hooks of the optimizers and of the model, as ``normscope.watch`` does; return the scope.
+
+        Raises:
+            UsageError: The scope is attached already.
+        """
+        if self._attachment is not None:
+            raise UsageError("the scope is attached already")
+        self._attachment = Attachment(self)
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks by which the scope follows the loop, if it is attached."""
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
+    @property
+    def not_read(self) -> dict[str, str]:
+        """Codes of the probes and rules that have read nothing so far, each with the reason in words."""
+        return super().not_read | ({} if self._watch is None else dict(self.findings().not_run))
+
+    def _tell(self, finding: Finding) -> None:
+        for delivery in self.deliveries:
+            delivery.finding(finding)
 
     def findings(self) -> checking.Findings:
         """Return what the rules have found so far, worst first, as ``normscope.check`` does.
@@ -140,9 +193,11 @@ class Scope(Recorder):
             The path written.
 
         Raises:
-            UsageError: Nothing was recorded yet, and no rule has run.
+            UsageError: Nothing was recorded yet, and no rule has run; or the path is not that of an HTML file.
             StoreError: The path cannot be written.
         """
+        if Path(path).suffix.lower() not in ("", ".html", ".htm"):
+            raise UsageError(f"the page is an HTML file: give a path that ends in .html, not {str(path)!r}")
         return seen.write(
             path,
             self.records(),
@@ -153,17 +208,98 @@ class Scope(Recorder):
         )
 
     def close(self) -> None:
-        """Write out pending records, and the findings of the rules as JSON into the run folder.
+        """Write out what is pending, and hand the page to the sinks.
 
-        The file is ``findings-CELL.json``, in the form of ``normscope check --format json``. The scope can be used
-        again.
-
-        Raises:
-            StoreError: The folder cannot be written.
+        Pending records go into the run folder, and with rules their findings, as ``findings-CELL.json`` in the form of
+        ``normscope check --format json``. What could not be written is told by a ``SinkWarning``; nothing is raised.
+        The scope can be used again.
         """
-        super().close()
+        with tempfile.TemporaryDirectory(prefix="normscope-") as folder:
+            page = None
+            if self.sinks:
+                with contextlib.suppress(NormscopeError):  # nothing was recorded
+                    page = self.report(Path(folder) / f"{self.cell}.html")
+            self.deliver(page)
         if self._watch is not None and isinstance(self.sink, Store):
-            save(
-                self.sink.path / f"findings-{self.cell}.json",
-                check_json(seen.checked(self.findings(), type(self.model).__name__)),
-            )
+            try:
+                save(
+                    self.sink.path / f"findings-{self.cell}.json",
+                    check_json(seen.checked(self.findings(), type(self.model).__name__)),
+                )
+            except NormscopeError as error:
+                warn_user(f"the findings were not written: {error}", SinkWarning)
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+        self.close()
+
+
+def watch(
+    model: "Module",
+    optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
+    loss_fn: LossFn | None = None,
+    *,
+    probes: Wanted | None = None,
+    rules: str | Sequence[str] | None = None,
+    every: int = 50,
+    record_to: "str | PathLike[str] | RecordSink | None" = None,
+    cell: str = "scope",
+    scaler: "GradScaler | None" = None,
+    also: Sequence[Any] = (),
+    start: int | str = 0,
+    sinks: Sequence[Sink] = (),
+) -> Scope:
+    """Watch a training loop in one line; the loop stays as it is, also if it is a trainer's.
+
+    A step begins at the first forward pass that records gradients after the last update, and ends when the optimizer
+    has stepped: every optimizer that was given, or one of them for the second time. Forward passes that record no
+    gradients, and those of a model in eval mode once it has trained in train mode, are passed over. Batches that the
+    optimizer accumulates are taken one by one.
+
+    Args:
+        model: As of ``Scope``.
+        optimizer: The optimizer or optimizers, also wrapped as Accelerate and Lightning wrap theirs. Without, each
+            optimizer that makes an update and holds parameters of the model is taken up.
+        loss_fn: ``loss_fn(model, batch) -> scalar``, for the costly probes; they are not read without it. The batch is
+            what the model's own forward was called with: its one argument, the mapping of its keywords, or the tuple of
+            its arguments.
+        probes: As of ``Scope``. By default a cheap set about gradients and statistics.
+        rules: As of ``Scope``.
+        every: As of ``Scope``.
+        record_to: As of ``Scope``.
+        cell: As of ``Scope``.
+        scaler: As of ``Scope``.
+        also: As of ``Scope``.
+        start: As of ``Scope``.
+        sinks: As of ``Scope``.
+
+    Returns:
+        The scope, attached. ``scope.detach()`` takes its hooks off; used as a context it is detached and closed at the
+        end of the block.
+
+    Raises:
+        UsageError: As of ``Scope``.
+        StoreError: As of ``Scope``.
+
+    Example:
+        >>> scope = ns.watch(model, optimizer)
+        >>> for x, y in loader:
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(model(x), y).backward()
+        ...     optimizer.step()
+        >>> print(scope.summary())
+    """
+    return Scope(
+        model,
+        loss_fn,
+        optimizer,
+        probes,
+        rules=rules,
+        every=every,
+        record_to=record_to,
+        cell=cell,
+        scaler=scaler,
+        also=also,
+        start=start,
+        sinks=sinks,
+    ).attach()

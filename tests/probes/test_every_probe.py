@@ -140,7 +140,8 @@ def test_no_trace_after_an_exception_in_the_replayed_loss(code, at_call):
                     raise ArithmeticError("no")
             return loss
 
-    with pytest.warns(ProbeWarning, match=f"{code}.*switched off.*ArithmeticError: no"):
+    # The second evaluation is a probe's, which is then switched off, or the proof that the gradient is the loop's.
+    with pytest.warns(ProbeWarning, match=f"({code}.*switched off|evaluated again).*ArithmeticError: no"):
         left = Broken().run([code])
     assert differences(left, Inspected().run([])) == []
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_
 from normscope.probes import GradientFlow, PassConditions, Recorder, Saturation, optimizers_of
 from normscope.records import Finding
 from normscope.rules import AbstractRule
-from normscope.usercode import users_code
+from normscope.usercode import users_code, warn_user
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -40,6 +40,7 @@ _MISSING = {
     "replicas": "compares processes, which exchange nothing in a scope: normscope.check in all of them",
 }
 _COMPILED = "judges the loop's own calls of the norms, which cannot be heard in a compiled model"
+_NO_LOSS = "runs passes of its own over the batches, and the scope was given no loss_fn(model, batch)"
 _WAITING = "synchronised norms of several processes: a pass of one process alone would wait for the others"
 
 
@@ -61,11 +62,13 @@ class Watch:
 
     Args:
         model: The model, in its wrappers.
-        loss_fn: The loss that the loop trains on.
+        loss_fn: The loss that the loop trains on. Without it rules that need passes of their own are not run.
         optimizer: The optimizer or optimizers of the loop.
         select: Codes, names or beginnings of codes; ``"all"`` for every rule.
         every: Rules judge at steps 0, every, 2 * every, ...
         scaler: The gradient scaler of the loop.
+        also: What else the loss changes, to be put back after passes of the rules' own.
+        on_finding: Called with each new finding.
 
     Raises:
         UsageError: A code fits no rule, or no rule that it fits can run while training.
@@ -74,14 +77,18 @@ class Watch:
     def __init__(
         self,
         model: Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: Optimizer | Sequence[Optimizer] | None,
         select: str | Sequence[str],
         *,
         every: int,
         scaler: "GradScaler | None" = None,
+        also: Sequence[Any] = (),
+        on_finding: Callable[[Finding], None] | None = None,
     ) -> None:
-        self._wrapped, self._loss_fn, self._every = model, loss_fn, every
+        self._wrapped, self._loss_fn, self._every = model, loss_fn or _no_loss, every
+        self._no_loss = "" if loss_fn is not None else _NO_LOSS
+        self._also, self._on_finding = tuple(also), on_finding
         self._optimizers = optimizers_of(optimizer)
         self._rules, self._not_run = _runnable(chosen(_prefixes(select)))
         self._flow: Recorder | None = None
@@ -107,17 +114,17 @@ class Watch:
 
     # -- around the user's step ---------------------------------------------------------------------------------------
 
-    def begin(self, index: int, batch: Any) -> None:
+    def begin(self, index: int, batches: list[Any]) -> None:
         """Listen to the step if it is due or among the three before a due one."""
-        self._forget_step(index, [batch])
+        self._forget_step(index, list(batches))
         if self._off or -index % self._every >= _WINDOW:
             return
         try:
-            self._attach(batch)
+            self._attach()
         except Exception as error:
             self._error = error
 
-    def _attach(self, batch: Any) -> None:
+    def _attach(self) -> None:
         model = self._model = unwrap(self._wrapped)
         self._compiled = is_compiled(self._wrapped)
         self._heard = Training()
@@ -131,7 +138,7 @@ class Watch:
                 attached.callback(self._wrapped.register_forward_pre_hook(self._note_conditions).remove)
             if self._flow is not None:
                 self._flow.index = 0
-                attached.enter_context(self._flow.step(batch))
+                attached.enter_context(self._flow.step(None))  # its probes evaluate no loss
 
     def _is_due(self) -> bool:
         return self._index % self._every == 0
@@ -148,11 +155,6 @@ class Watch:
         """Take the next of several batches; the batch that the step was given is then not used."""
         self._pending = [*self._pending, batch] if self._accumulates else [batch]
         self._accumulates = True
-        if self._flow is not None and self._heard is not None and self._is_due():
-            try:
-                self._flow.micro_batch(batch)
-            except Exception as error:
-                self._note_error(error)
 
     def end(self, error: BaseException | None) -> None:
         """Remove the hooks, and keep what was heard if the step went well."""
@@ -214,12 +216,14 @@ class Watch:
                 RuleWarning, f"{_listed(codes)} failed at step {self._index}, switched off; training goes on: {why}"
             )
         for finding in fresh:
+            if self._on_finding is not None:
+                self._on_finding(finding)
             at = f", at {_listed(finding.places)}" if any(finding.places) else ""
             self._warn(FindingWarning, f"{finding.code} {finding.slug} at step {self._index}: {finding.message}{at}")
 
     @staticmethod
     def _warn(kind: type[Warning], text: str) -> None:
-        warnings.warn(text, kind, stacklevel=4)  # the line of the user's with statement
+        warn_user(text, kind)
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
@@ -227,8 +231,11 @@ class Watch:
         """Run the rules; return the findings of new causes, and the codes of rules that raised by their error."""
         fresh: list[Finding] = []
         failed: dict[str, list[str]] = {}
+        if self._compiled and self._no_loss:  # such a model is looked at in eager passes alone
+            self._not_run |= {rule.CODE: self._no_loss for rule in self._rules}
+            return fresh, failed
         waiting = rank_of_many() is not None and any(_waits(module) for module in self._model.modules())
-        why_not = _WAITING if waiting else ""
+        why_not = self._no_loss or (_WAITING if waiting else "")
         case = Case(self._model, self._loss_fn, RecentBatches(self._batches, why_not))
         if self._optimizers:
             case.optimizer = ParameterGroups(self._optimizers)  # type: ignore[assignment]
@@ -239,7 +246,7 @@ class Watch:
                 batches=len(self._batches),
                 training=self._training(case),
                 sizes=self._sizes,
-                no_flow=why_not,
+                no_flow=_WAITING if waiting else "",
             )
             for rule in self._rules:
                 if self._compiled and "loop" in rule.NEEDS:
@@ -309,6 +316,10 @@ class Watch:
             unmeasured=tuple(sorted(self._unmeasured.items())),
             not_run=tuple(sorted(self._not_run.items())),
         )
+
+
+def _no_loss(_model: Any, _batch: Any) -> Any:
+    raise NotShownError(_NO_LOSS)
 
 
 def _prefixes(select: str | Sequence[str]) -> list[str] | None:

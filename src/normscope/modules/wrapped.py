@@ -50,3 +50,8 @@ def rank_of_many() -> int | None:
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() < 2:
         return None
     return distributed.get_rank()
+
+
+def world_size() -> int | None:
+    """Return how many processes train together; None if this one trains alone."""
+    return None if rank_of_many() is None else torch.distributed.get_world_size()

@@ -50,7 +50,7 @@ def chosen_probes(wanted: Wanted) -> list[AbstractProbe]:
         UsageError: A name fits nothing; the message has the nearest names.
     """
     if isinstance(wanted, (str, AbstractProbe, type)) or not isinstance(wanted, Iterable):
-        wanted = [wanted]  # type: ignore[list-item]
+        wanted = [wanted]
     found: list[AbstractProbe] = []
     made: set[type] = set()
     for item in wanted:

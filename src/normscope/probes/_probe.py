@@ -27,6 +27,7 @@ class AbstractProbe(Unit, ABC):
         BY_DEFAULT: Whether a scope reads it where no probes are named.
         NOTHING: Why it has no values where it finds nothing to read, in words after "not read: ".
         REPLAYS: Whether it evaluates the loss again through ``step.replay``.
+        COST: How many plain training steps a reading takes, from and to; None where it takes less than ten.
         STREAMING: Whether it is cheap enough to be read at every step: it reads only the user's own pass, and computes
             no eigenvalues.
         every: As given.
@@ -37,6 +38,7 @@ class AbstractProbe(Unit, ABC):
     BY_DEFAULT: ClassVar[bool] = False
     NOTHING: ClassVar[str] = "it found nothing to read in this model"
     REPLAYS: ClassVar[bool] = False
+    COST: ClassVar[tuple[float, float] | None] = None
     STREAMING: ClassVar[bool] = False
 
     def __init__(self, *, every: int | None = None) -> None:

@@ -48,8 +48,7 @@ class Step:
         scale: float = 1.0,
     ) -> None:
         self.cell, self.index, self.model, self.scale = cell, index, model, scale
-        self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
-        self.optimizers = tuple(optimizers)
+        self.take_optimizers(optimizers)
         self.start: StartState | None = None
         self.gradients_scaled = scale != 1
         self._replay: Replay | None = None
@@ -62,6 +61,11 @@ class Step:
         self._values: dict[int, Tensor] = {}
         self._memo_of: tuple[Tensor, int] | None = None
         self._memo: dict[str, Any] = {}
+
+    def take_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Note the user's optimizers, and the learning rate of the first."""
+        self.optimizers = tuple(optimizers)
+        self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
 
     @property
     def replay(self) -> Replay:

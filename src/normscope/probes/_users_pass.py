@@ -25,7 +25,7 @@ from normscope.modules.hooks import forward_replaced
 from normscope.modules.values import same_bits
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
-from normscope.probes._vectors import Evaluation
+from normscope.probes._vectors import Evaluation, Vector
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -107,6 +107,12 @@ class UsersPass:
             dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
             place.add_(dense) if key in self._received else place.copy_(dense)
         self._received.add(key)
+
+    def received(self) -> Vector | None:
+        """Return the gradient that the user's backward passes sent to the parameters; None if none came."""
+        if not self._received:
+            return None
+        return self._flat if self._scale == 1 else [part * (1 / self._scale) for part in self._flat]
 
     def origin(self, replay: Replay) -> Evaluation:
         """Return loss and gradient at the start of the step: the user's own once proven, else computed."""
