@@ -9,7 +9,7 @@ from kit.traces import differences
 
 pytestmark = [
     pytest.mark.extras,
-    pytest.mark.filterwarnings("ignore", "error::normscope.probes.ProbeWarning"),  # Lightning's own are not of interest
+    pytest.mark.filterwarnings("ignore", "error::normscope.probes.ProbeWarning", "error::normscope.probes.WiringWarning"),  # Lightning's own are not of interest
 ]
 REPLAYING = ["descent", "covariate_shift", "gradient_flow", "update_ratio"]
 WAYS = {

@@ -36,7 +36,6 @@ class NormscopeCallback(TrainerCallback):
         self.options = options
         self.scope: Scope | None = None
         self._hook: Any = None
-        self._inside = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the scope."""
@@ -47,7 +46,7 @@ class NormscopeCallback(TrainerCallback):
         self._hook = model.register_forward_pre_hook(self._called, with_kwargs=True)
 
     def _called(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._inside and model.training and self.scope is not None:
+        if self.scope is not None and self.scope.inside_step and model.training:
             # With this number a loss is its share of the update's; without, the trainer takes the mean.
             self.scope.micro_batch(dict(kwargs), 1.0 if "num_items_in_batch" in kwargs else None)
 
@@ -55,12 +54,10 @@ class NormscopeCallback(TrainerCallback):
         """Begin a step."""
         if self.scope is not None:
             self.scope.begin()
-            self._inside = True
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """End the step, before the trainer clears the gradients."""
-        if self.scope is not None and self._inside:
-            self._inside = False
+        if self.scope is not None:
             self.scope.end()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -73,9 +70,7 @@ class NormscopeCallback(TrainerCallback):
             return
         self._hook.remove()
         self._hook = None
-        if self._inside:
-            self._inside = False
-            self.scope.end(RuntimeError("the training was interrupted"))
+        self.scope.end(GeneratorExit())
         self.scope.close()
 
 
