@@ -198,13 +198,36 @@ class Scope(Recorder):
         """
         if Path(path).suffix.lower() not in ("", ".html", ".htm"):
             raise UsageError(f"the page is an HTML file: give a path that ends in .html, not {str(path)!r}")
-        return seen.write(
-            path,
-            self.records(),
-            model=type(self.model).__name__,
-            probes=self.probes,
-            steps=self.index,
-            findings=None if self._watch is None else self.findings(),
+        return seen.write(path, self._seen())
+
+    def summary(self) -> str:
+        """Return as plain text what stands out so far, with the names of layers, and what was not read."""
+        return seen.summary_of(self._seen())
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook."""
+        return seen.html_of(self._seen())
+
+    def _seen(self) -> seen.Seen:
+        frame = self.records()
+        own = frame.filter(frame["cell"] == self.cell)  # the folder may hold other runs: `normscope report` shows them
+        return seen.in_memory(own, [self._seen_cell()], self.sink.path if isinstance(self.sink, Store) else None)
+
+    def _seen_cell(self) -> seen.CellFacts:
+        return seen.facts_of(
+            self.cell,
+            self.model,
+            self.index,
+            None if self._watch is None else self._watch.findings(),
+            super().not_read,
+        )
+
+    def __repr__(self) -> str:
+        probes = ", ".join(probe.CODE for probe in self.probes) or "no probes"
+        where = f", records in {self.sink.path}" if isinstance(self.sink, Store) else ""
+        state = "attached" if self._attachment is not None else "not attached"
+        return (
+            f"<Scope on {type(self.model).__name__}, {state}: {self.index} steps, every {self.every}: {probes}{where}>"
         )
 
     def close(self) -> None:
@@ -220,14 +243,14 @@ class Scope(Recorder):
                 with contextlib.suppress(NormscopeError):  # nothing was recorded
                     page = self.report(Path(folder) / f"{self.cell}.html")
             self.deliver(page)
-        if self._watch is not None and isinstance(self.sink, Store):
+        if isinstance(self.sink, Store):
             try:
-                save(
-                    self.sink.path / f"findings-{self.cell}.json",
-                    check_json(seen.checked(self.findings(), type(self.model).__name__)),
-                )
+                self._seen_cell().save(self.sink.path)
+                if self._watch is not None:
+                    found = seen.checked(self.findings(), type(self.model).__name__)
+                    save(self.sink.path / f"findings-{self.cell}.json", check_json(found))
             except NormscopeError as error:
-                warn_user(f"the findings were not written: {error}", SinkWarning)
+                warn_user(f"what the rules found was not written: {error}", SinkWarning)
 
     def __exit__(self, *_: object) -> None:
         self.detach()

@@ -10,7 +10,17 @@ import pytest
 
 from kit.cell_claimer import claim_often
 from normscope._errors import UsageError
-from normscope.records import Record, Store, claim_cell, claims, files, last_cell, last_step, require_cell_name
+from normscope.records import (
+    Record,
+    Store,
+    claim_cell,
+    claims,
+    files,
+    last_cell,
+    last_step,
+    require_cell_name,
+    take_up_cell,
+)
 
 
 def record(cell: str, step: int) -> Record:
@@ -145,3 +155,23 @@ def test_a_name_is_taken_first_where_there_are_no_hard_links(tmp_path: Path, mon
     other.write_text("first")
     assert not files.write_text(other, "second", replace=False)
     assert other.read_text() == "first"
+
+
+def test_a_cell_that_is_taken_up_is_this_process_s(tmp_path: Path) -> None:
+    assert take_up_cell(tmp_path, "scope") is None
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.starmap(claim_often, [(str(tmp_path), 2, True)])
+    assert take_up_cell(tmp_path, "scope") == "scope.run2"
+    first, second = claims(tmp_path)
+    assert (first.process_is_gone, second.process_is_gone) == (True, False)
+    assert (second.pid, second.run) == (os.getpid(), 2)
+
+
+def test_a_cell_of_an_older_version_is_taken_up(tmp_path: Path) -> None:
+    with Store.create(tmp_path, {}) as store:
+        store.append([record("scope", 7)])
+    (part,) = tmp_path.glob("scope-*.parquet")
+    part.rename(tmp_path / f"scope-{1:020d}-{'ab' * 6}.parquet")
+    assert take_up_cell(tmp_path, "scope") == "scope"
+    assert [claim.cell for claim in claims(tmp_path)] == ["scope"]
+    assert claim_cell(tmp_path, "scope") == "scope.run2"

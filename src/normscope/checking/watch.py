@@ -20,6 +20,7 @@ from normscope.evidence.listening import Listener, Training
 from normscope.evidence.sandbox import sandbox
 from normscope.modules.batches import finite, tensors
 from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.reach import left_words
 from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes import GradientFlow, PassConditions, Recorder, Saturation, optimizers_of
@@ -270,6 +271,7 @@ class Watch:
     def _apart(self, case: Case) -> Iterator[None]:
         """Have the model compute as in the user's own pass, on buffers of its own and without the user's hooks."""
         with ExitStack() as stack:
+            case.reach.open = True  # what is left changed ends the rules, below, and needs no warning
             stack.enter_context(sandbox(case))
             stack.enter_context(no_global_hooks())
             stack.enter_context(eagerly(self._compiled))
@@ -284,6 +286,10 @@ class Watch:
                 stack.enter_context(self._conditions.autocasting())
             stack.enter_context(torch.enable_grad())
             yield
+        if case.reach.left:
+            raise UsageError(
+                f"the rules' passes have changed what could not be put back: {left_words(case.reach.left)}"
+            )
 
     def _training(self, case: Case) -> Training:
         """Return the last steps as one training; for a compiled model, eager passes over their batches."""

@@ -23,12 +23,13 @@ def unwrap(model: Module) -> Module:
 
 def is_compiled(model: Module) -> bool:
     """Whether the model or a module of it runs compiled."""
-    return any(_runs_compiled(vars(module)) for _, module in walk(model))
+    return any(runs_compiled(vars(module)) for _, module in walk(model))
 
 
-def _runs_compiled(attributes: dict[str, Any]) -> bool:
+def runs_compiled(attributes: dict[str, Any]) -> bool:
+    """Whether the object with these attributes is a module that runs compiled itself."""
     return (
-        "_orig_mod" in attributes["_modules"]
+        "_orig_mod" in attributes.get("_modules", ())
         or attributes.get("_compiled_call_impl") is not None
         or hasattr(attributes.get("forward"), "_torchdynamo_orig_callable")
     )

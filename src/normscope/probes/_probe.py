@@ -8,6 +8,7 @@ from torch.nn import Parameter
 
 from normscope._errors import UsageError
 from normscope._unit import Unit
+from normscope.probes._remarks import Readings, Remark
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -30,6 +31,7 @@ class AbstractProbe(Unit, ABC):
         COST: How many plain training steps a reading takes, from and to; None where it takes less than ten.
         STREAMING: Whether it is cheap enough to be read at every step: it reads only the user's own pass, and computes
             no eigenvalues.
+        SHOWS: The quantity with the most telling picture.
         every: As given.
     """
 
@@ -40,6 +42,7 @@ class AbstractProbe(Unit, ABC):
     REPLAYS: ClassVar[bool] = False
     COST: ClassVar[tuple[float, float] | None] = None
     STREAMING: ClassVar[bool] = False
+    SHOWS: ClassVar[str] = ""
 
     def __init__(self, *, every: int | None = None) -> None:
         self.page()  # a probe that does not describe itself is refused here, not in the report
@@ -74,3 +77,21 @@ class AbstractProbe(Unit, ABC):
     def record(self, step: Step, site: str, name: str, value: float, unit: str = "1") -> Record:
         """Make a record of this probe."""
         return Record(step.cell, step.index, self.CODE, site, name, float(value), unit)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Yield sentences on what stands out in this probe's records of one cell; nothing where all is as expected.
+
+        Args:
+            readings: The records.
+        """
+        return iter(())
+
+    @classmethod
+    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+        """Return values that theory or experience gives for this model: (words, value) by the name of the quantity.
+
+        Args:
+            readings: The records.
+        """
+        return {}

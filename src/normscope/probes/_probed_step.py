@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
+from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
 from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
 from normscope.probes._probe import AbstractProbe
@@ -39,6 +40,7 @@ class TrainingLoop:
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         wired: Whether a step has shown already that its parts fit together, or that they do not.
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
+        reach: What the loss reaches beside the model.
     """
 
     model: Module
@@ -49,6 +51,21 @@ class TrainingLoop:
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     wired: bool = False
+    reach: Reach = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reach = Reach({} if self.loss_fn is None else {"loss_fn": self.loss_fn}, self.also)
+
+
+class TraceError(UsageError):
+    """Evaluating the loss again has changed something that could not be put back.
+
+    Args:
+        left: What was changed.
+    """
+
+    def __init__(self, left: Sequence[str]) -> None:
+        super().__init__(f"evaluating loss_fn again has changed what could not be put back: {left_words(left)}")
 
 
 class ProbedStep:
@@ -166,8 +183,9 @@ class ProbedStep:
 
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
+            refused = UsageError(why_not)
             for probe in replaying:
-                self._fail(probe, UsageError(why_not))
+                self._fail(probe, refused)
         elif replaying and step.start is not None:
             self._replay(step.start, [probe for probe in replaying if probe.replays], read)
         step.gradients_scaled = step.scale != 1 and _still_scaled(self._loop.scaler, self._loop.optimizers, step.scale)
@@ -188,7 +206,23 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
+            reach=self._loop.reach,
         )
+        try:
+            self._read_replayed(replay, replaying, read)
+        except Exception as error:  # what the loss reaches cannot be kept, or not be put back
+            for probe in replaying:
+                self._fail(probe, error)
+        if self._loop.reach.left:
+            left = TraceError(self._loop.reach.left)
+            for probe in self._due:
+                if self._replays(probe):
+                    self.failures[id(probe)] = (probe, left)
+
+    def _read_replayed(
+        self, replay: Replay, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
+    ) -> None:
+        step = self._step
         with eagerly(self._compiled), replay.opened():
             step.begin_replay(replay)
             if self._compiled and (listening := step.listening()):

@@ -129,7 +129,7 @@ class Recorder:
         self.optimizers = optimizers_of(optimizer)
         self._not_read: dict[str, str] = {}
         self.probes = self._readable(chosen_probes(probes))
-        self.sink, self.cell, self.index = _opened(record_to, cell, start, self._facts())
+        self.sink, self.cell, self.index = _opened(record_to, cell, start, self._claimed_facts())
         self.sinks = tuple(sinks)
         self._store = None if self.sink is None else Delivery(self.sink)
         self.deliveries = [*filter(None, [self._store]), *map(Delivery, sinks)]
@@ -162,7 +162,7 @@ class Recorder:
                 found.append(instead)
         return found
 
-    def _facts(self) -> dict[str, Any]:
+    def _claimed_facts(self) -> dict[str, Any]:
         return {
             "model": type(self.model).__name__,
             "every": self.every,
@@ -315,13 +315,14 @@ class Recorder:
         for delivery in self.deliveries:
             delivery.append(records)
 
-    def _switch_off(self, probe: AbstractProbe, error: Exception) -> None:
-        self._off.add(id(probe))
-        own = isinstance(error, NormscopeError)
-        reason = str(error) if own else f"{type(error).__name__}: {error}"
-        self._not_read[probe.CODE] = f"switched off at step {self.index}: {reason}"
+    def _switch_off(self, probes: Sequence[AbstractProbe], error: Exception) -> None:
+        self._off.update(map(id, probes))
+        reason = str(error) if isinstance(error, NormscopeError) else f"{type(error).__name__}: {error}"
+        self._not_read |= {probe.CODE: f"switched off at step {self.index}: {reason}" for probe in probes}
+        codes, many = ", ".join(repr(probe.CODE) for probe in probes), len(probes) > 1
         warn_user(
-            f"probe {probe.CODE!r} failed at step {self.index} and is switched off; training goes on: {reason}",
+            f"{'probes' if many else 'probe'} {codes} failed at step {self.index} and {'are' if many else 'is'} "
+            f"switched off; training goes on: {reason}",
             ProbeWarning,
         )
 
@@ -396,11 +397,11 @@ class _StepInProgress:
         try:
             recorder._take(probed.read())
         except Exception as wrong:  # none that a probe answers for: it must not end the user's training
-            for probe in recorder.due(recorder.index):
-                recorder._switch_off(probe, wrong)
+            recorder._switch_off(recorder.due(recorder.index), wrong)
             return
-        for probe, error in probed.failures.values():
-            recorder._switch_off(probe, error)
+        causes = {id(error): error for _, error in probed.failures.values()}
+        for key, error in causes.items():  # probes that failed by one cause are told of in one warning
+            recorder._switch_off([probe for probe, other in probed.failures.values() if id(other) == key], error)
         for code, reason in probed.nothing.items():
             recorder._not_read.setdefault(code, reason)
         for code in probed.values_read:

@@ -18,6 +18,7 @@ from normscope._errors import UsageError
 from normscope.modules.batches import Piece, is_pieces
 from normscope.modules.call import modes_kept
 from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.reach import Reach
 from normscope.modules.rng import RngState
 from normscope.modules.sites import normalizes
 from normscope.modules.state import Snapshot
@@ -50,6 +51,7 @@ class Replay:
         start: The state with which the step began; the present one if None.
         origin_source: The user's own pass, if it may serve as the evaluation at the start.
         scale: Loss scale for backward passes; gradients are returned without it.
+        reach: What ``loss_fn`` reaches beside the model, if an earlier replay has found it.
 
     Attributes:
         model: As given.
@@ -70,8 +72,10 @@ class Replay:
         *,
         origin_source: OriginSource | None = None,
         scale: float = 1.0,
+        reach: Reach | None = None,
     ) -> None:
         self.model = model
+        self._reach = reach if reach is not None else Reach({"loss_fn": loss_fn})
         self.start = start = start if start is not None else StartState(model)
         self._origin_source, self.scale = origin_source, scale
         self._loss_fn, self.batch = loss_fn, batch
@@ -94,9 +98,15 @@ class Replay:
 
     @contextmanager
     def opened(self) -> Iterator["Replay"]:
-        """Exchange parameters and buffers for substitutes, and silence hooks, until the block ends, however it ends."""
-        snapshot = Snapshot(self.model)
-        with no_global_hooks(), torch.enable_grad():
+        """Exchange parameters and buffers for substitutes, and silence hooks, until the block ends, however it ends.
+
+        Put back is also what ``loss_fn`` reaches beside the model; ``left`` of the reach names what could not be.
+
+        Raises:
+            UsageError: ``loss_fn`` takes from an iterator.
+        """
+        snapshot = Snapshot(self.model, reach=self._reach)
+        with no_global_hooks(), snapshot.noting(), torch.enable_grad():
             try:
                 for module in self.start.layout.modules:
                     silence(module)
@@ -108,6 +118,8 @@ class Replay:
                 self._open = False
                 self.cache.clear()
                 snapshot.restore()
+                if self.draws_beside_torch is not None:  # the loss was evaluated
+                    snapshot.note_left(learn=True)
 
     def leaves(self) -> list[Parameter]:
         """Make further substitutes for the parameters, at the values with which the step began."""

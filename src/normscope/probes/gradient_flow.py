@@ -12,8 +12,13 @@ from normscope.modules.channels import to_floats
 from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, called, listed, share_of, times
 from normscope.probes._step import Step
 from normscope.records import Record
+
+_FEWEST = 3  # layers for a slope
+_FAR = 100.0  # squared gradient of the first layer over that of the last: ten times the gradient
+_NEAR = 0.15  # relative distance within which a growth is that of theory
 
 
 class GradientFlow(AbstractProbe):
@@ -49,6 +54,7 @@ class GradientFlow(AbstractProbe):
     """
 
     CODE = "gradient_flow"
+    SHOWS = "output_norm"
     QUESTION = "gradient"
     BY_DEFAULT = True
     NOTHING = "no layer that bears weight received a gradient"
@@ -134,6 +140,55 @@ class GradientFlow(AbstractProbe):
         centre = (len(logs) - 1) / 2
         slope = sum((index - centre) * log for index, log in enumerate(logs))
         return math.exp(-slope / sum((index - centre) ** 2 for index in range(len(logs))))
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of gradients that are not finite, that are missing, and that grow or vanish toward the input."""
+        broken = readings.not_finite("norm") or readings.not_finite("output_norm")
+        if broken:
+            site = min(broken, key=broken.__getitem__)
+            says = f"The gradient of {called(site)} is not finite, first at step {broken[site]:,}"
+            more = f"; {share_of(len(broken), len(readings.values['norm']), 'layer')} in all" if len(broken) > 1 else ""
+            yield Remark(f"{says}{more}.", Urgency.BROKEN, 0.9, tuple(broken), "norm")
+        norms = readings.late("norm")
+        none = [site for site, value in norms.items() if value == 0]
+        if none:
+            few = listed([called(site) for site in none[:3]])
+            which = few if len(none) <= 3 else f"{few} and {len(none) - 3} more"
+            says = f"No gradient reaches {which} ({share_of(len(none), len(norms), 'layer')})."
+            yield Remark(says, Urgency.BROKEN, len(none) / len(norms), tuple(none), "norm")
+        yield from cls._growth_remarks(readings)
+
+    @classmethod
+    def _growth_remarks(cls, readings: Readings) -> Iterator[Remark]:
+        growth, sites = readings.late("growth").get("", math.nan), [*readings.values.get("output_norm", {})]
+        if len(sites) < _FEWEST or not growth > 0:
+            return
+        first = readings.first("growth")[""]
+        whole = growth ** (len(sites) - 1)
+        theory = cls.theory(readings).get("growth")
+        near = theory is not None and abs(math.log(first / theory[1])) < _NEAR
+        if 1 / _FAR < whole < _FAR and not (near and growth > 1 + _NEAR):
+            return
+        ways = f"from {called(sites[-1])} to {called(sites[0])}"
+        verb = f"grow {times(growth)}" if growth > 1 else f"shrink {times(1 / growth)}"
+        says = f"Gradients {verb} a layer toward the input (squared, {ways})"
+        if near and theory is not None:
+            words = f"theory says {theory[1]:.4g} for a network with batch norm and ReLU at initialization"
+            still = abs(math.log(growth / first)) < _NEAR
+            says += f", as {words}" if still else f"; at step {readings.first_step:,} {times(first)}, as {words}"
+        elif abs(math.log(growth / first)) > math.log(1.2):
+            says += f", at step {readings.first_step:,} {times(first)}"
+        urgency = Urgency.COSTLY if not 1 / _FAR < whole < _FAR else Urgency.NOTABLE
+        if not 1 / _FAR < whole < _FAR:
+            says += f": {times(max(whole, 1 / whole))} over {len(sites)} layers"
+        yield Remark(f"{says}.", urgency, abs(math.log10(whole)) / 10, (sites[0], sites[-1]), "output_norm")
+
+    @classmethod
+    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+        """Draw the growth of a network with batch norm and ReLU, if the model has both."""
+        known = readings.has("BatchNorm") and readings.has("ReLU")
+        return {"growth": ("batch norm and ReLU: π/(π − 1)", math.pi / (math.pi - 1))} if known else {}
 
 
 def _norm(gradient: Tensor) -> Tensor:

@@ -15,8 +15,13 @@ from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import row_products, to_floats
 from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, called, counted, sentence, times
 from normscope.probes._step import Step
 from normscope.records import Record
+
+_CHANGED = 3.0  # a factor over training
+_SPIN = 0.2  # radians a step: a dozen degrees
+_BOUND = 0.1  # cosine of weight and gradient; 0 but for epsilon
 
 
 class ScaleInvariance(AbstractProbe):
@@ -53,6 +58,7 @@ class ScaleInvariance(AbstractProbe):
     """
 
     CODE = "scale_invariance"
+    SHOWS = "effective_lr"
     QUESTION = "sharpness"
     NOTHING = "no layer whose weight only scales what a norm reads was found in this model"
     STREAMING = True
@@ -140,6 +146,49 @@ class ScaleInvariance(AbstractProbe):
             fourth = lr * g2 * w2 / (2 * decay * (1 - momentum))
             yield self.record(step, site, "equilibrium_ratio", _ratio(w2, math.sqrt(fourth)) ** 0.5)
             yield self.record(step, site, "angle_ratio", angle / math.sqrt(2 * lr * decay / (1 + momentum)))
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of effective learning rates that changed, of weights that spin, of weights that are not invariant."""
+        first, late = readings.first("effective_lr"), readings.late("effective_lr")
+        ratios = {site: late[site] / first[site] for site in late if first.get(site, 0) > 0 and late[site] > 0}
+        most = max(ratios, key=lambda site: abs(math.log(ratios[site])), default=None)
+        if most is not None and not 1 / _CHANGED < ratios[most] < _CHANGED:
+            ratio = ratios[most]
+            far = sum(not 1 / _CHANGED < each < _CHANGED for each in ratios.values())
+            says = (
+                f"The effective learning rate of {called(most)} has {'risen' if ratio > 1 else 'fallen'} "
+                f"{times(max(ratio, 1 / ratio))}, from {amount(first[most])} to {amount(late[most])}"
+                + (f", and more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}" if far > 1 else "")
+            )
+            yield Remark(sentence(says), Urgency.NOTABLE, abs(math.log10(ratio)) / 2, (most,), "effective_lr")
+        if spun := beyond(readings, "angle", above=_SPIN):
+            yield spun.remark(
+                "the weight of {site} turns by {value} radians a step{since}",
+                "the weights of {where} turn fast, most of {site}: by {value} radians a step{since}",
+                amount,
+                Urgency.COSTLY,
+                "layer",
+            )
+        if bound := beyond(readings, "radial_cosine", above=_BOUND, size=True):
+            yield bound.remark(
+                "the loss depends on the length of the weight of {site}, though a norm follows: cosine with the "
+                "gradient {value}",
+                "the loss depends on the length of the weight in {where}, though norms follow, most in {site}: cosine "
+                "with the gradient {value}",
+                amount,
+                Urgency.NOTABLE,
+                "layer",
+            )
+
+    @classmethod
+    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+        """Draw the orthogonal update and the equilibria."""
+        return {
+            "norm_growth": ("orthogonal update", 1.0),
+            "equilibrium_ratio": ("equilibrium", 1.0),
+            "angle_ratio": ("equilibrium", 1.0),
+        }
 
 
 def _note_made(made: dict[int, tuple[weakref.ref[Tensor], int, str]], site: str) -> Any:

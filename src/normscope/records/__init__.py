@@ -9,11 +9,13 @@ from normscope.records.cell_names import (
     last_cell as last_cell,
     last_step as last_step,
     require_cell_name as require_cell_name,
+    take_up_cell as take_up_cell,
 )
 from normscope.records.estimate import Estimate as Estimate
 from normscope.records.finding import Finding as Finding, Severity as Severity
+from normscope.records.memory import MemoryStore as MemoryStore
 from normscope.records.record import Record as Record
-from normscope.records.store import MemoryStore as MemoryStore, Store as Store
+from normscope.records.store import Store as Store
 from normscope.records.text import (
     Answer as Answer,
     Erratum as Erratum,

@@ -35,15 +35,25 @@ def from_records(records: Iterable[Record]) -> "pl.DataFrame":
 
     rows = list(records)
     try:
-        words = {name: pl.Series(name, [getattr(row, name) for row in rows], pl.String) for name in _WORDS}
+        words = {name: pl.Series(name, [getattr(row, name) for row in rows], pl.String) for name in WORDS}
         words["step"] = pl.Series("step", [int(row.step) for row in rows], pl.Int64)
         words["value"] = pl.Series("value", [float(row.value) for row in rows], pl.Float64)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise StoreError(f"what was to be stored is not made of records ({error})") from None
-    return pl.DataFrame([words[name] for name in PART]).with_columns(pl.col(_WORDS).cast(pl.Categorical))
+    return pl.DataFrame([words[name] for name in PART]).with_columns(pl.col(WORDS).cast(pl.Categorical))
 
 
-_WORDS = ("cell", "probe", "site", "name", "unit")
+def is_record(row: Any) -> bool:
+    """Return whether `from_records` takes something."""
+    try:
+        from_records([row])
+    except StoreError:
+        return False
+    return True
+
+
+#: Columns of a part that hold words.
+WORDS = ("cell", "probe", "site", "name", "unit")
 
 
 def columns(cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -100,7 +110,7 @@ def in_memory(records: "pl.DataFrame", cells: Sequence[Cell]) -> "pl.DataFrame":
 
     types = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean}
     table = pl.DataFrame([pl.Series(name, values, types[kind]) for name, (kind, values) in table_of(cells).items()])
-    joined = records.with_columns(pl.col(_WORDS).cast(pl.String)).join(table, on="cell", how="left")
+    joined = records.with_columns(pl.col(WORDS).cast(pl.String)).join(table, on="cell", how="left")
     return ordered(joined, cells)
 
 

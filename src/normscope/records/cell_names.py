@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -114,9 +114,8 @@ def claim_cell(
         cell = _cell(name, run, rank)
         fits = all(claim.ranks == ranks for claim in there if claim.run == run)
         if fits and cell not in unclaimed:
-            made = CellClaim(cell, name, run, rank, ranks, os.getpid(), socket.gethostname(), time.time(), facts or {})
-            text = json.dumps(plain(made, in_words), indent=1, default=str) + "\n"
-            if _files.write_text(place / f"scope-{cell}.json", text, replace=False):
+            made = CellClaim(cell, name, run, rank, ranks, **_process(), facts=facts or {})
+            if _files.write_text(_path(place, cell), _text(made), replace=False):
                 return cell
         run += 1
 
@@ -138,6 +137,27 @@ def last_cell(folder: str | os.PathLike[str], name: str, rank: int | None = None
         return max(mine, key=lambda claim: claim.run).cell
     old = _cell(name, 1, rank)
     return old if old in _unclaimed_cells(Path(folder)) else None
+
+
+def take_up_cell(folder: str | os.PathLike[str], name: str, rank: int | None = None) -> str | None:
+    """Take up the cell that was last claimed under a name by a rank, for a training that goes on in it.
+
+    The claim says from now on that this process records into the cell.
+
+    Returns:
+        The cell; None if there is none.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    cell = last_cell(folder, name, rank)
+    if cell is not None:
+        place = Path(folder)
+        old = next((claim for claim in claims(place) if claim.cell == cell), None)
+        if old is None:  # of an older version
+            old = CellClaim(cell, name, 1, rank)
+        _files.write_text(_path(place, cell), _text(replace(old, **_process())))
+    return cell
 
 
 def last_step(folder: str | os.PathLike[str], cell: str) -> int | None:
@@ -175,6 +195,18 @@ def _of_each_part(
         ]
 
     return read_parts(folder, read)
+
+
+def _process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+
+
+def _path(folder: Path, cell: str) -> Path:
+    return folder / f"scope-{cell}.json"
+
+
+def _text(claim: CellClaim) -> str:
+    return json.dumps(plain(claim, in_words), indent=1, default=str) + "\n"
 
 
 def _read(path: Path) -> CellClaim:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from normscope._errors import StoreError
-from normscope.records import files as _files
+from normscope.records import _table, files as _files
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,6 +49,11 @@ class Part:
     first: int = 0
     last: int = 0
     claimed: bool = True
+
+    @property
+    def writer_began(self) -> float:
+        """When its writer began, in seconds since 1970."""
+        return int(self.writer.partition("-")[0]) / 1e9
 
     def covers(self, other: "Part") -> bool:
         """Whether the flushes of another part of the same writer are all in this larger one."""
@@ -92,6 +97,18 @@ def read_parts(folder: Path, read: Callable[[list[Part]], T]) -> T:
             if attempt == _LISTINGS - 1 or all(part.path.exists() for part in parts):
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def read_part(part: Part) -> "pl.DataFrame":
+    """Return the rows of a part in the order in which they were appended; words are texts.
+
+    Raises:
+        StoreError: The part is damaged or gone.
+    """
+    import polars as pl
+
+    frame = _table.read([part.path])
+    return frame.with_columns(pl.col(column).cast(pl.String) for column in _table.WORDS)
 
 
 def delete_covered(folder: Path) -> None:
@@ -181,6 +198,11 @@ class PartWriter:
         _files.write_whole(part.path, lambda temporary: self._write(frame, temporary))
         self._next += 1
         self._add(0, part, frame.height)
+
+    @property
+    def next_path(self) -> Path:
+        """Where the next flush is written: a file there is of a flush that failed after all was written."""
+        return self._made(self._next, self._next).path
 
     def _made(self, first: int, last: int) -> Part:
         return Part(self._folder / name_of(self._writer, first, last), self._writer, first, last)

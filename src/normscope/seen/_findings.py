@@ -1,10 +1,14 @@
-"""What the rules of a scope found, as a section of the page and as JSON."""
+"""What the rules of a scope found, as facts of its cell and as JSON."""
 
-from typing import Any
+from collections.abc import Mapping
+
+from torch.nn import Module
 
 from normscope import checking, rules
-from normscope.plots import Table
-from normscope.report import Checked, RuleNote, Section, counted
+from normscope.modules.wrapped import unwrap
+from normscope.records import Finding
+from normscope.report import Checked, RuleNote
+from normscope.seen._facts import CellFacts, modules_of
 
 
 def checked(findings: checking.Findings, model: str) -> Checked:
@@ -29,36 +33,37 @@ def checked(findings: checking.Findings, model: str) -> Checked:
     )
 
 
-def findings_section(findings: checking.Findings, steps: int) -> Section:
-    """Return the findings of the rules as a section."""
-    tables = [
-        Table(
-            "Findings",
-            ("code", "severity", "what", "where", "measured", "first step", "last step"),
-            tuple(_row(finding) for finding in findings),
-            caption="Each cause once; `normscope explain CODE` has the page of a rule.",
-        )
-    ]
-    left = [*findings.not_run, *findings.unmeasured]
-    left += [
-        (ignored.code, f"ignored at {', '.join(ignored.places)}: {reason}") for ignored, reason in findings.ignored
-    ]
-    if left:
-        tables.append(Table("Not judged", ("code", "why"), tuple(left)))
-    words = counted(len(findings), "finding") if len(findings) else "nothing was found"
-    return Section(
-        slug="rules",
-        title="What the rules found while training",
-        claim=f"Defects of normalization, by {counted(len(findings.rules), 'rule')} over "
-        f"{counted(steps, 'training step')}: {words}.",
-        page={},
-        verdicts=(),
-        tables=tuple(table for table in tables if table.rows),
-        kind="check",
+def facts_of(
+    cell: str,
+    model: Module,
+    steps: int,
+    findings: checking.Findings | None = None,
+    not_read: Mapping[str, str] | None = None,
+) -> CellFacts:
+    """Return the facts of a scope's cell.
+
+    Args:
+        cell: Its name.
+        model: The model, also in wrappers.
+        steps: Number of training steps so far.
+        findings: What its rules found; None for a scope without rules.
+        not_read: Why a probe was not read, by its code.
+    """
+    bare = unwrap(model)
+    missing = dict(not_read or {})
+    if findings is not None:
+        missing |= dict(findings.not_run) | dict(findings.unmeasured)
+    return CellFacts(
+        cell,
+        type(bare).__name__,
+        modules_of(bare),
+        steps,
+        None if findings is None else tuple(findings.rules),
+        () if findings is None else findings.found,
+        () if findings is None else tuple(_on_purpose(finding, reason) for finding, reason in findings.ignored),
+        missing,
     )
 
 
-def _row(finding: Any) -> tuple[Any, ...]:
-    shown = ", ".join(finding.places[:4]) + (f" and {len(finding.places) - 4} more" if len(finding.places) > 4 else "")
-    steps = (int(finding.details["first_step"]), int(finding.details["last_step"]))
-    return finding.code, finding.severity.value, finding.message, shown or "the whole model", finding.measured, *steps
+def _on_purpose(finding: Finding, reason: str) -> str:
+    return f"{finding.code} is ignored at {', '.join(place or 'the whole model' for place in finding.places)}: {reason}"

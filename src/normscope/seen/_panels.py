@@ -1,13 +1,16 @@
-"""The records of probes as sections of the page."""
+"""The records of probes as pictures: one that says most, and the rest."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normscope import plots
 from normscope.plots import Figure
-from normscope.probes import AbstractProbe
+from normscope.probes import AbstractProbe, Readings
 from normscope.report import Section
+from normscope.seen._facts import Seen
+from normscope.seen._sentences import all_readings
 
 if TYPE_CHECKING:
     import polars
@@ -15,67 +18,155 @@ if TYPE_CHECKING:
 _PERCENTILES = ("p15", "p50", "p85")
 _GRID_POINT = re.compile(r"@s=|@.*=\d")  # one point of a probe's grid: drawn as part of a range, not by itself
 _SPREAD_FOR_LOG = 30.0
+_TOGETHER = 6  # panels a figure
+_FEWEST = 3  # layers and steps from which on a map of both says more than lines
+_LOSSES = (("loss", "loss"), ("descent", "loss"), ("landscape", "loss"), ("statistics_gap", "train_loss"))
+_ARGUMENTS = re.compile(r"\n\s*(?:Args|Raises|Returns|Attributes|Example|Yields):\n.*", re.DOTALL)
 
 
-def sections_of(frame: "polars.DataFrame", probes: Sequence[AbstractProbe]) -> list[Section]:
-    """Make one section a probe, in the order in which the scope holds them.
+def loss_of(seen: Seen) -> Figure | None:
+    """Return the curve of the loss, from the probe that read it most often; None if no probe recorded one."""
+    import polars as pl
+
+    found = [
+        drawable(seen.frame.filter((pl.col("probe") == probe) & (pl.col("name") == name))) for probe, name in _LOSSES
+    ]
+    rows = max(found, key=lambda rows: rows["step"].n_unique())
+    if rows.is_empty():
+        return None
+    named = rows.with_columns(pl.lit("loss").alias("name"))
+    return plots.curves(named, y="loss", title="Loss of the step's batch", slug="loss", y_title="Loss", log=wide(rows))
+
+
+def drawable(records: "polars.DataFrame") -> "polars.DataFrame":
+    """Return records as charts take them: the cell is the arm."""
+    import polars as pl
+
+    words = pl.col("cell", "probe", "site", "name").cast(pl.String)
+    return records.with_columns(words).with_columns(pl.col("cell").alias("arm"), pl.lit(0).alias("seed"))
+
+
+def sections_of(seen: Seen) -> list[tuple[Section, Figure]]:
+    """Return for each probe its section, without the picture that says most, and that picture.
 
     Args:
-        frame: A scope's records.
-        probes: Its probes; one without records is passed over.
+        seen: Records and facts.
     """
     import polars as pl
 
-    frame = frame.with_columns(pl.col("cell").alias("arm"), pl.lit(0).alias("seed"))
+    by_probe: dict[type[AbstractProbe], Readings] = {}
+    for _, probe, readings in all_readings(seen):
+        by_probe.setdefault(probe, readings)
     found = []
-    for kind in dict.fromkeys(type(probe) for probe in probes):
-        records = frame.filter(pl.col("probe") == kind.CODE)
-        if records.is_empty():
-            continue
-        page = kind.page()
-        found.append(
-            Section(
-                slug=kind.CODE.replace("_", "-"),
-                title=kind.title(),
-                claim=page["Measures"],
-                page={heading: text for heading, text in page.items() if heading != "Measures"},
-                verdicts=(),
-                figures=tuple(_figures(records)),
-                kind="probe",
-            )
+    for probe, readings in by_probe.items():
+        records = drawable(seen.frame.filter(pl.col("probe") == probe.CODE))
+        pictures = _Pictures(probe, readings, records, seen.order)
+        page = {heading: _ARGUMENTS.sub("", text) for heading, text in probe.page().items()}
+        section = Section(
+            slug=probe.CODE.replace("_", "-"),
+            title=probe.title().rstrip("."),
+            claim=page.pop("Measures"),
+            page=page,
+            verdicts=(),
+            figures=tuple(pictures.rest()),
+            kind="probe",
         )
+        found.append((section, pictures.first()))
     return found
 
 
-def _figures(records: "polars.DataFrame") -> Iterator[Figure]:
-    import polars as pl
+class _Pictures:
+    """The pictures of one probe's records."""
 
-    names = records["name"].unique(maintain_order=True).to_list()
-    probe = records["probe"][0]
-    rest = [name for name in names if not _GRID_POINT.search(name)]
-    if set(_PERCENTILES) <= set(names):
-        yield plots.percentiles(records, title="15th, 50th and 85th percentile in the last layer", slug=f"{probe}-last")
-        rest = [name for name in rest if name not in _PERCENTILES]
-    ranges = {name.partition("@")[0][: -len("_min")] for name in rest if name.partition("@")[0].endswith("_min")}
-    for stem in sorted(ranges):
-        low, high = f"{stem}_min", f"{stem}_max"
-        yield plots.landscape_band(
-            records, title=f"Range of the {stem} along the line", low=low, high=high, slug=f"{probe}-{stem}"
+    def __init__(
+        self, probe: type[AbstractProbe], readings: Readings, records: "polars.DataFrame", order: Sequence[str]
+    ) -> None:
+        self.probe, self.records, self.order = probe, records, order
+        self.theory = probe.theory(readings)
+        self.names: list[str] = records["name"].unique(maintain_order=True).to_list()
+        self.shown = next(
+            (name for name in self.names if name.partition("@")[0] == probe.SHOWS),
+            next((name for name in self.names if not _GRID_POINT.search(name)), self.names[0]),
         )
-        rest = [name for name in rest if name.partition("@")[0] not in (low, high)]
-    several_steps = records["step"].n_unique() > 1
-    for name in rest:
-        rows = records.filter(pl.col("name") == name)
-        slug, title = f"{probe}-{name}", plots.readable(name)
-        if rows["site"].n_unique() == 1:
-            yield plots.curves(rows, y=name, title=title, slug=slug, log=_wide(rows))
-            continue
-        if several_steps:
-            yield plots.heatmap(rows, y=name, title=f"{title}, by layer and step", slug=f"{slug}-map", log=_wide(rows))
-        yield plots.by_depth(rows, y=name, title=f"{title}, by layer", slug=slug, log=_wide(rows))
+
+    def first(self) -> Figure:
+        """Draw the picture that says most."""
+        rows = self._of(self.shown)
+        slug, title = f"{self.probe.CODE}-first", plots.readable(self.shown)
+        if _of_model(rows):
+            return self._curves([self.shown], title, slug)
+        return plots.by_layer(
+            rows, y=self.shown, title=title, slug=slug, order=self.order, log=wide(rows), theory=self._line(self.shown)
+        )
+
+    def rest(self) -> Iterator[Figure]:
+        """Draw everything else, in few figures of several panels."""
+        code, rows = self.probe.CODE, self._of(self.shown)
+        several = rows["step"].n_unique() >= _FEWEST and rows["site"].n_unique() >= _FEWEST
+        if several and rows["arm"].n_unique() == 1:
+            words = f"{plots.readable(self.shown)}, by layer and step"
+            yield plots.heatmap(rows, y=self.shown, title=words, slug=f"{code}-map", log=wide(rows), order=self.order)
+        left = [name for name in self.names if name != self.shown and not _GRID_POINT.search(name)]
+        if set(_PERCENTILES) <= set(left):
+            words = "15th, 50th and 85th percentile in the last layer"
+            yield plots.percentiles(self.records, title=words, slug=f"{code}-last")
+            left = [name for name in left if name not in _PERCENTILES]
+        for stem in sorted(
+            {base[: -len("_min")] for name in left if (base := name.partition("@")[0]).endswith("_min")}
+        ):
+            low, high = f"{stem}_min", f"{stem}_max"
+            words = f"Range of the {stem} along the line"
+            yield plots.landscape_band(self.records, title=words, low=low, high=high, slug=f"{code}-{stem}")
+            left = [name for name in left if name.partition("@")[0] not in (low, high)]
+        whole = [name for name in left if _of_model(self._of(name))]
+        layers = [name for name in left if name not in whole]
+        for number, part in enumerate(_parts(layers)):
+            records = self.records.filter(_column("name").is_in(part))
+            words = "Other quantities by layer" if len(part) > 1 else plots.readable(part[0])
+            slug = f"{code}-layers-{number}"
+            yield plots.by_layer(records, y=part, title=words, slug=slug, order=self.order, log=_all_wide(records))
+        for number, part in enumerate(_parts(whole)):
+            words = "Quantities of the whole model" if len(part) > 1 else plots.readable(part[0])
+            yield self._curves(part, words, f"{code}-model-{number}")
+
+    def _of(self, name: str) -> "polars.DataFrame":
+        return self.records.filter(_column("name") == name)
+
+    def _curves(self, names: Sequence[str], title: str, slug: str) -> Figure:
+        rows = self.records.filter(_column("name").is_in(list(names)) & (_column("site") == ""))
+        line = self._line(names[0]) if len(names) == 1 else None
+        reference = {line[0]: line[1]} if line is not None and isinstance(line[1], float) else None
+        y = names[0] if len(names) == 1 else list(names)
+        return plots.curves(rows, y=y, title=title, slug=slug, log=_all_wide(rows), reference=reference)
+
+    def _line(self, name: str) -> Any:
+        return self.theory.get(name.partition("@")[0])
 
 
-def _wide(rows: "polars.DataFrame") -> bool:
+def _column(name: str) -> Any:
+    import polars
+
+    return polars.col(name)
+
+
+def _of_model(rows: "polars.DataFrame") -> bool:
+    return rows["site"].unique().to_list() == [""]
+
+
+def _parts(names: Sequence[str]) -> list[list[str]]:
+    """Share names out evenly over as few figures as hold them."""
+    if not names:
+        return []
+    size = math.ceil(len(names) / math.ceil(len(names) / _TOGETHER))
+    return [list(names[start : start + size]) for start in range(0, len(names), size)]
+
+
+def _all_wide(rows: "polars.DataFrame") -> bool:
+    """Return whether each quantity by itself wants a logarithmic axis."""
+    return all(wide(rows.filter(_column("name") == name)) for name in rows["name"].unique().to_list())
+
+
+def wide(rows: "polars.DataFrame") -> bool:
     """Return whether the values are positive and span more than an axis of equal steps can show."""
     values = rows["value"].drop_nans()
     values = values.filter(values.is_finite())
