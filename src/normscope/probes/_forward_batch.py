@@ -52,8 +52,10 @@ class ForwardBatches:
         """Whether calls of this module are heard."""
         return self._hears and module is self._model
 
-    def called(self, _module: Module, args: Any, kwargs: Any) -> None:
+    def called(self, _module: Module, args: Any, kwargs: Any = None) -> None:
         """Take the arguments of a call."""
+        if not self._handles:  # removed by another hook of this call, which torch calls nevertheless, without keywords
+            return
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         self._calls += 1
