@@ -57,7 +57,7 @@ def hookable(model: Module) -> list[Module]:
         seen.add(module)
         if not isinstance(module, DistributedDataParallel):  # its module is called as any other
             found.append(module)
-        if not isinstance(module, DataParallel) and not _runs_compiled(vars(module)):
+        if not isinstance(module, DataParallel) and not runs_compiled(vars(module)):
             for child in module._modules.values():
                 if child is not None:
                     visit(child)
