@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from kit import varied_networks as nets
+from kit.heard import Heard
 from kit.training_loops import Accumulating, Autocast, Clipped, Loop, Scaled, values
 from normscope import probes
 
@@ -18,10 +19,10 @@ def probe():
 
 def passes(loop, *, steps):
     """Count the calls of the loss at each step, the loop's own left out, and return the records too."""
-    calls, inner = [], loop.loss_fn
+    heard, inner = Heard(), loop.loss_fn
 
     def loss_fn(model, batch):
-        calls.append(loop.scope.index)
+        heard.append(loop.scope.index)
         return inner(model, batch)
 
     def block(scope, model, optimizer, batch):
@@ -31,6 +32,7 @@ def passes(loop, *, steps):
 
     loop.loss_fn, loop.block = loss_fn, block
     records = loop.run([probe()], every=1, steps=steps)[1]
+    calls = heard.all()
     return [calls.count(step) for step in range(steps)], records
 
 

@@ -21,7 +21,7 @@ from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
 from normscope.probes._step import Step
 from normscope.probes._users_pass import UsersPass
-from normscope.probes._wiring import Wiring, gradients_apart
+from normscope.probes._wiring import Wiring
 from normscope.records import Record
 from normscope.usercode import described
 
@@ -103,8 +103,12 @@ class ProbedStep:
         self._step = Step(cell, index, self._model, loop.optimizers, self._fail, scale=scale)
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
+<<<<<<< HEAD
         self._wiring = None if loop.wired else Wiring(self._model, self._compiled)
         self._in_step: Processes | None = None
+=======
+        self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
+>>>>>>> main
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -145,15 +149,18 @@ class ProbedStep:
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)
+            if self._wiring is not None:
+                self._wiring.compares = True
 
     def before_update(self, optimizer: Optimizer, *_: Any) -> None:
         """Have the probes read the gradients that an optimizer is about to use."""
         step = self._step
-        if self._wiring is not None:
-            self._wiring.look()
         # A scaler has unscaled the gradients by now, unless the optimizer does it itself, in one kernel.
         step.gradients_scaled = step.scale != 1 and getattr(optimizer, "grad_scale", None) is not None
         parameters = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if self._wiring is not None:
+            held = {key: step.gradient(parameter) for key, parameter in parameters.items()}
+            self._wiring.note_update({key: gradient for key, gradient in held.items() if gradient is not None})
         with torch.no_grad(), without_autocast():
             for probe in self._due:
                 self._try(probe, probe.before_update, step, parameters)
@@ -260,7 +267,8 @@ class ProbedStep:
         if users is None:
             return
         try:
-            apart = gradients_apart(users, replay.origin().gradient)
+            assert self._wiring is not None
+            apart = self._wiring.gradients_apart(users, replay.gathered, replay.origin().gradient)
         except Exception as error:
             if not self.failures:  # else the probes that evaluate the loss tell it by their names
                 self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")

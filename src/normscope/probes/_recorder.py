@@ -400,7 +400,8 @@ class _StepInProgress:
             return
         causes = {id(error): error for _, error in probed.failures.values()}
         for key, error in causes.items():  # probes that failed by one cause are told of in one warning
-            recorder._switch_off([probe for probe, other in probed.failures.values() if id(other) == key], error)
+            by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
+            recorder._switch_off([probe for probe in recorder.probes if id(probe) in by_it], error)
         for code, reason in probed.nothing.items():
             recorder._not_read.setdefault(code, reason)
         for code in probed.values_read:

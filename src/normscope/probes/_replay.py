@@ -6,7 +6,7 @@ the gradient is one fused multiply-add.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -282,6 +282,11 @@ class Replay:
             if self.processes is not None:  # the pass back is to come, or the next piece
                 self.processes.begin_pass()
             yield loss.reshape(()) if piece.share == 1 else loss.reshape(()) * piece.share
+
+    def gathered(self, gradients: Mapping[int, Tensor]) -> Vector:
+        """Lay out gradients, keyed by ``id`` of the user's parameter, as ``gather`` does."""
+        slots = [slot for slot in self.slots if slot.trainable]
+        return self.gather(slots, [gradients.get(id(slot.parameter)) for slot in slots])
 
     def gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> Vector:
         """Join the gradients of all trainable parameters, in the layout of the flat buffers."""

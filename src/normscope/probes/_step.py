@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
@@ -23,6 +22,13 @@ CallReader = Callable[[Tensor, Tensor], Reader | None]
 FailureReport = Callable[[Any, Exception], None]
 """Called with a probe and the exception that its reader raised."""
 T = TypeVar("T")
+
+
+class Removable(Protocol):
+    """Ends a hook."""
+
+    def remove(self) -> None:
+        """Take the hook away."""
 
 
 class Step:
@@ -55,7 +61,7 @@ class Step:
         self.gradients_scaled = scale != 1
         self._replay: Replay | None = None
         self._report = report
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         self._listeners: dict[Module, _Listener] = {}
         self._hooks: list[tuple[Hashable, Module, Callable[..., None], bool]] = []
         self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
@@ -227,7 +233,7 @@ class Step:
                 results.append(None)
         return results
 
-    def keep(self, handle: RemovableHandle) -> None:
+    def keep(self, handle: "Removable") -> None:
         """Have ``handle`` removed when the step ends."""
         self._handles.append(handle)
 
@@ -245,7 +251,7 @@ class _Listener:
 
     __slots__ = ("_guarded", "_keep", "_unscale", "calls", "gradients", "inputs", "outputs")
 
-    def __init__(self, guarded: Callable[..., Any], keep: Callable[[RemovableHandle], None], unscale: float) -> None:
+    def __init__(self, guarded: Callable[..., Any], keep: Callable[[Removable], None], unscale: float) -> None:
         self._guarded, self._keep, self._unscale = guarded, keep, unscale
         self.inputs: list[tuple[Hashable, Reader]] = []
         self.calls: list[tuple[Hashable, CallReader]] = []

@@ -140,7 +140,7 @@ class UsersPass:
         with self._model_returning(fresh) as left:
             try:
                 loss = replay.loss()
-            except UsageError:
+            except (UsageError, RuntimeError, AttributeError):  # it needs more of the model than its outputs
                 return None
         if left or not wanted or not loss.requires_grad:
             return None

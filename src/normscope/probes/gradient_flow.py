@@ -15,10 +15,11 @@ from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, called, listed, share_of, times
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, called, listed, share_of, times
 from normscope.probes._step import Step
 from normscope.records import Record
 
+_GROWTH = math.pi / (math.pi - 1)  # of the squared gradient, by Yang et al.
 _FEWEST = 3  # layers for a slope
 _FAR = 100.0  # squared gradient of the first layer over that of the last: ten times the gradient
 _NEAR = 0.15  # relative distance within which a growth is that of theory
@@ -199,15 +200,15 @@ class GradientFlow(AbstractProbe):
             return
         first = readings.first("growth")[""]
         whole = growth ** (len(sites) - 1)
-        theory = cls.theory(readings).get("growth")
-        near = theory is not None and abs(math.log(first / theory[1])) < _NEAR
+        known = "growth" in cls.theory(readings)
+        near = known and abs(math.log(first / _GROWTH)) < _NEAR
         if 1 / _FAR < whole < _FAR and not (near and growth > 1 + _NEAR):
             return
         ways = f"from {called(sites[-1])} to {called(sites[0])}"
         verb = f"grow {times(growth)}" if growth > 1 else f"shrink {times(1 / growth)}"
         says = f"Gradients {verb} a layer toward the input (squared, {ways})"
-        if near and theory is not None:
-            words = f"theory says {theory[1]:.4g} for a network with batch norm and ReLU at initialization"
+        if near:
+            words = f"theory says for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
             still = abs(math.log(growth / first)) < _NEAR
             says += f", as {words}" if still else f"; at step {readings.first_step:,} {times(first)}, as {words}"
         elif abs(math.log(growth / first)) > math.log(1.2):
@@ -218,10 +219,19 @@ class GradientFlow(AbstractProbe):
         yield Remark(f"{says}.", urgency, abs(math.log10(whole)) / 10, (sites[0], sites[-1]), "output_norm")
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Draw the growth of a network with batch norm and ReLU, if the model has both."""
-        known = readings.has("BatchNorm") and readings.has("ReLU")
-        return {"growth": ("batch norm and ReLU: π/(π − 1)", math.pi / (math.pi - 1))} if known else {}
+        if not (readings.has("BatchNorm") and readings.has("ReLU")):
+            return {}
+        found: Theory = {"growth": ("batch norm and ReLU: π/(π − 1)", _GROWTH)}
+        first = {site: value for site, value in readings.first("output_norm").items() if value > 0}
+        growth = readings.first("growth").get("", math.nan)  # far from it: skips and branches, or another fault
+        if len(first) >= _FEWEST and growth > 0 and abs(math.log(growth / _GROWTH)) < _NEAR:
+            middle = sum(map(math.log, first.values())) / len(first)
+            half, root = (len(first) - 1) / 2, math.log(_GROWTH) / 2
+            line = {site: math.exp(middle + root * (half - index)) for index, site in enumerate(first)}
+            found["output_norm"] = (f"growth of batch norm and ReLU, {_GROWTH:.4g} a layer (squared)", line)
+        return found
 
 
 def _add_shards(parameters: Sequence[Parameter], *lengths: dict[int, float]) -> None:

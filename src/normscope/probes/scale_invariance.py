@@ -16,7 +16,17 @@ from normscope.modules.channels import row_products, to_floats
 from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, called, counted, sentence, times
+from normscope.probes._remarks import (
+    Readings,
+    Remark,
+    Theory,
+    Urgency,
+    amount,
+    beyond,
+    called,
+    counted,
+    sentence,
+)
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -175,8 +185,12 @@ class ScaleInvariance(AbstractProbe):
             far = sum(not 1 / _CHANGED < each < _CHANGED for each in ratios.values())
             says = (
                 f"The effective learning rate of {called(most)} has {'risen' if ratio > 1 else 'fallen'} "
-                f"{times(max(ratio, 1 / ratio))}, from {amount(first[most])} to {amount(late[most])}"
-                + (f", and more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}" if far > 1 else "")
+                f"from {amount(first[most])} to {amount(late[most])}"
+                + (
+                    f"; it has changed more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}"
+                    if far > 1
+                    else ""
+                )
             )
             yield Remark(sentence(says), Urgency.NOTABLE, abs(math.log10(ratio)) / 2, (most,), "effective_lr")
         if spun := beyond(readings, "angle", above=_SPIN):
@@ -199,7 +213,7 @@ class ScaleInvariance(AbstractProbe):
             )
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Draw the orthogonal update and the equilibria."""
         return {
             "norm_growth": ("orthogonal update", 1.0),
