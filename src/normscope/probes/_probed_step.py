@@ -103,12 +103,8 @@ class ProbedStep:
         self._step = Step(cell, index, self._model, loop.optimizers, self._fail, scale=scale)
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
-<<<<<<< HEAD
-        self._wiring = None if loop.wired else Wiring(self._model, self._compiled)
-        self._in_step: Processes | None = None
-=======
         self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
->>>>>>> main
+        self._in_step: Processes | None = None
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
