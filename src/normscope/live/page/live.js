@@ -51,7 +51,8 @@ async function poll() {
 }
 
 function take(answer) {
-  if (answer.collection !== state.collection) clear();
+  const anew = answer.collection !== state.collection;
+  if (anew) state.series.clear();  // the charts stay where they are
   state.collection = answer.collection;
   state.version = answer.version;
   state.answer = answer;
@@ -69,14 +70,7 @@ function take(answer) {
   }
   choose();
   describe();
-  if (answer.series.length || touched.has(state.chosen)) arrange();
-}
-
-function clear() {
-  state.series.clear();
-  panels.clear();
-  sections.clear();
-  at("probes").replaceChildren();
+  if (anew || answer.series.length || touched.has(state.chosen)) arrange();
 }
 
 // Of each four points the lowest and the highest stay, and the last point: as the server thins.
