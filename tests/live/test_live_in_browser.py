@@ -139,7 +139,7 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
     table = tab.query_selector("table")
     assert [line.text_content() for line in table.query_selector_all("tbody tr")][:2] == [
         "features.00.3679",
-        "features.10.4783",
+        "features.10.4782",
     ]
     tab.hover("canvas", position={"x": 100, "y": 80})
     until(tab, lambda: tab.is_visible(".tip"))

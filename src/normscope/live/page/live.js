@@ -326,7 +326,7 @@ function draw(panel) {
   }
   panel.drawn = {x, y, lines};
   lines.forEach((series, k) => {
-    if (series !== panel.marked) line(pen, series, x, y, mixed(style, lines.length > 1 ? k / (lines.length - 1) : 0), panel.marked ? 0.35 : 1, 1.5);
+    if (series !== panel.marked) line(pen, series, x, y, mixed(style, lines.length > 1 ? k / (lines.length - 1) : 0), panel.marked ? 0.35 : 1, lines.length > 12 ? 1 : 1.5);
   });
   if (panel.marked) line(pen, panel.marked, x, y, style.getPropertyValue("--text"), 1, 2.5);
   caption(panel, lines, scale);
