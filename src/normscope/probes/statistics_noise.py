@@ -1,5 +1,6 @@
 """How noisy the statistics of a batch are."""
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -12,8 +13,11 @@ from normscope._errors import UsageError
 from normscope.modules.channels import Channels, channels, to_host
 from normscope.modules.sites import batch_norms, chosen
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.probes._step import Step
 from normscope.records import Record
+
+_NOISY = 0.04  # in squared sigma: a fifth of sigma, the noise of 25 independent values
 
 
 class StatisticsNoise(AbstractProbe):
@@ -55,6 +59,9 @@ class StatisticsNoise(AbstractProbe):
     """
 
     CODE = "statistics_noise"
+    SHOWS = "mean_noise"
+    QUESTION = "statistics"
+    NOTHING = "no batch norm that normalizes by its batch ran in this model"
     STREAMING = True
     SOURCES = (
         "Luo et al. 2019, Towards Understanding Regularization in Batch Normalization (arXiv:1809.00846)",
@@ -143,6 +150,31 @@ class StatisticsNoise(AbstractProbe):
             mean_noise * count,
             scale_noise / expected if expected > 0 else float("nan"),
         ]
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of batch statistics that differ much from batch to batch."""
+        if noisy := beyond(readings, "mean_noise", above=_NOISY):
+            yield noisy.remark(
+                "the batch mean of {site} wavers by {value} sigma from batch to batch",
+                "the batch mean wavers from batch to batch in {where}, most in {site}: by {value} sigma",
+                lambda variance: amount(math.sqrt(variance)),
+                Urgency.NOTABLE,
+                "batch norm",
+            )
+        if sharp := beyond(readings, "scale_noise", above=_NOISY):
+            yield sharp.remark(
+                "the batch standard deviation of {site} wavers by {value} sigma from batch to batch",
+                "the batch standard deviation wavers from batch to batch in {where}, most in {site}: by {value} sigma",
+                lambda variance: amount(math.sqrt(variance)),
+                Urgency.NOTABLE,
+                "batch norm",
+            )
+
+    @classmethod
+    def theory(cls, readings: Readings) -> Theory:
+        """Draw the noise of independent values."""
+        return dict.fromkeys(("mean_noise_ratio", "scale_noise_ratio"), ("independent values", 1.0))
 
 
 def _variance(values: np.ndarray) -> np.ndarray:

@@ -248,6 +248,11 @@ class Store:
 
     close = flush
 
+    @property
+    def unwritten(self) -> list[Record]:
+        """The appended records that have not reached the disk."""
+        return list(self._buffer)
+
     def __enter__(self) -> "Store":
         return self
 
