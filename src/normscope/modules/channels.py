@@ -134,6 +134,38 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
     return torch.from_numpy(np.einsum("...p,...p->...", a.numpy(), b.numpy()))
 
 
+def unit_products(weight: Tensor, gradient: Tensor) -> "Tensor | np.ndarray[Any, np.dtype[Any]]":
+    """Return by output unit, ``(3, units)``: the inner product of weight and gradient, and their squared lengths.
+
+    On the host as an array, which costs a part of the calls.
+    """
+    if weight.device.type == "cpu" and gradient.device.type == "cpu":
+        w, g = (_plain(part).numpy().reshape(len(part), -1) for part in (weight, gradient))
+        return np.array([np.einsum("up,up->u", a, b) for a, b in ((w, g), (w, w), (g, g))])
+    w, g = (part.flatten(1) if part.dtype == torch.float64 else part.flatten(1).float() for part in (weight, gradient))
+    return torch.stack([torch.linalg.vecdot(a, b) for a, b in ((w, g), (w, w), (g, g))])
+
+
+def change_products(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[list[float]]:
+    """Return of each change the squared length, its inner product with the value before, and that one's square."""
+    found: list[Any] = []
+    with np.errstate(all="ignore"):
+        for old, new in zip(before, after, strict=True):
+            if old.device.type == "cpu":
+                b = _plain(old).numpy().ravel()
+                moved = _plain(new).numpy().ravel() - b
+                found.append([float(moved.dot(moved)), float(moved.dot(b)), float(b.dot(b))])
+                continue
+            wide = torch.float64 if old.dtype == torch.float64 else torch.float32
+            b = old.to(wide).reshape(-1)
+            moved = new.to(wide).reshape(-1) - b
+            found.append(torch.stack([torch.dot(moved, moved), torch.dot(moved, b), torch.dot(b, b)]))
+    away = [index for index, sums in enumerate(found) if isinstance(sums, Tensor)]
+    for index, sums in zip(away, to_host([found[index] for index in away]), strict=True):
+        found[index] = sums.tolist()
+    return found
+
+
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
     """Bring tensors to the host as float64 arrays of their shapes, in one transfer a device."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
@@ -150,8 +182,8 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Give a type that NumPy knows."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    """Give a type that NumPy knows, and in which a sum of squares does not overflow."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def to_floats(numbers: Sequence[Tensor | float]) -> list[float]:

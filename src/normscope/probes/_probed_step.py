@@ -134,6 +134,7 @@ class ProbedStep:
         for probe in self._due:
             if not probe.REPLAYS:
                 self._try(probe, read, probe)
+        step.release()
         return [record for probe in self._due for record in records.get(id(probe), ())]
 
     def _replay(

@@ -1,6 +1,6 @@
 """One training step as probes see it: where they attach hooks, take notes, and read what was heard."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.batches import leading_tensor
+from normscope.modules.channels import Channels, change_products, channels
+from normscope.modules.contents import SMALL, Content, Contents, Copy
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 
@@ -56,12 +58,13 @@ class Step:
         self._report = report
         self._handles: list[RemovableHandle] = []
         self._listeners: dict[Module, _Listener] = {}
-        self._hooks: list[tuple[Hashable, Module, Callable[..., None], bool]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
         self._values: dict[int, Tensor] = {}
+        self._changes: dict[int, list[float]] = {}
         self._memo_of: tuple[Tensor, int] | None = None
         self._memo: dict[str, Any] = {}
+        self._contents = Contents()
 
     @property
     def replay(self) -> Replay:
@@ -98,6 +101,17 @@ class Step:
         """Return the copy that ``keep_values`` made as the step began."""
         return self._values[id(parameter)]
 
+    def changes(self, parameters: Sequence[Tensor]) -> list[list[float]]:
+        """Return for each parameter that was kept, once for all probes, three products of its change until now.
+
+        Its squared length, its inner product with the value before, and the squared length of that value.
+        """
+        fresh = {id(parameter): parameter for parameter in parameters if id(parameter) not in self._changes}
+        after = [parameter.detach() for parameter in fresh.values()]
+        found = change_products([self._values[key] for key in fresh], after)
+        self._changes.update(zip(fresh, found, strict=True))
+        return [self._changes[id(parameter)] for parameter in parameters]
+
     def memo(self, tensor: Tensor, key: str, make: Callable[[Tensor], T]) -> T:
         """Return ``make(tensor)``, computed once as long as probes look at the same unchanged tensor in a row.
 
@@ -115,6 +129,32 @@ class Step:
         """Return what ``memo`` computed last for this tensor under this key, or None."""
         known = self._memo_of is not None and _same_content(tensor, *self._memo_of)
         return self._memo.get(key) if known else None
+
+    def is_small(self, tensor: Tensor) -> bool:
+        """Whether a tensor costs more by the calls that reduce it than by its numbers: it is copied, and read later."""
+        return tensor.numel() <= SMALL
+
+    def channels(self, x: Tensor) -> Channels:
+        """Return the moments of a batch by channel, computed at once, and once for all probes."""
+        return self.memo(x, "channels", channels)
+
+    def content(self, x: Tensor) -> Content:
+        """Note the moments of a batch ``(N, C, *)`` by channel, once for all probes; there after ``settle``.
+
+        A small batch is copied, and reduced with all others in ``settle``; a large one is reduced at once.
+        """
+        return self.memo(x, "content", self._content)
+
+    def _content(self, x: Tensor) -> Content:
+        return self._contents.add(x, None if x.numel() <= SMALL else self.channels(x))
+
+    def copied(self, tensor: Tensor) -> Copy:
+        """Copy a small tensor; on the host after ``settle``."""
+        return self._contents.copied(tensor)
+
+    def settle(self) -> None:
+        """Reduce all small contents together, and bring all to the host in one transfer; called in ``read``."""
+        self._contents.settle()
 
     def on_input(self, probe: Hashable, module: Module, read: Reader) -> None:
         """Call ``read(input)`` before each forward pass of ``module`` that records gradients.
@@ -150,10 +190,8 @@ class Step:
         user's pass.
         """
 
-        def guarded(*args: Any) -> None:
-            self._guarded([(probe, hook)], *args)
-
-        self._hooks.append((probe, module, guarded, before))
+        listener = self._listener(module)
+        (listener.hooks_before if before else listener.hooks_after).append((probe, hook))
 
     def _listener(self, module: Module) -> "_Listener":
         if module not in self._listeners:
@@ -162,24 +200,15 @@ class Step:
 
     def listening(self) -> set[Hashable]:
         """Return the probes that have asked for inputs, outputs or gradients of modules."""
-        readers_of_tensors = {
-            probe
-            for listener in self._listeners.values()
-            for readers in (listener.inputs, listener.calls, listener.outputs, listener.gradients)
-            for probe, _ in readers
-        }
-        return readers_of_tensors | {probe for probe, *_ in self._hooks}
+        return {probe for listener in self._listeners.values() for probe, _ in listener.readers()}
 
     def attach(self) -> None:
         """Register the hooks: one a module, however many probes read it."""
         for module, listener in self._listeners.items():
-            if listener.inputs:
+            if listener.inputs or listener.hooks_before:
                 self._handles.append(module.register_forward_pre_hook(listener.before, with_kwargs=True))
-            if listener.calls or listener.outputs or listener.gradients:
+            if listener.calls or listener.outputs or listener.gradients or listener.hooks_after:
                 self._handles.append(module.register_forward_hook(listener.after))
-        for _, module, hook, before in self._hooks:
-            register = module.register_forward_pre_hook if before else module.register_forward_hook
-            self._handles.append(register(hook))
 
     def gradient(self, parameter: Parameter) -> Tensor | None:
         """Return the gradient in ``parameter.grad``, detached and without loss scale; None if there is none."""
@@ -211,11 +240,31 @@ class Step:
         self._handles.clear()
         self._memo_of, self._memo = None, {}
 
+    def release(self) -> None:
+        """Let go of all that was noted; called once the probes have read.
+
+        Readers hold the step, and the step them: left to Python's collector, each step's copies would stay in memory
+        for many steps, and the next step's would be written where no cache holds the place.
+        """
+        for kept in (self._listeners, self._notes, self._values, self._changes, self._modules, self._memo):
+            kept.clear()
+        self._memo_of, self._replay, self._contents = None, None, Contents()
+
 
 class _Listener:
     """Passes the inputs, outputs and output gradients of one module on to the readers that asked for them."""
 
-    __slots__ = ("_guarded", "_keep", "_unscale", "calls", "gradients", "inputs", "outputs")
+    __slots__ = (
+        "_guarded",
+        "_keep",
+        "_unscale",
+        "calls",
+        "gradients",
+        "hooks_after",
+        "hooks_before",
+        "inputs",
+        "outputs",
+    )
 
     def __init__(self, guarded: Callable[..., Any], keep: Callable[[RemovableHandle], None], unscale: float) -> None:
         self._guarded, self._keep, self._unscale = guarded, keep, unscale
@@ -223,16 +272,32 @@ class _Listener:
         self.calls: list[tuple[Hashable, CallReader]] = []
         self.outputs: list[tuple[Hashable, Reader]] = []
         self.gradients: list[tuple[Hashable, Reader]] = []
+        self.hooks_before: list[tuple[Hashable, Callable[..., None]]] = []
+        self.hooks_after: list[tuple[Hashable, Callable[..., None]]] = []
 
-    def before(self, _module: Module, inputs: Any, keywords: Any) -> None:
+    def readers(self) -> Iterator[tuple[Hashable, Callable[..., Any]]]:
+        """Yield all that asked for something, with their probes."""
+        yield from self.inputs
+        yield from self.calls
+        yield from self.outputs
+        yield from self.gradients
+        yield from self.hooks_before
+        yield from self.hooks_after
+
+    def before(self, module: Module, inputs: Any, keywords: Any) -> None:
         """Read the input of a call."""
-        tensor = leading_tensor(inputs) if inputs else leading_tensor(keywords)
-        if tensor is not None and torch.is_grad_enabled():
-            with torch.no_grad(), without_autocast():
-                self._guarded(self.inputs, tensor.detach())
+        if self.hooks_before:
+            self._guarded(self.hooks_before, module, inputs)
+        if self.inputs and torch.is_grad_enabled():
+            tensor = leading_tensor(inputs) if inputs else leading_tensor(keywords)
+            if tensor is not None:
+                with torch.no_grad(), without_autocast():
+                    self._guarded(self.inputs, tensor.detach())
 
-    def after(self, _module: Module, inputs: Any, output: Any) -> None:
+    def after(self, module: Module, inputs: Any, output: Any) -> None:
         """Read the output of a call, and have its gradient read on the way back."""
+        if self.hooks_after:
+            self._guarded(self.hooks_after, module, inputs, output)
         tensor = leading_tensor(output)
         if tensor is None or not torch.is_grad_enabled():
             return

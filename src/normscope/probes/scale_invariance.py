@@ -3,8 +3,10 @@
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
@@ -12,11 +14,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
 from normscope.modules.batches import leading_tensor
-from normscope.modules.channels import row_products, to_floats
+from normscope.modules.channels import to_host, unit_products
 from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.records import Record
+
+_Owner = tuple[dict[str, Any], Any]
 
 
 class ScaleInvariance(AbstractProbe):
@@ -80,48 +84,47 @@ class ScaleInvariance(AbstractProbe):
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
         """Read the gradients that this optimizer is about to use."""
-        wanted = {id(weight): weight for weight in step.notes(self)["weights"].values() if id(weight) in parameters}
-        self._look(step, list(wanted.values()))
+        weights_: dict[str, Parameter] = step.notes(self)["weights"]
+        self._look(step, [weights_[site] for site in self._read(step) if id(weights_[site]) in parameters])
+
+    def _read(self, step: Step) -> list[str]:
+        """Return the layers that are read: those named, or those seen before a norm."""
+        notes = step.notes(self)
+        return [site for site in notes["weights"] if self.sites is not None or site in notes["norms"]]
 
     def _look(self, step: Step, found: Sequence[Parameter]) -> None:
-        gradients: dict[int, Tensor] = step.notes(self)["gradients"]
-        with torch.no_grad():
-            for weight in found:
-                if weight.grad is None:
-                    continue
-                # By output unit: inner products, squared lengths of weight and gradient.
-                w, g = step.value_before(weight).flatten(1), weight.grad.to_dense().flatten(1)
-                w, g = (part if part.dtype == torch.float64 else part.float() for part in (w, g))
-                inner = torch.stack([row_products(w, g), row_products(w, w), row_products(g, g)])
-                least = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
-                unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=least)).abs().max()
-                gradients[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
+        gradients: dict[int, Any] = step.notes(self)["gradients"]
+        for weight in found:
+            gradient = weight.grad
+            if gradient is not None:
+                dense = gradient.detach() if gradient.layout == torch.strided else gradient.detach().to_dense()
+                gradients[id(weight)] = unit_products(step.value_before(weight), dense)
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the quantities of each weight before a norm."""
         notes = step.notes(self)
-        gradients: dict[int, Tensor] = notes["gradients"]
-        after: dict[str, Module] = notes["norms"]
-        sites = [site for site in notes["weights"] if self.sites is not None or site in after]
-        layers: dict[str, Parameter] = {site: notes["weights"][site] for site in sites}
+        gradients: dict[int, Any] = notes["gradients"]
+        layers: dict[str, Parameter] = {site: notes["weights"][site] for site in self._read(step)}
         self._look(step, [weight for weight in layers.values() if id(weight) not in gradients])
         layers = {site: weight for site, weight in layers.items() if id(weight) in gradients}
         if not layers:
             return
-        found = [torch.cat([gradients[id(weight)], _moved(step, weight)]) for weight in layers.values()]
-        values = to_floats([part for row in found for part in row.unbind()])
-        for index, (site, weight) in enumerate(layers.items()):
-            inner, w2, g2, unit, moved2, moved_inner = values[6 * index : 6 * index + 6]
+        groups = _groups(step)
+        changes = step.changes(list(layers.values()))
+        for (site, weight), change, sums in zip(
+            layers.items(), changes, _sums([gradients[id(weight)] for weight in layers.values()]), strict=True
+        ):
+            inner, w2, g2, unit = sums
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
-            if isinstance(after.get(site), _NormBase):
+            if isinstance(notes["norms"].get(site), _NormBase):
                 yield self.record(step, site, "unit_radial_cosine", unit)
             yield self.record(step, site, "weight_norm", math.sqrt(w2))
-            yield from self._dynamics(step, site, weight, w2, g2, moved2, moved_inner)
+            yield from self._dynamics(step, site, groups.get(id(weight), ({}, None)), w2, g2, change[0], change[1])
 
     def _dynamics(
-        self, step: Step, site: str, weight: Parameter, w2: float, g2: float, moved2: float, moved_inner: float
+        self, step: Step, site: str, owner: _Owner, w2: float, g2: float, moved2: float, moved_inner: float
     ) -> Iterator[Record]:
-        group, optimizer = _group(step, weight)
+        group, optimizer = owner
         lr = float(group["lr"]) if group else None
         if lr is not None:
             yield self.record(step, site, "effective_lr", _ratio(lr, w2))
@@ -159,20 +162,27 @@ def _note_taken(made: dict[int, tuple[weakref.ref[Tensor], int, str]], norms: di
     return hook
 
 
-def _moved(step: Step, weight: Parameter) -> Tensor:
-    """Return the squared length of the update and its inner product with the weight before."""
-    before = step.value_before(weight)
-    wide = torch.float64 if before.dtype == torch.float64 else torch.float32
-    moved = (weight.detach().to(wide) - before.to(wide)).reshape(-1)
-    return torch.stack([torch.dot(moved, moved), torch.dot(moved, before.reshape(-1).to(wide))])
+def _sums(products: Sequence[Any]) -> list[list[float]]:
+    """Return of each weight the sums of ``unit_products`` over its units, and the largest cosine of a unit."""
+    away = iter(to_host([rows for rows in products if isinstance(rows, Tensor)]))
+    host = [next(away) if isinstance(rows, Tensor) else rows for rows in products]
+    starts = [0, *accumulate(rows.shape[1] for rows in host[:-1])]
+    by_unit = np.concatenate(host, axis=1, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        # A unit without gradient has none along its weight either.
+        lengths = np.maximum(np.sqrt(by_unit[1] * by_unit[2]), np.finfo(np.float64).tiny)
+        largest = np.maximum.reduceat(abs(by_unit[0]) / lengths, starts)
+        return np.concatenate([np.add.reduceat(by_unit, starts, axis=1), largest[None]]).T.tolist()
 
 
-def _group(step: Step, weight: Parameter) -> tuple[dict[str, Any], Any]:
-    for optimizer in step.optimizers:
-        for group in optimizer.param_groups:
-            if any(parameter is weight for parameter in group["params"]):
-                return group, optimizer
-    return {}, None
+def _groups(step: Step) -> dict[int, _Owner]:
+    """Return the parameter group and the optimizer of each parameter, by ``id``."""
+    return {
+        id(parameter): (group, optimizer)
+        for optimizer in reversed(step.optimizers)
+        for group in reversed(optimizer.param_groups)
+        for parameter in group["params"]
+    }
 
 
 def _ratio(a: float, b: float) -> float:
