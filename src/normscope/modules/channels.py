@@ -142,28 +142,29 @@ def unit_products(weight: Tensor, gradient: Tensor) -> "Tensor | np.ndarray[Any,
     if weight.device.type == "cpu" and gradient.device.type == "cpu":
         w, g = (_plain(part).numpy().reshape(len(part), -1) for part in (weight, gradient))
         return np.array([np.einsum("up,up->u", a, b) for a, b in ((w, g), (w, w), (g, g))])
-    w, g = (part.flatten(1) if part.dtype == torch.float64 else part.flatten(1).float() for part in (weight, gradient))
-    return torch.stack([torch.linalg.vecdot(a, b) for a, b in ((w, g), (w, w), (g, g))])
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    u, v = weight.flatten(1).to(wide), gradient.flatten(1).to(wide)
+    return torch.stack([torch.linalg.vecdot(a, b) for a, b in ((u, v), (u, u), (v, v))])
 
 
 def change_products(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[list[float]]:
-    """Return of each change the squared length, its inner product with the value before, and that one's square."""
-    found: list[Any] = []
-    with np.errstate(all="ignore"):
-        for old, new in zip(before, after, strict=True):
-            if old.device.type == "cpu":
-                b = _plain(old).numpy().ravel()
-                moved = _plain(new).numpy().ravel() - b
-                found.append([float(moved.dot(moved)), float(moved.dot(b)), float(b.dot(b))])
-                continue
-            wide = torch.float64 if old.dtype == torch.float64 else torch.float32
-            b = old.to(wide).reshape(-1)
-            moved = new.to(wide).reshape(-1) - b
-            found.append(torch.stack([torch.dot(moved, moved), torch.dot(moved, b), torch.dot(b, b)]))
-    away = [index for index, sums in enumerate(found) if isinstance(sums, Tensor)]
-    for index, sums in zip(away, to_host([found[index] for index in away]), strict=True):
-        found[index] = sums.tolist()
-    return found
+    """Return of each change the squared length, its inner product with the value before, and that value's square."""
+    if all(tensor.device.type == "cpu" for tensor in before):
+        with np.errstate(all="ignore"):
+            return [_change_products(old, new) for old, new in zip(before, after, strict=True)]
+    found = []
+    for old, new in zip(before, after, strict=True):
+        wide = torch.float64 if old.dtype == torch.float64 else torch.float32
+        value = old.to(wide).reshape(-1)
+        moved = new.to(wide).reshape(-1) - value
+        found.append(torch.stack([torch.dot(moved, moved), torch.dot(moved, value), torch.dot(value, value)]))
+    return [sums.tolist() for sums in to_host(found)]
+
+
+def _change_products(old: Tensor, new: Tensor) -> list[float]:
+    value = _plain(old).numpy().ravel()
+    moved = _plain(new).numpy().ravel() - value
+    return [float(moved.dot(moved)), float(moved.dot(value)), float(value.dot(value))]
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:

@@ -23,6 +23,11 @@ SMALL = 1 << 14
 _WIDE = (torch.float32, torch.float64)
 
 
+def is_small(tensor: Tensor) -> bool:
+    """Whether a tensor costs more by the calls that reduce it than by its numbers."""
+    return tensor.numel() <= SMALL
+
+
 class Copy:
     """A copy of a small tensor, in float32 or float64, until ``Contents.settle`` has brought it to the host.
 
@@ -60,10 +65,8 @@ class Content:
     __slots__ = ("channels", "columns", "copy", "count", "group", "index", "moments", "positions", "samples")
 
     def __init__(self, x: Tensor, moments: Channels | None) -> None:
-        if moments is None:
-            self.copy, self.moments = Copy(x), None
-        else:
-            self.copy, self.moments = None, (moments.mean, moments.variance)
+        self.copy = Copy(x) if moments is None else None
+        self.moments = None if moments is None else (moments.mean, moments.variance)
         self.samples, self.channels = x.shape[:2]
         self.count = x.numel() // self.channels
         self.positions = self.count // self.samples
@@ -80,6 +83,12 @@ class Content:
     def variance(self) -> Array:
         """Variance of each channel ``(C,)``, divisor ``count``."""
         return self.group.variance[self.columns]
+
+    @property
+    def deviations(self) -> Array:
+        """Deviations of a small batch from the mean of their channel, ``(N, C)`` or ``(N, C, positions)``."""
+        assert self.group.values is not None
+        return self.group.values[:, self.columns]
 
 
 class Group:
@@ -109,10 +118,16 @@ class Group:
         for index, (content, start, width) in enumerate(zip(contents, self.starts, self.widths, strict=True)):
             content.group, content.index, content.columns = self, index, slice(start, start + width)
 
+        self.mean: Array
+        self.variance: Array
+        self.values: Array | None = None
+        self.squares: Array | None = None
+        self.total: Array | None = None
+        self.raw: Array | None = None
+
     def of_large(self, mean: Array, variance: Array) -> None:
         """Take the moments of a large batch."""
         self.mean, self.variance = mean, variance
-        self.values = self.squares = self.total = self.raw = None
 
     def reduce(self, arrays: Sequence[Array]) -> None:
         """Reduce small batches."""

@@ -14,7 +14,7 @@ from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import Channels, change_products, channels
-from normscope.modules.contents import SMALL, Content, Contents, Copy
+from normscope.modules.contents import Content, Contents, Copy, is_small
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 
@@ -130,10 +130,6 @@ class Step:
         known = self._memo_of is not None and _same_content(tensor, *self._memo_of)
         return self._memo.get(key) if known else None
 
-    def is_small(self, tensor: Tensor) -> bool:
-        """Whether a tensor costs more by the calls that reduce it than by its numbers: it is copied, and read later."""
-        return tensor.numel() <= SMALL
-
     def channels(self, x: Tensor) -> Channels:
         """Return the moments of a batch by channel, computed at once, and once for all probes."""
         return self.memo(x, "channels", channels)
@@ -146,7 +142,7 @@ class Step:
         return self.memo(x, "content", self._content)
 
     def _content(self, x: Tensor) -> Content:
-        return self._contents.add(x, None if x.numel() <= SMALL else self.channels(x))
+        return self._contents.add(x, None if is_small(x) else self.channels(x))
 
     def copied(self, tensor: Tensor) -> Copy:
         """Copy a small tensor; on the host after ``settle``."""
@@ -189,7 +185,6 @@ class Step:
         It must change nothing and return nothing. An exception in it switches the probe off and does not reach the
         user's pass.
         """
-
         listener = self._listener(module)
         (listener.hooks_before if before else listener.hooks_after).append((probe, hook))
 
@@ -288,30 +283,40 @@ class _Listener:
         """Read the input of a call."""
         if self.hooks_before:
             self._guarded(self.hooks_before, module, inputs)
-        if self.inputs and torch.is_grad_enabled():
-            tensor = leading_tensor(inputs) if inputs else leading_tensor(keywords)
-            if tensor is not None:
-                with torch.no_grad(), without_autocast():
+        if not self.inputs or not torch.is_grad_enabled():
+            return
+        tensor = _leading(inputs) if inputs else leading_tensor(keywords)
+        if tensor is not None:
+            torch.set_grad_enabled(False)  # at half the time of ``torch.no_grad``: this is run at every call
+            try:
+                with without_autocast():
                     self._guarded(self.inputs, tensor.detach())
+            finally:
+                torch.set_grad_enabled(True)
 
     def after(self, module: Module, inputs: Any, output: Any) -> None:
         """Read the output of a call, and have its gradient read on the way back."""
         if self.hooks_after:
             self._guarded(self.hooks_after, module, inputs, output)
-        tensor = leading_tensor(output)
+        tensor = output if type(output) is Tensor and output.is_floating_point() else leading_tensor(output)
         if tensor is None or not torch.is_grad_enabled():
             return
         gradients = self.gradients
         if self.calls or self.outputs:
-            with torch.no_grad(), without_autocast():
-                detached = tensor.detach()
-                if self.calls and (source := leading_tensor(inputs)) is not None:
-                    returned = self._guarded(self.calls, source.detach(), detached)
-                    probes = (probe for probe, _ in self.calls)
-                    gradients = gradients + [
-                        (probe, read) for probe, read in zip(probes, returned, strict=True) if read is not None
-                    ]
-                self._guarded(self.outputs, detached)
+            torch.set_grad_enabled(False)
+            try:
+                with without_autocast():
+                    detached = tensor.detach()
+                    if self.calls and (source := _leading(inputs)) is not None:
+                        returned = self._guarded(self.calls, source.detach(), detached)
+                        gradients = gradients + [
+                            (probe, read)
+                            for (probe, _), read in zip(self.calls, returned, strict=True)
+                            if read is not None
+                        ]
+                    self._guarded(self.outputs, detached)
+            finally:
+                torch.set_grad_enabled(True)
         if gradients and tensor.requires_grad:
             self._keep(tensor.register_hook(partial(self._back, gradients)))
 
@@ -319,6 +324,12 @@ class _Listener:
         with no_grad(), without_autocast():
             gradient = gradient.detach()
             self._guarded(readers, gradient if self._unscale == 1 else _unscaled(gradient, self._unscale))
+
+
+def _leading(inputs: Any) -> Tensor | None:
+    """Return the first floating-point tensor of a module's arguments, or None."""
+    first = inputs[0] if inputs else None
+    return first if type(first) is Tensor and first.is_floating_point() else leading_tensor(inputs)
 
 
 def _unscaled(gradient: Tensor, factor: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride, in_memory_order, to_host
-from normscope.modules.contents import Content, Group
+from normscope.modules.contents import Content, Group, is_small
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
@@ -74,7 +74,7 @@ class ActivationDistribution(AbstractProbe):
         if not output.numel():
             return
         # Only moments and the subsample of a large output are kept, not the output itself.
-        sample = None if step.is_small(output) else self._sampled(in_memory_order(output)).clone()
+        sample = None if is_small(output) else self._sampled(in_memory_order(output)).clone()
         notes.setdefault(site, []).append((step.content(output if output.ndim > 1 else output.reshape(1, -1)), sample))
 
     def _sampled(self, flat: Any) -> Any:

@@ -133,8 +133,8 @@ class AffineDrift(AbstractProbe):
                 yield self.record(step, site, f"{part}_mean", mean)
                 yield self.record(step, site, f"{part}_drift", drift)
             for part, (_, _, *gap) in parts.items():
-                if gap:
-                    yield self.record(step, site, f"{part}_identity_gap", *gap)
+                for away in gap:
+                    yield self.record(step, site, f"{part}_identity_gap", away)
 
 
 def _running(statistics: Any) -> tuple[Tensor, ...]:

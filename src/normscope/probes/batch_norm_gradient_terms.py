@@ -146,9 +146,8 @@ class BatchNormGradientTerms(AbstractProbe):
 def _sums(calls: Sequence[_Call]) -> np.ndarray:
     """Return the sums over each channel of the gradient, of its square, and of it times the input's deviations."""
     found: list[np.ndarray] = [np.empty(0)] * len(calls)
-    large = [index for index, call in enumerate(calls) if call.sums is not None]
-    host = to_host([sums for call in calls if (sums := call.sums) is not None])
-    for index, sums in zip(large, host, strict=True):
+    large = {index: call.sums for index, call in enumerate(calls) if call.sums is not None}
+    for index, sums in zip(large, to_host(list(large.values())), strict=True):
         found[index] = sums
     alike: dict[tuple[int, int], list[int]] = {}
     for index, call in enumerate(calls):
@@ -158,11 +157,12 @@ def _sums(calls: Sequence[_Call]) -> np.ndarray:
         contents = [calls[index].content for index in indices]
         gradients = [copy.array for index in indices if (copy := calls[index].gradient) is not None]
         g = side_by_side(by_channel(gradient, positions) for gradient in gradients)
+        inputs = side_by_side(content.deviations for content in contents)
         with np.errstate(all="ignore"):
-            terms = [g, g * g, g * side_by_side(content.group.values[:, content.columns] for content in contents)]
+            terms = [g, g * g, g * inputs]
             if positions > 1:
                 terms = [np.add.reduce(term, axis=2) for term in terms]
-            sums = np.stack([np.add.reduce(term, axis=0) for term in terms])
+            sums = np.array([np.add.reduce(term, axis=0) for term in terms])
         ends = np.cumsum([content.mean.size for content in contents])
         for index, part in zip(indices, np.split(sums, ends[:-1], axis=1), strict=True):
             found[index] = part

@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride, in_memory_order, to_host
-from normscope.modules.contents import Content
+from normscope.modules.contents import Content, is_small
 from normscope.modules.sites import chosen, named_sites
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
@@ -55,7 +55,8 @@ class Saturation(AbstractProbe):
     units (channels) that are inactive on this whole batch; and ``dead_share``, the share inactive on all data so far.
 
     Shares are of all elements up to ``sample``, beyond that of every k-th in memory order, k having no factor in common
-    with their number; ``silent_share`` and ``dead_share`` use every element.
+    with their number; ``silent_share`` and ``dead_share`` use every element. Calls of one activation are pooled, unit
+    by unit; calls on another number of units are further units.
 
     **State**: for each activation, which units were ever active at a step that this probe read. A probe used for
     another model starts anew; with ``every`` above 1 the steps between readings are not counted.
@@ -103,7 +104,7 @@ class Saturation(AbstractProbe):
         if unknown:
             raise UsageError(f"{self.CODE}: no function {unknown[0]!r}; there are {', '.join(_NAMED)}")
         self.sites, self.sample, self.unit_axis = sites, sample, unit_axis
-        self._alive: WeakKeyDictionary[Module, np.ndarray] = WeakKeyDictionary()
+        self._alive: WeakKeyDictionary[Module, dict[int, np.ndarray]] = WeakKeyDictionary()
 
     def watch(self, step: Step) -> None:
         """Reduce the input of each activation before it is overwritten."""
@@ -126,7 +127,7 @@ class Saturation(AbstractProbe):
         if not x.numel():
             return
         calls = step.notes(self).setdefault(site, (module, []))[1]
-        if type(function) is nn.ReLU and step.is_small(x) and x.ndim > 1 and not self._subsamples(x):
+        if type(function) is nn.ReLU and is_small(x) and x.ndim > 1 and not self._subsamples(x):
             calls.append(step.content(x))
             return
         tails = next((tails for kind, tails in _TAILS.items() if isinstance(function, kind)), None)
@@ -137,7 +138,9 @@ class Saturation(AbstractProbe):
 
     def _sampled(self, x: Tensor) -> Tensor:
         flat = in_memory_order(x)
-        return flat[:: coprime_stride(flat.numel(), self.sample)] if self._subsamples(flat) else flat
+        if self.sample is None or flat.numel() <= self.sample:
+            return flat
+        return flat[:: coprime_stride(flat.numel(), self.sample)]
 
     def _tails(self, function: Module, x: Tensor, far: float, saturated: float) -> list[Tensor]:
         x = self._sampled(x)
@@ -152,7 +155,7 @@ class Saturation(AbstractProbe):
         # The largest value of a unit says whether it was ever active.
         axis = self.unit_axis % x.ndim if x.ndim > 1 else 0
         others = [other for other in range(x.ndim) if other != axis]
-        moments = step.recall(x, "channels") if axis == 1 and not step.is_small(x) else None
+        moments = step.recall(x, "channels") if axis == 1 and not is_small(x) else None
         peaks = None if moments is None else moments.peaks()
         if peaks is None:
             peaks = x.amax(others) if others else x
@@ -189,13 +192,23 @@ class Saturation(AbstractProbe):
             for name, count in zip(names, counts, strict=True):
                 yield self.record(step, site, name, count / size)
             if len(found[0]) > 1:
-                active = found[0][1] != 0
-                for call in found[1:]:
-                    active = active | (call[1] != 0)
-                alive = self._alive.get(module)
-                self._alive[module] = alive = active if alive is None else active | alive
-                yield self.record(step, site, "silent_share", 1 - np.count_nonzero(active) / active.size)
-                yield self.record(step, site, "dead_share", 1 - np.count_nonzero(alive) / alive.size)
+                silent, dead = self._never_active(module, [call[1] != 0 for call in found])
+                yield self.record(step, site, "silent_share", silent)
+                yield self.record(step, site, "dead_share", dead)
+
+    def _never_active(self, module: Module, calls: Sequence[np.ndarray]) -> tuple[float, float]:
+        """Return the shares of units that were active in no call of this step, and at no step so far."""
+        alive = self._alive.setdefault(module, {})
+        active: dict[int, np.ndarray] = {}
+        for units in calls:
+            active[units.size] = units | active[units.size] if units.size in active else units
+        for width, units in active.items():
+            alive[width] = units | alive[width] if width in alive else units
+        size = sum(active)
+        return (
+            1 - sum(np.count_nonzero(units) for units in active.values()) / size,
+            1 - sum(np.count_nonzero(alive[width]) for width in active) / size,
+        )
 
     def _of_small(self, contents: Sequence[Content]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return what ``_rectifier`` does, of the inputs of plain rectifiers."""
@@ -207,10 +220,9 @@ class Saturation(AbstractProbe):
         for shape, indices in alike.items():
             axis = self.unit_axis % len(shape)
             with np.errstate(invalid="ignore"):
-                active = np.array([arrays[index] for index in indices])
-                active = ~(active <= 0)
+                active = ~(np.array([arrays[index] for index in indices]) <= 0)
             others = tuple(other + 1 for other in range(len(shape)) if other != axis)
-            units = active.any(axis=others)
+            units: Any = active.any(axis=others)
             size = active[0].size
             counts = np.count_nonzero(active.reshape(len(indices), -1), axis=1).tolist()
             for index, count, unit in zip(indices, counts, units, strict=True):
