@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Scope": ("normscope.watching", "Scope"),
+    "watch": ("normscope.watching", "watch"),
     "study": ("normscope.studies", "get"),
     "Case": ("normscope.evidence", "Case"),
     "ignore": ("normscope.evidence", "ignore"),
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from normscope.checking import check, fix
     from normscope.evidence import Case, ignore
     from normscope.studies import get as study
-    from normscope.watching import Scope
+    from normscope.watching import Scope, watch
 
 __all__ = [
     "Case",
@@ -77,6 +78,7 @@ __all__ = [
     "studies",
     "study",
     "surgery",
+    "watch",
 ]
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.machinery import SourceFileLoader
@@ -148,6 +149,16 @@ def place_of(error: BaseException, file: Path | None = None) -> str:
         if name == own or _is_users(name):
             return f"{Path(name).name}:{line}"
     return ""
+
+
+def warn_user(text: str, kind: type[Warning]) -> None:
+    """Give a warning at the line of the user's own that is under way, however deep in libraries the call is."""
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and not _is_users(frame.f_code.co_filename):
+        depth, frame = depth + 1, frame.f_back
+    if not _is_users(frame.f_code.co_filename):
+        depth = 2
+    warnings.warn(text, kind, stacklevel=depth)
 
 
 def defined_at(function: object) -> str:

@@ -1,27 +1,34 @@
-"""The scope: probes and rules at the steps of a training loop, and the page of their records and findings."""
+"""The scope: probes and rules at the steps of a training loop."""
 
-import re
-from collections.abc import Iterator, Sequence
+import contextlib
+import tempfile
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope import checking, plots, rules
-from normscope._errors import UsageError
-from normscope.plots import Figure, Table
-from normscope.probes import AbstractProbe, LossFn, Recorder, RecordSink
-from normscope.records import Store, provenance
-from normscope.report import Checked, RuleNote, Section, check_json, counted, save, write
+import torch
+
+from normscope import checking, seen
+from normscope._errors import NormscopeError, UsageError
+from normscope.probes import (
+    Attachment,
+    LossFn,
+    Recorder,
+    RecordSink,
+    Sink,
+    SinkWarning,
+    Wanted,
+    default_probes,
+)
+from normscope.records import Finding, Store
+from normscope.report import check_json, save
+from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
-    import polars
     from torch.amp import GradScaler
     from torch.nn import Module
     from torch.optim import Optimizer
-
-_PERCENTILES = ("p15", "p50", "p85")
-_GRID_POINT = re.compile(r"@s=|@.*=\d")  # one point of a probe's grid: drawn as part of a range, not by itself
-_SPREAD_FOR_LOG = 30.0
 
 
 class Scope(Recorder):
@@ -64,20 +71,28 @@ class Scope(Recorder):
         model: Any module, also compiled or wrapped for data-parallel training.
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
             by probes and rules that evaluate the loss again; it must reach the parameters through ``model``, which it
-            gets without its wrappers.
+            gets without its wrappers. Without it those probes and rules are not read, and ``not_read`` says so.
         optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
             ``.grad`` when the step ends, and probes that need a learning rate must be given one.
-        probes: Probes, or their codes.
+        probes: A code (``"gradient_flow"``), a question (``"gradient"``, ``"smoothness"``, ``"shift"``,
+            ``"statistics"``, ``"sharpness"``), ``"all"``, a class, a probe, or several of these. By default a cheap set
+            about gradients and statistics that evaluates no loss.
         rules: Rules to run while training: ``"all"``, a code, a name or a beginning (``"NS1"``), or several of them.
         every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
             ``append``, ``flush`` and ``frame``.
-        cell: Name under which the records are filed.
+        cell: Name under which the records are filed. A further run into the same folder is filed under ``CELL.run2``.
         scaler: The gradient scaler of a mixed-precision loop. Needs ``optimizer``.
+        also: Modules, optimizers, tensors and other objects beside the model that evaluating the loss changes, and
+            that are put back after it.
+        start: Number of the first step, where a training is taken up again; ``"continue"`` takes up the last run in the
+            folder after its last recorded step.
+        sinks: Further places where records, findings and the page go: ``normscope.integrations`` has some.
 
     Raises:
         UsageError: A code names no probe, or fits no rule or only rules that cannot run while training; ``every`` is
-            below 1, ``model`` is no module, ``optimizer`` is no optimizer, or a scaler comes without optimizer.
+            below 1, ``model`` is no module or a scripted one, ``loss_fn`` cannot be called, ``optimizer`` is no
+            optimizer, ``start`` is no step, ``cell`` is no name, or a scaler comes without optimizer.
         StoreError: ``record_to`` is a folder that cannot be written or holds another run.
 
     Example:
@@ -94,30 +109,65 @@ class Scope(Recorder):
     def __init__(
         self,
         model: "Module",
-        loss_fn: LossFn,
+        loss_fn: LossFn | None = None,
         optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
-        probes: Sequence[AbstractProbe | str] = (),
+        probes: Wanted | None = None,
         *,
         rules: str | Sequence[str] | None = None,
         every: int = 50,
         record_to: "str | PathLike[str] | RecordSink | None" = None,
         cell: str = "scope",
         scaler: "GradScaler | None" = None,
+        also: Sequence[Any] = (),
+        start: int | str = 0,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         self._watch: checking.Watch | None = None
-        if rules is not None:  # refused before a run folder is made
-            self._watch = checking.Watch(model, loss_fn, optimizer, rules, every=every, scaler=scaler)
+        self._attachment: Attachment | None = None
+        if rules is not None and isinstance(model, torch.nn.Module):  # refused before a run folder is made
+            self._watch = checking.Watch(
+                model, loss_fn, optimizer, rules, every=every, scaler=scaler, also=also, on_finding=self._tell
+            )
         super().__init__(
             model,
             loss_fn,
             optimizer,
-            probes,
+            default_probes() if probes is None else probes,
             every=every,
             record_to=record_to,
             cell=cell,
             scaler=scaler,
+            also=also,
+            start=start,
+            sinks=sinks,
             observers=[] if self._watch is None else [self._watch],
         )
+
+    def attach(self) -> "Scope":
+        """Follow the loop by hooks of the optimizers and of the model, as ``normscope.watch`` does; return the scope.
+
+        Raises:
+            UsageError: The scope is attached already.
+        """
+        if self._attachment is not None:
+            raise UsageError("the scope is attached already")
+        self._attachment = Attachment(self)
+        return self
+
+    def detach(self) -> None:
+        """Remove the hooks by which the scope follows the loop, if it is attached."""
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
+    @property
+    def not_read(self) -> dict[str, str]:
+        """Codes of the probes and rules that have read nothing so far, each with the reason in words."""
+        return super().not_read | ({} if self._watch is None else dict(self.findings().not_run))
+
+    def _tell(self, finding: Finding) -> None:
+        for delivery in self.deliveries:
+            delivery.finding(finding)
 
     def findings(self) -> checking.Findings:
         """Return what the rules have found so far, worst first, as ``normscope.check`` does.
@@ -143,153 +193,136 @@ class Scope(Recorder):
             The path written.
 
         Raises:
-            UsageError: Nothing was recorded yet, and no rule has run.
+            UsageError: Nothing was recorded yet, and no rule has run; or the path is not that of an HTML file.
             StoreError: The path cannot be written.
         """
+        if Path(path).suffix.lower() not in ("", ".html", ".htm"):
+            raise UsageError(f"the page is an HTML file: give a path that ends in .html, not {str(path)!r}")
+        return seen.write(path, self._seen())
+
+    def summary(self) -> str:
+        """Return as plain text what stands out so far, with the names of layers, and what was not read."""
+        return seen.summary_of(self._seen())
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook."""
+        return seen.html_of(self._seen())
+
+    def _seen(self) -> seen.Seen:
         frame = self.records()
-        sections = [] if self._watch is None or not self.index else [_findings_section(self.findings(), self.index)]
-        if frame.is_empty() and not sections:
-            raise UsageError("nothing was recorded yet: run at least one `with scope.step(batch)` that is due")
-        if not frame.is_empty():
-            sections += sections_of(frame, self.probes)
-        what = "the probes" if self._watch is None else "probes and rules" if self.probes else "the rules"
-        return write(
-            Path(path),
-            title=f"What {what} saw: {type(self.model).__name__}",
-            sections=sections,
-            provenance=provenance.collect(),
-            lede=f"{counted(frame.height, 'record')} of {counted(self.index, 'training step')}."
-            + ("" if self._watch is None else f" {counted(len(self.findings()), 'finding')}."),
+        own = frame.filter(frame["cell"] == self.cell)  # the folder may hold other runs: `normscope report` shows them
+        return seen.in_memory(own, [self._seen_cell()], self.sink.path if isinstance(self.sink, Store) else None)
+
+    def _seen_cell(self) -> seen.CellFacts:
+        return seen.facts_of(
+            self.cell,
+            self.model,
+            self.index,
+            None if self._watch is None else self._watch.findings(),
+            super().not_read,
+        )
+
+    def __repr__(self) -> str:
+        probes = ", ".join(probe.CODE for probe in self.probes) or "no probes"
+        where = f", records in {self.sink.path}" if isinstance(self.sink, Store) else ""
+        state = "attached" if self._attachment is not None else "not attached"
+        return (
+            f"<Scope on {type(self.model).__name__}, {state}: {self.index} steps, every {self.every}: {probes}{where}>"
         )
 
     def close(self) -> None:
-        """Write out pending records, and the findings of the rules as JSON into the run folder.
+        """Write out what is pending, and hand the page to the sinks.
 
-        The file is ``findings-CELL.json``, in the form of ``normscope check --format json``. The scope can be used
-        again.
-
-        Raises:
-            StoreError: The folder cannot be written.
+        Pending records go into the run folder, and with rules their findings, as ``findings-CELL.json`` in the form of
+        ``normscope check --format json``. What could not be written is told by a ``SinkWarning``; nothing is raised.
+        The scope can be used again.
         """
-        super().close()
-        if self._watch is not None and isinstance(self.sink, Store):
-            save(self.sink.path / f"findings-{self.cell}.json", check_json(_checked(self.findings(), self.model)))
+        with tempfile.TemporaryDirectory(prefix="normscope-") as folder:
+            page = None
+            if self.sinks:
+                with contextlib.suppress(NormscopeError):  # nothing was recorded
+                    page = self.report(Path(folder) / f"{self.cell}.html")
+            self.deliver(page)
+        if isinstance(self.sink, Store):
+            try:
+                self._seen_cell().save(self.sink.path)
+                if self._watch is not None:
+                    found = seen.checked(self.findings(), type(self.model).__name__)
+                    save(self.sink.path / f"findings-{self.cell}.json", check_json(found))
+            except NormscopeError as error:
+                warn_user(f"what the rules found was not written: {error}", SinkWarning)
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+        self.close()
 
 
-def _checked(findings: checking.Findings, model: Any) -> Checked:
-    notes = [f"{code} was not run: {why}" for code, why in findings.not_run]
-    return Checked(
-        target=f"{type(model).__name__}, while training",
-        findings=findings.found,
-        ignored=findings.ignored,
-        rules=[
-            RuleNote(rule.CODE, rule.SLUG, rule.title(), rule.SEVERITY, rule.SAFE)
-            for rule in rules.all()
-            if rule.CODE in findings.rules
-        ],
-        failed=findings.unmeasured,
-        notes=notes,
-    )
+def watch(
+    model: "Module",
+    optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
+    loss_fn: LossFn | None = None,
+    *,
+    probes: Wanted | None = None,
+    rules: str | Sequence[str] | None = None,
+    every: int = 50,
+    record_to: "str | PathLike[str] | RecordSink | None" = None,
+    cell: str = "scope",
+    scaler: "GradScaler | None" = None,
+    also: Sequence[Any] = (),
+    start: int | str = 0,
+    sinks: Sequence[Sink] = (),
+) -> Scope:
+    """Watch a training loop in one line; the loop stays as it is, also if it is a trainer's.
 
-
-def _findings_section(findings: checking.Findings, steps: int) -> Section:
-    """Return the findings of the rules as a section."""
-    tables = [
-        Table(
-            "Findings",
-            ("code", "severity", "what", "where", "measured", "first step", "last step"),
-            tuple(_row(finding) for finding in findings),
-            caption="Each cause once; `normscope explain CODE` has the page of a rule.",
-        )
-    ]
-    left = [*findings.not_run, *findings.unmeasured]
-    left += [
-        (ignored.code, f"ignored at {', '.join(ignored.places)}: {reason}") for ignored, reason in findings.ignored
-    ]
-    if left:
-        tables.append(Table("Not judged", ("code", "why"), tuple(left)))
-    words = counted(len(findings), "finding") if len(findings) else "nothing was found"
-    return Section(
-        slug="rules",
-        title="What the rules found while training",
-        claim=f"Defects of normalization, by {counted(len(findings.rules), 'rule')} over "
-        f"{counted(steps, 'training step')}: {words}.",
-        page={},
-        verdicts=(),
-        tables=tuple(table for table in tables if table.rows),
-        kind="check",
-    )
-
-
-def _row(finding: Any) -> tuple[Any, ...]:
-    shown = ", ".join(finding.places[:4]) + (f" and {len(finding.places) - 4} more" if len(finding.places) > 4 else "")
-    steps = (int(finding.details["first_step"]), int(finding.details["last_step"]))
-    return finding.code, finding.severity.value, finding.message, shown or "the whole model", finding.measured, *steps
-
-
-def sections_of(frame: "polars.DataFrame", probes: Sequence[AbstractProbe]) -> list[Section]:
-    """Make one section a probe, in the order in which the scope holds them.
+    A step begins at the first forward pass that records gradients after the last update, and ends when the optimizer
+    has stepped: every optimizer that was given, or one of them for the second time. Forward passes that record no
+    gradients, and those of a model in eval mode once it has trained in train mode, are passed over. Batches that the
+    optimizer accumulates are taken one by one.
 
     Args:
-        frame: A scope's records.
-        probes: Its probes; one without records is passed over.
+        model: As of ``Scope``.
+        optimizer: The optimizer or optimizers, also wrapped as Accelerate and Lightning wrap theirs. Without, each
+            optimizer that makes an update and holds parameters of the model is taken up.
+        loss_fn: ``loss_fn(model, batch) -> scalar``, for the costly probes; they are not read without it. The batch is
+            what the model's own forward was called with: its one argument, the mapping of its keywords, or the tuple of
+            its arguments.
+        probes: As of ``Scope``. By default a cheap set about gradients and statistics.
+        rules: As of ``Scope``.
+        every: As of ``Scope``.
+        record_to: As of ``Scope``.
+        cell: As of ``Scope``.
+        scaler: As of ``Scope``.
+        also: As of ``Scope``.
+        start: As of ``Scope``.
+        sinks: As of ``Scope``.
+
+    Returns:
+        The scope, attached. ``scope.detach()`` takes its hooks off; used as a context it is detached and closed at the
+        end of the block.
+
+    Raises:
+        UsageError: As of ``Scope``.
+        StoreError: As of ``Scope``.
+
+    Example:
+        >>> scope = ns.watch(model, optimizer)
+        >>> for x, y in loader:
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(model(x), y).backward()
+        ...     optimizer.step()
+        >>> print(scope.summary())
     """
-    import polars as pl
-
-    frame = frame.with_columns(pl.col("cell").alias("arm"), pl.lit(0).alias("seed"))
-    found = []
-    for kind in dict.fromkeys(type(probe) for probe in probes):
-        records = frame.filter(pl.col("probe") == kind.CODE)
-        if records.is_empty():
-            continue
-        page = kind.page()
-        found.append(
-            Section(
-                slug=kind.CODE.replace("_", "-"),
-                title=kind.title(),
-                claim=page["Measures"],
-                page={heading: text for heading, text in page.items() if heading != "Measures"},
-                verdicts=(),
-                figures=tuple(_figures(records)),
-                kind="probe",
-            )
-        )
-    return found
-
-
-def _figures(records: "polars.DataFrame") -> Iterator[Figure]:
-    import polars as pl
-
-    names = records["name"].unique(maintain_order=True).to_list()
-    probe = records["probe"][0]
-    rest = [name for name in names if not _GRID_POINT.search(name)]
-    if set(_PERCENTILES) <= set(names):
-        yield plots.percentiles(records, title="15th, 50th and 85th percentile in the last layer", slug=f"{probe}-last")
-        rest = [name for name in rest if name not in _PERCENTILES]
-    ranges = {name.partition("@")[0][: -len("_min")] for name in rest if name.partition("@")[0].endswith("_min")}
-    for stem in sorted(ranges):
-        low, high = f"{stem}_min", f"{stem}_max"
-        yield plots.landscape_band(
-            records, title=f"Range of the {stem} along the line", low=low, high=high, slug=f"{probe}-{stem}"
-        )
-        rest = [name for name in rest if name.partition("@")[0] not in (low, high)]
-    several_steps = records["step"].n_unique() > 1
-    for name in rest:
-        rows = records.filter(pl.col("name") == name)
-        slug, title = f"{probe}-{name}", plots.readable(name)
-        if rows["site"].n_unique() == 1:
-            yield plots.curves(rows, y=name, title=title, slug=slug, log=_wide(rows))
-            continue
-        if several_steps:
-            yield plots.heatmap(rows, y=name, title=f"{title}, by layer and step", slug=f"{slug}-map", log=_wide(rows))
-        yield plots.by_depth(rows, y=name, title=f"{title}, by layer", slug=slug, log=_wide(rows))
-
-
-def _wide(rows: "polars.DataFrame") -> bool:
-    """Return whether the values are positive and span more than an axis of equal steps can show."""
-    values = rows["value"].drop_nans()
-    values = values.filter(values.is_finite())
-    if values.is_empty():
-        return False
-    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
-    return low > 0 and high / low > _SPREAD_FOR_LOG
+    return Scope(
+        model,
+        loss_fn,
+        optimizer,
+        probes,
+        rules=rules,
+        every=every,
+        record_to=record_to,
+        cell=cell,
+        scaler=scaler,
+        also=also,
+        start=start,
+        sinks=sinks,
+    ).attach()

@@ -106,14 +106,15 @@ def test_wholly_frozen_models_are_reported_not_fatal():
     scope = Recorder(model, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
     (batch,) = nets.batches("mlp", 1)
     with pytest.warns(ProbeWarning, match="depends on no trainable parameter"), scope.step(batch):
-        pass
+        nets.loss_fn(model, batch)
 
 
 def test_a_loss_that_is_not_scalar_is_named():
     model = nets.make("mlp")
     scope = Recorder(model, lambda m, b: m(b[0]), None, [probes.LandscapeAlongGradient(lr=0.1)], every=1)
-    with pytest.warns(ProbeWarning, match="must return a scalar"), scope.step(next(nets.batches("mlp", 1))):
-        pass
+    batch = next(nets.batches("mlp", 1))
+    with pytest.warns(ProbeWarning, match="must return a scalar"), scope.step(batch):
+        nets.loss_fn(model, batch).backward()
 
 
 def test_the_mode_of_the_users_forward_pass_is_replayed():
@@ -169,7 +170,7 @@ def test_misuse_is_refused_in_one_line():
         (lambda: Recorder(model, nets.loss_fn, every=0), "every=0"),
         (lambda: Recorder(nets.loss_fn, model), "torch.nn.Module"),
         (lambda: Recorder(model, nets.loss_fn, [model]), "torch optimizer"),
-        (lambda: Recorder(model, nets.loss_fn, probes=[3]), "a probe or its code"),
+        (lambda: Recorder(model, nets.loss_fn, probes=[3]), "a probe, its code"),
         (lambda: probes.CovariateShift(parameters="bias"), "'weight' or 'all'"),
         (lambda: probes.CovariateShift(method="fast"), "auto, prefix, general"),
         (lambda: probes.LandscapeAlongGradient(matchings=["same"]), "no matching 'same'"),

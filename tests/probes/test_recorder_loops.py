@@ -69,8 +69,9 @@ def test_shares_weigh_the_micro_batches_and_are_refused_outside_a_step():
     model, (batch,) = nets.make("mlp").eval(), nets.batches("mlp", 1)
     scope = Recorder(model, nets.loss_fn, None, [probes.LandscapeAlongGradient(lr=0.1, curvature=False)], every=1)
     with scope.step(None):
-        scope.micro_batch(batch, 0.25)
-        scope.micro_batch(batch, 0.5)
+        for share in (0.25, 0.5):
+            scope.micro_batch(batch, share)
+            (share * nets.loss_fn(model, batch)).backward()
     found = {r.name: r.value for r in scope.drain()}
     assert found["loss"] == pytest.approx(0.75 * nets.loss_fn(model, batch).item(), rel=1e-6)
     with pytest.raises(UsageError, match="belongs inside"):

@@ -12,7 +12,7 @@ import pytest
 
 from kit import cell_writer
 from kit.cell_writer import CONFIG, ROWS, cell_of, records_of
-from normscope.records import Store, files as _files, store as store_module
+from normscope.records import Store, _table, files as _files
 
 WRITER = cell_writer.__file__
 
@@ -34,7 +34,7 @@ def crash_at(patch: pytest.MonkeyPatch, moment: int) -> None:
         return run
 
     # white box: the places where a process can die between two writes
-    patch.setattr(store_module, "_write_parquet", dying(torn(store_module._write_parquet)))
+    patch.setattr(_table, "write", dying(torn(_table.write)))
     # white box: a step that a process can die in, likewise
     patch.setattr(_files, "_put", dying(_files._put))
     patch.setattr(_files, "sync", dying(_files.sync))

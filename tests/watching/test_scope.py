@@ -94,8 +94,8 @@ def test_a_scope_has_no_attribute_that_only_it_hands_to_the_recorder():
         def __init__(self):
             self.heard = []
 
-        def begin(self, index, batch):
-            self.heard.append(("begin", index, batch))
+        def begin(self, index, batches):
+            self.heard.append(("begin", index, batches))
 
         def micro_batch(self, batch):
             self.heard.append(("micro", batch))
@@ -115,9 +115,9 @@ def test_a_scope_has_no_attribute_that_only_it_hands_to_the_recorder():
     with recorder.step("d"):  # the step that failed does not count
         pass
     assert listening.heard == [
-        ("begin", 0, "a"), ("micro", "b"), ("end", type(None)), ("read",),
-        ("begin", 1, "c"), ("end", KeyError),
-        ("begin", 1, "d"), ("end", type(None)), ("read",),
+        ("begin", 0, ["a"]), ("micro", "b"), ("end", type(None)), ("read",),
+        ("begin", 1, ["c"]), ("end", KeyError),
+        ("begin", 1, ["d"]), ("end", type(None)), ("read",),
     ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ from normscope.evidence.listening import Listener, Training
 from normscope.evidence.sandbox import sandbox
 from normscope.modules.batches import finite, tensors
 from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.reach import left_words
 from normscope.modules.tree import walk
-from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_of_many, unwrap
+from normscope.modules.wrapped import eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes import GradientFlow, PassConditions, Recorder, Saturation, optimizers_of
 from normscope.records import Finding
 from normscope.rules import AbstractRule
-from normscope.usercode import users_code
+from normscope.usercode import users_code, warn_user
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -40,6 +41,7 @@ _MISSING = {
     "replicas": "compares processes, which exchange nothing in a scope: normscope.check in all of them",
 }
 _COMPILED = "judges the loop's own calls of the norms, which cannot be heard in a compiled model"
+_NO_LOSS = "runs passes of its own over the batches, and the scope was given no loss_fn(model, batch)"
 _WAITING = "synchronised norms of several processes: a pass of one process alone would wait for the others"
 
 
@@ -61,11 +63,13 @@ class Watch:
 
     Args:
         model: The model, in its wrappers.
-        loss_fn: The loss that the loop trains on.
+        loss_fn: The loss that the loop trains on. Without it rules that need passes of their own are not run.
         optimizer: The optimizer or optimizers of the loop.
         select: Codes, names or beginnings of codes; ``"all"`` for every rule.
         every: Rules judge at steps 0, every, 2 * every, ...
         scaler: The gradient scaler of the loop.
+        also: What else the loss changes, to be put back after passes of the rules' own.
+        on_finding: Called with each new finding.
 
     Raises:
         UsageError: A code fits no rule, or no rule that it fits can run while training.
@@ -74,14 +78,18 @@ class Watch:
     def __init__(
         self,
         model: Module,
-        loss_fn: LossFn,
+        loss_fn: LossFn | None,
         optimizer: Optimizer | Sequence[Optimizer] | None,
         select: str | Sequence[str],
         *,
         every: int,
         scaler: "GradScaler | None" = None,
+        also: Sequence[Any] = (),
+        on_finding: Callable[[Finding], None] | None = None,
     ) -> None:
-        self._wrapped, self._loss_fn, self._every = model, loss_fn, every
+        self._wrapped, self._loss_fn, self._every = model, loss_fn or _no_loss, every
+        self._no_loss = "" if loss_fn is not None else _NO_LOSS
+        self._also, self._on_finding = tuple(also), on_finding
         self._optimizers = optimizers_of(optimizer)
         self._rules, self._not_run = _runnable(chosen(_prefixes(select)))
         self._flow: Recorder | None = None
@@ -107,17 +115,17 @@ class Watch:
 
     # -- around the user's step ---------------------------------------------------------------------------------------
 
-    def begin(self, index: int, batch: Any) -> None:
+    def begin(self, index: int, batches: list[Any]) -> None:
         """Listen to the step if it is due or among the three before a due one."""
-        self._forget_step(index, [batch])
+        self._forget_step(index, list(batches))
         if self._off or -index % self._every >= _WINDOW:
             return
         try:
-            self._attach(batch)
+            self._attach()
         except Exception as error:
             self._error = error
 
-    def _attach(self, batch: Any) -> None:
+    def _attach(self) -> None:
         model = self._model = unwrap(self._wrapped)
         self._compiled = is_compiled(self._wrapped)
         self._heard = Training()
@@ -127,11 +135,12 @@ class Watch:
             attached.callback(listener.detach)
             listener.attach()
         if self._is_due():
-            if calls_eagerly(self._wrapped):
-                attached.callback(self._wrapped.register_forward_pre_hook(self._note_conditions).remove)
+            devices = {parameter.device.type for parameter in model.parameters()}
+            self._conditions = PassConditions([module for _, module in walk(model)], devices)
+            self._conditions.listen(self._wrapped, lambda handle: attached.callback(handle.remove))
             if self._flow is not None:
                 self._flow.index = 0
-                attached.enter_context(self._flow.step(batch))
+                attached.enter_context(self._flow.step(None))  # its probes evaluate no loss
 
     def _is_due(self) -> bool:
         return self._index % self._every == 0
@@ -139,20 +148,10 @@ class Watch:
     def _note_error(self, error: Exception) -> None:
         self._error = self._error or error
 
-    def _note_conditions(self, *_: Any) -> None:
-        if self._conditions is None:
-            devices = {parameter.device.type for parameter in self._model.parameters()}
-            self._conditions = PassConditions([module for _, module in walk(self._model)], devices)
-
     def micro_batch(self, batch: Any) -> None:
         """Take the next of several batches; the batch that the step was given is then not used."""
         self._pending = [*self._pending, batch] if self._accumulates else [batch]
         self._accumulates = True
-        if self._flow is not None and self._heard is not None and self._is_due():
-            try:
-                self._flow.micro_batch(batch)
-            except Exception as error:
-                self._note_error(error)
 
     def end(self, error: BaseException | None) -> None:
         """Remove the hooks, and keep what was heard if the step went well."""
@@ -214,12 +213,14 @@ class Watch:
                 RuleWarning, f"{_listed(codes)} failed at step {self._index}, switched off; training goes on: {why}"
             )
         for finding in fresh:
+            if self._on_finding is not None:
+                self._on_finding(finding)
             at = f", at {_listed(finding.places)}" if any(finding.places) else ""
             self._warn(FindingWarning, f"{finding.code} {finding.slug} at step {self._index}: {finding.message}{at}")
 
     @staticmethod
     def _warn(kind: type[Warning], text: str) -> None:
-        warnings.warn(text, kind, stacklevel=4)  # the line of the user's with statement
+        warn_user(text, kind)
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
@@ -227,8 +228,11 @@ class Watch:
         """Run the rules; return the findings of new causes, and the codes of rules that raised by their error."""
         fresh: list[Finding] = []
         failed: dict[str, list[str]] = {}
+        if self._compiled and self._no_loss:  # such a model is looked at in eager passes alone
+            self._not_run |= {rule.CODE: self._no_loss for rule in self._rules}
+            return fresh, failed
         waiting = rank_of_many() is not None and any(_waits(module) for module in self._model.modules())
-        why_not = _WAITING if waiting else ""
+        why_not = self._no_loss or (_WAITING if waiting else "")
         case = Case(self._model, self._loss_fn, RecentBatches(self._batches, why_not))
         if self._optimizers:
             case.optimizer = ParameterGroups(self._optimizers)  # type: ignore[assignment]
@@ -239,7 +243,7 @@ class Watch:
                 batches=len(self._batches),
                 training=self._training(case),
                 sizes=self._sizes,
-                no_flow=why_not,
+                no_flow=_WAITING if waiting else "",
             )
             for rule in self._rules:
                 if self._compiled and "loop" in rule.NEEDS:
@@ -263,6 +267,7 @@ class Watch:
     def _apart(self, case: Case) -> Iterator[None]:
         """Have the model compute as in the user's own pass, on buffers of its own and without the user's hooks."""
         with ExitStack() as stack:
+            case.reach.open = True  # what is left changed ends the rules, below, and needs no warning
             stack.enter_context(sandbox(case))
             stack.enter_context(no_global_hooks())
             stack.enter_context(eagerly(self._compiled))
@@ -277,6 +282,10 @@ class Watch:
                 stack.enter_context(self._conditions.autocasting())
             stack.enter_context(torch.enable_grad())
             yield
+        if case.reach.left:
+            raise UsageError(
+                f"the rules' passes have changed what could not be put back: {left_words(case.reach.left)}"
+            )
 
     def _training(self, case: Case) -> Training:
         """Return the last steps as one training; for a compiled model, eager passes over their batches."""
@@ -309,6 +318,10 @@ class Watch:
             unmeasured=tuple(sorted(self._unmeasured.items())),
             not_run=tuple(sorted(self._not_run.items())),
         )
+
+
+def _no_loss(_model: Any, _batch: Any) -> Any:
+    raise NotShownError(_NO_LOSS)
 
 
 def _prefixes(select: str | Sequence[str]) -> list[str] | None:

@@ -11,7 +11,7 @@ import typer
 
 from normscope import __version__
 from normscope._errors import NormscopeError
-from normscope.cli import bench, check, demo, explain, report, study
+from normscope.cli import bench, check, demo, explain, report, study, watch
 
 _USAGE: Any = typer.BadParameter.__bases__[0]  # the parser raises it for words that do not fit
 
@@ -29,6 +29,7 @@ app.add_typer(bench.app, name="bench")
 app.command("demo", epilog="Example:  normscope demo --out runs/demo")(demo.demo)
 app.command("check", epilog="Example:  normscope check train.py:make_case --select NS1 --format sarif")(check.check)
 app.command("report", epilog="Example:  normscope report runs/demo --open")(report.report)
+app.command("watch", epilog="Example:  normscope watch runs/mine --open")(watch.watch)
 app.command("explain", epilog="Example:  normscope explain noisy-batchnorm")(explain.explain)
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
-from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import DataError, UsageError
+from normscope.modules.reach import Reach, scripted_in
 
 LossFn = Callable[[Any, Any], Tensor]
 TrainStep = Callable[[Module, Any], Any]
@@ -35,6 +35,11 @@ class Case:
         replicas: The model as other processes of the same training have it, if they are at hand: loaded from the
             checkpoint of each, say. Not needed where the model is ``DistributedDataParallel`` and all processes check.
         ignore: Codes (or their beginnings) that are not to be reported, each with the reason.
+        also: What else ``loss_fn`` or ``step`` change. Modules, optimizers, tensors, containers and objects that their
+            code names are found without being given.
+
+    Attributes:
+        reach: What ``loss_fn`` and ``step`` reach beside the model.
 
     Raises:
         UsageError: Something is not of its kind; a reason is empty; the loader is an iterator, which can be read once.
@@ -54,12 +59,14 @@ class Case:
         exported: Any = None,
         replicas: Sequence[Module] = (),
         ignore: Mapping[str, str] | None = None,
+        also: Sequence[Any] = (),
     ) -> None:
         if not isinstance(model, Module):
             raise UsageError(f"Case: model must be a torch.nn.Module, not {type(model).__name__}")
-        if isinstance(model, ScriptModule):
+        if (scripted := scripted_in(model)) is not None:
             raise UsageError(
-                "Case: model is scripted or traced and cannot be looked into: give the module it is made of"
+                f"Case: {scripted or 'model'} is scripted or traced and cannot be looked into: give the module it is "
+                "made of"
             )
         if not callable(loss_fn):
             raise UsageError("Case: loss_fn must be a function loss_fn(model, batch) that returns a scalar")
@@ -79,6 +86,7 @@ class Case:
         self.model, self.loss_fn, self.loader = model, loss_fn, loader
         self.optimizer, self.eval_loader, self.step = optimizer, eval_loader, step
         self.averaged, self.exported, self.replicas = averaged, exported, tuple(replicas)
+        self.also, self.reach = tuple(also), Reach({"loss_fn": loss_fn, "step": step}, also)
         self.ignore = dict(ignore or {})
         for code, reason in self.ignore.items():
             _check_reason(code, reason)

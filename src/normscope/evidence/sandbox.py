@@ -1,5 +1,6 @@
 """Do as the user's loop does, and leave nothing of it behind."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,18 +11,42 @@ from torch import Generator
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.modules.batches import tensors
+from normscope.modules.reach import left_words
 from normscope.modules.state import traceless
 from normscope.modules.wrapped import eagerly, is_compiled
 from normscope.usercode import users_code
+
+
+class TraceWarning(UserWarning):
+    """Something that the user's functions change could not be put back."""
 
 
 @contextmanager
 def sandbox(case: Case) -> Iterator[None]:
     """Undo at the end, however it ends, whatever happens to models, optimizer, loaders' streams and random streams.
 
+    So is what ``loss_fn`` and ``step`` reach beside them, and every module that runs. What could not be put back is
+    named in one ``TraceWarning``, when the outermost sandbox of a case ends.
+
     Raises:
-        UsageError: A parameter lies on the meta device, and so has no value, or is lazy, and so has no shape.
+        UsageError: A parameter lies on the meta device, and so has no value, or is lazy, and so has no shape; or the
+            functions take from an iterator.
     """
+    case.reach.set_functions({"loss_fn": case.loss_fn, "step": case.step})
+    told = len(case.reach.left)
+    outermost, case.reach.open = not case.reach.open, True
+    try:
+        with _undone(case):
+            yield
+    finally:
+        if outermost:
+            case.reach.open = False
+            if left := case.reach.left[told:]:
+                warnings.warn(f"the check has changed what it could not put back: {left_words(left)}", TraceWarning, 3)
+
+
+@contextmanager
+def _undone(case: Case) -> Iterator[None]:
     models = [model for model in (case.model, case.averaged) if model is not None]
     for model in models:
         named = (*model.named_parameters(), *model.named_buffers())
@@ -32,7 +57,7 @@ def sandbox(case: Case) -> Iterator[None]:
     with (
         torch.set_grad_enabled(torch.is_grad_enabled()),  # both modes are put back at the end, too
         torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
-        traceless(*models, optimizers=optimizers, generators=_streams(case)),
+        traceless(*models, optimizers=optimizers, generators=_streams(case), reach=case.reach),
         # Hooks would have compiled modules compiled anew, and not be called by those that are not.
         eagerly(any(map(is_compiled, models))),
     ):

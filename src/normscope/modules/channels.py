@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normscope.modules.shards import is_distributed, local, summed_over_shards
+
 _CACHE = 1 << 20  # bytes of a tensor that are read at a time where it is read more than once
 _FAR = 1e3  # square of mean over standard deviation from which on squares are taken about the mean
 
@@ -148,23 +150,35 @@ def unit_products(weight: Tensor, gradient: Tensor) -> "Tensor | np.ndarray[Any,
 
 
 def change_products(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[list[float]]:
-    """Return of each change the squared length, its inner product with the value before, and that value's square."""
-    if all(tensor.device.type == "cpu" for tensor in before):
+    """Return of each change the squared length, its inner product with the value before, and that value's square.
+
+    Of tensors that lie on several processes: of the whole ones; then each process must call it with the same tensors.
+    """
+    own, now = [local(tensor) for tensor in before], [local(tensor) for tensor in after]
+    if all(tensor.device.type == "cpu" for tensor in own):
         with np.errstate(all="ignore"):
-            return [_change_products(old, new) for old, new in zip(before, after, strict=True)]
-    found = []
-    for old, new in zip(before, after, strict=True):
-        wide = torch.float64 if old.dtype == torch.float64 else torch.float32
-        value = old.to(wide).reshape(-1)
-        moved = new.to(wide).reshape(-1) - value
-        found.append(torch.stack([torch.dot(moved, moved), torch.dot(moved, value), torch.dot(value, value)]))
-    return [sums.tolist() for sums in to_host(found)]
+            found = [_change_products(old, new) for old, new in zip(own, now, strict=True)]
+    else:
+        found = [sums.tolist() for sums in to_host([_products_away(*pair) for pair in zip(own, now, strict=True)])]
+    if not any(map(is_distributed, before)):
+        return found
+    return [
+        list(sums)
+        for sums in zip(*(summed_over_shards(part, before) for part in zip(*found, strict=True)), strict=True)
+    ]
 
 
 def _change_products(old: Tensor, new: Tensor) -> list[float]:
     value = _plain(old).numpy().ravel()
     moved = _plain(new).numpy().ravel() - value
     return [float(moved.dot(moved)), float(moved.dot(value)), float(value.dot(value))]
+
+
+def _products_away(old: Tensor, new: Tensor) -> Tensor:
+    wide = torch.float64 if old.dtype == torch.float64 else torch.float32
+    value = old.to(wide).reshape(-1)
+    moved = new.to(wide).reshape(-1) - value
+    return torch.stack([torch.dot(moved, moved), torch.dot(moved, value), torch.dot(value, value)])
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:

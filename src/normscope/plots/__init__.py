@@ -5,6 +5,7 @@ ignored). Altair is imported when a figure is drawn, not here.
 """
 
 from normscope.plots._figure import Figure as Figure, Table as Table
+from normscope.plots._frames import natural_key as natural_key
 from normscope.plots._names import readable as readable
 from normscope.plots._theme import PALETTE as PALETTE, theme as theme
 from normscope.plots._words import (
@@ -14,6 +15,7 @@ from normscope.plots._words import (
     outcome_icon as outcome_icon,
 )
 from normscope.plots.by_depth import by_depth as by_depth
+from normscope.plots.by_layer import by_layer as by_layer
 from normscope.plots.curves import curves as curves
 from normscope.plots.forest import forest as forest
 from normscope.plots.heatmap import heatmap as heatmap

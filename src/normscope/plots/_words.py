@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 from normscope.records import Estimate, Outcome
+from normscope.records.numbers import UNBOUNDED as UNBOUNDED, UNMEASURED as UNMEASURED, decimals_for, number as number
 
 _ICONS = {
     Outcome.HOLDS: "✓",
@@ -15,8 +16,6 @@ _ICONS = {
     Outcome.FALSE: "✕",
 }
 _HUNDREDTHS = ("points", "%")  # units that are hundredths of the number
-UNBOUNDED = "no bound"
-UNMEASURED = "not measured"
 
 
 def outcome_icon(outcome: Outcome) -> str:
@@ -32,32 +31,6 @@ def natural(value: float, scale: str) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-def number(value: float, decimals: int | None = None) -> str:
-    """Write a number for reading.
-
-    Args:
-        value: Any float.
-        decimals: Digits after the point; None keeps three significant ones.
-
-    Returns:
-        Fixed notation between 1e-3 and 1e5, else powers of ten; a true minus sign; ``no bound`` for infinities.
-    """
-    if math.isnan(value):
-        return UNMEASURED
-    if math.isinf(value):
-        return UNBOUNDED
-    size = abs(value)
-    if size and not 1e-3 <= size < 1e5:
-        text = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-    elif decimals is None:
-        text = f"{value:.{_leading(size, 3)}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    else:
-        text = f"{value:.{decimals}f}"
-        text = text.lstrip("-") if float(text) == 0 else text
-    return text.replace("e-", "e−").replace("-", "−") if text.startswith("-") or "e-" in text else text
 
 
 def effect_words(
@@ -147,11 +120,6 @@ def scale_words(scale: str) -> str:
     }.get(scale, scale[:24])
 
 
-def _leading(size: float, digits: int) -> int:
-    """Return the decimals that show ``digits`` significant digits of a positive size."""
-    return max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
-
-
 def _point(value: float, decimals: int, more: int) -> str:
     """Write a point with up to ``more`` digits, without closing zeros beyond ``decimals``."""
     text = number(value, more)
@@ -167,9 +135,9 @@ def _decimals(point: float, low: float, high: float) -> int | None:
     width = max((abs(end - point) for end in ends), default=0.0) if math.isfinite(point) else 0.0
     if width <= 0:
         return None
-    by_width = _leading(width, 1)
+    by_width = decimals_for(width, 1)
     # Two digits of the point, but not where the interval is far wider than the point is large.
-    return min(6, by_width + 1, max(by_width, _leading(abs(point), 2))) if point else min(6, by_width)
+    return min(6, by_width + 1, max(by_width, decimals_for(abs(point), 2))) if point else min(6, by_width)
 
 
 def _clear_of(decimals: int | None, ends: tuple[float, float], margin: float | None) -> int | None:

@@ -68,7 +68,7 @@ def by_depth(
         axis=altair.Axis(title="Layer, from input to output", tickMinStep=1, format="d", tickCount=8),
         scale=altair.Scale(zero=False, nice=False),
     )
-    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else ())
+    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else (), legend=len(styles) > 1)
     if band != "none" and drawn.seeds > 1:
         lines.band(opacity=0.18)
     lines.line(width=2)
@@ -79,7 +79,9 @@ def by_depth(
     chart = lines.chart(data, list(panels.values()) if panelled else [], independent=not shared)
     subtitle = (y_title or readable(y)) + (", logarithmic axis" if log else "")
     layout = "facet" if panelled else "single"
-    spec = finished(chart, layout=layout, subtitle=subtitle, panels=len(at), legend=tuple(styles))
+    spec = finished(
+        chart, layout=layout, subtitle=subtitle, panels=len(at), legend=tuple(styles) if len(styles) > 1 else ()
+    )
     where = f"At step {at[0]:,}." if len(at) == 1 else ""
     told = joined(caption, where, band_words(drawn, center, band, log), *notes, *drawn.notes)
     return Figure(slug, title, told, alt or f"{title}. Lines over the layer's index for {', '.join(styles)}.", spec)

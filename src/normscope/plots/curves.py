@@ -77,7 +77,7 @@ def curves(
     table, styles = in_words(drawn, ("arm", "panel"), words, arms)
     x_ticks = _draw.log_ticks(drawn.frame, ["x"]) if log_x else None
     across = _draw.along(altair, "x", x_title, whole=x == "step", log=log_x, ticks=x_ticks)
-    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else ())
+    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else (), legend=len(styles) > 1)
     if band != "none" and drawn.seeds > 1:
         lines.band(opacity=0.2, clip=True)
     lines.line(width=2, faded=0.12, clip=True)
@@ -91,7 +91,9 @@ def curves(
     subtitle = y_title or ("" if several else readable(names[0]))
     subtitle = ", ".join(part for part in (subtitle, "logarithmic axis" if log else "") if part)
     layout = "facet" if panel else "single"
-    spec = finished(chart, layout=layout, subtitle=subtitle, panels=len(order), legend=tuple(styles))
+    spec = finished(
+        chart, layout=layout, subtitle=subtitle, panels=len(order), legend=tuple(styles) if len(styles) > 1 else ()
+    )
     told = joined(caption, band_words(drawn, center, band, log), *notes, *drawn.notes)
     described = alt or f"{title}. {subtitle or 'Lines'} against {x_title.lower()} for {', '.join(styles)}."
     return Figure(slug, title, told, described, spec)

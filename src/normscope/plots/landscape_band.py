@@ -80,7 +80,7 @@ def landscape_band(
     words = {m: f"Matched by {m.replace('-', ' ')}" for m in shown if m} | dict(labels or {})
     shown_table, styles = in_words(drawn, ("arm", "panel"), words, arms)
     across = _draw.along(altair, "x", "Optimizer step")
-    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else ())
+    lines = Lines(across, styles, log, _draw.log_ticks(drawn.frame) if log else (), legend=len(styles) > 1)
     lines.band(opacity=0.28, clip=True)
     lines.line("high", width=1.8, clip=True)
     if low is not None:
@@ -94,7 +94,9 @@ def landscape_band(
     if log:
         subtitle += ", logarithmic axis"
     layout = "facet" if panelled else "single"
-    spec = finished(chart, layout=layout, subtitle=subtitle, panels=len(shown), legend=tuple(styles))
+    spec = finished(
+        chart, layout=layout, subtitle=subtitle, panels=len(shown), legend=tuple(styles) if len(styles) > 1 else ()
+    )
     over = f"medians over {drawn.seeds} seeds" if drawn.seeds > 1 else "one seed"
     band = f"Band: from the lowest to the highest value met along the gradient; {over}."
     told = joined(caption, band, *notes, *drawn.notes)

@@ -1,16 +1,26 @@
 """Probes, one a file: instruments that attach to a training loop and leave no trace."""
 
-from normscope.probes._find import all as all, get as get
+from normscope.probes._attachment import Attachment as Attachment
+from normscope.probes._find import (
+    Wanted as Wanted,
+    all as all,
+    chosen_probes as chosen_probes,
+    default_probes as default_probes,
+    get as get,
+    presets as presets,
+)
 from normscope.probes._pass_conditions import PassConditions as PassConditions
 from normscope.probes._probe import AbstractProbe as AbstractProbe
 from normscope.probes._recorder import (
     ProbeWarning as ProbeWarning,
     Recorder as Recorder,
-    RecordSink as RecordSink,
     StepObserver as StepObserver,
+    WiringWarning as WiringWarning,
     optimizers_of as optimizers_of,
 )
+from normscope.probes._remarks import Readings as Readings, Remark as Remark, Urgency as Urgency
 from normscope.probes._replay import LossFn as LossFn, Replay as Replay
+from normscope.probes._sinks import RecordSink as RecordSink, Sink as Sink, SinkWarning as SinkWarning
 from normscope.probes._step import Step as Step
 from normscope.probes._vectors import Evaluation as Evaluation
 

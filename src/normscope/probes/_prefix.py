@@ -98,6 +98,8 @@ class WatchedPass:
                 return forward(*args, **kwargs)
             inputs = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
             output = forward(*args, **kwargs)
+            if any(tensor.requires_grad for tensor in tensors(output)):  # no parameter does in this pass
+                self.repeatable = "the loss differentiates by something else than parameters, such as its input"
             before, after = self._streams, torch_streams()
             self._streams = after
             index = len(self._calls)

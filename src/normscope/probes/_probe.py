@@ -8,6 +8,7 @@ from torch.nn import Parameter
 
 from normscope._errors import UsageError
 from normscope._unit import Unit
+from normscope.probes._remarks import Readings, Remark, Theory
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -23,21 +24,45 @@ class AbstractProbe(Unit, ABC):
         every: Read at every so-many-th step; None takes the scope's schedule.
 
     Attributes:
+        QUESTION: The question that it helps to answer, by which ``ns.watch(probes="gradient")`` finds it.
+        BY_DEFAULT: Whether a scope reads it where no probes are named.
+        NOTHING: Why it has no values where it finds nothing to read, in words after "not read: ".
         REPLAYS: Whether it evaluates the loss again through ``step.replay``.
+        COST: How many plain training steps a reading takes, from and to; None where it takes less than ten.
         STREAMING: Whether it is cheap enough to be read at every step: it reads only the user's own pass, and computes
             no eigenvalues.
+        SHOWS: The quantity with the most telling picture.
         every: As given.
     """
 
     HEADINGS = ("Measures", "Cost", "Reads wrongly when")
+    QUESTION: ClassVar[str] = ""
+    BY_DEFAULT: ClassVar[bool] = False
+    NOTHING: ClassVar[str] = "it found nothing to read in this model"
     REPLAYS: ClassVar[bool] = False
+    COST: ClassVar[tuple[float, float] | None] = None
     STREAMING: ClassVar[bool] = False
+    SHOWS: ClassVar[str] = ""
 
     def __init__(self, *, every: int | None = None) -> None:
         self.page()  # a probe that does not describe itself is refused here, not in the report
         if every is not None and every < 1:
             raise UsageError(f"{self.CODE}: every={every} must be 1 or more")
         self.every = every
+
+    @property
+    def replays(self) -> bool:
+        """Whether this probe, with its options, evaluates the loss again."""
+        return self.REPLAYS
+
+    @classmethod
+    def by_default(cls) -> "AbstractProbe | None":
+        """Make the probe that a scope reads where no probes are named; None if it reads none of this class."""
+        return cls() if cls.BY_DEFAULT else None
+
+    def without_loss(self) -> "AbstractProbe | None":
+        """Return the probe that is read in place of this one where there is no loss function; None if there is none."""
+        return None if self.replays else self
 
     def watch(self, step: Step) -> None:
         """Ask the step for the inputs, outputs and gradients to read; called as the step begins."""
@@ -52,3 +77,21 @@ class AbstractProbe(Unit, ABC):
     def record(self, step: Step, site: str, name: str, value: float, unit: str = "1") -> Record:
         """Make a record of this probe."""
         return Record(step.cell, step.index, self.CODE, site, name, float(value), unit)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Yield sentences on what stands out in this probe's records of one cell; nothing where all is as expected.
+
+        Args:
+            readings: The records.
+        """
+        return iter(())
+
+    @classmethod
+    def theory(cls, readings: Readings) -> Theory:
+        """Return values that theory or experience gives for this model: (words, value) by the name of the quantity.
+
+        Args:
+            readings: The records.
+        """
+        return {}

@@ -8,16 +8,20 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
+from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
+from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
 from normscope.probes._step import Step
 from normscope.probes._users_pass import UsersPass
+from normscope.probes._wiring import Wiring
 from normscope.records import Record
+from normscope.usercode import described
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -29,19 +33,41 @@ class TrainingLoop:
 
     Attributes:
         model: The model as the loop calls it, in its wrappers.
-        loss_fn: The loss that the loop trains on.
+        loss_fn: The loss that the loop trains on; None if the scope was given none.
         optimizers: The optimizers of the loop.
         scaler: The gradient scaler of the loop, if any.
+        also: What else the loss changes, to be put back after each replay.
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
+        wired: Whether a step has shown already that its parts fit together, or that they do not.
+        loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
+        reach: What the loss reaches beside the model.
     """
 
     model: Module
-    loss_fn: LossFn
+    loss_fn: LossFn | None
     optimizers: Sequence[Optimizer]
     scaler: "GradScaler | None" = None
+    also: tuple[Any, ...] = ()
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    wired: bool = False
+    loss_autocasts: dict[str, bool] = field(default_factory=dict)
+    reach: Reach = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reach = Reach({} if self.loss_fn is None else {"loss_fn": self.loss_fn}, self.also)
+
+
+class TraceError(UsageError):
+    """Evaluating the loss again has changed something that could not be put back.
+
+    Args:
+        left: What was changed.
+    """
+
+    def __init__(self, left: Sequence[str]) -> None:
+        super().__init__(f"evaluating loss_fn again has changed what could not be put back: {left_words(left)}")
 
 
 class ProbedStep:
@@ -50,23 +76,35 @@ class ProbedStep:
     Args:
         loop: The training loop, shared by its steps.
         due: The probes that read at this step.
-        batch: What the loss function takes; passed over once ``add_micro_batch`` was called.
+        batches: What the loss function takes, in a list; passed over once ``add_micro_batch`` was called. Empty where
+            the batch is not known as the step begins.
         cell: Name under which the records are filed.
         index: Number of the step.
 
     Attributes:
         failures: Each probe that raised, with its exception. It reads no further, and its records are left out.
+        nothing: Codes of probes that found nothing to read, each with the reason.
+        values_read: Codes of probes that have values.
+        wiring_causes: What does not fit between the loop and the scope, in words.
+        no_batch: Why the batch of the step is not known; empty if it is.
     """
 
-    def __init__(self, loop: TrainingLoop, due: Sequence[AbstractProbe], batch: Any, cell: str, index: int) -> None:
-        self._loop, self._due, self._batch = loop, due, batch
+    def __init__(
+        self, loop: TrainingLoop, due: Sequence[AbstractProbe], batches: list[Any], cell: str, index: int
+    ) -> None:
+        self._loop, self._due, self._batches = loop, due, batches
         self._model, self._compiled = unwrap(loop.model), is_compiled(loop.model)
         scaler = loop.scaler
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
         self._step = Step(cell, index, self._model, loop.optimizers, self._fail, scale=scale)
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
+        self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
+        self.nothing: dict[str, str] = {}
+        self.values_read: set[str] = set()
+        self.wiring_causes: list[str] = []
+        self.no_batch = ""
 
     def begin(self) -> None:
         """Set the hooks."""
@@ -82,34 +120,47 @@ class ProbedStep:
                     self._fail(probe, error)
         if not self._compiled:
             step.attach()
+        step.attach_to_backward()
+        if self._wiring is not None:
+            self._wiring.attach(step.keep)
         for optimizer in self._loop.optimizers:
-            if hasattr(optimizer, "register_step_pre_hook"):
-                step.keep(optimizer.register_step_pre_hook(self._before_update))
+            if calls_step_hooks(optimizer):
+                step.keep(optimizer.register_step_pre_hook(self.before_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
         """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
-        return probe.REPLAYS or (self._compiled and probe in self._step.listening())
+        return probe.replays or (self._compiled and probe in self._step.listening())
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout)
-        if calls_eagerly(loop.model):
-            step.keep(loop.model.register_forward_pre_hook(_once(start.note_conditions)))
+        start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)
+            if self._wiring is not None:
+                self._wiring.compares = True
 
-    def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
+    def before_update(self, optimizer: Optimizer, *_: Any) -> None:
+        """Have the probes read the gradients that an optimizer is about to use."""
         step = self._step
         # A scaler has unscaled the gradients by now, unless the optimizer does it itself, in one kernel.
         step.gradients_scaled = step.scale != 1 and getattr(optimizer, "grad_scale", None) is not None
         parameters = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if self._wiring is not None:
+            held = {key: step.gradient(parameter) for key, parameter in parameters.items()}
+            self._wiring.note_update({key: gradient for key, gradient in held.items() if gradient is not None})
         with torch.no_grad(), without_autocast():
             for probe in self._due:
                 self._try(probe, probe.before_update, step, parameters)
         step.gradients_scaled = step.scale != 1
+
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Take up an optimizer that is found as it makes its first update."""
+        self._step.take_optimizers(self._loop.optimizers)
+        self.before_update(optimizer)
 
     def add_micro_batch(self, batch: Any, share: float | None) -> None:
         """Take one of several batches, with the random streams as they are now."""
@@ -125,14 +176,26 @@ class ProbedStep:
         records: dict[int, list[Record]] = {}
 
         def read(probe: AbstractProbe) -> None:
-            records[id(probe)] = list(probe.read(step))
+            records[id(probe)] = values = list(probe.read(step))
+            if values:
+                self.values_read.add(probe.CODE)
+            else:
+                self.nothing[probe.CODE] = f"{probe.NOTHING} (step {step.index})"
+
+        if self._wiring is not None:
+            self._loop.wired = True
+            self.wiring_causes = self._wiring.causes(self._loop.optimizers)
 
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
-        if replaying and step.start is not None:
-            self._replay(step.start, [probe for probe in replaying if probe.REPLAYS], read)
+        if replaying and (why_not := self._why_no_replay()):
+            refused = UsageError(why_not)
+            for probe in replaying:
+                self._fail(probe, refused)
+        elif replaying and step.start is not None:
+            self._replay(step.start, [probe for probe in replaying if probe.replays], read)
         step.gradients_scaled = step.scale != 1 and _still_scaled(self._loop.scaler, self._loop.optimizers, step.scale)
         for probe in self._due:
-            if not probe.REPLAYS:
+            if not probe.replays:
                 self._try(probe, read, probe)
         step.release()
         return [record for probe in self._due for record in records.get(id(probe), ())]
@@ -141,6 +204,7 @@ class ProbedStep:
         self, start: StartState, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
     ) -> None:
         step = self._step
+        assert self._loop.loss_fn is not None
         replay = Replay(
             self._model,
             self._loop.loss_fn,
@@ -148,7 +212,23 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
+            reach=self._loop.reach,
         )
+        try:
+            self._read_replayed(replay, replaying, read)
+        except Exception as error:  # what the loss reaches cannot be kept, or not be put back
+            for probe in replaying:
+                self._fail(probe, error)
+        if self._loop.reach.left:
+            left = TraceError(self._loop.reach.left)
+            for probe in self._due:
+                if self._replays(probe):
+                    self.failures[id(probe)] = (probe, left)
+
+    def _read_replayed(
+        self, replay: Replay, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
+    ) -> None:
+        step = self._step
         with eagerly(self._compiled), replay.opened():
             step.begin_replay(replay)
             if self._compiled and (listening := step.listening()):
@@ -161,11 +241,34 @@ class ProbedStep:
                 step.detach()
             for probe in replaying:
                 self._try(probe, read, probe)
+            if self._wiring is not None and replaying and not self.wiring_causes:
+                self._prove_gradient(replay)
             step.begin_replay(None)
+
+    def _why_no_replay(self) -> str:
+        """Say why the loss cannot be evaluated again; empty if it can."""
+        if self._loop.loss_fn is None:
+            return "a compiled model is read by an eager pass of the loss, and the scope was given no loss_fn"
+        return "" if self._batches or (self._micro_batches and not self.no_batch) else self.no_batch
+
+    def _prove_gradient(self, replay: Replay) -> None:
+        """Compare the gradient of the loop with that of ``loss_fn``."""
+        users = None if self._users_pass is None else self._users_pass.received()
+        if users is None:
+            return
+        try:
+            assert self._wiring is not None
+            apart = self._wiring.gradients_apart(users, replay.gathered, replay.origin().gradient)
+        except Exception as error:
+            if not self.failures:  # else the probes that evaluate the loss tell it by their names
+                self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")
+            return
+        if apart:
+            self.wiring_causes.append(apart)
 
     def _evaluated_batch(self) -> Any:
         if not self._micro_batches:
-            return self._batch
+            return self._batches[0]
         alike = 1 / len(self._micro_batches)
         return [Piece(batch, alike if share is None else share, rng) for batch, share, rng in self._micro_batches]
 
@@ -192,15 +295,3 @@ def _still_scaled(scaler: "GradScaler | None", optimizers: Sequence[Optimizer], 
     states = getattr(scaler, "_per_optimizer_states", {})
     stages = [states[id(optimizer)]["stage"] for optimizer in optimizers if id(optimizer) in states]
     return all(getattr(stage, "name", "READY") == "READY" for stage in stages)
-
-
-def _once(act: Callable[[], None]) -> Callable[..., None]:
-    called = False
-
-    def hook(*_: Any) -> None:
-        nonlocal called
-        if not called:
-            called = True
-            act()
-
-    return hook

@@ -6,7 +6,7 @@ the gradient is one fused multiply-add.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from normscope._errors import UsageError
 from normscope.modules.batches import Piece, is_pieces
 from normscope.modules.call import modes_kept
 from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.reach import Reach
 from normscope.modules.rng import RngState
 from normscope.modules.sites import normalizes
 from normscope.modules.state import Snapshot
@@ -50,6 +51,7 @@ class Replay:
         start: The state with which the step began; the present one if None.
         origin_source: The user's own pass, if it may serve as the evaluation at the start.
         scale: Loss scale for backward passes; gradients are returned without it.
+        reach: What ``loss_fn`` reaches beside the model, if an earlier replay has found it.
 
     Attributes:
         model: As given.
@@ -70,8 +72,10 @@ class Replay:
         *,
         origin_source: OriginSource | None = None,
         scale: float = 1.0,
+        reach: Reach | None = None,
     ) -> None:
         self.model = model
+        self._reach = reach if reach is not None else Reach({"loss_fn": loss_fn})
         self.start = start = start if start is not None else StartState(model)
         self._origin_source, self.scale = origin_source, scale
         self._loss_fn, self.batch = loss_fn, batch
@@ -94,9 +98,15 @@ class Replay:
 
     @contextmanager
     def opened(self) -> Iterator["Replay"]:
-        """Exchange parameters and buffers for substitutes, and silence hooks, until the block ends, however it ends."""
-        snapshot = Snapshot(self.model)
-        with no_global_hooks(), torch.enable_grad():
+        """Exchange parameters and buffers for substitutes, and silence hooks, until the block ends, however it ends.
+
+        Put back is also what ``loss_fn`` reaches beside the model; ``left`` of the reach names what could not be.
+
+        Raises:
+            UsageError: ``loss_fn`` takes from an iterator.
+        """
+        snapshot = Snapshot(self.model, reach=self._reach)
+        with no_global_hooks(), snapshot.noting(), torch.enable_grad():
             try:
                 for module in self.start.layout.modules:
                     silence(module)
@@ -108,6 +118,8 @@ class Replay:
                 self._open = False
                 self.cache.clear()
                 snapshot.restore()
+                if self.draws_beside_torch is not None:  # the loss was evaluated
+                    snapshot.note_left(learn=True)
 
     def leaves(self) -> list[Parameter]:
         """Make further substitutes for the parameters, at the values with which the step began."""
@@ -244,15 +256,21 @@ class Replay:
             for module, key in places:
                 module._buffers[key] = substitute
         pieces = self.batch if is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
+        self.start.conditions.settle(lambda: self._loss_fn(self.model, pieces[0].batch))
         for piece in pieces:
             piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
-            with self.start.conditions.autocasting():
+            with self.start.conditions.repeated():
                 loss = self._loss_fn(self.model, piece.batch)
             if self.draws_beside_torch is None:
                 self.draws_beside_torch = piece.rng.drawn_beside_torch()
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise UsageError("loss_fn(model, batch) must return a scalar tensor")
             yield loss.reshape(()) if piece.share == 1 else loss.reshape(()) * piece.share
+
+    def gathered(self, gradients: Mapping[int, Tensor]) -> Vector:
+        """Lay out gradients, keyed by ``id`` of the user's parameter, as ``gather`` does."""
+        slots = [slot for slot in self.slots if slot.trainable]
+        return self.gather(slots, [gradients.get(id(slot.parameter)) for slot in slots])
 
     def gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> Vector:
         """Join the gradients of all trainable parameters, in the layout of the flat buffers."""

@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import Channels, change_products, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small
+from normscope.modules.hooks import Hook
+from normscope.probes._backward_end import BackwardEnd
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 
@@ -23,6 +24,13 @@ CallReader = Callable[[Tensor, Tensor], Reader | None]
 FailureReport = Callable[[Any, Exception], None]
 """Called with a probe and the exception that its reader raised."""
 T = TypeVar("T")
+
+
+class Removable(Protocol):
+    """Ends a hook."""
+
+    def remove(self) -> None:
+        """Take the hook away."""
 
 
 class Step:
@@ -50,14 +58,14 @@ class Step:
         scale: float = 1.0,
     ) -> None:
         self.cell, self.index, self.model, self.scale = cell, index, model, scale
-        self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
-        self.optimizers = tuple(optimizers)
+        self.take_optimizers(optimizers)
         self.start: StartState | None = None
         self.gradients_scaled = scale != 1
         self._replay: Replay | None = None
         self._report = report
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         self._listeners: dict[Module, _Listener] = {}
+        self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
         self._values: dict[int, Tensor] = {}
@@ -65,6 +73,11 @@ class Step:
         self._memo_of: tuple[Tensor, int] | None = None
         self._memo: dict[str, Any] = {}
         self._contents = Contents()
+
+    def take_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Note the user's optimizers, and the learning rate of the first."""
+        self.optimizers = tuple(optimizers)
+        self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
 
     @property
     def replay(self) -> Replay:
@@ -201,9 +214,29 @@ class Step:
         """Register the hooks: one a module, however many probes read it."""
         for module, listener in self._listeners.items():
             if listener.inputs or listener.hooks_before:
-                self._handles.append(module.register_forward_pre_hook(listener.before, with_kwargs=True))
+                self._handles.append(module.register_forward_pre_hook(Hook(listener.before), with_kwargs=True))
             if listener.calls or listener.outputs or listener.gradients or listener.hooks_after:
-                self._handles.append(module.register_forward_hook(listener.after))
+                self._handles.append(module.register_forward_hook(Hook(listener.after)))
+
+    def on_backward_end(self, probe: Hashable, parameters: Iterable[Tensor], read: Callable[[], None]) -> None:
+        """Call ``read()`` whenever a backward pass that reaches one of these parameters has ended.
+
+        By then data-parallel wrappers have averaged the gradients, and nothing has clipped them. Within a checkpointed
+        model it may be called more than once a pass: the last call is the pass's end.
+        """
+
+        def guarded() -> None:
+            self.gradients_scaled = self.scale != 1
+            with no_grad(), without_autocast():
+                self._guarded([(probe, read)])
+
+        self._backward_ends.append((list(parameters), guarded))
+
+    def attach_to_backward(self) -> None:
+        """Register the hooks on parameters that tell when a backward pass ends."""
+        ended = BackwardEnd([read for _, read in self._backward_ends])
+        parameters = {id(one): one for some, _ in self._backward_ends for one in some}
+        ended.attach(parameters.values(), self._handles.append)
 
     def gradient(self, parameter: Parameter) -> Tensor | None:
         """Return the gradient in ``parameter.grad``, detached and without loss scale; None if there is none."""
@@ -224,7 +257,7 @@ class Step:
                 results.append(None)
         return results
 
-    def keep(self, handle: RemovableHandle) -> None:
+    def keep(self, handle: "Removable") -> None:
         """Have ``handle`` removed when the step ends."""
         self._handles.append(handle)
 
@@ -233,6 +266,7 @@ class Step:
         for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()
+        Hook.clear_copies()
         self._memo_of, self._memo = None, {}
 
     def release(self) -> None:
@@ -261,7 +295,7 @@ class _Listener:
         "outputs",
     )
 
-    def __init__(self, guarded: Callable[..., Any], keep: Callable[[RemovableHandle], None], unscale: float) -> None:
+    def __init__(self, guarded: Callable[..., Any], keep: Callable[[Removable], None], unscale: float) -> None:
         self._guarded, self._keep, self._unscale = guarded, keep, unscale
         self.inputs: list[tuple[Hashable, Reader]] = []
         self.calls: list[tuple[Hashable, CallReader]] = []

@@ -21,11 +21,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
-from normscope.modules.hooks import forward_replaced
+from normscope.modules.hooks import Hook, forward_replaced
 from normscope.modules.values import same_bits
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
-from normscope.probes._vectors import Evaluation
+from normscope.probes._vectors import Evaluation, Vector
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -65,8 +65,8 @@ class UsersPass:
     def attach(self, keep: Callable[[RemovableHandle], None]) -> None:
         """Set the hooks; ``keep`` must remove them when the step ends."""
         self._keep = keep
-        keep(self._model.register_forward_pre_hook(self._check_parameters))
-        keep(self._model.register_forward_hook(self._note_output))
+        keep(self._model.register_forward_pre_hook(Hook(self._check_parameters)))
+        keep(self._model.register_forward_hook(Hook(self._note_output)))
         whole: list[Tensor] = list(self._start.flat)
         for kind, part in zip(self._start.trainable_kinds, self._flat, strict=True):
             whole[kind] = part
@@ -108,6 +108,12 @@ class UsersPass:
             place.add_(dense) if key in self._received else place.copy_(dense)
         self._received.add(key)
 
+    def received(self) -> Vector | None:
+        """Return the gradient that the user's backward passes sent to the parameters; None if none came."""
+        if not self._received:
+            return None
+        return self._flat if self._scale == 1 else [part * (1 / self._scale) for part in self._flat]
+
     def origin(self, replay: Replay) -> Evaluation:
         """Return loss and gradient at the start of the step: the user's own once proven, else computed."""
         key = (
@@ -134,7 +140,7 @@ class UsersPass:
         with self._model_returning(fresh) as left:
             try:
                 loss = replay.loss()
-            except UsageError:
+            except (UsageError, RuntimeError, AttributeError):  # it needs more of the model than its outputs
                 return None
         if left or not wanted or not loss.requires_grad:
             return None

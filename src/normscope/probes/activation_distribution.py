@@ -14,11 +14,15 @@ from normscope.modules.channels import coprime_stride, in_memory_order, to_host
 from normscope.modules.contents import Content, Group, is_small
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, counted, sentence, times
 from normscope.probes._step import Step
 from normscope.records import Record
 
 _LEVELS = (0.15, 0.50, 0.85)
 _NAMES = ("p15", "p50", "p85")
+_ASIDE = 3.0  # standard deviations between the mean and zero: a unit hardly changes sign, its non-linearity is idle
+_GROWN = 10.0  # times the first width: initialization no longer says anything about it
+_UNEVEN = 100.0  # widest over narrowest layer; a well-scaled network stays within ten
 
 
 class ActivationDistribution(AbstractProbe):
@@ -50,6 +54,10 @@ class ActivationDistribution(AbstractProbe):
     """
 
     CODE = "activation_distribution"
+    SHOWS = "std"
+    QUESTION = "statistics"
+    BY_DEFAULT = True
+    NOTHING = "no layer that bears weight, and no norm, ran in this model"
     STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 4.1, figure 1 (arXiv:1502.03167)",
@@ -107,6 +115,38 @@ class ActivationDistribution(AbstractProbe):
             yield record(step, site, "std", math.sqrt(variance))
             for name, value in zip(_NAMES, percentiles, strict=True):
                 yield record(step, site, name, value)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of outputs that are not finite, lie to one side, have grown, or differ much in width."""
+        for site, step in readings.not_finite("mean").items():
+            says = f"The outputs of {called(site)} are not finite, first at step {step:,}."
+            yield Remark(says, Urgency.BROKEN, 0.9, (site,), "mean")
+            break
+        late, means = readings.late("std"), readings.late("mean")
+        aside = {site: abs(means[site]) / std for site, std in late.items() if std > 0 and site in means}
+        far = sorted((site for site, ratio in aside.items() if ratio > _ASIDE), key=lambda site: -aside[site])
+        if far:
+            says = (
+                f"The outputs of {called(far[0])} lie {amount(aside[far[0]])} standard deviations to one side of zero"
+                + (f", beyond {_ASIDE:g} also in {counted(len(far) - 1, 'other layer')}" if len(far) > 1 else "")
+            )
+            yield Remark(sentence(says), Urgency.NOTABLE, math.log10(aside[far[0]] / _ASIDE), tuple(far), "mean")
+        first = readings.first("std")
+        grown = {site: late[site] / first[site] for site in late if first.get(site, 0.0) > 0}
+        most = max(grown, key=lambda site: grown[site], default=None)
+        if most is not None and grown[most] > _GROWN:
+            says = (
+                f"The outputs of {called(most)} spread {times(grown[most])} as wide as at step {readings.first_step:,}."
+            )
+            yield Remark(says, Urgency.COSTLY, math.log10(grown[most] / _GROWN), (most,), "std")
+        positive = {site: std for site, std in late.items() if std > 0}
+        if len(positive) > 1:
+            wide, narrow = max(positive, key=positive.__getitem__), min(positive, key=positive.__getitem__)
+            ratio = positive[wide] / positive[narrow]
+            if ratio > _UNEVEN:
+                says = f"The outputs of {called(wide)} spread {times(ratio)} as wide as those of {called(narrow)}."
+                yield Remark(says, Urgency.NOTABLE, math.log10(ratio / _UNEVEN), (wide, narrow), "std")
 
 
 def _by_content(group: Group) -> list[list[float]]:

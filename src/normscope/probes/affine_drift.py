@@ -1,7 +1,7 @@
 """Where the gain and the shift of norms have gone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -15,10 +15,14 @@ from normscope.modules.channels import to_host
 from normscope.modules.contents import Content
 from normscope.modules.sites import chosen, norms, uses_batch
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._step import Step
 from normscope.records import Record
 
 _PARTS = ("weight", "bias")
+_OFF = 0.05  # mean gain below which a norm passes next to nothing on; gains that begin at 0 are on purpose
+_MOVED = 0.5  # root mean square over channels; gains begin at 1
+_UNDONE = 0.05  # median share between the gain and the standard deviation
 
 
 @dataclass(slots=True)
@@ -68,6 +72,9 @@ class AffineDrift(AbstractProbe):
     """
 
     CODE = "affine_drift"
+    SHOWS = "weight_drift"
+    QUESTION = "statistics"
+    NOTHING = "no norm with a gain or a shift ran in this model"
     STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 3 (arXiv:1502.03167): the identity",
@@ -135,6 +142,37 @@ class AffineDrift(AbstractProbe):
             for part, (_, _, *gap) in parts.items():
                 for away in gap:
                     yield self.record(step, site, f"{part}_identity_gap", away)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of gains that have shrunk to nothing or moved far, and of norms that undo their own normalization."""
+        first = readings.first("weight_mean")
+        off = beyond(readings, "weight_mean", below=_OFF, size=True)
+        shrunk = off and {site: value for site, value in off.values.items() if abs(first[site]) > _OFF}
+        if off and shrunk:
+            yield replace(off, values=shrunk, first=first[next(iter(shrunk))]).remark(
+                "the gain of {site} has shrunk to {value}{since}: the layer is nearly switched off",
+                "in {where} the gain has shrunk to nearly nothing, most in {site}: {value}{since}",
+                amount,
+                Urgency.COSTLY,
+                "norm",
+            )
+        if moved := beyond(readings, "weight_drift", above=_MOVED):
+            yield moved.remark(
+                "the gain of {site} has moved by {value} from its start",
+                "the gain has moved far from its start in {where}, most in {site}: by {value}",
+                amount,
+                Urgency.NOTABLE,
+                "norm",
+            )
+        if undone := beyond(readings, "weight_identity_gap", below=_UNDONE):
+            yield undone.remark(
+                "the gain of {site} is within {value} of the standard deviation divided by: it undoes the scaling",
+                "in {where} the gain undoes the scaling, most in {site}: within {value} of it",
+                percent,
+                Urgency.NOTABLE,
+                "norm",
+            )
 
 
 def _running(statistics: Any) -> tuple[Tensor, ...]:

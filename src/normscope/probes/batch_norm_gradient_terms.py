@@ -13,8 +13,12 @@ from normscope.modules.channels import to_host
 from normscope.modules.contents import Content, Copy, by_channel, side_by_side
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._step import Step
 from normscope.records import Record
+
+_TAKEN = 0.5  # share of the gradient's energy; a gradient that knows nothing of the batch loses one over its size
+_TURNED = 0.7  # cosine: 45 degrees
 
 
 @dataclass(slots=True)
@@ -61,6 +65,10 @@ class BatchNormGradientTerms(AbstractProbe):
     """
 
     CODE = "batch_norm_gradient_terms"
+    SHOWS = "variance_share"
+    QUESTION = "gradient"
+    BY_DEFAULT = True
+    NOTHING = "no batch norm that normalizes by its batch ran in this model, or no gradient came back to it"
     STREAMING = True
     SOURCES = (
         "Ioffe and Szegedy 2015, section 3 (arXiv:1502.03167)",
@@ -141,6 +149,28 @@ class BatchNormGradientTerms(AbstractProbe):
             }
             for name, value in values.items():
                 yield self.record(step, site, name, value)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of batch norms whose mean or variance term takes out most of the gradient."""
+        for name, term in (("variance_share", "variance"), ("mean_share", "mean")):
+            if taken := beyond(readings, name, above=_TAKEN):
+                yield taken.remark(
+                    f"the {term} term of {{site}} takes {{value}} of the gradient's energy out{{since}}",
+                    f"the {term} term takes out more than {percent(_TAKEN)} of the gradient's energy in {{where}}, "
+                    "most in {site}: {value}{since}",
+                    percent,
+                    Urgency.NOTABLE,
+                    "batch norm",
+                )
+        if wrong := beyond(readings, "rescale_cosine", below=_TURNED):
+            yield wrong.remark(
+                "{site} turns the gradient: the cosine with the merely rescaled gradient is {value}",
+                "in {where} the gradient is turned and not only rescaled, most in {site}: cosine {value}",
+                amount,
+                Urgency.NOTABLE,
+                "batch norm",
+            )
 
 
 def _sums(calls: Sequence[_Call]) -> np.ndarray:

@@ -15,10 +15,13 @@ from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride
 from normscope.modules.sites import chosen, weight_layers
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond
 from normscope.probes._step import Step
 from normscope.records import Record
 
 _TOP = 3
+_ILL = 1000.0  # condition number: gradient descent needs as many steps for the flattest of these directions
+_ONE_DIRECTION = 50.0  # largest over mean eigenvalue
 
 
 class Conditioning(AbstractProbe):
@@ -61,6 +64,9 @@ class Conditioning(AbstractProbe):
     """
 
     CODE = "conditioning"
+    SHOWS = "top_over_mean"
+    QUESTION = "sharpness"
+    NOTHING = "no linear or convolutional layer ran in this model"
     SOURCES = (
         "Huang et al. 2020, Layer-wise Conditioning Analysis (arXiv:2002.10801)",
         "LeCun et al. 1998, Efficient BackProp, section 4.3",
@@ -122,6 +128,27 @@ class Conditioning(AbstractProbe):
             if any(_one_hot(p - factor * gradient) for factor in (last["count"], 1)):
                 for index, value in enumerate(_fisher(x, p)):
                     yield self.record(step, last["site"], f"fisher_{index + 1}", value)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of layers whose inputs lie along few directions."""
+        if bad := beyond(readings, "condition_95", above=_ILL):
+            yield bad.remark(
+                "the inputs of {site} are badly conditioned: {value} to 1 within 95 % of their energy{since}",
+                "the inputs of {where} are badly conditioned, worst of {site}: {value} to 1 within 95 % of their energy"
+                "{since}",
+                amount,
+                Urgency.COSTLY,
+                "layer",
+            )
+        if top := beyond(readings, "top_over_mean", above=_ONE_DIRECTION):
+            yield top.remark(
+                "one direction of the inputs of {site} carries {value} times the mean energy of all{since}",
+                "one direction dominates the inputs of {where}, most of {site}: {value} times the mean energy{since}",
+                amount,
+                Urgency.NOTABLE,
+                "layer",
+            )
 
 
 def _vectors(module: Module, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import walk
 from normscope.probes._prefix import NotRepeatable, WatchedPass
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot, homes
 from normscope.probes._step import Step
@@ -20,6 +21,8 @@ from normscope.probes._vectors import Vector, difference, dot, norm
 from normscope.records import Record
 
 METHODS = ("auto", "prefix", "general")
+_TURNED = 0.5  # cosine: 60 degrees between the gradient used and the gradient that the others' update leaves
+_SHIFTED = 0.5  # of the gradient's length
 
 
 class CovariateShift(AbstractProbe):
@@ -63,6 +66,9 @@ class CovariateShift(AbstractProbe):
     """
 
     CODE = "covariate_shift"
+    SHOWS = "relative"
+    QUESTION = "shift"
+    NOTHING = "no layer that bears weight was changed by the step"
     SOURCES = ("Santurkar et al. 2018, definition 2.1 and figure 3 (arXiv:1805.11604)",)
     REPLAYS = True
 
@@ -147,6 +153,27 @@ class CovariateShift(AbstractProbe):
         yield self.record(step, site, "relative", shift / length if length else math.nan)
         yield self.record(step, site, "cosine", dot(before, after) / product if product else math.nan)
         yield self.record(step, site, "gradient_norm", length)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of layers whose gradient is another after the layers before them were updated."""
+        if turned := beyond(readings, "cosine", below=_TURNED):
+            yield turned.remark(
+                "the update of the layers before {site} turns its gradient: cosine {value}{since}",
+                "the update of the layers before turns the gradient of {where}, most of {site}: cosine {value}{since}",
+                amount,
+                Urgency.COSTLY,
+                "layer",
+            )
+        elif moved := beyond(readings, "relative", above=_SHIFTED):
+            yield moved.remark(
+                "the update of the layers before {site} shifts its gradient by {value} of its length{since}",
+                "the update of the layers before shifts the gradient of {where}, most of {site}: by {value} of its "
+                "length{since}",
+                percent,
+                Urgency.NOTABLE,
+                "layer",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,13 @@ from collections.abc import Iterator
 
 from normscope.probes._hessian import Hessian
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, percent, sentence, times
 from normscope.probes._step import Step
 from normscope.probes._vectors import difference, dot, norm
 from normscope.records import Record
+
+_RAISED = 0.2  # of the readings; some such steps are in every training with noise
+_TOO_LONG = 1.0  # in safe steps
 
 
 class Descent(AbstractProbe):
@@ -42,6 +46,8 @@ class Descent(AbstractProbe):
     """
 
     CODE = "descent"
+    SHOWS = "step_to_safe"
+    QUESTION = "smoothness"
     SOURCES = (
         "Nocedal and Wright 2006, Numerical Optimization, section 4.1 (ratio of actual to predicted reduction)",
         "Cohen et al. 2021, Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability "
@@ -79,6 +85,26 @@ class Descent(AbstractProbe):
         }
         for name, value in values.items():
             yield self.record(step, "", name, value)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of steps that are too long: beyond the safe step, and updates that raise the loss."""
+        if (share := readings.share("raised", lambda value: value > 0.5)) > _RAISED:
+            says = f"{percent(share)} of the updates raise the loss on their own batch."
+            yield Remark(sentence(says), Urgency.COSTLY, share, ("",), "raised")
+        late = readings.late("step_to_safe").get("", 0.0)
+        if late > _TOO_LONG:
+            says = f"The learning rate is {times(late)} the longest step along the gradient that is safe."
+            yield Remark(says, Urgency.NOTABLE, math.log10(late), ("",), "step_to_safe")
+
+    @classmethod
+    def theory(cls, readings: Readings) -> Theory:
+        """Draw where a step is too long, and where the quadratic model is right."""
+        return {
+            "step_to_safe": ("too long above", 1.0),
+            "decrease_ratio": ("the quadratic model is right", 1.0),
+            "linear_decrease_ratio": ("the linear model is right", 1.0),
+        }
 
 
 def _safe(curvature: float) -> float:

@@ -17,8 +17,12 @@ from normscope.modules.batches import kept, leading_tensor
 from normscope.modules.rng import RngState
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond
 from normscope.probes._step import Step
 from normscope.records import Record
+
+_MOVED = 1.0  # interquartile range: half of the values lie where a quarter lay
+_RESHAPED = 0.5  # standard deviations
 
 
 @dataclass(slots=True)
@@ -84,6 +88,9 @@ class DistributionShift(AbstractProbe):
     """
 
     CODE = "distribution_shift"
+    SHOWS = "displacement"
+    QUESTION = "shift"
+    NOTHING = "no layer that bears weight, and no norm, ran in this model"
     SOURCES = (
         "Ioffe and Szegedy 2015, section 4.1, figure 1 (arXiv:1502.03167): distributions over training",
         "Villani 2003, Topics in Optimal Transportation, section 2.2: distance on the line by sorting",
@@ -160,6 +167,27 @@ class DistributionShift(AbstractProbe):
                 yield self.record(step, site, name, value / scale if scale else math.nan)
         shapes = [_standardized(part) for part in (unit.first, values)]
         yield self.record(step, site, "shape_displacement", _distance(*shapes))
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of layers whose outputs have moved far on the fixed batch."""
+        if moved := beyond(readings, "displacement", above=_MOVED):
+            yield moved.remark(
+                "the outputs of {site} have moved by {value} interquartile ranges since the first reading",
+                "the outputs of {where} have moved far since the first reading, most of {site}: by {value} "
+                "interquartile ranges",
+                amount,
+                Urgency.NOTABLE,
+                "layer",
+            )
+        if shaped := beyond(readings, "shape_displacement", above=_RESHAPED):
+            yield shaped.remark(
+                "the outputs of {site} have changed their shape beyond mean and width: by {value} standard deviations",
+                "the outputs of {where} have changed their shape, most of {site}: by {value} standard deviations",
+                amount,
+                Urgency.NOTABLE,
+                "layer",
+            )
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

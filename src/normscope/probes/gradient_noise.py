@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from normscope._errors import UsageError
 from normscope.modules.batches import batch_size, part
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount
 from normscope.probes._step import Step
 from normscope.probes._vectors import norm
 from normscope.records import Record
+
+_NOISY = 100.0  # samples: below that any usual batch is large enough
 
 
 class GradientNoise(AbstractProbe):
@@ -43,6 +46,8 @@ class GradientNoise(AbstractProbe):
     """
 
     CODE = "gradient_noise"
+    SHOWS = "noise_scale"
+    QUESTION = "gradient"
     SOURCES = ("McCandlish et al. 2018, An Empirical Model of Large-Batch Training, appendix A.1 (arXiv:1812.06162)",)
     REPLAYS = True
 
@@ -69,3 +74,22 @@ class GradientNoise(AbstractProbe):
         yield self.record(step, "", "gradient_square", square)
         yield self.record(step, "", "gradient_variance", variance)
         yield self.record(step, "", "noise_scale", variance / square if square else math.nan, "samples")
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of the noise scale, from the means of both its parts over the later readings."""
+        square = readings.late("gradient_square").get("")
+        variance = readings.late("gradient_variance").get("")
+        if square is None or variance is None:
+            return
+        if square <= 0 < variance:
+            yield Remark(
+                "The gradient drowns in its noise: its squared length, less the noise, is not positive.",
+                Urgency.NOTABLE,
+                0.5,
+                ("",),
+                "gradient_square",
+            )
+        elif square > 0 and variance / square > _NOISY:
+            says = f"A batch of fewer than {amount(variance / square)} samples has more noise than gradient."
+            yield Remark(says, Urgency.NOTABLE, 0.0, ("",), "noise_scale")

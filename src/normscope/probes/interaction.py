@@ -9,6 +9,7 @@ from normscope._errors import UsageError
 from normscope.modules.sites import weight_layers
 from normscope.probes._hessian import Hessian, restricted
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, percent
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot, homes
 from normscope.probes._step import Step
@@ -16,6 +17,8 @@ from normscope.probes._vectors import dot, norm
 from normscope.records import Record
 
 _VALUES = ("remainder", "second_order", "third_order", "interaction", "interaction_size")
+_TOGETHER = 0.5  # share of the second order
+_HIGH = 0.5  # of the predicted decrease
 
 
 class Interaction(AbstractProbe):
@@ -61,6 +64,8 @@ class Interaction(AbstractProbe):
     """
 
     CODE = "interaction"
+    SHOWS = "cross_share"
+    QUESTION = "smoothness"
     SOURCES = (
         "Goodfellow, Bengio and Courville 2016, Deep Learning, section 8.7.1",
         "Efron 1982, The Jackknife",
@@ -115,6 +120,23 @@ class Interaction(AbstractProbe):
             for j in range(i, len(groups)):
                 blocks[i, j] = blocks[j, i] = dot(restricted(replay, hessian.gradient, groups[j]), product)
         return blocks
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of layers that bend the loss together, and of steps beyond the second order."""
+        share = readings.late("cross_share").get("", 0.0)
+        if abs(share) > _TOGETHER:
+            says = f"The layers bend the loss together: {percent(abs(share))} of the second order is between layers."
+            yield Remark(says, Urgency.NOTABLE, abs(share), ("",), "cross_share")
+        for name in readings.named("third_order"):
+            beyond_second = readings.late(name).get("", 0.0)
+            if beyond_second > _HIGH:
+                says = (
+                    f"A step that should lower the loss by {name.partition('=')[2]} of itself misses by "
+                    f"{percent(beyond_second)} of that, beyond the second order."
+                )
+                yield Remark(says, Urgency.NOTABLE, math.log10(beyond_second / _HIGH), ("",), name)
+                break
 
 
 def _beyond_first_order(changes: Sequence[float], decrease: float, second: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import Generator
 from normscope._errors import UsageError
 from normscope.probes._hessian import Hessian, drawn, generator, whole
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, times
 from normscope.probes._replay import Replay
 from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, difference, dot, norm
@@ -18,6 +19,8 @@ from normscope.records import Record
 
 MATCHINGS = ("same-step", "relative-step", "predicted-decrease")
 DIRECTIONS = ("gradient", "random", "filter")
+_UPWARD = 2.0  # times the loss
+_CHANGED = 2.0  # lengths of the gradient: it has turned round
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class LandscapeAlongGradient(AbstractProbe):
     """
 
     CODE = "landscape"
+    SHOWS = "loss_range"
+    QUESTION = "smoothness"
     SOURCES = (
         "Santurkar et al. 2018, section 3.1-3.2, figure 4 (arXiv:1805.11604)",
         "Li et al. 2018, Visualizing the Loss Landscape of Neural Nets, section 4 (arXiv:1712.09913)",
@@ -221,6 +226,29 @@ class LandscapeAlongGradient(AbstractProbe):
             values["effective_beta"] = float(np.max(betas))
         for name, value in values.items():
             yield self.record(step, "", f"{name}@{matching}", value)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of a loss that shoots up along the gradient, and of gradients that do not last a step."""
+        for name in readings.named("loss_max"):
+            highest, loss = readings.late(name).get("", math.nan), readings.late("loss").get("", math.nan)
+            matching = name.partition("@")[2].replace("-", " ")
+            if loss > 0 and highest / loss > _UPWARD:
+                says = (
+                    f"Along its gradient the loss rises to {times(highest / loss)} its value of {amount(loss)}, within "
+                    f"the steps tried ({matching})."
+                )
+                yield Remark(says, Urgency.NOTABLE, math.log10(highest / loss / _UPWARD), ("",), name)
+                break
+        for name in readings.named("gradient_difference_relative"):
+            change = readings.late(name).get("", 0.0)
+            if change > _CHANGED:
+                says = (
+                    f"The gradient does not last a step: along it, it changes by {amount(change)} times its length "
+                    f"({name.partition('@')[2].replace('-', ' ')})."
+                )
+                yield Remark(says, Urgency.NOTABLE, math.log10(change / _CHANGED), ("",), name)
+                break
 
 
 def _ratio(a: float, b: float) -> float:

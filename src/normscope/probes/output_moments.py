@@ -23,10 +23,13 @@ from normscope.probes._hessian import (
 )
 from normscope.probes._lanczos import lanczos
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, percent
 from normscope.probes._replay import Replay
 from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, norm
 from normscope.records import Record
+
+_SAME = 0.5  # squared cosine with the span
 
 
 class OutputMoments(AbstractProbe):
@@ -73,6 +76,8 @@ class OutputMoments(AbstractProbe):
     """
 
     CODE = "output_moments"
+    SHOWS = "overlap_mean"
+    QUESTION = "sharpness"
     SOURCES = (
         "Page 2019, How to Train Your ResNet 7: Batch Norm (myrtle.ai)",
         "Ghorbani et al. 2019, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density "
@@ -130,6 +135,20 @@ class OutputMoments(AbstractProbe):
             yield "", f"random_overlap_{name}", _overlap(basis, controls, len(controls))
         yield "", "top_eigenvalue", float(found.values[0])
         yield "", "converged", float(found.converged)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of sharp directions that are shifts of the outputs."""
+        for name in readings.named("overlap_mean"):
+            mode = name.partition("@")[2]
+            overlap = readings.late(name).get("", 0.0)
+            control = readings.late(f"random_{name}").get("", 0.0)
+            if overlap > _SAME and overlap > 10 * control:
+                says = (
+                    f"The sharpest directions are those that shift the mean of the outputs: {percent(overlap)} of them "
+                    f"lies there, {percent(control)} of a random direction ({mode} statistics)."
+                )
+                yield Remark(says, Urgency.NOTABLE, overlap, ("",), name)
 
 
 def _moment_gradients(replay: Replay, module: Module) -> tuple[list[Vector], list[Vector]]:

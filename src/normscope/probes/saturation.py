@@ -16,6 +16,7 @@ from normscope.modules.channels import coprime_stride, in_memory_order, to_host
 from normscope.modules.contents import Content, is_small
 from normscope.modules.sites import chosen, named_sites
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, beyond, percent
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -36,6 +37,9 @@ _RECTIFIERS = (
     nn.Hardswish,
 )
 _NAMED: dict[str, type[Module]] = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
+_DEAD = 0.05  # of the units: capacity that is lost
+_IDLE = 0.9  # of the inputs; half is what a norm before a rectifier gives
+_SATURATED = 0.25  # of the outputs; 4 % for standard normal inputs of tanh
 
 
 class Saturation(AbstractProbe):
@@ -81,6 +85,10 @@ class Saturation(AbstractProbe):
     """
 
     CODE = "saturation"
+    SHOWS = "dead_share"
+    QUESTION = "statistics"
+    BY_DEFAULT = True
+    NOTHING = "no non-linearity that is a module ran in this model; those called as functions cannot be heard"
     STREAMING = True
     SOURCES = (
         "Karpathy, makemore part 3 (criterion |tanh| > 0.97)",
@@ -228,6 +236,34 @@ class Saturation(AbstractProbe):
             for index, count, unit in zip(indices, counts, units, strict=True):
                 found[index] = np.array([size - count, count, size], dtype=float), unit
         return found
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of dead units, of inputs that hardly ever pass, and of tails."""
+        if dead := beyond(readings, "dead_share", above=_DEAD):
+            yield dead.remark(
+                "{value} of the units of {site} are never active{since}",
+                "in {where} units are never active, most in {site}: {value} of them{since}",
+                percent,
+                Urgency.COSTLY,
+                "activation",
+            )
+        if idle := beyond(readings, "inactive_share", above=_IDLE):
+            yield idle.remark(
+                "{value} of the inputs of {site} are not positive{since}: it passes little on",
+                "few inputs pass {where}, fewest {site}: {value} are not positive{since}",
+                percent,
+                Urgency.NOTABLE,
+                "activation",
+            )
+        if tail := beyond(readings, "output_tail", above=_SATURATED):
+            yield tail.remark(
+                "{site} is saturated: {value} of its outputs lie at an end of their range{since}",
+                "{where} are saturated, most {site}: {value} of its outputs lie at an end of their range{since}",
+                percent,
+                Urgency.COSTLY,
+                "activation",
+            )
 
 
 def _slope(function: Module, x: Tensor) -> Tensor:

@@ -13,23 +13,43 @@ from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
+from normscope._errors import UsageError
 from normscope.modules.batches import leading_tensor
-from normscope.modules.channels import to_host, unit_products
+from normscope.modules.channels import to_floats, to_host, unit_products
+from normscope.modules.shards import is_distributed
 from normscope.modules.sites import chosen, norms, weight_layers, weights
+from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import (
+    Readings,
+    Remark,
+    Theory,
+    Urgency,
+    amount,
+    beyond,
+    called,
+    counted,
+    sentence,
+)
 from normscope.probes._step import Step
 from normscope.records import Record
 
+_CHANGED = 3.0  # a factor over training
+_SPIN = 0.2  # radians a step: a dozen degrees
+_BOUND = 0.1  # cosine of weight and gradient; 0 but for epsilon
+
 _Owner = tuple[dict[str, Any], Any]
+"""A parameter group, and its optimizer."""
 
 
 class ScaleInvariance(AbstractProbe):
     r"""Radial gradient, effective learning rate, rotation and norm equilibrium of normalized weights.
 
     ## Measures
-    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient right before
-    the update, :math:`\eta` and :math:`\lambda` the learning rate and weight decay of its parameter group and
-    :math:`\Delta w` the change it really got. If the loss does not depend on the length of w:
+    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient as the
+    backward pass ends, before clipping and without loss scale, :math:`\eta` and :math:`\lambda` the learning rate and
+    weight decay of its parameter group and :math:`\Delta w` the change it really got. If the loss does not depend on
+    the length of w:
 
     - ``radial_cosine``: :math:`\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)`, 0 but for :math:`\epsilon`;
       and before batch or instance norm ``unit_radial_cosine``, the largest size of the same over output units;
@@ -39,17 +59,17 @@ class ScaleInvariance(AbstractProbe):
       update is orthogonal to the weight (Pythagoras: plain SGD), less with weight decay, any value with momentum;
     - with plain SGD (momentum :math:`\alpha`, no Nesterov) and :math:`\lambda > 0`, ``equilibrium_ratio``:
       :math:`\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}` with :math:`\hat G = \lVert g\rVert^2
-      \lVert w\rVert^2`, and ``angle_ratio``: the angle over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
+      \lVert w\rVert^2` of the gradient that the optimizer was handed, after clipping; and ``angle_ratio``: the angle
+      over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
 
     ## Cost
     A copy of the weights, shared with other probes, and a few reductions of their size; none of activations.
 
     ## Reads wrongly when
     Layer and norm are joined by something else than a call: a functional norm, a view between. Name such layers in
-    ``sites``; any layer may be named, also to see that its weight is not invariant. A loss scale or clipping changes g
-    (not its cosine); after a norm in eval mode the cosine is not 0. :math:`\hat G` is of one step: average the ratio
-    over steps. The equilibrium holds for small :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a
-    constant learning rate.
+    ``sites``; any layer may be named, also to see that its weight is not invariant. After a norm in eval mode the
+    cosine is not 0. :math:`\hat G` is of one step: average the ratio over steps. The equilibrium holds for small
+    :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a constant learning rate.
 
     Args:
         sites: Qualified names of layers; the layers whose output is the input of a norm if None.
@@ -57,6 +77,9 @@ class ScaleInvariance(AbstractProbe):
     """
 
     CODE = "scale_invariance"
+    SHOWS = "effective_lr"
+    QUESTION = "sharpness"
+    NOTHING = "no layer whose weight only scales what a norm reads was found in this model"
     STREAMING = True
     SOURCES = (
         "Arora, Li and Lyu 2018, lemma 2.4 (arXiv:1812.03981)",
@@ -74,7 +97,11 @@ class ScaleInvariance(AbstractProbe):
         owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
         notes = step.notes(self)
         notes["weights"] = {site: own[0] for site, own in owned.items() if own}
-        notes["norms"], notes["gradients"] = {}, {}
+        if any(map(is_distributed, notes["weights"].values())):
+            raise UsageError(f"{self.CODE} reads whole weights, and here each process holds a part of them")
+        notes["norms"], notes["found"], notes["at_update"] = {}, {}, {}
+        notes["gradients"] = gradients = Gradients(notes["weights"].values())
+        step.on_backward_end(self, notes["weights"].values(), lambda: self._look(step, gradients.after_backward()))
         step.keep_values(notes["weights"].values())
         made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         for site in notes["weights"]:
@@ -83,43 +110,49 @@ class ScaleInvariance(AbstractProbe):
             step.on_module(self, norm, _note_taken(made, notes["norms"]), before=True)
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
-        """Read the gradients that this optimizer is about to use."""
-        weights_: dict[str, Parameter] = step.notes(self)["weights"]
-        self._look(step, [weights_[site] for site in self._read(step) if id(weights_[site]) in parameters])
+        """Read the gradients that no backward pass has shown, and the length of those that were changed since."""
+        unread, changed = step.notes(self)["gradients"].before_update(parameters)
+        self._look(step, unread)
+        self._note_lengths(step, changed)
 
-    def _read(self, step: Step) -> list[str]:
-        """Return the layers that are read: those named, or those seen before a norm."""
-        notes = step.notes(self)
-        return [site for site in notes["weights"] if self.sites is not None or site in notes["norms"]]
+    def _note_lengths(self, step: Step, changed: Sequence[Parameter]) -> None:
+        for weight in changed:
+            step.notes(self)["at_update"][id(weight)] = torch.linalg.vector_norm(_gradient(step, weight).float())
 
     def _look(self, step: Step, found: Sequence[Parameter]) -> None:
-        gradients: dict[int, Any] = step.notes(self)["gradients"]
+        products: dict[int, Any] = step.notes(self)["found"]
         for weight in found:
-            gradient = weight.grad
-            if gradient is not None:
-                dense = gradient.detach() if gradient.layout == torch.strided else gradient.detach().to_dense()
-                gradients[id(weight)] = unit_products(step.value_before(weight), dense)
+            products[id(weight)] = unit_products(step.value_before(weight), _gradient(step, weight))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the quantities of each weight before a norm."""
         notes = step.notes(self)
-        gradients: dict[int, Any] = notes["gradients"]
-        layers: dict[str, Parameter] = {site: notes["weights"][site] for site in self._read(step)}
-        self._look(step, [weight for weight in layers.values() if id(weight) not in gradients])
-        layers = {site: weight for site, weight in layers.items() if id(weight) in gradients}
+        products: dict[int, Any] = notes["found"]
+        after: dict[str, Module] = notes["norms"]
+        unread, changed = notes["gradients"].at_end()
+        self._look(step, [weight for weight in unread if id(weight) not in products])
+        if step.optimizers:
+            self._note_lengths(step, changed)
+        layers: dict[str, Parameter] = {
+            site: weight
+            for site, weight in notes["weights"].items()
+            if (self.sites is not None or site in after) and id(weight) in products
+        }
         if not layers:
             return
-        groups = _groups(step)
+        at_update: dict[int, Tensor] = notes["at_update"]
+        handed = dict(zip(at_update, to_floats(list(at_update.values())), strict=True))
+        owners = _owners(step)
+        sums = _sums([products[id(weight)] for weight in layers.values()])
         changes = step.changes(list(layers.values()))
-        for (site, weight), change, sums in zip(
-            layers.items(), changes, _sums([gradients[id(weight)] for weight in layers.values()]), strict=True
-        ):
-            inner, w2, g2, unit = sums
+        for (site, weight), (inner, w2, g2, unit), change in zip(layers.items(), sums, changes, strict=True):
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
-            if isinstance(notes["norms"].get(site), _NormBase):
+            if isinstance(after.get(site), _NormBase):
                 yield self.record(step, site, "unit_radial_cosine", unit)
             yield self.record(step, site, "weight_norm", math.sqrt(w2))
-            yield from self._dynamics(step, site, groups.get(id(weight), ({}, None)), w2, g2, change[0], change[1])
+            at_update2 = handed.get(id(weight), 0.0) ** 2
+            owner = owners.get(id(weight), ({}, None))
+            yield from self._dynamics(step, site, owner, w2, at_update2 or g2, change[0], change[1])
 
     def _dynamics(
         self, step: Step, site: str, owner: _Owner, w2: float, g2: float, moved2: float, moved_inner: float
@@ -141,6 +174,59 @@ class ScaleInvariance(AbstractProbe):
             fourth = lr * g2 * w2 / (2 * decay * (1 - momentum))
             yield self.record(step, site, "equilibrium_ratio", _ratio(w2, math.sqrt(fourth)) ** 0.5)
             yield self.record(step, site, "angle_ratio", angle / math.sqrt(2 * lr * decay / (1 + momentum)))
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of effective learning rates that changed, of weights that spin, of weights that are not invariant."""
+        first, late = readings.first("effective_lr"), readings.late("effective_lr")
+        ratios = {site: late[site] / first[site] for site in late if first.get(site, 0) > 0 and late[site] > 0}
+        most = max(ratios, key=lambda site: abs(math.log(ratios[site])), default=None)
+        if most is not None and not 1 / _CHANGED < ratios[most] < _CHANGED:
+            ratio = ratios[most]
+            far = sum(not 1 / _CHANGED < each < _CHANGED for each in ratios.values())
+            says = (
+                f"The effective learning rate of {called(most)} has {'risen' if ratio > 1 else 'fallen'} "
+                f"from {amount(first[most])} to {amount(late[most])}"
+                + (
+                    f"; it has changed more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}"
+                    if far > 1
+                    else ""
+                )
+            )
+            yield Remark(sentence(says), Urgency.NOTABLE, abs(math.log10(ratio)) / 2, (most,), "effective_lr")
+        if spun := beyond(readings, "angle", above=_SPIN):
+            yield spun.remark(
+                "the weight of {site} turns by {value} radians a step{since}",
+                "the weights of {where} turn fast, most of {site}: by {value} radians a step{since}",
+                amount,
+                Urgency.COSTLY,
+                "layer",
+            )
+        if bound := beyond(readings, "radial_cosine", above=_BOUND, size=True):
+            yield bound.remark(
+                "the loss depends on the length of the weight of {site}, though a norm follows: cosine with the "
+                "gradient {value}",
+                "the loss depends on the length of the weight in {where}, though norms follow, most in {site}: cosine "
+                "with the gradient {value}",
+                amount,
+                Urgency.NOTABLE,
+                "layer",
+            )
+
+    @classmethod
+    def theory(cls, readings: Readings) -> Theory:
+        """Draw the orthogonal update and the equilibria."""
+        return {
+            "norm_growth": ("orthogonal update", 1.0),
+            "equilibrium_ratio": ("equilibrium", 1.0),
+            "angle_ratio": ("equilibrium", 1.0),
+        }
+
+
+def _gradient(step: Step, weight: Parameter) -> Tensor:
+    gradient = step.gradient(weight)
+    assert gradient is not None
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _note_made(made: dict[int, tuple[weakref.ref[Tensor], int, str]], site: str) -> Any:
@@ -175,7 +261,7 @@ def _sums(products: Sequence[Any]) -> list[list[float]]:
         return np.concatenate([np.add.reduceat(by_unit, starts, axis=1), largest[None]]).T.tolist()
 
 
-def _groups(step: Step) -> dict[int, _Owner]:
+def _owners(step: Step) -> dict[int, _Owner]:
     """Return the parameter group and the optimizer of each parameter, by ``id``."""
     return {
         id(parameter): (group, optimizer)

@@ -13,11 +13,16 @@ from normscope.modules.call import modes_kept
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._replay import Replay
 from normscope.probes._step import Step
 from normscope.records import Record
 
 _LEAST = 1e-6  # of the loss: gaps below are rounding, and have no shares
+_YOUNG = 10  # steps: before that running statistics are still those of their start, with torch's own momentum
+_LAG = 0.5  # sigma; from the noise of a batch of 64 alone an eighth
+_LAG_LOG = math.log(1.5)  # of the variance; from the noise of a batch of 64 alone 1.2
+_WORSE = 0.1  # of the loss in train mode
 
 
 class StatisticsGap(AbstractProbe):
@@ -53,6 +58,10 @@ class StatisticsGap(AbstractProbe):
     """
 
     CODE = "statistics_gap"
+    SHOWS = "mean_gap"
+    QUESTION = "statistics"
+    BY_DEFAULT = True
+    NOTHING = "no batch norm that keeps running statistics ran in this model"
     SOURCES = (
         "Wu and Johnson 2021, Rethinking 'Batch' in BatchNorm (arXiv:2105.07576)",
         "Ioffe and Szegedy 2015, section 3.1 (arXiv:1502.03167)",
@@ -62,6 +71,20 @@ class StatisticsGap(AbstractProbe):
     def __init__(self, sites: Sequence[str] | None = None, *, loss: bool = True, every: int | None = None) -> None:
         super().__init__(every=every)
         self.sites, self.loss = None if sites is None else tuple(sites), loss
+
+    @property
+    def replays(self) -> bool:
+        """Whether the losses are evaluated."""
+        return self.loss
+
+    @classmethod
+    def by_default(cls) -> "StatisticsGap":
+        """Make the probe without the losses: then it runs no pass."""
+        return cls(loss=False)
+
+    def without_loss(self) -> "StatisticsGap":
+        """Return the probe without the losses."""
+        return type(self)(self.sites, loss=False, every=self.every)
 
     def watch(self, step: Step) -> None:
         """Keep the running statistics, and take the moments of each layer's input."""
@@ -113,6 +136,35 @@ class StatisticsGap(AbstractProbe):
         yield self.record(step, "", "eval_gap", gap)
         clear = abs(gap) > _LEAST * abs(train)
         yield self.record(step, "", "statistics_share", (only - train) / gap if clear else math.nan)
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of running statistics that lag behind the batch, and of a loss that eval mode raises."""
+        if readings.last_step >= _YOUNG:
+            if mean := beyond(readings, "mean_gap", above=_LAG):
+                yield mean.remark(
+                    "the running mean of {site} lags behind the batch by {value} sigma",
+                    "the running mean lags behind the batch in {where}, most in {site}: by {value} sigma",
+                    amount,
+                    Urgency.COSTLY,
+                    "batch norm",
+                )
+            if variance := beyond(readings, "variance_gap", above=_LAG_LOG):
+                yield variance.remark(
+                    "the running variance of {site} is off from the batch's by a factor of {value}",
+                    "the running variance is off from the batch's in {where}, most in {site}: by a factor of {value}",
+                    lambda gap: amount(math.exp(min(gap, 700.0))),
+                    Urgency.COSTLY,
+                    "batch norm",
+                )
+        train, held = (readings.late(name).get("") for name in ("train_loss", "eval_loss"))
+        if readings.last_step < _YOUNG or train is None or held is None:
+            return
+        if held - train > _WORSE * abs(train):
+            share = readings.late("statistics_share").get("", 0.0)
+            cause = f"; running statistics make {percent(share)} of the difference" if 0 < share <= 1 else ""
+            says = f"In eval mode the loss of the same batch is {amount(held)}, in train mode {amount(train)}{cause}."
+            yield Remark(says, Urgency.COSTLY, (held - train) / max(abs(train), 1e-12) / 10, ("",), "eval_gap")
 
 
 def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:

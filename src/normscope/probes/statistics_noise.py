@@ -1,5 +1,6 @@
 """How noisy the statistics of a batch are."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,12 @@ from normscope.modules.channels import Channels, to_host
 from normscope.modules.contents import Content, Group
 from normscope.modules.sites import batch_norms, chosen
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.probes._step import Step
 from normscope.records import Record
 
 _NAMES = ("mean_noise", "scale_noise", "mean_noise_ratio", "scale_noise_ratio")
+_NOISY = 0.04  # in squared sigma: a fifth of sigma, the noise of 25 independent values
 
 
 @dataclass(slots=True)
@@ -67,6 +70,9 @@ class StatisticsNoise(AbstractProbe):
     """
 
     CODE = "statistics_noise"
+    SHOWS = "mean_noise"
+    QUESTION = "statistics"
+    NOTHING = "no batch norm that normalizes by its batch ran in this model"
     STREAMING = True
     SOURCES = (
         "Luo et al. 2019, Towards Understanding Regularization in Batch Normalization (arXiv:1809.00846)",
@@ -186,6 +192,31 @@ class StatisticsNoise(AbstractProbe):
             expected = (_excess(kurtosis, count) + 2) / (4 * count)
             ratio = np.where(expected > 0, scale_noise / expected, np.nan)
         return np.array([mean_noise, scale_noise, mean_noise * count, ratio]).T.tolist()
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of batch statistics that differ much from batch to batch."""
+        if noisy := beyond(readings, "mean_noise", above=_NOISY):
+            yield noisy.remark(
+                "the batch mean of {site} wavers by {value} sigma from batch to batch",
+                "the batch mean wavers from batch to batch in {where}, most in {site}: by {value} sigma",
+                lambda variance: amount(math.sqrt(variance)),
+                Urgency.NOTABLE,
+                "batch norm",
+            )
+        if sharp := beyond(readings, "scale_noise", above=_NOISY):
+            yield sharp.remark(
+                "the batch standard deviation of {site} wavers by {value} sigma from batch to batch",
+                "the batch standard deviation wavers from batch to batch in {where}, most in {site}: by {value} sigma",
+                lambda variance: amount(math.sqrt(variance)),
+                Urgency.NOTABLE,
+                "batch norm",
+            )
+
+    @classmethod
+    def theory(cls, readings: Readings) -> Theory:
+        """Draw the noise of independent values."""
+        return dict.fromkeys(("mean_noise_ratio", "scale_noise_ratio"), ("independent values", 1.0))
 
 
 def _excess(kurtosis: np.ndarray, count: int) -> np.ndarray:

@@ -6,8 +6,12 @@ from torch.nn import Parameter
 
 from normscope.modules.sites import chosen, weight_layers, weights
 from normscope.probes._probe import AbstractProbe
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, beyond, percent
 from normscope.probes._step import Step
 from normscope.records import Record
+
+_FAST = 0.03  # thirty times the rule of thumb
+_SLOW = 1e-5  # a hundredth of the rule of thumb
 
 
 class UpdateRatio(AbstractProbe):
@@ -32,6 +36,10 @@ class UpdateRatio(AbstractProbe):
     """
 
     CODE = "update_ratio"
+    SHOWS = "update_ratio"
+    QUESTION = "gradient"
+    BY_DEFAULT = True
+    NOTHING = "no layer that bears weight was changed by the step"
     STREAMING = True
     SOURCES = ("Karpathy, CS231n notes, Neural Networks part 3: ratio of weights to updates",)
 
@@ -67,3 +75,29 @@ class UpdateRatio(AbstractProbe):
                 continue
             yield self.record(step, site, "update_norm", update)
             yield self.record(step, site, "update_ratio", update / size if size else float("nan"))
+
+    @classmethod
+    def stands_out(cls, readings: Readings) -> Iterator[Remark]:
+        """Tell of weights that change too fast, or hardly at all."""
+        if fast := beyond(readings, "update_ratio", above=_FAST):
+            yield fast.remark(
+                "updates change the weights of {site} by {value} a step{since}; the rule of thumb is 0.1 %",
+                "updates change the weights fast in {where}, most in {site}: by {value} a step{since}; the rule of "
+                "thumb is 0.1 %",
+                percent,
+                Urgency.COSTLY,
+                "layer",
+            )
+        if slow := beyond(readings, "update_ratio", below=_SLOW):
+            yield slow.remark(
+                "updates hardly change the weights of {site}: by {value} a step{since}",
+                "updates hardly change the weights in {where}, least in {site}: by {value} a step{since}",
+                percent,
+                Urgency.COSTLY,
+                "layer",
+            )
+
+    @classmethod
+    def theory(cls, readings: Readings) -> Theory:
+        """Draw the rule of thumb."""
+        return {"update_ratio": ("rule of thumb", 1e-3)}

@@ -35,15 +35,25 @@ def from_records(records: Iterable[Record]) -> "pl.DataFrame":
 
     rows = list(records)
     try:
-        words = {name: pl.Series(name, [getattr(row, name) for row in rows], pl.String) for name in _WORDS}
+        words = {name: pl.Series(name, [getattr(row, name) for row in rows], pl.String) for name in WORDS}
         words["step"] = pl.Series("step", [int(row.step) for row in rows], pl.Int64)
         words["value"] = pl.Series("value", [float(row.value) for row in rows], pl.Float64)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise StoreError(f"what was to be stored is not made of records ({error})") from None
-    return pl.DataFrame([words[name] for name in PART]).with_columns(pl.col(_WORDS).cast(pl.Categorical))
+    return pl.DataFrame([words[name] for name in PART]).with_columns(pl.col(WORDS).cast(pl.Categorical))
 
 
-_WORDS = ("cell", "probe", "site", "name", "unit")
+def is_record(row: Any) -> bool:
+    """Return whether `from_records` takes something."""
+    try:
+        from_records([row])
+    except StoreError:
+        return False
+    return True
+
+
+#: Columns of a part that hold words.
+WORDS = ("cell", "probe", "site", "name", "unit")
 
 
 def columns(cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -100,7 +110,7 @@ def in_memory(records: "pl.DataFrame", cells: Sequence[Cell]) -> "pl.DataFrame":
 
     types = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean}
     table = pl.DataFrame([pl.Series(name, values, types[kind]) for name, (kind, values) in table_of(cells).items()])
-    joined = records.with_columns(pl.col(_WORDS).cast(pl.String)).join(table, on="cell", how="left")
+    joined = records.with_columns(pl.col(WORDS).cast(pl.String)).join(table, on="cell", how="left")
     return ordered(joined, cells)
 
 
@@ -143,19 +153,53 @@ def database(
         except duckdb.Error as error:
             damaged = next((part for part in parts if not intact(part)), None)
             if damaged is not None:
-                raise StoreError(
-                    f"{damaged} is damaged; delete it and run again: its cell is then computed anew"
-                ) from None
+                raise StoreError(_damaged(damaged)) from None
             raise UsageError(f"the query cannot be run: {' '.join(str(error).split())}") from None
+
+
+def write(frame: "pl.DataFrame", path: Path) -> None:
+    """Write a part.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+        StoreError: Polars failed in another way; it raises errors of its own for the disk's too.
+    """
+    import polars as pl
+
+    try:
+        frame.write_parquet(path, compression="zstd", statistics=True)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise StoreError(f"cannot write {path.parent}: {' '.join(str(error).split())}") from error
+
+
+def read(parts: Sequence[Path], columns: Sequence[str] = PART) -> "pl.DataFrame":
+    """Return the rows of the parts, in their order within the parts.
+
+    Raises:
+        StoreError: A part is damaged or missing; the message names it.
+    """
+    import polars as pl
+
+    frames = []
+    for part in parts:
+        try:
+            frames.append(pl.read_parquet(part, columns=list(columns)))
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            raise StoreError(_damaged(part)) from None
+    return pl.concat(frames) if frames else from_records(()).select(columns)
+
+
+def _damaged(part: Path) -> str:
+    if part.name.startswith("scope-"):
+        return f"{part} is damaged; delete it: its records are lost, all others are read"
+    return f"{part} is damaged; delete it and run again: its cell is then computed anew"
 
 
 def intact(part: Path) -> bool:
     """Say whether a parquet file can be read to its end."""
-    import polars as pl
-
     try:
-        pl.read_parquet(part, columns=list(PART))
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        read([part])
+    except StoreError:
         return False
     return True
 

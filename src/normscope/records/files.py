@@ -95,8 +95,10 @@ def _link(temporary: Path, path: Path) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links: nearly as good
-        if path.exists():
+    except OSError:  # a file system without hard links: the name is taken first, and the file put in its place
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
             return False
         os.replace(temporary, path)
     return True
@@ -125,7 +127,7 @@ def clean(folder: Path) -> list[str]:
             continue
         with contextlib.suppress(OSError):
             if match["host"] == _host():
-                left = not _alive(int(match["pid"]))
+                left = not alive(int(match["pid"]))
             else:
                 left = time.time() - entry.stat().st_mtime > STALE
             if left:
@@ -134,7 +136,8 @@ def clean(folder: Path) -> list[str]:
     return removed
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Return whether a process of this machine lives, as far as can be seen: True on Windows."""
     if os.name == "nt":  # signal 0 is no question there but a console event
         return True
     try:

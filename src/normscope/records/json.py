@@ -99,7 +99,8 @@ def build(kind: Any, value: Any, where: str = "it") -> Any:
     """Make a value of a type from JSON values.
 
     Args:
-        kind: A dataclass, an enumeration, str, int, float, bool, ``tuple[X, ...]`` or ``X | None`` of these.
+        kind: A dataclass, an enumeration, str, int, float, bool, ``tuple[X, ...]``, ``Mapping[str, X]`` or ``X | None``
+            of these.
         value: The JSON values, from `plain`.
         where: Name of the place, for the message.
 
@@ -114,6 +115,10 @@ def build(kind: Any, value: Any, where: str = "it") -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{where} is no list")
         return tuple(build(typing.get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{where} is no object")
+        return {key: build(typing.get_args(kind)[1], item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(kind, type) and is_dataclass(kind):
         return _record(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, Enum):

@@ -1,21 +1,23 @@
-"""Where records are kept: a run folder on disk, or a list in memory.
+"""Where records are kept: a run folder on disk.
 
 A run is a folder::
 
     run.json              configuration, its hash, provenance
     part-CELL.parquet     all records of one cell
     cell-CELL.json        that cell's configuration and wall time: the mark that the cell is complete
-    scope-TIME-ID.parquet records of an open-ended run, one file a flush
+    scope-CELL.json       the claim of an open-ended run on the name of its cell
+    scope-....parquet     records of open-ended runs (see `normscope.records.parts`)
 
 Every file is written whole under a temporary name and renamed, the mark after its part. So at any moment a reader, or
-the next start after a crash, finds whole cells and nothing half: a part without its mark is as good as absent. Nothing
-is ever rewritten. Several processes may write different cells into one run at once.
+the next start after a crash, finds whole cells and nothing half: a part without its mark is as good as absent. Several
+processes may write different cells into one run at once.
 """
 
+import contextlib
 import json
+import math
 import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -25,14 +27,19 @@ from normscope._errors import NormscopeError, StoreError, UsageError
 from normscope.records import _table, files as _files
 from normscope.records.cell import Cell
 from normscope.records.json import canonical_form, digest
+from normscope.records.parts import Part, PartWriter, delete_covered, read_parts
 from normscope.records.provenance import collect
 from normscope.records.record import Record
+from normscope.records.run_file import FORMAT, differences, read_run, text_of
 
 if TYPE_CHECKING:
     import polars as pl
 
-#: Version of the folder's layout.
-FORMAT = 1
+#: Records that wait for a disk that cannot be written, at most; beyond that the oldest are dropped.
+MOST_WAITING = 500_000
+
+_SHARE = 0.02  # of a training's time, at most, goes into flushes
+_LONGEST_PAUSE = 60.0
 
 
 class Store:
@@ -42,33 +49,39 @@ class Store:
         path: The run's folder.
         config: Configuration of the run, plain JSON.
         provenance: Versions, machine, commit and time of the run's start, as `collect` gave them.
+        lost: How many appended records were dropped since the store was opened, because they could not be written.
     """
 
-    def __init__(
-        self, path: Path, run: Mapping[str, Any], *, writable: bool, rows: int = 20_000, seconds: float = 30.0
-    ):
+    def __init__(self, path: Path, run: Mapping[str, Any], *, writable: bool, rows: int = 20_000, seconds: float = 2.0):
         self.path = path
         self.config: Mapping[str, Any] = MappingProxyType(run["config"])
         self.provenance: Mapping[str, Any] = MappingProxyType(run["provenance"])
         self._run = run
         self._writable = writable
         self._rows, self._seconds = rows, seconds
+        self.lost = 0
         self._buffer: list[Record] = []
-        self._flushed = time.monotonic()
+        self._writer = PartWriter(path, _table.write, _table.read)
+        self._due = -math.inf  # the first records are written at once, for who looks on
+        self._took = 0.0  # seconds of the last flush
+        self._failures = 0
+        self._process = os.getpid()
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, rows: int = 20_000, seconds: float = 30.0
+        cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, rows: int = 20_000, seconds: float = 2.0
     ) -> "Store":
         """Start a run in a folder, or take up the run that lies there if its configuration is the same.
 
-        Left-over temporary files of processes that died are removed.
+        Scopes share a folder whatever their configurations are, for each has a cell of its own. Left-over files of
+        processes that died are removed.
 
         Args:
             path: The run's folder; made if need be.
             config: Everything that determines the run's numbers, as JSON values.
             rows: Appended records after which a part is flushed.
-            seconds: Seconds after which the next append flushes.
+            seconds: Seconds after a flush at which the next append flushes again; more where the disk is so slow that
+                flushes would take more than 2 % of the time.
 
         Returns:
             The store, open for writing.
@@ -91,16 +104,19 @@ class Store:
         if not (folder / "run.json").exists():
             run = {"format": FORMAT, "config": wanted, "config_hash": digest(wanted), "provenance": collect()}
             # Of several processes that start at once the first wins; the others find their own configuration there.
-            _files.write_text(folder / "run.json", json.dumps(run, indent=1) + "\n", replace=False)
-        there = _read_run(folder)
-        if there["config_hash"] != digest(wanted):
+            _files.write_text(folder / "run.json", text_of(run), replace=False)
+        there = read_run(folder)
+        of_scopes = there["config"].get("kind") == wanted.get("kind") == "scope"
+        option = "record_to" if wanted.get("kind") == "scope" else "--out"
+        if there["config_hash"] != digest(wanted) and not of_scopes:
             raise StoreError(
-                f"{folder} holds a run with another configuration ({_differences(there['config'], wanted)}); "
-                "choose another --out, or delete that folder"
+                f"{folder} holds a run with another configuration ({differences(there['config'], wanted)}); "
+                f"choose another {option}, or delete that folder"
             )
         if not os.access(folder, os.W_OK):
-            raise StoreError(f"{folder} cannot be written; choose another --out")
+            raise StoreError(f"{folder} cannot be written; choose another {option}")
         _files.clean(folder)
+        delete_covered(folder)
         return cls(folder, there, writable=True, rows=rows, seconds=seconds)
 
     @classmethod
@@ -115,7 +131,7 @@ class Store:
             raise StoreError(f"{folder} does not exist; give the folder of a run")
         if not folder.is_dir():
             raise StoreError(f"{folder} is a file; give the folder of a run")
-        return cls(folder, _read_run(folder), writable=False)
+        return cls(folder, read_run(folder), writable=False)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -144,7 +160,7 @@ class Store:
             raise StoreError(
                 f"records of {min(others)!r} were to be written as cell {cell.id}; give the probes cell={cell.id!r}"
             )
-        _files.write_whole(part, lambda temporary: _write_parquet(frame, temporary))
+        _files.write_whole(part, lambda temporary: _table.write(frame, temporary))
         text = json.dumps({"cell": json.loads(cell.to_json()), "wall_s": float(wall_s), "records": frame.height}) + "\n"
         _files.write_text(mark, text)
         return True
@@ -152,32 +168,90 @@ class Store:
     def append(self, records: Iterable[Record]) -> None:
         """Add records of an open-ended run; they reach the disk at the next flush.
 
-        A flush comes by itself after ``rows`` records or ``seconds`` seconds (see `create`), at `frame`, `sql` and
-        `close`, and at the end of a ``with`` block.
+        A flush comes by itself at the first append, later after ``rows`` records or ``seconds`` seconds (see
+        `create`), at `frame`, `sql` and `close`, and at the end of a ``with`` block. After a flush that failed, the
+        records wait in memory, at most `MOST_WAITING` of them, and the next try comes after a pause.
 
         Raises:
-            StoreError: The store is open for reading only, or a flush failed.
+            StoreError: The store is open for reading only, or a flush failed. The store can be used on.
         """
         self._must_be_writable()
+        self._leave_to_the_parent()
         self._buffer.extend(records)
-        if len(self._buffer) >= self._rows or time.monotonic() - self._flushed >= self._seconds:
+        if (surplus := len(self._buffer) - MOST_WAITING) > 0:
+            del self._buffer[:surplus]
+            self.lost += surplus
+        if len(self._buffer) >= self._rows and not self._failures:
+            self.flush()
+        else:
+            self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Flush if the time has come and records wait: to be called where no record may come for a while.
+
+        Raises:
+            StoreError: The folder cannot be written; the records stay, for another try.
+        """
+        if self._buffer and time.monotonic() >= self._due:
             self.flush()
 
     def flush(self) -> None:
         """Write the records appended so far as a part of their own.
 
         Raises:
-            StoreError: The folder cannot be written; the records stay, for another try.
+            StoreError: The folder cannot be written; the records stay, for another try. What is no record is dropped.
         """
-        if self._buffer:
-            self._must_be_writable()
+        self._leave_to_the_parent()
+        if not self._buffer:
+            return
+        self._must_be_writable()
+        began = time.monotonic()
+        try:
+            self._write()
+        except StoreError as error:
+            self._failures += 1
+            self._due = time.monotonic() + min(self._seconds * 2**self._failures, _LONGEST_PAUSE)
+            lost = f"; {self.lost} were dropped" if self.lost else ""
+            raise StoreError(f"{error} ({len(self._buffer)} records wait in memory for another try{lost})") from error
+        self._buffer.clear()
+        self._failures = 0
+        now = time.monotonic()
+        # The faster of the last two flushes counts: a single slow flush tells nothing, and the first imports Polars.
+        self._due = now + max(self._seconds, min(now - began, self._took, _LONGEST_PAUSE * _SHARE) / _SHARE)
+        self._took = now - began
+
+    def _write(self) -> None:
+        """Write the buffer, whatever goes wrong is a StoreError."""
+        if not self.path.is_dir():
+            raise StoreError(f"cannot write into {self.path}: the folder is gone; make it again")
+        try:
             frame = _table.from_records(self._buffer)
-            path = self.path / f"scope-{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet"
-            _files.write_whole(path, lambda temporary: _write_parquet(frame, temporary))
-            self._buffer.clear()
-        self._flushed = time.monotonic()
+        except StoreError:
+            kept = [record for record in self._buffer if _table.is_record(record)]
+            self.lost += len(self._buffer) - len(kept)
+            self._buffer = kept
+            raise
+        try:
+            if not (self.path / "run.json").exists():  # the folder was made anew
+                _files.write_text(self.path / "run.json", text_of(self._run), replace=False)
+            self._writer.write(frame)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"cannot write into {self.path}: {type(error).__name__}: {error}") from error
+
+    def _leave_to_the_parent(self) -> None:
+        """Forget, in a forked process, the records that its parent will write."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._buffer = []
 
     close = flush
+
+    @property
+    def unwritten(self) -> list[Record]:
+        """The appended records that have not reached the disk."""
+        return list(self._buffer)
 
     def __enter__(self) -> "Store":
         return self
@@ -230,7 +304,15 @@ class Store:
         chosen = {"probe": probe, "name": name, "site": site}
         kept = {key: value for key, value in chosen.items() if value is not None}
         where = " WHERE " + " AND ".join(f"{key} = ?" for key in kept) if kept else ""
+        with contextlib.suppress(StoreError):  # what cannot be written can be read all the same
+            self.flush()
+        waiting = [record for record in self._buffer if all(getattr(record, k) == v for k, v in kept.items())]
         cells, rows = self._query(f"SELECT * FROM records{where}", list(kept.values()))
+        if waiting:
+            import polars as pl
+
+            more = _table.in_memory(_table.from_records(waiting), cells)
+            rows = pl.concat([rows.select(more.columns), more])
         return _table.ordered(rows, cells)
 
     def sql(self, query: str) -> "pl.DataFrame":
@@ -247,15 +329,21 @@ class Store:
         Example:
             ``store.sql("SELECT arm, avg(value) AS loss FROM records WHERE name = 'loss' GROUP BY arm ORDER BY arm")``
         """
+        self.flush()
         return self._query(query)[1]
 
     def _query(self, query: str, parameters: Iterable[Any] = ()) -> tuple[list[Cell], "pl.DataFrame"]:
-        self.flush()
         marks = self._marks()
         cells = [cell for cell, _ in marks]
-        parts = [self._part(cell.id) for cell in cells] + sorted(self.path.glob("scope-*.parquet"))
-        with _table.database(cells, {cell.id: wall for cell, wall in marks}, parts) as connection:
-            return cells, _table.fetch(connection, query, list(parameters))
+        walls = {cell.id: wall for cell, wall in marks}
+
+        def read(parts: list[Part]) -> "pl.DataFrame":
+            found = [self._part(cell.id) for cell in cells]
+            found += [part.path for part in parts if part.path != self._writer.next_path]
+            with _table.database(cells, walls, found) as connection:
+                return _table.fetch(connection, query, list(parameters))
+
+        return cells, read_parts(self.path, read)
 
     def _marks(self) -> list[tuple[Cell, float]]:
         found = []
@@ -283,74 +371,3 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self.completed())} complete cells)"
-
-
-class MemoryStore:
-    """Records in memory, for a scope that keeps no folder; reads like a `Store`."""
-
-    def __init__(self) -> None:
-        self._records: list[Record] = []
-
-    def append(self, records: Iterable[Record]) -> None:
-        """Add records."""
-        self._records.extend(records)
-
-    def flush(self) -> None:
-        """Do nothing: there is no disk behind it."""
-
-    close = flush
-
-    def frame(self, *, probe: str | None = None, name: str | None = None, site: str | None = None) -> "pl.DataFrame":
-        """Return the records as `Store.frame` does; arm and seed are null, for there are no cells."""
-        kept = (
-            record
-            for record in self._records
-            if (probe is None or record.probe == probe)
-            and (name is None or record.name == name)
-            and (site is None or record.site == site)
-        )
-        return _table.in_memory(_table.from_records(kept), ())
-
-
-def _write_parquet(frame: "pl.DataFrame", path: Path) -> None:
-    frame.write_parquet(path, compression="zstd", statistics=True)
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        whole = isinstance(run["config"], dict) and isinstance(run["provenance"], dict) and "config_hash" in run
-        version = run["format"]
-    except FileNotFoundError:
-        raise StoreError(f"{folder} holds no run (no run.json); give the folder of a run") from None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        whole, version = False, FORMAT
-    if not whole or (version == FORMAT and digest(run["config"]) != run["config_hash"]):
-        raise StoreError(f"{path} is damaged; choose another --out, or delete the folder")
-    if version != FORMAT:
-        raise StoreError(f"{path} has layout {version}, this version reads {FORMAT}; use the version that wrote it")
-    return dict(run)
-
-
-def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any], limit: int = 4) -> str:
-    """Say which keys differ, as ``seeds: 10 there, 20 asked``."""
-    old, new = dict(_flat(there)), dict(_flat(wanted))
-    said = []
-    for key in sorted(old.keys() | new.keys()):
-        if key in old and key in new and old[key] == new[key]:
-            continue
-        have = json.dumps(old[key]) if key in old else "nothing"
-        want = json.dumps(new[key]) if key in new else "nothing"
-        said.append(f"{key}: {have} there, {want} asked")
-    return "; ".join(said[:limit]) + (f"; and {len(said) - limit} more" if len(said) > limit else "")
-
-
-def _flat(value: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield from _flat(item, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", item

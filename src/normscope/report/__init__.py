@@ -24,6 +24,12 @@ from normscope.report._questions import (
     questions_page as questions_page,
     write_questions as write_questions,
 )
+from normscope.report._scope import (
+    Line as Line,
+    ScopePage as ScopePage,
+    scope_html as scope_html,
+    write_scope as write_scope,
+)
 from normscope.report._sections import Section as Section
 from normscope.report._words import amount_of as amount_of, counted as counted, sign_of as sign_of, tally as tally
 from normscope.report.check import (

@@ -84,7 +84,7 @@ def render(
     many = top["judged"] > FEW
     by_slug = {each["slug"]: each for each in studies}
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=title,
@@ -92,8 +92,8 @@ def render(
             top=top,
             studies=studies,
             many=many,
-            headline=_headline(provenance, times),
-            provenance=list(_flat(provenance)),
+            headline=headline(provenance, times),
+            provenance=list(flat(provenance)),
             times=_shares(times),
             total=sum(times.values()),
             filters=_overview.filters(studies),
@@ -101,12 +101,12 @@ def render(
             errata=_overview.errata_with_figures(errata, by_slug),
             theory=_overview.theory(sections, studies) if many else [],
             level=_levels([each["verdict"] for each in top["experiments"]]),
-            **_resources(charts),
+            **resources(charts),
         )
     )
 
 
-def _environment() -> "Environment":
+def environment() -> "Environment":
     """Return the templates, in which everything is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -121,7 +121,7 @@ def _environment() -> "Environment":
     return environment
 
 
-def _resources(charts: Mapping[str, Any]) -> dict[str, str]:
+def resources(charts: Mapping[str, Any]) -> dict[str, str]:
     """Return styles, scripts with the hashes that admit them, and the data of the charts."""
     data = {"charts": charts, "themes": {mode: plots.theme(mode) for mode in ("light", "dark")}}
     scripts = {"early": _resource("early.js"), "bundle": _bundle(), "js": _resource("page.js")}
@@ -134,21 +134,21 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _headline(provenance: Mapping[str, Any], times: Mapping[str, float]) -> list[tuple[str, str]]:
+def headline(provenance: Mapping[str, Any], times: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return the few facts of the provenance that stand under the title."""
-    flat = {key.rpartition(".")[2]: value for key, value in reversed(list(_flat(provenance)))}
-    facts = [(key.replace("_", " ").replace(" utc", ""), flat[key]) for key in _HEADLINE if flat.get(key)]
+    by_name = {key.rpartition(".")[2]: value for key, value in reversed(list(flat(provenance)))}
+    facts = [(key.replace("_", " ").replace(" utc", ""), by_name[key]) for key in _HEADLINE if by_name.get(key)]
     if times:
         facts.append(("took", duration(sum(times.values()))))
     return facts
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted key, text) for every leaf."""
     for key, value in mapping.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
+            yield from flat(value, f"{name}.")
         elif isinstance(value, list | tuple | set | frozenset):
             yield name, ", ".join(map(str, value))
         else:

@@ -1,0 +1,177 @@
+"""A recorder attached to a training loop by the hooks of its optimizers and of its model, in no line of the loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from normscope.modules.hooks import Hook
+from normscope.modules.tree import walk
+from normscope.modules.wrapped import calls_eagerly, is_compiled, unwrap
+from normscope.probes._recorder import ProbeWarning, Recorder, WiringWarning
+from normscope.usercode import warn_user
+
+
+class Attachment:
+    """Begins and ends the steps of a recorder as the loop runs.
+
+    A step begins at the first forward pass, of the model or of a module in it, that records gradients after the last
+    update. It ends when the optimizer has stepped: every optimizer of the recorder, or one of them for the second time.
+    At steps at which nothing is due only the optimizer's hooks are called.
+
+    Without optimizers the recorder takes up each optimizer that makes an update and holds parameters of the model.
+
+    Args:
+        recorder: The recorder.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._handles: list[Any] = []
+        self._armed: list[Any] = []
+        self._stepped: set[int] = set()
+        self._trains_in_train_mode = False
+        self._warned = False
+        self._heard_anything = False
+        self._failed = False
+        self._was_given_optimizers = bool(recorder.optimizers)
+        for optimizer in recorder.optimizers:
+            if not isinstance(optimizer, Optimizer):
+                self._warn(
+                    f"{type(optimizer).__name__} has no hooks by which the end of a step could be heard: use "
+                    "`with scope.step(batch)`, or scope.begin() and scope.end()"
+                )
+        # Hooks for all optimizers: while torch calls those of a single optimizer none of them can be removed, which is
+        # what probes do as a step ends.
+        self._handles.append(register_optimizer_step_pre_hook(self._before_step))
+        self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        self._arm()
+
+    def detach(self) -> None:
+        """Remove all hooks; a step that is under way is given up."""
+        self._disarm()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._recorder.inside_step:
+            self._recorder.end(GeneratorExit())
+
+    # -- optimizers ---------------------------------------------------------------------------------------------------
+
+    def _is_watched(self, optimizer: Optimizer) -> bool:
+        """Whether the recorder has this optimizer; if it was given none, it takes up those of the model."""
+        recorder = self._recorder
+        if self._failed:
+            return False
+        if any(optimizer is known for known in recorder.optimizers):
+            return True
+        if self._was_given_optimizers:
+            return False
+        own = {id(parameter) for parameter in recorder.model.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            return False
+        recorder.adopt(optimizer)
+        return True
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._is_watched(optimizer):
+            return
+        if id(optimizer) in self._stepped:  # another optimizer of the recorder steps more rarely than this one
+            self._finish()
+        self._recorder.set_updating(True)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._is_watched(optimizer):
+            return
+        self._recorder.set_updating(False)
+        self._stepped.add(id(optimizer))
+        if all(id(known) in self._stepped for known in self._recorder.optimizers):
+            self._finish()
+
+    def _finish(self) -> None:
+        recorder = self._recorder
+        self._stepped.clear()
+        if recorder.inside_step:
+            with torch.enable_grad():
+                self._try(recorder.end)
+        else:
+            if recorder.wants(recorder.index) and not self._heard_anything:
+                self._warn(
+                    f"the model that is watched ({type(recorder.model).__name__}) did not run before the optimizer "
+                    f"stepped (step {recorder.index}): give ns.watch the model that the loop calls"
+                )
+            recorder.skip()
+        if not self._failed:
+            self._arm()
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn_user(text, WiringWarning)
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Have the next forward pass begin a step, if anything is due at it."""
+        self._disarm()
+        recorder = self._recorder
+        if recorder.wants(recorder.index):
+            for module in self._modules():
+                self._armed.append(module.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True))
+
+    def _modules(self) -> list[Module]:
+        model = self._recorder.model
+        if not is_compiled(model):
+            return [module for _, module in walk(unwrap(model))]
+        if calls_eagerly(model):  # a hook inside would have the model compiled anew
+            return [model]
+        self._warn(
+            "calls of a model that was compiled in place cannot be heard: use `with scope.step(batch)`, or "
+            "scope.begin(batch) and scope.end()"
+        )
+        return []
+
+    def _disarm(self) -> None:
+        for handle in self._armed:
+            handle.remove()
+        self._armed.clear()
+        Hook.clear_copies()
+
+    def _first_forward(self, module: Module, args: Any, kwargs: Any) -> None:
+        recorder = self._recorder
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1 or recorder.inside_step:
+            return
+        if self._trains_in_train_mode and not module.training:
+            return  # an evaluation that records gradients
+        self._trains_in_train_mode |= module.training
+        self._heard_anything = True
+        self._disarm()
+        known = set(module._forward_pre_hooks)
+        self._try(recorder.begin)
+        _call_new_hooks(module, known, args, kwargs)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        """Begin or end a step; an error that no probe answers for ends the watching, not the training."""
+        try:
+            act()
+        except Exception as error:
+            self._failed = True  # hooks cannot be removed while torch calls them
+            self._disarm()
+            warn_user(
+                f"the scope failed at step {self._recorder.index} and watches no further; training goes on: "
+                f"{type(error).__name__}: {error}",
+                ProbeWarning,
+            )
+
+
+def _call_new_hooks(module: Module, known: set[int], args: Any, kwargs: Any) -> None:
+    """Call pre-hooks that were set during a call of the module's hooks: torch calls them from the next call on."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if key not in known:
+            if key in module._forward_pre_hooks_with_kwargs:
+                hook(module, args, kwargs)
+            else:
+                hook(module, args)

@@ -1,0 +1,241 @@
+"""Parts of open-ended runs: how they are named, which of them hold, and how small parts become larger parts.
+
+A part ``scope-TIME-WRITER-FIRST-LAST.parquet`` holds the flushes FIRST to LAST of one writer, counted from 0; TIME is
+when the writer began. When a writer has `FAN_IN` parts of one size it writes one part that covers them, and deletes
+them after it is in place. A part that lies within another part of its writer is *covered*: it counts as absent. So a
+reader finds each flush once, at whatever moment the writer works or dies.
+"""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from normscope._errors import StoreError
+from normscope.records import _table, files as _files
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: So many parts of one size become one part of the next size.
+FAN_IN = 64
+#: So many of the newest flushes are not merged yet, so that a viewer has met them by themselves.
+LAG = 8
+#: A part grows no further than so many records: a larger one would be held in memory for each merge.
+MOST_ROWS = 2_000_000
+
+_NAME = re.compile(r"scope-(?P<time>\d{20})-(?P<writer>[0-9a-f]{12})(-(?P<first>\d{8,})-(?P<last>\d{8,}))?\.parquet")
+_LISTINGS = 20  # tries to find the folder at rest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of an open-ended run.
+
+    Attributes:
+        path: Where it lies.
+        writer: Who wrote it: time and number of the writer.
+        first: Number of the first flush in it.
+        last: Number of the last flush in it.
+        claimed: False for a part of an older version, whose scope left no claim of its cell.
+    """
+
+    path: Path
+    writer: str
+    first: int = 0
+    last: int = 0
+    claimed: bool = True
+
+    @property
+    def writer_began(self) -> float:
+        """When its writer began, in seconds since 1970."""
+        return int(self.writer.partition("-")[0]) / 1e9
+
+    def covers(self, other: "Part") -> bool:
+        """Whether the flushes of another part of the same writer are all in this larger one."""
+        return (
+            self.writer == other.writer
+            and self.first <= other.first
+            and other.last <= self.last
+            and (self.first, self.last) != (other.first, other.last)
+        )
+
+
+def name_of(writer: str, first: int, last: int) -> str:
+    """Return the file name of a writer's part with these flushes."""
+    return f"scope-{writer}-{first:08d}-{last:08d}.parquet"
+
+
+def list_parts(folder: Path) -> list[Part]:
+    """Return the parts in a folder that no other part covers, oldest writer first; none if there is no folder.
+
+    Raises:
+        StoreError: The folder cannot be read.
+    """
+    return [part for part, covered in _marked(_at_rest(folder)) if not covered]
+
+
+def read_parts(folder: Path, read: Callable[[list[Part]], T]) -> T:
+    """Return what ``read`` makes of a folder's parts; ``read`` starts again if a part vanishes under it.
+
+    Args:
+        folder: The run's folder.
+        read: Takes the parts; raises anything when a file is missing.
+
+    Raises:
+        StoreError: The folder cannot be read, or keeps changing.
+    """
+    for attempt in range(_LISTINGS):
+        parts = list_parts(folder)
+        try:
+            return read(parts)
+        except Exception:
+            if attempt == _LISTINGS - 1 or all(part.path.exists() for part in parts):
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def read_part(part: Part) -> "pl.DataFrame":
+    """Return the rows of a part in the order in which they were appended; words are texts.
+
+    Raises:
+        StoreError: The part is damaged or gone.
+    """
+    import polars as pl
+
+    kinds = dict.fromkeys(_table.WORDS, pl.String()) | {"step": pl.Int64(), "value": pl.Float64()}
+    try:
+        frame = _table.read([part.path]).select(pl.col(name).cast(kinds[name]) for name in _table.PART)
+    except pl.exceptions.PolarsError as error:
+        raise StoreError(f"{part.path} is no part of a run: {' '.join(str(error).split())}") from None
+    return frame.drop_nulls()
+
+
+def delete_covered(folder: Path) -> None:
+    """Delete the parts that a writer which died had covered already."""
+    for part, covered in _marked(_at_rest(folder)):
+        if covered:
+            with contextlib.suppress(OSError):
+                part.path.unlink()
+
+
+def _at_rest(folder: Path) -> list[Part]:
+    """List the parts until two listings agree.
+
+    A single listing may miss a covering part that appears behind it and the covered parts that vanish before it.
+    """
+    before = None
+    for _ in range(_LISTINGS):
+        names = _names(folder)
+        if names == before:
+            break
+        before = names
+    return [_part(folder / name, match) for name in names if (match := _NAME.fullmatch(name))]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.startswith("scope-"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"cannot read {folder}: {error.strerror or error}") from None
+
+
+def _part(path: Path, match: re.Match[str]) -> Part:
+    writer = f"{match['time']}-{match['writer']}"
+    if match["first"] is None:
+        return Part(path, writer, claimed=False)
+    return Part(path, writer, int(match["first"]), int(match["last"]))
+
+
+def _marked(parts: list[Part]) -> list[tuple[Part, bool]]:
+    """Sort the parts by writer and flush, and say of each whether another covers it."""
+    ordered = sorted(parts, key=lambda part: (part.writer, part.first, -part.last))
+    marked = []
+    widest: Part | None = None
+    for part in ordered:  # of one writer, ranges are apart or lie within each other: the widest comes first
+        covered = widest is not None and widest.covers(part)
+        marked.append((part, covered))
+        if not covered:
+            widest = part
+    return marked
+
+
+class PartWriter:
+    """Writes the flushes of one process as parts, and merges them.
+
+    Args:
+        folder: The run's folder.
+        write: Writes a frame into a parquet file.
+        read: Reads parquet files into one frame.
+    """
+
+    def __init__(
+        self, folder: Path, write: "Callable[[pl.DataFrame, Path], None]", read: "Callable[[list[Path]], pl.DataFrame]"
+    ) -> None:
+        self._folder, self._write, self._read = folder, write, read
+        self._begin()
+
+    def _begin(self) -> None:
+        self._writer = f"{time.time_ns():020d}-{os.urandom(6).hex()}"
+        self._process = os.getpid()
+        self._next = 0
+        self._levels: list[list[tuple[Part, int]]] = []  # parts of each size that are not merged yet, with their rows
+
+    def write(self, frame: "pl.DataFrame") -> None:
+        """Write one flush.
+
+        A flush that failed is written again under its number, so that records which had reached the disk all the same
+        are not there twice.
+
+        Raises:
+            StoreError: The folder cannot be written; nothing is lost but this flush, which may be tried again.
+        """
+        if os.getpid() != self._process:  # a copy of the writer in a forked process
+            self._begin()
+        part = self._made(self._next, self._next)
+        _files.write_whole(part.path, lambda temporary: self._write(frame, temporary))
+        self._next += 1
+        self._add(0, part, frame.height)
+
+    @property
+    def next_path(self) -> Path:
+        """Where the next flush is written: a file there is of a flush that failed after all was written."""
+        return self._made(self._next, self._next).path
+
+    def _made(self, first: int, last: int) -> Part:
+        return Part(self._folder / name_of(self._writer, first, last), self._writer, first, last)
+
+    def _add(self, level: int, part: Part, rows: int) -> None:
+        if level == len(self._levels):
+            self._levels.append([])
+        waiting = self._levels[level]
+        waiting.append((part, rows))
+        if len(waiting) < FAN_IN + (LAG if level == 0 else 0):
+            return
+        oldest, self._levels[level] = waiting[:FAN_IN], waiting[FAN_IN:]
+        # Merged or not, they are not tried again: as they are they can be read.
+        if sum(rows for _, rows in oldest) <= MOST_ROWS:
+            merged = self._merge([part for part, _ in oldest])
+            if merged is not None:
+                self._add(level + 1, *merged)
+
+    def _merge(self, parts: list[Part]) -> tuple[Part, int] | None:
+        """Put one part in the place of several; leave them where it cannot be done, for nothing is lost by that."""
+        covering = self._made(parts[0].first, parts[-1].last)
+        try:
+            frame = self._read([part.path for part in parts])
+            _files.write_whole(covering.path, lambda temporary: self._write(frame, temporary))
+        except Exception:
+            return None
+        for part in parts:
+            with contextlib.suppress(OSError):
+                part.path.unlink()
+        return covering, frame.height

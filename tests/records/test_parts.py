@@ -1,0 +1,556 @@
+"""Parts of open-ended runs: at any moment and after any crash a reader finds each record once."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from kit.part_writer import append_steps
+from kit.unprivileged import folder_of_nobody, unprivileged
+from normscope._errors import StoreError
+from normscope.records import Record, Store, _table, files, parts, store as store_module
+
+
+@pytest.fixture(autouse=True)
+def small_fan_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "FAN_IN", 3)
+    monkeypatch.setattr(parts, "LAG", 0)
+
+
+def record(step: int, cell: str = "scope") -> Record:
+    return Record(cell, step, "p", f"layer{step % 3}", "n", step / 8)
+
+
+def steps_in(folder: Path, cell: str = "scope") -> list[int]:
+    frame = Store.open(folder).frame()
+    return frame.filter(pl.col("cell") == cell)["step"].sort().to_list()
+
+
+def ranges(folder: Path) -> list[tuple[int, int]]:
+    return [(part.first, part.last) for part in parts.list_parts(folder)]
+
+
+def filled(folder: Path, flushes: int) -> Store:
+    store = Store.create(folder, {"kind": "scope"})
+    for step in range(flushes):
+        store.append([record(step)])
+        store.flush()
+    return store
+
+
+# -- compaction
+
+
+@pytest.mark.parametrize("flushes", [0, 1, 2, 3, 4, 9, 13, 31])
+def test_parts_become_larger_parts(tmp_path: Path, flushes: int) -> None:
+    filled(tmp_path, flushes)
+    assert steps_in(tmp_path) == list(range(flushes))
+    written = ranges(tmp_path)
+    lengths = [last - first + 1 for first, last in written]
+    digits, rest = [], flushes
+    while rest:  # as many parts of each size as the number of flushes has digits to the base of the fan-in
+        digits.append(rest % 3)
+        rest //= 3
+    assert {3**power: count for power, count in enumerate(digits) if count} == {
+        length: lengths.count(length) for length in lengths
+    }
+    assert len(list(tmp_path.glob("scope-*.parquet"))) == len(written)
+
+
+def test_thousands_of_flushes_leave_few_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "FAN_IN", 64)
+    monkeypatch.setattr(files, "sync", lambda _: None)  # only for the time that it takes
+    filled(tmp_path, 1000)
+    assert len(list(tmp_path.glob("scope-*.parquet"))) == 15 + 1000 - 15 * 64
+    assert steps_in(tmp_path) == list(range(1000))
+
+
+def test_the_newest_flushes_stay_by_themselves_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "LAG", 2)
+    for flushes, expected in ((4, [1, 1, 1, 1]), (5, [3, 1, 1]), (7, [3, 1, 1, 1, 1]), (11, [9, 1, 1])):
+        filled(tmp_path / str(flushes), flushes)
+        assert [last - first + 1 for first, last in ranges(tmp_path / str(flushes))] == expected
+
+
+def test_parts_grow_no_further_than_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MOST_ROWS", 8)
+    filled(tmp_path, 13)
+    assert ranges(tmp_path) == [(0, 2), (3, 5), (6, 8), (9, 11), (12, 12)]
+    assert steps_in(tmp_path) == list(range(13))
+
+
+@pytest.mark.parametrize("hurt", ["gone", "damaged"])
+def test_a_part_that_cannot_be_read_stops_the_merge_and_nothing_else(tmp_path: Path, hurt: str) -> None:
+    store = filled(tmp_path, 2)
+    (first, second) = sorted(tmp_path.glob("scope-*.parquet"))
+    if hurt == "gone":
+        first.unlink()
+    else:
+        first.write_bytes(b"PAR1 half")
+    for step in (2, 3):
+        store.append([record(step)])
+        store.flush()
+    if hurt == "damaged":
+        with pytest.raises(StoreError, match=f"{first.name} is damaged; delete it: its records are lost"):
+            store.frame()
+        first.unlink()
+    assert second.exists()
+    assert steps_in(tmp_path) == [1, 2, 3]
+
+
+def test_parts_of_an_older_version_are_read_beside_new_parts(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    (part,) = tmp_path.glob("scope-*.parquet")
+    part.rename(tmp_path / f"scope-{time.time_ns():020d}-{'0a' * 6}.parquet")
+    store = Store.create(tmp_path, {"kind": "scope"})
+    for step in range(1, 8):
+        store.append([record(step)])
+        store.flush()
+    assert steps_in(tmp_path) == list(range(8))
+
+
+def test_special_values_and_odd_words_survive_a_merge(tmp_path: Path) -> None:
+    values = [float("nan"), float("inf"), -float("inf"), -0.0, 5e-324]
+    rows = [Record("scope", k, "p", "ü 'x' \"y\" <b>\n", "", value, "€") for k, value in enumerate(values)]
+    with Store.create(tmp_path / "plain", {}) as plain:
+        plain.append(rows)
+    store = Store.create(tmp_path / "merged", {})
+    for row in rows:
+        store.append([row])
+        store.flush()
+    assert len(ranges(store.path)) == 3
+    assert store.frame().equals(plain.frame())
+
+
+# -- crashes
+
+
+class Crash(BaseException):
+    """The process dies here, as far as the folder is concerned."""
+
+
+@contextlib.contextmanager
+def dying_at(moment: int, store: Store) -> Iterator[None]:
+    """Let the step with this number, of all steps that touch the disk, be the last; nothing is tidied up after it."""
+    steps = iter(range(10**6))
+    dead = False
+
+    def dying(step, *, torn: bool = False):
+        def run(*args, **kwargs):
+            nonlocal dead
+            if dead or next(steps) == moment:
+                dead = True
+                raise Crash
+            if torn:
+                args[-1].write_bytes(b"PAR1 half")
+                if next(steps) == moment:
+                    dead = True
+                    raise Crash
+            return step(*args, **kwargs)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        # white box: the places where a process can die
+        patch.setattr(store._writer, "_write", dying(_table.write, torn=True))
+        patch.setattr(store._writer, "_read", dying(_table.read))
+        patch.setattr(files, "sync", dying(files.sync))
+        patch.setattr(os, "replace", dying(os.replace))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        yield
+
+
+def test_a_crash_at_any_moment_loses_the_last_flush_at_most_and_doubles_nothing(tmp_path: Path) -> None:
+    moments = 0
+    for moment in range(10_000):
+        folder = tmp_path / str(moment)
+        store = filled(folder, 8)  # parts of 3, 3, 1, 1: the next flush merges twice
+        with dying_at(moment, store):
+            try:
+                store.append([record(8)])
+                store.flush()
+                finished = True
+            except Crash:
+                finished = False
+        found = steps_in(folder)
+        assert found in (list(range(8)), list(range(9))), moment
+        again = Store.create(folder, {"kind": "scope"})  # the next start tidies up
+        assert steps_in(folder) == found
+        assert len(list(folder.glob("scope-*.parquet"))) == len(ranges(folder))
+        again.append([record(100)])
+        again.flush()
+        assert steps_in(folder) == [*found, 100]
+        if finished:
+            break
+        moments += 1
+    assert finished
+    assert found == list(range(9))
+    assert moments > 20
+
+
+def test_the_crash_check_catches_a_writer_that_deletes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path, 2)
+    whole = files.write_whole
+
+    def careless(path: Path, write, *, replace: bool = True) -> bool:
+        if path.name.endswith("00000000-00000002.parquet"):
+            for part in tmp_path.glob("scope-*.parquet"):
+                part.unlink()
+            raise Crash
+        return whole(path, write, replace=replace)
+
+    monkeypatch.setattr(files, "write_whole", careless)
+    store.append([record(2)])
+    with pytest.raises(Crash):
+        store.flush()
+    assert steps_in(tmp_path) == []
+
+
+def test_the_check_of_doubles_catches_a_reader_that_takes_covered_parts(tmp_path: Path, monkeypatch) -> None:
+    store = filled(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        store.append([record(2)])
+        store.flush()
+    assert steps_in(tmp_path) == [0, 1, 2]
+    monkeypatch.setattr(parts.Part, "covers", lambda *_: False)
+    assert steps_in(tmp_path) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_killed_process_leaves_each_flush_once(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    context = multiprocessing.get_context("spawn")
+    for cell in ("a", "b"):
+        told, tells = context.Pipe(duplex=False)
+        process = context.Process(target=append_steps, args=(str(tmp_path), cell, 10**6, tells))
+        process.start()
+        flushed = -1
+        deadline = time.monotonic() + rng.uniform(0.3, 0.6)
+        while time.monotonic() < deadline or flushed < 20:
+            flushed = told.recv()
+        process.kill()
+        process.join()
+        tells.close()
+        with contextlib.suppress(EOFError):
+            while told.poll():
+                flushed = told.recv()
+        told.close()
+        found = steps_in(tmp_path, cell)
+        assert found == list(range(len(found)))
+        assert len(found) >= flushed + 1
+
+
+def test_several_writers_and_a_reader_at_once(tmp_path: Path) -> None:
+    """The reader sees of each writer a beginning of its steps, each once, and never less than before."""
+    Store.create(tmp_path, {"kind": "scope"})
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=append_steps, args=(str(tmp_path), f"rank{k}", 60)) for k in range(3)]
+    for writer in writers:
+        writer.start()
+    seen = dict.fromkeys(("rank0", "rank1", "rank2"), 0)
+    looks = 0
+    while any(writer.is_alive() for writer in writers):
+        frame = Store.open(tmp_path).frame()
+        for cell, before in seen.items():
+            found = frame.filter(pl.col("cell") == cell)["step"].sort().to_list()
+            assert found == list(range(len(found)))
+            assert len(found) >= before
+            seen[cell] = len(found)
+        looks += 1
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert looks > 5
+    for cell in seen:
+        assert steps_in(tmp_path, cell) == list(range(60))
+
+
+def test_a_reader_whose_file_vanished_lists_again(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    tries = []
+
+    def read(found: list[parts.Part]) -> pl.DataFrame:
+        tries.append([part.path.name for part in found])
+        if len(tries) == 1:
+            merged = _table.read([part.path for part in found])
+            _table.write(merged, tmp_path / parts.name_of(found[0].writer, 0, 1))
+            for part in found:
+                part.path.unlink()
+        return _table.read([part.path for part in found])
+
+    assert parts.read_parts(tmp_path, read).height == 2
+    assert [len(names) for names in tries] == [2, 1]
+
+
+def test_a_listing_during_a_merge_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing that misses the covering part and the covered parts alike is not believed."""
+    filled(tmp_path, 9)
+    listdir, calls = os.listdir, iter(range(10))
+    monkeypatch.setattr(os, "listdir", lambda path: listdir(path) if next(calls) else ["run.json"])
+    assert ranges(tmp_path) == [(0, 8)]
+
+
+def test_threads_that_append_to_stores_of_one_folder(tmp_path: Path) -> None:
+    def work(cell: str) -> None:
+        store = Store.create(tmp_path, {"kind": "scope"})
+        for step in range(20):
+            store.append([record(step, cell)])
+            store.flush()
+
+    threads = [threading.Thread(target=work, args=(f"c{k}",)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(3):
+        assert steps_in(tmp_path, f"c{k}") == list(range(20))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_process_writes_its_own_records_alone(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, {"kind": "scope"}, seconds=1e9)
+    for step in range(2):
+        store.append([record(step)])  # the second waits
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            store.flush()  # not of its own records: Polars, which may hang in a forked process, is not called
+            code = 0
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    store.append([record(2)])
+    store.flush()
+    assert steps_in(tmp_path) == [0, 1, 2]
+
+
+def test_a_writer_in_another_process_takes_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path, 1)
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    store.append([record(1)])
+    store.flush()
+    assert ranges(tmp_path) == [(0, 0), (0, 0)]
+    assert steps_in(tmp_path) == [0, 1]
+
+
+# -- a disk that fails
+
+
+FAILURES = {
+    "full disk": (files, "sync", OSError(errno.ENOSPC, "No space left on device")),
+    "input and output": (os, "replace", OSError(errno.EIO, "Input/output error")),
+    "polars": (pl.DataFrame, "write_parquet", pl.exceptions.ComputeError("zstd: no space")),
+    "panic": (pl.DataFrame, "write_parquet", pl.exceptions.PanicException("called unwrap")),
+    "memory": (pl.DataFrame, "write_parquet", MemoryError("no memory")),
+    "anything": (pl.DataFrame, "write_parquet", RuntimeError("of another kind")),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_flush_that_fails_keeps_the_records_for_another(tmp_path: Path, kind: str, monkeypatch) -> None:
+    place, name, error = FAILURES[kind]
+    store = filled(tmp_path, 2)
+
+    def failing(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failing)
+        store.append([record(2)])
+        with pytest.raises(StoreError, match=r"cannot write .*\(1 records wait in memory") as caught:
+            store.flush()
+        assert "\n" not in str(caught.value)
+        store.append([record(3)])  # not tried again before the pause is over
+        with pytest.raises(StoreError, match="2 records wait"):
+            store.flush()
+        assert store.frame()["step"].sort().to_list() == [0, 1, 2, 3]  # its own reader misses nothing
+        assert store.frame(site="layer0")["step"].sort().to_list() == [0, 3]
+    assert store.frame()["step"].sort().to_list() == [0, 1, 2, 3]
+    store.flush()
+    assert steps_in(tmp_path) == [0, 1, 2, 3]
+    assert not list(tmp_path.glob(".tmp-*"))
+    assert store.lost == 0
+
+
+def test_a_merge_that_fails_loses_nothing_and_says_nothing(tmp_path: Path, monkeypatch) -> None:
+    store = filled(tmp_path, 2)
+    replace = os.replace
+
+    def full(source, target):
+        if "00000000-00000002" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    for step in range(2, 7):
+        store.append([record(step)])
+        store.flush()
+    assert steps_in(tmp_path) == list(range(7))
+    assert ranges(tmp_path) == [(0, 0), (1, 1), (2, 2), (3, 5), (6, 6)]
+
+
+def test_a_failed_flush_whose_file_was_in_place_doubles_nothing(tmp_path: Path, monkeypatch) -> None:
+    store = filled(tmp_path, 1)
+    sync = files.sync
+
+    def failing(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", failing)
+        store.append([record(1)])
+        with pytest.raises(StoreError):
+            store.flush()
+        assert steps_in(tmp_path) == [0, 1]
+        assert store.frame()["step"].to_list() == [0, 1]
+    store.append([record(2)])
+    store.flush()
+    assert steps_in(tmp_path) == [0, 1, 2]
+
+
+def test_records_wait_up_to_a_bound(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "MOST_WAITING", 5)
+    store = filled(tmp_path, 1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        for step in range(1, 10):
+            with contextlib.suppress(StoreError):
+                store.append([record(step)])
+        with pytest.raises(StoreError, match=r"5 records wait in memory for another try; 4 were dropped"):
+            store.flush()
+    store.flush()
+    assert store.lost == 4
+    assert steps_in(tmp_path) == [0, 5, 6, 7, 8, 9]
+
+
+def test_tries_come_at_growing_intervals_while_the_disk_fails(tmp_path: Path, monkeypatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    store = Store.create(tmp_path, {}, rows=2, seconds=2.0)
+    failures = []
+
+    def full(*_):
+        failures.append(now)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    for step in range(300):
+        now += 1.0
+        with contextlib.suppress(StoreError):
+            store.append([record(step)])
+    gaps = [after - before for before, after in pairwise(failures)]
+    assert gaps == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+
+
+def test_flushes_of_a_slow_disk_take_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    store = Store.create(tmp_path, {}, seconds=2.0)
+    write, spent = store._writer.write, 0.0
+
+    def slow(frame: pl.DataFrame) -> None:
+        nonlocal now, spent
+        now += 0.1
+        spent += 0.1
+        write(frame)
+
+    monkeypatch.setattr(store._writer, "write", slow)
+    for step in range(1000):
+        now += 0.05
+        store.append([record(step)])
+    assert 0.01 * now < spent < 0.025 * now
+
+
+def test_a_single_slow_flush_delays_nothing(tmp_path: Path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    store = Store.create(tmp_path, {}, seconds=2.0)
+    write, times = store._writer.write, iter([0.5, 0.0, 0.5, 0.0])
+
+    def slow(frame: pl.DataFrame) -> None:
+        nonlocal now
+        now += next(times)
+        write(frame)
+
+    monkeypatch.setattr(store._writer, "write", slow)
+    for step in range(4):
+        store.append([record(step)])
+        assert steps_in(tmp_path) == list(range(step + 1))
+        now += 2.0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_folder_that_becomes_read_only() -> None:
+    with folder_of_nobody() as folder, unprivileged():
+        store = filled(folder / "run", 2)
+        store.path.chmod(0o555)
+        store.append([record(2)])
+        with pytest.raises(StoreError, match="Permission denied"):
+            store.flush()
+        assert store.frame().height == 3
+        store.path.chmod(0o755)
+        store.flush()
+        assert steps_in(store.path) == [0, 1, 2]
+
+
+def test_a_folder_that_is_deleted_and_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    store = filled(folder, 2)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    store.append([record(2)])
+    with pytest.raises(StoreError, match="the folder is gone; make it again"):
+        store.flush()
+    assert not folder.exists()
+    folder.mkdir()
+    for step in range(3, 6):
+        store.append([record(step)])
+        store.flush()
+    assert steps_in(folder) == [2, 3, 4, 5]
+
+
+def test_what_is_no_record_is_dropped_and_said(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, {})
+    with pytest.raises(StoreError, match="not made of records"):
+        store.append([record(0), Record("scope", 1, "p", "", "n", None), record(2), "x"])  # type: ignore[arg-type, list-item]
+    assert store.lost == 2
+    store.flush()
+    assert steps_in(tmp_path) == [0, 2]
+
+
+def test_records_that_wait_are_written_when_the_time_has_come_without_new_records(tmp_path: Path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    store = Store.create(tmp_path, {}, seconds=2.0)
+    store.append([record(0)])
+    store.append([record(1)])
+    store.flush_if_due()
+    assert steps_in(tmp_path) == [0]
+    now = 2.5
+    store.flush_if_due()
+    assert steps_in(tmp_path) == [0, 1]
+
+
+def test_scopes_with_other_cells_share_a_folder(tmp_path: Path) -> None:
+    Store.create(tmp_path, {"kind": "scope", "cell": "a"})
+    assert Store.create(tmp_path, {"kind": "scope", "cell": "b"}).config == {"kind": "scope", "cell": "a"}
+    with pytest.raises(StoreError, match="another configuration"):
+        Store.create(tmp_path, {"study": "demo"})
