@@ -11,7 +11,7 @@ def test_batches_are_announced_by_a_hook_of_the_model():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scope = ns.Scope(model, lambda model, x: model(x).square().mean(), optimizer, probes="descent", every=1)
     hook = model.register_forward_pre_hook(
-        lambda _, args: scope.inside_step and scope.micro_batch(args[0], 0.5) or None
+        lambda _, args: (scope.inside_step and scope.micro_batch(args[0], 0.5)) or None
     )
     for _ in range(2):
         scope.begin()

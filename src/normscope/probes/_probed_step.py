@@ -203,6 +203,7 @@ class ProbedStep:
         for probe in self._due:
             if not probe.replays:
                 self._try(probe, read, probe)
+        step.release()
         return [record for probe in self._due for record in records.get(id(probe), ())]
 
     def _replay(

@@ -25,7 +25,7 @@ from normscope.probes._hessian import (
 )
 from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, percent, times
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, decades, percent, times
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot
 from normscope.probes._step import Step
@@ -283,7 +283,7 @@ class Curvature(AbstractProbe):
                     f"The sharpest curvature {'rises' if late > first else 'falls'} over training, {times(turned)}: "
                     f"from {amount(first)} to {amount(late)}{f' ({mode} statistics)' if mode else ''}."
                 )
-                yield Remark(says, Urgency.NOTABLE, math.log10(turned) / 2, ("",), name)
+                yield Remark(says, Urgency.NOTABLE, decades(turned, 1) / 2, ("",), name)
                 break
         train, frozen = tops.get("top_eigenvalue@train", 0.0), tops.get("top_eigenvalue@frozen", 0.0)
         if min(train, frozen) > 0 and (ratio := max(frozen / train, train / frozen)) >= _CHANGED:
@@ -292,13 +292,13 @@ class Curvature(AbstractProbe):
                 f"{'sharp' if frozen > train else 'flat'} as with those of the batch: "
                 f"{amount(frozen)} against {amount(train)}."
             )
-            yield Remark(says, Urgency.NOTABLE, math.log10(ratio), ("",), "top_eigenvalue@train")
+            yield Remark(says, Urgency.NOTABLE, decades(ratio, 1), ("",), "top_eigenvalue@train")
         for name in readings.named("layer_sharpness")[:1]:
             by_layer = {site: value for site, value in readings.late(name).items() if site and value > 0}
             most = max(by_layer, key=by_layer.__getitem__, default="")
             if len(by_layer) > 2 and (over := by_layer[most] / median(by_layer.values())) > _ONE_LAYER:
                 says = f"{called(most)} is the sharpest layer: {times(over)} the median of all layers."
-                yield Remark(says, Urgency.NOTABLE, math.log10(over / _ONE_LAYER), (most,), name)
+                yield Remark(says, Urgency.NOTABLE, decades(over, _ONE_LAYER), (most,), name)
         for name in readings.named("converged"):
             if (share := readings.share(name, lambda value: value == 0)) > _UNCONVERGED:
                 says = f"In {percent(share)} of the readings eigenvalues did not converge: they are lower bounds."
