@@ -18,8 +18,8 @@ import normscope as ns
 from kit.heard import Heard
 from kit.traces import differences, fingerprint
 from normscope import probes
-from normscope.modules import state
-from normscope.probes import ProbeWarning
+from normscope.modules import reaching
+from normscope.probes import ProbeWarning, WiringWarning
 
 REPLAYING = [probe.CODE for probe in probes.all() if probe.REPLAYS]
 BANK = deque(maxlen=3)
@@ -406,7 +406,13 @@ def watched(name, codes=REPLAYING, **options):
     return train(loop, scope), scope
 
 
-@pytest.mark.parametrize("name", ZOO)
+# The loop updates the critic before it asks it for the generator's loss: that loss is not the one at the step's begin.
+@pytest.mark.filterwarnings("ignore::normscope.probes.WiringWarning")
+def test_a_scope_around_both_updates_of_a_gan_leaves_no_trace_in_the_second():
+    assert differences(watched("GAN, generator")[0], untouched("GAN, generator")) == []
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "GAN, generator"])
 def test_a_scope_leaves_no_trace_in_what_the_loss_reaches(name):
     trace, scope = watched(name)
     assert differences(trace, untouched(name)) == []
@@ -449,10 +455,10 @@ def test_two_scopes_and_rules_on_one_model_leave_no_trace(name):
 @pytest.mark.parametrize("name", ZOO)
 def test_a_check_whose_step_raises_leaves_no_trace(name):
     loop = begin(name)
-    before = loop.trace()
+    before, whole = loop.trace(), loop.step
 
     def step(model, batch):
-        loop.step(model, batch)
+        whole(model, batch)
         raise ArithmeticError("no")
 
     with contextlib.suppress(ns.NormscopeError):
@@ -462,10 +468,14 @@ def test_a_check_whose_step_raises_leaves_no_trace(name):
 
 @pytest.mark.parametrize("name", ["GAN, critic", "distillation", "memory bank", "array", "globals", "cell", "callable"])
 def test_of_the_test_without_the_walk_and_the_hook_training_differs(name, monkeypatch):
-    monkeypatch.setattr(state.Snapshot, "_keep_reached", lambda self, reach: None)  # white box: what is tested is off
-    monkeypatch.setattr(state.Snapshot, "_note", lambda self, module, inputs: None)
-    monkeypatch.setattr(state.Snapshot, "note_left", lambda self, learn: None)
-    assert differences(watched(name)[0], untouched(name)) != []
+    monkeypatch.setattr(
+        reaching.ReachingSnapshot, "_keep_reached", lambda self: None
+    )  # white box: what is tested is off
+    monkeypatch.setattr(reaching.ReachingSnapshot, "_note", lambda self, module, inputs: None)
+    monkeypatch.setattr(reaching.ReachingSnapshot, "note_left", lambda self, learn: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WiringWarning)
+        assert differences(watched(name)[0], untouched(name)) != []
 
 
 # -- what cannot be put back -------------------------------------------------------------------------------------------
@@ -551,8 +561,8 @@ def test_what_cannot_be_put_back_is_named_after_the_first_replay_and_ends_the_pr
 
 @pytest.mark.parametrize("write", ["in place", "through data", "array"])
 def test_what_is_too_large_to_be_copied_is_named_once_it_was_written(write, monkeypatch):
-    monkeypatch.setattr(state, "_LARGE", 100)  # white box: small things are large
-    monkeypatch.setattr(state, "_BUDGET", 5000)
+    monkeypatch.setattr(reaching, "_LARGE", 100)  # white box: small things are large
+    monkeypatch.setattr(reaching, "_BUDGET", 5000)
     bank, array, only_read = torch.zeros(2000, 4), np.zeros((2000, 4)), torch.ones(3000, 4)
 
     def loss_fn(model, batch):
@@ -564,19 +574,19 @@ def test_what_is_too_large_to_be_copied_is_named_once_it_was_written(write, monk
         return (out - bank[:16] - only_read[0]).square().mean()
 
     (message,), _ = told(loss_fn)
-    assert f"put back: {'array' if write == 'array' else 'bank'}. Name" in message
+    assert f"put back: {'array' if write == 'array' else 'value of bank'}. Name" in message
 
 
 def test_what_is_large_and_only_read_is_copied_once_and_then_watched(monkeypatch):
-    monkeypatch.setattr(state, "_LARGE", 100)  # white box: small things are large
+    monkeypatch.setattr(reaching, "_LARGE", 100)  # white box: small things are large
     copied = []
-    kept = state.Values.__init__
+    kept = reaching.Values.__init__
 
     def keep(self, named):
         copied.append({name for name, _ in named})
         kept(self, named)
 
-    monkeypatch.setattr(state.Values, "__init__", keep)
+    monkeypatch.setattr(reaching.Values, "__init__", keep)
     data, bank = torch.randn(50, 4), torch.zeros(50, 4)
 
     def loss_fn(model, batch):
@@ -585,8 +595,10 @@ def test_what_is_large_and_only_read_is_copied_once_and_then_watched(monkeypatch
         return (out - bank[:16] - data[0]).square().mean()
 
     assert told(loss_fn)[0] == []
-    beside = [names for names in copied if {"value of bank"} & names]
-    assert [("value of data" in names) for names in beside] == [True, False]
+    beside = ["value of data" in names for names in copied if "value of bank" in names]
+    assert beside[:2] == [True, True]  # as the first step begins, and as it ends
+    assert len(beside) > 3
+    assert not any(beside[2:])
 
 
 # -- also --------------------------------------------------------------------------------------------------------------
@@ -623,5 +635,7 @@ def test_what_is_named_in_also_is_put_back(named):
         scope = ns.Scope(loop.model, loss_fn, loop.optimizer, ["landscape"], every=2, also=also)
         return train(loop, *([scope] if scoped == "scope" else []))
 
-    assert (differences(run("scope"), run("")) == []) is named
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if not named else "error", WiringWarning)
+        assert (differences(run("scope"), run("")) == []) is named
     assert (differences(run("check"), run("")) == []) is named

@@ -62,7 +62,8 @@ class Reach:
         functions: As given, without what is None.
         also: As given.
         compared: Whether everything was compared after a pass was undone.
-        only_read: Names of large tensors that the first pass has not written.
+        only_read: Names of large tensors that the first step and its passes have not written.
+        written: Names of what a pass, or the step that it repeats, has written, until everything was compared.
         left: What was not as it was after a pass was undone.
         open: Whether a pass is under way that will be undone as a whole.
     """
@@ -72,6 +73,7 @@ class Reach:
         self.also = tuple(also)
         self.compared = False
         self.only_read: set[str] = set()
+        self.written: set[str] = set()
         self.left: list[str] = []
         self.open = False
 

@@ -135,7 +135,7 @@ class ProbedStep:
         loop, step = self._loop, self._step
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
-        start = step.start = StartState(self._model, loop.layout)
+        start = step.start = StartState(self._model, loop.layout, loop.reach)
         start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
@@ -211,7 +211,6 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
-            reach=self._loop.reach,
         )
         try:
             self._read_replayed(replay, replaying, read)
