@@ -26,7 +26,7 @@ from normscope.modules.wrapped import runs_compiled
 # only watched from then on, by their version counter: a network of a millisecond is not to pay for a copy of its data
 # set at every reading. What is beyond the budget is watched from the beginning, in the first pass by its content too,
 # as writing through ``.data`` moves no counter. A watched tensor that is written after all is named, not put back.
-_LARGE = 1 << 24  # bytes
+_LARGE = 1 << 20  # bytes: a copy takes a tenth of a millisecond
 _BUDGET = 1 << 30  # bytes
 _MOST = 20_000  # objects beside the model that are looked into; the others are marked
 

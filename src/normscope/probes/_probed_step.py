@@ -197,7 +197,9 @@ class ProbedStep:
         for probe in self._due:
             if not probe.replays:
                 self._try(probe, read, probe)
-        return [record for probe in self._due for record in records.get(id(probe), ())]
+        self.values_read -= {probe.CODE for probe, _ in self.failures.values()}
+        sound = [probe for probe in self._due if id(probe) not in self.failures]
+        return [record for probe in sound for record in records.get(id(probe), ())]
 
     def _replay(
         self, start: StartState, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
