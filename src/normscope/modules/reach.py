@@ -19,7 +19,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -163,7 +163,7 @@ class CodeWalk:
         """Yield what a function, a method, a partial function, a class or a reference leads to."""
         if isinstance(value, FunctionType):
             yield from self._of_function(value)
-        elif isinstance(value, (MethodType, BuiltinMethodType)):
+        elif isinstance(value, (MethodType, BuiltinMethodType, MethodWrapperType)):
             owner = value.__self__
             if not isinstance(owner, (ModuleType, type(None))):
                 yield Part(type(owner).__name__, owner)

@@ -128,6 +128,8 @@ class ReachingSnapshot(Snapshot):
             for inner, held in vars(value).items():
                 self._keep(name, inner, held)
             self._keep_parts("", self._walk.parts(value))
+        elif isinstance(value, frozenset):
+            self._keep_all(name, "", tuple(value))
         elif isinstance(value, type):
             self._keep_parts("", self._walk.parts(value))
         elif isinstance(value, np.ndarray) and (value.nbytes > _BUDGET or name in self._reach.only_read):
@@ -147,8 +149,6 @@ class ReachingSnapshot(Snapshot):
                 self._keep_plain_object(name, value)
 
     def _keep_plain_object(self, name: str, value: Any) -> None:
-        if isinstance(value, frozenset):
-            self._keep_all(name, "", tuple(value))
         self._walk.note_class(type(value))
         if isinstance(getattr(value, "__dict__", None), dict):
             self._known.discard(id(value))
