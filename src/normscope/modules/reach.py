@@ -22,7 +22,6 @@ from functools import cached_property, lru_cache, partial
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any, NamedTuple
 
-import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -328,11 +327,3 @@ def is_read_once(value: Any) -> bool:
     if not hasattr(kind, "__next__") or issubclass(kind, io.IOBase):
         return False
     return kind.__module__.startswith("torch.utils.data") or not hasattr(value, "__dict__")
-
-
-def scripted_in(model: Module) -> str | None:
-    """Return the path of the first module that is scripted or traced, None if there is none.
-
-    It keeps its parameters where Python cannot exchange them.
-    """
-    return next((path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)
