@@ -140,7 +140,7 @@ class ProbedStep:
         loop, step = self._loop, self._step
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
-        start = step.start = StartState(self._model, loop.layout)
+        start = step.start = StartState(self._model, loop.layout, loop.reach)
         start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
@@ -204,7 +204,9 @@ class ProbedStep:
             if not probe.replays:
                 self._try(probe, read, probe)
         step.release()
-        return [record for probe in self._due for record in records.get(id(probe), ())]
+        self.values_read -= {probe.CODE for probe, _ in self.failures.values()}
+        sound = [probe for probe in self._due if id(probe) not in self.failures]
+        return [record for probe in sound for record in records.get(id(probe), ())]
 
     def _replay(
         self, start: StartState, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
@@ -218,7 +220,6 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
-            reach=self._loop.reach,
             processes=self._in_step,
         )
         try:
