@@ -14,7 +14,7 @@ from normscope.modules.batches import Piece
 from normscope.modules.processes import OutOfStepError, Processes, exchanging
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.shards import sharded
+from normscope.modules.shards import SHARDED, sharded
 from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
@@ -138,6 +138,8 @@ class ProbedStep:
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
+        if rank_of_many() is not None and sharded(self._model):
+            raise UsageError(SHARDED)
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout, loop.reach)

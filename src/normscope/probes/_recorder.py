@@ -69,8 +69,8 @@ class Recorder:
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
             by probes that evaluate the loss again; it must reach the parameters through ``model``, which it gets
             without its wrappers. Without it those probes are not read, and ``not_read`` says so.
-        optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
-            ``.grad`` when the step ends, and probes that need a learning rate must be given one.
+        optimizer: The optimizer or optimizers. With them it is seen what they are handed, and for which
+            parameters; without, probes that need a learning rate must be given one.
         probes: Probes, their codes or classes, a question, ``"all"``: see ``chosen_probes``.
         every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
