@@ -31,8 +31,8 @@ def write(path: str | PathLike[str], seen: Seen) -> Path:
         StoreError: The path cannot be written.
     """
     target = Path(path)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"a page is written as .html, not as {target.suffix or 'a file without suffix'}")
+    if target.suffix.lower() not in ("", ".html", ".htm"):
+        raise UsageError(f"the page is an HTML file: give a path that ends in .html, not {str(path)!r}")
     return report.write_scope(target, page_of(seen))
 
 
