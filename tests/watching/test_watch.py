@@ -129,8 +129,8 @@ def test_the_values_are_those_of_a_with_block_around_the_step(loop):
         else:
             size = 2 if loop is accumulating_loop else 1
             for at in range(0, 4, size):
-                with scope.step(None):
-                    loop(model, optimizer, batches[at : at + size])
+                with scope.step(None):  # it hears all passes that record gradients, evaluations too
+                    (plain_loop if loop is evaluating_loop else loop)(model, optimizer, batches[at : at + size])
         return [(r.step, r.probe, r.site, r.name, r.value) for r in scope.drain()]
 
     assert train(True) == train(False)
@@ -398,7 +398,7 @@ def test_a_step_that_is_never_entered_is_told():
         (lambda m, o: ns.watch(m, o, start="later"), "start='later'"),
         (lambda m, o: ns.watch(m, o, start="continue"), "needs record_to"),
         (lambda m, o: ns.watch(m, o, cell="a/b"), "cell="),
-        (lambda m, o: ns.watch(torch.jit.trace(m, torch.zeros(2, 8)), o), "scripted or traced"),
+        (lambda m, o: ns.watch(torch.jit.trace(m, torch.zeros(2, 8)), o), "traced or scripted"),
         (lambda m, o: ns.watch(lambda x: x, o), "torch.nn.Module"),
     ],
 )
@@ -415,7 +415,7 @@ def test_a_page_is_html_and_no_other_format(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scope = ns.watch(model, optimizer, every=1)
     plain_loop(model, optimizer, data(1))
-    with pytest.raises(UsageError, match=r"ends in \.html"):
+    with pytest.raises(UsageError, match=r"written as \.html, not as \.pdf"):
         scope.report(tmp_path / "x.pdf")
     assert not (tmp_path / "x.pdf").exists()
 

@@ -11,15 +11,17 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
+from normscope.modules.processes import OutOfStepError, Processes, exchanging
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
+from normscope.modules.shards import sharded
+from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
 from normscope.probes._step import Step
 from normscope.probes._users_pass import UsersPass
-from normscope.probes._wiring import Wiring, gradients_apart
+from normscope.probes._wiring import Wiring
 from normscope.records import Record
 from normscope.usercode import described
 
@@ -39,6 +41,8 @@ class TrainingLoop:
         also: What else the loss changes, to be put back after each replay.
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         wired: Whether a step has shown already that its parts fit together, or that they do not.
+        loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
+        processes: Those that must run the same passes; None before the first step at which they must.
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
         reach: What the loss reaches beside the model.
     """
@@ -51,6 +55,8 @@ class TrainingLoop:
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     wired: bool = False
+    loss_autocasts: dict[str, bool] = field(default_factory=dict)
+    processes: Processes | None = None
     reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +103,8 @@ class ProbedStep:
         self._step = Step(cell, index, self._model, loop.optimizers, self._fail, scale=scale)
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
-        self._wiring = None if loop.wired else Wiring(self._model, self._compiled)
+        self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
+        self._in_step: Processes | None = None
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -118,10 +125,11 @@ class ProbedStep:
                     self._fail(probe, error)
         if not self._compiled:
             step.attach()
+        step.attach_to_backward()
         if self._wiring is not None:
             self._wiring.attach(step.keep)
         for optimizer in self._loop.optimizers:
-            if hasattr(optimizer, "register_step_pre_hook"):
+            if calls_step_hooks(optimizer):
                 step.keep(optimizer.register_step_pre_hook(self.before_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
@@ -133,20 +141,22 @@ class ProbedStep:
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout)
-        if calls_eagerly(loop.model):
-            step.keep(loop.model.register_forward_pre_hook(_once(start.note_conditions)))
+        start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)
+            if self._wiring is not None:
+                self._wiring.compares = True
 
     def before_update(self, optimizer: Optimizer, *_: Any) -> None:
         """Have the probes read the gradients that an optimizer is about to use."""
         step = self._step
-        if self._wiring is not None:
-            self._wiring.look()
         # A scaler has unscaled the gradients by now, unless the optimizer does it itself, in one kernel.
         step.gradients_scaled = step.scale != 1 and getattr(optimizer, "grad_scale", None) is not None
         parameters = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if self._wiring is not None:
+            held = {key: step.gradient(parameter) for key, parameter in parameters.items()}
+            self._wiring.note_update({key: gradient for key, gradient in held.items() if gradient is not None})
         with torch.no_grad(), without_autocast():
             for probe in self._due:
                 self._try(probe, probe.before_update, step, parameters)
@@ -181,6 +191,7 @@ class ProbedStep:
             self._loop.wired = True
             self.wiring_causes = self._wiring.causes(self._loop.optimizers)
 
+        self._share_failures()
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
             refused = UsageError(why_not)
@@ -192,6 +203,7 @@ class ProbedStep:
         for probe in self._due:
             if not probe.replays:
                 self._try(probe, read, probe)
+        step.release()
         return [record for probe in self._due for record in records.get(id(probe), ())]
 
     def _replay(
@@ -207,6 +219,7 @@ class ProbedStep:
             origin_source=self._users_pass,
             scale=step.scale,
             reach=self._loop.reach,
+            processes=self._in_step,
         )
         try:
             self._read_replayed(replay, replaying, read)
@@ -234,8 +247,8 @@ class ProbedStep:
                         self._fail(probe, error)
                 step.detach()
             for probe in replaying:
-                self._try(probe, read, probe)
-            if self._wiring is not None and replaying and not self.wiring_causes:
+                self._try_in_step(probe, read)
+            if self._wiring is not None and replaying and not self.wiring_causes and self._in_step is None:
                 self._prove_gradient(replay)
             step.begin_replay(None)
 
@@ -251,7 +264,8 @@ class ProbedStep:
         if users is None:
             return
         try:
-            apart = gradients_apart(users, replay.origin().gradient)
+            assert self._wiring is not None
+            apart = self._wiring.gradients_apart(users, replay.gathered, replay.origin().gradient)
         except Exception as error:
             if not self.failures:  # else the probes that evaluate the loss tell it by their names
                 self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")
@@ -273,6 +287,45 @@ class ProbedStep:
         except Exception as error:
             self._fail(probe, error)
 
+    def _share_failures(self) -> None:
+        """Where processes must keep in step, have a probe that has failed in one of them fail in all."""
+        if rank_of_many() is not None:
+            try:
+                self._ask_others()
+            except RuntimeError as error:
+                for probe in self._due:
+                    self._fail(probe, OutOfStepError(f"the other processes do not answer: {described(error)}"))
+
+    def _ask_others(self) -> None:
+        loop, start = self._loop, self._step.start
+        modes = [(module, module.training) for module in self._model.modules()]
+        groups = exchanging(modes if start is None else start.conditions.modes)
+        if not groups and not sharded(self._model):
+            return
+        if loop.processes is None:
+            loop.processes = Processes(groups[0] if len(groups) == 1 else None)
+        if groups and any(map(self._replays, self._due)):
+            self._in_step = loop.processes
+        failed = loop.processes.any_of([id(probe) in self.failures for probe in self._due])
+        for probe, elsewhere in zip(self._due, failed, strict=True):
+            if elsewhere:
+                self._fail(probe, OutOfStepError("the same probe has failed in another process"))
+
+    def _try_in_step(self, probe: AbstractProbe, read: Callable[[AbstractProbe], None]) -> None:
+        """Have a probe read; where processes must keep in step, it fails in all of them or in none."""
+        processes = self._in_step
+        if processes is None or id(probe) in self.failures:
+            self._try(probe, read, probe)
+            return
+        try:
+            read(probe)
+            processes.end()
+        except OutOfStepError as error:
+            self._fail(probe, error)
+        except Exception as error:
+            self._fail(probe, error)
+            processes.fail()
+
     def _fail(self, probe: Any, error: Exception) -> None:
         """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""
         self.failures.setdefault(id(probe), (probe, error))
@@ -288,15 +341,3 @@ def _still_scaled(scaler: "GradScaler | None", optimizers: Sequence[Optimizer], 
     states = getattr(scaler, "_per_optimizer_states", {})
     stages = [states[id(optimizer)]["stage"] for optimizer in optimizers if id(optimizer) in states]
     return all(getattr(stage, "name", "READY") == "READY" for stage in stages)
-
-
-def _once(act: Callable[[], None]) -> Callable[..., None]:
-    called = False
-
-    def hook(*_: Any) -> None:
-        nonlocal called
-        if not called:
-            called = True
-            act()
-
-    return hook

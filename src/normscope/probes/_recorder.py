@@ -7,13 +7,12 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import NormscopeError, UsageError
 from normscope.modules.autocast import without_autocast
-from normscope.modules.wrapped import rank_of_many, world_size
+from normscope.modules.wrapped import rank_of_many, refuse_fixed, unwrap_optimizer, world_size
 from normscope.probes._cost import say_cost
 from normscope.probes._find import Wanted, chosen_probes
 from normscope.probes._forward_batch import ForwardBatches
@@ -274,13 +273,21 @@ class Recorder:
 
     def records(self) -> "polars.DataFrame":
         """Return all records as a polars frame in canonical row order; columns as of ``MemoryStore.frame``."""
-        if self.sink is not None and self._store is not None:
-            self._store.flush()
-            if not self._store.waiting():
-                return self.sink.frame()
-        store = MemoryStore()
-        store.append(self._records if self._store is None else self._store.waiting())
-        return store.frame()
+        if self.sink is None or self._store is None:
+            return _in_memory(self._records)
+        self._store.flush()
+        waiting = self._store.waiting()
+        try:
+            frame = self.sink.frame()
+        except Exception:
+            if not waiting:
+                raise
+            return _in_memory(waiting)  # the folder is gone: what it has not taken is here
+        if not waiting or hasattr(self.sink, "unwritten"):  # a store's frame has what is not written, too
+            return frame
+        import polars
+
+        return polars.concat([frame, _in_memory(waiting)], how="diagonal_relaxed")
 
     def drain(self) -> list[Record]:
         """Return the records since the last drain.
@@ -395,13 +402,15 @@ class _StepInProgress:
     def _read(self, probed: ProbedStep) -> None:
         recorder = self._recorder
         try:
-            recorder._take(probed.read())
+            records = probed.read()
         except Exception as wrong:  # none that a probe answers for: it must not end the user's training
             recorder._switch_off(recorder.due(recorder.index), wrong)
             return
+        recorder._take(records)
         causes = {id(error): error for _, error in probed.failures.values()}
         for key, error in causes.items():  # probes that failed by one cause are told of in one warning
-            recorder._switch_off([probe for probe, other in probed.failures.values() if id(other) == key], error)
+            by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
+            recorder._switch_off([probe for probe in recorder.probes if id(probe) in by_it], error)
         for code, reason in probed.nothing.items():
             recorder._not_read.setdefault(code, reason)
         for code in probed.values_read:
@@ -433,6 +442,12 @@ class _StepContext:
         self._recorder.end(error)
 
 
+def _in_memory(records: Sequence[Record]) -> "polars.DataFrame":
+    store = MemoryStore()
+    store.append(records)
+    return store.frame()
+
+
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
     """Return one optimizer, several or none as a list.
 
@@ -442,7 +457,7 @@ def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimiz
     optimizers: list[Any] = [given] if hasattr(given, "param_groups") else list(given or ())
     if not all(hasattr(optimizer, "param_groups") for optimizer in optimizers):
         raise UsageError("optimizer must be a torch optimizer or a sequence of them")
-    return optimizers
+    return [unwrap_optimizer(optimizer) for optimizer in optimizers]
 
 
 def _flush_all(deliveries: Sequence[Delivery], process: int) -> None:
@@ -456,8 +471,7 @@ def _check(model: Any, loss_fn: Any, every: Any, start: Any, scaler_alone: bool)
         raise UsageError(f"every={every} must be a whole number of steps, 1 or more")
     if not isinstance(model, Module):
         raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, ScriptModule):
-        raise UsageError("model is scripted or traced and cannot be looked into: give the module it is made of")
+    refuse_fixed(model)
     if hasattr(loss_fn, "param_groups"):
         raise UsageError(
             f"loss_fn is an optimizer ({type(loss_fn).__name__}): write ns.watch(model, optimizer, loss_fn), or "

@@ -1,7 +1,7 @@
 """The curvature of the loss: how far a quadratic model of it reaches."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -178,6 +178,7 @@ class Curvature(AbstractProbe):
                 tolerance=self.tolerance,
                 least=1 if near is None else min(_LEAST_WARM, self.products),
                 most=self.products,
+                decide=_decide(step.replay),
             )
             if near is None:
                 traces.append(size * found.first)
@@ -186,7 +187,9 @@ class Curvature(AbstractProbe):
             yield from _eigenvalues(found)
         if "density" in self.measures:
             spectra = [
-                lanczos(hessian.product, drawn(replay, stream, "signs"), wanted=0, most=self.depth)
+                lanczos(
+                    hessian.product, drawn(replay, stream, "signs"), wanted=0, most=self.depth, decide=_decide(replay)
+                )
                 for _ in range(self.runs)
             ]
             traces += [size * spectrum.first for spectrum in spectra]
@@ -227,6 +230,7 @@ class Curvature(AbstractProbe):
                 drawn(step.replay, stream, "signs", slots),
                 tolerance=self.tolerance,
                 most=self.products,
+                decide=_decide(step.replay),
             )
             square = math.fsum(_length(step.replay, slot) ** 2 for slot in slots)
             values.append(square * float(found.values[0]))
@@ -300,6 +304,10 @@ class Curvature(AbstractProbe):
                 says = f"In {percent(share)} of the readings eigenvalues did not converge: they are lower bounds."
                 yield Remark(says, Urgency.NOTABLE, 0.0, ("",), name)
                 break
+
+
+def _decide(replay: Replay) -> Callable[[bool], bool]:
+    return bool if replay.processes is None else replay.processes.decide
 
 
 def _eigenvalues(found: Spectrum) -> Iterator[Value]:

@@ -34,6 +34,7 @@ class Loss(AbstractProbe):
     """
 
     CODE = "loss"
+    QUESTION = "gradient"
     SHOWS = "loss"
     BY_DEFAULT = True
     NOTHING = "the loop called backward() on no scalar"

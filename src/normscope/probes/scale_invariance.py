@@ -3,17 +3,22 @@
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
+from normscope._errors import UsageError
 from normscope.modules.batches import leading_tensor
-from normscope.modules.channels import row_products, to_floats
+from normscope.modules.channels import to_floats, to_host, unit_products
+from normscope.modules.shards import is_distributed
 from normscope.modules.sites import chosen, norms, weight_layers, weights
+from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import (
     Readings,
@@ -34,14 +39,18 @@ _CHANGED = 3.0  # a factor over training
 _SPIN = 0.2  # radians a step: a dozen degrees
 _BOUND = 0.1  # cosine of weight and gradient; 0 but for epsilon
 
+_Owner = tuple[dict[str, Any], Any]
+"""A parameter group, and its optimizer."""
+
 
 class ScaleInvariance(AbstractProbe):
     r"""Radial gradient, effective learning rate, rotation and norm equilibrium of normalized weights.
 
     ## Measures
-    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient right before
-    the update, :math:`\eta` and :math:`\lambda` the learning rate and weight decay of its parameter group and
-    :math:`\Delta w` the change it really got. If the loss does not depend on the length of w:
+    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient as the
+    backward pass ends, before clipping and without loss scale, :math:`\eta` and :math:`\lambda` the learning rate and
+    weight decay of its parameter group and :math:`\Delta w` the change it really got. If the loss does not depend on
+    the length of w:
 
     - ``radial_cosine``: :math:`\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)`, 0 but for :math:`\epsilon`;
       and before batch or instance norm ``unit_radial_cosine``, the largest size of the same over output units;
@@ -51,17 +60,17 @@ class ScaleInvariance(AbstractProbe):
       update is orthogonal to the weight (Pythagoras: plain SGD), less with weight decay, any value with momentum;
     - with plain SGD (momentum :math:`\alpha`, no Nesterov) and :math:`\lambda > 0`, ``equilibrium_ratio``:
       :math:`\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}` with :math:`\hat G = \lVert g\rVert^2
-      \lVert w\rVert^2`, and ``angle_ratio``: the angle over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
+      \lVert w\rVert^2` of the gradient that the optimizer was handed, after clipping; and ``angle_ratio``: the angle
+      over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
 
     ## Cost
     A copy of the weights, shared with other probes, and a few reductions of their size; none of activations.
 
     ## Reads wrongly when
     Layer and norm are joined by something else than a call: a functional norm, a view between. Name such layers in
-    ``sites``; any layer may be named, also to see that its weight is not invariant. A loss scale or clipping changes g
-    (not its cosine); after a norm in eval mode the cosine is not 0. :math:`\hat G` is of one step: average the ratio
-    over steps. The equilibrium holds for small :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a
-    constant learning rate.
+    ``sites``; any layer may be named, also to see that its weight is not invariant. After a norm in eval mode the
+    cosine is not 0. :math:`\hat G` is of one step: average the ratio over steps. The equilibrium holds for small
+    :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a constant learning rate.
 
     Args:
         sites: Qualified names of layers; the layers whose output is the input of a norm if None.
@@ -89,7 +98,11 @@ class ScaleInvariance(AbstractProbe):
         owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
         notes = step.notes(self)
         notes["weights"] = {site: own[0] for site, own in owned.items() if own}
-        notes["norms"], notes["gradients"] = {}, {}
+        if any(map(is_distributed, notes["weights"].values())):
+            raise UsageError(f"{self.CODE} reads whole weights, and here each process holds a part of them")
+        notes["norms"], notes["found"], notes["at_update"] = {}, {}, {}
+        notes["gradients"] = gradients = Gradients(notes["weights"].values())
+        step.on_backward_end(self, notes["weights"].values(), lambda: self._look(step, gradients.after_backward()))
         step.keep_values(notes["weights"].values())
         made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         for site in notes["weights"]:
@@ -98,49 +111,54 @@ class ScaleInvariance(AbstractProbe):
             step.on_module(self, norm, _note_taken(made, notes["norms"]), before=True)
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
-        """Read the gradients that this optimizer is about to use."""
-        wanted = {id(weight): weight for weight in step.notes(self)["weights"].values() if id(weight) in parameters}
-        self._look(step, list(wanted.values()))
+        """Read the gradients that no backward pass has shown, and the length of those that were changed since."""
+        unread, changed = step.notes(self)["gradients"].before_update(parameters)
+        self._look(step, unread)
+        self._note_lengths(step, changed)
+
+    def _note_lengths(self, step: Step, changed: Sequence[Parameter]) -> None:
+        for weight in changed:
+            step.notes(self)["at_update"][id(weight)] = torch.linalg.vector_norm(_gradient(step, weight).float())
 
     def _look(self, step: Step, found: Sequence[Parameter]) -> None:
-        gradients: dict[int, Tensor] = step.notes(self)["gradients"]
-        with torch.no_grad():
-            for weight in found:
-                if weight.grad is None:
-                    continue
-                # By output unit: inner products, squared lengths of weight and gradient.
-                w, g = step.value_before(weight).flatten(1), weight.grad.to_dense().flatten(1)
-                w, g = (part if part.dtype == torch.float64 else part.float() for part in (w, g))
-                inner = torch.stack([row_products(w, g), row_products(w, w), row_products(g, g)])
-                least = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
-                unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=least)).abs().max()
-                gradients[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
+        products: dict[int, Any] = step.notes(self)["found"]
+        for weight in found:
+            products[id(weight)] = unit_products(step.value_before(weight), _gradient(step, weight))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the quantities of each weight before a norm."""
         notes = step.notes(self)
-        gradients: dict[int, Tensor] = notes["gradients"]
+        products: dict[int, Any] = notes["found"]
         after: dict[str, Module] = notes["norms"]
-        sites = [site for site in notes["weights"] if self.sites is not None or site in after]
-        layers: dict[str, Parameter] = {site: notes["weights"][site] for site in sites}
-        self._look(step, [weight for weight in layers.values() if id(weight) not in gradients])
-        layers = {site: weight for site, weight in layers.items() if id(weight) in gradients}
+        unread, changed = notes["gradients"].at_end()
+        self._look(step, [weight for weight in unread if id(weight) not in products])
+        if step.optimizers:
+            self._note_lengths(step, changed)
+        layers: dict[str, Parameter] = {
+            site: weight
+            for site, weight in notes["weights"].items()
+            if (self.sites is not None or site in after) and id(weight) in products
+        }
         if not layers:
             return
-        found = [torch.cat([gradients[id(weight)], _moved(step, weight)]) for weight in layers.values()]
-        values = to_floats([part for row in found for part in row.unbind()])
-        for index, (site, weight) in enumerate(layers.items()):
-            inner, w2, g2, unit, moved2, moved_inner = values[6 * index : 6 * index + 6]
+        at_update: dict[int, Tensor] = notes["at_update"]
+        handed = dict(zip(at_update, to_floats(list(at_update.values())), strict=True))
+        owners = _owners(step)
+        sums = _sums([products[id(weight)] for weight in layers.values()])
+        changes = step.changes(list(layers.values()))
+        for (site, weight), (inner, w2, g2, unit), change in zip(layers.items(), sums, changes, strict=True):
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
             if isinstance(after.get(site), _NormBase):
                 yield self.record(step, site, "unit_radial_cosine", unit)
             yield self.record(step, site, "weight_norm", math.sqrt(w2))
-            yield from self._dynamics(step, site, weight, w2, g2, moved2, moved_inner)
+            at_update2 = handed.get(id(weight), 0.0) ** 2
+            owner = owners.get(id(weight), ({}, None))
+            yield from self._dynamics(step, site, owner, w2, at_update2 or g2, change[0], change[1])
 
     def _dynamics(
-        self, step: Step, site: str, weight: Parameter, w2: float, g2: float, moved2: float, moved_inner: float
+        self, step: Step, site: str, owner: _Owner, w2: float, g2: float, moved2: float, moved_inner: float
     ) -> Iterator[Record]:
-        group, optimizer = _group(step, weight)
+        group, optimizer = owner
         lr = float(group["lr"]) if group else None
         if lr is not None:
             yield self.record(step, site, "effective_lr", _ratio(lr, w2))
@@ -201,6 +219,12 @@ class ScaleInvariance(AbstractProbe):
         }
 
 
+def _gradient(step: Step, weight: Parameter) -> Tensor:
+    gradient = step.gradient(weight)
+    assert gradient is not None
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
 def _note_made(made: dict[int, tuple[weakref.ref[Tensor], int, str]], site: str) -> Any:
     def hook(_module: Module, _inputs: Any, output: Any) -> None:
         tensor = leading_tensor(output)
@@ -220,20 +244,27 @@ def _note_taken(made: dict[int, tuple[weakref.ref[Tensor], int, str]], norms: di
     return hook
 
 
-def _moved(step: Step, weight: Parameter) -> Tensor:
-    """Return the squared length of the update and its inner product with the weight before."""
-    before = step.value_before(weight)
-    wide = torch.float64 if before.dtype == torch.float64 else torch.float32
-    moved = (weight.detach().to(wide) - before.to(wide)).reshape(-1)
-    return torch.stack([torch.dot(moved, moved), torch.dot(moved, before.reshape(-1).to(wide))])
+def _sums(products: Sequence[Any]) -> list[list[float]]:
+    """Return of each weight the sums of ``unit_products`` over its units, and the largest cosine of a unit."""
+    away = iter(to_host([rows for rows in products if isinstance(rows, Tensor)]))
+    host = [next(away) if isinstance(rows, Tensor) else rows for rows in products]
+    starts = [0, *accumulate(rows.shape[1] for rows in host[:-1])]
+    by_unit = np.concatenate(host, axis=1, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        # A unit without gradient has none along its weight either.
+        lengths = np.maximum(np.sqrt(by_unit[1] * by_unit[2]), np.finfo(np.float64).tiny)
+        largest = np.maximum.reduceat(abs(by_unit[0]) / lengths, starts)
+        return np.concatenate([np.add.reduceat(by_unit, starts, axis=1), largest[None]]).T.tolist()
 
 
-def _group(step: Step, weight: Parameter) -> tuple[dict[str, Any], Any]:
-    for optimizer in step.optimizers:
-        for group in optimizer.param_groups:
-            if any(parameter is weight for parameter in group["params"]):
-                return group, optimizer
-    return {}, None
+def _owners(step: Step) -> dict[int, _Owner]:
+    """Return the parameter group and the optimizer of each parameter, by ``id``."""
+    return {
+        id(parameter): (group, optimizer)
+        for optimizer in reversed(step.optimizers)
+        for group in reversed(optimizer.param_groups)
+        for parameter in group["params"]
+    }
 
 
 def _ratio(a: float, b: float) -> float:
