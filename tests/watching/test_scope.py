@@ -46,7 +46,7 @@ def test_scope_writes_a_page_of_every_probe(tmp_path, stored):
     for probe in ("gradient-flow", "activation-distribution", "covariate-shift", "landscape"):
         assert re.search(rf'<section id="[a-z-]*{probe}"', page)
     data = json.loads(re.search(r'id="page-data">(.*?)</script>', page, re.S).group(1))
-    drawn = json.dumps(data["charts"])
+    drawn = json.dumps(data["charts"], ensure_ascii=False)
     # Every quantity is drawn: a value of each is found among the charts' data.
     for name in ("norm", "output_norm", "growth", "std", "l2", "relative", "cosine", "effective_beta@same-step"):
         assert name in frame["name"].to_list()
@@ -56,7 +56,7 @@ def test_scope_writes_a_page_of_every_probe(tmp_path, stored):
 
 def test_a_deep_network_under_every_probe_is_drawn_by_depth_and_step(tmp_path):
     blocks = 12
-    scope = watched(steps=3, blocks=blocks, probes=[probe.CODE for probe in ns.probes.all()])
+    scope = watched(steps=3, every=1, blocks=blocks, probes=[probe.CODE for probe in ns.probes.all()])
     page = scope.report(tmp_path / "page.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="page-data">(.*?)</script>', page, re.S).group(1))
     frame = scope.records()

@@ -32,7 +32,7 @@ def write(path: str | PathLike[str], seen: Seen) -> Path:
     """
     target = Path(path)
     if target.suffix.lower() not in ("", ".html", ".htm"):
-        raise UsageError(f"the page is an HTML file: give a path that ends in .html, not {str(path)!r}")
+        raise UsageError(f"a page is written as .html, not as {target.suffix}: give a path that ends in .html")
     return report.write_scope(target, page_of(seen))
 
 
