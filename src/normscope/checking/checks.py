@@ -15,6 +15,7 @@ from normscope.evidence.gap import Gap
 from normscope.evidence.sandbox import sandbox
 from normscope.probes import ProbeWarning
 from normscope.records import Finding, Severity, notebook
+from normscope.records.numbers import counted
 from normscope.rules import chosen, get
 
 
@@ -49,7 +50,7 @@ class Findings(Sequence[Finding]):
 
     def _repr_html_(self) -> str:
         """Return the findings for a notebook, and what was not judged and why."""
-        found = f"{len(self.found)} finding{'' if len(self.found) == 1 else 's'} of {len(self.rules)} rules"
+        found = f"{counted(len(self.found), 'finding')} of {counted(len(self.rules), 'rule')}"
         parts = [notebook.paragraph(f"<b>{found}</b>")]
         if self.found:
             rows = [(each.severity.value, f"{each.code} {each.message} {_places(each)}") for each in self.found]
