@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kit import varied_networks as nets
+from kit.heard import Heard
 from kit.traces import differences, fingerprint
 from kit.training_loops import Loop, TwoOptimizers, Uneven, UnevenImages, UnevenParts, seed_all
 from normscope import probes
@@ -128,13 +129,13 @@ def test_no_trace_after_an_exception_in_the_probe(code, at):
 @pytest.mark.parametrize("code", [code for code, probe in PROBES.items() if probe.REPLAYS])
 def test_no_trace_after_an_exception_in_the_replayed_loss(code, at_call):
     class Broken(Inspected):
-        calls = 0
+        calls = Heard()
 
         def loss_fn(self, model, batch):
             loss = super().loss_fn(model, batch)
             if self.scope._inside is None:  # white box: the step is over, so the call is a replay's
-                self.calls += 1
-                if self.calls == at_call:
+                self.calls.append("")
+                if self.calls.count() == at_call:
                     model[0].bias.data.zero_()
                     model[1].running_mean.add_(1)
                     raise ArithmeticError("no")

@@ -76,7 +76,8 @@ def test_a_compiled_models_loss_that_fails_switches_its_readers_off():
     with warnings.catch_warnings(record=True) as caught, scope.step(batch):
         warnings.simplefilter("always")
         nets.loss_fn(run, batch).backward()
-    assert sum(warning.category is ProbeWarning for warning in caught) == 2
+    (told,) = [str(warning.message) for warning in caught if warning.category is ProbeWarning]
+    assert told.startswith("probes 'gradient_flow', 'activation_distribution' failed")  # one cause, told once
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -142,3 +142,27 @@ def test_without_an_update_there_is_no_angle_and_groups_have_their_own_rates():
     for site, lr in (("0", 0.5), ("3", 0.1)):
         assert found[site, "effective_lr"] == pytest.approx(lr / found[site, "weight_norm"] ** 2)
     assert ("6", "effective_lr") not in found
+
+
+@pytest.mark.parametrize("in_closure", [False, True])
+def test_the_cosine_is_the_backward_passs_and_the_equilibrium_that_of_the_clipped_gradient(in_closure):
+    model, batches = exact(nets.make("mlp")), nets.batches("mlp", 2, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.3, weight_decay=0.01)
+    scope = Recorder(model, nets.loss_fn, optimizer, [ScaleInvariance()], every=1)
+    weight, seen = model[0].weight, {}
+
+    def closure():
+        optimizer.zero_grad()
+        nets.loss_fn(model, batch).backward()
+        nn.utils.clip_grad_value_(model.parameters(), 1e-3)  # each element by itself: it turns the gradient
+        seen.update(norm=weight.detach().norm().item(), used=weight.grad.norm().item())
+
+    for batch in batches:
+        with scope.step(batch):
+            if not in_closure:
+                closure()
+            optimizer.step(closure if in_closure else None)
+    found = {(r.site, r.name): r.value for r in scope.drain() if r.step == 1}
+    assert abs(found["0", "radial_cosine"]) < 1e-12
+    expected = seen["norm"] / (0.3 * seen["used"] ** 2 * seen["norm"] ** 2 / 0.02) ** 0.25
+    assert found["0", "equilibrium_ratio"] == pytest.approx(expected, rel=1e-9)

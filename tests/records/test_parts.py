@@ -23,6 +23,7 @@ from normscope.records import Record, Store, _table, files, parts, store as stor
 @pytest.fixture(autouse=True)
 def small_fan_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "FAN_IN", 3)
+    monkeypatch.setattr(parts, "LAG", 0)
 
 
 def record(step: int, cell: str = "scope") -> Record:
@@ -71,6 +72,13 @@ def test_thousands_of_flushes_leave_few_parts(tmp_path: Path, monkeypatch: pytes
     filled(tmp_path, 1000)
     assert len(list(tmp_path.glob("scope-*.parquet"))) == 15 + 1000 - 15 * 64
     assert steps_in(tmp_path) == list(range(1000))
+
+
+def test_the_newest_flushes_stay_by_themselves_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "LAG", 2)
+    for flushes, expected in ((4, [1, 1, 1, 1]), (5, [3, 1, 1]), (7, [3, 1, 1, 1, 1]), (11, [9, 1, 1])):
+        filled(tmp_path / str(flushes), flushes)
+        assert [last - first + 1 for first, last in ranges(tmp_path / str(flushes))] == expected
 
 
 def test_parts_grow_no_further_than_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,6 +476,24 @@ def test_flushes_of_a_slow_disk_take_a_fiftieth_of_the_time(tmp_path: Path, monk
         now += 0.05
         store.append([record(step)])
     assert 0.01 * now < spent < 0.025 * now
+
+
+def test_a_single_slow_flush_delays_nothing(tmp_path: Path, monkeypatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    store = Store.create(tmp_path, {}, seconds=2.0)
+    write, times = store._writer.write, iter([0.5, 0.0, 0.5, 0.0])
+
+    def slow(frame: pl.DataFrame) -> None:
+        nonlocal now
+        now += next(times)
+        write(frame)
+
+    monkeypatch.setattr(store._writer, "write", slow)
+    for step in range(4):
+        store.append([record(step)])
+        assert steps_in(tmp_path) == list(range(step + 1))
+        now += 2.0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")

@@ -129,8 +129,8 @@ def test_the_values_are_those_of_a_with_block_around_the_step(loop):
         else:
             size = 2 if loop is accumulating_loop else 1
             for at in range(0, 4, size):
-                with scope.step(None):
-                    loop(model, optimizer, batches[at : at + size])
+                with scope.step(None):  # it hears all passes that record gradients, evaluations too
+                    (plain_loop if loop is evaluating_loop else loop)(model, optimizer, batches[at : at + size])
         return [(r.step, r.probe, r.site, r.name, r.value) for r in scope.drain()]
 
     assert train(True) == train(False)

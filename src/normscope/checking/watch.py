@@ -22,7 +22,7 @@ from normscope.modules.batches import finite, tensors
 from normscope.modules.hooks import no_global_hooks, silence
 from normscope.modules.reach import left_words
 from normscope.modules.tree import walk
-from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, rank_of_many, unwrap
+from normscope.modules.wrapped import eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes import GradientFlow, PassConditions, Recorder, Saturation, optimizers_of
 from normscope.records import Finding
 from normscope.rules import AbstractRule
@@ -135,8 +135,9 @@ class Watch:
             attached.callback(listener.detach)
             listener.attach()
         if self._is_due():
-            if calls_eagerly(self._wrapped):
-                attached.callback(self._wrapped.register_forward_pre_hook(self._note_conditions).remove)
+            devices = {parameter.device.type for parameter in model.parameters()}
+            self._conditions = PassConditions([module for _, module in walk(model)], devices)
+            self._conditions.listen(self._wrapped, lambda handle: attached.callback(handle.remove))
             if self._flow is not None:
                 self._flow.index = 0
                 attached.enter_context(self._flow.step(None))  # its probes evaluate no loss
@@ -146,11 +147,6 @@ class Watch:
 
     def _note_error(self, error: Exception) -> None:
         self._error = self._error or error
-
-    def _note_conditions(self, *_: Any) -> None:
-        if self._conditions is None:
-            devices = {parameter.device.type for parameter in self._model.parameters()}
-            self._conditions = PassConditions([module for _, module in walk(self._model)], devices)
 
     def micro_batch(self, batch: Any) -> None:
         """Take the next of several batches; the batch that the step was given is then not used."""

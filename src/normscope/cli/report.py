@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, a folder of runs, or a condensed file.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's or scope's folder, a folder of runs, or a condensed file.")
+    ],
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     own: Annotated[
         list[Path] | None, typer.Option("--study", help="File of a study of your own in there; it is executed.")
@@ -40,8 +42,8 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a run's records again and write its page; or write the page of a condensed file, which needs no run."""
-    from normscope import report as pages, studies, verdicts
+    """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
+    from normscope import report as pages, seen, studies, verdicts
 
     for file in own or ():
         studies.from_file(file)
@@ -49,7 +51,13 @@ def report(
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
         )
-    if run.is_file():
+    if seen.is_scope(run):
+        unfit = {"--study": own, "--condense": condensed, "--markdown": markdown, "--questions": questions}
+        if given := [option for option, value in unfit.items() if value]:
+            raise UsageError(f"{given[0]} is for studies, and {run} is the folder of a scope: leave it out")
+        target = page or run / "report.html"
+        _write_scope(run, target, as_json)
+    elif run.is_file():
         evidence = pages.read(run)  # a file that is no condensed file is refused as such
         if condensed is not None:
             raise UsageError(f"{run} is a condensed file already: give --condense the folder of the runs")
@@ -69,6 +77,19 @@ def report(
         write_and_print(runs, target, as_json)
     if show:
         webbrowser.open(target.resolve().as_uri())
+
+
+def _write_scope(run: Path, page: Path, as_json: bool) -> None:
+    """Write the page of a scope's folder, and print what stands out."""
+    from normscope import seen
+
+    found = seen.read(run)
+    path = seen.write(page, found)
+    if as_json:
+        print_json({"report": str(path)} | seen.document(found))
+        return
+    for line in (*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {path}"):
+        wide().print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path | None, as_json: bool) -> None:

@@ -15,7 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normscope.evidence.sequences import as_sequences, tail_share
 from normscope.modules.batches import finite, kept, leading_tensor, tensors
 from normscope.modules.channels import channels
+from normscope.modules.hooks import Hook
 from normscope.modules.values import same_bits
+from normscope.modules.wrapped import calls_step_hooks
 from normscope.records import Record
 
 
@@ -141,15 +143,15 @@ class Listener:
     def attach(self) -> None:
         """Set the hooks."""
         keep = self._handles.append
-        keep(self._model.register_forward_pre_hook(self._safe(self._note_inputs), with_kwargs=True))
+        keep(self._model.register_forward_pre_hook(Hook(self._safe(self._note_inputs)), with_kwargs=True))
         for path, module in self._model.named_modules():
             if isinstance(module, _BatchNorm):
-                keep(module.register_forward_pre_hook(self._safe(partial(self._before, path))))
-                keep(module.register_forward_hook(self._safe(partial(self._after, path))))
+                keep(module.register_forward_pre_hook(Hook(self._safe(partial(self._before, path)))))
+                keep(module.register_forward_hook(Hook(self._safe(partial(self._after, path)))))
             if next(module.children(), None) is None:
-                keep(module.register_forward_hook(self._safe(partial(self._log, path))))
+                keep(module.register_forward_hook(Hook(self._safe(partial(self._log, path)))))
         for optimizer in self._optimizers:
-            if hasattr(optimizer, "register_step_post_hook"):
+            if calls_step_hooks(optimizer):
                 keep(optimizer.register_step_post_hook(self._note_update))
 
     def detach(self) -> None:
@@ -157,6 +159,7 @@ class Listener:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        Hook.clear_copies()
         self._open.clear()
 
     def step_ended(self, loss: float = math.nan) -> None:

@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif not self._knows_token():
             self._refuse(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
         else:
-            asked = parse_qs(query[:400], max_num_fields=8) if query else {}
+            asked = parse_qs(query[:400])
             version = (asked.get("version") or ["0"])[0]
             number = int(version) if version.isascii() and version.isdigit() and len(version) < 16 else 0
             answer = self.server.follower.answer((asked.get("collection") or [""])[0], number)

@@ -9,10 +9,14 @@ import torch
 _NOTHING = nullcontext()
 
 
-def autocast_now(devices: Iterable[str]) -> list[tuple[str, torch.dtype]]:
+Precision = list[tuple[str, torch.dtype]]
+"""The kinds of device on which autocast is on, each with its dtype."""
+
+
+def autocast_now(devices: Iterable[str]) -> Precision:
     """Return the kinds of device, of these and the CPU, on which autocast is on, each with its dtype."""
     kinds = {*devices, "cpu"}
-    return [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+    return [(kind, torch.get_autocast_dtype(kind)) for kind in sorted(kinds) if torch.is_autocast_enabled(kind)]
 
 
 def autocasting(kinds: Iterable[tuple[str, torch.dtype]]) -> ExitStack:
@@ -20,6 +24,15 @@ def autocasting(kinds: Iterable[tuple[str, torch.dtype]]) -> ExitStack:
     stack = ExitStack()
     for kind, dtype in kinds:
         stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
+    return stack
+
+
+def autocast_exactly(devices: Iterable[str], wanted: Precision) -> ExitStack:
+    """Return a context in which autocast is on as wanted, and off on the other devices."""
+    stack = autocasting(wanted)
+    for kind in {*devices, "cpu"} - {kind for kind, _ in wanted}:
+        if torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
     return stack
 
 

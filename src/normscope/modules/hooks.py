@@ -1,9 +1,11 @@
 """Hooks of modules, and a forward that takes the place of another."""
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
@@ -17,6 +19,50 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+
+
+class Hook:
+    """A function as a hook of a module that can be saved and copied, in the middle of a training step too.
+
+    A saved module has in its place a function of Python's own that does nothing. A deep copy has an idle hook, which
+    ``Hook.clear_copies`` takes off when the step ends.
+
+    Args:
+        act: What to call; None for an idle hook.
+    """
+
+    __slots__ = ("__weakref__", "_act")
+    _copies: ClassVar[WeakSet[Any]] = WeakSet()
+
+    def __init__(self, act: Callable[..., Any] | None = None) -> None:
+        self._act = act
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function."""
+        return None if self._act is None else self._act(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have a pickle hold a function that does nothing."""
+        return getattr, (nullcontext(), "__exit__")
+
+    def __deepcopy__(self, _: Any) -> "Hook":
+        """Return an idle hook, to be taken off later."""
+        copied = Hook()
+        Hook._copies.add(copied)
+        return copied
+
+    @staticmethod
+    def clear_copies() -> None:
+        """Take idle hooks off the deep copies that were made of modules."""
+        if not Hook._copies:
+            return
+        for module in [found for found in gc.get_objects() if issubclass(type(found), Module)]:
+            kinds = [hooks for name in HOOKS if (hooks := vars(module).get(name))]
+            idle = [key for hooks in kinds for key, hook in hooks.items() if isinstance(hook, Hook) and not hook._act]
+            for hooks in kinds:
+                for key in idle:
+                    hooks.pop(key, None)
+        Hook._copies.clear()
 
 
 def silence(module: Module) -> None:

@@ -161,7 +161,7 @@ class Snapshot:
     # -- what functions reach -----------------------------------------------------------------------------------------
 
     def _keep_reached(self, reach: Reach) -> None:
-        own, own_objects = len(self._tensors), len(self._objects)
+        own = len(self._tensors)
         for name, function in reach.functions.items():
             self._keep("", name, function)
         for index, thing in enumerate(reach.also):
@@ -169,7 +169,7 @@ class Snapshot:
             if hasattr(thing, "__dict__"):  # named by the user: looked into, whatever it is
                 self._keep_object(f"also.{index}", thing)
         self._finish(own)
-        self._runs_compiled = any(map(runs_compiled, (each[3] for each in self._objects[own_objects:])))
+        self._runs_compiled = any(runs_compiled(attributes) for *_, attributes in self._objects)
         for name, iterator in self._read_once:
             if name.rpartition(".")[2] in self._walk.names:
                 raise UsageError(
@@ -240,7 +240,7 @@ class Snapshot:
     @contextmanager
     def noting(self) -> Iterator[None]:
         """Keep every module that runs in the block and is not kept yet, right before its forward pass."""
-        if self._runs_compiled:  # a hook would have it compiled anew
+        if self._runs_compiled:  # torch warns of such a hook, and might compile anew
             yield
             return
         hook = register_module_forward_pre_hook(self._note)

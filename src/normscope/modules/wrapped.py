@@ -1,4 +1,4 @@
-"""Models in wrappers: compiled, and replicated over processes."""
+"""Models and optimizers in wrappers: compiled, replicated over processes, or handed out by a trainer."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch.nn import DataParallel, Module
 from torch.nn.parallel import DistributedDataParallel
 
+from normscope._errors import UsageError
 from normscope.modules.tree import walk
 
 
@@ -43,6 +44,64 @@ def calls_eagerly(model: Module) -> bool:
 def eagerly(compiled: bool) -> AbstractContextManager[Any]:
     """Return a context in which compiled modules run as they are written; nothing is compiled anew."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def hookable(model: Module) -> list[Module]:
+    """Return the modules of a model on which a hook stays outside what is compiled or replicated to other devices."""
+    found: list[Module] = []
+    seen: set[Module] = set()
+
+    def visit(module: Module) -> None:
+        if module in seen or not calls_eagerly(module):
+            return
+        seen.add(module)
+        if not isinstance(module, DistributedDataParallel):  # its module is called as any other
+            found.append(module)
+        if not isinstance(module, DataParallel) and not runs_compiled(vars(module)):
+            for child in module._modules.values():
+                if child is not None:
+                    visit(child)
+
+    visit(model)
+    return found
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer inside a trainer's wrappers (Accelerate, Lightning): the first that calls its step hooks.
+
+    A wrapper that holds no optimizer is returned as it is.
+    """
+    seen: list[Any] = []
+    found = optimizer
+    while not calls_step_hooks(found):
+        seen.append(found)
+        held = (vars(found).get(name) for name in ("optimizer", "_optimizer"))
+        inner = next((one for one in held if one is not None), None)
+        if inner is None or any(inner is one for one in seen) or not hasattr(inner, "param_groups"):
+            return optimizer
+        found = inner
+    return found
+
+
+def calls_step_hooks(optimizer: Any) -> bool:
+    """Whether hooks can be set on the steps of an optimizer: not where a subclass has left out torch's constructor."""
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    return isinstance(hooks, dict) and hasattr(optimizer, "register_step_pre_hook")
+
+
+def refuse_fixed(model: Module) -> None:
+    """Refuse a module whose code torch holds: its hooks and parameters cannot be reached.
+
+    Raises:
+        UsageError: The model or a module of it is traced or scripted.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"its module {name!r}" if name else "the model"
+            raise UsageError(
+                f"{what} is traced or scripted (torch.jit), and nothing can listen inside it: "
+                "give the module that it was made from"
+            )
 
 
 def rank_of_many() -> int | None:

@@ -1,6 +1,8 @@
 """Marks that several kinds of chart share."""
 
+import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 HEIGHT = 270
 PANEL_HEIGHT = 190
+_HEAD = 34  # letters of a line of a panel's head
 
 
 def rows(frame: "pl.DataFrame", columns: Mapping[str, str]) -> Any:
@@ -91,9 +94,21 @@ def along(
     return alt.X(f"{field}:Q", axis=axis, scale=scale)
 
 
-def panels(alt: Any, chart: Any, order: Sequence[str], *, independent: bool) -> Any:
-    """Split a layered chart by ``panel``, in order."""
-    facet = alt.Facet("panel:N", sort=list(order), title=None, header=alt.Header(title=None))
+def panels(alt: Any, chart: Any, order: Sequence[str], *, independent: bool, anchor: str = "") -> Any:
+    """Split a layered chart by ``panel``, in order; long heads of panels are broken into lines.
+
+    Args:
+        alt: The module Altair.
+        chart: The chart.
+        order: The panels.
+        independent: Whether each panel has a vertical scale of its own.
+        anchor: ``"end"`` where heads reach over wide labels on the left.
+    """
+    lines = {name: textwrap.wrap(name, _HEAD) for name in order if len(name) > _HEAD}
+    told: dict[str, Any] = {"labelExpr": f"({json.dumps(lines)})[(datum.label)] || (datum.label)"} if lines else {}
+    if anchor:
+        told["labelAnchor"] = anchor
+    facet = alt.Facet("panel:N", sort=list(order), title=None, header=alt.Header(title=None, **told))
     return (
         chart.facet(facet=facet, columns=2, spacing=28)
         .resolve_scale(y="independent" if independent else "shared")

@@ -87,7 +87,7 @@ class Table:
 
 
 def finished(
-    chart: Any, *, layout: str, subtitle: str, panels: int = 1, legend: tuple[str, ...] = ()
+    chart: Any, *, layout: str, subtitle: str, panels: int = 1, least: int = 0, legend: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Turn an Altair chart into a spec that waits for a width and a theme.
 
@@ -96,11 +96,13 @@ def finished(
         layout: ``"single"``, ``"facet"`` or ``"stack"``: how a width is shared out.
         subtitle: What is plotted upward, with its unit; stands above the chart, where a phone has room for it.
         panels: Number of panels side by side.
+        least: Pixels that a panel needs with its labels; 0 for the usual ones.
         legend: Labels of the legend, for its number of columns.
     """
     spec = chart.to_dict()
     spec.pop("config", None)
-    spec["usermeta"] = {_META: {"layout": layout, "panels": panels, "legend": list(legend), "subtitle": subtitle}}
+    told: dict[str, Any] = {"layout": layout, "panels": panels, "legend": list(legend), "subtitle": subtitle}
+    spec["usermeta"] = {_META: told | ({"least": least} if least else {})}
     return json.loads(json.dumps(plain(spec, _five_digits), allow_nan=False))
 
 
@@ -127,7 +129,9 @@ def fitted(spec: dict[str, Any], width: float) -> dict[str, Any]:
         },
     }
     if meta.get("layout") == "facet":
-        across = max(1, min(meta["panels"], int(width / (200 if meta["panels"] == 3 else 250)), 3))
+        across = max(
+            1, min(meta["panels"], int(width / (meta.get("least") or (200 if meta["panels"] == 3 else 250))), 3)
+        )
         across = math.ceil(meta["panels"] / math.ceil(meta["panels"] / across))  # 2 + 2, not 3 + 1
         spec["columns"] = across
         spec["spec"]["width"] = max(120, (width - 30) / across - 55)

@@ -1,6 +1,6 @@
 """By layer: a quantity of every layer beside the layer's name, when training began and now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from normscope.plots import _draw
@@ -13,6 +13,9 @@ from normscope.plots._theme import arm_styles
 if TYPE_CHECKING:
     import polars as pl
 
+_PANEL = 340  # pixels, names of layers included
+Line = tuple[str, float | Mapping[str, float]]  # words, and a value or a value for each layer
+
 
 def by_layer(
     frame: "pl.DataFrame",
@@ -23,7 +26,7 @@ def by_layer(
     slug: str | None = None,
     log: bool = False,
     x_title: str | None = None,
-    theory: tuple[str, float | Mapping[str, float]] | None = None,
+    theory: Line | None = None,
     arms: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
     caption: str = "",
@@ -63,23 +66,32 @@ def by_layer(
     styles = {words.get(arm, arm): style for arm, style in arm_styles(kept["arm"].unique().to_list(), arms).items()}
     moved = table.filter(pl.col("first_step") < pl.col("last_step")).height > 0
     data = _draw.rows(table, {c: c for c in table.columns if c != "rank"})
-    chart = _marks(altair, table, data, sites, styles, log=log, moved=moved)
-    if theory is not None and len(names) == 1:
-        chart = altair.layer(*_theory(altair, theory, sites, log), chart)
+    line = theory if len(names) == 1 else None
+    across = _across(altair, table, log, *(_drawn_at(line, sites) if line else ()))
+    chart = _marks(altair, data, sites, styles, across, moved=moved)
+    if line is not None:
+        chart = altair.layer(*_theory(altair, line, sites, across), chart)
     height = row_height(len(sites), 1 if len(styles) < 3 else 1.4)
     chart = chart.properties(height=height)
     several = len(names) > 1
     if several:
-        chart = _draw.panels(altair, chart, [_panels(names)[n] for n in names], independent=False)
+        chart = _draw.panels(altair, chart, [_panels(names)[n] for n in names], independent=False, anchor="end")
         chart = chart.resolve_scale(x="independent")
     if len(styles) > 1:
         chart = chart.add_params(_draw.pick(altair))
     first, last = (f"{step:,}" for step in (min(table["first_step"].to_list()), max(table["last_step"].to_list())))
     subtitle = "" if several else (x_title or readable(names[0])) + (", logarithmic axis" if log else "")
     legend = tuple(styles) if len(styles) > 1 else ()
-    spec = finished(chart, layout="facet" if several else "single", subtitle=subtitle, panels=len(names), legend=legend)
+    spec = finished(
+        chart,
+        layout="facet" if several else "single",
+        subtitle=subtitle,
+        panels=len(names),
+        least=_PANEL,
+        legend=legend,
+    )
     when = f"Ring: step {first}; dot: step {last}." if moved else f"At step {last}."
-    told = joined(caption, when, f"Dashed: {theory[0]}." if theory and not several else "", *notes)
+    told = joined(caption, when, f"Dashed: {line[0]}." if line else "", *notes)
     shown = f"{title}. {subtitle or 'Several quantities'} by layer from {sites[0]} to {sites[-1]}. {when}"
     return Figure(slug, title, told, alt or shown, spec)
 
@@ -114,12 +126,11 @@ def _ends(kept: "pl.DataFrame") -> "pl.DataFrame":
 
 def _marks(
     alt: Any,
-    table: "pl.DataFrame",
     data: Any,
     sites: Sequence[str],
     styles: Mapping[str, Any],
+    across: Callable[[str], Any],
     *,
-    log: bool,
     moved: bool,
 ) -> Any:
     """Return rings, dots and the lines between them."""
@@ -136,35 +147,51 @@ def _marks(
         alt.Tooltip("now:Q", title="last", format=".4~g"),
         alt.Tooltip("last_step:Q", title="step", format=","),
     ]
-    ticks = _draw.log_ticks(table, ["first", "now"]) if log else []
-    across = {column: _across(alt, column, log, ticks) for column in ("first", "now")}
-    dots = alt.Chart().mark_point(filled=True, size=44, opacity=1).encode(x=across["now"], tooltip=tooltip, **shown)
+    dots = alt.Chart().mark_point(filled=True, size=44, opacity=1).encode(x=across("now"), tooltip=tooltip, **shown)
     layers = [dots]
     if moved:
-        lines = alt.Chart().mark_rule(strokeWidth=1.4).encode(x=across["first"], x2="now:Q", **shown)
+        lines = alt.Chart().mark_rule(strokeWidth=1.4).encode(x=across("first"), x2="now:Q", **shown)
         rings = alt.Chart().mark_point(filled=False, size=36, strokeWidth=1.3)
-        layers = [lines, rings.encode(x=across["first"], tooltip=tooltip, **shown), dots]
+        layers = [lines, rings.encode(x=across("first"), tooltip=tooltip, **shown), dots]
     return alt.layer(*layers, data=data)
 
 
-def _across(alt: Any, column: str, log: bool, ticks: Sequence[float]) -> Any:
+def _across(alt: Any, table: "pl.DataFrame", log: bool, *beside: float) -> Callable[[str], Any]:
+    """Return what makes the horizontal axis of a column; all columns have the same.
+
+    Args:
+        alt: The module Altair.
+        table: Columns ``first`` and ``now``.
+        log: Logarithmic axis.
+        beside: Values that must be on it too.
+    """
+    values = [*table["first"].to_list(), *table["now"].to_list(), *beside]
+    low, high = min(values), max(values)
     if log:
         label = "abs(log(datum.value) / LN10) > 3.9 ? format(datum.value, '.0e') : format(datum.value, '~g')"
-        axis = alt.Axis(title=None, labelExpr=label, grid=True, **({"values": list(ticks)} if ticks else {}))
-        return alt.X(f"{column}:Q", scale=alt.Scale(type="log", nice=False, padding=8), axis=axis)
-    axis = alt.Axis(title=None, tickCount=4, format="~g", grid=True)
-    return alt.X(f"{column}:Q", scale=alt.Scale(zero=False, nice=4, padding=8), axis=axis)
+        axis = alt.Axis(title=None, labelExpr=label, grid=True, values=_draw.round_values(low, high))
+        scale = alt.Scale(type="log", nice=False, padding=8)
+    else:
+        axis = alt.Axis(title=None, tickCount=4, format="~g", grid=True, labelSeparation=8)
+        shares = {"domain": [0, 1]} if low == high == 0 else {}
+        scale = alt.Scale(zero=0 <= low <= high / 2, nice=4, **shares)
+    return lambda column: alt.X(f"{column}:Q", scale=scale, axis=axis)
 
 
-def _theory(alt: Any, theory: tuple[str, float | Mapping[str, float]], sites: Sequence[str], log: bool) -> list[Any]:
-    """Return the dashed line of theory, and its words."""
+def _drawn_at(theory: Line, sites: Sequence[str]) -> list[float]:
+    value = theory[1]
+    return [value[site] for site in sites if site in value] if isinstance(value, Mapping) else [value]
+
+
+def _theory(alt: Any, theory: Line, sites: Sequence[str], across: Callable[[str], Any]) -> list[Any]:
+    """Return the dashed line of theory; with one value also its words."""
     words, value = theory
     style = {"strokeDash": [5, 4], "opacity": 0.85}
     if isinstance(value, Mapping):
-        rows = [{"site": site, "now": value[site]} for site in sites if site in value]
-        base = alt.Chart(alt.Data(values=rows)).encode(y=by_name(alt, "site", sites), x=_across(alt, "now", log, ()))
-        line = base.mark_line(strokeWidth=1.6, orient="vertical", color="#7a7f89", **style)
-        return [line.encode(order=alt.Order("now:Q"))]
-    base = alt.Chart(alt.Data(values=[{"now": value, "text": words}])).encode(x=_across(alt, "now", log, ()))
+        rows = [{"site": site, "rank": rank, "now": value[site]} for rank, site in enumerate(sites) if site in value]
+        base = alt.Chart(alt.Data(values=rows)).encode(y=by_name(alt, "site", sites), x=across("now"))
+        line = base.mark_line(strokeWidth=1.6, color="#7a7f89", **style)
+        return [line.encode(order=alt.Order("rank:Q"))]
+    base = alt.Chart(alt.Data(values=[{"now": value, "text": words}])).encode(x=across("now"))
     text = base.mark_text(align="left", baseline="bottom", dx=4, dy=-2, fontSize=11)
     return [base.mark_rule(**style), text.encode(y=alt.value(0), text="text:N")]

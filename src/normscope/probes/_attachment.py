@@ -8,6 +8,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from normscope.modules.hooks import Hook
 from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, is_compiled, unwrap
 from normscope.probes._recorder import ProbeWarning, Recorder, WiringWarning
@@ -119,7 +120,7 @@ class Attachment:
         recorder = self._recorder
         if recorder.wants(recorder.index):
             for module in self._modules():
-                self._armed.append(module.register_forward_pre_hook(self._first_forward, with_kwargs=True))
+                self._armed.append(module.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True))
 
     def _modules(self) -> list[Module]:
         model = self._recorder.model
@@ -137,6 +138,7 @@ class Attachment:
         for handle in self._armed:
             handle.remove()
         self._armed.clear()
+        Hook.clear_copies()
 
     def _first_forward(self, module: Module, args: Any, kwargs: Any) -> None:
         recorder = self._recorder

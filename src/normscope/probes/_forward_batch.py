@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope.modules.batches import tensors
+from normscope.modules.hooks import Hook
 from normscope.modules.wrapped import calls_eagerly, unwrap
 
 
@@ -38,8 +39,8 @@ class ForwardBatches:
     def attach(self) -> None:
         """Set the hooks of the model."""
         if self._hears:
-            self._handles.append(self._model.register_forward_pre_hook(self.called, with_kwargs=True))
-            self._handles.append(self._model.register_forward_hook(self._returned))
+            self._handles.append(self._model.register_forward_pre_hook(Hook(self.called), with_kwargs=True))
+            self._handles.append(self._model.register_forward_hook(Hook(self._returned)))
 
     def detach(self) -> None:
         """Remove the hooks."""

@@ -8,7 +8,7 @@ from torch.nn import Parameter
 
 from normscope._errors import UsageError
 from normscope._unit import Unit
-from normscope.probes._remarks import Readings, Remark
+from normscope.probes._remarks import Readings, Remark, Theory
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -88,7 +88,7 @@ class AbstractProbe(Unit, ABC):
         return iter(())
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Return values that theory or experience gives for this model: (words, value) by the name of the quantity.
 
         Args:

@@ -13,13 +13,13 @@ from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.wrapped import calls_eagerly, eagerly, is_compiled, unwrap
+from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
 from normscope.probes._step import Step
 from normscope.probes._users_pass import UsersPass
-from normscope.probes._wiring import Wiring, gradients_apart
+from normscope.probes._wiring import Wiring
 from normscope.records import Record
 from normscope.usercode import described
 
@@ -39,6 +39,7 @@ class TrainingLoop:
         also: What else the loss changes, to be put back after each replay.
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         wired: Whether a step has shown already that its parts fit together, or that they do not.
+        loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
         reach: What the loss reaches beside the model.
     """
@@ -51,6 +52,7 @@ class TrainingLoop:
     layout: Layout | None = None
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     wired: bool = False
+    loss_autocasts: dict[str, bool] = field(default_factory=dict)
     reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class ProbedStep:
         self._step = Step(cell, index, self._model, loop.optimizers, self._fail, scale=scale)
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
-        self._wiring = None if loop.wired else Wiring(self._model, self._compiled)
+        self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -118,10 +120,11 @@ class ProbedStep:
                     self._fail(probe, error)
         if not self._compiled:
             step.attach()
+        step.attach_to_backward()
         if self._wiring is not None:
             self._wiring.attach(step.keep)
         for optimizer in self._loop.optimizers:
-            if hasattr(optimizer, "register_step_pre_hook"):
+            if calls_step_hooks(optimizer):
                 step.keep(optimizer.register_step_pre_hook(self.before_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
@@ -133,20 +136,22 @@ class ProbedStep:
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout)
-        if calls_eagerly(loop.model):
-            step.keep(loop.model.register_forward_pre_hook(_once(start.note_conditions)))
+        start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
             self._users_pass.attach(step.keep)
+            if self._wiring is not None:
+                self._wiring.compares = True
 
     def before_update(self, optimizer: Optimizer, *_: Any) -> None:
         """Have the probes read the gradients that an optimizer is about to use."""
         step = self._step
-        if self._wiring is not None:
-            self._wiring.look()
         # A scaler has unscaled the gradients by now, unless the optimizer does it itself, in one kernel.
         step.gradients_scaled = step.scale != 1 and getattr(optimizer, "grad_scale", None) is not None
         parameters = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if self._wiring is not None:
+            held = {key: step.gradient(parameter) for key, parameter in parameters.items()}
+            self._wiring.note_update({key: gradient for key, gradient in held.items() if gradient is not None})
         with torch.no_grad(), without_autocast():
             for probe in self._due:
                 self._try(probe, probe.before_update, step, parameters)
@@ -251,7 +256,8 @@ class ProbedStep:
         if users is None:
             return
         try:
-            apart = gradients_apart(users, replay.origin().gradient)
+            assert self._wiring is not None
+            apart = self._wiring.gradients_apart(users, replay.gathered, replay.origin().gradient)
         except Exception as error:
             if not self.failures:  # else the probes that evaluate the loss tell it by their names
                 self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")
@@ -288,15 +294,3 @@ def _still_scaled(scaler: "GradScaler | None", optimizers: Sequence[Optimizer], 
     states = getattr(scaler, "_per_optimizer_states", {})
     stages = [states[id(optimizer)]["stage"] for optimizer in optimizers if id(optimizer) in states]
     return all(getattr(stage, "name", "READY") == "READY" for stage in stages)
-
-
-def _once(act: Callable[[], None]) -> Callable[..., None]:
-    called = False
-
-    def hook(*_: Any) -> None:
-        nonlocal called
-        if not called:
-            called = True
-            act()
-
-    return hook

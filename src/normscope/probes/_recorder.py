@@ -7,13 +7,12 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import NormscopeError, UsageError
 from normscope.modules.autocast import without_autocast
-from normscope.modules.wrapped import rank_of_many, world_size
+from normscope.modules.wrapped import rank_of_many, refuse_fixed, unwrap_optimizer, world_size
 from normscope.probes._cost import say_cost
 from normscope.probes._find import Wanted, chosen_probes
 from normscope.probes._forward_batch import ForwardBatches
@@ -401,7 +400,8 @@ class _StepInProgress:
             return
         causes = {id(error): error for _, error in probed.failures.values()}
         for key, error in causes.items():  # probes that failed by one cause are told of in one warning
-            recorder._switch_off([probe for probe, other in probed.failures.values() if id(other) == key], error)
+            by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
+            recorder._switch_off([probe for probe in recorder.probes if id(probe) in by_it], error)
         for code, reason in probed.nothing.items():
             recorder._not_read.setdefault(code, reason)
         for code in probed.values_read:
@@ -442,7 +442,7 @@ def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimiz
     optimizers: list[Any] = [given] if hasattr(given, "param_groups") else list(given or ())
     if not all(hasattr(optimizer, "param_groups") for optimizer in optimizers):
         raise UsageError("optimizer must be a torch optimizer or a sequence of them")
-    return optimizers
+    return [unwrap_optimizer(optimizer) for optimizer in optimizers]
 
 
 def _flush_all(deliveries: Sequence[Delivery], process: int) -> None:
@@ -456,8 +456,7 @@ def _check(model: Any, loss_fn: Any, every: Any, start: Any, scaler_alone: bool)
         raise UsageError(f"every={every} must be a whole number of steps, 1 or more")
     if not isinstance(model, Module):
         raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, ScriptModule):
-        raise UsageError("model is scripted or traced and cannot be looked into: give the module it is made of")
+    refuse_fixed(model)
     if hasattr(loss_fn, "param_groups"):
         raise UsageError(
             f"loss_fn is an optimizer ({type(loss_fn).__name__}): write ns.watch(model, optimizer, loss_fn), or "

@@ -9,6 +9,7 @@ from statistics import median
 from normscope.records.numbers import number
 
 Series = Sequence[tuple[int, float]]  # (step, value), by step
+Theory = dict[str, tuple[str, float | dict[str, float]]]  # words, and a value or a value for each layer, by quantity
 _CHANGED = 1.5  # from this factor on a sentence tells how a value was when training began
 
 
@@ -82,6 +83,11 @@ class Readings:
     def named(self, base: str) -> list[str]:
         """Return the recorded names of a quantity: itself, and with what stands behind an ``@``."""
         return [name for name in self.values if name.partition("@")[0] == base]
+
+    def telling(self, base: str) -> str:
+        """Return the recorded name of a quantity, or where it was not recorded the first name without a grid point."""
+        plain = [name for name in self.values if "=" not in name]
+        return next(iter(self.named(base)), next(iter(plain or self.values)))
 
     @property
     def first_step(self) -> int:
@@ -202,15 +208,15 @@ def percent(share: float) -> str:
 
 
 def times(factor: float) -> str:
-    """Write a factor: ``1.47 times``, ``12 times``, ``3400 times``."""
+    """Write a factor: ``1.47 times``, ``12 times``, ``76,600 times``."""
     if not math.isfinite(factor):
         return "without bound"
-    return f"{number(_rounded(factor))} times"
+    return f"{_written(factor, 3)} times"
 
 
 def amount(value: float) -> str:
     """Write a value with two significant digits: ``0.35``, ``12``, ``3400``."""
-    return number(_rounded(value, 2))
+    return _written(value, 2)
 
 
 def share_of(count: int, total: int, noun: str, plural: str = "") -> str:
@@ -239,9 +245,10 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def _rounded(value: float, digits: int = 3) -> float:
-    """Keep some significant digits."""
-    return float(f"{value:.{digits}g}")
+def _written(value: float, digits: int) -> str:
+    """Write a value with some significant digits: ``0.35``, ``12``, ``76,600``."""
+    rounded = float(f"{value:.{digits}g}") if math.isfinite(value) else value
+    return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e6 else number(rounded)
 
 
 def _since(first: float, now: float, step: int, write: Callable[[float], str]) -> str:

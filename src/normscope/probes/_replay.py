@@ -6,7 +6,7 @@ the gradient is one fused multiply-add.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -256,15 +256,21 @@ class Replay:
             for module, key in places:
                 module._buffers[key] = substitute
         pieces = self.batch if is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
+        self.start.conditions.settle(lambda: self._loss_fn(self.model, pieces[0].batch))
         for piece in pieces:
             piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
-            with self.start.conditions.autocasting():
+            with self.start.conditions.repeated():
                 loss = self._loss_fn(self.model, piece.batch)
             if self.draws_beside_torch is None:
                 self.draws_beside_torch = piece.rng.drawn_beside_torch()
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise UsageError("loss_fn(model, batch) must return a scalar tensor")
             yield loss.reshape(()) if piece.share == 1 else loss.reshape(()) * piece.share
+
+    def gathered(self, gradients: Mapping[int, Tensor]) -> Vector:
+        """Lay out gradients, keyed by ``id`` of the user's parameter, as ``gather`` does."""
+        slots = [slot for slot in self.slots if slot.trainable]
+        return self.gather(slots, [gradients.get(id(slot.parameter)) for slot in slots])
 
     def gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> Vector:
         """Join the gradients of all trainable parameters, in the layout of the flat buffers."""

@@ -147,7 +147,7 @@ class StartState:
         slots: The parameters, in the order of registration.
         trainable_kinds: Indices of the flat buffers that hold trainable parameters.
         flat: Copies of all parameters in flat buffers.
-        conditions: Modes and autocast settings of the user's forward pass.
+        conditions: Modes and autocast settings, as they are now until they hear the user's forward pass.
     """
 
     def __init__(self, model: Module, layout: Layout | None = None) -> None:
@@ -166,11 +166,7 @@ class StartState:
         self.slots, self.trainable_kinds = layout.slots, layout.trainable_kinds
         self.flat = [torch.zeros(size, dtype=dtype, device=device) for (dtype, device, _), size in layout.sizes.items()]
         copy_all(layout.views(self.flat), [slot.parameter for slot in self.slots])
-        self.note_conditions()
-
-    def note_conditions(self) -> None:
-        """Note modes and autocast settings anew: called as the user's forward pass begins."""
-        self.conditions = PassConditions(self.layout.modules, {device.type for _, device, _ in self.layout.sizes})
+        self.conditions = PassConditions(layout.modules, {device.type for _, device, _ in layout.sizes})
 
 
 @torch.no_grad()

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.batches import leading_tensor
+from normscope.modules.hooks import Hook
+from normscope.probes._backward_end import BackwardEnd
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 
@@ -21,6 +22,13 @@ CallReader = Callable[[Tensor, Tensor], Reader | None]
 FailureReport = Callable[[Any, Exception], None]
 """Called with a probe and the exception that its reader raised."""
 T = TypeVar("T")
+
+
+class Removable(Protocol):
+    """Ends a hook."""
+
+    def remove(self) -> None:
+        """Take the hook away."""
 
 
 class Step:
@@ -53,9 +61,10 @@ class Step:
         self.gradients_scaled = scale != 1
         self._replay: Replay | None = None
         self._report = report
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         self._listeners: dict[Module, _Listener] = {}
         self._hooks: list[tuple[Hashable, Module, Callable[..., None], bool]] = []
+        self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
         self._values: dict[int, Tensor] = {}
@@ -178,12 +187,32 @@ class Step:
         """Register the hooks: one a module, however many probes read it."""
         for module, listener in self._listeners.items():
             if listener.inputs:
-                self._handles.append(module.register_forward_pre_hook(listener.before, with_kwargs=True))
+                self._handles.append(module.register_forward_pre_hook(Hook(listener.before), with_kwargs=True))
             if listener.calls or listener.outputs or listener.gradients:
-                self._handles.append(module.register_forward_hook(listener.after))
+                self._handles.append(module.register_forward_hook(Hook(listener.after)))
         for _, module, hook, before in self._hooks:
             register = module.register_forward_pre_hook if before else module.register_forward_hook
-            self._handles.append(register(hook))
+            self._handles.append(register(Hook(hook)))
+
+    def on_backward_end(self, probe: Hashable, parameters: Iterable[Tensor], read: Callable[[], None]) -> None:
+        """Call ``read()`` whenever a backward pass that reaches one of these parameters has ended.
+
+        By then data-parallel wrappers have averaged the gradients, and nothing has clipped them. Within a checkpointed
+        model it may be called more than once a pass: the last call is the pass's end.
+        """
+
+        def guarded() -> None:
+            self.gradients_scaled = self.scale != 1
+            with no_grad(), without_autocast():
+                self._guarded([(probe, read)])
+
+        self._backward_ends.append((list(parameters), guarded))
+
+    def attach_to_backward(self) -> None:
+        """Register the hooks on parameters that tell when a backward pass ends."""
+        ended = BackwardEnd([read for _, read in self._backward_ends])
+        parameters = {id(one): one for some, _ in self._backward_ends for one in some}
+        ended.attach(parameters.values(), self._handles.append)
 
     def gradient(self, parameter: Parameter) -> Tensor | None:
         """Return the gradient in ``parameter.grad``, detached and without loss scale; None if there is none."""
@@ -204,7 +233,7 @@ class Step:
                 results.append(None)
         return results
 
-    def keep(self, handle: RemovableHandle) -> None:
+    def keep(self, handle: "Removable") -> None:
         """Have ``handle`` removed when the step ends."""
         self._handles.append(handle)
 
@@ -213,6 +242,7 @@ class Step:
         for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()
+        Hook.clear_copies()
         self._memo_of, self._memo = None, {}
 
 
@@ -221,7 +251,7 @@ class _Listener:
 
     __slots__ = ("_guarded", "_keep", "_unscale", "calls", "gradients", "inputs", "outputs")
 
-    def __init__(self, guarded: Callable[..., Any], keep: Callable[[RemovableHandle], None], unscale: float) -> None:
+    def __init__(self, guarded: Callable[..., Any], keep: Callable[[Removable], None], unscale: float) -> None:
         self._guarded, self._keep, self._unscale = guarded, keep, unscale
         self.inputs: list[tuple[Hashable, Reader]] = []
         self.calls: list[tuple[Hashable, CallReader]] = []

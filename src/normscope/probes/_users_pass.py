@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from normscope._errors import UsageError
-from normscope.modules.hooks import forward_replaced
+from normscope.modules.hooks import Hook, forward_replaced
 from normscope.modules.values import same_bits
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
@@ -65,8 +65,8 @@ class UsersPass:
     def attach(self, keep: Callable[[RemovableHandle], None]) -> None:
         """Set the hooks; ``keep`` must remove them when the step ends."""
         self._keep = keep
-        keep(self._model.register_forward_pre_hook(self._check_parameters))
-        keep(self._model.register_forward_hook(self._note_output))
+        keep(self._model.register_forward_pre_hook(Hook(self._check_parameters)))
+        keep(self._model.register_forward_hook(Hook(self._note_output)))
         whole: list[Tensor] = list(self._start.flat)
         for kind, part in zip(self._start.trainable_kinds, self._flat, strict=True):
             whole[kind] = part
@@ -140,7 +140,7 @@ class UsersPass:
         with self._model_returning(fresh) as left:
             try:
                 loss = replay.loss()
-            except UsageError:
+            except (UsageError, RuntimeError, AttributeError):  # it needs more of the model than its outputs
                 return None
         if left or not wanted or not loss.requires_grad:
             return None

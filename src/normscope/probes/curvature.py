@@ -276,7 +276,7 @@ class Curvature(AbstractProbe):
             if min(late, first) > 0 and (turned := max(late / first, first / late)) >= _CHANGED:
                 mode = name.partition("@")[2]
                 says = (
-                    f"The sharpest curvature {'rises' if late > first else 'falls'} {times(turned)} over training, "
+                    f"The sharpest curvature {'rises' if late > first else 'falls'} over training, {times(turned)}: "
                     f"from {amount(first)} to {amount(late)}{f' ({mode} statistics)' if mode else ''}."
                 )
                 yield Remark(says, Urgency.NOTABLE, math.log10(turned) / 2, ("",), name)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from normscope.probes._hessian import Hessian
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, percent, sentence, times
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, percent, sentence, times
 from normscope.probes._step import Step
 from normscope.probes._vectors import difference, dot, norm
 from normscope.records import Record
@@ -98,7 +98,7 @@ class Descent(AbstractProbe):
             yield Remark(says, Urgency.NOTABLE, math.log10(late), ("",), "step_to_safe")
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Draw where a step is too long, and where the quadratic model is right."""
         return {
             "step_to_safe": ("too long above", 1.0),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,13 +10,16 @@ from torch.nn import Module, Parameter
 
 from normscope._errors import UsageError
 from normscope.modules.channels import to_floats
+from normscope.modules.shards import is_distributed, local, summed_over_shards
 from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
+from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, called, listed, share_of, times
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, called, listed, share_of, times
 from normscope.probes._step import Step
 from normscope.records import Record
 
+_GROWTH = math.pi / (math.pi - 1)  # of the squared gradient, by Yang et al.
 _FEWEST = 3  # layers for a slope
 _FAR = 100.0  # squared gradient of the first layer over that of the last: ten times the gradient
 _NEAR = 0.15  # relative distance within which a growth is that of theory
@@ -27,8 +31,12 @@ class GradientFlow(AbstractProbe):
     ## Measures
     From the user's own pass, for each layer that bears weight (Linear, Conv, ...):
 
-    - ``norm``: :math:`\lVert \partial L / \partial W_l \rVert_2` over the layer's own parameters, right before the
-      optimizer's update (without optimizer: as the step ends);
+    - ``norm``: :math:`\lVert \partial L / \partial W_l \rVert_2` over the layer's own parameters, as the backward pass
+      ends and before anything clips it: averaged over the processes that train together, without loss scale, and of the
+      last backward pass before the parameters change, so that micro-batches add up. Where an optimizer evaluates a
+      closure several times (LBFGS) it is the first evaluation's. Where no backward pass writes ``.grad``, it is read
+      right before the update;
+    - ``norm_at_update``: the same as the optimizer was handed it, only where that differs: after clipping;
     - ``output_norm``: root mean square of :math:`\partial L / \partial h_l` over all elements of the layer's output
       :math:`h_l`, its pre-activation; over all of its calls if it is called several times.
 
@@ -38,13 +46,16 @@ class GradientFlow(AbstractProbe):
     ReLU, Gaussian weights and a large batch it is :math:`\pi/(\pi-1) = 1.467` at initialization.
 
     ## Cost
-    One reduction for each layer's output gradient and parameter gradient, one transfer to the host a step.
+    One reduction for each layer's output gradient, one of all parameter gradients a backward pass and another only if
+    they were changed before the update, one transfer to the host a step. With sharded parameters one exchange.
 
     ## Reads wrongly when
-    Gradients carry a loss scale of which the scope does not know (give it ``scaler``), or were clipped before the
-    update: then ``norm`` has it too. With several backward passes through one forward pass, squares are pooled over
-    the passes; over micro-batches ``output_norm`` is that of all their outputs. ``growth`` assumes that layers follow
-    one another: with branches or skips the order of first use is not a depth.
+    Gradients carry a loss scale of which the scope does not know (give it ``scaler``): then the norms have it too.
+    ``norm_at_update`` is left out where gradients are changed through ``.grad.data``, of which torch keeps no count;
+    under a loss scale where they change by less than 1e-4; and without optimizer. With several backward passes through
+    one forward pass, squares are pooled over the passes; over micro-batches ``output_norm`` is that of all their
+    outputs. ``growth`` assumes that layers follow one another: with branches or skips the order of first use is not a
+    depth.
 
     Args:
         sites: Qualified names of the layers; all that bear weight if None.
@@ -82,7 +93,12 @@ class GradientFlow(AbstractProbe):
         layers = step.modules(weight_layers) if self.sites is None else chosen(step.model, self.sites)
         notes = step.notes(self)
         notes["own"] = {site: [p for _, p in own_parameters(module)] for site, module in layers.items()}
-        notes["norms"] = {}
+        held = {id(p): p for own in notes["own"].values() for p in own}
+        notes["norms"], notes["at_update"] = {}, {}
+        notes["gradients"] = gradients = Gradients(held.values())
+        step.on_backward_end(
+            self, held.values(), lambda: self._take_norms(step, gradients.after_backward(), notes["norms"])
+        )
         squares: dict[str, list[tuple[Tensor, int]]] = {}
         notes["squares"] = squares
         for site, module in layers.items():
@@ -101,36 +117,54 @@ class GradientFlow(AbstractProbe):
         )
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
-        """Take the norms of the gradients that this optimizer is about to use."""
+        """Take the norms of the gradients that no backward pass has shown, and of those that were changed since."""
         notes = step.notes(self)
-        self._take_norms(step, [p for own in notes["own"].values() for p in own if id(p) in parameters], notes["norms"])
+        unread, changed = notes["gradients"].before_update(parameters)
+        self._take_norms(step, unread, notes["norms"])
+        self._take_norms(step, changed, notes["at_update"])
 
     @staticmethod
     def _take_norms(step: Step, parameters: Sequence[Parameter], norms: dict[int, Tensor]) -> None:
-        held = {id(p): gradient for p in parameters if (gradient := step.gradient(p)) is not None}
+        held = {id(p): local(gradient) for p in parameters if (gradient := step.gradient(p)) is not None}
         norms.update(zip(held, _norms(list(held.values())), strict=True))
 
     def read(self, step: Step) -> Iterator[Record]:
-        """Yield ``norm`` and ``output_norm`` by layer, in the order of first use, and ``growth``."""
+        """Yield the norms by layer, in the order of first use, and ``growth``."""
         notes = step.notes(self)
         own: dict[str, list[Parameter]] = notes["own"]
         squares: dict[str, list[tuple[Tensor, int]]] = notes["squares"]
+        self._take_what_is_left(step, notes)
         norms: dict[int, Tensor] = notes["norms"]
-        self._take_norms(step, [p for held in own.values() for p in held if id(p) not in norms], norms)
+        at_update: dict[int, Tensor] = notes["at_update"]
         roots = [root for passes in squares.values() for root, _ in passes]
-        values = iter(to_floats([*norms.values(), *roots]))
+        values = iter(to_floats([*norms.values(), *at_update.values(), *roots]))
         lengths = {key: next(values) for key in norms}
+        handed_over = {key: next(values) for key in at_update}
+        _add_shards([p for held in own.values() for p in held], lengths, handed_over)
         means: list[float] = []
         by_site = {site: [(next(values) ** 2, count) for _, count in passes] for site, passes in squares.items()}
         for site in [*squares, *(site for site in own if site not in squares)]:
             held = [lengths[id(p)] for p in own[site] if id(p) in lengths]
             if held:
                 yield self.record(step, site, "norm", math.hypot(*held))
+                used = [handed_over.get(id(p), lengths[id(p)]) for p in own[site] if id(p) in lengths]
+                if _differ(held, used, 1e-4 if step.scale != 1 else 0.0):
+                    yield self.record(step, site, "norm_at_update", math.hypot(*used))
             passes = by_site.get(site)
             if passes:
                 means.append(math.fsum(square for square, _ in passes) / sum(count for _, count in passes))
                 yield self.record(step, site, "output_norm", math.sqrt(means[-1]))
         yield self.record(step, "", "growth", self._growth(means))
+
+    def _take_what_is_left(self, step: Step, notes: dict[str, Any]) -> None:
+        """Read what the optimizers' hooks have not shown: those of a loop without, or whose closure runs the pass."""
+        norms: dict[int, Tensor] = notes["norms"]
+        unread, changed = notes["gradients"].at_end()
+        self._take_norms(step, [p for p in unread if id(p) not in norms], norms)
+        if step.optimizers:
+            late: dict[int, Tensor] = {}
+            self._take_norms(step, changed, late)
+            notes["at_update"].update({key: root for key, root in late.items() if float(root)})  # 0: set to zero since
 
     def _growth(self, means: Sequence[float]) -> float:
         first, last = self.trim
@@ -166,15 +200,15 @@ class GradientFlow(AbstractProbe):
             return
         first = readings.first("growth")[""]
         whole = growth ** (len(sites) - 1)
-        theory = cls.theory(readings).get("growth")
-        near = theory is not None and abs(math.log(first / theory[1])) < _NEAR
+        known = "growth" in cls.theory(readings)
+        near = known and abs(math.log(first / _GROWTH)) < _NEAR
         if 1 / _FAR < whole < _FAR and not (near and growth > 1 + _NEAR):
             return
         ways = f"from {called(sites[-1])} to {called(sites[0])}"
         verb = f"grow {times(growth)}" if growth > 1 else f"shrink {times(1 / growth)}"
         says = f"Gradients {verb} a layer toward the input (squared, {ways})"
-        if near and theory is not None:
-            words = f"theory says {theory[1]:.4g} for a network with batch norm and ReLU at initialization"
+        if near:
+            words = f"theory says for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
             still = abs(math.log(growth / first)) < _NEAR
             says += f", as {words}" if still else f"; at step {readings.first_step:,} {times(first)}, as {words}"
         elif abs(math.log(growth / first)) > math.log(1.2):
@@ -185,10 +219,35 @@ class GradientFlow(AbstractProbe):
         yield Remark(f"{says}.", urgency, abs(math.log10(whole)) / 10, (sites[0], sites[-1]), "output_norm")
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Draw the growth of a network with batch norm and ReLU, if the model has both."""
-        known = readings.has("BatchNorm") and readings.has("ReLU")
-        return {"growth": ("batch norm and ReLU: π/(π − 1)", math.pi / (math.pi - 1))} if known else {}
+        if not (readings.has("BatchNorm") and readings.has("ReLU")):
+            return {}
+        found: Theory = {"growth": ("batch norm and ReLU: π/(π − 1)", _GROWTH)}
+        first = {site: value for site, value in readings.first("output_norm").items() if value > 0}
+        growth = readings.first("growth").get("", math.nan)  # far from it: skips and branches, or another fault
+        if len(first) >= _FEWEST and growth > 0 and abs(math.log(growth / _GROWTH)) < _NEAR:
+            middle = sum(map(math.log, first.values())) / len(first)
+            half, root = (len(first) - 1) / 2, math.log(_GROWTH) / 2
+            line = {site: math.exp(middle + root * (half - index)) for index, site in enumerate(first)}
+            found["output_norm"] = (f"growth of batch norm and ReLU, {_GROWTH:.4g} a layer (squared)", line)
+        return found
+
+
+def _add_shards(parameters: Sequence[Parameter], *lengths: dict[int, float]) -> None:
+    """Make norms of this process's parts of sharded gradients the norms of the whole ones."""
+    every = [p for p in parameters if is_distributed(p)]
+    if not every:
+        return
+    # In the same order in every process, whichever of the gradients it has.
+    squares = [known.get(id(p), 0.0) ** 2 for known in lengths for p in every]
+    whole = iter(summed_over_shards(squares, every * len(lengths)))
+    for known in lengths:
+        known.update({id(p): math.sqrt(total) for p in every if (total := next(whole)) or id(p) in known})
+
+
+def _differ(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
+    return any(not math.isclose(p, q, rel_tol=tolerance) and p == p for p, q in zip(a, b, strict=True))  # NaN is NaN
 
 
 def _norm(gradient: Tensor) -> Tensor:

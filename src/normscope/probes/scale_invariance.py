@@ -14,8 +14,19 @@ from torch.optim import SGD
 from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import row_products, to_floats
 from normscope.modules.sites import chosen, norms, weight_layers, weights
+from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, called, counted, sentence, times
+from normscope.probes._remarks import (
+    Readings,
+    Remark,
+    Theory,
+    Urgency,
+    amount,
+    beyond,
+    called,
+    counted,
+    sentence,
+)
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -28,9 +39,10 @@ class ScaleInvariance(AbstractProbe):
     r"""Radial gradient, effective learning rate, rotation and norm equilibrium of normalized weights.
 
     ## Measures
-    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient right before
-    the update, :math:`\eta` and :math:`\lambda` the learning rate and weight decay of its parameter group and
-    :math:`\Delta w` the change it really got. If the loss does not depend on the length of w:
+    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient as the
+    backward pass ends, before clipping and without loss scale, :math:`\eta` and :math:`\lambda` the learning rate and
+    weight decay of its parameter group and :math:`\Delta w` the change it really got. If the loss does not depend on
+    the length of w:
 
     - ``radial_cosine``: :math:`\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)`, 0 but for :math:`\epsilon`;
       and before batch or instance norm ``unit_radial_cosine``, the largest size of the same over output units;
@@ -40,17 +52,17 @@ class ScaleInvariance(AbstractProbe):
       update is orthogonal to the weight (Pythagoras: plain SGD), less with weight decay, any value with momentum;
     - with plain SGD (momentum :math:`\alpha`, no Nesterov) and :math:`\lambda > 0`, ``equilibrium_ratio``:
       :math:`\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}` with :math:`\hat G = \lVert g\rVert^2
-      \lVert w\rVert^2`, and ``angle_ratio``: the angle over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
+      \lVert w\rVert^2` of the gradient that the optimizer was handed, after clipping; and ``angle_ratio``: the angle
+      over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
 
     ## Cost
     A copy of the weights, shared with other probes, and a few reductions of their size; none of activations.
 
     ## Reads wrongly when
     Layer and norm are joined by something else than a call: a functional norm, a view between. Name such layers in
-    ``sites``; any layer may be named, also to see that its weight is not invariant. A loss scale or clipping changes g
-    (not its cosine); after a norm in eval mode the cosine is not 0. :math:`\hat G` is of one step: average the ratio
-    over steps. The equilibrium holds for small :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a
-    constant learning rate.
+    ``sites``; any layer may be named, also to see that its weight is not invariant. After a norm in eval mode the
+    cosine is not 0. :math:`\hat G` is of one step: average the ratio over steps. The equilibrium holds for small
+    :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a constant learning rate.
 
     Args:
         sites: Qualified names of layers; the layers whose output is the input of a norm if None.
@@ -78,7 +90,9 @@ class ScaleInvariance(AbstractProbe):
         owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
         notes = step.notes(self)
         notes["weights"] = {site: own[0] for site, own in owned.items() if own}
-        notes["norms"], notes["gradients"] = {}, {}
+        notes["norms"], notes["found"], notes["at_update"] = {}, {}, {}
+        notes["gradients"] = gradients = Gradients(notes["weights"].values())
+        step.on_backward_end(self, notes["weights"].values(), lambda: self._look(step, gradients.after_backward()))
         step.keep_values(notes["weights"].values())
         made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         for site in notes["weights"]:
@@ -87,44 +101,57 @@ class ScaleInvariance(AbstractProbe):
             step.on_module(self, norm, _note_taken(made, notes["norms"]), before=True)
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
-        """Read the gradients that this optimizer is about to use."""
-        wanted = {id(weight): weight for weight in step.notes(self)["weights"].values() if id(weight) in parameters}
-        self._look(step, list(wanted.values()))
+        """Read the gradients that no backward pass has shown, and the length of those that were changed since."""
+        unread, changed = step.notes(self)["gradients"].before_update(parameters)
+        self._look(step, unread)
+        self._note_lengths(step, changed)
 
-    def _look(self, step: Step, found: Sequence[Parameter]) -> None:
-        gradients: dict[int, Tensor] = step.notes(self)["gradients"]
+    def _note_lengths(self, step: Step, changed: Sequence[Parameter]) -> None:
+        for weight in changed:
+            length = torch.linalg.vector_norm(_gradient(step, weight))
+            step.notes(self)["at_update"][id(weight)] = length.square()
+
+    def _look(self, step: Step, weights: Sequence[Parameter]) -> None:
+        found: dict[int, Tensor] = step.notes(self)["found"]
         with torch.no_grad():
-            for weight in found:
-                if weight.grad is None:
-                    continue
+            for weight in weights:
                 # By output unit: inner products, squared lengths of weight and gradient.
-                w, g = step.value_before(weight).flatten(1), weight.grad.to_dense().flatten(1)
-                w, g = (part if part.dtype == torch.float64 else part.float() for part in (w, g))
+                w, g = step.value_before(weight).flatten(1), _gradient(step, weight)
+                w = w if w.dtype == torch.float64 else w.float()
                 inner = torch.stack([row_products(w, g), row_products(w, w), row_products(g, g)])
                 least = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
                 unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=least)).abs().max()
-                gradients[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
+                found[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the quantities of each weight before a norm."""
         notes = step.notes(self)
-        gradients: dict[int, Tensor] = notes["gradients"]
+        known: dict[int, Tensor] = notes["found"]
         after: dict[str, Module] = notes["norms"]
         sites = [site for site in notes["weights"] if self.sites is not None or site in after]
         layers: dict[str, Parameter] = {site: notes["weights"][site] for site in sites}
-        self._look(step, [weight for weight in layers.values() if id(weight) not in gradients])
-        layers = {site: weight for site, weight in layers.items() if id(weight) in gradients}
+        unread, changed = notes["gradients"].at_end()
+        self._look(step, [weight for weight in unread if id(weight) not in known])
+        if step.optimizers:
+            self._note_lengths(step, changed)
+        layers = {site: weight for site, weight in layers.items() if id(weight) in known}
         if not layers:
             return
-        found = [torch.cat([gradients[id(weight)], _moved(step, weight)]) for weight in layers.values()]
+        found = [torch.cat([known[id(w)], _moved(step, w), self._length(step, w)]) for w in layers.values()]
         values = to_floats([part for row in found for part in row.unbind()])
         for index, (site, weight) in enumerate(layers.items()):
-            inner, w2, g2, unit, moved2, moved_inner = values[6 * index : 6 * index + 6]
+            inner, w2, g2, unit, moved2, moved_inner, handed2 = values[7 * index : 7 * index + 7]
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
             if isinstance(after.get(site), _NormBase):
                 yield self.record(step, site, "unit_radial_cosine", unit)
             yield self.record(step, site, "weight_norm", math.sqrt(w2))
-            yield from self._dynamics(step, site, weight, w2, g2, moved2, moved_inner)
+            yield from self._dynamics(step, site, weight, w2, handed2 or g2, moved2, moved_inner)
+
+    def _length(self, step: Step, weight: Parameter) -> Tensor:
+        """Return the squared length of the gradient that the optimizer was handed."""
+        notes = step.notes(self)
+        square: Tensor = notes["at_update"].get(id(weight), notes["found"][id(weight)][2])
+        return square.reshape(1)
 
     def _dynamics(
         self, step: Step, site: str, weight: Parameter, w2: float, g2: float, moved2: float, moved_inner: float
@@ -158,8 +185,12 @@ class ScaleInvariance(AbstractProbe):
             far = sum(not 1 / _CHANGED < each < _CHANGED for each in ratios.values())
             says = (
                 f"The effective learning rate of {called(most)} has {'risen' if ratio > 1 else 'fallen'} "
-                f"{times(max(ratio, 1 / ratio))}, from {amount(first[most])} to {amount(late[most])}"
-                + (f", and more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}" if far > 1 else "")
+                f"from {amount(first[most])} to {amount(late[most])}"
+                + (
+                    f"; it has changed more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}"
+                    if far > 1
+                    else ""
+                )
             )
             yield Remark(sentence(says), Urgency.NOTABLE, abs(math.log10(ratio)) / 2, (most,), "effective_lr")
         if spun := beyond(readings, "angle", above=_SPIN):
@@ -182,13 +213,21 @@ class ScaleInvariance(AbstractProbe):
             )
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Draw the orthogonal update and the equilibria."""
         return {
             "norm_growth": ("orthogonal update", 1.0),
             "equilibrium_ratio": ("equilibrium", 1.0),
             "angle_ratio": ("equilibrium", 1.0),
         }
+
+
+def _gradient(step: Step, weight: Parameter) -> Tensor:
+    """Return the gradient by output unit, in float32 or wider."""
+    gradient = step.gradient(weight)
+    assert gradient is not None
+    rows = gradient.to_dense().flatten(1)
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def _note_made(made: dict[int, tuple[weakref.ref[Tensor], int, str]], site: str) -> Any:

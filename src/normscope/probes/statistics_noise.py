@@ -13,7 +13,7 @@ from normscope._errors import UsageError
 from normscope.modules.channels import Channels, channels, to_host
 from normscope.modules.sites import batch_norms, chosen
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -172,7 +172,7 @@ class StatisticsNoise(AbstractProbe):
             )
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Draw the noise of independent values."""
         return dict.fromkeys(("mean_noise_ratio", "scale_noise_ratio"), ("independent values", 1.0))
 

@@ -8,7 +8,7 @@ from torch.nn import Parameter
 from normscope.modules.channels import to_floats
 from normscope.modules.sites import chosen, weight_layers, weights
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, beyond, percent
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, beyond, percent
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -104,6 +104,6 @@ class UpdateRatio(AbstractProbe):
             )
 
     @classmethod
-    def theory(cls, readings: Readings) -> dict[str, tuple[str, float]]:
+    def theory(cls, readings: Readings) -> Theory:
         """Draw the rule of thumb."""
         return {"update_ratio": ("rule of thumb", 1e-3)}

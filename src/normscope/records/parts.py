@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: So many parts of one size become one part of the next size.
 FAN_IN = 64
+#: So many of the newest flushes are not merged yet, so that a viewer has met them by themselves.
+LAG = 8
 #: A part grows no further than so many records: a larger one would be held in memory for each merge.
 MOST_ROWS = 2_000_000
 
@@ -107,8 +109,12 @@ def read_part(part: Part) -> "pl.DataFrame":
     """
     import polars as pl
 
-    frame = _table.read([part.path])
-    return frame.with_columns(pl.col(column).cast(pl.String) for column in _table.WORDS)
+    kinds = dict.fromkeys(_table.WORDS, pl.String()) | {"step": pl.Int64(), "value": pl.Float64()}
+    try:
+        frame = _table.read([part.path]).select(pl.col(name).cast(kinds[name]) for name in _table.PART)
+    except pl.exceptions.PolarsError as error:
+        raise StoreError(f"{part.path} is no part of a run: {' '.join(str(error).split())}") from None
+    return frame.drop_nulls()
 
 
 def delete_covered(folder: Path) -> None:
@@ -212,11 +218,12 @@ class PartWriter:
             self._levels.append([])
         waiting = self._levels[level]
         waiting.append((part, rows))
-        if len(waiting) < FAN_IN:
+        if len(waiting) < FAN_IN + (LAG if level == 0 else 0):
             return
-        self._levels[level] = []  # merged or not, they are not tried again: as they are they can be read
-        if sum(rows for _, rows in waiting) <= MOST_ROWS:
-            merged = self._merge([part for part, _ in waiting])
+        oldest, self._levels[level] = waiting[:FAN_IN], waiting[FAN_IN:]
+        # Merged or not, they are not tried again: as they are they can be read.
+        if sum(rows for _, rows in oldest) <= MOST_ROWS:
+            merged = self._merge([part for part, _ in oldest])
             if merged is not None:
                 self._add(level + 1, *merged)
 

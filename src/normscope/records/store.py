@@ -63,6 +63,7 @@ class Store:
         self._buffer: list[Record] = []
         self._writer = PartWriter(path, _table.write, _table.read)
         self._due = -math.inf  # the first records are written at once, for who looks on
+        self._took = 0.0  # seconds of the last flush
         self._failures = 0
         self._process = os.getpid()
 
@@ -215,7 +216,9 @@ class Store:
         self._buffer.clear()
         self._failures = 0
         now = time.monotonic()
-        self._due = now + max(self._seconds, min((now - began) / _SHARE, _LONGEST_PAUSE))
+        # The faster of the last two flushes counts: a single slow flush tells nothing, and the first imports Polars.
+        self._due = now + max(self._seconds, min(now - began, self._took, _LONGEST_PAUSE * _SHARE) / _SHARE)
+        self._took = now - began
 
     def _write(self) -> None:
         """Write the buffer, whatever goes wrong is a StoreError."""

@@ -5,6 +5,7 @@ from normscope.seen._facts import (
     CellFacts as CellFacts,
     Seen as Seen,
     in_memory as in_memory,
+    is_scope as is_scope,
     read as read,
 )
 from normscope.seen._findings import checked as checked, facts_of as facts_of

@@ -24,8 +24,7 @@ def document(seen: Seen) -> dict[str, Any]:
     said = stands_out(seen)
     shown = []
     for cell, probe, readings in all_readings(seen):
-        name = next((name for name in readings.values if name.partition("@")[0] == probe.SHOWS), "")
-        name = name or next(iter(readings.values))
+        name = readings.telling(probe.SHOWS)
         shown.append(
             {
                 "cell": cell.cell,

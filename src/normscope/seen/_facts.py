@@ -89,6 +89,14 @@ def modules_of(model: "Module") -> dict[str, str]:
     return {name: type(module).__name__ for name, module in model.named_modules() if name}
 
 
+def is_scope(folder: str | Path) -> bool:
+    """Return whether a path is the folder of a scope; a damaged run is none."""
+    try:
+        return Store.open(folder).config.get("kind") == "scope"
+    except StoreError:
+        return False
+
+
 def read(folder: str | Path) -> Seen:
     """Read the folder of a scope; nothing in it is touched.
 

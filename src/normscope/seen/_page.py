@@ -71,7 +71,7 @@ def page_of(seen: Seen) -> ScopePage:
         quiet=quiet_words(quiet(seen, said)),
         findings=_findings(seen),
         loss=loss_of(seen),
-        panels=sections_of(seen),
+        panels=sections_of(seen, said),
         not_read=not_read_of(seen.cells),
         provenance=seen.provenance,
     )

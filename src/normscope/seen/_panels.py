@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from normscope import plots
@@ -10,7 +11,7 @@ from normscope.plots import Figure
 from normscope.probes import AbstractProbe, Readings
 from normscope.report import Section
 from normscope.seen._facts import Seen
-from normscope.seen._sentences import all_readings
+from normscope.seen._sentences import Said, all_readings
 
 if TYPE_CHECKING:
     import polars
@@ -35,7 +36,8 @@ def loss_of(seen: Seen) -> Figure | None:
     if rows.is_empty():
         return None
     named = rows.with_columns(pl.lit("loss").alias("name"))
-    return plots.curves(named, y="loss", title="Loss of the step's batch", slug="loss", y_title="Loss", log=wide(rows))
+    title = "Loss of the step's batch"
+    return _of_one_run(plots.curves(named, y="loss", title=title, slug="loss", y_title="Loss", log=wide(rows)))
 
 
 def drawable(records: "polars.DataFrame") -> "polars.DataFrame":
@@ -46,21 +48,25 @@ def drawable(records: "polars.DataFrame") -> "polars.DataFrame":
     return records.with_columns(words).with_columns(pl.col("cell").alias("arm"), pl.lit(0).alias("seed"))
 
 
-def sections_of(seen: Seen) -> list[tuple[Section, Figure]]:
+def sections_of(seen: Seen, said: Sequence[Said]) -> list[tuple[Section, Figure]]:
     """Return for each probe its section, without the picture that says most, and that picture.
 
     Args:
         seen: Records and facts.
+        said: What stands out: the picture of a probe shows what its most urgent sentence is about.
     """
     import polars as pl
 
+    about = {each.probe: each.remark.name for each in reversed(said)}
     by_probe: dict[type[AbstractProbe], Readings] = {}
     for _, probe, readings in all_readings(seen):
         by_probe.setdefault(probe, readings)
     found = []
     for probe, readings in by_probe.items():
         records = drawable(seen.frame.filter(pl.col("probe") == probe.CODE))
-        pictures = _Pictures(probe, readings, records, seen.order)
+        if set(records["name"]) == {"loss"}:
+            continue  # the curve at the top
+        pictures = _Pictures(probe, readings, records, seen.order, about.get(probe.CODE, ""))
         page = {heading: _ARGUMENTS.sub("", text) for heading, text in probe.page().items()}
         section = Section(
             slug=probe.CODE.replace("_", "-"),
@@ -68,36 +74,39 @@ def sections_of(seen: Seen) -> list[tuple[Section, Figure]]:
             claim=page.pop("Measures"),
             page=page,
             verdicts=(),
-            figures=tuple(pictures.rest()),
+            figures=tuple(map(_of_one_run, pictures.rest())),
             kind="probe",
         )
-        found.append((section, pictures.first()))
+        found.append((section, _of_one_run(pictures.first())))
     return found
 
 
 class _Pictures:
-    """The pictures of one probe's records."""
+    """The pictures of one probe's records; ``telling`` is the quantity of the first."""
 
     def __init__(
-        self, probe: type[AbstractProbe], readings: Readings, records: "polars.DataFrame", order: Sequence[str]
+        self,
+        probe: type[AbstractProbe],
+        readings: Readings,
+        records: "polars.DataFrame",
+        order: Sequence[str],
+        telling: str = "",
     ) -> None:
         self.probe, self.records, self.order = probe, records, order
         self.theory = probe.theory(readings)
         self.names: list[str] = records["name"].unique(maintain_order=True).to_list()
-        self.shown = next(
-            (name for name in self.names if name.partition("@")[0] == probe.SHOWS),
-            next((name for name in self.names if not _GRID_POINT.search(name)), self.names[0]),
-        )
+        self.last = max(records["site"].unique().to_list(), key=plots.natural_key)  # as the picture of percentiles does
+        self.shown = telling or readings.telling(probe.SHOWS)
 
     def first(self) -> Figure:
         """Draw the picture that says most."""
         rows = self._of(self.shown)
-        slug, title = f"{self.probe.CODE}-first", plots.readable(self.shown)
+        slug, title = f"{self.probe.CODE}-first", self.probe.CODE.replace("_", " ").capitalize()
         if _of_model(rows):
             return self._curves([self.shown], title, slug)
-        return plots.by_layer(
-            rows, y=self.shown, title=title, slug=slug, order=self.order, log=wide(rows), theory=self._line(self.shown)
-        )
+        line = self._line(self.shown)
+        with_line = wide(rows, *([line[1]] if line is not None and isinstance(line[1], float) else []))
+        return plots.by_layer(rows, y=self.shown, title=title, slug=slug, order=self.order, log=with_line, theory=line)
 
     def rest(self) -> Iterator[Figure]:
         """Draw everything else, in few figures of several panels."""
@@ -109,7 +118,9 @@ class _Pictures:
         left = [name for name in self.names if name != self.shown and not _GRID_POINT.search(name)]
         if set(_PERCENTILES) <= set(left):
             words = "15th, 50th and 85th percentile in the last layer"
-            yield plots.percentiles(self.records, title=words, slug=f"{code}-last")
+            one = self.records["arm"].n_unique() == 1
+            labels = dict.fromkeys(self.records["arm"].unique().to_list(), self.last) if one else {}
+            yield plots.percentiles(self.records, title=words, slug=f"{code}-last", labels=labels)
             left = [name for name in left if name not in _PERCENTILES]
         for stem in sorted(
             {base[: -len("_min")] for name in left if (base := name.partition("@")[0]).endswith("_min")}
@@ -143,6 +154,11 @@ class _Pictures:
         return self.theory.get(name.partition("@")[0])
 
 
+def _of_one_run(figure: Figure) -> Figure:
+    """Take what is said about seeds from a caption: a scope has none."""
+    return replace(figure, caption=re.sub(r"One seed(?:, hence no band)?\.\s*|; one seed", "", figure.caption).strip())
+
+
 def _column(name: str) -> Any:
     import polars
 
@@ -166,11 +182,11 @@ def _all_wide(rows: "polars.DataFrame") -> bool:
     return all(wide(rows.filter(_column("name") == name)) for name in rows["name"].unique().to_list())
 
 
-def wide(rows: "polars.DataFrame") -> bool:
+def wide(rows: "polars.DataFrame", *beside: float) -> bool:
     """Return whether the values are positive and span more than an axis of equal steps can show."""
     values = rows["value"].drop_nans()
     values = values.filter(values.is_finite())
     if values.is_empty():
         return False
-    low, high = float(values.min()), float(values.max())  # type: ignore[arg-type]
+    low, high = min(*values.to_list(), *beside), max(*values.to_list(), *beside)
     return low > 0 and high / low > _SPREAD_FOR_LOG

@@ -127,8 +127,10 @@ function choose() {
 function describe() {
   const answer = state.answer, cell = answer.cells.find((each) => each.cell === state.chosen);
   at("folder").textContent = answer.folder;
+  at("said").textContent = answer.said;
+  at("title").textContent = cell && cell.facts.model ? cell.facts.model + ", as it trains" : "A training, as it runs";
   if (!cell || answer.said) {
-    stand(answer.state, answer.said);
+    stand(answer.state, {waiting: "Waiting", gone: "The folder is gone", trouble: "Cannot be read"}[answer.state]);
   } else if (cell.state === "running") {
     stand("running", "Running");
   } else {
@@ -140,7 +142,6 @@ function describe() {
   if (cell) {
     facts.push(["Step", whole(cell.step)], ["Rows", whole(cell.rows)]);
     if (cell.state === "running") facts.push(["Rows a second", number(Number(cell.rate.toPrecision(2)))]);
-    if (cell.facts.model) facts.push(["Model", cell.facts.model]);
     if (cell.facts.every) facts.push(["Read every", cell.facts.every + " steps"]);
     document.title = "Step " + whole(cell.step) + " · normscope live";
     root.dataset.rows = String(cell.rows);
@@ -281,8 +282,8 @@ function ticks(scale) {
     if (found.length > 1) return found.map((power) => [power, number(10 ** power)]);
     return [Math.log10(scale.low), Math.log10(scale.high)].map((power) => [power, number(10 ** power)]);
   }
-  const rough = span / 3, unit = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((k) => k * unit).find((size) => size >= rough);
+  const most = span / 2, unit = 10 ** Math.floor(Math.log10(most));  // a step of half the axis or less: two marks
+  const step = [5, 2, 1].map((k) => k * unit).find((size) => size <= most);
   for (let k = Math.ceil(scale.from / step); k * step <= scale.to; k++) found.push([k * step, number(Number((k * step).toPrecision(12)))]);
   return found;
 }
@@ -362,7 +363,9 @@ function line(pen, series, x, y, colour, strength, width) {
   pen.globalAlpha = 1;
 }
 
-const site_of = (series) => series.site || "whole model";
+// Layers of a Sequential are named by numbers.
+const place = (site) => /^\d+$/.test(site) ? "layer " + site : site || "whole model";
+const site_of = (series) => place(series.site);
 
 function caption(panel, lines, scale) {
   const all = panel.series, names = [site_of(lines[0]), site_of(lines[lines.length - 1])];
@@ -419,7 +422,7 @@ function tabulate(probe) {
   for (const cell of row.children) cell.scope = "col";
   head.append(row);
   for (const [site, values] of sites) {
-    const line = made("tr"), name = made("th", site || "whole model");
+    const line = made("tr"), name = made("th", place(site));
     name.scope = "row";
     line.append(name, ...columns.map((_, k) => made("td", number(values[k]))));
     body.append(line);

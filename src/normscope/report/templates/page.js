@@ -36,7 +36,7 @@
     };
     let across = 1;
     if (meta.layout === "facet") {
-      across = Math.max(1, Math.min(meta.panels, Math.floor(width / (meta.panels === 3 ? 200 : 250)), 3));
+      across = Math.max(1, Math.min(meta.panels, Math.floor(width / (meta.least || (meta.panels === 3 ? 200 : 250))), 3));
       across = Math.ceil(meta.panels / Math.ceil(meta.panels / across)); // 2 + 2, not 3 + 1
       spec.columns = across;
       spec.spec.width = Math.max(90, (width - 30) / across - 55 + correction);

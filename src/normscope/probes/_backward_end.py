@@ -1,0 +1,126 @@
+"""When a backward pass has ended, and which gradients are then to be read: before anything clips them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
+
+
+class BackwardEnd:
+    """Calls functions when a backward pass that reaches given parameters has ended.
+
+    Args:
+        acts: The functions; they must not raise.
+    """
+
+    def __init__(self, acts: Sequence[Callable[[], None]]) -> None:
+        self._acts = acts
+        self._task = -1
+
+    def attach(self, parameters: Iterable[Tensor], keep: Callable[[RemovableHandle], None]) -> None:
+        """Set a hook on each parameter that is trained; ``keep`` must remove the hooks when the step ends."""
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.is_leaf:
+                keep(parameter.register_post_accumulate_grad_hook(self._reached))
+
+    def _reached(self, _: Tensor) -> None:
+        # By the number of the pass, so that a pass that failed is not waited for. A pass within a pass, as a
+        # checkpoint begins it, has a number of its own.
+        task = torch._C._current_graph_task_id()
+        if task == self._task or not self._acts:
+            return
+        self._task = task
+        _at_end(self._wait)
+
+    def _wait(self) -> None:
+        # Data-parallel wrappers hand out the gradients in such a call too, which may have been queued after this one.
+        _at_end(self._ended)
+
+    def _ended(self) -> None:
+        self._task = -1
+        for act in self._acts:
+            act()
+
+
+def _at_end(act: Callable[[], None]) -> None:
+    torch.autograd.Variable._execution_engine.queue_callback(act)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was known of a parameter when its gradient was read."""
+
+    parameter_version: int
+    gradient: tuple[int, int]
+    handed_over: bool = False
+    later: bool = False
+
+
+class Gradients:
+    """Which of some parameters have a gradient to be read now: of the last backward pass before the parameter changes.
+
+    So it is the gradient at the values with which the step began: of several backward passes that add up, the sum; with
+    an optimizer that evaluates a closure several times (LBFGS), of the first; with a perturbed second pass (SAM), of
+    the unperturbed one.
+
+    Args:
+        parameters: The parameters.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        self._parameters = {id(parameter): parameter for parameter in parameters}
+        self._seen: dict[int, _Seen] = {}
+
+    def after_backward(self) -> list[Parameter]:
+        """Return the parameters whose gradient is to be read, now that a backward pass has ended."""
+        found = []
+        for key, parameter in self._parameters.items():
+            if parameter.grad is None:
+                continue
+            seen = self._seen.get(key)
+            if seen is None or not (seen.handed_over or seen.parameter_version != parameter._version):
+                self._seen[key] = _Seen(parameter._version, _mark(parameter.grad))
+                found.append(parameter)
+            else:
+                seen.later = True
+        return found
+
+    def before_update(self, updated: Mapping[int, Parameter]) -> tuple[list[Parameter], list[Parameter]]:
+        """Return those of the parameters that an optimizer is about to change which are to be read.
+
+        Returns:
+            The parameters whose gradient no backward pass has shown; and those whose gradient was changed since.
+        """
+        unread, changed = [], []
+        for key, parameter in self._parameters.items():
+            if key not in updated or parameter.grad is None:
+                continue
+            seen = self._seen.get(key)
+            if seen is None:
+                unread.append(parameter)
+            elif not seen.handed_over:
+                seen.handed_over = True
+                if seen.gradient != _mark(parameter.grad):
+                    changed.append(parameter)
+        return unread, changed
+
+    def at_end(self) -> tuple[list[Parameter], list[Parameter]]:
+        """As ``before_update``, as the step ends: for optimizers whose closure runs the pass, and loops without any."""
+        unread, changed = [], []
+        for key, parameter in self._parameters.items():
+            if parameter.grad is None:
+                continue
+            seen = self._seen.get(key)
+            if seen is None:
+                unread.append(parameter)
+            elif not (seen.handed_over or seen.later) and seen.gradient != _mark(parameter.grad):
+                changed.append(parameter)
+        return unread, changed
+
+
+def _mark(gradient: Tensor) -> tuple[int, int]:
+    """Whose value it is: of the tensor at an address, written to so many times."""
+    return id(gradient), gradient._version
