@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 BLOCK, HEADER = 32768, 7
@@ -30,9 +31,13 @@ def read(run):
 
     run.finish()
     (path,) = Path(run.settings.sync_dir).glob("*.wandb")
+    records, latest = [], time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in records):  # another process writes the file
+        assert time.monotonic() < latest, "the file of the run has no end"
+        time.sleep(0.05)
+        records = [Record.FromString(entry) for entry in entries(path.read_bytes())]
     rows, alerts, files = [], [], []
-    for entry in entries(path.read_bytes()):
-        record = Record.FromString(entry)
+    for record in records:
         kind = record.WhichOneof("record_type")
         if kind == "history":
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
