@@ -196,8 +196,6 @@ class Scope(Recorder):
             UsageError: Nothing was recorded yet, and no rule has run; or the path is not that of an HTML file.
             StoreError: The path cannot be written.
         """
-        if Path(path).suffix.lower() not in ("", ".html", ".htm"):
-            raise UsageError(f"the page is an HTML file: give a path that ends in .html, not {str(path)!r}")
         return seen.write(path, self._seen())
 
     def summary(self) -> str:

@@ -9,7 +9,9 @@ from kit.traces import differences
 
 pytestmark = [
     pytest.mark.extras,
-    pytest.mark.filterwarnings("ignore", "error::normscope.probes.ProbeWarning", "error::normscope.probes.WiringWarning"),  # Lightning's own are not of interest
+    pytest.mark.filterwarnings(
+        "ignore", "error::normscope.probes.ProbeWarning", "error::normscope.probes.WiringWarning"
+    ),  # Lightning's own are not of interest
 ]
 REPLAYING = ["descent", "covariate_shift", "gradient_flow", "update_ratio"]
 WAYS = {
@@ -179,4 +181,3 @@ def test_the_older_name_of_the_package(kit, watching):
     )  # fmt: skip
     trainer.fit(Module(), torch.utils.data.DataLoader(kit.data(), 8))
     assert sorted(set(callback.scope.records()["step"])) == [0, 1]
-

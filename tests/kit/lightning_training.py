@@ -13,9 +13,7 @@ ROWS, SIZE = 70, 8  # nine batches an epoch, the last of six rows
 
 def data(rows=ROWS, width=6, classes=3):
     draw = torch.Generator().manual_seed(0)
-    return TensorDataset(
-        torch.randn(rows, width, generator=draw), torch.randint(0, classes, (rows,), generator=draw)
-    )
+    return TensorDataset(torch.randn(rows, width, generator=draw), torch.randint(0, classes, (rows,), generator=draw))
 
 
 class Net(LightningModule):

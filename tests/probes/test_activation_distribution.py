@@ -72,12 +72,14 @@ def test_the_stride_meets_every_residue(count, sample):
 def test_percentiles_are_numpys(values):
     array = np.array(values, dtype=np.float32)
     expected = np.percentile(array.astype(np.float64), (15, 50, 85))
-    assert _percentiles(array) == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-9)
+    twice = _percentiles([array, array[:1], array])
+    assert twice[0] == twice[2] == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-9)
+    assert twice[1] == [float(array[0])] * 3
 
 
 def test_percentiles_keep_what_is_not_finite():
-    assert all(map(math.isnan, _percentiles(np.array([1.0, math.nan]))))
-    assert _percentiles(np.full(4, math.inf)) == [math.inf] * 3
+    assert all(map(math.isnan, _percentiles([np.array([1.0, math.nan])])[0]))
+    assert _percentiles([np.full(4, math.inf)]) == [[math.inf] * 3]
 
 
 def test_an_output_that_was_overwritten_in_place_is_read_anew():

@@ -164,3 +164,23 @@ def test_what_cannot_be_read_is_named():
         Saturation(sample=1)
     with pytest.warns(UserWarning, match="'0' is a Identity, no known activation"):
         on(nn.ReLU(), torch.ones(2, 2), Saturation(["0"]))
+
+
+def test_one_rectifier_on_several_widths_counts_the_units_of_each():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide, self.relu = nn.Linear(4, 3), nn.Linear(3, 5), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.wide(self.relu(self.narrow(x))))
+
+    torch.manual_seed(0)
+    model = Shared()
+    with torch.no_grad():
+        model.narrow.bias.fill_(1.0)
+        model.wide.bias.fill_(3.0)
+        model.narrow.bias[0] = model.wide.bias[1] = -100.0  # silent
+    found = read(model, lambda m, b: m(b).sum(), torch.randn(64, 4), Saturation())
+    assert found["relu", "silent_share"] == pytest.approx(2 / 8)
+    assert found["relu", "dead_share"] == pytest.approx(2 / 8)

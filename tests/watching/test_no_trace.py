@@ -2,6 +2,7 @@
 than their model, compared by a walk over everything that they reach.
 """
 
+import contextlib
 import copy
 import functools
 import warnings
@@ -14,8 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import normscope as ns
+from kit.heard import Heard
 from kit.traces import differences, fingerprint
 from normscope import probes
+from normscope.modules import state
+from normscope.probes import ProbeWarning
 
 REPLAYING = [probe.CODE for probe in probes.all() if probe.REPLAYS]
 BANK = deque(maxlen=3)
@@ -246,18 +250,18 @@ def array_state():
         centre[:] = 0.9 * centre + 0.1 * out.detach().numpy().mean(0) + 0.01 * noise.standard_normal(4)
         return fit(model, batch) + (out - torch.from_numpy(centre).float()).square().mean()
 
-    return Loop(net(), loss_fn, centre=centre, noise=noise.bit_generator.state, noise_now=Asked(noise))
+    return Loop(net(), loss_fn, centre=centre, noise=Asked(lambda: str(noise.bit_generator.state)))
 
 
 class Asked:
-    """A random stream whose state the walk does not find among attributes."""
+    """State that the walk of a fingerprint does not find among attributes: it is asked for."""
 
-    def __init__(self, stream):
-        self.stream = stream
+    def __init__(self, ask):
+        self._ask = ask
 
     @property
     def __dict__(self):
-        return {"state": str(self.stream.bit_generator.state)}
+        return {"now": self._ask()}
 
 
 def globals_of_the_module():
@@ -273,13 +277,7 @@ def globals_of_the_module():
         CENTRE = 0.9 * CENTRE + 0.1 * out.detach().mean(0)
         return fit(model, batch) + (out - CENTRE).square().mean() / COUNT
 
-    return Loop(net(), loss_fn, globals=Globals())
-
-
-class Globals:
-    @property
-    def __dict__(self):
-        return {"count": COUNT, "centre": CENTRE, "seen": SEEN}
+    return Loop(net(), loss_fn, globals=Asked(lambda: [COUNT, CENTRE, SEEN]))
 
 
 def closure_cell():
@@ -292,16 +290,7 @@ def closure_cell():
         running = 0.9 * running + 0.1 * loss.detach()
         return loss + running / step
 
-    return Loop(net(), loss_fn, cells=[Cell(cell) for cell in loss_fn.__closure__])
-
-
-class Cell:
-    def __init__(self, cell):
-        self.cell = cell
-
-    @property
-    def __dict__(self):
-        return {"content": self.cell.cell_contents}
+    return Loop(net(), loss_fn, cells=Asked(lambda: [step, running]))
 
 
 def partial_of_a_method():
@@ -320,16 +309,9 @@ def partial_of_a_method():
             return fit(model, batch) + weight * self.projector(model(batch[0])).square().mean()
 
     objective = Objective()
-    return Loop(net(), functools.partial(objective.measure, 0.1), objective=objective, cls=Made(Objective))
-
-
-class Made:
-    def __init__(self, cls):
-        self.cls = cls
-
-    @property
-    def __dict__(self):
-        return {"made": self.cls.made}
+    return Loop(
+        net(), functools.partial(objective.measure, 0.1), objective=objective, made=Asked(lambda: Objective.made)
+    )
 
 
 class CallableLoss:
@@ -349,16 +331,7 @@ class CallableLoss:
 
 def callable_object():
     loss = CallableLoss()
-    return Loop(net(), loss, slots=Slots(loss))
-
-
-class Slots:
-    def __init__(self, held):
-        self.held = held
-
-    @property
-    def __dict__(self):
-        return {name: getattr(self.held, name) for name in self.held.__slots__}
+    return Loop(net(), loss, slots=Asked(lambda: [getattr(loss, name) for name in loss.__slots__]))
 
 
 def push(out):
@@ -372,15 +345,13 @@ def lambda_with_a_helper():
     return Loop(net(), loss_fn, bank=BANK)
 
 
-def method_that_hides_a_module():
-    """The loss finds its critic where no name leads: by the id of an object, in a registry of plain functions."""
+def hidden_module():
+    """The critic is held by an object that is left alone; it is kept because it runs."""
     critic = net(4, 1)
-    call = torch.ops  # any object of which nothing is read
-    hidden = type("Hidden", (), {"__slots__": (), "__module__": "wandb", "__call__": lambda self, x: critic(x)})()
+    logger = type("Logger", (), {"__module__": "wandb", "__slots__": (), "score": lambda self, x: critic(x)})()
 
     def loss_fn(model, batch):
-        assert call is torch.ops
-        return fit(model, batch) + hidden(model(batch[0])).mean()
+        return fit(model, batch) + logger.score(model(batch[0])).mean()
 
     return Loop(net(), loss_fn, critic=critic)
 
@@ -405,9 +376,8 @@ ZOO = {
     "partial of a method": partial_of_a_method,
     "callable": callable_object,
     "lambda and helper": lambda_with_a_helper,
-    "hidden module": method_that_hides_a_module,
+    "hidden module": hidden_module,
 }
-NOTHING_BESIDE = {"codebook, buffers", "codebook, attributes", "LBFGS"}  # a scope without reach puts all back
 
 
 def begin(name):
@@ -418,14 +388,10 @@ def begin(name):
 
 def train(loop, *scopes):
     for batch in batches():
-        for scope in scopes:
-            scope.__enter__()
-        try:
-            with scopes[0].step(batch) if scopes else warnings.catch_warnings():
-                loop.step(loop.model, batch)
-        finally:
+        with contextlib.ExitStack() as steps:
             for scope in scopes:
-                scope.__exit__()
+                steps.enter_context(scope.step(batch))
+            loop.step(loop.model, batch)
     return loop.trace()
 
 
@@ -454,3 +420,208 @@ def test_a_check_leaves_no_trace_in_what_loss_and_step_reach(name):
     ns.check(ns.Case(loop.model, loop.loss_fn, batches(), loop.optimizer, step=loop.step))
     assert differences(loop.trace(), before) == []
     assert differences(train(loop), untouched(name)) == []
+
+
+REACHING_FAR = ["GAN, critic", "mean teacher", "codebook beside, attributes", "array", "callable"]
+
+
+@pytest.mark.parametrize("code", REPLAYING)
+@pytest.mark.parametrize("name", ["mean teacher", "callable"])
+def test_each_probe_that_replays_leaves_no_trace_by_itself(name, code):
+    trace, scope = watched(name, [code])
+    assert differences(trace, untouched(name)) == []
+    assert set(scope.records()["probe"]) == {code}
+
+
+@pytest.mark.parametrize("name", REACHING_FAR)
+def test_two_scopes_and_rules_on_one_model_leave_no_trace(name):
+    loop = begin(name)
+    codes = ["landscape", "curvature"]
+    scopes = [ns.Scope(loop.model, loop.loss_fn, loop.optimizer, codes, every=2) for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ns.checking.FindingWarning)
+        scopes.append(ns.Scope(loop.model, loop.loss_fn, loop.optimizer, [], rules="all", every=2))
+        trace = train(loop, *scopes)
+    assert differences(trace, untouched(name)) == []
+    assert scopes[2].findings().rules
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_check_whose_step_raises_leaves_no_trace(name):
+    loop = begin(name)
+    before = loop.trace()
+
+    def step(model, batch):
+        loop.step(model, batch)
+        raise ArithmeticError("no")
+
+    with contextlib.suppress(ns.NormscopeError):
+        ns.check(ns.Case(loop.model, loop.loss_fn, batches(), loop.optimizer, step=step))
+    assert differences(loop.trace(), before) == []
+
+
+@pytest.mark.parametrize("name", ["GAN, critic", "distillation", "memory bank", "array", "globals", "cell", "callable"])
+def test_of_the_test_without_the_walk_and_the_hook_training_differs(name, monkeypatch):
+    monkeypatch.setattr(state.Snapshot, "_keep_reached", lambda self, reach: None)  # white box: what is tested is off
+    monkeypatch.setattr(state.Snapshot, "_note", lambda self, module, inputs: None)
+    monkeypatch.setattr(state.Snapshot, "note_left", lambda self, learn: None)
+    assert differences(watched(name)[0], untouched(name)) != []
+
+
+# -- what cannot be put back -------------------------------------------------------------------------------------------
+
+
+def told(loss_fn, model=None, codes=("landscape", "curvature", "gradient_flow"), **options):
+    """Return the warnings of a training with a scope, and the scope."""
+    torch.manual_seed(0)
+    loop = Loop(model or net(), loss_fn)
+    scope = ns.Scope(loop.model, loss_fn, loop.optimizer, codes, every=2, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(loop, scope)
+    return [str(warning.message) for warning in caught if warning.category is ProbeWarning], scope
+
+
+class Feed:
+    def __init__(self):
+        self.noise = iter(torch.randn(99, 16, 4))
+
+    def next_noise(self):
+        return next(self.noise)
+
+
+def loss_on_a_generator():
+    noise = (torch.randn(16, 4) for _ in range(99))
+    return lambda model, batch: (model(batch[0]) - next(noise)).square().mean()
+
+
+def loss_on_an_object_with_an_iterator():
+    feed = Feed()
+    return lambda model, batch: (model(batch[0]) - feed.next_noise()).square().mean()
+
+
+def loss_on_a_loader():
+    loader = iter(torch.utils.data.DataLoader(torch.randn(160, 4), batch_size=16))
+
+    def loss_fn(model, batch, noise=loader):
+        return (model(batch[0]) - next(noise)).square().mean()
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("make", [loss_on_a_generator, loss_on_an_object_with_an_iterator, loss_on_a_loader])
+def test_an_iterator_is_refused_by_name_before_anything_is_taken_from_it(make):
+    loss_fn = make()
+    calls = Heard()
+
+    def counted(model, batch):
+        calls.append(1)
+        return loss_fn(model, batch)
+
+    (message,), scope = told(counted)
+    assert "'landscape', 'curvature' failed at step 0 and are switched off" in message
+    assert "noise, an iterator (" in message
+    assert calls.count() == 4  # the loop's own
+    assert set(scope.records()["probe"]) == {"gradient_flow"}
+    assert set(scope.not_read) == {"landscape", "curvature"}
+    assert all("noise, an iterator" in reason for reason in scope.not_read.values())
+    with pytest.raises(ns.NormscopeError, match="noise, an iterator"):
+        ns.check(ns.Case(net(), make(), batches()))
+
+
+def test_what_cannot_be_put_back_is_named_after_the_first_replay_and_ends_the_probes_that_replay():
+    noise = {"all": [iter(torch.randn(999, 16, 4))]}  # no name of the code is the iterator's
+    calls = Heard()
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        key, position = "all", 0
+        return (model(batch[0]) - next(noise[key][position])).square().mean()
+
+    (message,), scope = told(loss_fn)
+    assert "'landscape', 'curvature' failed at step 0" in message
+    assert "has changed what could not be put back: noise.all.0. Name what holds it in also=" in message
+    assert set(scope.not_read) == {"landscape", "curvature"}
+    assert scope.records()["step"].to_list().count(2) == scope.records().filter(probe="gradient_flow", step=2).height
+    with pytest.warns(
+        ns.evidence.TraceWarning, match=r"the check has changed what it could not put back: noise\.all\.0"
+    ):
+        ns.check(ns.Case(net(), loss_fn, batches()))
+
+
+@pytest.mark.parametrize("write", ["in place", "through data", "array"])
+def test_what_is_too_large_to_be_copied_is_named_once_it_was_written(write, monkeypatch):
+    monkeypatch.setattr(state, "_LARGE", 100)  # white box: small things are large
+    monkeypatch.setattr(state, "_BUDGET", 5000)
+    bank, array, only_read = torch.zeros(2000, 4), np.zeros((2000, 4)), torch.ones(3000, 4)
+
+    def loss_fn(model, batch):
+        out = model(batch[0])
+        if write == "array":
+            array[:16] = out.detach().numpy()
+        else:
+            (bank if write == "in place" else bank.data)[:16] = out.detach()
+        return (out - bank[:16] - only_read[0]).square().mean()
+
+    (message,), _ = told(loss_fn)
+    assert f"put back: {'array' if write == 'array' else 'bank'}. Name" in message
+
+
+def test_what_is_large_and_only_read_is_copied_once_and_then_watched(monkeypatch):
+    monkeypatch.setattr(state, "_LARGE", 100)  # white box: small things are large
+    copied = []
+    kept = state.Values.__init__
+
+    def keep(self, named):
+        copied.append({name for name, _ in named})
+        kept(self, named)
+
+    monkeypatch.setattr(state.Values, "__init__", keep)
+    data, bank = torch.randn(50, 4), torch.zeros(50, 4)
+
+    def loss_fn(model, batch):
+        out = model(batch[0])
+        bank[:16] = out.detach()
+        return (out - bank[:16] - data[0]).square().mean()
+
+    assert told(loss_fn)[0] == []
+    beside = [names for names in copied if {"value of bank"} & names]
+    assert [("value of data" in names) for names in beside] == [True, False]
+
+
+# -- also --------------------------------------------------------------------------------------------------------------
+
+
+class Hiding:
+    """Of a package whose objects are left alone."""
+
+    def __init__(self):
+        self.count, self.average = 0, torch.zeros(4)
+
+    def follow(self, out):
+        self.count += 1
+        self.average.lerp_(out.detach().mean(0), 0.1)
+        return self.average
+
+
+Hiding.__module__ = "wandb"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_named_in_also_is_put_back(named):
+    def run(scoped):
+        torch.manual_seed(0)
+        hiding = Hiding()
+
+        def loss_fn(model, batch):
+            return (model(batch[0]) - hiding.follow(model(batch[0]))).square().mean()
+
+        loop = Loop(net(), loss_fn, hiding=hiding)
+        also = [hiding] if named else []
+        if scoped == "check":
+            ns.check(ns.Case(loop.model, loss_fn, batches(), loop.optimizer, also=also))
+        scope = ns.Scope(loop.model, loss_fn, loop.optimizer, ["landscape"], every=2, also=also)
+        return train(loop, *([scope] if scoped == "scope" else []))
+
+    assert (differences(run("scope"), run("")) == []) is named
+    assert (differences(run("check"), run("")) == []) is named

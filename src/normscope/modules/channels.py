@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normscope.modules.shards import is_distributed, local, summed_over_shards
+
 _CACHE = 1 << 20  # bytes of a tensor that are read at a time where it is read more than once
 _FAR = 1e3  # square of mean over standard deviation from which on squares are taken about the mean
 
@@ -134,6 +136,51 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
     return torch.from_numpy(np.einsum("...p,...p->...", a.numpy(), b.numpy()))
 
 
+def unit_products(weight: Tensor, gradient: Tensor) -> "Tensor | np.ndarray[Any, np.dtype[Any]]":
+    """Return by output unit, ``(3, units)``: the inner product of weight and gradient, and their squared lengths.
+
+    On the host as an array, which costs a part of the calls.
+    """
+    if weight.device.type == "cpu" and gradient.device.type == "cpu":
+        w, g = (_plain(part).numpy().reshape(len(part), -1) for part in (weight, gradient))
+        return np.array([np.einsum("up,up->u", a, b) for a, b in ((w, g), (w, w), (g, g))])
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    u, v = weight.flatten(1).to(wide), gradient.flatten(1).to(wide)
+    return torch.stack([torch.linalg.vecdot(a, b) for a, b in ((u, v), (u, u), (v, v))])
+
+
+def change_products(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[list[float]]:
+    """Return of each change the squared length, its inner product with the value before, and that value's square.
+
+    Of tensors that lie on several processes: of the whole ones; then each process must call it with the same tensors.
+    """
+    own, now = [local(tensor) for tensor in before], [local(tensor) for tensor in after]
+    if all(tensor.device.type == "cpu" for tensor in own):
+        with np.errstate(all="ignore"):
+            found = [_change_products(old, new) for old, new in zip(own, now, strict=True)]
+    else:
+        found = [sums.tolist() for sums in to_host([_products_away(*pair) for pair in zip(own, now, strict=True)])]
+    if not any(map(is_distributed, before)):
+        return found
+    return [
+        list(sums)
+        for sums in zip(*(summed_over_shards(part, before) for part in zip(*found, strict=True)), strict=True)
+    ]
+
+
+def _change_products(old: Tensor, new: Tensor) -> list[float]:
+    value = _plain(old).numpy().ravel()
+    moved = _plain(new).numpy().ravel() - value
+    return [float(moved.dot(moved)), float(moved.dot(value)), float(value.dot(value))]
+
+
+def _products_away(old: Tensor, new: Tensor) -> Tensor:
+    wide = torch.float64 if old.dtype == torch.float64 else torch.float32
+    value = old.to(wide).reshape(-1)
+    moved = new.to(wide).reshape(-1) - value
+    return torch.stack([torch.dot(moved, moved), torch.dot(moved, value), torch.dot(value, value)])
+
+
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
     """Bring tensors to the host as float64 arrays of their shapes, in one transfer a device."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
@@ -150,8 +197,8 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Give a type that NumPy knows."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    """Give a type that NumPy knows, and in which a sum of squares does not overflow."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def to_floats(numbers: Sequence[Tensor | float]) -> list[float]:

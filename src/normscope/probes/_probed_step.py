@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
+from normscope.modules.processes import OutOfStepError, Processes, exchanging
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, unwrap
+from normscope.modules.shards import sharded
+from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
@@ -40,6 +42,7 @@ class TrainingLoop:
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         wired: Whether a step has shown already that its parts fit together, or that they do not.
         loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
+        processes: Those that must run the same passes; None before the first step at which they must.
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
         reach: What the loss reaches beside the model.
     """
@@ -53,6 +56,7 @@ class TrainingLoop:
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     wired: bool = False
     loss_autocasts: dict[str, bool] = field(default_factory=dict)
+    processes: Processes | None = None
     reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,7 @@ class ProbedStep:
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
         self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
+        self._in_step: Processes | None = None
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -186,6 +191,7 @@ class ProbedStep:
             self._loop.wired = True
             self.wiring_causes = self._wiring.causes(self._loop.optimizers)
 
+        self._share_failures()
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
             refused = UsageError(why_not)
@@ -197,6 +203,7 @@ class ProbedStep:
         for probe in self._due:
             if not probe.replays:
                 self._try(probe, read, probe)
+        step.release()
         return [record for probe in self._due for record in records.get(id(probe), ())]
 
     def _replay(
@@ -212,6 +219,7 @@ class ProbedStep:
             origin_source=self._users_pass,
             scale=step.scale,
             reach=self._loop.reach,
+            processes=self._in_step,
         )
         try:
             self._read_replayed(replay, replaying, read)
@@ -239,8 +247,8 @@ class ProbedStep:
                         self._fail(probe, error)
                 step.detach()
             for probe in replaying:
-                self._try(probe, read, probe)
-            if self._wiring is not None and replaying and not self.wiring_causes:
+                self._try_in_step(probe, read)
+            if self._wiring is not None and replaying and not self.wiring_causes and self._in_step is None:
                 self._prove_gradient(replay)
             step.begin_replay(None)
 
@@ -278,6 +286,45 @@ class ProbedStep:
             act(*args)
         except Exception as error:
             self._fail(probe, error)
+
+    def _share_failures(self) -> None:
+        """Where processes must keep in step, have a probe that has failed in one of them fail in all."""
+        if rank_of_many() is not None:
+            try:
+                self._ask_others()
+            except RuntimeError as error:
+                for probe in self._due:
+                    self._fail(probe, OutOfStepError(f"the other processes do not answer: {described(error)}"))
+
+    def _ask_others(self) -> None:
+        loop, start = self._loop, self._step.start
+        modes = [(module, module.training) for module in self._model.modules()]
+        groups = exchanging(modes if start is None else start.conditions.modes)
+        if not groups and not sharded(self._model):
+            return
+        if loop.processes is None:
+            loop.processes = Processes(groups[0] if len(groups) == 1 else None)
+        if groups and any(map(self._replays, self._due)):
+            self._in_step = loop.processes
+        failed = loop.processes.any_of([id(probe) in self.failures for probe in self._due])
+        for probe, elsewhere in zip(self._due, failed, strict=True):
+            if elsewhere:
+                self._fail(probe, OutOfStepError("the same probe has failed in another process"))
+
+    def _try_in_step(self, probe: AbstractProbe, read: Callable[[AbstractProbe], None]) -> None:
+        """Have a probe read; where processes must keep in step, it fails in all of them or in none."""
+        processes = self._in_step
+        if processes is None or id(probe) in self.failures:
+            self._try(probe, read, probe)
+            return
+        try:
+            read(probe)
+            processes.end()
+        except OutOfStepError as error:
+            self._fail(probe, error)
+        except Exception as error:
+            self._fail(probe, error)
+            processes.fail()
 
     def _fail(self, probe: Any, error: Exception) -> None:
         """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""

@@ -273,13 +273,21 @@ class Recorder:
 
     def records(self) -> "polars.DataFrame":
         """Return all records as a polars frame in canonical row order; columns as of ``MemoryStore.frame``."""
-        if self.sink is not None and self._store is not None:
-            self._store.flush()
-            if not self._store.waiting():
-                return self.sink.frame()
-        store = MemoryStore()
-        store.append(self._records if self._store is None else self._store.waiting())
-        return store.frame()
+        if self.sink is None or self._store is None:
+            return _in_memory(self._records)
+        self._store.flush()
+        waiting = self._store.waiting()
+        try:
+            frame = self.sink.frame()
+        except Exception:
+            if not waiting:
+                raise
+            return _in_memory(waiting)  # the folder is gone: what it has not taken is here
+        if not waiting or hasattr(self.sink, "unwritten"):  # a store's frame has what is not written, too
+            return frame
+        import polars
+
+        return polars.concat([frame, _in_memory(waiting)], how="diagonal_relaxed")
 
     def drain(self) -> list[Record]:
         """Return the records since the last drain.
@@ -394,10 +402,11 @@ class _StepInProgress:
     def _read(self, probed: ProbedStep) -> None:
         recorder = self._recorder
         try:
-            recorder._take(probed.read())
+            records = probed.read()
         except Exception as wrong:  # none that a probe answers for: it must not end the user's training
             recorder._switch_off(recorder.due(recorder.index), wrong)
             return
+        recorder._take(records)
         causes = {id(error): error for _, error in probed.failures.values()}
         for key, error in causes.items():  # probes that failed by one cause are told of in one warning
             by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
@@ -431,6 +440,12 @@ class _StepContext:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._recorder.end(error)
+
+
+def _in_memory(records: Sequence[Record]) -> "polars.DataFrame":
+    store = MemoryStore()
+    store.append(records)
+    return store.frame()
 
 
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:

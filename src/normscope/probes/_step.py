@@ -1,6 +1,6 @@
 """One training step as probes see it: where they attach hooks, take notes, and read what was heard."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.batches import leading_tensor
+from normscope.modules.channels import Channels, change_products, channels
+from normscope.modules.contents import Content, Contents, Copy, is_small
 from normscope.modules.hooks import Hook
 from normscope.probes._backward_end import BackwardEnd
 from normscope.probes._replay import Replay
@@ -63,13 +65,14 @@ class Step:
         self._report = report
         self._handles: list[Removable] = []
         self._listeners: dict[Module, _Listener] = {}
-        self._hooks: list[tuple[Hashable, Module, Callable[..., None], bool]] = []
         self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
         self._values: dict[int, Tensor] = {}
+        self._changes: dict[int, list[float]] = {}
         self._memo_of: tuple[Tensor, int] | None = None
         self._memo: dict[str, Any] = {}
+        self._contents = Contents()
 
     def take_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Note the user's optimizers, and the learning rate of the first."""
@@ -111,6 +114,17 @@ class Step:
         """Return the copy that ``keep_values`` made as the step began."""
         return self._values[id(parameter)]
 
+    def changes(self, parameters: Sequence[Tensor]) -> list[list[float]]:
+        """Return for each parameter that was kept, once for all probes, three products of its change until now.
+
+        Its squared length, its inner product with the value before, and the squared length of that value.
+        """
+        fresh = {id(parameter): parameter for parameter in parameters if id(parameter) not in self._changes}
+        after = [parameter.detach() for parameter in fresh.values()]
+        found = change_products([self._values[key] for key in fresh], after)
+        self._changes.update(zip(fresh, found, strict=True))
+        return [self._changes[id(parameter)] for parameter in parameters]
+
     def memo(self, tensor: Tensor, key: str, make: Callable[[Tensor], T]) -> T:
         """Return ``make(tensor)``, computed once as long as probes look at the same unchanged tensor in a row.
 
@@ -128,6 +142,28 @@ class Step:
         """Return what ``memo`` computed last for this tensor under this key, or None."""
         known = self._memo_of is not None and _same_content(tensor, *self._memo_of)
         return self._memo.get(key) if known else None
+
+    def channels(self, x: Tensor) -> Channels:
+        """Return the moments of a batch by channel, computed at once, and once for all probes."""
+        return self.memo(x, "channels", channels)
+
+    def content(self, x: Tensor) -> Content:
+        """Note the moments of a batch ``(N, C, *)`` by channel, once for all probes; there after ``settle``.
+
+        A small batch is copied, and reduced with all others in ``settle``; a large one is reduced at once.
+        """
+        return self.memo(x, "content", self._content)
+
+    def _content(self, x: Tensor) -> Content:
+        return self._contents.add(x, None if is_small(x) else self.channels(x))
+
+    def copied(self, tensor: Tensor) -> Copy:
+        """Copy a small tensor; on the host after ``settle``."""
+        return self._contents.copied(tensor)
+
+    def settle(self) -> None:
+        """Reduce all small contents together, and bring all to the host in one transfer; called in ``read``."""
+        self._contents.settle()
 
     def on_input(self, probe: Hashable, module: Module, read: Reader) -> None:
         """Call ``read(input)`` before each forward pass of ``module`` that records gradients.
@@ -162,11 +198,8 @@ class Step:
         It must change nothing and return nothing. An exception in it switches the probe off and does not reach the
         user's pass.
         """
-
-        def guarded(*args: Any) -> None:
-            self._guarded([(probe, hook)], *args)
-
-        self._hooks.append((probe, module, guarded, before))
+        listener = self._listener(module)
+        (listener.hooks_before if before else listener.hooks_after).append((probe, hook))
 
     def _listener(self, module: Module) -> "_Listener":
         if module not in self._listeners:
@@ -175,24 +208,15 @@ class Step:
 
     def listening(self) -> set[Hashable]:
         """Return the probes that have asked for inputs, outputs or gradients of modules."""
-        readers_of_tensors = {
-            probe
-            for listener in self._listeners.values()
-            for readers in (listener.inputs, listener.calls, listener.outputs, listener.gradients)
-            for probe, _ in readers
-        }
-        return readers_of_tensors | {probe for probe, *_ in self._hooks}
+        return {probe for listener in self._listeners.values() for probe, _ in listener.readers()}
 
     def attach(self) -> None:
         """Register the hooks: one a module, however many probes read it."""
         for module, listener in self._listeners.items():
-            if listener.inputs:
+            if listener.inputs or listener.hooks_before:
                 self._handles.append(module.register_forward_pre_hook(Hook(listener.before), with_kwargs=True))
-            if listener.calls or listener.outputs or listener.gradients:
+            if listener.calls or listener.outputs or listener.gradients or listener.hooks_after:
                 self._handles.append(module.register_forward_hook(Hook(listener.after)))
-        for _, module, hook, before in self._hooks:
-            register = module.register_forward_pre_hook if before else module.register_forward_hook
-            self._handles.append(register(Hook(hook)))
 
     def on_backward_end(self, probe: Hashable, parameters: Iterable[Tensor], read: Callable[[], None]) -> None:
         """Call ``read()`` whenever a backward pass that reaches one of these parameters has ended.
@@ -245,11 +269,31 @@ class Step:
         Hook.clear_copies()
         self._memo_of, self._memo = None, {}
 
+    def release(self) -> None:
+        """Let go of all that was noted; called once the probes have read.
+
+        Readers hold the step, and the step them: left to Python's collector, each step's copies would stay in memory
+        for many steps, and the next step's would be written where no cache holds the place.
+        """
+        for kept in (self._listeners, self._notes, self._values, self._changes, self._modules, self._memo):
+            kept.clear()
+        self._memo_of, self._replay, self._contents = None, None, Contents()
+
 
 class _Listener:
     """Passes the inputs, outputs and output gradients of one module on to the readers that asked for them."""
 
-    __slots__ = ("_guarded", "_keep", "_unscale", "calls", "gradients", "inputs", "outputs")
+    __slots__ = (
+        "_guarded",
+        "_keep",
+        "_unscale",
+        "calls",
+        "gradients",
+        "hooks_after",
+        "hooks_before",
+        "inputs",
+        "outputs",
+    )
 
     def __init__(self, guarded: Callable[..., Any], keep: Callable[[Removable], None], unscale: float) -> None:
         self._guarded, self._keep, self._unscale = guarded, keep, unscale
@@ -257,30 +301,56 @@ class _Listener:
         self.calls: list[tuple[Hashable, CallReader]] = []
         self.outputs: list[tuple[Hashable, Reader]] = []
         self.gradients: list[tuple[Hashable, Reader]] = []
+        self.hooks_before: list[tuple[Hashable, Callable[..., None]]] = []
+        self.hooks_after: list[tuple[Hashable, Callable[..., None]]] = []
 
-    def before(self, _module: Module, inputs: Any, keywords: Any) -> None:
+    def readers(self) -> Iterator[tuple[Hashable, Callable[..., Any]]]:
+        """Yield all that asked for something, with their probes."""
+        yield from self.inputs
+        yield from self.calls
+        yield from self.outputs
+        yield from self.gradients
+        yield from self.hooks_before
+        yield from self.hooks_after
+
+    def before(self, module: Module, inputs: Any, keywords: Any) -> None:
         """Read the input of a call."""
-        tensor = leading_tensor(inputs) if inputs else leading_tensor(keywords)
-        if tensor is not None and torch.is_grad_enabled():
-            with torch.no_grad(), without_autocast():
-                self._guarded(self.inputs, tensor.detach())
+        if self.hooks_before:
+            self._guarded(self.hooks_before, module, inputs)
+        if not self.inputs or not torch.is_grad_enabled():
+            return
+        tensor = _leading(inputs) if inputs else leading_tensor(keywords)
+        if tensor is not None:
+            torch.set_grad_enabled(False)  # at half the time of ``torch.no_grad``: this is run at every call
+            try:
+                with without_autocast():
+                    self._guarded(self.inputs, tensor.detach())
+            finally:
+                torch.set_grad_enabled(True)
 
-    def after(self, _module: Module, inputs: Any, output: Any) -> None:
+    def after(self, module: Module, inputs: Any, output: Any) -> None:
         """Read the output of a call, and have its gradient read on the way back."""
-        tensor = leading_tensor(output)
+        if self.hooks_after:
+            self._guarded(self.hooks_after, module, inputs, output)
+        tensor = output if type(output) is Tensor and output.is_floating_point() else leading_tensor(output)
         if tensor is None or not torch.is_grad_enabled():
             return
         gradients = self.gradients
         if self.calls or self.outputs:
-            with torch.no_grad(), without_autocast():
-                detached = tensor.detach()
-                if self.calls and (source := leading_tensor(inputs)) is not None:
-                    returned = self._guarded(self.calls, source.detach(), detached)
-                    probes = (probe for probe, _ in self.calls)
-                    gradients = gradients + [
-                        (probe, read) for probe, read in zip(probes, returned, strict=True) if read is not None
-                    ]
-                self._guarded(self.outputs, detached)
+            torch.set_grad_enabled(False)
+            try:
+                with without_autocast():
+                    detached = tensor.detach()
+                    if self.calls and (source := _leading(inputs)) is not None:
+                        returned = self._guarded(self.calls, source.detach(), detached)
+                        gradients = gradients + [
+                            (probe, read)
+                            for (probe, _), read in zip(self.calls, returned, strict=True)
+                            if read is not None
+                        ]
+                    self._guarded(self.outputs, detached)
+            finally:
+                torch.set_grad_enabled(True)
         if gradients and tensor.requires_grad:
             self._keep(tensor.register_hook(partial(self._back, gradients)))
 
@@ -288,6 +358,12 @@ class _Listener:
         with no_grad(), without_autocast():
             gradient = gradient.detach()
             self._guarded(readers, gradient if self._unscale == 1 else _unscaled(gradient, self._unscale))
+
+
+def _leading(inputs: Any) -> Tensor | None:
+    """Return the first floating-point tensor of a module's arguments, or None."""
+    first = inputs[0] if inputs else None
+    return first if type(first) is Tensor and first.is_floating_point() else leading_tensor(inputs)
 
 
 def _unscaled(gradient: Tensor, factor: float) -> Tensor:

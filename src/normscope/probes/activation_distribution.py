@@ -3,16 +3,18 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from normscope._errors import UsageError
-from normscope.modules.channels import channels, coprime_stride, in_memory_order, to_host
+from normscope.modules.channels import coprime_stride, in_memory_order, to_host
+from normscope.modules.contents import Content, Group, is_small
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, counted, sentence, times
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, counted, decades, sentence, times
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -79,37 +81,40 @@ class ActivationDistribution(AbstractProbe):
     def _take(self, step: Step, notes: dict[str, Any], site: str, output: Tensor) -> None:
         if not output.numel():
             return
-        flat = in_memory_order(output)
-        stride = 1 if flat.numel() <= self.sample else coprime_stride(flat.numel(), self.sample)
-        moments = step.memo(output if output.ndim > 1 else output.reshape(1, -1), "channels", channels)
-        # Only moments and the subsample are kept, not the output itself.
-        notes.setdefault(site, []).append((moments.count, moments.mean, moments.variance, flat[::stride].clone()))
+        # Only moments and the subsample of a large output are kept, not the output itself.
+        sample = None if is_small(output) else self._sampled(in_memory_order(output)).clone()
+        notes.setdefault(site, []).append((step.content(output if output.ndim > 1 else output.reshape(1, -1)), sample))
+
+    def _sampled(self, flat: Any) -> Any:
+        count = len(flat)
+        return flat if count <= self.sample else flat[:: coprime_stride(count, self.sample)]
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""
-        notes: dict[str, list[tuple[int, Tensor, Tensor, Tensor]]] = step.notes(self)
-        every = [call for calls in notes.values() for call in calls]
-        if not every:
+        notes: dict[str, list[tuple[Content, Tensor | None]]] = step.notes(self)
+        if not notes:
             return
-        host = to_host([part for _, *parts in every for part in parts])
-        samples = host[2::3]
-        # Channels of all sites and calls lie side by side: the number of operations does not grow with the layers.
-        widths = [mean.size for mean in host[::3]]
-        counts = np.repeat([float(count) for count, *_ in every], widths)
-        means, variances = np.concatenate(host[::3]), np.concatenate(host[1::3])
-        sizes = np.cumsum([0, *(len(calls) for calls in notes.values())])
-        starts = np.cumsum([0, *widths])[sizes]
-        total, sums = np.add.reduceat([counts, counts * means], starts[:-1], axis=1)
-        centre = sums / total
-        # The law of total variance: within channels and calls, and between them.
-        spread = variances + (means - np.repeat(centre, np.diff(starts))) ** 2
-        deviation = np.sqrt(np.add.reduceat(counts * spread, starts[:-1]) / total)
-        for index, (site, mean, std) in enumerate(zip(notes, centre.tolist(), deviation.tolist(), strict=True)):
-            yield self.record(step, site, "mean", mean)
-            yield self.record(step, site, "std", std)
-            sampled = samples[sizes[index] : sizes[index + 1]]
-            for name, value in zip(_NAMES, _percentiles(np.concatenate(sampled)), strict=True):
-                yield self.record(step, site, name, value)
+        step.settle()
+        every = [call for calls in notes.values() for call in calls]
+        large = iter(to_host([sample for _, sample in every if sample is not None]))
+        samples = [
+            self._sampled(content.copy.flat()) if content.copy is not None else next(large) for content, _ in every
+        ]
+        groups = {id(content.group): content.group for content, _ in every}
+        moments = {key: _by_content(group) for key, group in groups.items()}
+        found = [(moments[id(content.group)][content.index], content) for content, _ in every]
+        sizes = [0, *accumulate(len(calls) for calls in notes.values())]
+        single = len(found) == len(notes)
+        levels = _percentiles(
+            samples if single else [np.concatenate(samples[first:last]) for first, last in pairwise(sizes)]
+        )
+        record = self.record
+        for site, (first, last), percentiles in zip(notes, pairwise(sizes), levels, strict=True):
+            mean, variance = found[first][0] if last == first + 1 else _pooled(found[first:last])
+            yield record(step, site, "mean", mean)
+            yield record(step, site, "std", math.sqrt(variance))
+            for name, value in zip(_NAMES, percentiles, strict=True):
+                yield record(step, site, name, value)
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
@@ -126,7 +131,7 @@ class ActivationDistribution(AbstractProbe):
                 f"The outputs of {called(far[0])} lie {amount(aside[far[0]])} standard deviations to one side of zero"
                 + (f", beyond {_ASIDE:g} also in {counted(len(far) - 1, 'other layer')}" if len(far) > 1 else "")
             )
-            yield Remark(sentence(says), Urgency.NOTABLE, math.log10(aside[far[0]] / _ASIDE), tuple(far), "mean")
+            yield Remark(sentence(says), Urgency.NOTABLE, decades(aside[far[0]], _ASIDE), tuple(far), "mean")
         first = readings.first("std")
         grown = {site: late[site] / first[site] for site in late if first.get(site, 0.0) > 0}
         most = max(grown, key=lambda site: grown[site], default=None)
@@ -134,26 +139,51 @@ class ActivationDistribution(AbstractProbe):
             says = (
                 f"The outputs of {called(most)} spread {times(grown[most])} as wide as at step {readings.first_step:,}."
             )
-            yield Remark(says, Urgency.COSTLY, math.log10(grown[most] / _GROWN), (most,), "std")
+            yield Remark(says, Urgency.COSTLY, decades(grown[most], _GROWN), (most,), "std")
         positive = {site: std for site, std in late.items() if std > 0}
         if len(positive) > 1:
             wide, narrow = max(positive, key=positive.__getitem__), min(positive, key=positive.__getitem__)
             ratio = positive[wide] / positive[narrow]
-            if ratio > _UNEVEN:
+            if ratio > _UNEVEN and not (wide == most and grown[wide] > _GROWN):  # else it is said already
                 says = f"The outputs of {called(wide)} spread {times(ratio)} as wide as those of {called(narrow)}."
-                yield Remark(says, Urgency.NOTABLE, math.log10(ratio / _UNEVEN), (wide, narrow), "std")
+                yield Remark(says, Urgency.NOTABLE, decades(ratio, _UNEVEN), (wide, narrow), "std")
 
 
-def _percentiles(values: np.ndarray) -> list[float]:
+def _by_content(group: Group) -> list[list[float]]:
+    """Return mean and variance over the channels of each content: by the law of total variance, within and between."""
+    with np.errstate(all="ignore"):
+        widths = np.array(group.widths, dtype=float)
+        centre = group.by_content(group.mean) / widths
+        spread = group.variance + (group.mean - np.repeat(centre, group.widths)) ** 2
+        return np.array([centre, group.by_content(spread) / widths]).T.tolist()
+
+
+def _pooled(calls: Sequence[tuple[list[float], Content]]) -> tuple[float, float]:
+    """Return mean and variance over several calls of a layer, by the same law."""
+    counts = [content.count * content.channels for _, content in calls]
+    total = sum(counts)
+    mean = sum(count * at for count, ((at, _), _) in zip(counts, calls, strict=True)) / total
+    return mean, sum(
+        count * (variance + (at - mean) ** 2) for count, ((at, variance), _) in zip(counts, calls, strict=True)
+    ) / total
+
+
+def _percentiles(samples: Sequence[np.ndarray]) -> list[list[float]]:
     """Interpolate linearly between order statistics, as ``numpy.percentile`` does; NaN if any value is."""
-    if math.isnan(values.sum()) and np.isnan(values).any():
-        return [math.nan] * len(_LEVELS)
-    places = [level * (values.size - 1) for level in _LEVELS]
-    below = [math.floor(place) for place in places]
-    above = [min(place + 1, values.size - 1) for place in below]
-    ordered = np.sort(values)  # faster than the partition around six places
-    return [
-        # Equal neighbours first: between two infinities there is nothing to interpolate.
-        low if low == high else low + (high - low) * (place - math.floor(place))
-        for place, low, high in zip(places, ordered[below].tolist(), ordered[above].tolist(), strict=True)
-    ]
+    alike: dict[tuple[int, np.dtype], list[int]] = {}
+    for index, sample in enumerate(samples):
+        alike.setdefault((sample.size, sample.dtype), []).append(index)
+    found: list[list[float]] = [[]] * len(samples)
+    for (size, _), indices in alike.items():
+        ordered = np.sort([samples[index] for index in indices])  # faster than the partition around six places
+        places = [level * (size - 1) for level in _LEVELS]
+        below = [math.floor(place) for place in places]
+        low, high = ordered[:, below].astype(float), ordered[:, [min(at + 1, size - 1) for at in below]].astype(float)
+        share = [place - at for place, at in zip(places, below, strict=True)]
+        with np.errstate(all="ignore"):
+            # Equal neighbours first: between two infinities there is nothing to interpolate.
+            values = np.where(low == high, low, low + (high - low) * share)
+        values[np.isnan(ordered[:, -1])] = math.nan  # NaN comes last
+        for index, row in zip(indices, values.tolist(), strict=True):
+            found[index] = row
+    return found

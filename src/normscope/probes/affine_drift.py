@@ -1,9 +1,9 @@
 """Where the gain and the shift of norms have gone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from normscope.modules.channels import channels, to_host
+from normscope.modules.channels import to_host
+from normscope.modules.contents import Content
 from normscope.modules.sites import chosen, norms, uses_batch
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
@@ -22,6 +23,24 @@ _PARTS = ("weight", "bias")
 _OFF = 0.05  # mean gain below which a norm passes next to nothing on; gains that begin at 0 are on purpose
 _MOVED = 0.5  # root mean square over channels; gains begin at 1
 _UNDONE = 0.05  # median share between the gain and the standard deviation
+
+
+@dataclass(slots=True)
+class _Layer:
+    """A norm, its gain and shift, and the statistics that it used: of the batch, or running mean and variance."""
+
+    module: Module
+    kept: dict[str, Tensor]
+    statistics: Content | tuple[Tensor, Tensor] | None = None
+
+
+class _Row(NamedTuple):
+    """Gain or shift of a norm, at its start, what it would be to undo the normalization, and sigma."""
+
+    values: np.ndarray
+    start: np.ndarray
+    undoing: np.ndarray | None
+    sigma: np.ndarray | None
 
 
 class AffineDrift(AbstractProbe):
@@ -70,45 +89,59 @@ class AffineDrift(AbstractProbe):
     def watch(self, step: Step) -> None:
         """Keep gain and shift, and the statistics that batch norms are about to use."""
         layers = step.modules(norms) if self.sites is None else chosen(step.model, self.sites)
-        found = step.notes(self).setdefault("found", {})
+        found: dict[str, _Layer] = step.notes(self).setdefault("found", {})
         for site, module in layers.items():
             values = {part: getattr(module, part, None) for part in _PARTS}
             kept = {part: value for part, value in values.items() if isinstance(value, Tensor)}
             if not kept:
                 continue
             step.keep_values(kept.values())
-            found[site] = (module, kept, {})
+            found[site] = layer = _Layer(module, kept)
             if isinstance(module, _BatchNorm):
-                step.on_input(self, module, partial(self._take, step, module, found[site][2]))
+                step.on_input(self, module, partial(self._take, step, layer))
 
     @staticmethod
-    def _take(step: Step, module: Module, statistics: dict[str, Any], x: Tensor) -> None:
+    def _take(step: Step, layer: _Layer, x: Tensor) -> None:
+        module = layer.module
         if uses_batch(module):
-            moments = step.memo(x, "channels", channels)
-            statistics.update(mean=moments.mean, variance=moments.variance)
+            layer.statistics = step.content(x) if x.numel() else None
         else:
             mean, variance = module.running_mean, module.running_var
             assert isinstance(mean, Tensor)
             assert isinstance(variance, Tensor)
-            statistics.update(mean=mean.detach().clone(), variance=variance.detach().clone())
+            layer.statistics = mean.detach().clone(), variance.detach().clone()
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield means, drifts and gaps of each norm, in the order of registration."""
-        for site, (module, kept, statistics) in step.notes(self).get("found", {}).items():
-            tensors = {part: step.value_before(value) for part, value in kept.items()} | statistics
-            values = dict(zip(tensors, to_host(list(tensors.values())), strict=True))
-            start = self._start.setdefault(module, {part: values[part].copy() for part in kept})
-            for part in kept:
-                moved = (values[part] - start[part]).ravel()
-                yield self.record(step, site, f"{part}_mean", values[part].sum() / moved.size)
-                yield self.record(step, site, f"{part}_drift", (moved.dot(moved) / moved.size) ** 0.5)
-            if not statistics:
-                continue
-            sigma = np.sqrt(values["variance"] + getattr(module, "eps", 0.0))
-            for part, undoing in (("weight", sigma), ("bias", values["mean"])):
-                if part in kept:
-                    gap = abs(values[part] - undoing) / sigma
-                    yield self.record(step, site, f"{part}_identity_gap", _median(gap))
+        found: dict[str, _Layer] = step.notes(self).get("found", {})
+        if not found:
+            return
+        step.settle()
+        held = [[*map(step.value_before, layer.kept.values()), *_running(layer.statistics)] for layer in found.values()]
+        brought = iter(to_host([tensor for tensors in held for tensor in tensors]))
+        rows: list[_Row] = []
+        for layer in found.values():
+            values = {part: next(brought).ravel() for part in layer.kept}
+            start = self._start.setdefault(layer.module, {part: value.copy() for part, value in values.items()})
+            if isinstance(layer.statistics, tuple):
+                undoing = {"bias": next(brought), "weight": next(brought)}
+            elif layer.statistics is not None:
+                undoing = {"bias": layer.statistics.mean, "weight": layer.statistics.variance}
+            else:
+                undoing = {}
+            if undoing:
+                undoing["weight"] = np.sqrt(undoing["weight"] + getattr(layer.module, "eps", 0.0))
+            for part, value in values.items():
+                rows.append(_Row(value, start[part], undoing.get(part), undoing.get("weight")))
+        results = iter(_results(rows))
+        for site, layer in found.items():
+            parts = {part: next(results) for part in layer.kept}
+            for part, (mean, drift, *_) in parts.items():
+                yield self.record(step, site, f"{part}_mean", mean)
+                yield self.record(step, site, f"{part}_drift", drift)
+            for part, (_, _, *gap) in parts.items():
+                for away in gap:
+                    yield self.record(step, site, f"{part}_identity_gap", away)
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
@@ -142,8 +175,30 @@ class AffineDrift(AbstractProbe):
             )
 
 
-def _median(values: np.ndarray) -> float:
-    """Return the median, NaN if any value is; a third of the time of NumPy's."""
-    ordered = np.sort(values)
-    half = (ordered.size - 1) // 2
-    return float((ordered[half] + ordered[-1 - half]) / 2) if ordered[-1] == ordered[-1] else float("nan")
+def _running(statistics: Any) -> tuple[Tensor, ...]:
+    return statistics if isinstance(statistics, tuple) else ()
+
+
+def _results(rows: Sequence[_Row]) -> list[list[float]]:
+    """Return mean, drift and identity gap of each row; rows of one width are worked on together."""
+    alike: dict[tuple[int, bool], list[int]] = {}
+    for index, row in enumerate(rows):
+        alike.setdefault((row.values.size, row.undoing is None), []).append(index)
+    found: list[list[float]] = [[]] * len(rows)
+    for (width, bare), indices in alike.items():
+        values, start = (np.array([getattr(rows[index], name) for index in indices]) for name in ("values", "start"))
+        with np.errstate(all="ignore"):
+            columns = [np.add.reduce(values, 1) / width, np.sqrt(np.add.reduce((values - start) ** 2, 1) / width)]
+            if not bare:
+                undoing, sigma = (np.array([getattr(rows[i], name) for i in indices]) for name in ("undoing", "sigma"))
+                columns.append(_medians(abs(values - undoing) / sigma))
+        for index, row in zip(indices, np.transpose(columns).tolist(), strict=True):
+            found[index] = row
+    return found
+
+
+def _medians(rows: np.ndarray) -> np.ndarray:
+    """Return the median of each row, NaN if any value is; a third of the time of NumPy's."""
+    ordered = np.sort(rows, axis=1)
+    half = (rows.shape[1] - 1) // 2
+    return np.where(np.isnan(ordered[:, -1]), np.nan, (ordered[:, half] + ordered[:, -1 - half]) / 2)

@@ -1,15 +1,16 @@
 """What batch norm takes out of the gradient that passes it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from normscope.modules.channels import Channels, channels, to_host
+from normscope.modules.channels import to_host
+from normscope.modules.contents import Content, Copy, by_channel, side_by_side
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
@@ -18,6 +19,17 @@ from normscope.records import Record
 
 _TAKEN = 0.5  # share of the gradient's energy; a gradient that knows nothing of the batch loses one over its size
 _TURNED = 0.7  # cosine: 45 degrees
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call of a norm: moments of its input, gain, and of its output gradient a copy, or the sums by channel."""
+
+    content: Content
+    weight: Tensor | None
+    eps: float
+    gradient: Copy | None = None
+    sums: Tensor | None = None
 
 
 class BatchNormGradientTerms(AbstractProbe):
@@ -78,41 +90,43 @@ class BatchNormGradientTerms(AbstractProbe):
         if not uses_batch(module) or not x.numel():
             return None
         notes = step.notes(self)
-        notes.setdefault(site, [])  # the order of first use
-        moments = step.memo(x, "channels", channels)
+        calls: list[_Call] = notes.setdefault(site, [])  # the order of first use
+        content = step.content(x)
+        inputs = [None if content.copy is not None else step.channels(x)]
         weight = getattr(module, "weight", None)
         kept = None if weight is None else weight.detach().clone()
         eps = float(getattr(module, "eps", 0.0))
-        inputs = [moments]
 
         def read(gradient: Tensor) -> None:
-            # The input is let go of at once: held until the whole backward pass ends, it would raise the peak of memory
-            # and take the place that the next gradients are written to.
-            if inputs:
-                notes[site].append(self._of(inputs.pop(), gradient, kept, eps))
+            if not inputs:
+                return
+            # A large input is let go of at once: held until the whole backward pass ends, it would raise the peak of
+            # memory and take the place that the next gradients are written to.
+            moments = inputs.pop()
+            if moments is None:
+                calls.append(_Call(content, kept, eps, gradient=step.copied(gradient)))
+            else:
+                calls.append(_Call(content, kept, eps, sums=torch.stack(moments.inner(gradient))))
 
-        del moments
         return read
-
-    @staticmethod
-    def _of(moments: Channels, gradient: Tensor, weight: Tensor | None, eps: float) -> dict[str, Any]:
-        total, squares, product = moments.inner(gradient)
-        scale = torch.ones_like(moments.mean) if weight is None else weight.to(moments.mean.dtype)
-        stacked = torch.stack([total, squares, product, moments.variance, scale])
-        return {"stacked": stacked, "count": moments.count, "eps": eps}
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares, errors and scales of each layer, in the order of first use."""
         notes = {site: calls for site, calls in step.notes(self).items() if calls}
         if not notes:
             return
-        every = [call for calls in notes.values() for call in calls]
-        host = to_host([call["stacked"] for call in every])
+        step.settle()
+        every: list[_Call] = [call for calls in notes.values() for call in calls]
         # All layers and calls lie side by side, so the number of operations does not grow with the layers.
-        widths = [part.shape[1] for part in host]
-        count = np.repeat([float(call["count"]) for call in every], widths)
-        eps = np.repeat([call["eps"] for call in every], widths)
-        total, squares, product, variance, weight = np.concatenate(host, axis=1)
+        widths = [call.content.mean.size for call in every]
+        count = np.repeat([float(call.content.count) for call in every], widths)
+        eps = np.repeat([call.eps for call in every], widths)
+        variance = np.concatenate([call.content.variance for call in every])
+        gammas = iter(to_host([call.weight for call in every if call.weight is not None]))
+        weight = np.concatenate(
+            [np.ones(width) if call.weight is None else next(gammas) for call, width in zip(every, widths, strict=True)]
+        )
+        total, squares, product = _sums(every)
         sigma = np.sqrt(variance + eps)
         with np.errstate(all="ignore"):
             factor = (weight / sigma) ** 2
@@ -120,7 +134,7 @@ class BatchNormGradientTerms(AbstractProbe):
             q2 = factor * (product / sigma) ** 2 / count
             share = variance / sigma**2
             rows = np.stack([factor * squares, by_mean, q2 * (2 - share), q2, q2 * share, sigma, abs(weight / sigma)])
-        bounds = np.cumsum([0, *(sum(len(call["stacked"][0]) for call in calls) for calls in notes.values())])
+        bounds = np.cumsum([0, *(sum(call.content.mean.size for call in calls) for calls in notes.values())])
         sums = np.add.reduceat(rows, bounds[:-1], axis=1)
         for site, width, column in zip(notes, np.diff(bounds), sums.T, strict=True):
             whole, mean, variance_, cross, energy, sigmas, gains = column.tolist()
@@ -157,6 +171,32 @@ class BatchNormGradientTerms(AbstractProbe):
                 Urgency.NOTABLE,
                 "batch norm",
             )
+
+
+def _sums(calls: Sequence[_Call]) -> np.ndarray:
+    """Return the sums over each channel of the gradient, of its square, and of it times the input's deviations."""
+    found: list[np.ndarray] = [np.empty(0)] * len(calls)
+    large = {index: call.sums for index, call in enumerate(calls) if call.sums is not None}
+    for index, sums in zip(large, to_host(list(large.values())), strict=True):
+        found[index] = sums
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, call in enumerate(calls):
+        if call.gradient is not None:
+            alike.setdefault((call.content.samples, call.content.positions), []).append(index)
+    for (_, positions), indices in alike.items():
+        contents = [calls[index].content for index in indices]
+        gradients = [copy.array for index in indices if (copy := calls[index].gradient) is not None]
+        g = side_by_side(by_channel(gradient, positions) for gradient in gradients)
+        inputs = side_by_side(content.deviations for content in contents)
+        with np.errstate(all="ignore"):
+            terms = [g, g * g, g * inputs]
+            if positions > 1:
+                terms = [np.add.reduce(term, axis=2) for term in terms]
+            sums = np.array([np.add.reduce(term, axis=0) for term in terms])
+        ends = np.cumsum([content.mean.size for content in contents])
+        for index, part in zip(indices, np.split(sums, ends[:-1], axis=1), strict=True):
+            found[index] = part
+    return np.concatenate(found, axis=1)
 
 
 def _ratio(a: float, b: float) -> float:

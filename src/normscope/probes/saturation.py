@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride, in_memory_order, to_host
+from normscope.modules.contents import Content, is_small
 from normscope.modules.sites import chosen, named_sites
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import Readings, Remark, Urgency, beyond, percent
@@ -57,7 +59,8 @@ class Saturation(AbstractProbe):
     units (channels) that are inactive on this whole batch; and ``dead_share``, the share inactive on all data so far.
 
     Shares are of all elements up to ``sample``, beyond that of every k-th in memory order, k having no factor in common
-    with their number; ``silent_share`` and ``dead_share`` use every element.
+    with their number; ``silent_share`` and ``dead_share`` use every element. Calls of one activation are pooled, unit
+    by unit; calls on another number of units are further units.
 
     **State**: for each activation, which units were ever active at a step that this probe read. A probe used for
     another model starts anew; with ``every`` above 1 the steps between readings are not counted.
@@ -109,7 +112,7 @@ class Saturation(AbstractProbe):
         if unknown:
             raise UsageError(f"{self.CODE}: no function {unknown[0]!r}; there are {', '.join(_NAMED)}")
         self.sites, self.sample, self.unit_axis = sites, sample, unit_axis
-        self._alive: WeakKeyDictionary[Module, np.ndarray] = WeakKeyDictionary()
+        self._alive: WeakKeyDictionary[Module, dict[int, np.ndarray]] = WeakKeyDictionary()
 
     def watch(self, step: Step) -> None:
         """Reduce the input of each activation before it is overwritten."""
@@ -129,10 +132,17 @@ class Saturation(AbstractProbe):
                 )
 
     def _take(self, step: Step, site: str, module: Module, function: Module, x: Tensor) -> None:
-        if x.numel():
-            calls = step.notes(self).setdefault(site, (module, []))[1]
-            tails = next((tails for kind, tails in _TAILS.items() if isinstance(function, kind)), None)
-            calls.append(self._rectifier(step, function, x) if tails is None else self._tails(function, x, *tails))
+        if not x.numel():
+            return
+        calls = step.notes(self).setdefault(site, (module, []))[1]
+        if type(function) is nn.ReLU and is_small(x) and x.ndim > 1 and not self._subsamples(x):
+            calls.append(step.content(x))
+            return
+        tails = next((tails for kind, tails in _TAILS.items() if isinstance(function, kind)), None)
+        calls.append(self._rectifier(step, function, x) if tails is None else self._tails(function, x, *tails))
+
+    def _subsamples(self, x: Tensor) -> bool:
+        return self.sample is not None and x.numel() > self.sample
 
     def _sampled(self, x: Tensor) -> Tensor:
         flat = in_memory_order(x)
@@ -153,7 +163,7 @@ class Saturation(AbstractProbe):
         # The largest value of a unit says whether it was ever active.
         axis = self.unit_axis % x.ndim if x.ndim > 1 else 0
         others = [other for other in range(x.ndim) if other != axis]
-        moments = step.recall(x, "channels") if axis == 1 else None
+        moments = step.recall(x, "channels") if axis == 1 and not is_small(x) else None
         peaks = None if moments is None else moments.peaks()
         if peaks is None:
             peaks = x.amax(others) if others else x
@@ -172,9 +182,16 @@ class Saturation(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares of each activation, in the order of first use."""
-        for site, (module, calls) in step.notes(self).items():
-            host = [to_host(call) for call in calls]
-            *counts, size = np.sum([call[0] for call in host], axis=0).tolist()
+        notes: dict[str, tuple[Module, list[Any]]] = step.notes(self)
+        if not notes:
+            return
+        step.settle()
+        every = [call for _, calls in notes.values() for call in calls]
+        small = iter(self._of_small([call for call in every if isinstance(call, Content)]))
+        host = iter([next(small) if isinstance(call, Content) else to_host(call) for call in every])
+        for site, (module, calls) in notes.items():
+            found = [next(host) for _ in calls]
+            *counts, size = (found[0][0] if len(found) == 1 else np.sum([call[0] for call in found], axis=0)).tolist()
             names = (
                 ("input_tail", "output_tail", "squared_slope")
                 if len(counts) == 3
@@ -182,12 +199,43 @@ class Saturation(AbstractProbe):
             )
             for name, count in zip(names, counts, strict=True):
                 yield self.record(step, site, name, count / size)
-            if len(host[0]) > 1:
-                active = np.any([call[1] for call in host], axis=0)
-                alive = self._alive.get(module, np.zeros_like(active))
-                self._alive[module] = alive = active | alive
-                yield self.record(step, site, "silent_share", 1 - active.mean())
-                yield self.record(step, site, "dead_share", 1 - alive.mean())
+            if len(found[0]) > 1:
+                silent, dead = self._never_active(module, [call[1] != 0 for call in found])
+                yield self.record(step, site, "silent_share", silent)
+                yield self.record(step, site, "dead_share", dead)
+
+    def _never_active(self, module: Module, calls: Sequence[np.ndarray]) -> tuple[float, float]:
+        """Return the shares of units that were active in no call of this step, and at no step so far."""
+        alive = self._alive.setdefault(module, {})
+        active: dict[int, np.ndarray] = {}
+        for units in calls:
+            active[units.size] = units | active[units.size] if units.size in active else units
+        for width, units in active.items():
+            alive[width] = units | alive[width] if width in alive else units
+        size = sum(active)
+        return (
+            1 - sum(np.count_nonzero(units) for units in active.values()) / size,
+            1 - sum(np.count_nonzero(alive[width]) for width in active) / size,
+        )
+
+    def _of_small(self, contents: Sequence[Content]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return what ``_rectifier`` does, of the inputs of plain rectifiers."""
+        found: list[Any] = [None] * len(contents)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        arrays = [content.copy.array for content in contents if content.copy is not None]
+        for index, array in enumerate(arrays):
+            alike.setdefault(array.shape, []).append(index)
+        for shape, indices in alike.items():
+            axis = self.unit_axis % len(shape)
+            with np.errstate(invalid="ignore"):
+                active = ~(np.array([arrays[index] for index in indices]) <= 0)
+            others = tuple(other + 1 for other in range(len(shape)) if other != axis)
+            units: Any = active.any(axis=others)
+            size = active[0].size
+            counts = np.count_nonzero(active.reshape(len(indices), -1), axis=1).tolist()
+            for index, count, unit in zip(indices, counts, units, strict=True):
+                found[index] = np.array([size - count, count, size], dtype=float), unit
+        return found
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

@@ -3,16 +3,20 @@
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import SGD
 
+from normscope._errors import UsageError
 from normscope.modules.batches import leading_tensor
-from normscope.modules.channels import row_products, to_floats
+from normscope.modules.channels import to_floats, to_host, unit_products
+from normscope.modules.shards import is_distributed
 from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
@@ -25,6 +29,7 @@ from normscope.probes._remarks import (
     beyond,
     called,
     counted,
+    decades,
     sentence,
 )
 from normscope.probes._step import Step
@@ -33,6 +38,9 @@ from normscope.records import Record
 _CHANGED = 3.0  # a factor over training
 _SPIN = 0.2  # radians a step: a dozen degrees
 _BOUND = 0.1  # cosine of weight and gradient; 0 but for epsilon
+
+_Owner = tuple[dict[str, Any], Any]
+"""A parameter group, and its optimizer."""
 
 
 class ScaleInvariance(AbstractProbe):
@@ -90,6 +98,8 @@ class ScaleInvariance(AbstractProbe):
         owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
         notes = step.notes(self)
         notes["weights"] = {site: own[0] for site, own in owned.items() if own}
+        if any(map(is_distributed, notes["weights"].values())):
+            raise UsageError(f"{self.CODE} reads whole weights, and here each process holds a part of them")
         notes["norms"], notes["found"], notes["at_update"] = {}, {}, {}
         notes["gradients"] = gradients = Gradients(notes["weights"].values())
         step.on_backward_end(self, notes["weights"].values(), lambda: self._look(step, gradients.after_backward()))
@@ -108,55 +118,47 @@ class ScaleInvariance(AbstractProbe):
 
     def _note_lengths(self, step: Step, changed: Sequence[Parameter]) -> None:
         for weight in changed:
-            length = torch.linalg.vector_norm(_gradient(step, weight))
-            step.notes(self)["at_update"][id(weight)] = length.square()
+            step.notes(self)["at_update"][id(weight)] = torch.linalg.vector_norm(_gradient(step, weight).float())
 
-    def _look(self, step: Step, weights: Sequence[Parameter]) -> None:
-        found: dict[int, Tensor] = step.notes(self)["found"]
-        with torch.no_grad():
-            for weight in weights:
-                # By output unit: inner products, squared lengths of weight and gradient.
-                w, g = step.value_before(weight).flatten(1), _gradient(step, weight)
-                w = w if w.dtype == torch.float64 else w.float()
-                inner = torch.stack([row_products(w, g), row_products(w, w), row_products(g, g)])
-                least = torch.finfo(inner.dtype).tiny  # a unit without gradient has none along its weight either
-                unit = (inner[0] / (inner[1] * inner[2]).sqrt().clamp(min=least)).abs().max()
-                found[id(weight)] = torch.cat([inner.sum(1), unit.reshape(1)])
+    def _look(self, step: Step, found: Sequence[Parameter]) -> None:
+        products: dict[int, Any] = step.notes(self)["found"]
+        for weight in found:
+            products[id(weight)] = unit_products(step.value_before(weight), _gradient(step, weight))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the quantities of each weight before a norm."""
         notes = step.notes(self)
-        known: dict[int, Tensor] = notes["found"]
+        products: dict[int, Any] = notes["found"]
         after: dict[str, Module] = notes["norms"]
-        sites = [site for site in notes["weights"] if self.sites is not None or site in after]
-        layers: dict[str, Parameter] = {site: notes["weights"][site] for site in sites}
         unread, changed = notes["gradients"].at_end()
-        self._look(step, [weight for weight in unread if id(weight) not in known])
+        self._look(step, [weight for weight in unread if id(weight) not in products])
         if step.optimizers:
             self._note_lengths(step, changed)
-        layers = {site: weight for site, weight in layers.items() if id(weight) in known}
+        layers: dict[str, Parameter] = {
+            site: weight
+            for site, weight in notes["weights"].items()
+            if (self.sites is not None or site in after) and id(weight) in products
+        }
         if not layers:
             return
-        found = [torch.cat([known[id(w)], _moved(step, w), self._length(step, w)]) for w in layers.values()]
-        values = to_floats([part for row in found for part in row.unbind()])
-        for index, (site, weight) in enumerate(layers.items()):
-            inner, w2, g2, unit, moved2, moved_inner, handed2 = values[7 * index : 7 * index + 7]
+        at_update: dict[int, Tensor] = notes["at_update"]
+        handed = dict(zip(at_update, to_floats(list(at_update.values())), strict=True))
+        owners = _owners(step)
+        sums = _sums([products[id(weight)] for weight in layers.values()])
+        changes = step.changes(list(layers.values()))
+        for (site, weight), (inner, w2, g2, unit), change in zip(layers.items(), sums, changes, strict=True):
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
             if isinstance(after.get(site), _NormBase):
                 yield self.record(step, site, "unit_radial_cosine", unit)
             yield self.record(step, site, "weight_norm", math.sqrt(w2))
-            yield from self._dynamics(step, site, weight, w2, handed2 or g2, moved2, moved_inner)
-
-    def _length(self, step: Step, weight: Parameter) -> Tensor:
-        """Return the squared length of the gradient that the optimizer was handed."""
-        notes = step.notes(self)
-        square: Tensor = notes["at_update"].get(id(weight), notes["found"][id(weight)][2])
-        return square.reshape(1)
+            at_update2 = handed.get(id(weight), 0.0) ** 2
+            owner = owners.get(id(weight), ({}, None))
+            yield from self._dynamics(step, site, owner, w2, at_update2 or g2, change[0], change[1])
 
     def _dynamics(
-        self, step: Step, site: str, weight: Parameter, w2: float, g2: float, moved2: float, moved_inner: float
+        self, step: Step, site: str, owner: _Owner, w2: float, g2: float, moved2: float, moved_inner: float
     ) -> Iterator[Record]:
-        group, optimizer = _group(step, weight)
+        group, optimizer = owner
         lr = float(group["lr"]) if group else None
         if lr is not None:
             yield self.record(step, site, "effective_lr", _ratio(lr, w2))
@@ -178,21 +180,16 @@ class ScaleInvariance(AbstractProbe):
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
         """Tell of effective learning rates that changed, of weights that spin, of weights that are not invariant."""
         first, late = readings.first("effective_lr"), readings.late("effective_lr")
-        ratios = {site: late[site] / first[site] for site in late if first.get(site, 0) > 0 and late[site] > 0}
-        most = max(ratios, key=lambda site: abs(math.log(ratios[site])), default=None)
-        if most is not None and not 1 / _CHANGED < ratios[most] < _CHANGED:
-            ratio = ratios[most]
-            far = sum(not 1 / _CHANGED < each < _CHANGED for each in ratios.values())
+        ratios = {site: decades(late[site], first[site]) for site in late}
+        far = sorted((s for s in ratios if abs(ratios[s]) > decades(_CHANGED, 1)), key=lambda s: -abs(ratios[s]))
+        if far:
+            most, others = far[0], len(far) - 1
             says = (
-                f"The effective learning rate of {called(most)} has {'risen' if ratio > 1 else 'fallen'} "
+                f"The effective learning rate of {called(most)} has {'risen' if ratios[most] > 0 else 'fallen'} "
                 f"from {amount(first[most])} to {amount(late[most])}"
-                + (
-                    f"; it has changed more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}"
-                    if far > 1
-                    else ""
-                )
+                + (f"; beyond {_CHANGED:g} times it changed in {counted(others, 'other layer')} too" if others else "")
             )
-            yield Remark(sentence(says), Urgency.NOTABLE, abs(math.log10(ratio)) / 2, (most,), "effective_lr")
+            yield Remark(sentence(says), Urgency.NOTABLE, abs(ratios[most]) / 2, tuple(far), "effective_lr")
         if spun := beyond(readings, "angle", above=_SPIN):
             yield spun.remark(
                 "the weight of {site} turns by {value} radians a step{since}",
@@ -223,11 +220,9 @@ class ScaleInvariance(AbstractProbe):
 
 
 def _gradient(step: Step, weight: Parameter) -> Tensor:
-    """Return the gradient by output unit, in float32 or wider."""
     gradient = step.gradient(weight)
     assert gradient is not None
-    rows = gradient.to_dense().flatten(1)
-    return rows if rows.dtype == torch.float64 else rows.float()
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _note_made(made: dict[int, tuple[weakref.ref[Tensor], int, str]], site: str) -> Any:
@@ -249,20 +244,27 @@ def _note_taken(made: dict[int, tuple[weakref.ref[Tensor], int, str]], norms: di
     return hook
 
 
-def _moved(step: Step, weight: Parameter) -> Tensor:
-    """Return the squared length of the update and its inner product with the weight before."""
-    before = step.value_before(weight)
-    wide = torch.float64 if before.dtype == torch.float64 else torch.float32
-    moved = (weight.detach().to(wide) - before.to(wide)).reshape(-1)
-    return torch.stack([torch.dot(moved, moved), torch.dot(moved, before.reshape(-1).to(wide))])
+def _sums(products: Sequence[Any]) -> list[list[float]]:
+    """Return of each weight the sums of ``unit_products`` over its units, and the largest cosine of a unit."""
+    away = iter(to_host([rows for rows in products if isinstance(rows, Tensor)]))
+    host = [next(away) if isinstance(rows, Tensor) else rows for rows in products]
+    starts = [0, *accumulate(rows.shape[1] for rows in host[:-1])]
+    by_unit = np.concatenate(host, axis=1, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        # A unit without gradient has none along its weight either.
+        lengths = np.maximum(np.sqrt(by_unit[1] * by_unit[2]), np.finfo(np.float64).tiny)
+        largest = np.maximum.reduceat(abs(by_unit[0]) / lengths, starts)
+        return np.concatenate([np.add.reduceat(by_unit, starts, axis=1), largest[None]]).T.tolist()
 
 
-def _group(step: Step, weight: Parameter) -> tuple[dict[str, Any], Any]:
-    for optimizer in step.optimizers:
-        for group in optimizer.param_groups:
-            if any(parameter is weight for parameter in group["params"]):
-                return group, optimizer
-    return {}, None
+def _owners(step: Step) -> dict[int, _Owner]:
+    """Return the parameter group and the optimizer of each parameter, by ``id``."""
+    return {
+        id(parameter): (group, optimizer)
+        for optimizer in reversed(step.optimizers)
+        for group in reversed(optimizer.param_groups)
+        for parameter in group["params"]
+    }
 
 
 def _ratio(a: float, b: float) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,14 +11,24 @@ from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.channels import Channels, channels, to_host
+from normscope.modules.channels import Channels, to_host
+from normscope.modules.contents import Content, Group
 from normscope.modules.sites import batch_norms, chosen
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.probes._step import Step
 from normscope.records import Record
 
+_NAMES = ("mean_noise", "scale_noise", "mean_noise_ratio", "scale_noise_ratio")
 _NOISY = 0.04  # in squared sigma: a fifth of sigma, the noise of 25 independent values
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call of a layer: moments of its input, and of a large input the sums of its parts and the fourth powers."""
+
+    content: Content
+    parts: Tensor | None = None
 
 
 class StatisticsNoise(AbstractProbe):
@@ -92,15 +103,14 @@ class StatisticsNoise(AbstractProbe):
         size = x.shape[0] // self.groups
         if x.ndim < 2 or not size or not x.numel():
             return
-        moments = step.memo(x, "channels", channels)
-        parts = torch.cat(
-            [
-                *(self._fold(part, size) for part in moments.deviations()),
-                moments.variance[None],
-                self._fourth(moments)[None],
-            ]
-        )
-        step.notes(self).setdefault(site, []).append((parts, moments.count, size * moments.positions))
+        calls = step.notes(self).setdefault(site, [])
+        content = step.content(x)
+        if content.copy is not None and x.numel() <= self.sample:
+            calls.append(_Call(content))
+            return
+        moments = step.channels(x)
+        parts = torch.cat([*(self._fold(part, size) for part in moments.deviations()), self._fourth(moments)[None]])
+        calls.append(_Call(content, parts))
 
     def _fold(self, part: Tensor, size: int) -> Tensor:
         return part[: size * self.groups].reshape(self.groups, size, -1).sum(1)
@@ -123,33 +133,65 @@ class StatisticsNoise(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield noises and ratios of each layer; several calls are averaged."""
-        for site, calls in step.notes(self).items():
-            host = to_host([parts for parts, _, _ in calls])
-            rows = [self._of(part, count, each) for part, (_, count, each) in zip(host, calls, strict=True)]
-            names = ("mean_noise", "scale_noise", "mean_noise_ratio", "scale_noise_ratio")
-            for name, value in zip(names, np.mean(rows, axis=0).tolist(), strict=True):
+        notes: dict[str, list[_Call]] = step.notes(self)
+        if not notes:
+            return
+        step.settle()
+        every = [call for calls in notes.values() for call in calls]
+        large = iter(to_host([call.parts for call in every if call.parts is not None]))
+        groups = {id(call.content.group): call.content.group for call in every if call.parts is None}
+        of_small = {key: self._of(group, *self._parts(group)) for key, group in groups.items()}
+        found = iter(
+            [
+                of_small[id(call.content.group)][call.content.index]
+                if call.parts is None
+                else self._of_large(call.content, next(large))
+                for call in every
+            ]
+        )
+        for site, calls in notes.items():
+            rows = [next(found) for _ in calls]
+            values = rows[0] if len(rows) == 1 else np.mean(rows, axis=0).tolist()
+            for name, value in zip(_NAMES, values, strict=True):
                 yield self.record(step, site, name, value)
 
-    def _of(self, parts: np.ndarray, count: int, each: int) -> list[float]:
-        k = self.groups
-        variance, fourth = parts[-2], parts[-1]
+    def _parts(self, group: Group) -> tuple[int, np.ndarray]:
+        """Return the number of values in a part, and by channel the sums of each part and the fourth powers."""
+        k, (total, raw, squares) = self.groups, (group.total, group.raw, group.squares)
+        assert total is not None
+        assert raw is not None
+        assert squares is not None
+        samples, width = total.shape
+        size = samples // k
+        fourth = squares * squares
+        fourth = np.add.reduce(fourth, axis=2) if fourth.ndim > 2 else fourth
+        folded = [np.add.reduce(rows[: size * k].reshape(k, size, width), axis=1) for rows in (total, raw)]
+        return size * group.count // samples, np.concatenate(
+            [*folded, np.add.reduce(fourth, axis=0)[None] / group.count]
+        )
+
+    def _of_large(self, content: Content, parts: np.ndarray) -> list[float]:
+        each = content.samples // self.groups * content.positions
+        return self._of(content.group, each, parts, content)[0]
+
+    def _of(self, group: Group, each: int, rows: np.ndarray, content: Content | None = None) -> list[list[float]]:
+        """Return the four values of each content of a group, or of one content."""
+        k, count = self.groups, group.count
+        variance, starts = (group.variance, group.starts) if content is None else (content.variance, [0])
         with np.errstate(all="ignore"):
-            alive = ~(variance <= 0)
-            means, squares = parts[:k, alive] / each, parts[k : 2 * k, alive] / each
-            sigmas = np.sqrt(np.maximum(squares - means**2, 0))
-            unbiased = variance[alive] * (count / (count - 1)) if count > 1 else variance[alive] * np.nan
-            if not unbiased.size:
-                return [np.nan] * 4
-            mean, scale = (_variance(values) * (each / count) / unbiased for values in (means, sigmas))
-            excess = _excess(float((fourth[alive] / variance[alive] ** 2).sum() / unbiased.size), count)
-        mean_noise, scale_noise = float(mean.sum() / mean.size), float(scale.sum() / scale.size)
-        expected = (excess + 2) / (4 * count)
-        return [
-            mean_noise,
-            scale_noise,
-            mean_noise * count,
-            scale_noise / expected if expected > 0 else float("nan"),
-        ]
+            means, squares = rows[:k] / each, rows[k : 2 * k] / each
+            parts = np.array([means, np.sqrt(np.maximum(squares - means * means, 0))])
+            parts -= np.add.reduce(parts, axis=1, keepdims=True) / k
+            noise = np.add.reduce(parts * parts, axis=1) * (each / count / (k - 1))
+            unbiased = variance * (count / (count - 1)) if count > 1 else variance * np.nan
+            ratios = np.concatenate([noise / unbiased, (rows[2 * k] / variance**2)[None], np.ones((1, len(variance)))])
+            ratios[:, variance <= 0] = 0  # channels without variance are left out
+            # A layer that has no other channels has no value.
+            mean_noise, scale_noise, kurtosis, alive = np.add.reduceat(ratios, starts, axis=1)
+            mean_noise, scale_noise, kurtosis = mean_noise / alive, scale_noise / alive, kurtosis / alive
+            expected = (_excess(kurtosis, count) + 2) / (4 * count)
+            ratio = np.where(expected > 0, scale_noise / expected, np.nan)
+        return np.array([mean_noise, scale_noise, mean_noise * count, ratio]).T.tolist()
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
@@ -177,13 +219,7 @@ class StatisticsNoise(AbstractProbe):
         return dict.fromkeys(("mean_noise_ratio", "scale_noise_ratio"), ("independent values", 1.0))
 
 
-def _variance(values: np.ndarray) -> np.ndarray:
-    """Variance over the first axis, without bias."""
-    centred = values - values.sum(0) / len(values)
-    return np.einsum("kc,kc->c", centred, centred) / (len(values) - 1)
-
-
-def _excess(kurtosis: float, count: int) -> float:
+def _excess(kurtosis: np.ndarray, count: int) -> np.ndarray:
     """Excess kurtosis, without bias for normal values."""
     if count < 4:
         return kurtosis - 3

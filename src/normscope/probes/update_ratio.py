@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch.nn import Parameter
 
-from normscope.modules.channels import to_floats
 from normscope.modules.sites import chosen, weight_layers, weights
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import Readings, Remark, Theory, Urgency, beyond, percent
@@ -69,14 +67,10 @@ class UpdateRatio(AbstractProbe):
         every = [parameter for own in layers.values() for parameter in own]
         if not every:
             return
-        now, before = [parameter.detach() for parameter in every], [step.value_before(p) for p in every]
-        norms = [*torch._foreach_norm(torch._foreach_sub(now, before)), *torch._foreach_norm(before)]
-        squares = iter([value**2 for value in to_floats(norms)])
-        updates = {id(parameter): next(squares) for parameter in every}
-        sizes = {id(parameter): next(squares) for parameter in every}
+        changes = iter(step.changes(every))
         for site, own in layers.items():
-            update = sum(updates[id(parameter)] for parameter in own) ** 0.5
-            size = sum(sizes[id(parameter)] for parameter in own) ** 0.5
+            squares = [next(changes) for _ in own]
+            update, size = (sum(square[index] for square in squares) ** 0.5 for index in (0, 2))
             if update == 0 and not any(p.grad is not None or id(p) in notes["used"] for p in own):
                 continue
             yield self.record(step, site, "update_norm", update)
