@@ -104,8 +104,7 @@ def test_a_run_that_is_deleted_ends_no_training(mlflow, sink_of):
             mlflow.delete_run(run.info.run_id)
 
     with pytest.warns(SinkWarning, match="MlflowSink"):
-        parameters, scope = sinks.trained([sink_of(run)], between=between)
-        scope.close()
+        parameters, scope = sinks.trained([sink_of(run)], between=between, close=True)
     assert parameters == plain
     assert scope.records()["step"].n_unique() == 5
 

@@ -29,7 +29,8 @@ def read(folder):
 
 
 def texts(events):
-    return {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+    tags = events.Tags()["tensors"]
+    return {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)] for tag in tags}
 
 
 def test_records_are_scalars_at_their_steps(tensorboard, tmp_path):
@@ -90,8 +91,6 @@ def test_a_folder_that_is_deleted_ends_no_training(tensorboard, tmp_path):
             shutil.rmtree(tmp_path / "logs")
 
     with pytest.warns(SinkWarning, match="TensorBoardSink"):
-        parameters, scope = sinks.trained([sink], between=between)
-        scope.close()
+        parameters, scope = sinks.trained([sink], between=between, close=True)
     assert parameters == plain
     assert scope.records()["step"].n_unique() == 5
-

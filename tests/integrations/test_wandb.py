@@ -52,7 +52,7 @@ def test_rows_of_the_training_stay_as_they_are(wandb, run, sink, numbered, seldo
         if step % seldom == 0:
             run.log({"own": step}, step=step) if numbered else run.log({"own": step})
 
-    parameters, scope = sinks.trained([sink], steps=6, between=between)
+    _, scope = sinks.trained([sink], steps=6, between=between)
     scope.close()
     rows, _, _ = read(run)
     assert [row["own"] for row in rows if "own" in row] == list(range(0, 6, seldom))
@@ -87,7 +87,6 @@ def test_a_run_that_is_finished_ends_no_training(run, sink):
             run.finish()
 
     with pytest.warns(SinkWarning, match="WandbSink"):
-        parameters, scope = sinks.trained([sink], between=between)
-        scope.close()
+        parameters, scope = sinks.trained([sink], between=between, close=True)
     assert parameters == plain
     assert scope.records()["step"].n_unique() == 5

@@ -18,13 +18,19 @@ RECORDS = [
 NAMES = ["gradient_flow/norm/layer_1.0.conv", "gradient_flow/growth", "gradient_flow/loss:frozen_s_0.1"]
 FINDINGS = [
     Finding(
-        "NS102", "tiny-batch", severity, f"Batches of 2 [{place}].", (place,), fix="Use more.", details={"first_step": 50}
+        "NS102",
+        "tiny-batch",
+        severity,
+        f"Batches of 2 [{place}].",
+        (place,),
+        fix="Use more.",
+        details={"first_step": 50},
     )
     for severity, place in ((Severity.ERROR, "a.b"), (Severity.WARNING, "c d"), (Severity.INFO, ""))
 ]
 
 
-def trained(sinks, steps=5, between=lambda step: None, **options):
+def trained(sinks, steps=5, between=lambda step: None, close=False, **options):
     """Train a net under a scope with sinks; return its parameters, as bytes, and the scope."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
@@ -36,6 +42,8 @@ def trained(sinks, steps=5, between=lambda step: None, **options):
         nn.functional.cross_entropy(model(torch.randn(16, 6)), torch.randint(0, 3, (16,))).backward()
         optimizer.step()
     scope.detach()
+    if close:
+        scope.close()
     return [parameter.detach().numpy().tobytes() for parameter in model.parameters()], scope
 
 
