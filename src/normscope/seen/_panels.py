@@ -188,5 +188,5 @@ def wide(rows: "polars.DataFrame", *beside: float) -> bool:
     values = values.filter(values.is_finite())
     if values.is_empty():
         return False
-    low, high = min(*values.to_list(), *beside), max(*values.to_list(), *beside)
+    low, high = min([*values.to_list(), *beside]), max([*values.to_list(), *beside])
     return low > 0 and high / low > _SPREAD_FOR_LOG
