@@ -131,6 +131,7 @@ class ProbedStep:
         for optimizer in self._loop.optimizers:
             if calls_step_hooks(optimizer):
                 step.keep(optimizer.register_step_pre_hook(self.before_update))
+                step.keep(optimizer.register_step_post_hook(self._after_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
         """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
@@ -163,11 +164,16 @@ class ProbedStep:
             for probe in self._due:
                 self._try(probe, probe.before_update, step, parameters)
         step.gradients_scaled = step.scale != 1
+        step.updating = True
+
+    def _after_update(self, *_: Any) -> None:
+        self._step.updating = False
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Take up an optimizer that is found as it makes its first update."""
         self._step.take_optimizers(self._loop.optimizers)
         self.before_update(optimizer)
+        self._step.updating = False  # torch has no hook of the end of this update
 
     def add_micro_batch(self, batch: Any, share: float | None) -> None:
         """Take one of several batches, with the random streams as they are now."""
