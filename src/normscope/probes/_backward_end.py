@@ -64,15 +64,17 @@ class _Seen:
 class Gradients:
     """Which of some parameters have a gradient to be read now: of the last backward pass before the parameter changes.
 
-    So it is the gradient at the values with which the step began: of several backward passes that add up, the sum; with
-    an optimizer that evaluates a closure several times (LBFGS), of the first; with a perturbed second pass (SAM), of
-    the unperturbed one.
+    So it is the gradient at the values with which the step began: of several backward passes that add up, the sum, also
+    where the last of them runs in the optimizer's closure (Lightning); with an optimizer that evaluates a closure
+    several times (LBFGS), of the first; with a perturbed second pass (SAM), of the unperturbed one.
 
     Args:
         parameters: The parameters.
+        updating: Whether an optimizer is in its step, so that a backward pass is its closure's.
     """
 
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
+    def __init__(self, parameters: Iterable[Parameter], updating: Callable[[], bool] = lambda: False) -> None:
+        self._updating = updating
         self._parameters = {id(parameter): parameter for parameter in parameters}
         self._seen: dict[int, _Seen] = {}
 
@@ -83,7 +85,10 @@ class Gradients:
             if parameter.grad is None:
                 continue
             seen = self._seen.get(key)
-            if seen is None or not (seen.handed_over or seen.parameter_version != parameter._version):
+            # Of a parameter that was handed over, torch may keep no count of its changes (``.data``).
+            if seen is None or (
+                seen.parameter_version == parameter._version and (not seen.handed_over or self._updating())
+            ):
                 self._seen[key] = _Seen(parameter._version, _mark(parameter.grad))
                 found.append(parameter)
             else:

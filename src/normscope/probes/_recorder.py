@@ -21,7 +21,7 @@ from normscope.probes._probed_step import ProbedStep, TrainingLoop
 from normscope.probes._replay import LossFn
 from normscope.probes._sinks import Delivery, RecordSink, Sink
 from normscope.records import MemoryStore, Record, Store
-from normscope.records.cell_names import claim_cell, last_cell, last_step, require_cell_name
+from normscope.records.cell_names import claim_cell, last_step, require_cell_name, take_up_cell
 from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
@@ -497,7 +497,7 @@ def _opened(
         return record_to, name if rank is None else f"{name}.rank{rank}", int(start)
     store = Store.create(record_to, {"kind": "scope"})
     if start == "continue":
-        cell = last_cell(store.path, name, rank)
+        cell = take_up_cell(store.path, name, rank)
         if cell is not None:
             last = last_step(store.path, cell)
             return store, cell, 0 if last is None else last + 1

@@ -45,6 +45,7 @@ class Step:
         scale: Loss scale of the user's backward pass; readers get gradients without it.
         optimizers: The user's optimizers; to be read, not used.
         start: The state with which the step began, if a probe evaluates the loss again.
+        updating: Whether an optimizer is in its step at the moment: a backward pass is then its closure's.
         gradients_scaled: Whether ``parameter.grad`` carries the loss scale at the moment.
     """
 
@@ -62,6 +63,7 @@ class Step:
         self.take_optimizers(optimizers)
         self.start: StartState | None = None
         self.gradients_scaled = scale != 1
+        self.updating = False
         self._replay: Replay | None = None
         self._report = report
         self._handles: list[Removable] = []
