@@ -209,7 +209,7 @@ def fail_in_the_model(rank, folder):
     from normscope import probes
     from normscope.modules import processes
 
-    processes._PATIENCE = timedelta(seconds=3)
+    processes.PATIENCE = timedelta(seconds=3)
     calls = []
 
     def loss(model, batch):
