@@ -96,7 +96,7 @@ class GradientFlow(AbstractProbe):
         notes["own"] = {site: [p for _, p in own_parameters(module)] for site, module in layers.items()}
         held = {id(p): p for own in notes["own"].values() for p in own}
         notes["norms"], notes["at_update"] = {}, {}
-        notes["gradients"] = gradients = Gradients(held.values())
+        notes["gradients"] = gradients = Gradients(held.values(), lambda: step.updating)
         step.on_backward_end(
             self, held.values(), lambda: self._take_norms(step, gradients.after_backward(), notes["norms"])
         )
