@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from kit import live_run
+from kit import watched_training
 from kit.browser import CHROMIUM, IN_BROWSER, overflow, sync_playwright, until
 from kit.live_run import HOSTILE, begin, rows_of
 from normscope.live import LiveServer
@@ -95,13 +95,13 @@ def test_a_page_that_waits_fills_within_seconds_of_the_first_due_step_and_grows(
     for tab in tabs:
         until(tab, lambda tab=tab: state(tab) == "Waiting")
         assert "does not exist yet" in tab.text_content("#said")
-    words = [sys.executable, live_run.__file__, str(tmp_path / "run"), "100000", "0.05"]
+    words = [sys.executable, watched_training.__file__, str(tmp_path / "run"), "100000", "0.05"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as training:
         first_step = float(training.stdout.readline())
         for tab in tabs:
             tab.wait_for_selector("html[data-rows]", state="attached")
-            assert rows(tab) >= 8
-        assert time.time() - first_step < 3 + 5  # with room for a machine with other work; alone it is below 3
+            assert rows(tab) >= 4
+        assert time.time() - first_step < 3 + 3  # it is near 1; the room is for a machine with other work
         assert state(tabs[0]) == "Running"
         for tab in tabs:
             seen = rows(tab)
@@ -109,7 +109,8 @@ def test_a_page_that_waits_fills_within_seconds_of_the_first_due_step_and_grows(
             assert rows(tab) > seen + 8
             assert overflow(tab) <= 0
             until(tab, lambda tab=tab: ink(tab) > 300)
-        assert len(tabs[0].query_selector_all(".panel")) == 3
+        assert "Gradient flow" in tabs[0].text_content("#probes")
+        assert tabs[0].text_content("#title") == "Sequential, as it trains"
         training.kill()
     for tab in tabs:
         until(tab, lambda tab=tab: "has ended" in state(tab))

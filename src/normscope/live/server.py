@@ -64,6 +64,8 @@ class LiveServer:
             raise UsageError("a token has 8 to 200 letters, digits, '-', '_', '.' or '~'")
         self._loopback = is_loopback(host)
         self.token = token if token is not None or self._loopback else secrets.token_urlsafe(24)
+        import polars  # noqa: F401  # now, not when the first rows come
+
         follower = Follower(run)
         self._http = _listen(host, port)
         self._http.follower, self._http.loopback, self._http.token = follower, self._loopback, self.token

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from normscope.modules.shards import is_distributed
+
 
 class BackwardEnd:
     """Calls functions when a backward pass that reaches given parameters has ended.
@@ -108,7 +110,7 @@ class Gradients:
                 unread.append(parameter)
             elif not seen.handed_over:
                 seen.handed_over = True
-                if seen.gradient != _mark(parameter.grad):
+                if _is_changed(parameter.grad, seen.gradient):
                     changed.append(parameter)
         return unread, changed
 
@@ -121,7 +123,7 @@ class Gradients:
             seen = self._seen.get(key)
             if seen is None:
                 unread.append(parameter)
-            elif not (seen.handed_over or seen.later) and seen.gradient != _mark(parameter.grad):
+            elif not (seen.handed_over or seen.later) and _is_changed(parameter.grad, seen.gradient):
                 changed.append(parameter)
         return unread, changed
 
@@ -129,3 +131,8 @@ class Gradients:
 def _mark(gradient: Tensor) -> tuple[int, int]:
     """Whose value it is: of the tensor at an address, written to so many times."""
     return id(gradient), gradient._version
+
+
+def _is_changed(gradient: Tensor, then: tuple[int, int]) -> bool:
+    """Whether a gradient may have another value; of sharded ones torch does not count every change."""
+    return is_distributed(gradient) or _mark(gradient) != then

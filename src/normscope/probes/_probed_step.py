@@ -14,7 +14,7 @@ from normscope.modules.batches import Piece
 from normscope.modules.processes import OutOfStepError, Processes, exchanging
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.shards import sharded
+from normscope.modules.shards import SHARDED, sharded
 from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
@@ -139,9 +139,11 @@ class ProbedStep:
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
+        if rank_of_many() is not None and sharded(self._model):
+            raise UsageError(SHARDED)
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
-        start = step.start = StartState(self._model, loop.layout)
+        start = step.start = StartState(self._model, loop.layout, loop.reach)
         start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
@@ -210,7 +212,9 @@ class ProbedStep:
             if not probe.replays:
                 self._try(probe, read, probe)
         step.release()
-        return [record for probe in self._due for record in records.get(id(probe), ())]
+        self.values_read -= {probe.CODE for probe, _ in self.failures.values()}
+        sound = [probe for probe in self._due if id(probe) not in self.failures]
+        return [record for probe in sound for record in records.get(id(probe), ())]
 
     def _replay(
         self, start: StartState, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
@@ -224,7 +228,6 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
-            reach=self._loop.reach,
             processes=self._in_step,
         )
         try:

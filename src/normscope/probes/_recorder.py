@@ -21,7 +21,7 @@ from normscope.probes._probed_step import ProbedStep, TrainingLoop
 from normscope.probes._replay import LossFn
 from normscope.probes._sinks import Delivery, RecordSink, Sink
 from normscope.records import MemoryStore, Record, Store
-from normscope.records.cell_names import claim_cell, last_cell, last_step, require_cell_name
+from normscope.records.cell_names import claim_cell, last_step, require_cell_name, take_up_cell
 from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Recorder:
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
             by probes that evaluate the loss again; it must reach the parameters through ``model``, which it gets
             without its wrappers. Without it those probes are not read, and ``not_read`` says so.
-        optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
-            ``.grad`` when the step ends, and probes that need a learning rate must be given one.
+        optimizer: The optimizer or optimizers. With them it is seen what they are handed, and for which
+            parameters; without, probes that need a learning rate must be given one.
         probes: Probes, their codes or classes, a question, ``"all"``: see ``chosen_probes``.
         every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
@@ -497,7 +497,7 @@ def _opened(
         return record_to, name if rank is None else f"{name}.rank{rank}", int(start)
     store = Store.create(record_to, {"kind": "scope"})
     if start == "continue":
-        cell = last_cell(store.path, name, rank)
+        cell = take_up_cell(store.path, name, rank)
         if cell is not None:
             last = last_step(store.path, cell)
             return store, cell, 0 if last is None else last + 1

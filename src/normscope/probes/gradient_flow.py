@@ -22,6 +22,7 @@ from normscope.records import Record
 _GROWTH = math.pi / (math.pi - 1)  # of the squared gradient, by Yang et al.
 _FEWEST = 3  # layers for a slope
 _FAR = 100.0  # squared gradient of the first layer over that of the last: ten times the gradient
+_SAME = 0.03  # relative distance within which a growth is as theory says: that of the width and the batch
 _NEAR = 0.15  # relative distance within which a growth is that of theory
 
 
@@ -208,7 +209,8 @@ class GradientFlow(AbstractProbe):
         says = f"Gradients {verb} a layer toward the input (squared, from {called(sites[-1])} to {called(sites[0])})"
         before = "" if _is_near(growth, first) else f"at step {readings.first_step:,} {times(first)}"
         if near:
-            words = f"as theory says for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
+            how = "as theory says" if abs(decades(first, _GROWTH)) < decades(1 + _SAME, 1) else "near what theory says"
+            words = f"{how} for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
             says += f"; {before}, {words}" if before else f", {words}"
         elif before and len(readings.values["growth"][""]) > 1:
             says += f", {before}"

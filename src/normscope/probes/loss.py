@@ -36,6 +36,7 @@ class Loss(AbstractProbe):
     CODE = "loss"
     QUESTION = "gradient"
     SHOWS = "loss"
+    QUESTION = "gradient"
     BY_DEFAULT = True
     NOTHING = "the loop called backward() on no scalar"
     STREAMING = True
