@@ -1,4 +1,4 @@
-"""The callback under transformers' own Trainer: training stays as it is, and probes read what the trainer trains with."""
+"""The callback under transformers' own Trainer: training stays as it is, and probes read what it trains with."""
 
 import pytest
 

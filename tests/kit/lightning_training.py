@@ -110,6 +110,6 @@ def left_behind(module, trainer):
         optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
         schedules=[config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         heard={key: vars(module)[key] for key in ("losses", "norms", "average") if key in vars(module)},
-        logged={name: value for name, value in trainer.logged_metrics.items()},
+        logged=dict(trainer.logged_metrics),
         steps=trainer.global_step,
     )

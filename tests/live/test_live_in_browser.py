@@ -1,5 +1,6 @@
 """The live page in a browser, with a training beside it: it fills within seconds, grows, and stays quiet."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from kit import live_run
+from kit import watched_training
 from kit.browser import CHROMIUM, IN_BROWSER, overflow, sync_playwright, until
 from kit.live_run import HOSTILE, begin, rows_of
 from normscope.live import LiveServer
@@ -95,13 +96,13 @@ def test_a_page_that_waits_fills_within_seconds_of_the_first_due_step_and_grows(
     for tab in tabs:
         until(tab, lambda tab=tab: state(tab) == "Waiting")
         assert "does not exist yet" in tab.text_content("#said")
-    words = [sys.executable, live_run.__file__, str(tmp_path / "run"), "100000", "0.05"]
+    words = [sys.executable, watched_training.__file__, str(tmp_path / "run"), "100000", "0.05"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as training:
         first_step = float(training.stdout.readline())
         for tab in tabs:
             tab.wait_for_selector("html[data-rows]", state="attached")
-            assert rows(tab) >= 8
-        assert time.time() - first_step < 3 + 5  # with room for a machine with other work; alone it is below 3
+            assert rows(tab) >= 4
+        assert time.time() - first_step < 3 + 3  # it is near 1; the room is for a machine with other work
         assert state(tabs[0]) == "Running"
         for tab in tabs:
             seen = rows(tab)
@@ -109,7 +110,8 @@ def test_a_page_that_waits_fills_within_seconds_of_the_first_due_step_and_grows(
             assert rows(tab) > seen + 8
             assert overflow(tab) <= 0
             until(tab, lambda tab=tab: ink(tab) > 300)
-        assert len(tabs[0].query_selector_all(".panel")) == 3
+        assert "Gradient flow" in tabs[0].text_content("#probes")
+        assert tabs[0].text_content("#title") == "Sequential, as it trains"
         training.kill()
     for tab in tabs:
         until(tab, lambda tab=tab: "has ended" in state(tab))
@@ -122,7 +124,8 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
         store.append(rows_of(cell, step))
     store.append([Record(cell, 100, "p", "", "loss", float("nan"))])
     store.close()
-    (tmp_path / "run" / f"summary-{cell}.txt").write_text("Gradients grow 1.3 a layer.\n")
+    finding = {"code": "NS101", "severity": "error", "message": "It is so."}
+    (tmp_path / "run" / f"findings-{cell}.json").write_text(json.dumps({"findings": [finding]}))
     tab = opened(watching())
     tab.wait_for_selector(".panel canvas[aria-label]")
     labels = [canvas.get_attribute("aria-label") for canvas in tab.query_selector_all("canvas")]
@@ -134,7 +137,7 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
     assert tab.text_content("#facts").startswith("Step100Rows25")
     assert tab.text_content("#facts").endswith("Read every50 steps")
     assert tab.text_content("#title") == "ResNet, as it trains"
-    assert tab.text_content("#sentences") == "Gradients grow 1.3 a layer."
+    assert tab.text_content("#sentences") == "NS101 (error): It is so."
     tab.click("summary")
     table = tab.query_selector("table")
     assert [line.text_content() for line in table.query_selector_all("tbody tr")][:2] == [
@@ -152,7 +155,8 @@ def test_names_that_are_markup_stay_text(watching, opened, tmp_path):
         store.append([Record(cell, step, name, name, name, float(step), name) for step in range(3)])
         store.append([Record(name, 0, name, name, name, 1.0, name)])
     store.close()
-    (tmp_path / "run" / f"summary-{cell}.txt").write_text(HOSTILE)
+    finding = {"code": HOSTILE, "severity": HOSTILE, "message": HOSTILE}
+    (tmp_path / "run" / f"findings-{cell}.json").write_text(json.dumps({"findings": [finding]}))
     server = watching()
     tab = opened(server)
     tab.wait_for_selector(".panel canvas[aria-label]")

@@ -69,14 +69,22 @@ def train(rank, codes, statistics="sync", steps=3, loss=loss_fn, every=2):
     return fingerprint(model=model, optimizer=optimizer), found, told
 
 
-def compare(rank, folder, statistics):
-    (bare, _, _), (seen, found, told) = train(rank, (), statistics), train(rank, CODES, statistics)
-    return differences(bare, seen), found, told
+def compare(rank, folder, kinds):
+    found = {}
+    for kind in kinds:
+        (bare, _, _), (seen, records, told) = train(rank, (), kind), train(rank, CODES, kind)
+        found[kind] = differences(bare, seen), records, told
+    return found
 
 
-@pytest.mark.parametrize(("count", "statistics"), [(2, "sync"), (4, "sync"), (2, "batch")])
-def test_training_is_bit_identical_and_nobody_waits(count, statistics, tmp_path):
-    found = ranks.run(__name__, "compare", tmp_path, count, statistics)
+@pytest.mark.parametrize(("count", "kinds"), [(2, ["sync", "batch"]), (4, ["sync"])])
+def test_training_is_bit_identical_and_nobody_waits(count, kinds, tmp_path):
+    by_rank = ranks.run(__name__, "compare", tmp_path, count, kinds)
+    for kind in kinds:
+        _judge(kind, count, [one[kind] for one in by_rank])
+
+
+def _judge(statistics, count, found):
     assert [same for same, *_ in found] == [[]] * count
     assert [told for *_, told in found] == [[]] * count
     values = [{tuple(key): value for *key, value in records} for _, records, _ in found]
@@ -136,7 +144,12 @@ def test_the_hessian_is_that_of_the_mean_loss(tmp_path):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-def fail_in_one(rank, folder, where):
+def fail_in_one(rank, folder, places):
+    """Train once for each place at which a probe fails."""
+    return [failing(rank, where) for where in places]
+
+
+def failing(rank, where):
     """A probe fails in process 1: before its passes, between them, after them, or in the pass after the model ran."""
     from normscope import probes
 
@@ -173,18 +186,20 @@ def fail_in_one(rank, folder, where):
     return differences(bare, seen), sorted({probe for probe, *_ in found}), told, time.monotonic() - begun
 
 
-@pytest.mark.parametrize("where", ["hook", "before", "between", "after", "loss"])
-def test_a_probe_that_fails_in_one_process_fails_in_all_and_training_goes_on(where, tmp_path):
-    found = ranks.run(__name__, "fail_in_one", tmp_path, 2, where)
-    assert [same for same, *_ in found] == [[], []]
-    for rank, (_, left, told, seconds) in enumerate(found):
-        assert any("descent" in text for text in told)
-        assert "curvature" in left
-        assert seconds < 60
-        if where not in ("between",):
-            assert ("planted" in told[0]) is (rank == 1)
-        if rank == 0:
-            assert "process" in told[0]
+PLACES = ["hook", "before", "between", "after", "loss"]
+
+
+def test_a_probe_that_fails_in_one_process_fails_in_all_and_training_goes_on(tmp_path):
+    by_rank = ranks.run(__name__, "fail_in_one", tmp_path, 2, PLACES)
+    for where, *found in zip(PLACES, *by_rank, strict=True):
+        for rank, (same, left, told, seconds) in enumerate(found):
+            assert same == [], where
+            assert "descent" in told[0], where
+            assert "curvature" in left, where
+            assert seconds < 60, where
+            if where != "between":
+                assert ("planted" in told[0]) is (rank == 1), where
+            assert rank == 1 or "process" in told[0], where
 
 
 def fail_in_the_model(rank, folder):
@@ -194,7 +209,7 @@ def fail_in_the_model(rank, folder):
     from normscope import probes
     from normscope.modules import processes
 
-    processes._PATIENCE = timedelta(seconds=3)
+    processes.PATIENCE = timedelta(seconds=3)
     calls = []
 
     def loss(model, batch):

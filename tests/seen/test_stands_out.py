@@ -248,10 +248,11 @@ def test_young_statistics_are_not_said_to_lag():
     assert len(sentences("statistics_gap", values)) == 2
 
 
-@pytest.mark.parametrize(("factor", "theory"), [(1.46, True), (1.6, True), (2.0, False)])
-def test_a_growth_near_that_of_theory_is_said_to_be_it(factor, theory):
+@pytest.mark.parametrize(("factor", "words"), [(1.46, "as theory says"), (1.6, "near what theory says"), (2.0, "")])
+def test_a_growth_near_that_of_theory_is_said_to_be_it(factor, words):
     (says,) = sentences("gradient_flow", growing(factor), modules=NORM_AND_RELU)
-    assert ("as theory says for a network with batch norm and ReLU at initialization (1.467)" in says) is theory
+    theory = f"{words} for a network with batch norm and ReLU at initialization (1.467)"
+    assert (theory in says) if words else ("theory" not in says)
     assert not any("theory" in plain for plain in sentences("gradient_flow", growing(factor), modules={"fc": "Linear"}))
 
 
@@ -280,7 +281,7 @@ def test_the_most_urgent_comes_first_and_cells_are_told_apart():
 VALUES = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, 1e-300, 1e300, math.nan, math.inf]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_records_give_whole_sentences_about_their_own_layers(data):
     probe = data.draw(st.sampled_from(probes.all()))

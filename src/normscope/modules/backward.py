@@ -63,6 +63,6 @@ def on_backward(read: Reader) -> BackwardHandle:
     if not _readers:
         listening = _Listening(torch.autograd.backward)
         _outermost[:] = [listening]
-        torch.autograd.backward = listening  # type: ignore[assignment]
+        torch.autograd.backward = listening
     _readers.append(read)
     return BackwardHandle(read)

@@ -14,7 +14,7 @@ from normscope.modules.batches import Piece
 from normscope.modules.processes import OutOfStepError, Processes, exchanging
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.shards import sharded
+from normscope.modules.shards import SHARDED, sharded
 from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
@@ -131,6 +131,7 @@ class ProbedStep:
         for optimizer in self._loop.optimizers:
             if calls_step_hooks(optimizer):
                 step.keep(optimizer.register_step_pre_hook(self.before_update))
+                step.keep(optimizer.register_step_post_hook(self._after_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
         """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
@@ -138,6 +139,8 @@ class ProbedStep:
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
+        if rank_of_many() is not None and sharded(self._model):
+            raise UsageError(SHARDED)
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
         start = step.start = StartState(self._model, loop.layout, loop.reach)
@@ -161,11 +164,16 @@ class ProbedStep:
             for probe in self._due:
                 self._try(probe, probe.before_update, step, parameters)
         step.gradients_scaled = step.scale != 1
+        step.updating = True
+
+    def _after_update(self, *_: Any) -> None:
+        self._step.updating = False
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Take up an optimizer that is found as it makes its first update."""
         self._step.take_optimizers(self._loop.optimizers)
         self.before_update(optimizer)
+        self._step.updating = False  # torch has no hook of the end of this update
 
     def add_micro_batch(self, batch: Any, share: float | None) -> None:
         """Take one of several batches, with the random streams as they are now."""

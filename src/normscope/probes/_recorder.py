@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from normscope._errors import NormscopeError, UsageError
 from normscope.modules.autocast import without_autocast
+from normscope.modules.hooks import call_new_hooks
 from normscope.modules.wrapped import rank_of_many, refuse_fixed, unwrap_optimizer, world_size
 from normscope.probes._cost import say_cost
 from normscope.probes._find import Wanted, chosen_probes
@@ -21,7 +22,7 @@ from normscope.probes._probed_step import ProbedStep, TrainingLoop
 from normscope.probes._replay import LossFn
 from normscope.probes._sinks import Delivery, RecordSink, Sink
 from normscope.records import MemoryStore, Record, Store
-from normscope.records.cell_names import claim_cell, last_cell, last_step, require_cell_name
+from normscope.records.cell_names import claim_cell, last_step, require_cell_name, take_up_cell
 from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class ProbeWarning(UserWarning):
 
 class WiringWarning(ProbeWarning):
     """What the scope was given and what the training loop does do not fit together; training goes on."""
+
+
+class DiscardedPassError(Exception):
+    """A forward and backward pass was made whose gradients no update has used."""
 
 
 class StepObserver(Protocol):
@@ -69,8 +74,8 @@ class Recorder:
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
             by probes that evaluate the loss again; it must reach the parameters through ``model``, which it gets
             without its wrappers. Without it those probes are not read, and ``not_read`` says so.
-        optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
-            ``.grad`` when the step ends, and probes that need a learning rate must be given one.
+        optimizer: The optimizer or optimizers. With them it is seen what they are handed, and for which
+            parameters; without, probes that need a learning rate must be given one.
         probes: Probes, their codes or classes, a question, ``"all"``: see ``chosen_probes``.
         every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
@@ -99,6 +104,7 @@ class Recorder:
         sinks: As given.
         deliveries: The ways to ``sink`` and ``sinks``.
         index: Number of the next step.
+        attached: Whether hooks of the optimizers end the steps.
 
     Raises:
         UsageError: A code names no probe, ``every`` is below 1, ``model`` is no module or a scripted one, ``loss_fn``
@@ -140,6 +146,7 @@ class Recorder:
         self._inside: _StepInProgress | None = None
         self._waiting_step: _StepContext | None = None
         self._said_cost = False
+        self.attached = False
         if self.deliveries:  # what is pending when the program ends, or the recorder is dropped, is written out
             weakref.finalize(self, _flush_all, self.deliveries, os.getpid())
 
@@ -214,6 +221,7 @@ class Recorder:
         if inside is not None:
             inside.end(error)
             self.index += error is None
+            self._tick()
 
     def _begin(self, batches: list[Any]) -> None:
         self._inside = _StepInProgress(self, batches)
@@ -236,6 +244,11 @@ class Recorder:
     def skip(self) -> None:
         """Count a step at which nothing was due."""
         self.index += 1
+        self._tick()
+
+    def _tick(self) -> None:
+        if self._store is not None:
+            self._store.tick()
 
     def set_updating(self, updating: bool) -> None:
         """Note that an optimizer's ``step`` begins or has ended: its closure may evaluate one loss several times."""
@@ -354,7 +367,8 @@ class _StepInProgress:
         for observer in recorder._observers:
             observer.begin(recorder.index, self._batches)
         if not self._batches and (self.probed is not None or recorder._observers):
-            self._forward = ForwardBatches(recorder.model, self.micro_batch)
+            restart = self._restart if recorder.attached else None
+            self._forward = ForwardBatches(recorder.model, self.micro_batch, restart)
             self._forward.attach()
 
     def announce(self, batch: Any, share: float | None) -> None:
@@ -369,9 +383,19 @@ class _StepInProgress:
         if self.probed is not None:
             self.probed.add_micro_batch(batch, share)
 
+    def _restart(self, module: Module, args: Any, kwargs: Any) -> None:
+        """Begin anew: the pass so far was thrown away, as a gradient scaler does with one that has overflowed."""
+        known = set(module._forward_pre_hooks)
+        self.give_up()
+        for observer in self._recorder._observers:
+            observer.end(DiscardedPassError())
+        self.probed = self._forward = None
+        self.begin()
+        call_new_hooks(module, known, args, kwargs)
+
     def set_updating(self, updating: bool) -> None:
         if self._forward is not None:
-            self._forward.updating = updating
+            self._forward.set_updating(updating)
 
     def adopt(self, optimizer: Optimizer) -> None:
         if self.probed is not None:
@@ -497,7 +521,7 @@ def _opened(
         return record_to, name if rank is None else f"{name}.rank{rank}", int(start)
     store = Store.create(record_to, {"kind": "scope"})
     if start == "continue":
-        cell = last_cell(store.path, name, rank)
+        cell = take_up_cell(store.path, name, rank)
         if cell is not None:
             last = last_step(store.path, cell)
             return store, cell, 0 if last is None else last + 1

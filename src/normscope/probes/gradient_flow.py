@@ -15,13 +15,14 @@ from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, called, decades, listed, share_of, times
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Theory, Urgency, called, decades, listed, share_of, times
 from normscope.records import Record
 
 _GROWTH = math.pi / (math.pi - 1)  # of the squared gradient, by Yang et al.
 _FEWEST = 3  # layers for a slope
 _FAR = 100.0  # squared gradient of the first layer over that of the last: ten times the gradient
+_SAME = 0.03  # relative distance within which a growth is as theory says: that of the width and the batch
 _NEAR = 0.15  # relative distance within which a growth is that of theory
 
 
@@ -95,7 +96,7 @@ class GradientFlow(AbstractProbe):
         notes["own"] = {site: [p for _, p in own_parameters(module)] for site, module in layers.items()}
         held = {id(p): p for own in notes["own"].values() for p in own}
         notes["norms"], notes["at_update"] = {}, {}
-        notes["gradients"] = gradients = Gradients(held.values())
+        notes["gradients"] = gradients = Gradients(held.values(), lambda: step.updating)
         step.on_backward_end(
             self, held.values(), lambda: self._take_norms(step, gradients.after_backward(), notes["norms"])
         )
@@ -208,7 +209,8 @@ class GradientFlow(AbstractProbe):
         says = f"Gradients {verb} a layer toward the input (squared, from {called(sites[-1])} to {called(sites[0])})"
         before = "" if _is_near(growth, first) else f"at step {readings.first_step:,} {times(first)}"
         if near:
-            words = f"as theory says for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
+            how = "as theory says" if abs(decades(first, _GROWTH)) < decades(1 + _SAME, 1) else "near what theory says"
+            words = f"{how} for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
             says += f"; {before}, {words}" if before else f", {words}"
         elif before and len(readings.values["growth"][""]) > 1:
             says += f", {before}"

@@ -15,8 +15,8 @@ from normscope.modules.channels import Channels, to_host
 from normscope.modules.contents import Content, Group
 from normscope.modules.sites import batch_norms, chosen
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.records import Record
 
 _NAMES = ("mean_noise", "scale_noise", "mean_noise_ratio", "scale_noise_ratio")
@@ -200,7 +200,7 @@ class StatisticsNoise(AbstractProbe):
             yield noisy.remark(
                 "the batch mean of {site} wavers by {value} sigma from batch to batch",
                 "the batch mean wavers from batch to batch in {where}, most in {site}: by {value} sigma",
-                lambda variance: amount(math.sqrt(variance)),
+                lambda variance: amount(math.sqrt(max(variance, 0.0))),
                 Urgency.NOTABLE,
                 "batch norm",
             )
@@ -208,7 +208,7 @@ class StatisticsNoise(AbstractProbe):
             yield sharp.remark(
                 "the batch standard deviation of {site} wavers by {value} sigma from batch to batch",
                 "the batch standard deviation wavers from batch to batch in {where}, most in {site}: by {value} sigma",
-                lambda variance: amount(math.sqrt(variance)),
+                lambda variance: amount(math.sqrt(max(variance, 0.0))),
                 Urgency.NOTABLE,
                 "batch norm",
             )

@@ -2,7 +2,7 @@
 // Asks for the rows that came since the last answer and draws small charts of them. All names come from the run and
 // are put into the page as text, never as markup.
 
-const PERIOD = 1000, SLOWEST = 5000, MOST_POINTS = 800, MOST_LINES = 40, HEIGHT = 190;
+const PERIOD = 1000, IMPATIENT = 400, SLOWEST = 5000, MOST_POINTS = 800, MOST_LINES = 40, HEIGHT = 190;
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const root = document.documentElement;
 const at = (id) => document.getElementById(id);
@@ -42,7 +42,7 @@ async function poll() {
     }
     if (!response.ok) throw new Error("the server answered " + response.status);
     take(await response.json());
-    state.wait = PERIOD;
+    state.wait = root.dataset.live === "waiting" ? IMPATIENT : PERIOD;
   } catch (error) {
     stand("unreachable", "The server of this page does not answer; asking again");
     state.wait = Math.min(SLOWEST, state.wait * 1.5);

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from statistics import median
 
-from normscope.records.numbers import number
+from normscope.records.numbers import counted as counted, number
 
 Series = Sequence[tuple[int, float]]  # (step, value), by step
 Theory = dict[str, tuple[str, float | dict[str, float]]]  # words, and a value or a value for each layer, by quantity
@@ -232,11 +232,6 @@ def share_of(count: int, total: int, noun: str, plural: str = "") -> str:
     if count == total:
         return {1: f"the {nouns}", 2: f"both {nouns}"}.get(total, f"all {total} {nouns}")
     return f"{count} of {total} {nouns}"
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Write a count with its noun: ``1 layer``, ``2 layers``."""
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def sentence(text: str) -> str:
