@@ -191,7 +191,7 @@ def test_the_older_name_of_the_package(kit, watching):
 
 @pytest.mark.slow
 def test_two_processes(kit, tmp_path):
-    """Data-parallel training by gloo: each process has a cell; gradients are the processes' average, before clipping."""
+    """Data-parallel by gloo: each process has a cell; gradients are the processes' average, before clipping."""
     root = Path(__file__).parents[1]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

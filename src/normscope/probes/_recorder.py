@@ -133,6 +133,7 @@ class Recorder:
         self.model, self.loss_fn, self.every, self.scaler = model, loss_fn, every, scaler
         self.optimizers = optimizers_of(optimizer)
         self._not_read: dict[str, str] = {}
+        self._has_read: set[str] = set()  # codes of probes
         self.probes = self._readable(chosen_probes(probes))
         self.sink, self.cell, self.index = _opened(record_to, cell, start, self._claimed_facts())
         self.sinks = tuple(sinks)
@@ -436,9 +437,11 @@ class _StepInProgress:
             by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
             recorder._switch_off([probe for probe in recorder.probes if id(probe) in by_it], error)
         for code, reason in probed.nothing.items():
-            recorder._not_read.setdefault(code, reason)
+            if code not in recorder._has_read:
+                recorder._not_read.setdefault(code, reason)
         for code in probed.values_read:
             recorder._not_read.pop(code, None)
+        recorder._has_read |= probed.values_read
         if probed.wiring_causes:
             warn_user(
                 f"what the scope was given does not fit the training loop (step {recorder.index}): "
