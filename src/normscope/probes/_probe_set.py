@@ -27,6 +27,7 @@ class ProbeSet:
         self.probes: list[AbstractProbe] = []
         self.not_read: dict[str, str] = {}
         self._off: set[int] = set()
+        self._have_read: set[str] = set()
         for probe in probes:
             readable = probe if has_loss else probe.without_loss()
             if readable is None:
@@ -49,8 +50,10 @@ class ProbeSet:
         for key, error in causes.items():  # probes that failed by one cause are told of in one warning
             by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
             self.switch_off([probe for probe in self.probes if id(probe) in by_it], error, index)
+        self._have_read |= probed.values_read
         for code, reason in probed.nothing.items():
-            self.not_read.setdefault(code, reason)
+            if code not in self._have_read:
+                self.not_read.setdefault(code, reason)
         for code in probed.values_read:
             self.not_read.pop(code, None)
         if probed.wiring_causes:
