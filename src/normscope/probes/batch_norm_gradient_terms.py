@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope.modules.autocast import without_autocast
 from normscope.modules.channels import to_host
-from normscope.modules.contents import Content, Copy, by_channel, side_by_side
+from normscope.modules.contents import Content, Copy, by_channel, is_small, side_by_side
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
@@ -20,16 +23,22 @@ from normscope.records import Record
 _TAKEN = 0.5  # share of the gradient's energy; a gradient that knows nothing of the batch loses one over its size
 _TURNED = 0.7  # cosine: 45 degrees
 
+_EXACT = (torch.float32, torch.float64)  # a sum in half precision is too rough
+
 
 @dataclass(slots=True)
 class _Call:
-    """A call of a norm: moments of its input, gain, and of its output gradient a copy, or the sums by channel."""
+    """A call of a norm: moments of its input, gain, and of its output gradient a copy, or the sums by channel.
+
+    ``normalized``: the last of these is with the normalized input, not with the input's deviations.
+    """
 
     content: Content
     weight: Tensor | None
     eps: float
     gradient: Copy | None = None
     sums: Tensor | None = None
+    normalized: bool = False
 
 
 class BatchNormGradientTerms(AbstractProbe):
@@ -81,13 +90,38 @@ class BatchNormGradientTerms(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Reduce input and output gradient of each call."""
-        for site, module in (
-            step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
-        ).items():
-            step.on_call(self, module, partial(self._called, step, site, module))
+        layers = step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
+        for site, module in layers.items():
+            summed: list[Module] = []
+            step.on_module(self, module, partial(self._ran, step, site, summed))
+            step.on_call(self, module, partial(self._called, step, site, module, summed))
 
-    def _called(self, step: Step, site: str, module: Module, x: Tensor, _: Tensor) -> Callable[[Tensor], None] | None:
-        if not uses_batch(module) or not x.numel():
+    def _ran(self, step: Step, site: str, summed: list[Module], module: Any, inputs: Any, output: Any) -> None:
+        """Read the backward pass of a large batch from torch's own operation, which makes the sums that are wanted."""
+        if not uses_batch(module) or not _sums_gradients(module, output) or is_small(inputs[0]):
+            return
+        summed.append(module)
+        with without_autocast():
+            content = step.content(inputs[0].detach())
+        calls: list[_Call] = step.notes(self).setdefault(site, [])
+        weight = [module.weight.detach().clone()]
+
+        def read(made: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> None:
+            g, (_, by_gain, by_shift) = given[0], made
+            if not weight or g is None or by_gain is None or by_shift is None:
+                return
+            # The gradients of shift and gain are the sums of g, and of g times the normalized input.
+            squares = torch.linalg.vector_norm(g.flatten(2), dim=2).double().square().sum(0)
+            sums = torch.stack([by_shift.double(), squares / step.scale, by_gain.double()]) / step.scale
+            calls.append(_Call(content, weight.pop(), module.eps, sums=sums, normalized=True))
+
+        step.on_backward_of(self, output, read)
+
+    def _called(
+        self, step: Step, site: str, module: Module, summed: list[Module], x: Tensor, _: Tensor
+    ) -> Callable[[Tensor], None] | None:
+        if not uses_batch(module) or not x.numel() or summed:
+            summed.clear()
             return None
         notes = step.notes(self)
         calls: list[_Call] = notes.setdefault(site, [])  # the order of first use
@@ -126,8 +160,10 @@ class BatchNormGradientTerms(AbstractProbe):
         weight = np.concatenate(
             [np.ones(width) if call.weight is None else next(gammas) for call, width in zip(every, widths, strict=True)]
         )
-        total, squares, product = _sums(every)
         sigma = np.sqrt(variance + eps)
+        total, squares, product = _sums(every)
+        normalized = np.repeat([call.normalized for call in every], widths)
+        product = np.where(normalized, product * sigma, product) if normalized.any() else product
         with np.errstate(all="ignore"):
             factor = (weight / sigma) ** 2
             by_mean = factor * total**2 / count
@@ -197,6 +233,19 @@ def _sums(calls: Sequence[_Call]) -> np.ndarray:
         for index, part in zip(indices, np.split(sums, ends[:-1], axis=1), strict=True):
             found[index] = part
     return np.concatenate(found, axis=1)
+
+
+def _sums_gradients(module: Module, output: Any) -> bool:
+    """Whether the backward pass of ``output`` makes the gradients of gain and shift from the module's own input."""
+    parts = (getattr(module, "weight", None), getattr(module, "bias", None))
+    return (
+        type(module).forward is _BatchNorm.forward
+        and "forward" not in vars(module)
+        and type(output) is Tensor
+        and output.ndim > 2
+        and type(output.grad_fn).__name__ == "NativeBatchNormBackward0"
+        and all(part is not None and part.requires_grad and part.dtype in _EXACT for part in parts)
+    )
 
 
 def _ratio(a: float, b: float) -> float:
