@@ -9,6 +9,7 @@ import torch
 from torch import Generator
 
 from normscope._errors import UsageError
+from normscope.modules.values import same_bits
 from normscope.probes._hessian import Hessian, drawn, generator, whole
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._remarks import Readings, Remark, Urgency, amount, times
@@ -203,8 +204,10 @@ class LandscapeAlongGradient(AbstractProbe):
     def _curvature(self, replay: Replay, direction: Vector, length: float) -> float:
         if not math.isfinite(length) or length == 0:
             return math.nan
-        along = [part / length for part in direction]
-        return dot(along, Hessian.of(replay).product(along))
+        along, hessian = [part / length for part in direction], Hessian.of(replay)
+        # The product with the gradient is shared with other probes, where it is the same gradient to the bit.
+        shared = all(map(same_bits, direction, hessian.gradient))
+        return dot(along, hessian.along_gradient() if shared else hessian.product(along))
 
     def _summary(
         self, step: Step, matching: str, band: Sequence[_Point], tail: Sequence[_Point], length: float
