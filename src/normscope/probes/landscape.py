@@ -109,6 +109,7 @@ class LandscapeAlongGradient(AbstractProbe):
         "Pearlmutter 1994, Fast Exact Multiplication by the Hessian",
     )
     REPLAYS = True
+    COST = (30.0, 36.0)  # with its defaults, on the models of `normscope bench probes`
 
     def __init__(
         self,
