@@ -6,7 +6,6 @@ STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 SARIF := $(VENV)/sarif
 MUTATION := $(VENV)/.mutation
-HOST := $(shell uname -s) $(shell uname -m)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: setup demo test test-extras test-machines lint format mutants clean
@@ -21,7 +20,8 @@ help:
 	@echo "make mutants ROOM=stats  which small faults in a room do its tests miss? (ARGS=--help says more)"
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
 	@echo "make clean   remove .venv and caches; runs/ stays"
-	@echo "make test-extras    add Triton (286 MB) and ONNX to .venv on Linux x86-64, then run the tests that need them"
+	@echo "make test-extras    add ONNX, trainers and loggers (Lightning, Accelerate, TensorBoard, W&B, MLflow; 320 MB) and on"
+	@echo "                    Linux x86-64 Triton (286 MB) to .venv, then run the tests that need them"
 	@echo "make test-machines  run the tests that train (marker trains) as other CPUs would: three instruction sets,"
 	@echo "                    one thread and two; TESTS=path limits them to a folder or file"
 
@@ -40,15 +40,11 @@ test: $(STAMP)
 	@# One thread a worker: more would have them wait for one another. What needs the extras is for test-extras.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not extras"
 
-ifeq ($(HOST),Linux x86_64)
 test-extras: $(EXTRAS)
-	@# The interpreter must be on before Triton is first imported, so the whole process has it.
+	@# The interpreter must be on before Triton is first imported, so the whole process has it. Triton is published for
+	@# Linux on x86-64 alone; elsewhere its tests skip.
 	@schema=$(SARIF)/package/lib/schemas/sarif-2.1.0-rtm.5.json; if test -f $$schema; then export SARIF_SCHEMA=$$schema; fi; \
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m extras
-else
-test-extras:
-	@echo "make test-extras: Triton is published for Linux on x86-64, and this is $(HOST): nothing to run here"
-endif
 
 # The packages of the extra alone are added: torch and the compiled kernels stay as they are.
 $(EXTRAS): $(STAMP)

@@ -54,16 +54,29 @@ class Scope(Recorder):
     - *Several losses*: ``loss_fn`` returns their sum. Modules' output gradients are read per backward pass.
     - *Gradient accumulation*: call ``scope.micro_batch(batch)`` before each forward pass; the loss of the step is then
       the mean of the micro-batches', and costly probes evaluate it over all of them.
-    - *Mixed precision*: costly probes and rules repeat the autocast that the model's own forward pass ran under. Give a
-      gradient scaler as ``scaler``: gradients are read without its scale.
+    - *Clipping*: gradients are read as the backward pass ends, before clipping; ``gradient_flow`` records what the
+      optimizer was handed beside them where it differs. Several backward passes before an update add up; of an
+      optimizer that evaluates a closure many times (LBFGS) the first evaluation counts.
+    - *Optimizers*: those that trainers wrap (Accelerate, Lightning) are read as the optimizer inside. An optimizer that
+      calls no step hooks, nor holds one that does, shows what it was handed only as the step ends.
+    - *Mixed precision*: costly probes repeat the autocast that each module ran under, whatever part of the model the
+      loop calls first; rules that of the first module. What ``loss_fn`` turns on by itself is not turned on twice. Give
+      a gradient scaler as ``scaler``: gradients are read without its scale.
     - *Compiled models* (``torch.compile``): the compiled code stays as it is. Probes that listen to modules read one
       eager pass of ``loss_fn`` instead, at the same parameters, buffers and random streams: a due step costs one plain
       step more, shared with the costly probes, and values are rounded as in eager code. Rules read eager passes over
       recent batches; rules about the loop itself are not run.
     - *Several processes* (``DistributedDataParallel``): each process records its own batch as a cell of its own,
       ``CELL.rank0``, ``CELL.rank1``, ..., into the same run folder; they exchange nothing. Make the scope after the
-      process group. Layers that communicate in their forward pass (synchronised batch norm) need the same probes on
-      every rank; with them, rules that need passes of their own are not run.
+      process group. With norms that exchange statistics (synchronised batch norm) the passes of costly probes are of
+      the mean loss of all processes, and run at the same time in each: give every process the same probes. Before each
+      pass the processes agree on it, so that a probe that fails in one fails in all, and none waits for another more
+      than two minutes. Only an error in the middle of a pass, while others wait for its values, ends the training, with
+      a ``BrokenPassError``. Rules that need passes of their own are then not run.
+    - *Sharded parameters* (``fully_shard``): norms of gradients, updates and weights are the whole ones. Probes that
+      read whole weights or evaluate the loss again are not read, and say so.
+    - *Saving and copying* the model within a step works: a copy has no hooks of the scope. Scripted and traced models
+      are refused.
     - *The user's own gradient* serves as the gradient of the step once the two are proven equal bit for bit: wholly at
       the first due step, and at every later one by the gradient that the loss sends back into the model's output.
 
@@ -72,8 +85,8 @@ class Scope(Recorder):
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
             by probes and rules that evaluate the loss again; it must reach the parameters through ``model``, which it
             gets without its wrappers. Without it those probes and rules are not read, and ``not_read`` says so.
-        optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
-            ``.grad`` when the step ends, and probes that need a learning rate must be given one.
+        optimizer: The optimizer or optimizers. With them it is seen what they are handed, and for which
+            parameters; without, probes that need a learning rate must be given one.
         probes: A code (``"gradient_flow"``), a question (``"gradient"``, ``"smoothness"``, ``"shift"``,
             ``"statistics"``, ``"sharpness"``), ``"all"``, a class, a probe, or several of these. By default a cheap set
             about gradients and statistics that evaluates no loss.
@@ -196,8 +209,6 @@ class Scope(Recorder):
             UsageError: Nothing was recorded yet, and no rule has run; or the path is not that of an HTML file.
             StoreError: The path cannot be written.
         """
-        if Path(path).suffix.lower() not in ("", ".html", ".htm"):
-            raise UsageError(f"the page is an HTML file: give a path that ends in .html, not {str(path)!r}")
         return seen.write(path, self._seen())
 
     def summary(self) -> str:

@@ -9,7 +9,9 @@ from kit.traces import differences
 
 pytestmark = [
     pytest.mark.extras,
-    pytest.mark.filterwarnings("ignore", "error::normscope.probes.ProbeWarning", "error::normscope.probes.WiringWarning"),  # Lightning's own are not of interest
+    pytest.mark.filterwarnings(
+        "ignore", "error::normscope.probes.ProbeWarning", "error::normscope.probes.WiringWarning"
+    ),  # Lightning's own are not of interest
 ]
 REPLAYING = ["descent", "covariate_shift", "gradient_flow", "update_ratio"]
 WAYS = {
@@ -51,7 +53,7 @@ def test_training_is_bit_identical_and_probes_read_its_loss(kit, watching, way):
     assert (trainer.global_step, scope.index) == (steps, steps)
     assert sorted(set(scope.records()["step"])) == list(range(0, steps, 2))
     assert set(scope.records()["probe"]) == set(REPLAYING)
-    # Lightning has divided each batch's loss by the number of batches of a full step, also where the epoch ends earlier.
+    # Lightning has divided each batch's loss by the number of batches of a full step, also where an epoch ends early.
     firsts = [first for epoch in (0, 9) for first in range(epoch, epoch + 9, parts)]
     losses = [sum(module.losses[first : min(first + parts, first // 9 * 9 + 9)]) for first in firsts]
     for step in range(0, steps, 2):
@@ -179,4 +181,3 @@ def test_the_older_name_of_the_package(kit, watching):
     )  # fmt: skip
     trainer.fit(Module(), torch.utils.data.DataLoader(kit.data(), 8))
     assert sorted(set(callback.scope.records()["step"])) == [0, 1]
-

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import normscope as ns
+from kit import varied_networks as nets
 from normscope._errors import UsageError
 from normscope.integrations import allowed, scalar_name, sentences
 from normscope.records import Finding, Record, Severity
-from kit import varied_networks as nets
 
 NEEDS = {
     "lightning": ["lightning", "pytorch_lightning"],

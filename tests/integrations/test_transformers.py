@@ -1,4 +1,4 @@
-"""The callback under transformers' own Trainer: training stays as it is, and probes read what the trainer trains with."""
+"""The callback under transformers' own Trainer: training stays as it is, and probes read what it trains with."""
 
 import pytest
 
@@ -6,7 +6,9 @@ from kit.traces import differences
 
 pytestmark = [
     pytest.mark.extras,
-    pytest.mark.filterwarnings("ignore", "error::normscope.probes.ProbeWarning", "error::normscope.probes.WiringWarning"),  # the trainer's own: not of interest
+    pytest.mark.filterwarnings(
+        "ignore", "error::normscope.probes.ProbeWarning", "error::normscope.probes.WiringWarning"
+    ),  # the trainer's own: not of interest
 ]
 REPLAYING = ["descent", "gradient_flow", "update_ratio"]
 WAYS = {

@@ -13,9 +13,7 @@ ROWS, SIZE = 70, 8  # nine batches an epoch, the last of six rows
 
 def data(rows=ROWS, width=6, classes=3):
     draw = torch.Generator().manual_seed(0)
-    return TensorDataset(
-        torch.randn(rows, width, generator=draw), torch.randint(0, classes, (rows,), generator=draw)
-    )
+    return TensorDataset(torch.randn(rows, width, generator=draw), torch.randint(0, classes, (rows,), generator=draw))
 
 
 class Net(LightningModule):
@@ -112,6 +110,6 @@ def left_behind(module, trainer):
         optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
         schedules=[config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         heard={key: vars(module)[key] for key in ("losses", "norms", "average") if key in vars(module)},
-        logged={name: value for name, value in trainer.logged_metrics.items()},
+        logged=dict(trainer.logged_metrics),
         steps=trainer.global_step,
     )

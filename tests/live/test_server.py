@@ -346,7 +346,7 @@ def test_huge_and_broken_requests_are_refused_and_the_server_lives(server: LiveS
 
 
 def test_slow_clients_are_cut_off_and_do_not_stop_others(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_REQUEST_SECONDS", 0.6)
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.6)
     for server in serving(LiveServer(run, port=0)):
         slow = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(10)]
         for line in slow:
@@ -364,7 +364,7 @@ def test_slow_clients_are_cut_off_and_do_not_stop_others(run: Path, monkeypatch:
 
 
 def test_connections_are_bounded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 3)
     for server in serving(LiveServer(run, port=0)):
         held = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(3)]
         time.sleep(0.5)

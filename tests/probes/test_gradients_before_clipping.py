@@ -190,6 +190,29 @@ def test_clipping_inside_a_closure_is_seen():
     assert found == {"norm": near(seen["before"]), "norm_at_update": near(seen["after"])}
 
 
+@pytest.mark.parametrize("clipped", [False, True])
+def test_the_last_micro_batch_may_run_inside_a_closure(clipped):
+    """So does Lightning where it accumulates: the passes before run outside, and the last one adds to them."""
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    seen = {}
+
+    def closure():
+        (loss_fn(model, batch(1)) / 2).backward()
+        seen["before"] = norms(model)
+        if clipped:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        seen["after"] = norms(model)
+
+    def block():
+        optimizer.zero_grad()
+        (loss_fn(model, batch(0)) / 2).backward()
+        optimizer.step(closure)
+
+    found = read(model, optimizer, block)
+    assert found == {"norm": near(seen["before"])} | ({"norm_at_update": near(seen["after"])} if clipped else {})
+
+
 def test_of_a_perturbed_second_pass_the_optimizer_gets_the_gradient_and_the_first_pass_has_the_norm():
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

@@ -398,7 +398,7 @@ def test_a_step_that_is_never_entered_is_told():
         (lambda m, o: ns.watch(m, o, start="later"), "start='later'"),
         (lambda m, o: ns.watch(m, o, start="continue"), "needs record_to"),
         (lambda m, o: ns.watch(m, o, cell="a/b"), "cell="),
-        (lambda m, o: ns.watch(torch.jit.trace(m, torch.zeros(2, 8)), o), "scripted or traced"),
+        (lambda m, o: ns.watch(torch.jit.trace(m, torch.zeros(2, 8)), o), "traced or scripted"),
         (lambda m, o: ns.watch(lambda x: x, o), "torch.nn.Module"),
     ],
 )
@@ -415,7 +415,7 @@ def test_a_page_is_html_and_no_other_format(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scope = ns.watch(model, optimizer, every=1)
     plain_loop(model, optimizer, data(1))
-    with pytest.raises(UsageError, match=r"ends in \.html"):
+    with pytest.raises(UsageError, match=r"written as \.html, not as \.pdf"):
         scope.report(tmp_path / "x.pdf")
     assert not (tmp_path / "x.pdf").exists()
 

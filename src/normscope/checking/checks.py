@@ -14,7 +14,8 @@ from normscope.evidence.evidence import Evidence
 from normscope.evidence.gap import Gap
 from normscope.evidence.sandbox import sandbox
 from normscope.probes import ProbeWarning
-from normscope.records import Finding, Severity
+from normscope.records import Finding, Severity, notebook
+from normscope.records.numbers import counted
 from normscope.rules import chosen, get
 
 
@@ -46,6 +47,17 @@ class Findings(Sequence[Finding]):
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.found)
+
+    def _repr_html_(self) -> str:
+        """Return the findings for a notebook, and what was not judged and why."""
+        found = f"{counted(len(self.found), 'finding')} of {counted(len(self.rules), 'rule')}"
+        parts = [notebook.paragraph(f"<b>{found}</b>")]
+        if self.found:
+            rows = [(each.severity.value, f"{each.code} {each.message} {_places(each)}") for each in self.found]
+            parts.append(notebook.items(rows))
+        left = [("not judged", f"{code}: {why}") for code, why in (*self.unmeasured, *self.not_run)]
+        left += [("ignored", f"{each.code} {_places(each)}: {reason}") for each, reason in self.ignored]
+        return notebook.card([*parts, notebook.items(left)] if left else parts)
 
     @property
     def worst(self) -> Severity | None:
@@ -221,3 +233,10 @@ def _norms_of(state: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str,
             path, _, kind = name.rpartition(".")
             found.setdefault(path, {})[kind] = value
     return {path: tensors for path, tensors in found.items() if "running_mean" in tensors or "running_var" in tensors}
+
+
+def _places(finding: Finding) -> str:
+    """Return where a finding shows, in brackets; nothing for the whole model."""
+    named = [f"`{place}`" for place in finding.places[:4] if place]
+    more = f" and {len(finding.places) - 4} more" if len(finding.places) > 4 else ""
+    return f"({', '.join(named)}{more})" if named else ""

@@ -233,7 +233,7 @@ class Watch:
             return fresh, failed
         waiting = rank_of_many() is not None and any(_waits(module) for module in self._model.modules())
         why_not = self._no_loss or (_WAITING if waiting else "")
-        case = Case(self._model, self._loss_fn, RecentBatches(self._batches, why_not))
+        case = Case(self._model, self._loss_fn, RecentBatches(self._batches, why_not), also=self._also)
         if self._optimizers:
             case.optimizer = ParameterGroups(self._optimizers)  # type: ignore[assignment]
         with self._apart(case), warnings.catch_warnings():

@@ -23,7 +23,7 @@ from normscope.evidence.repairs import (
     modules_of as modules_of,
     recalibrate_places as recalibrate_places,
 )
-from normscope.evidence.sandbox import sandbox as sandbox
+from normscope.evidence.sandbox import TraceWarning as TraceWarning, sandbox as sandbox
 from normscope.evidence.sequences import (
     as_sequences as as_sequences,
     tail_lengths as tail_lengths,

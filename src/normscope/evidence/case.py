@@ -8,7 +8,8 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import DataError, UsageError
-from normscope.modules.reach import Reach, scripted_in
+from normscope.modules.reach import Reach
+from normscope.modules.wrapped import refuse_fixed
 
 LossFn = Callable[[Any, Any], Tensor]
 TrainStep = Callable[[Module, Any], Any]
@@ -63,11 +64,7 @@ class Case:
     ) -> None:
         if not isinstance(model, Module):
             raise UsageError(f"Case: model must be a torch.nn.Module, not {type(model).__name__}")
-        if (scripted := scripted_in(model)) is not None:
-            raise UsageError(
-                f"Case: {scripted or 'model'} is scripted or traced and cannot be looked into: give the module it is "
-                "made of"
-            )
+        refuse_fixed(model)
         if not callable(loss_fn):
             raise UsageError("Case: loss_fn must be a function loss_fn(model, batch) that returns a scalar")
         if any(not isinstance(replica, Module) for replica in replicas):

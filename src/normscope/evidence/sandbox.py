@@ -12,7 +12,7 @@ from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.modules.batches import tensors
 from normscope.modules.reach import left_words
-from normscope.modules.state import traceless
+from normscope.modules.reaching import undone
 from normscope.modules.wrapped import eagerly, is_compiled
 from normscope.usercode import users_code
 
@@ -57,7 +57,7 @@ def _undone(case: Case) -> Iterator[None]:
     with (
         torch.set_grad_enabled(torch.is_grad_enabled()),  # both modes are put back at the end, too
         torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
-        traceless(*models, optimizers=optimizers, generators=_streams(case), reach=case.reach),
+        undone(case.reach, *models, optimizers=optimizers, generators=_streams(case)),
         # Hooks would have compiled modules compiled anew, and not be called by those that are not.
         eagerly(any(map(is_compiled, models))),
     ):

@@ -27,7 +27,7 @@ class TensorBoardSink:
 
     def __init__(self, writer: "str | PathLike[str] | SummaryWriter") -> None:
         named = isinstance(writer, (str, PathLike))
-        self.writer: Any = SummaryWriter(fspath(writer)) if named else writer  # type: ignore[arg-type, no-untyped-call]
+        self.writer: Any = SummaryWriter(fspath(writer)) if named else writer  # type: ignore[arg-type]
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records as scalars; TensorBoard keeps them as float32."""

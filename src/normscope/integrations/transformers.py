@@ -41,7 +41,11 @@ class NormscopeCallback(TrainerCallback):
         """Make the scope."""
         self.close()
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        found: dict[str, Any] = {"loss_fn": model_loss, "scaler": getattr(optimizer, "scaler", None), "start": state.global_step}
+        found: dict[str, Any] = {
+            "loss_fn": model_loss,
+            "scaler": getattr(optimizer, "scaler", None),
+            "start": state.global_step,
+        }
         self.scope = Scope(model, optimizer=optimizer, **(found | self.options))
         self._hook = model.register_forward_pre_hook(self._called, with_kwargs=True)
 

@@ -45,6 +45,7 @@ class WandbSink:
             if (group := name.partition("/")[0]) not in self._groups:
                 self._groups.add(group)
                 self.run.define_metric(f"{group}/*", step_metric=_STEP)
+        self.run.log({}, commit=False)  # raises at once where the run is finished; its ``step`` is waited for in vain
         for row in rows.values():
             if self.run.step == self._filled:
                 self.run.log({}, commit=True)

@@ -19,10 +19,13 @@ from normscope.records.run_file import read_run
 if TYPE_CHECKING:
     import polars as pl
 
-_PAUSE = 0.3  # seconds between two looks into the folder, however many viewers ask
+#: Seconds between two looks into the folder, however many viewers ask.
+PAUSE = 0.3
+#: Seconds after its last rows after which a process that has gone counts as ended.
+ENDED_FOR = 3.0
+
 _RATE_OVER = 60.0  # seconds over which rows per second are told
 _QUIET = 10.0  # seconds without rows after which the page says so
-_ENDED_FOR = 3.0  # a process that has gone may have written its last rows right before
 _LARGEST_TEXT = 100_000
 
 Signature = tuple[int, int, int]
@@ -77,7 +80,7 @@ class Follower:
             ``cells``, ``folder``, ``state``, ``said``, ``damaged`` and ``dropped``.
         """
         with self._lock:
-            if time.monotonic() - self._looked >= _PAUSE:
+            if time.monotonic() - self._looked >= PAUSE:
                 self._look()
                 self._looked = time.monotonic()
             known = version if collection == self._name and 0 <= version <= self._collection.version else 0
@@ -197,7 +200,7 @@ class Follower:
         over = max(now - min((when for when, _ in recent), default=now), 1.0)
         # A claim tells of the process that made it: a later writer may be another process.
         known = claim is not None and state.writer_began < claim.started + 30
-        if known and claim is not None and claim.process_is_gone and (since is None or since > _ENDED_FOR):
+        if known and claim is not None and claim.process_is_gone and (since is None or since > ENDED_FOR):
             standing = "ended"
         else:
             standing = "running" if since is not None and since < _QUIET else "quiet"

@@ -29,9 +29,13 @@ from normscope.live.follower import Follower
 #: Port that is taken where none is asked for and it is free.
 USUAL_PORT = 7117
 
+#: Connections that are held at once; further connections are closed.
+MOST_CONNECTIONS = 32
+#: Seconds after which a request is cut off, whatever still comes of it.
+REQUEST_SECONDS = 30.0
+
 _ROWS = "/rows"
-_MOST_CONNECTIONS = 32
-_IDLE_SECONDS, _REQUEST_SECONDS = 10.0, 30.0
+_IDLE_SECONDS = 10.0
 _TOKEN = re.compile(r"[A-Za-z0-9_.~-]{8,200}")
 
 
@@ -60,6 +64,8 @@ class LiveServer:
             raise UsageError("a token has 8 to 200 letters, digits, '-', '_', '.' or '~'")
         self._loopback = is_loopback(host)
         self.token = token if token is not None or self._loopback else secrets.token_urlsafe(24)
+        import polars  # noqa: F401  # now, not when the first rows come
+
         follower = Follower(run)
         self._http = _listen(host, port)
         self._http.follower, self._http.loopback, self._http.token = follower, self._loopback, self.token
@@ -104,7 +110,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self.free = threading.BoundedSemaphore(MOST_CONNECTIONS)
         self.follower: Follower
         self.loopback = True
         self.token: str | None = None
@@ -157,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         # The time-out of the socket begins anew with each byte; this one does not.
-        ending = threading.Timer(_REQUEST_SECONDS, self._cut)
+        ending = threading.Timer(REQUEST_SECONDS, self._cut)
         ending.daemon = True
         ending.start()
         try:

@@ -9,7 +9,25 @@ from torch import Tensor
 Reader = Callable[[Tensor], None]
 
 _readers: list[Reader] = []
-_wrapped: dict[str, Any] = {"original": None}
+
+
+class _Listening:
+    """Takes the place of ``torch.autograd.backward``, and calls the readers before it."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+    def __call__(self, tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # A function of somebody else's over ours may have kept ours there after its end: then it only passes calls on.
+        if _outermost[-1:] == [self] and grad_tensors is None:
+            for tensor in [tensors] if isinstance(tensors, Tensor) else list(tensors):
+                if isinstance(tensor, Tensor) and tensor.numel() == 1:
+                    for read in tuple(_readers):
+                        read(tensor.detach())
+        return self.original(tensors, grad_tensors, *args, **kwargs)
+
+
+_outermost: list[_Listening] = []  # the function that calls the readers; none while nobody listens
 
 
 class BackwardHandle:
@@ -19,14 +37,15 @@ class BackwardHandle:
         self._read: Reader | None = read
 
     def remove(self) -> None:
-        """Stop calling the reader; with the last reader gone, ``torch.autograd.backward`` is torch's own again."""
+        """Stop calling the reader; with the last reader gone, ``torch.autograd.backward`` is what it was."""
         if self._read is None:
             return
         _readers.remove(self._read)
         self._read = None
-        # Where somebody else has put a function over ours since, ours stays below it and only passes calls on.
-        if not _readers and torch.autograd.backward is _listening:
-            torch.autograd.backward, _wrapped["original"] = _wrapped["original"], None
+        if not _readers:
+            listening = _outermost.pop()
+            if torch.autograd.backward is listening:
+                torch.autograd.backward = listening.original
 
 
 def on_backward(read: Reader) -> BackwardHandle:
@@ -41,17 +60,9 @@ def on_backward(read: Reader) -> BackwardHandle:
     Returns:
         A handle: its ``remove()`` ends it.
     """
-    if _wrapped["original"] is None:
-        _wrapped["original"] = torch.autograd.backward
-        torch.autograd.backward = _listening
+    if not _readers:
+        listening = _Listening(torch.autograd.backward)
+        _outermost[:] = [listening]
+        torch.autograd.backward = listening
     _readers.append(read)
     return BackwardHandle(read)
-
-
-def _listening(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-    if grad_tensors is None:
-        for tensor in [tensors] if isinstance(tensors, Tensor) else list(tensors):
-            if isinstance(tensor, Tensor) and tensor.numel() == 1:
-                for read in tuple(_readers):
-                    read(tensor.detach())
-    return _wrapped["original"](tensors, grad_tensors, *args, **kwargs)

@@ -1,5 +1,6 @@
 """State beside tensors and containers: arrays, random streams, and marks of what cannot be copied."""
 
+import operator
 import random
 import zlib
 from types import GeneratorType
@@ -53,7 +54,7 @@ class _Array:
         self._array[...] = self._copy
 
 
-_STREAMS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)
+_STREAMS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random, torch.Generator)
 
 
 class _Stream:
@@ -68,19 +69,21 @@ class _Stream:
     def _now(stream: Any) -> Any:
         if isinstance(stream, random.Random):
             return stream.getstate()
-        if isinstance(stream, np.random.RandomState):
+        if isinstance(stream, (np.random.RandomState, torch.Generator)):
             return stream.get_state()
         return getattr(stream, "bit_generator", stream).state
 
     def is_as_it_was(self) -> bool:
         now, kept = self._now(self._stream), self._state
+        if isinstance(now, Tensor):
+            return torch.equal(now, kept)
         return repr_state(now) == repr_state(kept) if isinstance(now, tuple) else repr(now) == repr(kept)
 
     def restore(self) -> None:
         stream = self._stream
         if isinstance(stream, random.Random):
             stream.setstate(self._state)
-        elif isinstance(stream, np.random.RandomState):
+        elif isinstance(stream, (np.random.RandomState, torch.Generator)):
             stream.set_state(self._state)
         else:
             getattr(stream, "bit_generator", stream).state = self._state
@@ -112,8 +115,8 @@ class Mark:
         if isinstance(value, GeneratorType):
             frame = value.gi_frame
             return None if frame is None else (frame.f_lasti, {key: id(held) for key, held in frame.f_locals.items()})
-        try:
-            return len(value) if hasattr(type(value), "__len__") else None
+        try:  # what is left of an iterator, or the length
+            return getattr(value, "_num_yielded", None), operator.length_hint(value)
         except Exception:  # an object that cannot be asked now shows nothing
             return None
 

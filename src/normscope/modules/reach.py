@@ -19,10 +19,9 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any, NamedTuple
 
-import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -62,7 +61,8 @@ class Reach:
         functions: As given, without what is None.
         also: As given.
         compared: Whether everything was compared after a pass was undone.
-        only_read: Names of large tensors that the first pass has not written.
+        only_read: Names of large tensors that the first step and its passes have not written.
+        written: Names of what a pass, or the step that it repeats, has written, until everything was compared.
         left: What was not as it was after a pass was undone.
         open: Whether a pass is under way that will be undone as a whole.
     """
@@ -72,6 +72,7 @@ class Reach:
         self.also = tuple(also)
         self.compared = False
         self.only_read: set[str] = set()
+        self.written: set[str] = set()
         self.left: list[str] = []
         self.open = False
 
@@ -161,7 +162,7 @@ class CodeWalk:
         """Yield what a function, a method, a partial function, a class or a reference leads to."""
         if isinstance(value, FunctionType):
             yield from self._of_function(value)
-        elif isinstance(value, (MethodType, BuiltinMethodType)):
+        elif isinstance(value, (MethodType, BuiltinMethodType, MethodWrapperType)):
             owner = value.__self__
             if not isinstance(owner, (ModuleType, type(None))):
                 yield Part(type(owner).__name__, owner)
@@ -326,11 +327,3 @@ def is_read_once(value: Any) -> bool:
     if not hasattr(kind, "__next__") or issubclass(kind, io.IOBase):
         return False
     return kind.__module__.startswith("torch.utils.data") or not hasattr(value, "__dict__")
-
-
-def scripted_in(model: Module) -> str | None:
-    """Return the path of the first module that is scripted or traced, None if there is none.
-
-    It keeps its parameters where Python cannot exchange them.
-    """
-    return next((path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)), None)

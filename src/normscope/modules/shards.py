@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+SHARDED = (
+    "parameters are sharded over processes (FSDP), and each holds only a part of them: what reads whole weights or "
+    "evaluates the loss again cannot be read"
+)
+
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds; the tensor itself if it is not sharded."""

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 HEIGHT = 270
 PANEL_HEIGHT = 190
-_HEAD = 34  # letters of a line of a panel's head
+#: Writes a value of an axis of equal steps; Vega's own ``~g`` keeps as few digits as tell ticks apart: 1e+1 for 10.
+PLAIN = "abs(datum.value) >= 1e6 ? format(datum.value, '.2~e') : format(datum.value, ',~g')"
+_HEAD = 28  # letters of a line of a panel's head
 
 
 def rows(frame: "pl.DataFrame", columns: Mapping[str, str]) -> Any:
@@ -64,7 +66,7 @@ def upward(alt: Any, field: str, *, log: bool, zero: bool = False, ticks: Sequen
         label = "abs(log(datum.value) / LN10) > 3.9 ? format(datum.value, '.0e') : format(datum.value, '~g')"
         axis = alt.Axis(title=None, labelExpr=label, **({"values": list(ticks)} if ticks else {"tickCount": 5}))
         return alt.Y(f"{field}:Q", scale=alt.Scale(type="log", nice=True), axis=axis)
-    axis = alt.Axis(title=None, tickCount=5, format="~g")
+    axis = alt.Axis(title=None, tickCount=5, labelExpr=PLAIN)
     return alt.Y(f"{field}:Q", scale=alt.Scale(zero=zero, nice=5), axis=axis)
 
 

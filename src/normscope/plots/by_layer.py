@@ -172,7 +172,7 @@ def _across(alt: Any, table: "pl.DataFrame", log: bool, *beside: float) -> Calla
         axis = alt.Axis(title=None, labelExpr=label, grid=True, values=_draw.round_values(low, high))
         scale = alt.Scale(type="log", nice=False, padding=8)
     else:
-        axis = alt.Axis(title=None, tickCount=4, format="~g", grid=True, labelSeparation=8)
+        axis = alt.Axis(title=None, tickCount=4, labelExpr=_draw.PLAIN, grid=True, labelSeparation=8)
         shares = {"domain": [0, 1]} if low == high == 0 else {}
         scale = alt.Scale(zero=0 <= low <= high / 2, nice=4, **shares)
     return lambda column: alt.X(f"{column}:Q", scale=scale, axis=axis)

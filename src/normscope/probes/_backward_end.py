@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
+from normscope.modules.shards import is_distributed
+
 
 class BackwardEnd:
     """Calls functions when a backward pass that reaches given parameters has ended.
@@ -62,15 +64,17 @@ class _Seen:
 class Gradients:
     """Which of some parameters have a gradient to be read now: of the last backward pass before the parameter changes.
 
-    So it is the gradient at the values with which the step began: of several backward passes that add up, the sum; with
-    an optimizer that evaluates a closure several times (LBFGS), of the first; with a perturbed second pass (SAM), of
-    the unperturbed one.
+    So it is the gradient at the values with which the step began: of several backward passes that add up, the sum, also
+    where the last of them runs in the optimizer's closure (Lightning); with an optimizer that evaluates a closure
+    several times (LBFGS), of the first; with a perturbed second pass (SAM), of the unperturbed one.
 
     Args:
         parameters: The parameters.
+        updating: Whether an optimizer is in its step, so that a backward pass is its closure's.
     """
 
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
+    def __init__(self, parameters: Iterable[Parameter], updating: Callable[[], bool] = lambda: False) -> None:
+        self._updating = updating
         self._parameters = {id(parameter): parameter for parameter in parameters}
         self._seen: dict[int, _Seen] = {}
 
@@ -81,7 +85,10 @@ class Gradients:
             if parameter.grad is None:
                 continue
             seen = self._seen.get(key)
-            if seen is None or not (seen.handed_over or seen.parameter_version != parameter._version):
+            # Of a parameter that was handed over, torch may keep no count of its changes (``.data``).
+            if seen is None or (
+                seen.parameter_version == parameter._version and (not seen.handed_over or self._updating())
+            ):
                 self._seen[key] = _Seen(parameter._version, _mark(parameter.grad))
                 found.append(parameter)
             else:
@@ -103,7 +110,7 @@ class Gradients:
                 unread.append(parameter)
             elif not seen.handed_over:
                 seen.handed_over = True
-                if seen.gradient != _mark(parameter.grad):
+                if _is_changed(parameter.grad, seen.gradient):
                     changed.append(parameter)
         return unread, changed
 
@@ -116,7 +123,7 @@ class Gradients:
             seen = self._seen.get(key)
             if seen is None:
                 unread.append(parameter)
-            elif not (seen.handed_over or seen.later) and seen.gradient != _mark(parameter.grad):
+            elif not (seen.handed_over or seen.later) and _is_changed(parameter.grad, seen.gradient):
                 changed.append(parameter)
         return unread, changed
 
@@ -124,3 +131,8 @@ class Gradients:
 def _mark(gradient: Tensor) -> tuple[int, int]:
     """Whose value it is: of the tensor at an address, written to so many times."""
     return id(gradient), gradient._version
+
+
+def _is_changed(gradient: Tensor, then: tuple[int, int]) -> bool:
+    """Whether a gradient may have another value; of sharded ones torch does not count every change."""
+    return is_distributed(gradient) or _mark(gradient) != then

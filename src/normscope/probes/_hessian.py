@@ -50,7 +50,7 @@ class Hessian:
             parts = torch.autograd.grad(self._scaled(loss), leaves, create_graph=True, allow_unused=True)
         except RuntimeError:
             self.exact = False
-        self.loss = float(loss.detach())
+        self.loss = self._shared([loss.detach()])[0].item()
         if parts is None or _refuses(parts):
             self.exact = False
             self.gradient = replay.origin().gradient
@@ -59,12 +59,16 @@ class Hessian:
             self._used = {id(slot) for slot in self._slots if bool(slot.of(flat).any())}
             return
         self._used = {id(slot) for slot, part in zip(self._slots, parts, strict=True) if part is not None}
-        self.gradient = self._unscaled(replay.gather(self._slots, parts))
+        self.gradient = self._shared(self._unscaled(replay.gather(self._slots, parts)))
         self._parts = [
             (slot, part)
             for slot, part in zip(self._slots, parts, strict=True)
             if part is not None and part.requires_grad
         ]
+
+    def _shared(self, own: Vector) -> Vector:
+        """Return the mean over the processes between which the model exchanges values."""
+        return own if self._replay.processes is None else self._replay.processes.mean(own)
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self._replay.scale == 1 else loss * self._replay.scale
@@ -96,8 +100,10 @@ class Hessian:
             wanted: Parameters whose part of the product is computed; the rest of the result is zero.
         """
         if self.exact:
+            if self._replay.processes is not None:
+                self._replay.processes.begin_pass()
             try:
-                return self._double_backward(direction, along, wanted)
+                return self._shared(self._double_backward(direction, along, wanted))
             except RuntimeError:
                 self.exact = False
         product = self._central(direction)

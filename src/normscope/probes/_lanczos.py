@@ -79,7 +79,14 @@ class _Basis:
 
 
 def lanczos(
-    product: Product, start: Vector, *, wanted: int = 1, tolerance: float = 0.01, least: int = 1, most: int = 40
+    product: Product,
+    start: Vector,
+    *,
+    wanted: int = 1,
+    tolerance: float = 0.01,
+    least: int = 1,
+    most: int = 40,
+    decide: Callable[[bool], bool] = bool,
 ) -> Spectrum:
     r"""Find the largest eigenvalues of a symmetric operator, with full reorthogonalization.
 
@@ -94,6 +101,7 @@ def lanczos(
         tolerance: Relative error at which to stop.
         least: Fewest products.
         most: Most products.
+        decide: Given whether to stop, returns whether to: the same in all processes that must take the same products.
 
     Returns:
         What was found. A product that is not finite ends the run with NaN values.
@@ -112,7 +120,7 @@ def lanczos(
         diagonal.append(dot(vector, image))
         image = basis.remove_from(image)
         beside.append(norm(image))
-        if not (np.isfinite(diagonal[-1]) and np.isfinite(beside[-1])):
+        if decide(not (np.isfinite(diagonal[-1]) and np.isfinite(beside[-1]))):
             return _all_nan(wanted, len(diagonal))
         nodes, modes = np.linalg.eigh(np.diag(diagonal) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1))
         residuals = beside[-1] * np.abs(modes[-1])
@@ -121,7 +129,7 @@ def lanczos(
         closed = beside[-1] <= 10 * _epsilon(start) * scale
         held = good
         good = _good(nodes, residuals, wanted, tolerance) if wanted else False
-        if closed or len(diagonal) >= most or (good and held and len(diagonal) >= least):
+        if decide(closed or len(diagonal) >= most or (good and held and len(diagonal) >= least)):
             break
         vector = [part / beside[-1] for part in image]
     top = range(len(nodes) - 1, max(len(nodes) - 1 - wanted, -1), -1)

@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
+from normscope.modules.processes import OutOfStepError, Processes, exchanging
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
-from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, unwrap
+from normscope.modules.shards import SHARDED, sharded
+from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
@@ -40,6 +42,7 @@ class TrainingLoop:
         layout: Where the parameters lie in flat buffers; None before the first step that needs it.
         wired: Whether a step has shown already that its parts fit together, or that they do not.
         loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
+        processes: Those that must run the same passes; None before the first step at which they must.
         proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
         reach: What the loss reaches beside the model.
     """
@@ -53,6 +56,7 @@ class TrainingLoop:
     proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     wired: bool = False
     loss_autocasts: dict[str, bool] = field(default_factory=dict)
+    processes: Processes | None = None
     reach: Reach = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,7 @@ class ProbedStep:
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
         self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
+        self._in_step: Processes | None = None
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -126,6 +131,7 @@ class ProbedStep:
         for optimizer in self._loop.optimizers:
             if calls_step_hooks(optimizer):
                 step.keep(optimizer.register_step_pre_hook(self.before_update))
+                step.keep(optimizer.register_step_post_hook(self._after_update))
 
     def _replays(self, probe: AbstractProbe) -> bool:
         """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
@@ -133,9 +139,11 @@ class ProbedStep:
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
+        if rank_of_many() is not None and sharded(self._model):
+            raise UsageError(SHARDED)
         if loop.layout is None or not loop.layout.fits(self._model):
             loop.layout = Layout(self._model)
-        start = step.start = StartState(self._model, loop.layout)
+        start = step.start = StartState(self._model, loop.layout, loop.reach)
         start.conditions.listen(loop.model, step.keep, loop.loss_autocasts)
         if not self._compiled:
             self._users_pass = UsersPass(self._model, start, step.scale, loop.proven)
@@ -156,11 +164,16 @@ class ProbedStep:
             for probe in self._due:
                 self._try(probe, probe.before_update, step, parameters)
         step.gradients_scaled = step.scale != 1
+        step.updating = True
+
+    def _after_update(self, *_: Any) -> None:
+        self._step.updating = False
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Take up an optimizer that is found as it makes its first update."""
         self._step.take_optimizers(self._loop.optimizers)
         self.before_update(optimizer)
+        self._step.updating = False  # torch has no hook of the end of this update
 
     def add_micro_batch(self, batch: Any, share: float | None) -> None:
         """Take one of several batches, with the random streams as they are now."""
@@ -186,6 +199,7 @@ class ProbedStep:
             self._loop.wired = True
             self.wiring_causes = self._wiring.causes(self._loop.optimizers)
 
+        self._share_failures()
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
             refused = UsageError(why_not)
@@ -198,7 +212,9 @@ class ProbedStep:
             if not probe.replays:
                 self._try(probe, read, probe)
         step.release()
-        return [record for probe in self._due for record in records.get(id(probe), ())]
+        self.values_read -= {probe.CODE for probe, _ in self.failures.values()}
+        sound = [probe for probe in self._due if id(probe) not in self.failures]
+        return [record for probe in sound for record in records.get(id(probe), ())]
 
     def _replay(
         self, start: StartState, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
@@ -212,7 +228,7 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
-            reach=self._loop.reach,
+            processes=self._in_step,
         )
         try:
             self._read_replayed(replay, replaying, read)
@@ -240,8 +256,8 @@ class ProbedStep:
                         self._fail(probe, error)
                 step.detach()
             for probe in replaying:
-                self._try(probe, read, probe)
-            if self._wiring is not None and replaying and not self.wiring_causes:
+                self._try_in_step(probe, read)
+            if self._wiring is not None and replaying and not self.wiring_causes and self._in_step is None:
                 self._prove_gradient(replay)
             step.begin_replay(None)
 
@@ -279,6 +295,45 @@ class ProbedStep:
             act(*args)
         except Exception as error:
             self._fail(probe, error)
+
+    def _share_failures(self) -> None:
+        """Where processes must keep in step, have a probe that has failed in one of them fail in all."""
+        if rank_of_many() is not None:
+            try:
+                self._ask_others()
+            except RuntimeError as error:
+                for probe in self._due:
+                    self._fail(probe, OutOfStepError(f"the other processes do not answer: {described(error)}"))
+
+    def _ask_others(self) -> None:
+        loop, start = self._loop, self._step.start
+        modes = [(module, module.training) for module in self._model.modules()]
+        groups = exchanging(modes if start is None else start.conditions.modes)
+        if not groups and not sharded(self._model):
+            return
+        if loop.processes is None:
+            loop.processes = Processes(groups[0] if len(groups) == 1 else None)
+        if groups and any(map(self._replays, self._due)):
+            self._in_step = loop.processes
+        failed = loop.processes.any_of([id(probe) in self.failures for probe in self._due])
+        for probe, elsewhere in zip(self._due, failed, strict=True):
+            if elsewhere:
+                self._fail(probe, OutOfStepError("the same probe has failed in another process"))
+
+    def _try_in_step(self, probe: AbstractProbe, read: Callable[[AbstractProbe], None]) -> None:
+        """Have a probe read; where processes must keep in step, it fails in all of them or in none."""
+        processes = self._in_step
+        if processes is None or id(probe) in self.failures:
+            self._try(probe, read, probe)
+            return
+        try:
+            read(probe)
+            processes.end()
+        except OutOfStepError as error:
+            self._fail(probe, error)
+        except Exception as error:
+            self._fail(probe, error)
+            processes.fail()
 
     def _fail(self, probe: Any, error: Exception) -> None:
         """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""

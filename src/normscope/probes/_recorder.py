@@ -21,7 +21,7 @@ from normscope.probes._probed_step import ProbedStep, TrainingLoop
 from normscope.probes._replay import LossFn
 from normscope.probes._sinks import Delivery, RecordSink, Sink
 from normscope.records import MemoryStore, Record, Store
-from normscope.records.cell_names import claim_cell, last_cell, last_step, require_cell_name
+from normscope.records.cell_names import claim_cell, last_step, require_cell_name, take_up_cell
 from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Recorder:
         loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that the loop trains on, without loss scale. Used only
             by probes that evaluate the loss again; it must reach the parameters through ``model``, which it gets
             without its wrappers. Without it those probes are not read, and ``not_read`` says so.
-        optimizer: The optimizer or optimizers. With them gradients are read right before the update; without, from
-            ``.grad`` when the step ends, and probes that need a learning rate must be given one.
+        optimizer: The optimizer or optimizers. With them it is seen what they are handed, and for which
+            parameters; without, probes that need a learning rate must be given one.
         probes: Probes, their codes or classes, a question, ``"all"``: see ``chosen_probes``.
         every: Read at steps 0, every, 2 * every, ...; a probe's own ``every`` takes precedence.
         record_to: None keeps the records in memory; a path makes or continues a run folder there; or anything with
@@ -273,13 +273,21 @@ class Recorder:
 
     def records(self) -> "polars.DataFrame":
         """Return all records as a polars frame in canonical row order; columns as of ``MemoryStore.frame``."""
-        if self.sink is not None and self._store is not None:
-            self._store.flush()
-            if not self._store.waiting():
-                return self.sink.frame()
-        store = MemoryStore()
-        store.append(self._records if self._store is None else self._store.waiting())
-        return store.frame()
+        if self.sink is None or self._store is None:
+            return _in_memory(self._records)
+        self._store.flush()
+        waiting = self._store.waiting()
+        try:
+            frame = self.sink.frame()
+        except Exception:
+            if not waiting:
+                raise
+            return _in_memory(waiting)  # the folder is gone: what it has not taken is here
+        if not waiting or hasattr(self.sink, "unwritten"):  # a store's frame has what is not written, too
+            return frame
+        import polars
+
+        return polars.concat([frame, _in_memory(waiting)], how="diagonal_relaxed")
 
     def drain(self) -> list[Record]:
         """Return the records since the last drain.
@@ -394,10 +402,11 @@ class _StepInProgress:
     def _read(self, probed: ProbedStep) -> None:
         recorder = self._recorder
         try:
-            recorder._take(probed.read())
+            records = probed.read()
         except Exception as wrong:  # none that a probe answers for: it must not end the user's training
             recorder._switch_off(recorder.due(recorder.index), wrong)
             return
+        recorder._take(records)
         causes = {id(error): error for _, error in probed.failures.values()}
         for key, error in causes.items():  # probes that failed by one cause are told of in one warning
             by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
@@ -431,6 +440,12 @@ class _StepContext:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._recorder.end(error)
+
+
+def _in_memory(records: Sequence[Record]) -> "polars.DataFrame":
+    store = MemoryStore()
+    store.append(records)
+    return store.frame()
 
 
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
@@ -482,7 +497,7 @@ def _opened(
         return record_to, name if rank is None else f"{name}.rank{rank}", int(start)
     store = Store.create(record_to, {"kind": "scope"})
     if start == "continue":
-        cell = last_cell(store.path, name, rank)
+        cell = take_up_cell(store.path, name, rank)
         if cell is not None:
             last = last_step(store.path, cell)
             return store, cell, 0 if last is None else last + 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from statistics import median
 
-from normscope.records.numbers import number
+from normscope.records.numbers import counted as counted, number
 
 Series = Sequence[tuple[int, float]]  # (step, value), by step
 Theory = dict[str, tuple[str, float | dict[str, float]]]  # words, and a value or a value for each layer, by quantity
@@ -176,10 +176,10 @@ def beyond(
     judged = {site: abs(value) if size else value for site, value in late.items()}
     if above is not None:
         out = sorted((site for site, value in judged.items() if value > above), key=lambda s: -judged[s])
-        excess = math.log10(judged[out[0]] / above) if out and above > 0 else 0.0
+        excess = decades(judged[out[0]], above) if out and above > 0 else 0.0
     elif below is not None:
         out = sorted((site for site, value in judged.items() if value < below), key=lambda s: judged[s])
-        excess = math.log10(below / judged[out[0]]) if out and judged[out[0]] > 0 and below > 0 else float(bool(out))
+        excess = decades(below, judged[out[0]]) if out and judged[out[0]] > 0 and below > 0 else float(bool(out))
     else:
         out, excess = [], 0.0
     if not out:
@@ -188,6 +188,13 @@ def beyond(
     steps = [step for step, value in readings.values[name][out[0]] if math.isfinite(value)]
     now = steps[0] if len(steps) > 1 else -1
     return Beyond(name, {site: late[site] for site in out}, first, now, len(late), min(1.0, max(0.0, excess)))
+
+
+def decades(over: float, under: float) -> float:
+    """Return the decimal logarithm of a ratio of positive numbers, without overflow; 0 where there is none."""
+    if not (0 < over < math.inf and 0 < under < math.inf):
+        return 0.0
+    return math.log10(over) - math.log10(under)
 
 
 def called(site: str) -> str:
@@ -210,7 +217,7 @@ def percent(share: float) -> str:
 def times(factor: float) -> str:
     """Write a factor: ``1.47 times``, ``12 times``, ``76,600 times``."""
     if not math.isfinite(factor):
-        return "without bound"
+        return "beyond all bounds"
     return f"{_written(factor, 3)} times"
 
 
@@ -225,11 +232,6 @@ def share_of(count: int, total: int, noun: str, plural: str = "") -> str:
     if count == total:
         return {1: f"the {nouns}", 2: f"both {nouns}"}.get(total, f"all {total} {nouns}")
     return f"{count} of {total} {nouns}"
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Write a count with its noun: ``1 layer``, ``2 layers``."""
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def sentence(text: str) -> str:

@@ -18,10 +18,11 @@ from normscope._errors import UsageError
 from normscope.modules.batches import Piece, is_pieces
 from normscope.modules.call import modes_kept
 from normscope.modules.hooks import no_global_hooks, silence
+from normscope.modules.processes import Processes
 from normscope.modules.reach import Reach
+from normscope.modules.reaching import ReachingSnapshot
 from normscope.modules.rng import RngState
 from normscope.modules.sites import normalizes
-from normscope.modules.state import Snapshot
 from normscope.probes._start_state import Slot, StartState, copy_all
 from normscope.probes._vectors import Evaluation, Vector
 
@@ -51,7 +52,7 @@ class Replay:
         start: The state with which the step began; the present one if None.
         origin_source: The user's own pass, if it may serve as the evaluation at the start.
         scale: Loss scale for backward passes; gradients are returned without it.
-        reach: What ``loss_fn`` reaches beside the model, if an earlier replay has found it.
+        processes: See below.
 
     Attributes:
         model: As given.
@@ -59,6 +60,8 @@ class Replay:
         start: The state with which the step began.
         scale: As given.
         flat: The parameters at which the loss is evaluated, in flat buffers.
+        processes: Those that must run the same passes, as the model exchanges statistics with them; None if it does
+            not. Loss and gradient are then the means over them, alike in each.
         mode: ``"frozen"`` while norms compute with their running statistics, else ``"train"``.
         cache: What probes share until the replay closes.
     """
@@ -72,12 +75,12 @@ class Replay:
         *,
         origin_source: OriginSource | None = None,
         scale: float = 1.0,
-        reach: Reach | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self.model = model
-        self._reach = reach if reach is not None else Reach({"loss_fn": loss_fn})
-        self.start = start = start if start is not None else StartState(model)
-        self._origin_source, self.scale = origin_source, scale
+        self.model, self.processes = model, processes
+        self.start = start = start if start is not None else StartState(model, reach=Reach({"loss_fn": loss_fn}))
+        # The user's own gradient is of this process's share alone until it is averaged.
+        self._origin_source, self.scale = origin_source if processes is None else None, scale
         self._loss_fn, self.batch = loss_fn, batch
         self.flat = [part.clone() for part in start.flat]
         self._leaves = [
@@ -100,12 +103,9 @@ class Replay:
     def opened(self) -> Iterator["Replay"]:
         """Exchange parameters and buffers for substitutes, and silence hooks, until the block ends, however it ends.
 
-        Put back is also what ``loss_fn`` reaches beside the model; ``left`` of the reach names what could not be.
-
-        Raises:
-            UsageError: ``loss_fn`` takes from an iterator.
+        Put back is also what ``loss_fn`` reaches beside the model; ``start.reach.left`` names what could not be.
         """
-        snapshot = Snapshot(self.model, reach=self._reach)
+        snapshot = ReachingSnapshot(self.start.reach, self.model)
         with no_global_hooks(), snapshot.noting(), torch.enable_grad():
             try:
                 for module in self.start.layout.modules:
@@ -229,7 +229,13 @@ class Replay:
             piece = Evaluation(loss.detach(), self._gradient(loss, chosen, wanted is None) if gradient else [])
             total = piece if total is None else _added(total, piece)
         assert total is not None
-        return total
+        return self._over_processes(total)
+
+    def _over_processes(self, own: Evaluation) -> Evaluation:
+        if self.processes is None:
+            return own
+        loss, *gradient = self.processes.mean([own.loss, *own.gradient])
+        return Evaluation(loss, gradient)
 
     def _gradient(self, loss: Tensor, chosen: Sequence[tuple[Slot, Parameter]], whole: bool) -> Vector:
         if not loss.requires_grad:
@@ -251,12 +257,11 @@ class Replay:
         """Yield the loss, or each piece's share of it one after the other."""
         if not self._open:
             raise UsageError("a replay evaluates only while it is open")
-        for places, value in self.start.buffers:
-            substitute = value.clone()
-            for module, key in places:
-                module._buffers[key] = substitute
         pieces = self.batch if is_pieces(self.batch) else [Piece(self.batch, 1.0, self.start.rng)]
+        if self.processes is not None:
+            self.processes.begin_pass()
         self.start.conditions.settle(lambda: self._loss_fn(self.model, pieces[0].batch))
+        self._rewind()
         for piece in pieces:
             piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
             with self.start.conditions.repeated():
@@ -265,7 +270,17 @@ class Replay:
                 self.draws_beside_torch = piece.rng.drawn_beside_torch()
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise UsageError("loss_fn(model, batch) must return a scalar tensor")
+            if self.processes is not None:  # the pass back is to come, or the next piece
+                self.processes.begin_pass()
             yield loss.reshape(()) if piece.share == 1 else loss.reshape(()) * piece.share
+
+    def _rewind(self) -> None:
+        """Put buffers, and what the loss reaches beside the model, into the state with which the step began."""
+        self.start.beside.rewind()
+        for places, value in self.start.buffers:
+            substitute = value.clone()
+            for module, key in places:
+                module._buffers[key] = substitute
 
     def gathered(self, gradients: Mapping[int, Tensor]) -> Vector:
         """Lay out gradients, keyed by ``id`` of the user's parameter, as ``gather`` does."""

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from normscope.modules.reach import Reach
+from normscope.modules.reaching import Rewind
 from normscope.modules.rng import RngState
 from normscope.modules.tree import walk
 from normscope.probes._pass_conditions import PassConditions
@@ -134,11 +136,12 @@ class Layout:
 class StartState:
     """Parameters, buffers, random streams, modes and autocast settings as they are when a step begins.
 
-    Cost: one copy of parameters and buffers.
+    Cost: one copy of parameters and buffers, and of what the loss reaches beside them.
 
     Args:
         model: The model.
         layout: Its layout if it is known to fit.
+        reach: What the loss reaches.
 
     Attributes:
         layout: Where the parameters lie.
@@ -148,9 +151,16 @@ class StartState:
         trainable_kinds: Indices of the flat buffers that hold trainable parameters.
         flat: Copies of all parameters in flat buffers.
         conditions: Modes and autocast settings, as they are now until they hear the user's forward pass.
+        reach: As given; a reach of nothing if None.
+        beside: What the loss reaches beside parameters and buffers.
+
+    Raises:
+        UsageError: The loss takes from an iterator, which cannot be put back.
     """
 
-    def __init__(self, model: Module, layout: Layout | None = None) -> None:
+    def __init__(self, model: Module, layout: Layout | None = None, reach: Reach | None = None) -> None:
+        self.reach = reach if reach is not None else Reach({})
+        self.beside = Rewind(self.reach, model)
         self.layout = layout = layout if layout is not None else Layout(model)
         self.rng = RngState(model)
         self.buffers: list[tuple[list[tuple[Module, str]], Tensor]] = []

@@ -15,6 +15,7 @@ from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import Channels, change_products, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small
 from normscope.modules.hooks import Hook
+from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
 from normscope.probes._backward_end import BackwardEnd
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
@@ -45,6 +46,7 @@ class Step:
         scale: Loss scale of the user's backward pass; readers get gradients without it.
         optimizers: The user's optimizers; to be read, not used.
         start: The state with which the step began, if a probe evaluates the loss again.
+        updating: Whether an optimizer is in its step at the moment: a backward pass is then its closure's.
         gradients_scaled: Whether ``parameter.grad`` carries the loss scale at the moment.
     """
 
@@ -62,6 +64,7 @@ class Step:
         self.take_optimizers(optimizers)
         self.start: StartState | None = None
         self.gradients_scaled = scale != 1
+        self.updating = False
         self._replay: Replay | None = None
         self._report = report
         self._handles: list[Removable] = []
@@ -105,11 +108,21 @@ class Step:
         """Return what ``probe`` keeps until the step ends: an empty dict at its first use."""
         return self._notes.setdefault(id(probe), {})
 
-    def keep_values(self, parameters: Iterable[Tensor]) -> None:
-        """Copy these parameters as they are now, once for all probes; called in ``watch``."""
+    def keep_values(self, parameters: Iterable[Tensor], *, parts: bool = False) -> None:
+        """Copy these parameters as they are now, once for all probes; called in ``watch``.
+
+        Args:
+            parameters: The parameters.
+            parts: Whether this process's part of each is enough where parameters are sharded.
+
+        Raises:
+            UsageError: Only a part of a parameter is here.
+        """
         for parameter in parameters:
+            if not parts and is_distributed(parameter):
+                raise UsageError(SHARDED)
             if id(parameter) not in self._values:
-                self._values[id(parameter)] = parameter.detach().clone()
+                self._values[id(parameter)] = local(parameter.detach()).clone()
 
     def value_before(self, parameter: Tensor) -> Tensor:
         """Return the copy that ``keep_values`` made as the step began."""
@@ -121,8 +134,13 @@ class Step:
         Its squared length, its inner product with the value before, and the squared length of that value.
         """
         fresh = {id(parameter): parameter for parameter in parameters if id(parameter) not in self._changes}
-        after = [parameter.detach() for parameter in fresh.values()]
+        after = [local(parameter.detach()) for parameter in fresh.values()]
         found = change_products([self._values[key] for key in fresh], after)
+        if any(map(is_distributed, fresh.values())):
+            columns = len(found[0])
+            parts = [value for row in found for value in row]
+            sums = summed_over_shards(parts, [parameter for parameter in fresh.values() for _ in range(columns)])
+            found = [sums[at : at + columns] for at in range(0, len(sums), columns)]
         self._changes.update(zip(fresh, found, strict=True))
         return [self._changes[id(parameter)] for parameter in parameters]
 

@@ -14,7 +14,7 @@ from normscope.modules.channels import coprime_stride, in_memory_order, to_host
 from normscope.modules.contents import Content, Group, is_small
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, counted, sentence, times
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, counted, decades, sentence, times
 from normscope.probes._step import Step
 from normscope.records import Record
 
@@ -131,7 +131,7 @@ class ActivationDistribution(AbstractProbe):
                 f"The outputs of {called(far[0])} lie {amount(aside[far[0]])} standard deviations to one side of zero"
                 + (f", beyond {_ASIDE:g} also in {counted(len(far) - 1, 'other layer')}" if len(far) > 1 else "")
             )
-            yield Remark(sentence(says), Urgency.NOTABLE, math.log10(aside[far[0]] / _ASIDE), tuple(far), "mean")
+            yield Remark(sentence(says), Urgency.NOTABLE, decades(aside[far[0]], _ASIDE), tuple(far), "mean")
         first = readings.first("std")
         grown = {site: late[site] / first[site] for site in late if first.get(site, 0.0) > 0}
         most = max(grown, key=lambda site: grown[site], default=None)
@@ -139,14 +139,14 @@ class ActivationDistribution(AbstractProbe):
             says = (
                 f"The outputs of {called(most)} spread {times(grown[most])} as wide as at step {readings.first_step:,}."
             )
-            yield Remark(says, Urgency.COSTLY, math.log10(grown[most] / _GROWN), (most,), "std")
+            yield Remark(says, Urgency.COSTLY, decades(grown[most], _GROWN), (most,), "std")
         positive = {site: std for site, std in late.items() if std > 0}
         if len(positive) > 1:
             wide, narrow = max(positive, key=positive.__getitem__), min(positive, key=positive.__getitem__)
             ratio = positive[wide] / positive[narrow]
-            if ratio > _UNEVEN:
+            if ratio > _UNEVEN and not (wide == most and grown[wide] > _GROWN):  # else it is said already
                 says = f"The outputs of {called(wide)} spread {times(ratio)} as wide as those of {called(narrow)}."
-                yield Remark(says, Urgency.NOTABLE, math.log10(ratio / _UNEVEN), (wide, narrow), "std")
+                yield Remark(says, Urgency.NOTABLE, decades(ratio, _UNEVEN), (wide, narrow), "std")
 
 
 def _by_content(group: Group) -> list[list[float]]:

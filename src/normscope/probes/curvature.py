@@ -1,7 +1,7 @@
 """The curvature of the loss: how far a quadratic model of it reaches."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -25,7 +25,7 @@ from normscope.probes._hessian import (
 )
 from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, percent, times
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, decades, percent, times
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot
 from normscope.probes._step import Step
@@ -179,6 +179,7 @@ class Curvature(AbstractProbe):
                 tolerance=self.tolerance,
                 least=1 if near is None else min(_LEAST_WARM, self.products),
                 most=self.products,
+                decide=_decide(step.replay),
             )
             if near is None:
                 traces.append(size * found.first)
@@ -187,7 +188,9 @@ class Curvature(AbstractProbe):
             yield from _eigenvalues(found)
         if "density" in self.measures:
             spectra = [
-                lanczos(hessian.product, drawn(replay, stream, "signs"), wanted=0, most=self.depth)
+                lanczos(
+                    hessian.product, drawn(replay, stream, "signs"), wanted=0, most=self.depth, decide=_decide(replay)
+                )
                 for _ in range(self.runs)
             ]
             traces += [size * spectrum.first for spectrum in spectra]
@@ -228,6 +231,7 @@ class Curvature(AbstractProbe):
                 drawn(step.replay, stream, "signs", slots),
                 tolerance=self.tolerance,
                 most=self.products,
+                decide=_decide(step.replay),
             )
             square = math.fsum(_length(step.replay, slot) ** 2 for slot in slots)
             values.append(square * float(found.values[0]))
@@ -280,7 +284,7 @@ class Curvature(AbstractProbe):
                     f"The sharpest curvature {'rises' if late > first else 'falls'} over training, {times(turned)}: "
                     f"from {amount(first)} to {amount(late)}{f' ({mode} statistics)' if mode else ''}."
                 )
-                yield Remark(says, Urgency.NOTABLE, math.log10(turned) / 2, ("",), name)
+                yield Remark(says, Urgency.NOTABLE, decades(turned, 1) / 2, ("",), name)
                 break
         train, frozen = tops.get("top_eigenvalue@train", 0.0), tops.get("top_eigenvalue@frozen", 0.0)
         if min(train, frozen) > 0 and (ratio := max(frozen / train, train / frozen)) >= _CHANGED:
@@ -289,18 +293,22 @@ class Curvature(AbstractProbe):
                 f"{'sharp' if frozen > train else 'flat'} as with those of the batch: "
                 f"{amount(frozen)} against {amount(train)}."
             )
-            yield Remark(says, Urgency.NOTABLE, math.log10(ratio), ("",), "top_eigenvalue@train")
+            yield Remark(says, Urgency.NOTABLE, decades(ratio, 1), ("",), "top_eigenvalue@train")
         for name in readings.named("layer_sharpness")[:1]:
             by_layer = {site: value for site, value in readings.late(name).items() if site and value > 0}
             most = max(by_layer, key=by_layer.__getitem__, default="")
             if len(by_layer) > 2 and (over := by_layer[most] / median(by_layer.values())) > _ONE_LAYER:
                 says = f"{called(most)} is the sharpest layer: {times(over)} the median of all layers."
-                yield Remark(says, Urgency.NOTABLE, math.log10(over / _ONE_LAYER), (most,), name)
+                yield Remark(says, Urgency.NOTABLE, decades(over, _ONE_LAYER), (most,), name)
         for name in readings.named("converged"):
             if (share := readings.share(name, lambda value: value == 0)) > _UNCONVERGED:
                 says = f"In {percent(share)} of the readings eigenvalues did not converge: they are lower bounds."
                 yield Remark(says, Urgency.NOTABLE, 0.0, ("",), name)
                 break
+
+
+def _decide(replay: Replay) -> Callable[[bool], bool]:
+    return bool if replay.processes is None else replay.processes.decide
 
 
 def _eigenvalues(found: Spectrum) -> Iterator[Value]:

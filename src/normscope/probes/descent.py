@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from normscope.probes._hessian import Hessian
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, percent, sentence, times
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, decades, percent, sentence, times
 from normscope.probes._step import Step
 from normscope.probes._vectors import difference, dot, norm
 from normscope.records import Record
@@ -95,7 +95,7 @@ class Descent(AbstractProbe):
         late = readings.late("step_to_safe").get("", 0.0)
         if late > _TOO_LONG:
             says = f"The learning rate is {times(late)} the longest step along the gradient that is safe."
-            yield Remark(says, Urgency.NOTABLE, math.log10(late), ("",), "step_to_safe")
+            yield Remark(says, Urgency.NOTABLE, decades(late, 1), ("",), "step_to_safe")
 
     @classmethod
     def theory(cls, readings: Readings) -> Theory:

@@ -15,13 +15,14 @@ from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, called, listed, share_of, times
+from normscope.probes._remarks import Readings, Remark, Theory, Urgency, called, decades, listed, share_of, times
 from normscope.probes._step import Step
 from normscope.records import Record
 
 _GROWTH = math.pi / (math.pi - 1)  # of the squared gradient, by Yang et al.
 _FEWEST = 3  # layers for a slope
 _FAR = 100.0  # squared gradient of the first layer over that of the last: ten times the gradient
+_SAME = 0.03  # relative distance within which a growth is as theory says: that of the width and the batch
 _NEAR = 0.15  # relative distance within which a growth is that of theory
 
 
@@ -95,7 +96,7 @@ class GradientFlow(AbstractProbe):
         notes["own"] = {site: [p for _, p in own_parameters(module)] for site, module in layers.items()}
         held = {id(p): p for own in notes["own"].values() for p in own}
         notes["norms"], notes["at_update"] = {}, {}
-        notes["gradients"] = gradients = Gradients(held.values())
+        notes["gradients"] = gradients = Gradients(held.values(), lambda: step.updating)
         step.on_backward_end(
             self, held.values(), lambda: self._take_norms(step, gradients.after_backward(), notes["norms"])
         )
@@ -199,24 +200,24 @@ class GradientFlow(AbstractProbe):
         if len(sites) < _FEWEST or not growth > 0:
             return
         first = readings.first("growth")[""]
-        whole = growth ** (len(sites) - 1)
-        known = "growth" in cls.theory(readings)
-        near = known and abs(math.log(first / _GROWTH)) < _NEAR
-        if 1 / _FAR < whole < _FAR and not (near and growth > 1 + _NEAR):
+        whole = decades(growth, 1) * (len(sites) - 1)
+        far = abs(whole) > decades(_FAR, 1)
+        near = "growth" in cls.theory(readings) and _is_near(first, _GROWTH)
+        if not far and not (near and growth > 1 + _NEAR):
             return
-        ways = f"from {called(sites[-1])} to {called(sites[0])}"
         verb = f"grow {times(growth)}" if growth > 1 else f"shrink {times(1 / growth)}"
-        says = f"Gradients {verb} a layer toward the input (squared, {ways})"
+        says = f"Gradients {verb} a layer toward the input (squared, from {called(sites[-1])} to {called(sites[0])})"
+        before = "" if _is_near(growth, first) else f"at step {readings.first_step:,} {times(first)}"
         if near:
-            words = f"theory says for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
-            still = abs(math.log(growth / first)) < _NEAR
-            says += f", as {words}" if still else f"; at step {readings.first_step:,} {times(first)}, as {words}"
-        elif abs(math.log(growth / first)) > math.log(1.2):
-            says += f", at step {readings.first_step:,} {times(first)}"
-        urgency = Urgency.COSTLY if not 1 / _FAR < whole < _FAR else Urgency.NOTABLE
-        if not 1 / _FAR < whole < _FAR:
-            says += f": {times(max(whole, 1 / whole))} over {len(sites)} layers"
-        yield Remark(f"{says}.", urgency, abs(math.log10(whole)) / 10, (sites[0], sites[-1]), "output_norm")
+            how = "as theory says" if abs(decades(first, _GROWTH)) < decades(1 + _SAME, 1) else "near what theory says"
+            words = f"{how} for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
+            says += f"; {before}, {words}" if before else f", {words}"
+        elif before and len(readings.values["growth"][""]) > 1:
+            says += f", {before}"
+        if far:
+            says += f": {times(10 ** min(abs(whole), 300.0))} over {len(sites)} layers"
+        urgency = Urgency.COSTLY if far else Urgency.NOTABLE
+        yield Remark(f"{says}.", urgency, abs(whole) / 10, (sites[0], sites[-1]), "output_norm")
 
     @classmethod
     def theory(cls, readings: Readings) -> Theory:
@@ -226,7 +227,7 @@ class GradientFlow(AbstractProbe):
         found: Theory = {"growth": ("batch norm and ReLU: π/(π − 1)", _GROWTH)}
         first = {site: value for site, value in readings.first("output_norm").items() if value > 0}
         growth = readings.first("growth").get("", math.nan)  # far from it: skips and branches, or another fault
-        if len(first) >= _FEWEST and growth > 0 and abs(math.log(growth / _GROWTH)) < _NEAR:
+        if len(first) >= _FEWEST and _is_near(growth, _GROWTH):
             middle = sum(map(math.log, first.values())) / len(first)
             half, root = (len(first) - 1) / 2, math.log(_GROWTH) / 2
             line = {site: math.exp(middle + root * (half - index)) for index, site in enumerate(first)}
@@ -248,6 +249,10 @@ def _add_shards(parameters: Sequence[Parameter], *lengths: dict[int, float]) -> 
 
 def _differ(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
     return any(not math.isclose(p, q, rel_tol=tolerance) and p == p for p, q in zip(a, b, strict=True))  # NaN is NaN
+
+
+def _is_near(growth: float, other: float) -> bool:
+    return growth > 0 and other > 0 and abs(decades(growth, other)) < decades(1 + _NEAR, 1)
 
 
 def _norm(gradient: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from normscope._errors import UsageError
 from normscope.modules.sites import weight_layers
 from normscope.probes._hessian import Hessian, restricted
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, percent
+from normscope.probes._remarks import Readings, Remark, Urgency, decades, percent
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot, homes
 from normscope.probes._step import Step
@@ -136,7 +136,7 @@ class Interaction(AbstractProbe):
                     f"A step that should lower the loss by {name.partition('=')[2]} of itself misses by "
                     f"{percent(beyond_second)} of that, beyond the second order."
                 )
-                yield Remark(says, Urgency.NOTABLE, math.log10(beyond_second / _HIGH), ("",), name)
+                yield Remark(says, Urgency.NOTABLE, decades(beyond_second, _HIGH), ("",), name)
                 break
 
 

@@ -12,7 +12,7 @@ from normscope._errors import UsageError
 from normscope.modules.values import same_bits
 from normscope.probes._hessian import Hessian, drawn, generator, whole
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, times
+from normscope.probes._remarks import Readings, Remark, Urgency, amount, decades, times
 from normscope.probes._replay import Replay
 from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, difference, dot, norm
@@ -242,7 +242,7 @@ class LandscapeAlongGradient(AbstractProbe):
                     f"Along its gradient the loss rises to {times(highest / loss)} its value of {amount(loss)}, within "
                     f"the steps tried ({matching})."
                 )
-                yield Remark(says, Urgency.NOTABLE, math.log10(highest / loss / _UPWARD), ("",), name)
+                yield Remark(says, Urgency.NOTABLE, decades(highest, loss), ("",), name)
                 break
         for name in readings.named("gradient_difference_relative"):
             change = readings.late(name).get("", 0.0)
@@ -251,7 +251,7 @@ class LandscapeAlongGradient(AbstractProbe):
                     f"The gradient does not last a step: along it, it changes by {amount(change)} times its length "
                     f"({name.partition('@')[2].replace('-', ' ')})."
                 )
-                yield Remark(says, Urgency.NOTABLE, math.log10(change / _CHANGED), ("",), name)
+                yield Remark(says, Urgency.NOTABLE, decades(change, _CHANGED), ("",), name)
                 break
 
 

@@ -34,7 +34,9 @@ class Loss(AbstractProbe):
     """
 
     CODE = "loss"
+    QUESTION = "gradient"
     SHOWS = "loss"
+    QUESTION = "gradient"
     BY_DEFAULT = True
     NOTHING = "the loop called backward() on no scalar"
     STREAMING = True
@@ -59,8 +61,8 @@ class Loss(AbstractProbe):
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
         """Tell of a loss that is not finite, and of a loss that has risen."""
-        if broken := readings.not_finite("loss"):
-            says = f"The loss is not finite, first at step {broken['']:,}."
+        if (step := readings.not_finite("loss").get("")) is not None:
+            says = f"The loss is not finite, first at step {step:,}."
             yield Remark(says, Urgency.BROKEN, 0.99, ("",), "loss")
             return
         values = [value for _, value in readings.values.get("loss", {}).get("", ())]

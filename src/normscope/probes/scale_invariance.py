@@ -29,6 +29,7 @@ from normscope.probes._remarks import (
     beyond,
     called,
     counted,
+    decades,
     sentence,
 )
 from normscope.probes._step import Step
@@ -181,21 +182,16 @@ class ScaleInvariance(AbstractProbe):
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
         """Tell of effective learning rates that changed, of weights that spin, of weights that are not invariant."""
         first, late = readings.first("effective_lr"), readings.late("effective_lr")
-        ratios = {site: late[site] / first[site] for site in late if first.get(site, 0) > 0 and late[site] > 0}
-        most = max(ratios, key=lambda site: abs(math.log(ratios[site])), default=None)
-        if most is not None and not 1 / _CHANGED < ratios[most] < _CHANGED:
-            ratio = ratios[most]
-            far = sum(not 1 / _CHANGED < each < _CHANGED for each in ratios.values())
+        ratios = {site: decades(late[site], first[site]) for site in late}
+        far = sorted((s for s in ratios if abs(ratios[s]) > decades(_CHANGED, 1)), key=lambda s: -abs(ratios[s]))
+        if far:
+            most, others = far[0], len(far) - 1
             says = (
-                f"The effective learning rate of {called(most)} has {'risen' if ratio > 1 else 'fallen'} "
+                f"The effective learning rate of {called(most)} has {'risen' if ratios[most] > 0 else 'fallen'} "
                 f"from {amount(first[most])} to {amount(late[most])}"
-                + (
-                    f"; it has changed more than {_CHANGED:g} times in {counted(far - 1, 'other layer')}"
-                    if far > 1
-                    else ""
-                )
+                + (f"; beyond {_CHANGED:g} times it changed in {counted(others, 'other layer')} too" if others else "")
             )
-            yield Remark(sentence(says), Urgency.NOTABLE, abs(math.log10(ratio)) / 2, (most,), "effective_lr")
+            yield Remark(sentence(says), Urgency.NOTABLE, abs(ratios[most]) / 2, tuple(far), "effective_lr")
         if spun := beyond(readings, "angle", above=_SPIN):
             yield spun.remark(
                 "the weight of {site} turns by {value} radians a step{since}",

@@ -200,7 +200,7 @@ class StatisticsNoise(AbstractProbe):
             yield noisy.remark(
                 "the batch mean of {site} wavers by {value} sigma from batch to batch",
                 "the batch mean wavers from batch to batch in {where}, most in {site}: by {value} sigma",
-                lambda variance: amount(math.sqrt(variance)),
+                lambda variance: amount(math.sqrt(max(variance, 0.0))),
                 Urgency.NOTABLE,
                 "batch norm",
             )
@@ -208,7 +208,7 @@ class StatisticsNoise(AbstractProbe):
             yield sharp.remark(
                 "the batch standard deviation of {site} wavers by {value} sigma from batch to batch",
                 "the batch standard deviation wavers from batch to batch in {where}, most in {site}: by {value} sigma",
-                lambda variance: amount(math.sqrt(variance)),
+                lambda variance: amount(math.sqrt(max(variance, 0.0))),
                 Urgency.NOTABLE,
                 "batch norm",
             )

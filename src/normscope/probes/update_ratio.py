@@ -24,7 +24,8 @@ class UpdateRatio(AbstractProbe):
     momentum, weight decay, clipping. A common rule of thumb wants about 1e-3.
 
     ## Cost
-    A copy of the weights, shared with other probes, and two norms and a difference of the same size.
+    A copy of the weights, shared with other probes, and two norms and a difference of the same size. With sharded
+    parameters one exchange.
 
     ## Reads wrongly when
     The step ends before the update: then there is no change and nothing is recorded, unless gradients are there: then
@@ -53,7 +54,7 @@ class UpdateRatio(AbstractProbe):
         notes = step.notes(self)
         notes["layers"] = {site: [p for p in weights(module) if p.requires_grad] for site, module in layers.items()}
         notes["used"] = set()
-        step.keep_values(parameter for own in notes["layers"].values() for parameter in own)
+        step.keep_values((parameter for own in notes["layers"].values() for parameter in own), parts=True)
 
     def before_update(self, step: Step, parameters: Mapping[int, Parameter]) -> None:
         """Note which weights have a gradient: the others were not used."""

@@ -35,3 +35,8 @@ def number(value: float, decimals: int | None = None) -> str:
 def decimals_for(size: float, digits: int) -> int:
     """Return the decimals that show ``digits`` significant digits of a positive size."""
     return max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Write a count with its noun: ``"1 layer"``, ``"2 layers"``."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"

@@ -117,6 +117,8 @@ class Store:
             raise StoreError(f"{folder} cannot be written; choose another {option}")
         _files.clean(folder)
         delete_covered(folder)
+        if of_scopes:
+            import polars  # noqa: F401  # now, not in the first step that is read
         return cls(folder, there, writable=True, rows=rows, seconds=seconds)
 
     @classmethod

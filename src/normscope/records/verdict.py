@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from normscope.records.estimate import Estimate
+from normscope.records.notebook import card, items, paragraph, with_code
 
 
 class Outcome(StrEnum):
@@ -111,3 +112,18 @@ class Verdict:
     amount: str = ""
     why: str = ""
     here: str = ""
+
+    def _repr_html_(self) -> str:
+        """Return claim, word and numbers for a notebook, and below them the other contrasts."""
+        claim, word = with_code(self.claim), with_code(self.outcome.value)
+        parts = [paragraph(f"{claim}: <b>{word}</b> {with_code(self.amount)}")]
+        parts += [paragraph(with_code(words)) for words in (self.finding, self.reason, self.why) if words]
+        if self.parts:
+            parts.append(items((part.outcome.value, _contrast(part)) for part in self.parts))
+        return card(parts)
+
+
+def _contrast(part: Verdict) -> str:
+    """Return a contrast in a line: what it compares, and its effect."""
+    under = ", ".join(condition.value for condition in part.conditions if condition.name != "arms")
+    return ", ".join(words for words in (part.claim, under, part.amount) if words)

@@ -1,8 +1,8 @@
 r"""From the markup of docstrings to HTML, with everything escaped.
 
 Understood: paragraphs, bullet and numbered lists, indented or fenced blocks, ``code``, **strong**, *emphasis*, web
-links, and roles: ``:math:`\gamma/\sigma``` becomes readable signs, any other role shows its content as code. What is
-not understood stands as it was written.
+links, formulas set apart (``.. math::``), and roles: ``:math:`\gamma/\sigma``` becomes readable signs, any other role
+shows its content as code. What is not understood stands as it was written.
 """
 
 import re
@@ -10,26 +10,8 @@ from collections.abc import Iterator
 
 from markupsafe import Markup, escape
 
-_SIGNS = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "eta": "η", "theta": "θ",
-    "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ",
-    "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ",
-    "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω", "nabla": "∇", "partial": "∂", "sum": "Σ",
-    "prod": "∏", "int": "∫", "infty": "∞", "times": "×", "cdot": "·", "odot": "⊙", "pm": "±", "le": "≤", "leq": "≤",
-    "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "∼", "propto": "∝", "equiv": "≡", "to": "→",
-    "rightarrow": "→", "in": "∈", "langle": "⟨", "rangle": "⟩", "ell": "ℓ", "top": "ᵀ", "mid": "|", "ldots": "…",
-    "dots": "…", "quad": " ", "log": "log", "exp": "exp", "max": "max", "min": "min", "cos": "cos", "lVert": "‖",
-    "rVert": "‖", "Vert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "left": "", "right": "",
-    ",": " ", ";": " ", "!": "",
-}  # fmt: skip
-_ACCENTS = {
-    "hat": "\u0302",
-    "widehat": "\u0302",
-    "bar": "\u0304",
-    "overline": "\u0304",
-    "tilde": "\u0303",
-    "dot": "\u0307",
-}
+from normscope.report._tex import formulas, mathematics
+
 _INLINE = re.compile(
     r"(?P<role>:[A-Za-z][\w:-]*:`(?P<rolebody>[^`]+)`)"
     r"|(?P<double>``(?P<doublebody>.+?)``)"
@@ -48,7 +30,10 @@ def html(text: str) -> Markup:
     Args:
         text: Docstring markup from anyone; none of it reaches the page unescaped.
     """
-    return Markup("\n").join(_blocks(text))
+    parts = []
+    for number, part in enumerate(formulas(text)):
+        parts += [Markup('<p class="formula">{}</p>').format(mathematics(part))] if number % 2 else [*_blocks(part)]
+    return Markup("\n").join(parts)
 
 
 def inline(text: str) -> Markup:
@@ -58,35 +43,6 @@ def inline(text: str) -> Markup:
         out += escape(text[last : match.start()]) + _span(match)
         last = match.end()
     return out + escape(text[last:])
-
-
-def mathematics(source: str) -> Markup:
-    r"""Write TeX as signs, superscripts and subscripts: ``\frac{\gamma}{\sigma}`` becomes ``γ/σ``."""
-    text = source.strip()
-    for _ in range(4):  # fractions and roots may be nested
-        text = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", _fraction, text)
-        text = re.sub(r"\\sqrt\{([^{}]*)\}", r"√(\1)", text)
-        text = re.sub(r"\\(?:mathrm|mathbf|mathcal|mathbb|text|operatorname|boldsymbol)\{([^{}]*)\}", r"\1", text)
-        text = re.sub(r"\\(hat|widehat|bar|overline|tilde|dot)\{?(\\?\w)\}?", _accent, text)
-    text = re.sub(r"\\([A-Za-z]+|[|,;!])", lambda m: _SIGNS.get(m[1], m[1]), text)
-    out, last = Markup(""), 0
-    for match in re.finditer(r"([\^_])(?:\{([^{}]*)\}|(\S))", text):
-        tag = Markup("sup") if match[1] == "^" else Markup("sub")
-        out += escape(text[last : match.start()]) + Markup("<{0}>{1}</{0}>").format(tag, match[2] or match[3] or "")
-        last = match.end()
-    rest = out + escape(text[last:])
-    return Markup('<span class="math">{}</span>').format(Markup(str(rest).replace("{", "").replace("}", "")))
-
-
-def _fraction(match: re.Match[str]) -> str:
-    """Write a fraction on one line, with brackets where a side has more than one term."""
-    sides = [f"({side})" if re.search(r"[+\-\s]", side.strip()) else side.strip() for side in match.groups()]
-    return "/".join(sides)
-
-
-def _accent(match: re.Match[str]) -> str:
-    """Put an accent over a letter; a LaTeX command, whose sign is not known yet, is returned without its accent."""
-    return f"{match[2]}{_ACCENTS[match[1]]}" if not match[2].startswith("\\") else match[2]
 
 
 def _span(match: re.Match[str]) -> Markup:

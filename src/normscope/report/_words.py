@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from normscope.plots import outcome_icon
 from normscope.records import Outcome, Verdict, standing
+from normscope.records.numbers import counted as counted
 
 _DEPENDS, _MIXED = "depends", "mixed"
 _COUNTED = {
@@ -64,11 +65,6 @@ def _by_kind(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(kind_of(verdict) for verdict in verdicts)
     said = [f"{counts[kind]} {words[counts[kind] > 1]}" for kind, words in _COUNTED.items() if counts[kind]]
     return f": {', '.join(said)}" if said else ""
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """Write a count with its noun: ``"1 layer"``, ``"2 layers"``."""
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def p_words(verdict: Verdict) -> tuple[str, str]:

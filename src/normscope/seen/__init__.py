@@ -7,6 +7,7 @@ from normscope.seen._facts import (
     in_memory as in_memory,
     is_scope as is_scope,
     read as read,
+    read_facts as read_facts,
 )
 from normscope.seen._findings import checked as checked, facts_of as facts_of
 from normscope.seen._page import html_page as html_page, page_of as page_of, write as write

@@ -111,7 +111,7 @@ def read(folder: str | Path) -> Seen:
     if store.config.get("kind") != "scope":
         raise UsageError(f"{folder} is not the folder of a scope")
     frame = store.frame()
-    known = {facts.cell: facts for facts in map(_load, sorted(store.path.glob("facts-*.json")))}
+    known = {facts.cell: facts for facts in map(read_facts, sorted(store.path.glob("facts-*.json")))}
     last = frame.group_by("cell").agg(step=frame_column("step").max()).rows()
     for cell, step in last:
         known.setdefault(str(cell), CellFacts(str(cell), steps=int(step) + 1))
@@ -130,7 +130,12 @@ def in_memory(frame: "polars.DataFrame", cells: Sequence[CellFacts], folder: Pat
     return Seen(frame, tuple(cells), folder, provenance.collect())
 
 
-def _load(path: Path) -> CellFacts:
+def read_facts(path: Path) -> CellFacts:
+    """Read the facts of a cell.
+
+    Raises:
+        StoreError: The file is damaged, or has another layout.
+    """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         version = held.pop("version")

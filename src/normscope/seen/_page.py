@@ -8,7 +8,7 @@ from normscope._errors import UsageError
 from normscope.plots import Table
 from normscope.records import Finding
 from normscope.report import Line, ScopePage, Section, counted
-from normscope.seen._facts import Seen
+from normscope.seen._facts import CellFacts, Seen
 from normscope.seen._panels import loss_of, sections_of
 from normscope.seen._sentences import quiet, quiet_words, stands_out
 from normscope.seen._words import headline, not_read_of
@@ -31,8 +31,8 @@ def write(path: str | PathLike[str], seen: Seen) -> Path:
         StoreError: The path cannot be written.
     """
     target = Path(path)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"a page is written as .html, not as {target.suffix or 'a file without suffix'}")
+    if target.suffix.lower() not in ("", ".html", ".htm"):
+        raise UsageError(f"a page is written as .html, not as {target.suffix}: give a path that ends in .html")
     return report.write_scope(target, page_of(seen))
 
 
@@ -65,10 +65,15 @@ def page_of(seen: Seen) -> ScopePage:
         title=f"What the scope saw: {seen.model}" if seen.model else "What the scope saw",
         lede=headline(seen),
         lines=[
-            Line(each.remark.says, each.word, each.probe.replace("_", "-"), each.cell if several else "")
+            Line(
+                each.remark.says.replace(" %", "\u00a0%"),
+                each.word,
+                each.probe.replace("_", "-"),
+                each.cell if several else "",
+            )
             for each in said
         ],
-        quiet=quiet_words(quiet(seen, said)),
+        quiet=" ".join(filter(None, [quiet_words(quiet(seen, said)), _nothing_found(seen)])),
         findings=_findings(seen),
         loss=loss_of(seen),
         panels=sections_of(seen, said),
@@ -77,10 +82,28 @@ def page_of(seen: Seen) -> ScopePage:
     )
 
 
+def _whole(says: str) -> str:
+    """Keep a number and its percent sign on one line."""
+    return says.replace(" %", "\u00a0%")
+
+
+def _judged(seen: Seen) -> list[CellFacts]:
+    return [cell for cell in seen.cells if cell.rules is not None and cell.steps]
+
+
+def _nothing_found(seen: Seen) -> str:
+    """Return the sentence on rules that ran and found nothing; empty where they found something or did not run."""
+    judged = _judged(seen)
+    if not judged or any(cell.findings or cell.notes for cell in judged):
+        return ""
+    rules = counted(len({code for cell in judged for code in cell.rules or ()}), "rule")
+    return f"{rules} looked for defects of normalization and found nothing."
+
+
 def _findings(seen: Seen) -> Section | None:
-    """Return the findings of the rules as a section; None where no rules ran."""
-    judged = [cell for cell in seen.cells if cell.rules is not None and cell.steps]
-    if not judged:
+    """Return the findings of the rules as a section; None where there are none."""
+    judged = _judged(seen)
+    if not any(cell.findings or cell.notes for cell in judged):
         return None
     several = len(seen.cells) > 1
     rows = [((cell.cell,) if several else ()) + _row(finding) for cell in judged for finding in cell.findings]

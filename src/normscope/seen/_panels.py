@@ -131,7 +131,10 @@ class _Pictures:
             left = [name for name in left if name.partition("@")[0] not in (low, high)]
         whole = [name for name in left if _of_model(self._of(name))]
         layers = [name for name in left if name not in whole]
-        for number, part in enumerate(_parts(layers)):
+        same: dict[frozenset[str], list[str]] = {}  # panels of one figure share their layers
+        for name in layers:
+            same.setdefault(frozenset(self._of(name)["site"].unique().to_list()), []).append(name)
+        for number, part in enumerate(part for names in same.values() for part in _parts(names)):
             records = self.records.filter(_column("name").is_in(part))
             words = "Other quantities by layer" if len(part) > 1 else plots.readable(part[0])
             slug = f"{code}-layers-{number}"
@@ -188,5 +191,6 @@ def wide(rows: "polars.DataFrame", *beside: float) -> bool:
     values = values.filter(values.is_finite())
     if values.is_empty():
         return False
-    low, high = min(*values.to_list(), *beside), max(*values.to_list(), *beside)
+    shown = [*values.to_list(), *beside]
+    low, high = min(shown), max(shown)
     return low > 0 and high / low > _SPREAD_FOR_LOG

@@ -2,7 +2,7 @@
 // Asks for the rows that came since the last answer and draws small charts of them. All names come from the run and
 // are put into the page as text, never as markup.
 
-const PERIOD = 1000, SLOWEST = 5000, MOST_POINTS = 800, MOST_LINES = 40, HEIGHT = 190;
+const PERIOD = 1000, IMPATIENT = 400, SLOWEST = 5000, MOST_POINTS = 800, MOST_LINES = 40, HEIGHT = 190;
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const root = document.documentElement;
 const at = (id) => document.getElementById(id);
@@ -42,7 +42,7 @@ async function poll() {
     }
     if (!response.ok) throw new Error("the server answered " + response.status);
     take(await response.json());
-    state.wait = PERIOD;
+    state.wait = root.dataset.live === "waiting" ? IMPATIENT : PERIOD;
   } catch (error) {
     stand("unreachable", "The server of this page does not answer; asking again");
     state.wait = Math.min(SLOWEST, state.wait * 1.5);
@@ -51,7 +51,8 @@ async function poll() {
 }
 
 function take(answer) {
-  if (answer.collection !== state.collection) clear();
+  const anew = answer.collection !== state.collection;
+  if (anew) state.series.clear();  // the charts stay where they are
   state.collection = answer.collection;
   state.version = answer.version;
   state.answer = answer;
@@ -69,14 +70,7 @@ function take(answer) {
   }
   choose();
   describe();
-  if (answer.series.length || touched.has(state.chosen)) arrange();
-}
-
-function clear() {
-  state.series.clear();
-  panels.clear();
-  sections.clear();
-  at("probes").replaceChildren();
+  if (anew || answer.series.length || touched.has(state.chosen)) arrange();
 }
 
 // Of each four points the lowest and the highest stay, and the last point: as the server thins.
@@ -332,7 +326,7 @@ function draw(panel) {
   }
   panel.drawn = {x, y, lines};
   lines.forEach((series, k) => {
-    if (series !== panel.marked) line(pen, series, x, y, mixed(style, lines.length > 1 ? k / (lines.length - 1) : 0), panel.marked ? 0.35 : 1, 1.5);
+    if (series !== panel.marked) line(pen, series, x, y, mixed(style, lines.length > 1 ? k / (lines.length - 1) : 0), panel.marked ? 0.35 : 1, lines.length > 12 ? 1 : 1.5);
   });
   if (panel.marked) line(pen, panel.marked, x, y, style.getPropertyValue("--text"), 1, 2.5);
   caption(panel, lines, scale);

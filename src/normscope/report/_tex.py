@@ -1,0 +1,118 @@
+r"""TeX of docstrings as readable signs, superscripts and subscripts: ``\frac{\gamma}{\sigma}`` becomes ``γ/σ``."""
+
+import re
+from collections.abc import Iterator
+
+from markupsafe import Markup, escape
+
+_SIGNS = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "varepsilon": "ε", "eta": "η", "theta": "θ",
+    "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ",
+    "phi": "φ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ",
+    "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω", "nabla": "∇", "partial": "∂", "sum": "Σ",
+    "prod": "∏", "int": "∫", "infty": "∞", "times": "×", "cdot": "·", "odot": "⊙", "otimes": "⊗", "pm": "±",
+    "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "∼", "propto": "∝",
+    "equiv": "≡", "to": "→", "rightarrow": "→", "mapsto": "↦", "in": "∈", "langle": "⟨", "rangle": "⟩", "ell": "ℓ",
+    "top": "ᵀ", "mid": "|", "ldots": "…", "dots": "…", "cdots": "…", "quad": "  ", "qquad": "   ", "lVert": "‖",
+    "rVert": "‖", "Vert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "left": "", "right": "", "big": "", "Big": "",
+    "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "limits": "", "displaystyle": "", "\\": " ", "{": "{", "}": "}",
+    ",": " ", ";": " ", ":": " ", "!": "", " ": " ", "%": "%", "_": "_", "#": "#", "&": "&",
+}  # fmt: skip
+_ACCENTS = {
+    "hat": "\u0302", "widehat": "\u0302", "bar": "\u0304", "overline": "\u0304", "tilde": "\u0303", "dot": "\u0307",
+    "vec": "\u20d7",
+}  # fmt: skip
+_PLAIN = {"mathrm", "mathbf", "mathcal", "mathbb", "text", "operatorname", "boldsymbol", "mathit", "textrm"}
+_OPENING = {"lVert", "lvert", "langle", "nabla", "partial", "left"}  # signs that stand close to what follows
+_TOKEN = re.compile(r"\\([A-Za-z]+|.)|([{}^_&])|(\s+)|(.)", re.DOTALL)
+_TERMS = re.compile(r"[+−\s·×]")
+
+
+def mathematics(source: str) -> Markup:
+    """Write TeX as HTML; what is not understood stands as it was written."""
+    tokens = [match[0] for match in _TOKEN.finditer(source.strip())]
+    parts = []
+    position = 0
+    while position < len(tokens):  # a closing brace too many ends a group, not the text
+        group, position = _group(tokens, position)
+        parts.append(group)
+        position += 1
+    return Markup('<span class="math">{}</span>').format(Markup("").join(parts))
+
+
+def _group(tokens: list[str], position: int) -> tuple[Markup, int]:
+    """Write tokens up to the brace that closes the group, and return where it is."""
+    out = Markup("")
+    while position < len(tokens) and tokens[position] != "}":
+        shown, position = _one(tokens, position)
+        out += shown
+    return out, position
+
+
+def _one(tokens: list[str], position: int) -> tuple[Markup, int]:
+    """Write the token at a position, with what belongs to it, and return where the next begins."""
+    token, position = tokens[position], position + 1
+    if token == "{":
+        group, position = _group(tokens, position)
+        return group, position + 1
+    if token in "^_":
+        shown, position = _argument(tokens, position)
+        return Markup("<{0}>{1}</{0}>").format(Markup("sup" if token == "^" else "sub"), shown), position
+    if not token.startswith("\\"):
+        return escape({"&": "", "-": "−"}.get(token, " " if token.isspace() else token)), position
+    name = token[1:]
+    if name in {"frac", "dfrac", "tfrac"}:
+        above, position = _argument(tokens, position)
+        below, position = _argument(tokens, position)
+        return Markup("{}/{}").format(_bracketed(above), _bracketed(below)), position
+    if name == "sqrt":
+        shown, position = _argument(tokens, position)
+        return Markup("√({})").format(shown), position
+    if name in _ACCENTS:
+        shown, position = _argument(tokens, position)
+        return _accented(name, shown), position
+    if name in _PLAIN:
+        return _argument(tokens, position)
+    while name in _OPENING and position < len(tokens) and tokens[position].isspace():
+        position += 1
+    return escape(_SIGNS.get(name, name)), position
+
+
+def _argument(tokens: list[str], position: int) -> tuple[Markup, int]:
+    """Write the argument of a command: the next token that is no space, or the group that it opens."""
+    while position < len(tokens) and tokens[position].isspace():
+        position += 1
+    if position >= len(tokens) or tokens[position] == "}":
+        return Markup(""), position
+    return _one(tokens, position)
+
+
+def _accented(name: str, shown: Markup) -> Markup:
+    """Put an accent over one letter; over more, a line."""
+    if len(shown) == 1:
+        return shown + Markup(_ACCENTS[name])
+    return Markup('<span class="over">{}</span>').format(shown) if shown else shown
+
+
+def _bracketed(side: Markup) -> Markup:
+    """Put a side of a fraction in brackets where it has more than one term."""
+    bare = re.sub(r"<[^>]*>", "", str(side)).strip()
+    return Markup("({})").format(side) if _TERMS.search(bare) else Markup(str(side).strip())
+
+
+def formulas(text: str) -> Iterator[str]:
+    """Yield a text in parts: prose, then by turns the TeX of a ``.. math::`` block and prose."""
+    lines, prose = text.expandtabs(4).split("\n"), []
+    while lines:
+        line = lines.pop(0)
+        if not line.lstrip().startswith(".. math::"):
+            prose.append(line)
+            continue
+        indent = len(line) - len(line.lstrip())
+        block = [line.lstrip().removeprefix(".. math::").strip()]
+        while lines and (not lines[0].strip() or len(lines[0]) - len(lines[0].lstrip()) > indent):
+            block.append(lines.pop(0).strip())
+        yield "\n".join(prose)
+        yield " ".join(filter(None, block))
+        prose = []
+    yield "\n".join(prose)
