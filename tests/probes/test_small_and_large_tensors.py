@@ -131,7 +131,9 @@ def test_sums_that_batch_norm_made_are_those_of_its_gradient(monkeypatch, affine
     found = []
     for frozen in (False, True):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.Tanh(), nn.BatchNorm2d(4)).double()
+        model = nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.Tanh(), nn.BatchNorm2d(4)
+        ).double()
         with torch.no_grad():
             model[-1].weight.normal_()
         for norm in (model[1], model[3]):
