@@ -64,7 +64,8 @@ class BatchNormGradientTerms(AbstractProbe):
     layer called several times is pooled over its calls.
 
     ## Cost
-    Two reads of each layer's input and three of its output gradient; the input's are shared with other probes.
+    Two reads of each layer's input, shared with other probes, and one of its output gradient where gain and shift are
+    trained by torch's own batch norm, whose backward pass makes the other two sums; else three, and one of the input.
 
     ## Reads wrongly when
     Several backward passes are made through one forward pass: only the first is read. Statistics are synchronised over
