@@ -40,8 +40,8 @@ class ActivationDistribution(AbstractProbe):
     independent normal values is about 0.015 standard deviations. ``mean`` and ``std`` always use every element.
 
     ## Cost
-    Two reads of each site's output, shared with other probes, and a sort of at most ``sample`` elements. An output of up
-    to 16384 elements is copied, once for all probes, and read with all others when the step is over.
+    Two reads of each site's output, shared with other probes, and a sort of at most ``sample`` elements. An output of
+    up to 16384 elements is copied, once for all probes, and read with all others when the step is over.
 
     ## Reads wrongly when
     The distribution differs strongly between channels: these are statistics of the layer, not of a unit. Forward
