@@ -26,12 +26,6 @@ def network() -> nn.Module:
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
 
 
-def loss_fn(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
-    """Return the loss of a batch of images and labels."""
-    images, labels = batch
-    return nn.functional.cross_entropy(model(images), labels)
-
-
 def main() -> None:
     """Train, print what stands out, and write the page."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -46,13 +40,12 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
 
-    probes = ["gradient", "statistics"]
-    scope = ns.watch(model, optimizer, loss_fn, probes=probes, every=args.every, record_to=args.out)
+    scope = ns.watch(model, optimizer, every=args.every, record_to=args.out)
     step = 0
     while step < args.steps:
-        for batch in DataLoader(train, batch_size=64, shuffle=True, drop_last=True):
+        for images, labels in DataLoader(train, batch_size=64, shuffle=True, drop_last=True):
             optimizer.zero_grad()
-            loss_fn(model, batch).backward()
+            nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
             schedule.step()
             step += 1

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from kit import live_run
 from kit.live_run import begin, rows_of
 from normscope._errors import StoreError, UsageError
-from normscope.live import Follower, follower as follower_module
+from normscope.live import Follower, follower as follower_module, sentences
 from normscope.records import Record, Store, files, parts
 
 
@@ -262,16 +263,51 @@ def test_a_later_writer_than_the_claim_s_is_not_taken_for_a_process_that_ended(t
     assert Follower(tmp_path).answer("", 0)["cells"][0]["state"] == "quiet"
 
 
-def test_what_a_scope_left_beside_its_records_stands_out(tmp_path: Path) -> None:
+def test_findings_beside_the_records_stand_out(tmp_path: Path) -> None:
     _, cell = begin(tmp_path)
-    (tmp_path / f"summary-{cell}.txt").write_text("Gradients grow.\n\nAnd more.\n")
     found = '{"findings": [{"code": "NS101", "severity": "error", "message": "It is so."}]}'
     (tmp_path / f"findings-{cell}.json").write_text(found)
     (told,) = Follower(tmp_path).answer("", 0)["cells"]
-    assert told["stands_out"] == ["Gradients grow.", "And more.", "NS101 (error): It is so."]
+    assert told["stands_out"] == ["NS101 (error): It is so."]
     for text in ("", "{", "[]", '{"findings": 3}', '{"findings": [3]}', "null"):
         (tmp_path / f"findings-{cell}.json").write_text(text)
-        assert Follower(tmp_path).answer("", 0)["cells"][0]["stands_out"][:2] == ["Gradients grow.", "And more."]
+        assert Follower(tmp_path).answer("", 0)["cells"][0]["stands_out"] == []
+
+
+def test_sentences_are_composed_beside_the_answers_and_an_error_leaves_the_old(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sentences, "PAUSE", 0.0)
+    store, cell = begin(tmp_path)
+    write(store, cell, 0)
+    going, calls = threading.Event(), []
+
+    def compose(folder: Path) -> dict[str, list[str]]:
+        calls.append(folder)
+        going.wait(30)
+        if len(calls) == 2:
+            raise OSError("gone")
+        return {cell: [f"It grows ({len(calls)})."]}
+
+    follower = Follower(tmp_path, compose)
+
+    def said() -> list[str]:
+        return follower.answer("", 0)["cells"][0]["stands_out"]
+
+    assert said() == []  # the answer does not wait for the sentences
+    going.set()
+    until(lambda: said() == ["It grows (1)."])
+    assert calls == [tmp_path]  # no new rows, no new sentences
+    write(store, cell, 1)
+    until(lambda: (said(), len(calls))[1] == 2)
+    assert said() == ["It grows (1)."]
+    write(store, cell, 2)
+    until(lambda: said() == ["It grows (3)."])
+
+
+def until(met, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("cell", ["a/../../x", "..", "a\\b", ".x", "/x", "a/x"])
@@ -279,9 +315,10 @@ def test_a_cell_out_of_a_part_leads_to_no_file_outside(tmp_path: Path, cell: str
     store = Store.create(tmp_path / "run", {"kind": "scope"})
     store.append([Record(cell, 0, "p", "", "n", 1.0)])
     store.flush()
-    (tmp_path / "x.txt").write_text("secret")
-    (tmp_path / "run" / "summary-a").mkdir()  # so that the first of them names the file outside
-    (tmp_path / "run" / "summary-a" / "x.txt").write_text("secret")
+    secret = '{"findings": [{"code": "NS101", "severity": "error", "message": "secret"}]}'
+    (tmp_path / "x.json").write_text(secret)
+    (tmp_path / "run" / "findings-a").mkdir()  # so that the first of them names the file outside
+    (tmp_path / "run" / "findings-a" / "x.json").write_text(secret)
     assert Follower(tmp_path / "run").answer("", 0)["cells"][0]["stands_out"] == []
 
 

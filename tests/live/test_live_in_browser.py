@@ -1,5 +1,6 @@
 """The live page in a browser, with a training beside it: it fills within seconds, grows, and stays quiet."""
 
+import json
 import re
 import subprocess
 import sys
@@ -123,7 +124,8 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
         store.append(rows_of(cell, step))
     store.append([Record(cell, 100, "p", "", "loss", float("nan"))])
     store.close()
-    (tmp_path / "run" / f"summary-{cell}.txt").write_text("Gradients grow 1.3 a layer.\n")
+    finding = {"code": "NS101", "severity": "error", "message": "It is so."}
+    (tmp_path / "run" / f"findings-{cell}.json").write_text(json.dumps({"findings": [finding]}))
     tab = opened(watching())
     tab.wait_for_selector(".panel canvas[aria-label]")
     labels = [canvas.get_attribute("aria-label") for canvas in tab.query_selector_all("canvas")]
@@ -135,7 +137,7 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
     assert tab.text_content("#facts").startswith("Step100Rows25")
     assert tab.text_content("#facts").endswith("Read every50 steps")
     assert tab.text_content("#title") == "ResNet, as it trains"
-    assert tab.text_content("#sentences") == "Gradients grow 1.3 a layer."
+    assert tab.text_content("#sentences") == "NS101 (error): It is so."
     tab.click("summary")
     table = tab.query_selector("table")
     assert [line.text_content() for line in table.query_selector_all("tbody tr")][:2] == [
@@ -153,7 +155,8 @@ def test_names_that_are_markup_stay_text(watching, opened, tmp_path):
         store.append([Record(cell, step, name, name, name, float(step), name) for step in range(3)])
         store.append([Record(name, 0, name, name, name, 1.0, name)])
     store.close()
-    (tmp_path / "run" / f"summary-{cell}.txt").write_text(HOSTILE)
+    finding = {"code": HOSTILE, "severity": HOSTILE, "message": HOSTILE}
+    (tmp_path / "run" / f"findings-{cell}.json").write_text(json.dumps({"findings": [finding]}))
     server = watching()
     tab = opened(server)
     tab.wait_for_selector(".panel canvas[aria-label]")

@@ -15,7 +15,8 @@ from torch import nn
 
 from normscope._errors import UsageError
 from normscope.modules.reach import Reach
-from normscope.modules.reaching import ReachingSnapshot, Rewind, undone
+from normscope.modules.reaching import ReachingSnapshot, undone
+from normscope.modules.rewind import Rewind
 
 HELD = torch.zeros(3)
 COUNT = 0

@@ -136,7 +136,7 @@ def test_modules_whose_code_torch_holds_are_refused_by_name(make):
         warnings.simplefilter("ignore", DeprecationWarning)
         fixed = make(nn.Linear(2, 2))
     refuse_fixed(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(UsageError, match="the model is scripted or traced"):
+    with pytest.raises(UsageError, match="the model is traced or scripted"):
         refuse_fixed(fixed)
-    with pytest.raises(UsageError, match=r"its module '0\.1' is scripted or traced"):
+    with pytest.raises(UsageError, match=r"its module '0\.1' is traced or scripted"):
         refuse_fixed(nn.Sequential(nn.Sequential(nn.Tanh(), fixed)))

@@ -77,7 +77,7 @@ def compare(rank, folder, kinds):
     return found
 
 
-@pytest.mark.parametrize(("count", "kinds"), [(2, ["sync", "batch"]), (4, ["sync", "batch"])])
+@pytest.mark.parametrize(("count", "kinds"), [(2, ["sync", "batch"]), (4, ["sync"])])
 def test_training_is_bit_identical_and_nobody_waits(count, kinds, tmp_path):
     by_rank = ranks.run(__name__, "compare", tmp_path, count, kinds)
     for kind in kinds:
@@ -209,7 +209,7 @@ def fail_in_the_model(rank, folder):
     from normscope import probes
     from normscope.modules import processes
 
-    processes._PATIENCE = timedelta(seconds=3)
+    processes.PATIENCE = timedelta(seconds=3)
     calls = []
 
     def loss(model, batch):

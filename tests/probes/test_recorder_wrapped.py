@@ -97,6 +97,6 @@ def test_a_traced_model_is_refused_in_a_line():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(nets.make("mlp"), next(iter(nets.batches("mlp", 1)))[0])
-    with pytest.raises(UsageError, match="scripted or traced") as caught:
+    with pytest.raises(UsageError, match="traced or scripted") as caught:
         Recorder(traced, nets.loss_fn)
     assert "\n" not in str(caught.value)

@@ -6,7 +6,7 @@ import re
 from hypothesis import given, strategies as st
 
 from normscope.probes import Readings
-from normscope.probes._remarks import amount, called, decades, listed, percent, sentence, share_of, times
+from normscope.probes.remarks import amount, called, decades, listed, percent, sentence, share_of, times
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

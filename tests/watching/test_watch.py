@@ -232,6 +232,31 @@ def test_two_optimizers_make_one_step_and_a_rarer_one_delays_none():
     assert set(scope.records()["step"]) == set(range(6))
 
 
+def test_a_pass_that_a_scaler_throws_away_is_not_read():
+    def train(scaler_skips):
+        model = make(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scope = ns.watch(model, optimizer, probes=["gradient_flow", "activation_distribution"], every=2, scaler=scaler)
+        for number, (x, y) in enumerate(data(6)):
+            if scaler_skips and number == 2:
+                kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                model.zero_grad()
+                (scaler.scale(nn.functional.cross_entropy(model(x), y)) * float("inf")).backward()
+                scaler.step(optimizer)
+                scaler.update(1024.0)
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(kept[name])
+            model.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+            scaler.step(optimizer)
+            scaler.update(1024.0)
+        scope.detach()
+        return [(r.step, r.probe, r.site, r.name, r.value) for r in scope.drain()]
+
+    assert train(scaler_skips=True) == train(scaler_skips=False)
+
+
 def test_an_optimizer_of_another_model_is_left_alone():
     model, other = make(), make()
     optimizer, others = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other))
@@ -398,7 +423,7 @@ def test_a_step_that_is_never_entered_is_told():
         (lambda m, o: ns.watch(m, o, start="later"), "start='later'"),
         (lambda m, o: ns.watch(m, o, start="continue"), "needs record_to"),
         (lambda m, o: ns.watch(m, o, cell="a/b"), "cell="),
-        (lambda m, o: ns.watch(torch.jit.trace(m, torch.zeros(2, 8)), o), "traced or scripted"),
+        (lambda m, o: ns.watch(torch.jit.trace(m, torch.zeros(2, 8)), o), "scripted or traced"),
         (lambda m, o: ns.watch(lambda x: x, o), "torch.nn.Module"),
     ],
 )

@@ -94,8 +94,8 @@ def test_what_cannot_be_put_back_is_named_after_the_first_replay_and_ends_the_pr
 
 @pytest.mark.parametrize("write", ["in place", "through data", "array"])
 def test_what_is_too_large_to_be_copied_is_named_once_it_was_written(write, monkeypatch):
-    monkeypatch.setattr(reaching, "_LARGE", 100)  # white box: small things are large
-    monkeypatch.setattr(reaching, "_BUDGET", 5000)
+    monkeypatch.setattr(reaching, "LARGE", 100)  # white box: small things are large
+    monkeypatch.setattr(reaching, "BUDGET", 5000)
     bank, array, only_read = torch.zeros(2000, 4), np.zeros((2000, 4)), torch.ones(3000, 4)
 
     def loss_fn(model, batch):
@@ -111,7 +111,7 @@ def test_what_is_too_large_to_be_copied_is_named_once_it_was_written(write, monk
 
 
 def test_what_is_large_and_only_read_is_copied_once_and_then_watched(monkeypatch):
-    monkeypatch.setattr(reaching, "_LARGE", 100)  # white box: small things are large
+    monkeypatch.setattr(reaching, "LARGE", 100)  # white box: small things are large
     copied = []
     kept = reaching.Values.__init__
 

@@ -27,7 +27,15 @@ def watch(
     """Show a training in the browser while it runs: a page of its records, which asks for new rows each second."""
     from normscope.live import LiveServer
 
-    with LiveServer(run, host=host, port=port, token=token) as server, contextlib.suppress(KeyboardInterrupt):
+    def compose(folder: Path) -> dict[str, list[str]]:
+        from normscope import seen  # loads torch: not before the page is there
+
+        return seen.sentences_by_cell(seen.read(folder))
+
+    with (
+        LiveServer(run, host=host, port=port, token=token, compose=compose) as server,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         print_text(f"Watching {run} at {server.url}   (Ctrl-C ends it)\n")
         if show:
             webbrowser.open(server.url)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope._errors import NormscopeError, StoreError, UsageError
+from normscope.live.sentences import Compose, Sentences
 from normscope.live.series import SeriesCollection
 from normscope.records import CellClaim, claims
 from normscope.records.parts import Part, list_parts, read_part
@@ -47,13 +48,15 @@ class Follower:
 
     Args:
         folder: The run's folder.
+        compose: Composes the sentences on what stands out, from the folder; None for those alone that lie there.
 
     Raises:
         UsageError: The folder holds the run of a study, or several runs.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], compose: Compose | None = None) -> None:
         self.folder = Path(folder)
+        self._sentences = None if compose is None else Sentences(self.folder, compose)
         self._lock = threading.Lock()
         self._looked = float("-inf")
         self._run_file: Signature | None = None
@@ -217,10 +220,12 @@ class Follower:
         }
 
     def _stands_out(self, cell: str) -> list[str]:
-        """Return the sentences that a scope left beside its records: its summary, and its findings."""
+        """Return the sentences on the records, and those of the findings that a scope left beside them."""
         if "/" in cell or "\\" in cell or cell.startswith("."):
             return []  # a name out of a part: no claim has such a name
-        lines = _text_of(self.folder / f"summary-{cell}.txt").splitlines()
+        lines: list[str] = []
+        if self._sentences is not None:
+            lines += self._sentences.of(cell, sum(state.rows for state in self._cells.values()))
         try:
             findings = json.loads(_text_of(self.folder / f"findings-{cell}.json") or "{}")["findings"]
             lines += [f"{found['code']} ({found['severity']}): {found['message']}" for found in findings]

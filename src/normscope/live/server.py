@@ -25,6 +25,7 @@ from urllib.parse import parse_qs
 
 from normscope._errors import UsageError
 from normscope.live.follower import Follower
+from normscope.live.sentences import Compose
 
 #: Port that is taken where none is asked for and it is free.
 USUAL_PORT = 7117
@@ -47,6 +48,7 @@ class LiveServer:
         host: Address to listen at.
         port: Port to listen at; None takes `USUAL_PORT`, or any other that is free.
         token: What a viewer must know; None asks for none on the loopback and makes one elsewhere.
+        compose: Composes the sentences on what stands out, from the folder.
 
     Attributes:
         url: Address of the page, with the token.
@@ -58,7 +60,13 @@ class LiveServer:
     """
 
     def __init__(
-        self, run: str | os.PathLike[str], *, host: str = "127.0.0.1", port: int | None = None, token: str | None = None
+        self,
+        run: str | os.PathLike[str],
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        token: str | None = None,
+        compose: Compose | None = None,
     ) -> None:
         if token is not None and not _TOKEN.fullmatch(token):
             raise UsageError("a token has 8 to 200 letters, digits, '-', '_', '.' or '~'")
@@ -66,7 +74,7 @@ class LiveServer:
         self.token = token if token is not None or self._loopback else secrets.token_urlsafe(24)
         import polars  # noqa: F401  # now, not when the first rows come
 
-        follower = Follower(run)
+        follower = Follower(run, compose)
         self._http = _listen(host, port)
         self._http.follower, self._http.loopback, self._http.token = follower, self._loopback, self.token
         shown = f"[{host}]" if ":" in host else socket.gethostname() if host in ("0.0.0.0", "") else host

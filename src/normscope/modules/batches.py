@@ -131,3 +131,11 @@ def _mapped(batch: Any, act: Callable[[Tensor], Tensor], done: dict[int, Any]) -
                 object.__setattr__(new, key, _mapped(value, act, done))
         return done[id(batch)]
     return batch
+
+
+def cut(batch: Any, parts: int) -> list[Any] | None:
+    """Cut every tensor of a batch along its first axis; None if they differ in length or are too short."""
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in tensors(batch)}
+    if len(lengths) != 1 or lengths.pop() < 2 * parts:
+        return None
+    return [part(batch, index, parts) for index in range(parts)]

@@ -113,3 +113,13 @@ def forward_replaced(
                 vars(module).pop("forward", None)
             else:
                 vars(module)["forward"] = own
+
+
+def call_new_hooks(module: Module, known: set[int], args: Any, kwargs: Any) -> None:
+    """Call pre-hooks that were set during a call of the module's hooks: torch calls them from the next call on."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if key not in known:
+            if key in module._forward_pre_hooks_with_kwargs:
+                hook(module, args, kwargs)
+            else:
+                hook(module, args)

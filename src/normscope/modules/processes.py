@@ -10,7 +10,9 @@ from torch.nn import Module, SyncBatchNorm
 
 from normscope.modules.wrapped import rank_of_many
 
-_PATIENCE = timedelta(minutes=2)
+PATIENCE = timedelta(minutes=2)
+"""How long a process waits for what the others say."""
+
 _PASS, _END, _FAILED = 1, 2, 3
 
 
@@ -41,7 +43,7 @@ class Processes:
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
-        self._words = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        self._words = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     def begin_pass(self) -> None:
         """Say that this process is about to run a pass.
@@ -79,7 +81,7 @@ class Processes:
             torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=self._words)
         except RuntimeError as error:
             raise OutOfStepError(
-                f"no answer from the other processes in {_PATIENCE.seconds} s: one of them has failed in the middle of "
+                f"no answer from the other processes in {PATIENCE.seconds} s: one of them has failed in the middle of "
                 "a pass, or has no scope with the same probes"
             ) from error
         most, least = int(said[0]), -int(said[1])

@@ -6,15 +6,10 @@ reached by attributes and items. Code is read only where it is a user's own: wha
 their globals is theirs, but objects of their classes are looked into like all others.
 """
 
-import argparse
 import builtins
-import collections
 import dis
-import io
-import queue
 import sys
 import sysconfig
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,30 +17,11 @@ from functools import cached_property, lru_cache, partial
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any, NamedTuple
 
-from torch.nn import Module
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset, Sampler
-
 MISSING = object()
 """Stands for a variable that has no value."""
 
 _NOT_USERS = {"normscope", "torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
 _INSTALLED = ("site-packages", "dist-packages", sysconfig.get_path("stdlib"))
-# Classes of the standard library whose objects are no more than a place for attributes.
-_HOLDERS = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList)
-# What runs a training, writes its log or talks to other processes: it is not the loss's to change, it is large, and it
-# may change in another thread while a pass runs, which putting back would undo.
-_MACHINERY = {
-    *("accelerate", "comet_ml", "datasets", "deepspeed", "ignite", "lightning", "lightning_fabric", "mlflow"),
-    *("neptune", "pytorch_lightning", "ray", "rich", "tensorboard", "tensorboardX", "tqdm", "wandb"),
-    *("normscope", "numpy", "polars", "pandas", "transformers"),
-}
-_TORCHS_OWN = (
-    *("_C", "_dynamo", "_inductor", "_ops", "autograd", "cuda", "distributed", "fx", "jit", "multiprocessing"),
-    *("profiler", "utils.data", "utils.hooks", "utils.tensorboard"),
-)
-_DATA = (DataLoader, Dataset, Sampler)
-_IN_OTHER_THREADS = (threading.Thread, queue.Queue, queue.SimpleQueue)
 
 
 class Reach:
@@ -289,41 +265,3 @@ def _function_in(held: Any) -> Any:
 def _is_described(key: str, held: Any) -> bool:
     """Whether a class's entry says what its objects are like, and holds nothing itself."""
     return key.startswith(("__", "_abc_")) or isinstance(held, (types.MemberDescriptorType, types.GetSetDescriptorType))
-
-
-@lru_cache(maxsize=4096)
-def _is_outside(cls: type) -> bool:
-    """Whether objects of a class are not a loss's to change, or nothing that attributes could tell."""
-    top, *inner = cls.__module__.split(".")
-    if issubclass(cls, (Module, Optimizer)):
-        return False
-    if issubclass(cls, (*_DATA, io.IOBase, *_IN_OTHER_THREADS)) or top in _MACHINERY:
-        return True
-    if top == "torch":
-        return ".".join(inner).startswith(_TORCHS_OWN)
-    return top in sys.stdlib_module_names and top != "__main__" and not issubclass(cls, _HOLDERS)
-
-
-def is_outside(value: Any) -> bool:
-    """Whether an object stands for data, a thread, a log or another process, and is left alone."""
-    if _is_outside(type(value)):  # type: ignore[arg-type]
-        return True
-    return any(isinstance(held, _IN_OTHER_THREADS) for held in getattr(value, "__dict__", {}).values())
-
-
-@lru_cache(maxsize=4096)
-def slots_of(cls: type) -> tuple[str, ...]:
-    """Return the attributes of a class that are in no dictionary."""
-    found: list[str] = []
-    for kind in cls.__mro__:
-        own = vars(kind).get("__slots__", ())
-        found += [own] if isinstance(own, str) else list(own)
-    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
-
-
-def is_read_once(value: Any) -> bool:
-    """Whether an object is an iterator that shows no attributes, so that what was taken from it cannot be put back."""
-    kind = type(value)
-    if not hasattr(kind, "__next__") or issubclass(kind, io.IOBase):
-        return False
-    return kind.__module__.startswith("torch.utils.data") or not hasattr(value, "__dict__")

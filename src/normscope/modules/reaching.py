@@ -13,10 +13,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from normscope._errors import UsageError
 from normscope.modules.beside import Kept, Mark, kept_beside
-from normscope.modules.reach import MISSING, Binding, CodeWalk, Reach, is_outside, is_read_once, slots_of
+from normscope.modules.outside import is_outside, is_read_once, slots_of
+from normscope.modules.reach import MISSING, Binding, CodeWalk, Reach
 from normscope.modules.rng import RngState
-from normscope.modules.state import _EMPTY, Snapshot, _call_all, _inside, _other_attributes, _same_items, _values_in
-from normscope.modules.tree import walk
+from normscope.modules.state import _EMPTY, Snapshot, _call_all, _inside, _values_in
 from normscope.modules.values import Values
 from normscope.modules.wrapped import runs_compiled
 
@@ -26,12 +26,9 @@ from normscope.modules.wrapped import runs_compiled
 # only watched from then on, by their version counter: a network of a millisecond is not to pay for a copy of its data
 # set at every reading. What is beyond the budget is watched from the beginning, in the first pass by its content too,
 # as writing through ``.data`` moves no counter. A watched tensor that is written after all is named, not put back.
-_LARGE = 1 << 20  # bytes: a copy takes a tenth of a millisecond
-_BUDGET = 1 << 30  # bytes
+LARGE = 1 << 20  # bytes: a copy takes a tenth of a millisecond
+BUDGET = 1 << 30  # bytes
 _MOST = 20_000  # objects beside the model that are looked into; the others are marked
-
-_OF_THE_REPLAY = {"forward", *vars(Module())}  # attributes of the model's modules that a replay exchanges itself
-_TRIALS = 3
 
 
 class ReachingSnapshot(Snapshot):
@@ -96,12 +93,12 @@ class ReachingSnapshot(Snapshot):
     def _keep_values(self, begin: int) -> None:
         """Copy the tensors found since ``begin``, or mark those that are not to be copied."""
         kept: list[tuple[str, Tensor]] = []
-        room = _BUDGET
+        room = BUDGET
         for name, tensor in sorted(_values_in(self._tensors[begin:]), key=lambda pair: _bytes(pair[1])):
             size, room = _bytes(tensor), room - _bytes(tensor)
-            if size > _LARGE:
+            if size > LARGE:
                 self._large.add(name)
-            if room < 0 or (size > _LARGE and name in self._reach.only_read):
+            if room < 0 or (size > LARGE and name in self._reach.only_read):
                 self._marks.append(Mark(name, tensor, thorough=not self._reach.compared))
             else:
                 kept.append((name, tensor))
@@ -132,11 +129,11 @@ class ReachingSnapshot(Snapshot):
             self._keep_all(name, "", tuple(value))
         elif isinstance(value, type):
             self._keep_parts("", self._walk.parts(value))
-        elif isinstance(value, np.ndarray) and (value.nbytes > _BUDGET or name in self._reach.only_read):
+        elif isinstance(value, np.ndarray) and (value.nbytes > BUDGET or name in self._reach.only_read):
             self._marks.append(Mark(name, value, thorough=not self._reach.compared))
         elif (kept := kept_beside(name, value)) is not None:
             self._beside.append(kept)
-            if isinstance(value, np.ndarray) and value.nbytes > _LARGE:
+            if isinstance(value, np.ndarray) and value.nbytes > LARGE:
                 self._large.add(name)
         elif is_read_once(value):
             self._marks.append(Mark(name, value))
@@ -223,66 +220,6 @@ class ReachingSnapshot(Snapshot):
         if learn and not reach.compared:
             reach.only_read = self._large - reach.written
         reach.compared = True
-
-
-class Rewind(ReachingSnapshot):
-    """What the loss reaches as a step begins, and the way back to it before each evaluation of that step.
-
-    Of the model it keeps what a replay does not exchange itself: the other attributes of its modules.
-
-    Args:
-        reach: The functions that will be called.
-        model: The model.
-    """
-
-    def __init__(self, reach: Reach, model: Module) -> None:
-        self._model = model
-        super().__init__(reach, streams=False)
-        self._beside += [kept for each in self._generators if (kept := kept_beside("a generator", each)) is not None]
-        self._times = 0
-        self._moving: set[int] = set()
-
-    def _keep_reached(self) -> None:
-        for _, module in walk(self._model):
-            self._known.add(id(module))
-            tensors = (*module._parameters.values(), *module._buffers.values())
-            self._known.update(id(tensor) for tensor in tensors if tensor is not None)
-            self._walk.note_class(type(module))
-            for key, value in vars(module).items():
-                if key not in _OF_THE_REPLAY:
-                    self._beside.append(Binding(key, vars(module), key))
-                    if type(value) not in self._empty:
-                        self._keep("", key, value)
-        super()._keep_reached()
-
-    def rewind(self) -> None:
-        """Go back to how the step began; called before each evaluation.
-
-        The first evaluations show what the loss moves, and from then on only that is looked at. A few of them, as one
-        may run the loss on kept outputs, without the model.
-        """
-        if 0 < self._times <= _TRIALS:
-            self._note_moving()
-        self.restore()
-        if self._times == _TRIALS:
-            self._narrow()
-        self._times += 1
-
-    def _note_moving(self) -> None:
-        moving = self._moving
-        moving |= {id(each) for each in self._objects if _other_attributes(vars(each[1]), each[3])}
-        moving |= {id(each) for each in self._contents if not _same_items(each[2], each[3])}
-        moving |= {id(each) for each in self._tensors if not each.is_as_it_was()}
-        moving |= {id(each) for each in self._beside if not each.is_as_it_was()}
-        moving |= {id(tensor) for values in self._values for _, tensor, *_ in values.changed()}
-
-    def _narrow(self) -> None:
-        moving = self._moving
-        self._values = [Values([pair for pair in _values_in(self._tensors) if id(pair[1]) in moving])]
-        self._objects = [each for each in self._objects if id(each) in moving]
-        self._contents = [each for each in self._contents if id(each) in moving]
-        self._tensors = [each for each in self._tensors if id(each) in moving]
-        self._beside = [each for each in self._beside if id(each) in moving]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
+from normscope.modules.attached import Attached
 from normscope.modules.rng import RngState
 from normscope.modules.values import Values, put_back
 
@@ -58,7 +59,7 @@ class Snapshot:
         self._known: set[int] = set()
         self._objects: list[tuple[str, Any, type, dict[str, Any]]] = []
         self._contents: list[tuple[str, Any, Any, tuple[Any, ...]]] = []
-        self._tensors: list[_Attached] = []
+        self._tensors: list[Attached] = []
         self._generators = list(generators)
         for model in models:
             self._keep_object("", model)
@@ -99,7 +100,7 @@ class Snapshot:
                 self._known.add(id(value))
                 if type(value) not in (Tensor, Parameter) and is_lazy(value):
                     raise UsageError(f"{_inside(name, key)} has no shape yet: run a batch through the lazy model first")
-                kept = _Attached(_inside(name, key), value)
+                kept = Attached(_inside(name, key), value)
                 self._tensors.append(kept)
                 for hooks in (kept.hooks, kept.after_hooks):
                     if hooks is not None:
@@ -171,54 +172,6 @@ class Snapshot:
         _call_all(tensor.restore for tensor in self._tensors if not tensor.is_as_it_was())
 
 
-class _Attached:
-    """What hangs on a tensor beside its value."""
-
-    __slots__ = ("after_hooks", "grad", "hooks", "is_leaf", "name", "requires_grad", "tensor")
-
-    def __init__(self, name: str, tensor: Any) -> None:
-        self.name, self.tensor = name, tensor
-        self.is_leaf, self.requires_grad = tensor.is_leaf, tensor.requires_grad
-        self.grad = tensor.grad if self.is_leaf else None
-        self.hooks, self.after_hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
-
-    def is_as_it_was(self) -> bool:
-        tensor = self.tensor
-        return (
-            tensor.requires_grad is self.requires_grad
-            and tensor.is_leaf is self.is_leaf
-            and (not self.is_leaf or tensor.grad is self.grad)
-            and (tensor._backward_hooks is self.hooks and tensor._post_accumulate_grad_hooks is self.after_hooks)
-        )
-
-    def differences(self) -> Iterator[str]:
-        tensor = self.tensor
-        if tensor.requires_grad is not self.requires_grad or tensor.is_leaf is not self.is_leaf:
-            yield f"requires_grad of {self.name}"
-        if tensor.is_leaf and tensor.grad is not self.grad:
-            yield f"identity of the gradient of {self.name}"
-        # Where a first hook was set and removed again, an empty dictionary stays, which is no trace.
-        if _other(tensor._backward_hooks, self.hooks) or _other(tensor._post_accumulate_grad_hooks, self.after_hooks):
-            yield f"hooks of {self.name}"
-
-    def restore(self) -> None:
-        tensor = self.tensor
-        if self.is_leaf and not tensor.is_leaf:
-            tensor.detach_()  # it was updated in place with a graph
-        if tensor.requires_grad is not self.requires_grad:
-            tensor.requires_grad_(self.requires_grad)
-        if tensor.is_leaf and tensor.grad is not self.grad:
-            tensor.grad = self.grad
-        if _other(tensor._backward_hooks, self.hooks):
-            tensor._backward_hooks = self.hooks
-        if _other(tensor._post_accumulate_grad_hooks, self.after_hooks):
-            tensor._post_accumulate_grad_hooks = self.after_hooks
-
-
-def _other(now: Any, kept: Any) -> bool:
-    return now is not kept and bool(now or kept)
-
-
 def _inside(name: str, key: Any) -> str:
     """Name what an attribute, a container or a tensor holds; the dictionaries of a module's own need no name."""
     if key in ("_parameters", "_buffers", "_modules"):
@@ -230,7 +183,7 @@ def _other_attributes(now: dict[str, Any], kept: dict[str, Any]) -> bool:
     return now.keys() != kept.keys() or any(now[key] is not value for key, value in kept.items())
 
 
-def _values_in(tensors: Iterable[_Attached]) -> list[tuple[str, Tensor]]:
+def _values_in(tensors: Iterable[Attached]) -> list[tuple[str, Tensor]]:
     """Return the tensors and their gradients, by the names of what is to be compared."""
     kept = list(tensors)
     return [(f"value of {each.name}", each.tensor) for each in kept] + [

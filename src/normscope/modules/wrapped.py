@@ -98,7 +98,7 @@ def refuse_fixed(model: Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"its module {name!r}" if name else "the model"
-            raise UsageError(f"{what} is scripted or traced and cannot be looked into: give the module it is made of")
+            raise UsageError(f"{what} is traced or scripted and cannot be looked into: give the module it is made of")
 
 
 def rank_of_many() -> int | None:

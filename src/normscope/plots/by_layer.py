@@ -56,55 +56,65 @@ def by_layer(
     kept, notes = chosen(frame, names, log=log)
     if not kept.height:
         return _draw.nothing(slug, title, joined(caption, *notes), alt)
-    rank = {site: index for index, site in enumerate(order)}
-    present = kept["site"].cast(pl.String).unique().to_list()
-    sites = sorted(present, key=lambda site: (rank.get(site, len(rank)), natural_key(site)))
+    sites = _in_order(kept["site"].cast(pl.String).unique().to_list(), order)
     words = dict(labels or {})
-    table = _ends(kept).with_columns(pl.col("arm").replace(words), pl.col("panel").replace(_panels(names)))
-    ranks = pl.DataFrame({"site": sites, "rank": range(len(sites))}, schema={"site": pl.String, "rank": pl.Int64})
-    table = table.join(ranks, on="site").sort("panel", "arm", "rank")
+    table = _ends(kept, sites).with_columns(pl.col("arm").replace(words), pl.col("panel").replace(_panels(names)))
     styles = {words.get(arm, arm): style for arm, style in arm_styles(kept["arm"].unique().to_list(), arms).items()}
-    moved = table.filter(pl.col("first_step") < pl.col("last_step")).height > 0
-    data = _draw.rows(table, {c: c for c in table.columns if c != "rank"})
-    line = theory if len(names) == 1 else None
-    across = _across(altair, table, log, *(_drawn_at(line, sites) if line else ()))
-    chart = _marks(altair, data, sites, styles, across, moved=moved)
-    if line is not None:
-        chart = altair.layer(*_theory(altair, line, sites, across), chart)
-    height = row_height(len(sites), 1 if len(styles) < 3 else 1.4)
-    chart = chart.properties(height=height)
-    several = len(names) > 1
+    several, line = len(names) > 1, theory if len(names) == 1 else None
+    chart = _chart(altair, table, sites, styles, line, log)
     if several:
-        chart = _draw.panels(altair, chart, [_panels(names)[n] for n in names], independent=False, anchor="end")
+        chart = _draw.panels(altair, chart, [*_panels(names).values()], independent=False, anchor="end")
         chart = chart.resolve_scale(x="independent")
-    if len(styles) > 1:
-        chart = chart.add_params(_draw.pick(altair))
-    first, last = (f"{step:,}" for step in (min(table["first_step"].to_list()), max(table["last_step"].to_list())))
-    subtitle = "" if several else (x_title or readable(names[0])) + (", logarithmic axis" if log else "")
     legend = tuple(styles) if len(styles) > 1 else ()
-    spec = finished(
-        chart,
-        layout="facet" if several else "single",
-        subtitle=subtitle,
-        panels=len(names),
-        least=_PANEL,
-        legend=legend,
-    )
-    when = f"Ring: step {first}; dot: step {last}." if moved else f"At step {last}."
+    if legend:
+        chart = chart.add_params(_draw.pick(altair))
+    subtitle = "" if several else (x_title or readable(names[0])) + (", logarithmic axis" if log else "")
+    layout = "facet" if several else "single"
+    spec = finished(chart, layout=layout, subtitle=subtitle, panels=len(names), least=_PANEL, legend=legend)
+    when = _when(table)
     told = joined(caption, when, f"Dashed: {line[0]}." if line else "", *notes)
     shown = f"{title}. {subtitle or 'Several quantities'} by layer from {sites[0]} to {sites[-1]}. {when}"
     return Figure(slug, title, told, alt or shown, spec)
+
+
+def _in_order(present: Sequence[str], order: Sequence[str]) -> list[str]:
+    rank = {site: index for index, site in enumerate(order)}
+    return sorted(present, key=lambda site: (rank.get(site, len(rank)), natural_key(site)))
+
+
+def _chart(
+    alt: Any, table: "pl.DataFrame", sites: Sequence[str], styles: Mapping[str, Any], line: Line | None, log: bool
+) -> Any:
+    """Return all marks of one panel."""
+    across = _across(alt, table, log, *(_drawn_at(line, sites) if line else ()))
+    data = _draw.rows(table, {c: c for c in table.columns if c != "rank"})
+    chart = _marks(alt, data, sites, styles, across, moved=_moved(table))
+    if line is not None:
+        chart = alt.layer(*_theory(alt, line, sites, across), chart)
+    return chart.properties(height=row_height(len(sites), 1 if len(styles) < 3 else 1.4))
+
+
+def _moved(table: "pl.DataFrame") -> bool:
+    """Return whether any layer was read more than once."""
+    return bool((table["first_step"] < table["last_step"]).any())
+
+
+def _when(table: "pl.DataFrame") -> str:
+    """Return the sentence on steps and marks."""
+    first, last = min(table["first_step"].to_list()), max(table["last_step"].to_list())
+    return f"Ring: step {first:,}; dot: step {last:,}." if _moved(table) else f"At step {last:,}."
 
 
 def _panels(names: Sequence[str]) -> dict[str, str]:
     return {name: readable(name) for name in names}
 
 
-def _ends(kept: "pl.DataFrame") -> "pl.DataFrame":
-    """Return the first and the last value of each arm, quantity and layer, means over seeds."""
+def _ends(kept: "pl.DataFrame", sites: Sequence[str]) -> "pl.DataFrame":
+    """Return the first and the last value of each arm, quantity and layer, means over seeds; layers in order."""
     import polars as pl
 
     means = kept.group_by("arm", "name", "site", "step").agg(pl.col("value").mean()).sort("step")
+    ranks = pl.DataFrame({"site": sites, "rank": range(len(sites))}, schema={"site": pl.String, "rank": pl.Int64})
     return (
         means.group_by("arm", "name", "site")
         .agg(
@@ -121,6 +131,8 @@ def _ends(kept: "pl.DataFrame") -> "pl.DataFrame":
             "first",
             "now",
         )
+        .join(ranks, on="site")
+        .sort("panel", "arm", "rank")
     )
 
 

@@ -18,11 +18,11 @@ from normscope.probes._recorder import (
     WiringWarning as WiringWarning,
     optimizers_of as optimizers_of,
 )
-from normscope.probes._remarks import Readings as Readings, Remark as Remark, Urgency as Urgency
 from normscope.probes._replay import LossFn as LossFn, Replay as Replay
 from normscope.probes._sinks import RecordSink as RecordSink, Sink as Sink, SinkWarning as SinkWarning
 from normscope.probes._step import Step as Step
 from normscope.probes._vectors import Evaluation as Evaluation
+from normscope.probes.remarks import Readings as Readings, Remark as Remark, Urgency as Urgency
 
 
 def __getattr__(name: str) -> type[AbstractProbe]:

@@ -8,7 +8,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from normscope.modules.hooks import Hook
+from normscope.modules.hooks import Hook, call_new_hooks
 from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, is_compiled, unwrap
 from normscope.probes._recorder import ProbeWarning, Recorder, WiringWarning
@@ -48,6 +48,7 @@ class Attachment:
         # what probes do as a step ends.
         self._handles.append(register_optimizer_step_pre_hook(self._before_step))
         self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        recorder.attached = True
         self._arm()
 
     def detach(self) -> None:
@@ -56,6 +57,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._recorder.attached = False
         if self._recorder.inside_step:
             self._recorder.end(GeneratorExit())
 
@@ -151,7 +153,7 @@ class Attachment:
         self._disarm()
         known = set(module._forward_pre_hooks)
         self._try(recorder.begin)
-        _call_new_hooks(module, known, args, kwargs)
+        call_new_hooks(module, known, args, kwargs)
 
     def _try(self, act: Callable[[], None]) -> None:
         """Begin or end a step; an error that no probe answers for ends the watching, not the training."""
@@ -165,13 +167,3 @@ class Attachment:
                 f"{type(error).__name__}: {error}",
                 ProbeWarning,
             )
-
-
-def _call_new_hooks(module: Module, known: set[int], args: Any, kwargs: Any) -> None:
-    """Call pre-hooks that were set during a call of the module's hooks: torch calls them from the next call on."""
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if key not in known:
-            if key in module._forward_pre_hooks_with_kwargs:
-                hook(module, args, kwargs)
-            else:
-                hook(module, args)

@@ -23,17 +23,21 @@ class ForwardBatches:
         model: The model, in its wrappers.
         take: Called with each batch, before the model runs: its one argument, the mapping of its keywords, or the tuple
             of its arguments.
+        discarded: Called with the module and the arguments of its call where a pass follows another whose gradients are
+            gone and no optimizer has used; None where updates are not heard.
     """
 
-    def __init__(self, model: Module, take: Callable[[Any], None]) -> None:
+    def __init__(
+        self, model: Module, take: Callable[[Any], None], discarded: Callable[[Module, Any, Any], None] | None = None
+    ) -> None:
         compiled_in_place = not calls_eagerly(model)
         self._model = model if _is_compiled_wrapper(model) else unwrap(model)
         self._hears = not compiled_in_place and calls_eagerly(self._model)
-        self._take = take
+        self._take, self._discarded = take, discarded
         self._calls, self._taken = 0, 0
         self._backward_ran = True
         self._unclear = 0
-        self.updating = False
+        self.updating = self._updated = False
         self._handles: list[Any] = []
 
     def attach(self) -> None:
@@ -48,11 +52,12 @@ class ForwardBatches:
             handle.remove()
         self._handles.clear()
 
-    def is_root(self, module: Module) -> bool:
-        """Whether calls of this module are heard."""
-        return self._hears and module is self._model
+    def set_updating(self, updating: bool) -> None:
+        """Note that an optimizer's ``step`` begins or has ended."""
+        self.updating = updating
+        self._updated = True
 
-    def called(self, _module: Module, args: Any, kwargs: Any = None) -> None:
+    def called(self, module: Module, args: Any, kwargs: Any = None) -> None:
         """Take the arguments of a call."""
         if not self._handles:  # removed by another hook of this call, which torch calls nevertheless, without keywords
             return
@@ -64,6 +69,9 @@ class ForwardBatches:
             return
         if self._taken and self.updating:
             return  # the closure of an optimizer that evaluates the same loss several times
+        if self._taken and self._discarded is not None and not self._updated and not _holds_gradients(self._model):
+            self._discarded(module, args, kwargs)
+            return
         self._backward_ran = False
         self._taken += 1
         self._take(batch_of_call(args, kwargs))
@@ -90,6 +98,10 @@ class ForwardBatches:
         if not self._taken:
             return f"the model itself was not called, only its parts, so the batch is not known: {give}"
         return ""
+
+
+def _holds_gradients(model: Module) -> bool:
+    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
 def batch_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,8 +8,8 @@ from torch.nn import Parameter
 
 from normscope._errors import UsageError
 from normscope._unit import Unit
-from normscope.probes._remarks import Readings, Remark, Theory
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Theory
 from normscope.records import Record
 
 

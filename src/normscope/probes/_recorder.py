@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from normscope._errors import NormscopeError, UsageError
 from normscope.modules.autocast import without_autocast
+from normscope.modules.hooks import call_new_hooks
 from normscope.modules.wrapped import rank_of_many, refuse_fixed, unwrap_optimizer, world_size
 from normscope.probes._cost import say_cost
 from normscope.probes._find import Wanted, chosen_probes
@@ -37,6 +38,10 @@ class ProbeWarning(UserWarning):
 
 class WiringWarning(ProbeWarning):
     """What the scope was given and what the training loop does do not fit together; training goes on."""
+
+
+class DiscardedPassError(Exception):
+    """A forward and backward pass was made whose gradients no update has used."""
 
 
 class StepObserver(Protocol):
@@ -99,6 +104,7 @@ class Recorder:
         sinks: As given.
         deliveries: The ways to ``sink`` and ``sinks``.
         index: Number of the next step.
+        attached: Whether hooks of the optimizers end the steps.
 
     Raises:
         UsageError: A code names no probe, ``every`` is below 1, ``model`` is no module or a scripted one, ``loss_fn``
@@ -140,6 +146,7 @@ class Recorder:
         self._inside: _StepInProgress | None = None
         self._waiting_step: _StepContext | None = None
         self._said_cost = False
+        self.attached = False
         if self.deliveries:  # what is pending when the program ends, or the recorder is dropped, is written out
             weakref.finalize(self, _flush_all, self.deliveries, os.getpid())
 
@@ -214,6 +221,7 @@ class Recorder:
         if inside is not None:
             inside.end(error)
             self.index += error is None
+            self._tick()
 
     def _begin(self, batches: list[Any]) -> None:
         self._inside = _StepInProgress(self, batches)
@@ -236,6 +244,11 @@ class Recorder:
     def skip(self) -> None:
         """Count a step at which nothing was due."""
         self.index += 1
+        self._tick()
+
+    def _tick(self) -> None:
+        if self._store is not None:
+            self._store.tick()
 
     def set_updating(self, updating: bool) -> None:
         """Note that an optimizer's ``step`` begins or has ended: its closure may evaluate one loss several times."""
@@ -354,7 +367,8 @@ class _StepInProgress:
         for observer in recorder._observers:
             observer.begin(recorder.index, self._batches)
         if not self._batches and (self.probed is not None or recorder._observers):
-            self._forward = ForwardBatches(recorder.model, self.micro_batch)
+            restart = self._restart if recorder.attached else None
+            self._forward = ForwardBatches(recorder.model, self.micro_batch, restart)
             self._forward.attach()
 
     def announce(self, batch: Any, share: float | None) -> None:
@@ -369,9 +383,19 @@ class _StepInProgress:
         if self.probed is not None:
             self.probed.add_micro_batch(batch, share)
 
+    def _restart(self, module: Module, args: Any, kwargs: Any) -> None:
+        """Begin anew: the pass so far was thrown away, as a gradient scaler does with one that has overflowed."""
+        known = set(module._forward_pre_hooks)
+        self.give_up()
+        for observer in self._recorder._observers:
+            observer.end(DiscardedPassError())
+        self.probed = self._forward = None
+        self.begin()
+        call_new_hooks(module, known, args, kwargs)
+
     def set_updating(self, updating: bool) -> None:
         if self._forward is not None:
-            self._forward.updating = updating
+            self._forward.set_updating(updating)
 
     def adopt(self, optimizer: Optimizer) -> None:
         if self.probed is not None:

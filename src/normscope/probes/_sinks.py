@@ -79,6 +79,11 @@ class Delivery:
         if hasattr(self.sink, "flush"):
             self._call(self.sink.flush)
 
+    def tick(self) -> None:
+        """Have a store write out what has waited long enough."""
+        if hasattr(self.sink, "flush_if_due"):
+            self._call(self.sink.flush_if_due)
+
     def finding(self, finding: Finding) -> None:
         """Hand on a finding, if the sink takes findings."""
         if hasattr(self.sink, "finding"):
@@ -89,11 +94,12 @@ class Delivery:
         self.flush()
         if hasattr(self.sink, "close") and hasattr(self.sink, "finding"):
             self._call(self.sink.close, report)
-        lost = len(self._waiting) + self._dropped + len(self._unwritten())
+        dropped = self._dropped + int(getattr(self.sink, "lost", 0))
+        lost = len(self._waiting) + dropped + len(self._unwritten())
         if lost:
             warn_user(
                 f"{self._name}: {lost} records did not arrive there: {self._error}. scope.records() has "
-                + ("the others" if self._dropped else "them all"),
+                + ("the others" if dropped else "them all"),
                 SinkWarning,
             )
 

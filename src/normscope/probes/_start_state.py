@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from normscope.modules.reach import Reach
-from normscope.modules.reaching import Rewind
+from normscope.modules.rewind import Rewind
 from normscope.modules.rng import RngState
 from normscope.modules.tree import walk
 from normscope.probes._pass_conditions import PassConditions

@@ -14,8 +14,8 @@ from normscope.modules.channels import coprime_stride, in_memory_order, to_host
 from normscope.modules.contents import Content, Group, is_small
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, counted, decades, sentence, times
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, called, counted, decades, sentence, times
 from normscope.records import Record
 
 _LEVELS = (0.15, 0.50, 0.85)

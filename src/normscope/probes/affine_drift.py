@@ -15,8 +15,8 @@ from normscope.modules.channels import to_host
 from normscope.modules.contents import Content
 from normscope.modules.sites import chosen, norms, uses_batch
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.records import Record
 
 _PARTS = ("weight", "bias")

@@ -18,8 +18,8 @@ from normscope.modules.channels import to_host
 from normscope.modules.contents import Content, Copy, by_channel, is_small, side_by_side
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.records import Record
 
 _TAKEN = 0.5  # share of the gradient's energy; a gradient that knows nothing of the batch loses one over its size

@@ -15,8 +15,8 @@ from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride
 from normscope.modules.sites import chosen, weight_layers
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond
 from normscope.records import Record
 
 _TOP = 3

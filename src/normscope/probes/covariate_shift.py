@@ -13,11 +13,11 @@ from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import walk
 from normscope.probes._prefix import NotRepeatable, WatchedPass
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot, homes
 from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, difference, dot, norm
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.records import Record
 
 METHODS = ("auto", "prefix", "general")

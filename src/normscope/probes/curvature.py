@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
-from typing import Any
 
 import torch
 from torch import Generator
 
 from normscope._errors import UsageError
-from normscope.modules.batches import part, tensors
+from normscope.modules.batches import cut
+from normscope.probes._curvature_remarks import remarks_on_curvature
 from normscope.probes._hessian import (
     MODES,
     Hessian,
@@ -25,19 +24,16 @@ from normscope.probes._hessian import (
 )
 from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, called, decades, percent, times
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot
 from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, norm
+from normscope.probes.remarks import Readings, Remark
 from normscope.records import Record
 
 MEASURES = ("eigenvalues", "trace", "gradient", "density", "batch", "layers", "adaptive")
 _LEAST_WARM = 5
 LEVELS = {"p01": 0.01, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
-_CHANGED = 2.0  # a factor; Lanczos itself is within a few percent
-_ONE_LAYER = 10.0  # times the median layer
-_UNCONVERGED = 0.25  # of the readings
 
 
 class Curvature(AbstractProbe):
@@ -264,47 +260,17 @@ class Curvature(AbstractProbe):
         return max(losses) - hessian.loss
 
     def _batch(self, replay: Replay) -> Iterator[Value]:
-        batches = _cut(replay.batch, self.parts)
+        batches = cut(replay.batch, self.parts)
         if batches is None:
             return
-        values = [Hessian(replay.with_batch(batch)).gradient_curvature() for batch in batches]
-        mean, error = hutchinson(values)
+        mean, error = hutchinson([Hessian(replay.with_batch(batch)).gradient_curvature() for batch in batches])
         yield "", "batch_sharpness", mean
         yield "", "batch_sharpness_error", error
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
         """Tell of a sharpness that changed or depends on the statistics, of the sharpest layer, of lower bounds."""
-        tops = {name: readings.late(name).get("", 0.0) for name in readings.named("top_eigenvalue")}
-        for name, late in tops.items():
-            first = readings.first(name).get("", 0.0)
-            if min(late, first) > 0 and (turned := max(late / first, first / late)) >= _CHANGED:
-                mode = name.partition("@")[2]
-                says = (
-                    f"The sharpest curvature {'rises' if late > first else 'falls'} over training, {times(turned)}: "
-                    f"from {amount(first)} to {amount(late)}{f' ({mode} statistics)' if mode else ''}."
-                )
-                yield Remark(says, Urgency.NOTABLE, decades(turned, 1) / 2, ("",), name)
-                break
-        train, frozen = tops.get("top_eigenvalue@train", 0.0), tops.get("top_eigenvalue@frozen", 0.0)
-        if min(train, frozen) > 0 and (ratio := max(frozen / train, train / frozen)) >= _CHANGED:
-            says = (
-                f"With running statistics held fixed the loss is {times(ratio)} as "
-                f"{'sharp' if frozen > train else 'flat'} as with those of the batch: "
-                f"{amount(frozen)} against {amount(train)}."
-            )
-            yield Remark(says, Urgency.NOTABLE, decades(ratio, 1), ("",), "top_eigenvalue@train")
-        for name in readings.named("layer_sharpness")[:1]:
-            by_layer = {site: value for site, value in readings.late(name).items() if site and value > 0}
-            most = max(by_layer, key=by_layer.__getitem__, default="")
-            if len(by_layer) > 2 and (over := by_layer[most] / median(by_layer.values())) > _ONE_LAYER:
-                says = f"{called(most)} is the sharpest layer: {times(over)} the median of all layers."
-                yield Remark(says, Urgency.NOTABLE, decades(over, _ONE_LAYER), (most,), name)
-        for name in readings.named("converged"):
-            if (share := readings.share(name, lambda value: value == 0)) > _UNCONVERGED:
-                says = f"In {percent(share)} of the readings eigenvalues did not converge: they are lower bounds."
-                yield Remark(says, Urgency.NOTABLE, 0.0, ("",), name)
-                break
+        return remarks_on_curvature(readings)
 
 
 def _decide(replay: Replay) -> Callable[[bool], bool]:
@@ -333,11 +299,3 @@ def _product(a: Vector, b: Vector) -> float:
 
 def _length(replay: Replay, slot: Slot) -> float:
     return float(torch.linalg.vector_norm(slot.of(whole(replay, replay.trainable(replay.start.flat)))))
-
-
-def _cut(batch: Any, parts: int) -> list[Any] | None:
-    """Cut every tensor of a batch along its first axis; None if they differ in length or are too short."""
-    lengths = {len(tensor) if tensor.ndim else 0 for tensor in tensors(batch)}
-    if len(lengths) != 1 or lengths.pop() < 2 * parts:
-        return None
-    return [part(batch, index, parts) for index in range(parts)]

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from normscope.probes._hessian import Hessian
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, decades, percent, sentence, times
 from normscope.probes._step import Step
 from normscope.probes._vectors import difference, dot, norm
+from normscope.probes.remarks import Readings, Remark, Theory, Urgency, decades, percent, sentence, times
 from normscope.records import Record
 
 _RAISED = 0.2  # of the readings; some such steps are in every training with noise

@@ -17,8 +17,8 @@ from normscope.modules.batches import kept, leading_tensor
 from normscope.modules.rng import RngState
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond
 from normscope.records import Record
 
 _MOVED = 1.0  # interquartile range: half of the values lie where a quarter lay

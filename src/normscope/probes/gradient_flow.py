@@ -15,8 +15,8 @@ from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, called, decades, listed, share_of, times
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Theory, Urgency, called, decades, listed, share_of, times
 from normscope.records import Record
 
 _GROWTH = math.pi / (math.pi - 1)  # of the squared gradient, by Yang et al.

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from normscope._errors import UsageError
 from normscope.modules.batches import batch_size, part
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount
 from normscope.probes._step import Step
 from normscope.probes._vectors import norm
+from normscope.probes.remarks import Readings, Remark, Urgency, amount
 from normscope.records import Record
 
 _NOISY = 100.0  # samples: below that any usual batch is large enough

@@ -9,11 +9,11 @@ from normscope._errors import UsageError
 from normscope.modules.sites import weight_layers
 from normscope.probes._hessian import Hessian, restricted
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, decades, percent
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot, homes
 from normscope.probes._step import Step
 from normscope.probes._vectors import dot, norm
+from normscope.probes.remarks import Readings, Remark, Urgency, decades, percent
 from normscope.records import Record
 
 _VALUES = ("remainder", "second_order", "third_order", "interaction", "interaction_size")

@@ -12,10 +12,10 @@ from normscope._errors import UsageError
 from normscope.modules.values import same_bits
 from normscope.probes._hessian import Hessian, drawn, generator, whole
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, decades, times
 from normscope.probes._replay import Replay
 from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, difference, dot, norm
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, decades, times
 from normscope.records import Record
 
 MATCHINGS = ("same-step", "relative-step", "predicted-decrease")

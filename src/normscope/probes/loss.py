@@ -8,8 +8,8 @@ from torch import Tensor
 from normscope.modules.backward import on_backward
 from normscope.modules.channels import to_floats
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, amount
 from normscope.records import Record
 
 _RISEN = 1.5  # times the lowest median of three readings in a row

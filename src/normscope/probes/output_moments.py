@@ -23,10 +23,10 @@ from normscope.probes._hessian import (
 )
 from normscope.probes._lanczos import lanczos
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, percent
 from normscope.probes._replay import Replay
 from normscope.probes._step import Step
 from normscope.probes._vectors import Vector, norm
+from normscope.probes.remarks import Readings, Remark, Urgency, percent
 from normscope.records import Record
 
 _SAME = 0.5  # squared cosine with the span

@@ -16,8 +16,8 @@ from normscope.modules.channels import coprime_stride, in_memory_order, to_host
 from normscope.modules.contents import Content, is_small
 from normscope.modules.sites import chosen, named_sites
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, beyond, percent
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, beyond, percent
 from normscope.records import Record
 
 _TANH_TAIL = math.atanh(0.97)

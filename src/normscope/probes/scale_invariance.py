@@ -20,7 +20,8 @@ from normscope.modules.shards import is_distributed
 from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._backward_end import Gradients
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import (
+from normscope.probes._step import Step
+from normscope.probes.remarks import (
     Readings,
     Remark,
     Theory,
@@ -32,7 +33,6 @@ from normscope.probes._remarks import (
     decades,
     sentence,
 )
-from normscope.probes._step import Step
 from normscope.records import Record
 
 _CHANGED = 3.0  # a factor over training

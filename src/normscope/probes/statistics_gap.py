@@ -13,9 +13,9 @@ from normscope.modules.call import modes_kept
 from normscope.modules.channels import channels, to_host
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.probes._replay import Replay
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, percent
 from normscope.records import Record
 
 _LEAST = 1e-6  # of the loss: gaps below are rounding, and have no shares

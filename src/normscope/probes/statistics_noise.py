@@ -15,8 +15,8 @@ from normscope.modules.channels import Channels, to_host
 from normscope.modules.contents import Content, Group
 from normscope.modules.sites import batch_norms, chosen
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Theory, Urgency, amount, beyond
 from normscope.records import Record
 
 _NAMES = ("mean_noise", "scale_noise", "mean_noise_ratio", "scale_noise_ratio")

@@ -6,8 +6,8 @@ from torch.nn import Parameter
 
 from normscope.modules.sites import chosen, weight_layers, weights
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._remarks import Readings, Remark, Theory, Urgency, beyond, percent
 from normscope.probes._step import Step
+from normscope.probes.remarks import Readings, Remark, Theory, Urgency, beyond, percent
 from normscope.records import Record
 
 _FAST = 0.03  # thirty times the rule of thumb

@@ -44,6 +44,14 @@ def stands_out(seen: Seen) -> list[Said]:
     return sorted(found, key=lambda said: -said.remark.rank)
 
 
+def sentences_by_cell(seen: Seen) -> dict[str, list[str]]:
+    """Return what stands out as sentences, by the name of the cell."""
+    found: dict[str, list[str]] = {cell.cell: [] for cell in seen.cells}
+    for said in stands_out(seen):
+        found[said.cell].append(said.remark.says)
+    return found
+
+
 def quiet(seen: Seen, said: list[Said]) -> list[str]:
     """Return the codes of probes that were read and have nothing that stands out."""
     loud = {each.probe for each in said}
