@@ -21,6 +21,7 @@ from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 
 Reader = Callable[[Tensor], None]
+NodeReader = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]
 CallReader = Callable[[Tensor, Tensor], Reader | None]
 FailureReport = Callable[[Any, Exception], None]
 """Called with a probe and the exception that its reader raised."""
@@ -198,6 +199,19 @@ class Step:
         that overwrite their input.
         """
         self._listener(module).calls.append((probe, read))
+
+    def on_backward_of(self, probe: Hashable, output: Any, read: NodeReader) -> None:
+        """Call ``read(inputs, outputs)`` with the gradients that pass the operation which made ``output``.
+
+        ``outputs`` are the gradients of its outputs, ``inputs`` those that it has made of them. All carry the loss
+        scale.
+        """
+
+        def hook(inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]) -> None:
+            with no_grad(), without_autocast():
+                self._guarded([(probe, read)], inputs, outputs)
+
+        self._handles.append(output.grad_fn.register_hook(hook))
 
     def on_output(self, probe: Hashable, module: Module, read: Reader) -> None:
         """Call ``read(output)`` at each forward pass of ``module`` that records gradients.

@@ -84,6 +84,7 @@ class OutputMoments(AbstractProbe):
         "(arXiv:1901.10159)",
     )
     REPLAYS = True
+    COST = (140.0, 220.0)  # with its defaults, on the models of `normscope bench probes`
 
     def __init__(
         self,
