@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,11 +12,12 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
-from normscope.modules.processes import OutOfStepError, Processes, exchanging
+from normscope.modules.processes import OutOfStepError, Processes
 from normscope.modules.reach import Reach, left_words
 from normscope.modules.rng import RngState
 from normscope.modules.shards import SHARDED, sharded
 from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
+from normscope.probes._in_step import InStep
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import LossFn, Replay
 from normscope.probes._start_state import Layout, StartState
@@ -104,7 +106,7 @@ class ProbedStep:
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
         self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
-        self._in_step: Processes | None = None
+        self._in_step = InStep(loop.processes)
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -228,7 +230,7 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
-            processes=self._in_step,
+            processes=self._in_step.processes,
         )
         try:
             self._read_replayed(replay, replaying, read)
@@ -256,8 +258,8 @@ class ProbedStep:
                         self._fail(probe, error)
                 step.detach()
             for probe in replaying:
-                self._try_in_step(probe, read)
-            if self._wiring is not None and replaying and not self.wiring_causes and self._in_step is None:
+                self._try(probe, self._in_step.run, partial(read, probe))
+            if self._wiring is not None and replaying and not self.wiring_causes and self._in_step.processes is None:
                 self._prove_gradient(replay)
             step.begin_replay(None)
 
@@ -298,42 +300,18 @@ class ProbedStep:
 
     def _share_failures(self) -> None:
         """Where processes must keep in step, have a probe that has failed in one of them fail in all."""
-        if rank_of_many() is not None:
-            try:
-                self._ask_others()
-            except RuntimeError as error:
-                for probe in self._due:
-                    self._fail(probe, OutOfStepError(f"the other processes do not answer: {described(error)}"))
-
-    def _ask_others(self) -> None:
-        loop, start = self._loop, self._step.start
-        modes = [(module, module.training) for module in self._model.modules()]
-        groups = exchanging(modes if start is None else start.conditions.modes)
-        if not groups and not sharded(self._model):
-            return
-        if loop.processes is None:
-            loop.processes = Processes(groups[0] if len(groups) == 1 else None)
-        if groups and any(map(self._replays, self._due)):
-            self._in_step = loop.processes
-        failed = loop.processes.any_of([id(probe) in self.failures for probe in self._due])
+        failed = [id(probe) in self.failures for probe in self._due]
+        error = OutOfStepError("the same probe has failed in another process")
+        try:
+            failed = self._in_step.failed_anywhere(
+                self._model, self._step.start, failed, replays=any(map(self._replays, self._due))
+            )
+        except RuntimeError as silence:
+            failed, error = [True] * len(failed), OutOfStepError(f"the others do not answer: {described(silence)}")
+        self._loop.processes = self._in_step.known
         for probe, elsewhere in zip(self._due, failed, strict=True):
             if elsewhere:
-                self._fail(probe, OutOfStepError("the same probe has failed in another process"))
-
-    def _try_in_step(self, probe: AbstractProbe, read: Callable[[AbstractProbe], None]) -> None:
-        """Have a probe read; where processes must keep in step, it fails in all of them or in none."""
-        processes = self._in_step
-        if processes is None or id(probe) in self.failures:
-            self._try(probe, read, probe)
-            return
-        try:
-            read(probe)
-            processes.end()
-        except OutOfStepError as error:
-            self._fail(probe, error)
-        except Exception as error:
-            self._fail(probe, error)
-            processes.fail()
+                self._fail(probe, error)
 
     def _fail(self, probe: Any, error: Exception) -> None:
         """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""
