@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
+from normscope.modules.backward import Removable
 from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import Channels, change_products, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small
@@ -26,13 +27,6 @@ CallReader = Callable[[Tensor, Tensor], Reader | None]
 FailureReport = Callable[[Any, Exception], None]
 """Called with a probe and the exception that its reader raised."""
 T = TypeVar("T")
-
-
-class Removable(Protocol):
-    """Ends a hook."""
-
-    def remove(self) -> None:
-        """Take the hook away."""
 
 
 class Step:
