@@ -60,7 +60,7 @@ class Hessian:
             self._used = {id(slot) for slot in self._slots if bool(slot.of(flat).any())}
             return
         self._used = {id(slot) for slot, part in zip(self._slots, parts, strict=True) if part is not None}
-        self.gradient = self._shared(self._unscaled(replay.gather(self._slots, parts)))
+        self.gradient = self._shared(self._unscaled(replay.start.gather(self._slots, parts)))
         self._parts = [
             (slot, part)
             for slot, part in zip(self._slots, parts, strict=True)
@@ -133,7 +133,7 @@ class Hessian:
                 allow_unused=True,
             )
         if wanted is None:
-            return self._unscaled(self._replay.gather(slots, parts))
+            return self._unscaled(self._replay.start.gather(slots, parts))
         found = zeros(self._replay)
         view = whole(self._replay, found)
         for slot, part in zip(slots, parts, strict=True):

@@ -1,27 +1,25 @@
 """One due training step: hooks before it, probes that read after it, and their failures kept apart from the user's."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
-from normscope.modules.processes import OutOfStepError, Processes
-from normscope.modules.reach import Reach, left_words
+from normscope.modules.processes import OutOfStepError
 from normscope.modules.rng import RngState
 from normscope.modules.shards import SHARDED, sharded
 from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes._in_step import InStep
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._replay import LossFn, Replay
+from normscope.probes._replay import Replay
 from normscope.probes._start_state import Layout, StartState
 from normscope.probes._step import Step
+from normscope.probes._training_loop import TraceError, TrainingLoop
 from normscope.probes._users_pass import UsersPass
 from normscope.probes._wiring import Wiring
 from normscope.records import Record
@@ -29,51 +27,6 @@ from normscope.usercode import described
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
-
-
-@dataclass(slots=True)
-class TrainingLoop:
-    """The parts of a training loop, and what earlier steps have shown about them.
-
-    Attributes:
-        model: The model as the loop calls it, in its wrappers.
-        loss_fn: The loss that the loop trains on; None if the scope was given none.
-        optimizers: The optimizers of the loop.
-        scaler: The gradient scaler of the loop, if any.
-        also: What else the loss changes, to be put back after each replay.
-        layout: Where the parameters lie in flat buffers; None before the first step that needs it.
-        wired: Whether a step has shown already that its parts fit together, or that they do not.
-        loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
-        processes: Those that must run the same passes; None before the first step at which they must.
-        proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
-        reach: What the loss reaches beside the model.
-    """
-
-    model: Module
-    loss_fn: LossFn | None
-    optimizers: Sequence[Optimizer]
-    scaler: "GradScaler | None" = None
-    also: tuple[Any, ...] = ()
-    layout: Layout | None = None
-    proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
-    wired: bool = False
-    loss_autocasts: dict[str, bool] = field(default_factory=dict)
-    processes: Processes | None = None
-    reach: Reach = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.reach = Reach({} if self.loss_fn is None else {"loss_fn": self.loss_fn}, self.also)
-
-
-class TraceError(UsageError):
-    """Evaluating the loss again has changed something that could not be put back.
-
-    Args:
-        left: What was changed.
-    """
-
-    def __init__(self, left: Sequence[str]) -> None:
-        super().__init__(f"evaluating loss_fn again has changed what could not be put back: {left_words(left)}")
 
 
 class ProbedStep:
@@ -276,7 +229,7 @@ class ProbedStep:
             return
         try:
             assert self._wiring is not None
-            apart = self._wiring.gradients_apart(users, replay.gathered, replay.origin().gradient)
+            apart = self._wiring.gradients_apart(users, replay.start.gathered, replay.origin().gradient)
         except Exception as error:
             if not self.failures:  # else the probes that evaluate the loss tell it by their names
                 self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")

@@ -15,11 +15,12 @@ from normscope.probes._cost import say_cost
 from normscope.probes._find import Wanted, chosen_probes
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._probe_set import ProbeSet
-from normscope.probes._probed_step import ProbedStep, TrainingLoop
+from normscope.probes._probed_step import ProbedStep
 from normscope.probes._record_log import RecordLog
 from normscope.probes._replay import LossFn
 from normscope.probes._sinks import RecordSink, Sink
 from normscope.probes._step_in_progress import StepInProgress, StepObserver
+from normscope.probes._training_loop import TrainingLoop
 from normscope.probes._warnings import WiringWarning
 from normscope.records import Finding, Record
 from normscope.usercode import warn_user

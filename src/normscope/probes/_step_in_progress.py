@@ -10,7 +10,8 @@ from normscope.modules.autocast import without_autocast
 from normscope.modules.hooks import call_new_hooks
 from normscope.probes._forward_batch import ForwardBatches
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._probed_step import ProbedStep, TrainingLoop
+from normscope.probes._probed_step import ProbedStep
+from normscope.probes._training_loop import TrainingLoop
 
 
 class DiscardedPassError(Exception):

@@ -180,7 +180,7 @@ def _moment_gradients(replay: Replay, module: Module) -> tuple[list[Vector], lis
 
     def gradients(moments: Tensor) -> list[Vector]:
         return [
-            replay.gather(slots, torch.autograd.grad(moment, leaves, retain_graph=True, allow_unused=True))
+            replay.start.gather(slots, torch.autograd.grad(moment, leaves, retain_graph=True, allow_unused=True))
             for moment in moments
         ]
 
