@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from normscope import probes
 from normscope._errors import UsageError
 from normscope.bench._memory import peak_bytes
+from normscope.bench._peers import PeerCost, installed, measure_peer
 from normscope.bench._timing import Progress, load
 from normscope.probes import AbstractProbe, Recorder
 from normscope.records import provenance
@@ -170,8 +171,9 @@ def measure(
         models: The models to choose from.
 
     Returns:
-        A JSON object: ``costs``, ``plain_ms`` and ``about`` by model, ``peers``, ``load`` (of the machine over the
-        last minute, before and after) and ``provenance``.
+        A JSON object: ``costs``, ``plain_ms`` and ``about`` by model, ``peers``, ``peers_here`` (other tools
+        that are installed, measured here unless ``only`` is given), ``load`` (of the machine over the last minute,
+        before and after) and ``provenance``.
 
     Raises:
         UsageError: There is no such model, or no round.
@@ -188,10 +190,13 @@ def measure(
     torch.set_num_threads(1)
     try:
         costs: list[Cost] = []
+        beside: list[PeerCost] = []
         plain: dict[str, float] = {}
         for name in chosen:
             found, plain[name] = _measure_model(name, models[name], rounds, only, progress)
             costs += found
+            if not only:
+                beside += _measure_peers(name, models[name], rounds if plain[name] > 50 else 5 * rounds)
     finally:
         torch.set_num_threads(threads)
     return {
@@ -200,6 +205,7 @@ def measure(
         "about": {name: models[name].about for name in chosen},
         "rounds": rounds,
         "peers": [asdict(peer) for peer in PEERS],
+        "peers_here": [asdict(peer) for peer in beside],
         "load": {"before": before, "after": load()},
         "provenance": provenance.collect(),
     }
@@ -277,6 +283,18 @@ def _measure_model(
     ]
     costs += [_amortised(cost) for cost in costs if cost.case in (_GRADIENTS, _LOSSES, "covariate_shift")]
     return costs, 1e3 * statistics.median(plain)
+
+
+def _measure_peers(name: str, model: Model, rounds: int) -> list[PeerCost]:
+    """Measure the other tools that are installed."""
+    batch = torch.randn(model.shape), torch.randint(10, model.shape[:1])
+
+    def step(trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        _loss(trained, batch).backward()
+        optimizer.step()
+
+    return [measure_peer(tool, attach, name, model.build, step, rounds) for tool, attach in installed().items()]
 
 
 def _cost(case: str, model: str, ratios: Sequence[float], held: int) -> Cost:
