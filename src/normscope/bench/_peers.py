@@ -79,6 +79,32 @@ def installed() -> dict[str, Callable[[nn.Module], Any]]:
     return found
 
 
+def measure_peers(
+    name: str,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    loss: Callable[[Any, Any], torch.Tensor],
+    rounds: int,
+) -> list[PeerCost]:
+    """Measure the other tools that are installed.
+
+    Args:
+        name: Name of the model.
+        build: Makes the model.
+        shape: Shape of a batch of its inputs; the targets are ten classes.
+        loss: ``loss(model, (inputs, targets))``.
+        rounds: Timed steps of each; fewer where they take long.
+    """
+    batch = torch.randn(shape), torch.randint(10, shape[:1])
+
+    def step(trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        loss(trained, batch).backward()
+        optimizer.step()
+
+    return [measure_peer(tool, attach, name, build, step, rounds) for tool, attach in installed().items()]
+
+
 def measure_peer(
     tool: str,
     attach: Callable[[nn.Module], Any],

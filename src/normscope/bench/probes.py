@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from normscope import probes
 from normscope._errors import UsageError
 from normscope.bench._memory import peak_bytes
-from normscope.bench._peers import PeerCost, installed, measure_peer
+from normscope.bench._peers import PeerCost
 from normscope.bench._timing import Progress, load
 from normscope.probes import AbstractProbe, Recorder
 from normscope.records import provenance
@@ -283,18 +283,6 @@ def _measure_model(
     ]
     costs += [_amortised(cost) for cost in costs if cost.case in (_GRADIENTS, _LOSSES, "covariate_shift")]
     return costs, 1e3 * statistics.median(plain)
-
-
-def _measure_peers(name: str, model: Model, rounds: int) -> list[PeerCost]:
-    """Measure the other tools that are installed."""
-    batch = torch.randn(model.shape), torch.randint(10, model.shape[:1])
-
-    def step(trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        _loss(trained, batch).backward()
-        optimizer.step()
-
-    return [measure_peer(tool, attach, name, model.build, step, rounds) for tool, attach in installed().items()]
 
 
 def _cost(case: str, model: str, ratios: Sequence[float], held: int) -> Cost:
