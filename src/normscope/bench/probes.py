@@ -196,7 +196,8 @@ def measure(
             found, plain[name] = _measure_model(name, models[name], rounds, only, progress)
             costs += found
             if not only:
-                beside += _measure_peers(name, models[name], rounds if plain[name] > 50 else 5 * rounds)
+                model, more = models[name], rounds if plain[name] > 50 else 5 * rounds
+                beside += measure_peers(name, model.build, model.shape, _loss, more)
     finally:
         torch.set_num_threads(threads)
     return {
