@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from normscope import probes
 from normscope._errors import UsageError
 from normscope.bench._memory import peak_bytes
-from normscope.bench._peers import PeerCost
+from normscope.bench._peers import PeerCost, measure_peers
 from normscope.bench._timing import Progress, load
 from normscope.probes import AbstractProbe, Recorder
 from normscope.records import provenance
