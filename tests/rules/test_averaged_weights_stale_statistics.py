@@ -34,7 +34,7 @@ def test_the_distance_is_that_of_the_means_in_deviations(distances, size, wrappe
     finding = finding_of(case, "NS107")
     assert finding.measured == pytest.approx(max(map(abs, distances)), rel=1e-3)
     assert finding.places == ("1",)
-    assert "in 1 of 1 norms" in finding.message
+    assert "in 1 of 1 norm;" in finding.message
     assert f"up to {finding.measured:.2g} standard deviations away" in finding.message
     weights = [parameter.clone() for parameter in case.averaged.parameters()]
     buffers = {key: value.clone() for key, value in case.model.state_dict().items()}

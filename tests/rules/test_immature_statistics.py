@@ -44,7 +44,7 @@ def test_initial_values_are_an_error_and_named_apart_from_young_ones():
     case.model.append(norm)
     error, warning = checking.check(case, ["NS109"], gap=False)
     assert (error.places, error.measured, error.severity) == (("1",), 1.0, Severity.ERROR)
-    assert error.message.startswith("1 of 2 norms still have")
+    assert error.message.startswith("1 of 2 norms still has")
     assert warning.places == ("0",)
     checking.fix(case, [error, warning], unsafe=True)
     torch.testing.assert_close(case.model[0].running_mean, torch.full((12,), 3.0), rtol=1e-5, atol=1e-5)

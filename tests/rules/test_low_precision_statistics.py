@@ -20,7 +20,7 @@ def test_what_is_measured_is_the_spacing_over_momentum(dtype, spacing, momentum)
     finding = finding_of(kept_in(dtype, momentum), "NS118")
     assert finding.measured == pytest.approx(spacing / momentum)
     assert finding.bound == pytest.approx(2**-23 / momentum)
-    assert finding.message == f"1 norms average their running statistics in {str(dtype).removeprefix('torch.')}"
+    assert finding.message == f"1 norm averages its running statistics in {str(dtype).removeprefix('torch.')}"
     assert finding.cost == f"an average stops moving within {spacing / momentum:.0%} of the data's"
 
 
