@@ -25,7 +25,7 @@ def test_the_share_is_that_of_a_moving_average(count, momentum):
     assert finding.measured == pytest.approx((1 - momentum) ** count)
     assert finding.bound == 0.05
     assert finding.message == (
-        f"the running statistics of 1 of 1 norms are up to {(1 - momentum) ** count:.0%} initial values"
+        f"the running statistics of 1 of 1 norm are up to {(1 - momentum) ** count:.0%} initial values"
     )
     assert finding.severity is Severity.WARNING
 
@@ -74,4 +74,4 @@ def test_a_checkpoint_is_judged_by_its_counts_at_the_usual_momentum():
 
 
 def test_a_recalibrated_model_says_how_many_norms_it_was():
-    assert repaired(young(4, 0.1), "NS109") == "recalibrated 1 norms on the training data"
+    assert repaired(young(4, 0.1), "NS109") == "recalibrated 1 norm on the training data"

@@ -41,7 +41,7 @@ def test_only_the_norms_that_average_in_half_precision_are_named():
 def test_the_repaired_average_arrives_where_the_other_one_is_stuck():
     norms = [examples.batch_norm(3, momentum=0.001).bfloat16() for _ in range(2)]
     case = examples.alone(norms[0], [examples.two_values(1.0, 2.0, 8, 3).bfloat16()] * 3)
-    assert repaired(case, "NS118") == "converted 1 norms to keep their statistics in float32"
+    assert repaired(case, "NS118") == "converted 1 norm to keep statistics in float32"
     assert case.model[0].running_var.dtype is torch.float32
     for _ in range(300):
         case.model(case.loader[0])

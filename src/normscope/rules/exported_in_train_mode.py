@@ -92,9 +92,9 @@ class ExportedInTrainMode(AbstractRule):
             return
         places = [path for path in evidence.norms if path in names]
         yield self.finding(
-            f"{counted(len(names), 'norm', 'norms')} of what is deployed {'is' if len(names) == 1 else 'are'} in "
-            "train mode, to normalize by each batch given"
-            + (", and their running statistics change with every call" if changing else ""),
+            f"{counted(len(names), 'norm')} of what is deployed {'is' if len(names) == 1 else 'are'} in "
+            "train mode: each batch is normalized by itself"
+            + (", and running statistics change with every call" if changing else ""),
             places or [""],
             quantity="norms in train mode in what is deployed",
             measured=float(len(names)),

@@ -135,7 +135,7 @@ class NonFiniteStatistics(AbstractRule):
         """Reset the norms of the finding and recalibrate them."""
         for module in modules_of(case, finding):
             module.reset_running_stats()
-        return f"reset and recalibrated {recalibrate_places(case, finding)} norms on the training data"
+        return f"reset and recalibrated {counted(recalibrate_places(case, finding), 'norm')} on the training data"
 
 
 def _bad(norms: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
