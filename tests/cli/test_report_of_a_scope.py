@@ -1,6 +1,7 @@
 """``normscope report`` on the folder of a scope: the page, what is printed, JSON, and misuse in one line."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import normscope as ns
+from normscope import seen
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +52,43 @@ def test_json_has_sentences_and_numbers(run, folder, tmp_path):
 def test_misuse_is_one_line(refuse, folder, tmp_path):
     assert "--condense is for studies" in refuse("report", folder, "--condense", tmp_path / "small.json")
     assert "ends in .html" in refuse("report", folder, "--page", tmp_path / "page.pdf")
-    facts = folder / "facts-scope.json"
-    kept = facts.read_text(encoding="utf-8")
-    try:
-        facts.write_text("{", encoding="utf-8")
-        assert "is damaged" in refuse("report", folder)
-        facts.write_text('{"version": 99}', encoding="utf-8")
-        assert "has layout 99" in refuse("report", folder)
-    finally:
-        facts.write_text(kept, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("facts-scope.json", "{", "facts-scope.json is damaged"),
+        ("facts-scope.json", '{"version": 99}', "has layout 99"),
+        ("scope-scope.run2.json", "[]", "scope-scope.run2.json is damaged"),
+        ("scope-scope.json", "not JSON", "scope-scope.json is damaged"),
+        ("run.json", '{"format": 1', "run.json is damaged"),
+        ("run.json", None, "run.json is missing"),
+    ],
+)
+def test_records_are_reported_beside_a_damaged_file_which_is_named(run, folder, tmp_path, name, text, says):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    if text is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(text, encoding="utf-8")
+    told = run("report", copy).stdout
+    assert says in told.partition("What stands out")[0]
+    assert "scope.run2: Updates hardly change the weights in both layers" in told
+    assert says in (copy / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
+
+
+def test_a_folder_without_records_is_refused_with_both_kinds(refuse, folder, tmp_path):
+    assert "does not exist" in refuse("report", tmp_path / "nowhere")
+    assert "neither the run of a study nor the records of a scope" in refuse("report", tmp_path)
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    assert "neither the run of a study nor the records of a scope" in refuse("report", tmp_path)
+    assert f"give one of them: {folder}" in refuse("report", folder.parent)
+
+
+def test_facts_of_an_older_version_are_read(folder):
+    document = json.loads((folder / "facts-scope.json").read_text(encoding="utf-8"))
+    del document["wiring"]
+    older = folder.parent / "facts-older.json"
+    older.write_text(json.dumps(document), encoding="utf-8")
+    assert seen.read_facts(older).wiring == ()

@@ -8,6 +8,7 @@ import torch
 from kit.findings import finding_of, is_quiet, repaired
 from normscope import checking, rules
 from normscope.evidence import examples
+from normscope.records.numbers import counted
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_every_impossible_channel_is_counted_once(mean, variance, channels):
         return
     finding = finding_of(case, "NS103")
     assert finding.measured == channels
-    assert f"in {channels} channels of 1 of 2 norms" in finding.message
+    assert f"in {counted(channels, 'channel')} of 1 of 2 norms" in finding.message
     assert state[0].message == finding.message
     assert finding.fixable
     assert not state[0].fixable

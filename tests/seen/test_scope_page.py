@@ -160,3 +160,20 @@ def test_several_cells_are_on_one_page_with_a_legend():
 def test_facts_are_read_back_as_they_were_written(tmp_path):
     (facts,) = hostile().cells
     assert seen.read_facts(facts.save(tmp_path)) == facts
+
+
+def test_page_summary_and_notebook_open_with_why_what_was_read_may_be_wrong():
+    lag = {"mean_gap": {"bn": 3.0}}
+    why = "the optimizer holds parameters of another model"
+    doubtful = seen_of(records("statistics_gap", lag, steps=(0, 30, 60)), wiring=(why,))
+    for text in (seen.summary_of(doubtful), seen.html_of(doubtful), seen.html_page(doubtful).partition("<main")[2]):
+        said = text.index(f"What was read may be wrong: {why}.")
+        assert said < text.index("lags behind")
+    assert seen.document(doubtful)["wiring"] == [{"cell": "scope", "why": why}]
+    assert "may be wrong" not in seen.summary_of(seen_of(records("statistics_gap", lag)))
+
+
+def test_the_page_says_what_its_words_mean():
+    text = seen.html_page(seen_of(records("statistics_gap", {"mean_gap": {"bn": 3.0}}, steps=(0, 30, 60))))
+    assert "Costly: training is likely slower or worse for it." in text
+    assert 'title="training is likely slower or worse for it"' in text

@@ -120,7 +120,7 @@ def read(folder: str | Path) -> Seen:
         try:
             facts = read_facts(path)
         except StoreError as error:
-            damaged.append(f"{error}; its findings, its model and what was not read are missing here")
+            damaged.append(f"{error}; the findings, the model and what was not read are missing here")
         else:
             known[facts.cell] = facts
     last = frame.group_by("cell").agg(step=frame_column("step").max()).rows()
@@ -156,5 +156,5 @@ def read_facts(path: Path) -> CellFacts:
             facts: CellFacts = build(CellFacts, held)
             return facts
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
-        raise StoreError(f"{path} is damaged; delete it: the records stand without it") from None
+        raise StoreError(f"{path} is damaged; the records stand without it") from None
     raise StoreError(f"{path} has layout {version}, this version reads {VERSION}; use the version that wrote it")
