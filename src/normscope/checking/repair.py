@@ -13,6 +13,7 @@ from normscope._errors import NormscopeError
 from normscope.checking import checkpoint
 from normscope.modules.values import same_bits
 from normscope.records import Finding
+from normscope.records.numbers import counted
 from normscope.report import FixNote
 from normscope.usercode import described
 
@@ -65,7 +66,7 @@ def save(case: evidence.Case, before: Mapping[str, Mapping[str, Tensor]], out: P
             continue
         path = out if label == "model" else out.with_name(f"{out.stem}.{label}{out.suffix}")
         checkpoint.write(tensors, path)
-        saved.append(f"{path}: the state dict of the {label}, {len(tensors)} tensors")
+        saved.append(f"{path}: the state dict of the {label}, {counted(len(tensors), 'tensor')}")
         other = [key for key in full if key not in tensors]
         if other:
             notes.append(f"not saved, as it is no tensor: {', '.join(other)}")

@@ -101,7 +101,7 @@ def load(folder: str | Path) -> list[Run]:
     runs = []
     for path in folders:
         store = Store.open(path)
-        config = config_of(store, required=len(folders) == 1)
+        config = config_of(store, required=here)
         if "study" in config:
             runs.append(Run(_study_of(store, config), store))
     if not runs:

@@ -9,6 +9,7 @@ from torch import nn
 from normscope import layers
 from normscope._errors import UsageError
 from normscope.layers.options import NAMES
+from normscope.records.numbers import counted
 from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
 from normscope.surgery._options import inherited
 from normscope.surgery._sites import BATCH, INSTANCE, OURS
@@ -179,7 +180,7 @@ def _groups(channels: int, groups: int, rank: int | None) -> tuple[int, str]:
         raise UsageError(f"groups is a number of groups: give at least 1, not {groups}")
     most = groups if rank is not None and rank > 2 else max(1, min(groups, channels // 2))
     taken = max(d for d in range(1, channels + 1) if channels % d == 0 and d <= most)
-    return taken, "" if taken == groups else f"{taken} groups, for {groups} do not fit {channels} channels"
+    return taken, "" if taken == groups else f"{counted(taken, 'group')}, for {groups} do not fit {channels} channels"
 
 
 def _only_eps(to: str, settings: dict[str, Any]) -> float:

@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from normscope._errors import DataError, UsageError, shown
 from normscope.modules.state import transaction
+from normscope.records.numbers import counted
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import norms
 from normscope.surgery.recalibrate import recalibrate
@@ -113,7 +114,7 @@ def _set(
             ours[names[1]].copy_(variance)
             if names[2] in ours:
                 ours[names[2]].copy_(torch.stack([held[names[2]] for held in theirs]).max())
-            done.append(Change(site.path, "statistics pooled", f"of {len(theirs)} sources"))
+            done.append(Change(site.path, "statistics pooled", f"of {counted(len(theirs), 'source')}"))
         elif policy == "copy":
             for name in names:
                 if name in ours:
