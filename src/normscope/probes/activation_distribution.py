@@ -134,13 +134,14 @@ class ActivationDistribution(AbstractProbe):
             )
             yield Remark(sentence(says), Urgency.NOTABLE, decades(aside[far[0]], _ASIDE), tuple(far), "mean")
         first = readings.first("std")
-        grown = {site: late[site] / first[site] for site in late if first.get(site, 0.0) > 0}
+        inner = list(late)[:-1]  # the last layer's outputs grow as the network learns: they are logits, or the targets
+        grown = {site: late[site] / first[site] for site in inner if first.get(site, 0.0) > 0}
         most = max(grown, key=lambda site: grown[site], default=None)
         if most is not None and grown[most] > _GROWN:
             says = (
                 f"The outputs of {called(most)} spread {times(grown[most])} as wide as at step {readings.first_step:,}."
             )
-            yield Remark(says, Urgency.COSTLY, decades(grown[most], _GROWN), (most,), "std")
+            yield Remark(says, Urgency.NOTABLE, decades(grown[most], _GROWN), (most,), "std")
         positive = {site: std for site, std in late.items() if std > 0}
         if len(positive) > 1:
             wide, narrow = max(positive, key=positive.__getitem__), min(positive, key=positive.__getitem__)
