@@ -46,8 +46,8 @@ class AbstractProbe(Unit, ABC):
 
     def __init__(self, *, every: int | None = None) -> None:
         self.page()  # a probe that does not describe itself is refused here, not in the report
-        if every is not None and every < 1:
-            raise UsageError(f"{self.CODE}: every={every} must be 1 or more")
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise UsageError(f"{self.CODE}: every={every!r} must be a whole number of steps, 1 or more")
         self.every = every
 
     @property

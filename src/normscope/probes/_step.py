@@ -70,7 +70,8 @@ class Step:
     def take_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Note the user's optimizers, and the learning rate of the first."""
         self.optimizers = tuple(optimizers)
-        self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+        groups = optimizers[0].param_groups if optimizers else ()
+        self.lr = float(groups[0]["lr"]) if groups and "lr" in groups[0] else None
 
     @property
     def replay(self) -> Replay:
