@@ -33,7 +33,7 @@ from normscope.records import Record
 from normscope.usercode import described
 
 if TYPE_CHECKING:
-    from torch.amp import GradScaler
+    pass
 
 
 _SCALER_FOUND = (
@@ -190,7 +190,7 @@ class ProbedStep:
                     self._fail(probe, refused)
         elif replaying and step.start is not None:
             self._replay(step.start, [probe for probe in replaying if probe.replays], read)
-        step.gradients_scaled = step.scale != 1 and _still_scaled(self._loop.scaler, self._loop.optimizers, step.scale)
+        step.gradients_scaled = step.scale != 1 and self._loop.is_still_scaled(step.scale)
         for probe in self._due:
             if not probe.replays:
                 self._try(probe, read, probe)
@@ -299,15 +299,3 @@ class ProbedStep:
     def _fail(self, probe: Any, error: Exception) -> None:
         """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""
         self.failures.setdefault(id(probe), (probe, error))
-
-
-def _still_scaled(scaler: "GradScaler | None", optimizers: Sequence[Optimizer], scale: float) -> bool:
-    """Whether gradients carry the loss scale as the step ends, if no optimizer has made an update.
-
-    A scaler that has skipped an update has unscaled the gradients before; its state or a new scale shows it.
-    """
-    if scaler is None or float(scaler.get_scale()) != scale:
-        return False
-    states = getattr(scaler, "_per_optimizer_states", {})
-    stages = [states[id(optimizer)]["stage"] for optimizer in optimizers if id(optimizer) in states]
-    return all(getattr(stage, "name", "READY") == "READY" for stage in stages)

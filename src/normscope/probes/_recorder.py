@@ -120,11 +120,8 @@ class Recorder:
         self._set.note_wiring([cause], self.index)
 
     def _claimed_facts(self) -> dict[str, Any]:
-        return {
-            "model": type(self.model).__name__,
-            "every": self.every,
-            "probes": [probe.CODE for probe in self.probes],
-        }
+        probes = [probe.CODE for probe in self.probes]
+        return {"model": type(self.model).__name__, "every": self.every, "probes": probes}
 
     def step(self, batch: Any) -> "_StepContext":
         """Return the context manager around one training step.
