@@ -146,11 +146,6 @@ class Step:
             self._memo[key] = make(tensor)
         return self._memo[key]
 
-    def recall(self, tensor: Tensor, key: str) -> Any:
-        """Return what ``memo`` computed last for this tensor under this key, or None."""
-        known = self._memo_of is not None and same_content(tensor, *self._memo_of)
-        return self._memo.get(key) if known else None
-
     def channels(self, x: Tensor) -> Channels:
         """Return the moments of a batch by channel, computed at once, and once for all probes."""
         return self.memo(x, "channels", channels)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.channels import coprime_stride, in_memory_order, to_host
+from normscope.modules.channels import coprime_stride, ever_positive, in_memory_order, to_host
 from normscope.modules.contents import Content, is_small
 from normscope.modules.sites import chosen, named_sites
 from normscope.probes._probe import AbstractProbe
@@ -66,8 +66,8 @@ class Saturation(AbstractProbe):
     another model starts anew; with ``every`` above 1 the steps between readings are not counted.
 
     ## Cost
-    One read of each activation's input (a maximum by channel), none where another probe reads what comes before it, and
-    a few operations on the sample.
+    A maximum by unit of a few samples of each activation's input, of all samples for units that these leave open, and a
+    few operations on the subsample.
 
     ## Reads wrongly when
     The activation is a function in a container's ``forward``: it has no module to watch; name the module whose output
@@ -139,7 +139,7 @@ class Saturation(AbstractProbe):
             calls.append(step.content(x))
             return
         tails = next((tails for kind, tails in _TAILS.items() if isinstance(function, kind)), None)
-        calls.append(self._rectifier(step, function, x) if tails is None else self._tails(function, x, *tails))
+        calls.append(self._rectifier(function, x) if tails is None else self._tails(function, x, *tails))
 
     def _subsamples(self, x: Tensor) -> bool:
         return self.sample is not None and x.numel() > self.sample
@@ -159,14 +159,8 @@ class Saturation(AbstractProbe):
         counts = [torch.count_nonzero(size > far), torch.count_nonzero(size > saturated)]
         return [torch.stack([*(count.to(x.dtype) for count in counts), (slope * slope).sum(), x.new_tensor(x.numel())])]
 
-    def _rectifier(self, step: Step, function: Module, x: Tensor) -> list[Tensor]:
-        # The largest value of a unit says whether it was ever active.
-        axis = self.unit_axis % x.ndim if x.ndim > 1 else 0
-        others = [other for other in range(x.ndim) if other != axis]
-        moments = step.recall(x, "channels") if axis == 1 and not is_small(x) else None
-        peaks = None if moments is None else moments.peaks()
-        if peaks is None:
-            peaks = x.amax(others) if others else x
+    def _rectifier(self, function: Module, x: Tensor) -> list[Tensor]:
+        active = ever_positive(x, self.unit_axis % x.ndim) if x.ndim > 1 else ~(x <= 0)
         values = self._sampled(x)
         inactive = torch.count_nonzero(values <= 0)
         if type(function) is nn.ReLU:
@@ -178,7 +172,7 @@ class Saturation(AbstractProbe):
             slopes = (_slope(function, values) ** 2).sum()
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         sums = torch.stack([inactive.to(wide), slopes.to(wide), torch.full_like(inactive, values.numel(), dtype=wide)])
-        return [sums, (peaks > 0) | peaks.isnan()]
+        return [sums, active]
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares of each activation, in the order of first use."""
