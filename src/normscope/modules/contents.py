@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.modules.channels import Channels, in_memory_order, to_host
+from normscope.modules.channels import in_memory_order, to_host
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -64,9 +64,9 @@ class Content:
 
     __slots__ = ("channels", "columns", "copy", "count", "group", "index", "moments", "positions", "samples")
 
-    def __init__(self, x: Tensor, moments: Channels | None) -> None:
+    def __init__(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> None:
         self.copy = Copy(x) if moments is None else None
-        self.moments = None if moments is None else (moments.mean, moments.variance)
+        self.moments = moments
         self.samples, self.channels = x.shape[:2]
         self.count = x.numel() // self.channels
         self.positions = self.count // self.samples
@@ -153,8 +153,8 @@ class Contents:
         self._contents: list[Content] = []
         self._copies: list[Copy] = []
 
-    def add(self, x: Tensor, moments: Channels | None) -> Content:
-        """Note a large batch with its moments, or a small batch."""
+    def add(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> Content:
+        """Note a large batch with mean and variance of its channels, or a small batch."""
         content = Content(x, moments)
         self._contents.append(content)
         if content.copy is not None:

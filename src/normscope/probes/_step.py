@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
@@ -13,7 +14,9 @@ from normscope.modules.backward import Removable
 from normscope.modules.channels import Channels, change_products, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small, same_content
 from normscope.modules.hooks import Hook
+from normscope.modules.normalized import is_normalized
 from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
+from normscope.modules.sites import uses_batch
 from normscope.probes._backward_end import BackwardEnd
 from normscope.probes._listener import CallReader, Listener, NodeReader, Reader, unscaled
 from normscope.probes._replay import Replay
@@ -158,7 +161,35 @@ class Step:
         return self.memo(x, "content", self._content)
 
     def _content(self, x: Tensor) -> Content:
-        return self._contents.add(x, None if is_small(x) else self.channels(x))
+        if is_small(x):
+            return self._contents.add(x, None)
+        moments = self.channels(x)
+        return self._contents.add(x, (moments.mean, moments.variance))
+
+    def normalized_content(self, module: Module, x: Tensor, output: Tensor) -> Content | None:
+        """Note the moments of a large output of a batch norm without a read of it: they follow from the input's.
+
+        None where they do not, or not to rounding: the output is not that of torch's own operation, is small or of half
+        precision, or the mean of the input is far from zero.
+
+        Args:
+            module: The batch norm.
+            x: Its input, detached.
+            output: What its call returned.
+        """
+        if is_small(output) or not uses_batch(module) or not is_normalized(module, output):
+            return None
+        moments = self.channels(x)
+        if moments.about is not None or moments.shift is None:
+            return None
+        variance = moments.variance / (moments.variance + float(module.eps))  # type: ignore[arg-type]
+        weight, bias = module.weight, module.bias
+        mean = torch.zeros_like(variance) if bias is None else bias.detach().double()  # type: ignore[operator]
+        if weight is not None:
+            variance = variance * weight.detach().double().square()  # type: ignore[operator]
+        # A value that is not finite leaves no finite output in its channel.
+        mean = torch.where(moments.variance.isfinite(), mean, moments.variance * torch.nan)
+        return self._contents.add(output, (mean, variance))
 
     def copied(self, tensor: Tensor) -> Copy:
         """Copy a small tensor; on the host after ``settle``."""
