@@ -16,7 +16,7 @@ from normscope.modules.contents import Content, Contents, Copy, is_small, same_c
 from normscope.modules.hooks import Hook
 from normscope.modules.normalized import is_normalized
 from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
-from normscope.modules.sites import uses_batch
+from normscope.modules.sites import Tree, uses_batch
 from normscope.probes._backward_end import BackwardEnd
 from normscope.probes._listener import CallReader, Listener, NodeReader, Reader, unscaled
 from normscope.probes._replay import Replay
@@ -64,6 +64,7 @@ class Step:
         self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
+        self._tree: Tree | None = None
         self._values: dict[int, Tensor] = {}
         self._changes: dict[int, list[float]] = {}
         self._memo_of: tuple[Tensor, int] | None = None
@@ -90,10 +91,12 @@ class Step:
         """Give the step its replay, or take it away with None; done by the recorder as the step ends."""
         self._replay = replay
 
-    def modules(self, find: Callable[[Module], dict[str, Module]]) -> dict[str, Module]:
-        """Return ``find(model)``, looked up once for all probes of this step."""
+    def modules(self, find: Callable[[Module, Tree], dict[str, Module]]) -> dict[str, Module]:
+        """Return ``find(model, tree)``, looked up once for all probes of this step."""
         if find not in self._modules:
-            self._modules[find] = find(self.model)
+            if self._tree is None:
+                self._tree = Tree(self.model)
+            self._modules[find] = find(self.model, self._tree)
         return self._modules[find]
 
     def notes(self, probe: Hashable) -> dict[str, Any]:
@@ -323,4 +326,4 @@ class Step:
         """
         for kept in (self._listeners, self._notes, self._values, self._changes, self._modules, self._memo):
             kept.clear()
-        self._memo_of, self._replay, self._contents = None, None, Contents()
+        self._memo_of, self._replay, self._tree, self._contents = None, None, None, Contents()

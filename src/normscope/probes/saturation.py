@@ -14,7 +14,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.modules.channels import coprime_stride, ever_positive, in_memory_order, to_host
 from normscope.modules.contents import Content, is_small
-from normscope.modules.sites import chosen, named_sites
+from normscope.modules.sites import Tree, chosen, sites_where
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes.remarks import Readings, Remark, Urgency, beyond, percent
@@ -36,6 +36,7 @@ _RECTIFIERS = (
     nn.Mish,
     nn.Hardswish,
 )
+_KNOWN = (*_TAILS, *_RECTIFIERS)
 _NAMED: dict[str, type[Module]] = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 _DEAD = 0.05  # of the units: capacity that is lost
 _IDLE = 0.9  # of the inputs; half is what a norm before a rectifier gives
@@ -121,9 +122,9 @@ class Saturation(AbstractProbe):
                 function = _NAMED[self.sites[site]]()
                 step.on_output(self, module, partial(self._take, step, site, module, function))
             return
-        named = dict(named_sites(step.model)) if self.sites is None else chosen(step.model, self.sites)
+        named = step.modules(_activations) if self.sites is None else chosen(step.model, self.sites)
         for site, module in named.items():
-            if isinstance(module, (*_TAILS, *_RECTIFIERS)):
+            if _is_activation(module):
                 step.on_input(self, module, partial(self._take, step, site, module, module))
             elif self.sites is not None:
                 raise UsageError(
@@ -258,6 +259,14 @@ class Saturation(AbstractProbe):
                 Urgency.COSTLY,
                 "activation",
             )
+
+
+def _is_activation(module: Module) -> bool:
+    return isinstance(module, _KNOWN)
+
+
+def _activations(model: Module, tree: Tree) -> dict[str, Module]:
+    return sites_where(model, _is_activation, tree)
 
 
 def _slope(function: Module, x: Tensor) -> Tensor:
