@@ -195,7 +195,7 @@ class Step:
         return self._contents.add(output, (mean, variance))
 
     def copied(self, tensor: Tensor) -> Copy:
-        """Copy a small tensor; on the host after ``settle``."""
+        """Copy a small tensor, or a sample of a large one; on the host after ``settle``."""
         return self._contents.copied(tensor)
 
     def settle(self) -> None:

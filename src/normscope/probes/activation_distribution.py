@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
-from normscope.modules.channels import coprime_stride, in_memory_order, to_host
-from normscope.modules.contents import Content, Group, is_small
+from normscope.modules.channels import coprime_stride, in_memory_order
+from normscope.modules.contents import Content, Copy, Group, is_small
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
@@ -97,7 +97,7 @@ class ActivationDistribution(AbstractProbe):
         if not output.numel():
             return
         # Only moments and the subsample of a large output are kept, not the output itself.
-        sample = None if is_small(output) else self._sampled(in_memory_order(output)).clone()
+        sample = None if is_small(output) else step.copied(self._sampled(in_memory_order(output)))
         content = known.pop() if known else step.content(output if output.ndim > 1 else output.reshape(1, -1))
         notes.setdefault(site, []).append((content, sample))
 
@@ -107,14 +107,15 @@ class ActivationDistribution(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""
-        notes: dict[str, list[tuple[Content, Tensor | None]]] = step.notes(self)
+        notes: dict[str, list[tuple[Content, Copy | None]]] = step.notes(self)
         if not notes:
             return
         step.settle()
         every = [call for calls in notes.values() for call in calls]
-        large = iter(to_host([sample for _, sample in every if sample is not None]))
         samples = [
-            self._sampled(content.copy.flat()) if content.copy is not None else next(large) for content, _ in every
+            sample.array if sample is not None else self._sampled(content.copy.flat())
+            for content, sample in every
+            if sample is not None or content.copy is not None
         ]
         groups = {id(content.group): content.group for content, _ in every}
         moments = {key: _by_content(group) for key, group in groups.items()}
