@@ -105,6 +105,12 @@ class ActivationDistribution(AbstractProbe):
         count = len(flat)
         return flat if count <= self.sample else flat[:: coprime_stride(count, self.sample)]
 
+    def _sample(self, content: Content, sample: Copy | None) -> Any:
+        if sample is not None:
+            return sample.array
+        assert content.copy is not None
+        return self._sampled(content.copy.flat())
+
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""
         notes: dict[str, list[tuple[Content, Copy | None]]] = step.notes(self)
@@ -112,11 +118,7 @@ class ActivationDistribution(AbstractProbe):
             return
         step.settle()
         every = [call for calls in notes.values() for call in calls]
-        samples = [
-            sample.array if sample is not None else self._sampled(content.copy.flat())
-            for content, sample in every
-            if sample is not None or content.copy is not None
-        ]
+        samples = [self._sample(*call) for call in every]
         groups = {id(content.group): content.group for content, _ in every}
         moments = {key: _by_content(group) for key, group in groups.items()}
         found = [(moments[id(content.group)][content.index], content) for content, _ in every]
