@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
@@ -13,7 +14,9 @@ from normscope.modules.backward import Removable
 from normscope.modules.channels import Channels, change_products, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small, same_content
 from normscope.modules.hooks import Hook
+from normscope.modules.normalized import is_normalized
 from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
+from normscope.modules.sites import Tree, uses_batch
 from normscope.probes._backward_end import BackwardEnd
 from normscope.probes._listener import CallReader, Listener, NodeReader, Reader, unscaled
 from normscope.probes._replay import Replay
@@ -61,6 +64,7 @@ class Step:
         self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
+        self._tree: Tree | None = None
         self._values: dict[int, Tensor] = {}
         self._changes: dict[int, list[float]] = {}
         self._memo_of: tuple[Tensor, int] | None = None
@@ -88,10 +92,12 @@ class Step:
         """Give the step its replay, or take it away with None; done by the recorder as the step ends."""
         self._replay = replay
 
-    def modules(self, find: Callable[[Module], dict[str, Module]]) -> dict[str, Module]:
-        """Return ``find(model)``, looked up once for all probes of this step."""
+    def modules(self, find: Callable[[Module, Tree], dict[str, Module]]) -> dict[str, Module]:
+        """Return ``find(model, tree)``, looked up once for all probes of this step."""
         if find not in self._modules:
-            self._modules[find] = find(self.model)
+            if self._tree is None:
+                self._tree = Tree(self.model)
+            self._modules[find] = find(self.model, self._tree)
         return self._modules[find]
 
     def notes(self, probe: Hashable) -> dict[str, Any]:
@@ -147,11 +153,6 @@ class Step:
             self._memo[key] = make(tensor)
         return self._memo[key]
 
-    def recall(self, tensor: Tensor, key: str) -> Any:
-        """Return what ``memo`` computed last for this tensor under this key, or None."""
-        known = self._memo_of is not None and same_content(tensor, *self._memo_of)
-        return self._memo.get(key) if known else None
-
     def channels(self, x: Tensor) -> Channels:
         """Return the moments of a batch by channel, computed at once, and once for all probes."""
         return self.memo(x, "channels", channels)
@@ -164,10 +165,38 @@ class Step:
         return self.memo(x, "content", self._content)
 
     def _content(self, x: Tensor) -> Content:
-        return self._contents.add(x, None if is_small(x) else self.channels(x))
+        if is_small(x):
+            return self._contents.add(x, None)
+        moments = self.channels(x)
+        return self._contents.add(x, (moments.mean, moments.variance))
+
+    def normalized_content(self, module: Module, x: Tensor, output: Tensor) -> Content | None:
+        """Note the moments of a large output of a batch norm without a read of it: they follow from the input's.
+
+        None where they do not, or not to rounding: the output is not that of torch's own operation, is small or of half
+        precision, or the mean of the input is far from zero.
+
+        Args:
+            module: The batch norm.
+            x: Its input, detached.
+            output: What its call returned.
+        """
+        if is_small(output) or not uses_batch(module) or not is_normalized(module, output):
+            return None
+        moments = self.channels(x)
+        if moments.about is not None or moments.shift is None:
+            return None
+        variance = moments.variance / (moments.variance + float(module.eps))  # type: ignore[arg-type]
+        weight, bias = module.weight, module.bias
+        mean = torch.zeros_like(variance) if bias is None else bias.detach().double()  # type: ignore[operator]
+        if weight is not None:
+            variance = variance * weight.detach().double().square()  # type: ignore[operator]
+        # A value that is not finite leaves no finite output in its channel.
+        mean = torch.where(moments.variance.isfinite(), mean, moments.variance * torch.nan)
+        return self._contents.add(output, (mean, variance))
 
     def copied(self, tensor: Tensor) -> Copy:
-        """Copy a small tensor; on the host after ``settle``."""
+        """Copy a small tensor, or a sample of a large one; on the host after ``settle``."""
         return self._contents.copied(tensor)
 
     def settle(self) -> None:
@@ -298,4 +327,4 @@ class Step:
         """
         for kept in (self._listeners, self._notes, self._values, self._changes, self._modules, self._memo):
             kept.clear()
-        self._memo_of, self._replay, self._contents = None, None, Contents()
+        self._memo_of, self._replay, self._tree, self._contents = None, None, None, Contents()
