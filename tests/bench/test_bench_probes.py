@@ -1,6 +1,7 @@
 """The table of what probes cost: that it is made rightly. What the numbers are is no test's matter."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +96,20 @@ def test_the_command_prints_and_writes(monkeypatch, tmp_path, capsys):
         cli.main(["bench", "probes", "--model", "gpt"])
     assert stop.value.code == 2
     assert "no model 'gpt'" in capsys.readouterr().err
+
+
+def test_a_probe_that_costs_more_than_ten_plain_steps_tells_so_beforehand():
+    """The page of measured costs is held against what the probes tell; a machine may make a third of a difference."""
+    page = Path(__file__).parents[2] / "benchmarks" / "results" / "probes.md"
+    cells = [[cell.strip() for cell in line.split("|")] for line in page.read_text().splitlines()]
+    measured = {(row[1], row[2]): float(row[3]) for row in cells if len(row) == 8 and row[2] in ("mlp", "vgg")}
+    for kind in probes.all():
+        costs = [cost for (case, _), cost in measured.items() if case == kind.CODE]
+        if kind.COST is None:
+            assert all(cost < 10 for cost in costs), kind.CODE
+            continue
+        assert not kind.STREAMING
+        low, high = kind.COST
+        assert costs
+        assert 10 < low <= high
+        assert all(low / 1.34 < cost < high * 1.34 for cost in costs), kind.CODE

@@ -1,11 +1,17 @@
 """The callback under Lightning's own Trainer: training stays as it is, and probes read what Lightning trains with."""
 
 import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from kit.traces import differences
+from kit.traces import differences, fingerprint
+from normscope.records import Store
 
 pytestmark = [
     pytest.mark.extras,
@@ -181,3 +187,34 @@ def test_the_older_name_of_the_package(kit, watching):
     )  # fmt: skip
     trainer.fit(Module(), torch.utils.data.DataLoader(kit.data(), 8))
     assert sorted(set(callback.scope.records()["step"])) == [0, 1]
+
+
+@pytest.mark.slow
+def test_two_processes(kit, tmp_path):
+    """Data-parallel by gloo: each process has a cell; gradients are the processes' average, before clipping."""
+    root = Path(__file__).parents[1]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    path = os.pathsep.join([str(root), str(root.parent / "src")])
+    done = subprocess.run(
+        [sys.executable, str(root / "kit" / "lightning_ddp.py"), str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning: probe" not in done.stderr
+    for rank in (0, 1):
+        without, watched = (torch.load(tmp_path / f"{name}-{rank}.pt") for name in ("without", "with"))
+        assert differences(fingerprint(left=without), fingerprint(left=watched)) == []
+    frame = Store.open(tmp_path / "run").frame()
+    assert sorted(set(frame["cell"])) == ["scope.rank0", "scope.rank1"]
+    losses = frame.filter((frame["probe"] == "descent") & (frame["name"] == "loss"))
+    assert losses["step"].to_list().count(0) == 2
+    read = frame.filter((frame["name"] == "norm") & (frame["site"] == "net.4") & (frame["step"] == 0))[
+        "value"
+    ].to_list()
+    assert read == pytest.approx([watched["norms"][0]["net.4.weight"]] * 2, rel=1e-5)

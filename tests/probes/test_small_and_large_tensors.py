@@ -13,6 +13,9 @@ from normscope.modules import contents
 from normscope.modules.contents import Contents
 from normscope.probes import Recorder
 
+# white box: Hessian-vector products are counted.
+from normscope.probes._hessian import Hessian
+
 STREAMING = [probe.CODE for probe in probes.all() if probe.STREAMING]
 
 
@@ -119,3 +122,52 @@ def test_a_sum_along_a_channel_does_not_depend_on_what_stands_beside_it():
         found.append((taken[2].mean, taken[2].variance, taken[2].deviations))
     for other in found[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_sums_that_batch_norm_made_are_those_of_its_gradient(monkeypatch, affine):
+    """A frozen gain has batch norm make no sums of its own: then input and gradient are read."""
+    monkeypatch.setattr(contents, "SMALL", 0)
+    found = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.Tanh(), nn.BatchNorm2d(4)
+        ).double()
+        with torch.no_grad():
+            model[-1].weight.normal_()
+        for norm in (model[1], model[3]):
+            norm.requires_grad_(not frozen)
+        scope = Recorder(model, lambda m, b: m(b).pow(3).mean(), None, ["batch_norm_gradient_terms"], every=1)
+        x = torch.randn(6, 2, 7, 7).double()
+        with scope.step(x):
+            scope.loss_fn(model, x).backward()
+        found.append({(r.site, r.name): r.value for r in scope.drain()})
+    assert {site for site, _ in found[0]} == {"1", "3"}
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
+def test_the_product_with_the_gradient_is_taken_once_for_all(monkeypatch):
+    taken = []
+    product = Hessian.product
+    monkeypatch.setattr(Hessian, "product", lambda self, *args, **more: taken.append(1) or product(self, *args, **more))
+    landscape = probes.LandscapeAlongGradient
+
+    def read(chosen):
+        taken.clear()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        scope = Recorder(model, loss_fn, optimizer, chosen, every=1)
+        batch = torch.randn(12, 5), torch.arange(12) % 3
+        with scope.step(batch):
+            loss_fn(model, batch).backward()
+            optimizer.step()
+        return len(taken), {r.name: r.value for r in scope.drain() if r.probe == "landscape"}
+
+    alone, curved = read([landscape()])
+    others = read(["descent"])[0]
+    both, also_curved = read(["descent", landscape()])
+    assert alone == 1
+    assert both == others
+    assert also_curved == curved

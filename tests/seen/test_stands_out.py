@@ -278,6 +278,19 @@ def test_the_most_urgent_comes_first_and_cells_are_told_apart():
     assert seen.quiet(both, said) == []
 
 
+def test_what_holds_for_several_cells_is_said_once_of_the_worst():
+    cells = ("scope.rank0", "scope.rank1", "scope.rank2")
+    shares = ({"act": 0.3, "out": 0.0}, {"act": 0.6, "out": 0.0}, {"act": 0.0, "out": 0.2})
+    groups = [records("saturation", {"dead_share": share}, cell) for cell, share in zip(cells, shares, strict=True)]
+    found = seen_of(*groups, cells=cells)
+    said = seen.stands_out(found)
+    assert [(each.cell, each.also, each.remark.sites) for each in said] == [
+        ("scope.rank1", ("scope.rank0",), ("act",)),
+        ("scope.rank2", (), ("out",)),
+    ]
+    assert "scope.rank1 and scope.rank0: 60 % of the units of `act`" in seen.summary_of(found)
+
+
 VALUES = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, 1e-300, 1e300, math.nan, math.inf]))
 
 

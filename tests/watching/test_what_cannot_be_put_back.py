@@ -134,6 +134,30 @@ def test_what_is_large_and_only_read_is_copied_once_and_then_watched(monkeypatch
     assert not any(beside[2:])
 
 
+def test_what_is_large_and_written_by_the_step_alone_is_kept_as_the_step_began(monkeypatch):
+    """The loss reads an average that the step moves: its gradient is the loop's only with the average of before."""
+    monkeypatch.setattr(reaching, "LARGE", 100)
+    torch.manual_seed(0)
+    model, average = net(), torch.zeros(16, 4)
+
+    def loss_fn(model, batch):
+        return (model(batch[0]) - average).square().mean()
+
+    def step(model, batch):
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        average.lerp_(model(batch[0]).detach(), 0.5)
+
+    losses, optimizer = [], torch.optim.SGD(model.parameters(), 0.1)
+    scope = ns.Scope(model, loss_fn, optimizer, ["landscape"], every=1)
+    train(Loop(model, loss_fn, step, optimizer), scope)
+    read = scope.records().filter(name="loss", site="").sort("step")["value"].to_list()
+    assert read == pytest.approx(losses, rel=1e-6)
+
+
 # -- also --------------------------------------------------------------------------------------------------------------
 
 

@@ -8,12 +8,14 @@ from normscope.bench._tables import Table, machine, markdown_table
 NOTES = """\
 ## What bounds the costs
 
-- *Streaming probes, mlp*: a plain step is about fifty calls into torch; the eight probes make some 130 values a step,
-  each from two to five such calls on tensors of a few thousand numbers. The calls, not the arithmetic, are the cost:
-  it does not grow with the width of the layers. One probe alone costs .4 to 1.1 plain steps. Read every tenth step,
-  all eight cost less than half a plain step.
+- *Streaming probes, mlp*: a plain step is about fifty calls into torch. Tensors of up to 16384 numbers are copied as
+  they pass, once for all probes, and reduced together when the step is over: layers of one batch size lie side by side.
+  What is left is the calls of the hooks and the copies, about a third, and some hundred operations of NumPy on few
+  numbers, a third of them for some 130 records; it does not grow with the width of the layers, and little with their
+  number.
 - *Streaming probes, vgg*: every layer's output, and every norm's output gradient, is read from memory once (sums,
-  squares and maxima on pieces that stay in the cache): some 90 MiB a step beside what convolutions do.
+  squares and maxima on pieces that stay in the cache). The sums of the gradient, and of its product with the input,
+  are those that batch norm's own backward pass has made.
 - *9 points with gradients*: nine forward and backward passes and the step's own; they are bound by the arithmetic, and
   each is a plain step without the update. Ten is the floor on one thread.
 - *Losses alone*: nine forward passes at .4 of a plain step each, and the step's own.

@@ -1,7 +1,7 @@
 """The losses that a training loop sends back."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,6 +9,13 @@ from torch import Tensor
 Reader = Callable[[Tensor], None]
 
 _readers: list[Reader] = []
+
+
+class Removable(Protocol):
+    """Ends a hook."""
+
+    def remove(self) -> None:
+        """Take the hook away."""
 
 
 class _Listening:

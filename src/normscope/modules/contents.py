@@ -207,3 +207,14 @@ def _arrays(tensors: Sequence[Tensor]) -> Sequence[Array]:
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return [tensor.numpy() for tensor in tensors]
     return to_host(tensors)
+
+
+def same_content(tensor: Tensor, other: Tensor, version: int) -> bool:
+    """Whether a tensor is the same part of the same memory as another, unchanged since the version noted."""
+    return tensor._version == version and (
+        tensor.data_ptr() == other.data_ptr()
+        and tensor.shape == other.shape
+        and tensor.stride() == other.stride()
+        and tensor.dtype == other.dtype
+        and tensor.device == other.device
+    )

@@ -37,8 +37,9 @@ class Reach:
         functions: As given, without what is None.
         also: As given.
         compared: Whether everything was compared after a pass was undone.
-        only_read: Names of large tensors that the first step and its passes have not written.
-        written: Names of what a pass, or the step that it repeats, has written, until everything was compared.
+        only_read: Names of large tensors that the passes compared have not written.
+        written: Names of what passes have written, until everything was compared.
+        written_by_steps: Names of what the step that a pass repeats has written, until then.
         left: What was not as it was after a pass was undone.
         open: Whether a pass is under way that will be undone as a whole.
     """
@@ -49,6 +50,7 @@ class Reach:
         self.compared = False
         self.only_read: set[str] = set()
         self.written: set[str] = set()
+        self.written_by_steps: set[str] = set()
         self.left: list[str] = []
         self.open = False
 

@@ -98,7 +98,7 @@ class ReachingSnapshot(Snapshot):
             size, room = _bytes(tensor), room - _bytes(tensor)
             if size > LARGE:
                 self._large.add(name)
-            if room < 0 or (size > LARGE and name in self._reach.only_read):
+            if room < 0 or (size > LARGE and self._is_only_read(name)):
                 self._marks.append(Mark(name, tensor, thorough=not self._reach.compared))
             else:
                 kept.append((name, tensor))
@@ -129,7 +129,7 @@ class ReachingSnapshot(Snapshot):
             self._keep_all(name, "", tuple(value))
         elif isinstance(value, type):
             self._keep_parts("", self._walk.parts(value))
-        elif isinstance(value, np.ndarray) and (value.nbytes > BUDGET or name in self._reach.only_read):
+        elif isinstance(value, np.ndarray) and (value.nbytes > BUDGET or self._is_only_read(name)):
             self._marks.append(Mark(name, value, thorough=not self._reach.compared))
         elif (kept := kept_beside(name, value)) is not None:
             self._beside.append(kept)
@@ -198,8 +198,14 @@ class ReachingSnapshot(Snapshot):
 
     def restore(self) -> None:
         """Put everything back, and note which of the large tensors had been written."""
-        self._reach.written |= self._written_now()
+        self._note_written(self._written_now())
         super().restore()
+
+    def _is_only_read(self, name: str) -> bool:
+        return name in self._reach.only_read
+
+    def _note_written(self, names: set[str]) -> None:
+        self._reach.written |= names
 
     def _written_now(self) -> set[str]:
         if self._reach.compared or not self._large:

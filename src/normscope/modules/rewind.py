@@ -1,6 +1,9 @@
 """What a loss reaches beside parameters and buffers, put back before each evaluation of a step."""
 
+from typing import Any
+
 from torch.nn import Module
+from torch.optim import Optimizer
 
 from normscope.modules.beside import kept_beside
 from normscope.modules.reach import Binding, Reach
@@ -42,6 +45,16 @@ class Rewind(ReachingSnapshot):
                     if type(value) not in self._empty:
                         self._keep("", key, value)
         super()._keep_reached()
+
+    def _keep_object(self, name: str, owner: Any) -> None:
+        if not isinstance(owner, Optimizer):  # its state is large, every step changes it, and no loss reads it
+            super()._keep_object(name, owner)
+
+    def _is_only_read(self, name: str) -> bool:
+        return super()._is_only_read(name) and name not in self._reach.written_by_steps
+
+    def _note_written(self, names: set[str]) -> None:
+        self._reach.written_by_steps |= names
 
     def rewind(self) -> None:
         """Go back to how the step began; called before each evaluation.

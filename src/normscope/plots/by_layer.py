@@ -90,7 +90,7 @@ def _chart(
     data = _draw.rows(table, {c: c for c in table.columns if c != "rank"})
     chart = _marks(alt, data, sites, styles, across, moved=_moved(table))
     if line is not None:
-        chart = alt.layer(*_theory(alt, line, sites, across), chart)
+        chart = alt.layer(*_theory(alt, line, sites, across, words=len(styles) == 1), chart)
     return chart.properties(height=row_height(len(sites), 1 if len(styles) < 3 else 1.4))
 
 
@@ -195,15 +195,16 @@ def _drawn_at(theory: Line, sites: Sequence[str]) -> list[float]:
     return [value[site] for site in sites if site in value] if isinstance(value, Mapping) else [value]
 
 
-def _theory(alt: Any, theory: Line, sites: Sequence[str], across: Callable[[str], Any]) -> list[Any]:
-    """Return the dashed line of theory; with one value also its words."""
-    words, value = theory
+def _theory(alt: Any, theory: Line, sites: Sequence[str], across: Callable[[str], Any], *, words: bool) -> list[Any]:
+    """Return the dashed line of theory; with one value also its words, where no legend stands in their place."""
+    value = theory[1]
     style = {"strokeDash": [5, 4], "opacity": 0.85}
     if isinstance(value, Mapping):
         rows = [{"site": site, "rank": rank, "now": value[site]} for rank, site in enumerate(sites) if site in value]
         base = alt.Chart(alt.Data(values=rows)).encode(y=by_name(alt, "site", sites), x=across("now"))
         line = base.mark_line(strokeWidth=1.6, color="#7a7f89", **style)
         return [line.encode(order=alt.Order("rank:Q"))]
-    base = alt.Chart(alt.Data(values=[{"now": value, "text": words}])).encode(x=across("now"))
+    base = alt.Chart(alt.Data(values=[{"now": value, "text": theory[0]}])).encode(x=across("now"))
     text = base.mark_text(align="left", baseline="bottom", dx=4, dy=-2, fontSize=11)
-    return [base.mark_rule(**style), text.encode(y=alt.value(0), text="text:N")]
+    rule = base.mark_rule(**style)
+    return [rule, text.encode(y=alt.value(0), text="text:N")] if words else [rule]

@@ -11,7 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from normscope.modules.hooks import Hook, call_new_hooks
 from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, is_compiled, unwrap
-from normscope.probes._recorder import ProbeWarning, Recorder, WiringWarning
+from normscope.probes._recorder import Recorder
+from normscope.probes._warnings import ProbeWarning, WiringWarning
 from normscope.usercode import warn_user
 
 

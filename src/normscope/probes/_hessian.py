@@ -1,6 +1,7 @@
 """The Hessian of a step's loss as an operator, and the vectors it acts on."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Hessian:
         except RuntimeError:
             self.exact = False
         self.loss = self._shared([loss.detach()])[0].item()
-        if parts is None or _refuses(parts):
+        if self._failed(parts is None or _refuses(parts)) or parts is None:
             self.exact = False
             self.gradient = replay.origin().gradient
             self._parts: list[tuple[Slot, Tensor]] = []
@@ -59,7 +60,7 @@ class Hessian:
             self._used = {id(slot) for slot in self._slots if bool(slot.of(flat).any())}
             return
         self._used = {id(slot) for slot, part in zip(self._slots, parts, strict=True) if part is not None}
-        self.gradient = self._shared(self._unscaled(replay.gather(self._slots, parts)))
+        self.gradient = self._shared(self._unscaled(replay.start.gather(self._slots, parts)))
         self._parts = [
             (slot, part)
             for slot, part in zip(self._slots, parts, strict=True)
@@ -69,6 +70,10 @@ class Hessian:
     def _shared(self, own: Vector) -> Vector:
         """Return the mean over the processes between which the model exchanges values."""
         return own if self._replay.processes is None else self._replay.processes.mean(own)
+
+    def _failed(self, here: bool) -> bool:
+        """Whether a second derivative has failed, here or in another of the processes that take the same passes."""
+        return here if self._replay.processes is None else self._replay.processes.decide(here)
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self._replay.scale == 1 else loss * self._replay.scale
@@ -102,10 +107,12 @@ class Hessian:
         if self.exact:
             if self._replay.processes is not None:
                 self._replay.processes.begin_pass()
-            try:
-                return self._shared(self._double_backward(direction, along, wanted))
-            except RuntimeError:
-                self.exact = False
+            found = None
+            with suppress(RuntimeError):
+                found = self._double_backward(direction, along, wanted)
+            self.exact = not self._failed(found is None)
+            if self.exact and found is not None:
+                return self._shared(found)
         product = self._central(direction)
         return product if wanted is None else restricted(self._replay, product, wanted)
 
@@ -126,7 +133,7 @@ class Hessian:
                 allow_unused=True,
             )
         if wanted is None:
-            return self._unscaled(self._replay.gather(slots, parts))
+            return self._unscaled(self._replay.start.gather(slots, parts))
         found = zeros(self._replay)
         view = whole(self._replay, found)
         for slot, part in zip(slots, parts, strict=True):

@@ -1,25 +1,25 @@
 """One due training step: hooks before it, probes that read after it, and their failures kept apart from the user's."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
 from normscope.modules.batches import Piece
-from normscope.modules.processes import OutOfStepError, Processes, exchanging
-from normscope.modules.reach import Reach, left_words
+from normscope.modules.processes import OutOfStepError
 from normscope.modules.rng import RngState
 from normscope.modules.shards import SHARDED, sharded
 from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
+from normscope.probes._in_step import InStep
 from normscope.probes._probe import AbstractProbe
-from normscope.probes._replay import LossFn, Replay
+from normscope.probes._replay import Replay
 from normscope.probes._start_state import Layout, StartState
 from normscope.probes._step import Step
+from normscope.probes._training_loop import TraceError, TrainingLoop
 from normscope.probes._users_pass import UsersPass
 from normscope.probes._wiring import Wiring
 from normscope.records import Record
@@ -27,51 +27,6 @@ from normscope.usercode import described
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
-
-
-@dataclass(slots=True)
-class TrainingLoop:
-    """The parts of a training loop, and what earlier steps have shown about them.
-
-    Attributes:
-        model: The model as the loop calls it, in its wrappers.
-        loss_fn: The loss that the loop trains on; None if the scope was given none.
-        optimizers: The optimizers of the loop.
-        scaler: The gradient scaler of the loop, if any.
-        also: What else the loss changes, to be put back after each replay.
-        layout: Where the parameters lie in flat buffers; None before the first step that needs it.
-        wired: Whether a step has shown already that its parts fit together, or that they do not.
-        loss_autocasts: Whether ``loss_fn`` turns autocast on by itself, by the precision (``PassConditions.settle``).
-        processes: Those that must run the same passes; None before the first step at which they must.
-        proven: Whether the user's own gradient may serve as the step's, by modes and parameters (``UsersPass``).
-        reach: What the loss reaches beside the model.
-    """
-
-    model: Module
-    loss_fn: LossFn | None
-    optimizers: Sequence[Optimizer]
-    scaler: "GradScaler | None" = None
-    also: tuple[Any, ...] = ()
-    layout: Layout | None = None
-    proven: dict[tuple[Any, ...], bool] = field(default_factory=dict)
-    wired: bool = False
-    loss_autocasts: dict[str, bool] = field(default_factory=dict)
-    processes: Processes | None = None
-    reach: Reach = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.reach = Reach({} if self.loss_fn is None else {"loss_fn": self.loss_fn}, self.also)
-
-
-class TraceError(UsageError):
-    """Evaluating the loss again has changed something that could not be put back.
-
-    Args:
-        left: What was changed.
-    """
-
-    def __init__(self, left: Sequence[str]) -> None:
-        super().__init__(f"evaluating loss_fn again has changed what could not be put back: {left_words(left)}")
 
 
 class ProbedStep:
@@ -104,7 +59,7 @@ class ProbedStep:
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
         self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
-        self._in_step: Processes | None = None
+        self._in_step = InStep(loop.processes)
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -228,7 +183,7 @@ class ProbedStep:
             start,
             origin_source=self._users_pass,
             scale=step.scale,
-            processes=self._in_step,
+            processes=self._in_step.processes,
         )
         try:
             self._read_replayed(replay, replaying, read)
@@ -256,8 +211,8 @@ class ProbedStep:
                         self._fail(probe, error)
                 step.detach()
             for probe in replaying:
-                self._try_in_step(probe, read)
-            if self._wiring is not None and replaying and not self.wiring_causes and self._in_step is None:
+                self._try(probe, self._in_step.run, partial(read, probe))
+            if self._wiring is not None and replaying and not self.wiring_causes and self._in_step.processes is None:
                 self._prove_gradient(replay)
             step.begin_replay(None)
 
@@ -274,7 +229,7 @@ class ProbedStep:
             return
         try:
             assert self._wiring is not None
-            apart = self._wiring.gradients_apart(users, replay.gathered, replay.origin().gradient)
+            apart = self._wiring.gradients_apart(users, replay.start.gathered, replay.origin().gradient)
         except Exception as error:
             if not self.failures:  # else the probes that evaluate the loss tell it by their names
                 self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")
@@ -298,42 +253,18 @@ class ProbedStep:
 
     def _share_failures(self) -> None:
         """Where processes must keep in step, have a probe that has failed in one of them fail in all."""
-        if rank_of_many() is not None:
-            try:
-                self._ask_others()
-            except RuntimeError as error:
-                for probe in self._due:
-                    self._fail(probe, OutOfStepError(f"the other processes do not answer: {described(error)}"))
-
-    def _ask_others(self) -> None:
-        loop, start = self._loop, self._step.start
-        modes = [(module, module.training) for module in self._model.modules()]
-        groups = exchanging(modes if start is None else start.conditions.modes)
-        if not groups and not sharded(self._model):
-            return
-        if loop.processes is None:
-            loop.processes = Processes(groups[0] if len(groups) == 1 else None)
-        if groups and any(map(self._replays, self._due)):
-            self._in_step = loop.processes
-        failed = loop.processes.any_of([id(probe) in self.failures for probe in self._due])
+        failed = [id(probe) in self.failures for probe in self._due]
+        error = OutOfStepError("the same probe has failed in another process")
+        try:
+            failed = self._in_step.failed_anywhere(
+                self._model, self._step.start, failed, replays=any(map(self._replays, self._due))
+            )
+        except RuntimeError as silence:
+            failed, error = [True] * len(failed), OutOfStepError(f"the others do not answer: {described(silence)}")
+        self._loop.processes = self._in_step.known
         for probe, elsewhere in zip(self._due, failed, strict=True):
             if elsewhere:
-                self._fail(probe, OutOfStepError("the same probe has failed in another process"))
-
-    def _try_in_step(self, probe: AbstractProbe, read: Callable[[AbstractProbe], None]) -> None:
-        """Have a probe read; where processes must keep in step, it fails in all of them or in none."""
-        processes = self._in_step
-        if processes is None or id(probe) in self.failures:
-            self._try(probe, read, probe)
-            return
-        try:
-            read(probe)
-            processes.end()
-        except OutOfStepError as error:
-            self._fail(probe, error)
-        except Exception as error:
-            self._fail(probe, error)
-            processes.fail()
+                self._fail(probe, error)
 
     def _fail(self, probe: Any, error: Exception) -> None:
         """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""

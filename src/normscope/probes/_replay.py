@@ -6,7 +6,7 @@ the gradient is one fused multiply-add.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from normscope.modules.reach import Reach
 from normscope.modules.reaching import ReachingSnapshot
 from normscope.modules.rng import RngState
 from normscope.modules.sites import normalizes
-from normscope.probes._start_state import Slot, StartState, copy_all
+from normscope.probes._start_state import Slot, StartState, copy_all, dense
 from normscope.probes._vectors import Evaluation, Vector
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -243,9 +243,9 @@ class Replay:
         scaled = loss if self.scale == 1 else loss * self.scale
         parts = torch.autograd.grad(scaled, [leaf for _, leaf in chosen], allow_unused=True)
         if whole:
-            flat = self.gather([slot for slot, _ in chosen], parts)
+            flat = self.start.gather([slot for slot, _ in chosen], parts)
         else:
-            flat = [_dense(part, leaf).reshape(-1) for part, (_, leaf) in zip(parts, chosen, strict=True)]
+            flat = [dense(part, leaf).reshape(-1) for part, (_, leaf) in zip(parts, chosen, strict=True)]
         return flat if self.scale == 1 else [part * (1 / self.scale) for part in flat]
 
     def loss(self) -> Tensor:
@@ -282,34 +282,9 @@ class Replay:
             for module, key in places:
                 module._buffers[key] = substitute
 
-    def gathered(self, gradients: Mapping[int, Tensor]) -> Vector:
-        """Lay out gradients, keyed by ``id`` of the user's parameter, as ``gather`` does."""
-        slots = [slot for slot in self.slots if slot.trainable]
-        return self.gather(slots, [gradients.get(id(slot.parameter)) for slot in slots])
-
-    def gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> Vector:
-        """Join the gradients of all trainable parameters, in the layout of the flat buffers."""
-        pieces: list[list[Tensor]] = [[] for _ in self.flat]
-        for slot, part in zip(slots, parts, strict=True):
-            dense = _dense(None if part is None else part.detach(), slot.parameter)
-            if slot.parameter.is_contiguous():
-                pieces[slot.kind].append(dense.reshape(-1))
-            else:
-                laid_out = torch.empty_like(slot.parameter).copy_(dense)
-                pieces[slot.kind].append(laid_out.as_strided((dense.numel(),), (1,)))
-            if rest := slot.padding():
-                pieces[slot.kind].append(dense.new_zeros(rest))
-        return [torch.cat(pieces[kind]) for kind in self.start.trainable_kinds]
-
 
 def _added(a: Evaluation, b: Evaluation) -> Evaluation:
     return Evaluation(a.loss + b.loss, [p + q for p, q in zip(a.gradient, b.gradient, strict=True)])
-
-
-def _dense(part: Tensor | None, like: Tensor) -> Tensor:
-    if part is None:
-        return torch.zeros_like(like)
-    return part if part.layout == torch.strided else part.to_dense()
 
 
 def _keeps_statistics(module: Module) -> bool:

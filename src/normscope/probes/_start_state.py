@@ -1,6 +1,6 @@
 """The state with which a training step begins, its parameters laid out in flat buffers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -177,6 +177,32 @@ class StartState:
         self.flat = [torch.zeros(size, dtype=dtype, device=device) for (dtype, device, _), size in layout.sizes.items()]
         copy_all(layout.views(self.flat), [slot.parameter for slot in self.slots])
         self.conditions = PassConditions(layout.modules, {device.type for _, device, _ in layout.sizes})
+
+    def gather(self, slots: Sequence[Slot], parts: Sequence[Tensor | None]) -> list[Tensor]:
+        """Join the gradients of all trainable parameters, in the layout of the flat buffers."""
+        pieces: list[list[Tensor]] = [[] for _ in self.flat]
+        for slot, part in zip(slots, parts, strict=True):
+            whole = dense(None if part is None else part.detach(), slot.parameter)
+            if slot.parameter.is_contiguous():
+                pieces[slot.kind].append(whole.reshape(-1))
+            else:
+                laid_out = torch.empty_like(slot.parameter).copy_(whole)
+                pieces[slot.kind].append(laid_out.as_strided((whole.numel(),), (1,)))
+            if rest := slot.padding():
+                pieces[slot.kind].append(whole.new_zeros(rest))
+        return [torch.cat(pieces[kind]) for kind in self.trainable_kinds]
+
+    def gathered(self, gradients: Mapping[int, Tensor]) -> list[Tensor]:
+        """Lay out gradients, keyed by ``id`` of the user's parameter, as ``gather`` does."""
+        slots = [slot for slot in self.slots if slot.trainable]
+        return self.gather(slots, [gradients.get(id(slot.parameter)) for slot in slots])
+
+
+def dense(part: Tensor | None, like: Tensor) -> Tensor:
+    """Return a gradient as a strided tensor, zeros where there is none."""
+    if part is None:
+        return torch.zeros_like(like)
+    return part if part.layout == torch.strided else part.to_dense()
 
 
 @torch.no_grad()

@@ -1,37 +1,27 @@
 """One training step as probes see it: where they attach hooks, take notes, and read what was heard."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
-from normscope.modules.batches import leading_tensor
+from normscope.modules.backward import Removable
 from normscope.modules.channels import Channels, change_products, channels
-from normscope.modules.contents import Content, Contents, Copy, is_small
+from normscope.modules.contents import Content, Contents, Copy, is_small, same_content
 from normscope.modules.hooks import Hook
 from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
 from normscope.probes._backward_end import BackwardEnd
+from normscope.probes._listener import CallReader, Listener, NodeReader, Reader, unscaled
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
 
-Reader = Callable[[Tensor], None]
-CallReader = Callable[[Tensor, Tensor], Reader | None]
 FailureReport = Callable[[Any, Exception], None]
 """Called with a probe and the exception that its reader raised."""
 T = TypeVar("T")
-
-
-class Removable(Protocol):
-    """Ends a hook."""
-
-    def remove(self) -> None:
-        """Take the hook away."""
 
 
 class Step:
@@ -67,7 +57,7 @@ class Step:
         self._replay: Replay | None = None
         self._report = report
         self._handles: list[Removable] = []
-        self._listeners: dict[Module, _Listener] = {}
+        self._listeners: dict[Module, Listener] = {}
         self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
@@ -149,7 +139,7 @@ class Step:
         The output of a layer is most often the input of the next: all probes that read either share its statistics.
         """
         last = self._memo_of
-        if last is None or not _same_content(tensor, *last):
+        if last is None or not same_content(tensor, *last):
             # As long as the tensor is held, its memory is not given to another one.
             self._memo_of, self._memo = (tensor, tensor._version), {}
         if key not in self._memo:
@@ -158,7 +148,7 @@ class Step:
 
     def recall(self, tensor: Tensor, key: str) -> Any:
         """Return what ``memo`` computed last for this tensor under this key, or None."""
-        known = self._memo_of is not None and _same_content(tensor, *self._memo_of)
+        known = self._memo_of is not None and same_content(tensor, *self._memo_of)
         return self._memo.get(key) if known else None
 
     def channels(self, x: Tensor) -> Channels:
@@ -199,6 +189,19 @@ class Step:
         """
         self._listener(module).calls.append((probe, read))
 
+    def on_backward_of(self, probe: Hashable, output: Any, read: NodeReader) -> None:
+        """Call ``read(inputs, outputs)`` with the gradients that pass the operation which made ``output``.
+
+        ``outputs`` are the gradients of its outputs, ``inputs`` those that it has made of them. All carry the loss
+        scale.
+        """
+
+        def hook(inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]) -> None:
+            with no_grad(), without_autocast():
+                self._guarded([(probe, read)], inputs, outputs)
+
+        self._handles.append(output.grad_fn.register_hook(hook))
+
     def on_output(self, probe: Hashable, module: Module, read: Reader) -> None:
         """Call ``read(output)`` at each forward pass of ``module`` that records gradients.
 
@@ -219,9 +222,9 @@ class Step:
         listener = self._listener(module)
         (listener.hooks_before if before else listener.hooks_after).append((probe, hook))
 
-    def _listener(self, module: Module) -> "_Listener":
+    def _listener(self, module: Module) -> "Listener":
         if module not in self._listeners:
-            self._listeners[module] = _Listener(self._guarded, self._handles.append, 1 / self.scale)
+            self._listeners[module] = Listener(self._guarded, self._handles.append, 1 / self.scale)
         return self._listeners[module]
 
     def listening(self) -> set[Hashable]:
@@ -262,7 +265,7 @@ class Step:
         if gradient is None:
             return None
         gradient = gradient.detach()
-        return _unscaled(gradient, 1 / self.scale) if self.gradients_scaled else gradient
+        return unscaled(gradient, 1 / self.scale) if self.gradients_scaled else gradient
 
     def _guarded(self, readers: Iterable[tuple[Hashable, Callable[..., T]]], *args: Any) -> list[T | None]:
         """Call all readers; an exception in one of them is reported, and the others are still called."""
@@ -290,111 +293,8 @@ class Step:
     def release(self) -> None:
         """Let go of all that was noted; called once the probes have read.
 
-        Readers hold the step, and the step them: left to Python's collector, each step's copies would stay in memory
-        for many steps, and the next step's would be written where no cache holds the place.
+        Readers hold the step, and the step them: Python's collector would leave the copies of many steps in memory.
         """
         for kept in (self._listeners, self._notes, self._values, self._changes, self._modules, self._memo):
             kept.clear()
         self._memo_of, self._replay, self._contents = None, None, Contents()
-
-
-class _Listener:
-    """Passes the inputs, outputs and output gradients of one module on to the readers that asked for them."""
-
-    __slots__ = (
-        "_guarded",
-        "_keep",
-        "_unscale",
-        "calls",
-        "gradients",
-        "hooks_after",
-        "hooks_before",
-        "inputs",
-        "outputs",
-    )
-
-    def __init__(self, guarded: Callable[..., Any], keep: Callable[[Removable], None], unscale: float) -> None:
-        self._guarded, self._keep, self._unscale = guarded, keep, unscale
-        self.inputs: list[tuple[Hashable, Reader]] = []
-        self.calls: list[tuple[Hashable, CallReader]] = []
-        self.outputs: list[tuple[Hashable, Reader]] = []
-        self.gradients: list[tuple[Hashable, Reader]] = []
-        self.hooks_before: list[tuple[Hashable, Callable[..., None]]] = []
-        self.hooks_after: list[tuple[Hashable, Callable[..., None]]] = []
-
-    def readers(self) -> Iterator[tuple[Hashable, Callable[..., Any]]]:
-        """Yield all that asked for something, with their probes."""
-        yield from self.inputs
-        yield from self.calls
-        yield from self.outputs
-        yield from self.gradients
-        yield from self.hooks_before
-        yield from self.hooks_after
-
-    def before(self, module: Module, inputs: Any, keywords: Any) -> None:
-        """Read the input of a call."""
-        if self.hooks_before:
-            self._guarded(self.hooks_before, module, inputs)
-        if not self.inputs or not torch.is_grad_enabled():
-            return
-        tensor = _leading(inputs) if inputs else leading_tensor(keywords)
-        if tensor is not None:
-            torch.set_grad_enabled(False)  # at half the time of ``torch.no_grad``: this is run at every call
-            try:
-                with without_autocast():
-                    self._guarded(self.inputs, tensor.detach())
-            finally:
-                torch.set_grad_enabled(True)
-
-    def after(self, module: Module, inputs: Any, output: Any) -> None:
-        """Read the output of a call, and have its gradient read on the way back."""
-        if self.hooks_after:
-            self._guarded(self.hooks_after, module, inputs, output)
-        tensor = output if type(output) is Tensor and output.is_floating_point() else leading_tensor(output)
-        if tensor is None or not torch.is_grad_enabled():
-            return
-        gradients = self.gradients
-        if self.calls or self.outputs:
-            torch.set_grad_enabled(False)
-            try:
-                with without_autocast():
-                    detached = tensor.detach()
-                    if self.calls and (source := _leading(inputs)) is not None:
-                        returned = self._guarded(self.calls, source.detach(), detached)
-                        gradients = gradients + [
-                            (probe, read)
-                            for (probe, _), read in zip(self.calls, returned, strict=True)
-                            if read is not None
-                        ]
-                    self._guarded(self.outputs, detached)
-            finally:
-                torch.set_grad_enabled(True)
-        if gradients and tensor.requires_grad:
-            self._keep(tensor.register_hook(partial(self._back, gradients)))
-
-    def _back(self, readers: list[tuple[Hashable, Reader]], gradient: Tensor) -> None:
-        with no_grad(), without_autocast():
-            gradient = gradient.detach()
-            self._guarded(readers, gradient if self._unscale == 1 else _unscaled(gradient, self._unscale))
-
-
-def _leading(inputs: Any) -> Tensor | None:
-    """Return the first floating-point tensor of a module's arguments, or None."""
-    first = inputs[0] if inputs else None
-    return first if type(first) is Tensor and first.is_floating_point() else leading_tensor(inputs)
-
-
-def _unscaled(gradient: Tensor, factor: float) -> Tensor:
-    """Divide by the loss scale, in float32 or wider: half precision would underflow."""
-    wide = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
-    return wide * factor
-
-
-def _same_content(tensor: Tensor, other: Tensor, version: int) -> bool:
-    return tensor._version == version and (
-        tensor.data_ptr() == other.data_ptr()
-        and tensor.shape == other.shape
-        and tensor.stride() == other.stride()
-        and tensor.dtype == other.dtype
-        and tensor.device == other.device
-    )

@@ -40,7 +40,8 @@ class ActivationDistribution(AbstractProbe):
     independent normal values is about 0.015 standard deviations. ``mean`` and ``std`` always use every element.
 
     ## Cost
-    Two reads of each site's output, shared with other probes, and a sort of at most ``sample`` elements.
+    Two reads of each site's output, shared with other probes, and a sort of at most ``sample`` elements. An output of
+    up to 16384 elements is copied, once for all probes, and read with all others when the step is over.
 
     ## Reads wrongly when
     The distribution differs strongly between channels: these are statistics of the layer, not of a unit. Forward
@@ -175,7 +176,8 @@ def _percentiles(samples: Sequence[np.ndarray]) -> list[list[float]]:
         alike.setdefault((sample.size, sample.dtype), []).append(index)
     found: list[list[float]] = [[]] * len(samples)
     for (size, _), indices in alike.items():
-        ordered = np.sort([samples[index] for index in indices])  # faster than the partition around six places
+        ordered = np.array([samples[index] for index in indices])
+        ordered.sort(axis=1)  # faster than the partition around six places
         places = [level * (size - 1) for level in _LEVELS]
         below = [math.floor(place) for place in places]
         low, high = ordered[:, below].astype(float), ordered[:, [min(at + 1, size - 1) for at in below]].astype(float)

@@ -1,16 +1,21 @@
 """What batch norm takes out of the gradient that passes it."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope.modules.autocast import without_autocast
 from normscope.modules.channels import to_host
-from normscope.modules.contents import Content, Copy, by_channel, side_by_side
+from normscope.modules.contents import Content, Copy, by_channel, is_small, side_by_side
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
@@ -20,16 +25,22 @@ from normscope.records import Record
 _TAKEN = 0.5  # share of the gradient's energy; a gradient that knows nothing of the batch loses one over its size
 _TURNED = 0.7  # cosine: 45 degrees
 
+_EXACT = (torch.float32, torch.float64)  # a sum in half precision is too rough
+
 
 @dataclass(slots=True)
 class _Call:
-    """A call of a norm: moments of its input, gain, and of its output gradient a copy, or the sums by channel."""
+    """A call of a norm: moments of its input, gain, and of its output gradient a copy, or the sums by channel.
+
+    ``normalized``: the last of these is with the normalized input, not with the input's deviations.
+    """
 
     content: Content
     weight: Tensor | None
     eps: float
     gradient: Copy | None = None
     sums: Tensor | None = None
+    normalized: bool = False
 
 
 class BatchNormGradientTerms(AbstractProbe):
@@ -53,7 +64,8 @@ class BatchNormGradientTerms(AbstractProbe):
     layer called several times is pooled over its calls.
 
     ## Cost
-    Two reads of each layer's input and three of its output gradient; the input's are shared with other probes.
+    Two reads of each layer's input, shared with other probes, and one of its output gradient where gain and shift are
+    trained by torch's own batch norm, whose backward pass makes the other two sums; else three, and one of the input.
 
     ## Reads wrongly when
     Several backward passes are made through one forward pass: only the first is read. Statistics are synchronised over
@@ -81,13 +93,38 @@ class BatchNormGradientTerms(AbstractProbe):
 
     def watch(self, step: Step) -> None:
         """Reduce input and output gradient of each call."""
-        for site, module in (
-            step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
-        ).items():
-            step.on_call(self, module, partial(self._called, step, site, module))
+        layers = step.modules(batch_norms) if self.sites is None else chosen(step.model, self.sites)
+        for site, module in layers.items():
+            summed: list[Module] = []
+            step.on_module(self, module, partial(self._ran, step, site, summed))
+            step.on_call(self, module, partial(self._called, step, site, module, summed))
 
-    def _called(self, step: Step, site: str, module: Module, x: Tensor, _: Tensor) -> Callable[[Tensor], None] | None:
-        if not uses_batch(module) or not x.numel():
+    def _ran(self, step: Step, site: str, summed: list[Module], module: Any, inputs: Any, output: Any) -> None:
+        """Read the backward pass of a large batch from torch's own operation, which makes the sums that are wanted."""
+        if not uses_batch(module) or not _sums_gradients(module, output) or is_small(inputs[0]):
+            return
+        summed.append(module)
+        with without_autocast():
+            content = step.content(inputs[0].detach())
+        calls: list[_Call] = step.notes(self).setdefault(site, [])
+        weight = [module.weight.detach().clone()]
+
+        def read(made: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> None:
+            g, (_, by_gain, by_shift) = given[0], made
+            if not weight or g is None or by_gain is None or by_shift is None:
+                return
+            # The gradients of shift and gain are the sums of g, and of g times the normalized input.
+            squares = torch.linalg.vector_norm(g.flatten(2), dim=2).double().square().sum(0)
+            sums = torch.stack([by_shift.double(), squares / step.scale, by_gain.double()]) / step.scale
+            calls.append(_Call(content, weight.pop(), module.eps, sums=sums, normalized=True))
+
+        step.on_backward_of(self, output, read)
+
+    def _called(
+        self, step: Step, site: str, module: Module, summed: list[Module], x: Tensor, _: Tensor
+    ) -> Callable[[Tensor], None] | None:
+        if not uses_batch(module) or not x.numel() or summed:
+            summed.clear()
             return None
         notes = step.notes(self)
         calls: list[_Call] = notes.setdefault(site, [])  # the order of first use
@@ -116,28 +153,13 @@ class BatchNormGradientTerms(AbstractProbe):
         if not notes:
             return
         step.settle()
-        every: list[_Call] = [call for calls in notes.values() for call in calls]
-        # All layers and calls lie side by side, so the number of operations does not grow with the layers.
-        widths = [call.content.mean.size for call in every]
-        count = np.repeat([float(call.content.count) for call in every], widths)
-        eps = np.repeat([call.eps for call in every], widths)
-        variance = np.concatenate([call.content.variance for call in every])
-        gammas = iter(to_host([call.weight for call in every if call.weight is not None]))
-        weight = np.concatenate(
-            [np.ones(width) if call.weight is None else next(gammas) for call, width in zip(every, widths, strict=True)]
-        )
-        total, squares, product = _sums(every)
-        sigma = np.sqrt(variance + eps)
-        with np.errstate(all="ignore"):
-            factor = (weight / sigma) ** 2
-            by_mean = factor * total**2 / count
-            q2 = factor * (product / sigma) ** 2 / count
-            share = variance / sigma**2
-            rows = np.stack([factor * squares, by_mean, q2 * (2 - share), q2, q2 * share, sigma, abs(weight / sigma)])
-        bounds = np.cumsum([0, *(sum(call.content.mean.size for call in calls) for calls in notes.values())])
-        sums = np.add.reduceat(rows, bounds[:-1], axis=1)
-        for site, width, column in zip(notes, np.diff(bounds), sums.T, strict=True):
-            whole, mean, variance_, cross, energy, sigmas, gains = column.tolist()
+        energies = _energies([call for calls in notes.values() for call in calls])
+        for site, calls in notes.items():
+            found = [energies[id(call)] for call in calls]
+            width = sum(call.content.channels for call in calls)
+            whole, mean, variance_, cross, energy, sigmas, gains = (
+                found[0] if len(found) == 1 else map(math.fsum, zip(*found, strict=True))
+            )
             passed = max(whole - mean - variance_, 0.0)
             values = {
                 "mean_share": _ratio(mean, whole),
@@ -173,30 +195,63 @@ class BatchNormGradientTerms(AbstractProbe):
             )
 
 
+def _energies(calls: Sequence[_Call]) -> dict[int, list[float]]:
+    """Return seven sums over the channels of each call, by ``id``: five energies, sigma, and gain over sigma."""
+    large = [call for call in calls if call.sums is not None]
+    alike: dict[tuple[int, int], list[_Call]] = {}
+    for call in calls:
+        if call.sums is None:
+            alike.setdefault((call.content.samples, call.content.positions), []).append(call)
+    # All layers and calls lie side by side, so the number of operations does not grow with the layers.
+    ordered = [*large, *(call for group in alike.values() for call in group)]
+    widths = [call.content.channels for call in ordered]
+    sums = [*to_host([sums for call in large if (sums := call.sums) is not None]), *map(_sums, alike.values())]
+    total, squares, product = sums[0] if len(sums) == 1 else np.concatenate(sums, axis=1)
+    variance = np.concatenate([call.content.variance for call in ordered])
+    gains = to_host(
+        [torch.ones(width) if call.weight is None else call.weight for call, width in zip(ordered, widths, strict=True)]
+    )
+    weight = np.concatenate(gains)
+    count, eps, normalized = np.repeat(
+        [(call.content.count, call.eps, call.normalized) for call in ordered], widths, axis=0
+    ).T
+    with np.errstate(all="ignore"):
+        sigma = np.sqrt(variance + eps)
+        # Divided by sigma once, or not, where it is with the normalized input already.
+        product = np.where(normalized, product, product / sigma)
+        gain = weight / sigma
+        factor = gain * gain
+        shared, share = factor / count, variance / (sigma * sigma)
+        q2 = shared * product * product
+        rows = np.array([factor * squares, shared * total * total, q2 * (2 - share), q2, q2 * share, sigma, abs(gain)])
+    starts = [0, *accumulate(widths[:-1])]
+    by_call = np.add.reduceat(rows, starts, axis=1).T.tolist()
+    return {id(call): row for call, row in zip(ordered, by_call, strict=True)}
+
+
 def _sums(calls: Sequence[_Call]) -> np.ndarray:
     """Return the sums over each channel of the gradient, of its square, and of it times the input's deviations."""
-    found: list[np.ndarray] = [np.empty(0)] * len(calls)
-    large = {index: call.sums for index, call in enumerate(calls) if call.sums is not None}
-    for index, sums in zip(large, to_host(list(large.values())), strict=True):
-        found[index] = sums
-    alike: dict[tuple[int, int], list[int]] = {}
-    for index, call in enumerate(calls):
-        if call.gradient is not None:
-            alike.setdefault((call.content.samples, call.content.positions), []).append(index)
-    for (_, positions), indices in alike.items():
-        contents = [calls[index].content for index in indices]
-        gradients = [copy.array for index in indices if (copy := calls[index].gradient) is not None]
-        g = side_by_side(by_channel(gradient, positions) for gradient in gradients)
-        inputs = side_by_side(content.deviations for content in contents)
-        with np.errstate(all="ignore"):
-            terms = [g, g * g, g * inputs]
-            if positions > 1:
-                terms = [np.add.reduce(term, axis=2) for term in terms]
-            sums = np.array([np.add.reduce(term, axis=0) for term in terms])
-        ends = np.cumsum([content.mean.size for content in contents])
-        for index, part in zip(indices, np.split(sums, ends[:-1], axis=1), strict=True):
-            found[index] = part
-    return np.concatenate(found, axis=1)
+    positions = calls[0].content.positions
+    g = side_by_side(by_channel(copy.array, positions) for call in calls if (copy := call.gradient) is not None)
+    inputs = side_by_side(call.content.deviations for call in calls)
+    with np.errstate(all="ignore"):
+        terms = [g, g * g, g * inputs]
+        if positions > 1:
+            terms = [np.add.reduce(term, axis=2) for term in terms]
+        return np.array([np.add.reduce(term, axis=0) for term in terms])
+
+
+def _sums_gradients(module: Module, output: Any) -> bool:
+    """Whether the backward pass of ``output`` makes the gradients of gain and shift from the module's own input."""
+    parts = (getattr(module, "weight", None), getattr(module, "bias", None))
+    return (
+        type(module).forward is _BatchNorm.forward
+        and "forward" not in vars(module)
+        and type(output) is Tensor
+        and output.ndim > 2
+        and type(output.grad_fn).__name__ == "NativeBatchNormBackward0"
+        and all(part is not None and part.requires_grad and part.dtype in _EXACT for part in parts)
+    )
 
 
 def _ratio(a: float, b: float) -> float:

@@ -119,6 +119,7 @@ class Curvature(AbstractProbe):
         "Kwon et al. 2021, ASAM, equations 3 and 6 (arXiv:2102.11600)",
     )
     REPLAYS = True
+    COST = (55.0, 180.0)  # with its defaults, on the models of `normscope bench probes`
 
     def __init__(
         self,

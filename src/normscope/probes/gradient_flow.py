@@ -207,15 +207,15 @@ class GradientFlow(AbstractProbe):
             return
         verb = f"grow {times(growth)}" if growth > 1 else f"shrink {times(1 / growth)}"
         says = f"Gradients {verb} a layer toward the input (squared, from {called(sites[-1])} to {called(sites[0])})"
-        before = "" if _is_near(growth, first) else f"at step {readings.first_step:,} {times(first)}"
+        earlier = f"grew {times(first)}" if first > 1 else f"shrank {times(1 / first) if first > 0 else 'to nothing'}"
+        before = "" if _is_near(growth, first) else f"at step {readings.first_step:,} they {earlier}"
+        over = f": {times(10 ** min(abs(whole), 300.0))} over {len(sites)} layers" if far else ""
         if near:
             how = "as theory says" if abs(decades(first, _GROWTH)) < decades(1 + _SAME, 1) else "near what theory says"
             words = f"{how} for a network with batch norm and ReLU at initialization ({_GROWTH:.4g})"
-            says += f"; {before}, {words}" if before else f", {words}"
-        elif before and len(readings.values["growth"][""]) > 1:
-            says += f", {before}"
-        if far:
-            says += f": {times(10 ** min(abs(whole), 300.0))} over {len(sites)} layers"
+            says += f"; {before}, {words}{over}" if before else f", {words}{over}"
+        else:
+            says += f"{over}; {before}" if before else over
         urgency = Urgency.COSTLY if far else Urgency.NOTABLE
         yield Remark(f"{says}.", urgency, abs(whole) / 10, (sites[0], sites[-1]), "output_norm")
 

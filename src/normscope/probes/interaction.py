@@ -71,6 +71,7 @@ class Interaction(AbstractProbe):
         "Efron 1982, The Jackknife",
     )
     REPLAYS = True
+    COST = (15.0, 23.0)  # with its defaults, on the models of `normscope bench probes`
 
     def __init__(
         self,

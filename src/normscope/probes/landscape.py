@@ -9,6 +9,7 @@ import torch
 from torch import Generator
 
 from normscope._errors import UsageError
+from normscope.modules.values import same_bits
 from normscope.probes._hessian import Hessian, drawn, generator, whole
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import Replay
@@ -108,6 +109,7 @@ class LandscapeAlongGradient(AbstractProbe):
         "Pearlmutter 1994, Fast Exact Multiplication by the Hessian",
     )
     REPLAYS = True
+    COST = (30.0, 36.0)  # with its defaults, on the models of `normscope bench probes`
 
     def __init__(
         self,
@@ -203,8 +205,10 @@ class LandscapeAlongGradient(AbstractProbe):
     def _curvature(self, replay: Replay, direction: Vector, length: float) -> float:
         if not math.isfinite(length) or length == 0:
             return math.nan
-        along = [part / length for part in direction]
-        return dot(along, Hessian.of(replay).product(along))
+        along, hessian = [part / length for part in direction], Hessian.of(replay)
+        # The product with the gradient is shared with other probes, where it is the same gradient to the bit.
+        shared = all(map(same_bits, direction, hessian.gradient))
+        return dot(along, hessian.along_gradient() if shared else hessian.product(along))
 
     def _summary(
         self, step: Step, matching: str, band: Sequence[_Point], tail: Sequence[_Point], length: float

@@ -84,6 +84,7 @@ class OutputMoments(AbstractProbe):
         "(arXiv:1901.10159)",
     )
     REPLAYS = True
+    COST = (140.0, 220.0)  # with its defaults, on the models of `normscope bench probes`
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ def _moment_gradients(replay: Replay, module: Module) -> tuple[list[Vector], lis
 
     def gradients(moments: Tensor) -> list[Vector]:
         return [
-            replay.gather(slots, torch.autograd.grad(moment, leaves, retain_graph=True, allow_unused=True))
+            replay.start.gather(slots, torch.autograd.grad(moment, leaves, retain_graph=True, allow_unused=True))
             for moment in moments
         ]
 

@@ -118,7 +118,9 @@ class ScaleInvariance(AbstractProbe):
 
     def _note_lengths(self, step: Step, changed: Sequence[Parameter]) -> None:
         for weight in changed:
-            step.notes(self)["at_update"][id(weight)] = torch.linalg.vector_norm(_gradient(step, weight).float())
+            gradient = _gradient(step, weight)
+            wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+            step.notes(self)["at_update"][id(weight)] = torch.linalg.vector_norm(gradient, dtype=wide)
 
     def _look(self, step: Step, found: Sequence[Parameter]) -> None:
         products: dict[int, Any] = step.notes(self)["found"]

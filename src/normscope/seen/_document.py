@@ -48,6 +48,7 @@ def document(seen: Seen) -> dict[str, Any]:
                 "urgency": each.word,
                 "probe": each.probe,
                 "cell": each.cell,
+                "also": each.also,
                 "sites": each.remark.sites,
                 "name": each.remark.name,
             }

@@ -69,7 +69,7 @@ def page_of(seen: Seen) -> ScopePage:
                 each.remark.says.replace(" %", "\u00a0%"),
                 each.word,
                 each.probe.replace("_", "-"),
-                each.cell if several else "",
+                each.where if several else "",
             )
             for each in said
         ],

@@ -1,7 +1,7 @@
 """What stands out, in sentences: the rules of all probes, asked cell by cell."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from normscope import plots, probes
@@ -20,11 +20,19 @@ class Said:
         remark: The remark.
         probe: Code of the probe.
         cell: Name of the cell.
+        also: Other cells of which the same can be said, of the same extreme layer.
     """
 
     remark: Remark
     probe: str
     cell: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The cells, in words."""
+        more = f" and {self.also[0]}" if len(self.also) == 1 else f" and {len(self.also)} more" if self.also else ""
+        return self.cell + more
 
     @property
     def word(self) -> str:
@@ -33,7 +41,7 @@ class Said:
 
 
 def stands_out(seen: Seen) -> list[Said]:
-    """Return what stands out, the most urgent first; what is alike in several cells is said of the first alone.
+    """Return what stands out, the most urgent first; what holds for several cells is said once, of the worst.
 
     Args:
         seen: Records and facts.
@@ -41,7 +49,16 @@ def stands_out(seen: Seen) -> list[Said]:
     found = []
     for cell, probe, readings in all_readings(seen):
         found += [Said(remark, probe.CODE, cell.cell) for remark in probe.stands_out(readings)]
-    return sorted(found, key=lambda said: -said.remark.rank)
+    by_subject: dict[tuple[str, str, tuple[str, ...]], list[Said]] = {}
+    for each in sorted(found, key=lambda said: -said.remark.rank):
+        by_subject.setdefault((each.probe, each.remark.name, each.remark.sites[:1]), []).append(each)
+    return [_once(same) for same in by_subject.values()]
+
+
+def _once(same: list[Said]) -> Said:
+    """Return the worst of the sentences on one subject, with the other cells that have it."""
+    worst = same[0]
+    return replace(worst, also=tuple(dict.fromkeys(each.cell for each in same[1:] if each.cell != worst.cell)))
 
 
 def sentences_by_cell(seen: Seen) -> dict[str, list[str]]:

@@ -60,7 +60,7 @@ def summary_of(seen: Seen) -> str:
 
 def said_text(said: Said, seen: Seen) -> str:
     """Return a sentence as plain text; with several cells, with the name of its own."""
-    return (f"{said.cell}: " if len(seen.cells) > 1 else "") + said.remark.says
+    return (f"{said.where}: " if len(seen.cells) > 1 else "") + said.remark.says
 
 
 def finding_text(finding: Finding, cell: CellFacts, seen: Seen) -> str:

@@ -21,7 +21,7 @@ from normscope.probes import (
     Wanted,
     default_probes,
 )
-from normscope.records import Finding, Store
+from normscope.records import Store
 from normscope.report import check_json, save
 from normscope.usercode import warn_user
 
@@ -139,7 +139,7 @@ class Scope(Recorder):
         self._attachment: Attachment | None = None
         if rules is not None and isinstance(model, torch.nn.Module):  # refused before a run folder is made
             self._watch = checking.Watch(
-                model, loss_fn, optimizer, rules, every=every, scaler=scaler, also=also, on_finding=self._tell
+                model, loss_fn, optimizer, rules, every=every, scaler=scaler, also=also, on_finding=self.tell
             )
         super().__init__(
             model,
@@ -177,10 +177,6 @@ class Scope(Recorder):
     def not_read(self) -> dict[str, str]:
         """Codes of the probes and rules that have read nothing so far, each with the reason in words."""
         return super().not_read | ({} if self._watch is None else dict(self.findings().not_run))
-
-    def _tell(self, finding: Finding) -> None:
-        for delivery in self.deliveries:
-            delivery.finding(finding)
 
     def findings(self) -> checking.Findings:
         """Return what the rules have found so far, worst first, as ``normscope.check`` does.
@@ -266,74 +262,3 @@ class Scope(Recorder):
     def __exit__(self, *_: object) -> None:
         self.detach()
         self.close()
-
-
-def watch(
-    model: "Module",
-    optimizer: "Optimizer | Sequence[Optimizer] | None" = None,
-    loss_fn: LossFn | None = None,
-    *,
-    probes: Wanted | None = None,
-    rules: str | Sequence[str] | None = None,
-    every: int = 50,
-    record_to: "str | PathLike[str] | RecordSink | None" = None,
-    cell: str = "scope",
-    scaler: "GradScaler | None" = None,
-    also: Sequence[Any] = (),
-    start: int | str = 0,
-    sinks: Sequence[Sink] = (),
-) -> Scope:
-    """Watch a training loop in one line; the loop stays as it is, also if it is a trainer's.
-
-    A step begins at the first forward pass that records gradients after the last update, and ends when the optimizer
-    has stepped: every optimizer that was given, or one of them for the second time. Forward passes that record no
-    gradients, and those of a model in eval mode once it has trained in train mode, are passed over. Batches that the
-    optimizer accumulates are taken one by one.
-
-    Args:
-        model: As of ``Scope``.
-        optimizer: The optimizer or optimizers, also wrapped as Accelerate and Lightning wrap theirs. Without, each
-            optimizer that makes an update and holds parameters of the model is taken up.
-        loss_fn: ``loss_fn(model, batch) -> scalar``, for the costly probes; they are not read without it. The batch is
-            what the model's own forward was called with: its one argument, the mapping of its keywords, or the tuple of
-            its arguments.
-        probes: As of ``Scope``. By default a cheap set about gradients and statistics.
-        rules: As of ``Scope``.
-        every: As of ``Scope``.
-        record_to: As of ``Scope``.
-        cell: As of ``Scope``.
-        scaler: As of ``Scope``.
-        also: As of ``Scope``.
-        start: As of ``Scope``.
-        sinks: As of ``Scope``.
-
-    Returns:
-        The scope, attached. ``scope.detach()`` takes its hooks off; used as a context it is detached and closed at the
-        end of the block.
-
-    Raises:
-        UsageError: As of ``Scope``.
-        StoreError: As of ``Scope``.
-
-    Example:
-        >>> scope = ns.watch(model, optimizer)
-        >>> for x, y in loader:
-        ...     optimizer.zero_grad()
-        ...     nn.functional.cross_entropy(model(x), y).backward()
-        ...     optimizer.step()
-        >>> print(scope.summary())
-    """
-    return Scope(
-        model,
-        loss_fn,
-        optimizer,
-        probes,
-        rules=rules,
-        every=every,
-        record_to=record_to,
-        cell=cell,
-        scaler=scaler,
-        also=also,
-        start=start,
-        sinks=sinks,
-    ).attach()
