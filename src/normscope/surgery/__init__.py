@@ -10,6 +10,7 @@ from normscope.surgery.arms import ARMS, arm, make_arm, plan
 from normscope.surgery.average_buffers import average_buffers
 from normscope.surgery.convert import convert
 from normscope.surgery.fold import fold
+from normscope.surgery.foreign import norm_sites
 from normscope.surgery.freeze import freeze, is_frozen, unfreeze
 from normscope.surgery.functional import FunctionalNorm, functional_norms
 from normscope.surgery.recalibrate import recalibrate
@@ -33,6 +34,7 @@ __all__ = [
     "functional_norms",
     "is_frozen",
     "make_arm",
+    "norm_sites",
     "plan",
     "recalibrate",
     "strip",

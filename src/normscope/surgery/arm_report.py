@@ -1,7 +1,7 @@
 """What an arm of a comparison is: which norms went, which stayed and why, and how the function began."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from normscope.surgery._report import Change, Skip
@@ -62,6 +62,10 @@ class ArmReport:
         if self.is_own or not (self.left or self.functional):
             return None
         return f"{self.arm}: left as they are: {_some((*self.left, *self.functional))}"
+
+    def with_notes(self, notes: Iterable[str]) -> "ArmReport":
+        """Return the same report with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def __str__(self) -> str:
         """Say all of it, a line each."""
