@@ -8,7 +8,7 @@ from torch import nn
 
 from kit.public_networks import NETWORKS, FunctionalNorms, network
 from kit.small_convnets import assert_same_state, state_of
-from normscope import surgery
+from normscope import layers, surgery
 from normscope._errors import UsageError
 from normscope.surgery.foreign import norm_sites, read
 from normscope.surgery.functional import watched
@@ -125,6 +125,70 @@ def test_what_can_not_be_an_arm_is_said_in_one_line():
         surgery.arm(network("resnet")[0], "rescaled")
     with pytest.raises(UsageError, match="the model, called with the example, raised"):
         surgery.plan(network("resnet")[0], "none", example=torch.randn(4, 7))
+
+
+@pytest.mark.parametrize("kind", surgery.ARMS)
+def test_no_arm_draws_from_the_random_streams(kind):
+    model, x = network("resnet")
+    before = torch.get_rng_state()
+    surgery.arm(model, kind, example=x)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_batch_of_one_sample_is_looked_at_in_evaluation():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU())
+    _, report = surgery.arm(model, "none", example=torch.randn(1, 6))
+    assert 0 < report.difference < 1
+
+
+def test_a_model_that_has_no_shape_yet_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LazyBatchNorm2d())
+    with pytest.raises(UsageError, match="has no shape yet: run a batch through"):
+        surgery.plan(model, "none")
+
+
+def test_a_norm_that_is_called_with_a_mask_goes_and_is_not_converted():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.bn = nn.Linear(6, 8), layers.BatchNorm1d(8)
+
+        def forward(self, x):
+            return self.bn(self.fc(x).transpose(1, 2), mask=torch.ones(len(x), 7, dtype=torch.bool))
+
+    x = torch.randn(4, 7, 6)
+    bare, report = surgery.arm(Masked(), "none", example=x)
+    assert report.changes
+    torch.testing.assert_close(bare(x), bare.fc(x).transpose(1, 2))
+    assert "called with a mask" in surgery.plan(Masked(), "group", example=x).refuses()
+
+
+def test_a_parametrised_norm_is_taken_out_whole_and_not_converted():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU())
+    torch.nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Softplus())
+    x = torch.randn(4, 6)
+    assert "remove the parametrisation first" in surgery.plan(model, "group", example=x).refuses()
+    bare, report = surgery.arm(model, "none", example=x)
+    assert len(report.changes) == 1
+    torch.testing.assert_close(bare(x), model[0](x).relu())
+
+
+def test_a_compiled_model_and_a_model_in_a_wrapper_have_the_same_norms():
+    model, x = network("resnet")
+    wrapped = nn.parallel.DataParallel(model)
+    paths = [change.path for change in surgery.plan(model, "none", example=x).changes]
+    assert [change.path for change in surgery.plan(wrapped, "none").changes] == [f"module.{path}" for path in paths]
+    compiled = torch.compile(model, backend="eager")
+    assert [c.path for c in surgery.plan(compiled, "none").changes] == [f"_orig_mod.{path}" for path in paths]
+
+
+def test_a_failure_half_way_leaves_the_model_as_it_was(monkeypatch):
+    model, x = network("resnet")
+    before = state_of(model)
+    monkeypatch.setattr(surgery.arms, "freeze", lambda norm: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        surgery.make_arm(model, "frozen", example=x)
+    assert_same_state(before, state_of(model))
 
 
 def test_own_is_equal_bit_for_bit():

@@ -11,28 +11,24 @@ are named.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normscope import layers
 from normscope._errors import UsageError, shown
-from normscope.modules.batches import tensors
-from normscope.modules.call import run, set_mode
+from normscope.modules.call import run
 from normscope.modules.state import traceless, transaction
+from normscope.surgery._arm_work import Work, look_at
 from normscope.surgery._build import RefusedError, build
-from normscope.surgery._modules import Bypass, ChannelsFirst, ChannelsLast, NormThen
+from normscope.surgery._modules import Bypass, ChannelsLast, NormThen
 from normscope.surgery._population import PopulationStatistics
 from normscope.surgery._report import Change, Skip
 from normscope.surgery._sites import BATCH, OURS, Site, keep_hooks
-from normscope.surgery.arm_report import ArmReport, Relation
+from normscope.surgery.arm_report import ArmReport
 from normscope.surgery.convert import _carry, _describe, _refuse
-from normscope.surgery.foreign import Reading, is_plain, norm_sites, read, stand_in
 from normscope.surgery.freeze import freeze
-from normscope.surgery.functional import FunctionalNorm, functional_norms
 from normscope.surgery.recalibrate import recalibrate
 from normscope.surgery.scales import match_scales, output_scales
 from normscope.usercode import users_code
@@ -110,101 +106,17 @@ def make_arm(model: nn.Module, name: str, *, example: Any = None, seed: int = 0,
     if name in _NEEDS_EXAMPLE and example is None:
         raise UsageError(f"the arm {name!r} takes statistics from data: give an example batch")
     with transaction(model):
-        work = _look(model, example, seed, groups)
+        work = look_at(model, example, seed, groups)
         if name == "fixed-affine":
             _fix(work)
         elif name in ("none", "rescaled"):
             _take_out(work, rescale=name == "rescaled")
         elif name != "own":
             _turn_into(work, name)
-        return _report(work, name)
+        return work.report(name)
 
 
-@dataclass
-class _Work:
-    """A model under surgery, what was seen of it, and what was done so far."""
-
-    model: nn.Module
-    example: Any
-    seed: int
-    groups: int
-    sites: list[Site]
-    readings: dict[nn.Module, Reading]
-    inputs: dict[nn.Module, Tensor]
-    ranks: dict[nn.Module, set[int]]
-    masked: set[nn.Module]
-    functional: list[FunctionalNorm]
-    before: list[Tensor]
-    changes: list[Change] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    left: list[Skip] = field(default_factory=list)
-    scaled: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def inner(self, site: Site) -> tuple[Site, nn.Module | None]:
-        """Put a known norm in a site's place where that is needed; return the known norm's site and what hangs there.
-
-        Raises:
-            RefusedError: It is not known what the norm computes.
-        """
-        reading = self.readings.get(site.module)
-        if reading is None:
-            return site, None
-        new = stand_in(site, reading)
-        if new is None or reading.norm is None:
-            raise RefusedError(reading.why or "is the model itself and cannot be replaced: put it into a Sequential")
-        slots: tuple[tuple[Any, Any], ...] = ((new, "norm"),) if new is not reading.norm else site.slots
-        norm = reading.norm
-        if isinstance(norm, ChannelsFirst):
-            slots, norm = ((norm, "norm"),), norm.norm
-        return Site(site.path, norm, slots), new
-
-
-def _look(model: nn.Module, example: Any, seed: int, groups: int) -> _Work:
-    found = norm_sites(model)
-    norms = {site.module: site.path for site in found}
-    inputs: dict[nn.Module, Tensor] = {}
-    ranks: dict[nn.Module, set[int]] = {}
-    masked: set[nn.Module] = set()
-    before: list[Tensor] = []
-
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if given:
-            inputs.setdefault(module, given[0].detach().clone())
-            ranks.setdefault(module, set()).add(given[0].ndim)
-        if len(given) > 1:
-            masked.add(module)
-
-    def run_once() -> None:
-        with traceless(model):
-            for module in norms:
-                module.register_forward_pre_hook(look, with_kwargs=True)
-            before.extend(_outputs(model, example))
-
-    functional = functional_norms(model, norms, None if example is None else run_once)
-    readings = {site.module: read(site.module, inputs.get(site.module)) for site in found if not is_plain(site.module)}
-    found = [site for site in found if site.module not in readings or readings[site.module].is_norm]
-    work = _Work(model, example, seed, groups, found, readings, inputs, ranks, masked, functional, before)
-    work.notes += [
-        f"{path}: {readings[module].why}, so it is taken for none" for module, path in norms.items()
-        if module in readings and not readings[module].is_norm
-    ]  # fmt: skip
-    return work
-
-
-def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    """Call the model in its own modes, or in evaluation where that fails, as for a batch of one sample."""
-    try:
-        found = run(model, example)
-    except Exception:
-        set_mode(model, False)
-        with users_code("the model, called with the example,"):
-            found = run(model, example)
-    return [tensor.detach().clone() for tensor in tensors(found) if tensor.is_floating_point()]
-
-
-def _take_out(work: _Work, *, rescale: bool) -> None:
+def _take_out(work: Work, *, rescale: bool) -> None:
     prepared = []
     for site in work.sites:
         if not site.slots:
@@ -227,7 +139,7 @@ def _take_out(work: _Work, *, rescale: bool) -> None:
         site.replace(new)
         kept = ", ".join(type(part).__name__ for part in reading.then) if reading else ""
         work.changes.append(Change(site.path, f"{what} -> nothing", f"{kept} behind it stays" if kept else ""))
-    _leave_fast_paths(work)
+    work.leave_fast_paths()
     if rescale:
         names = {module: path for path, module in work.model.named_modules()}
         factors = match_scales(work.model, wanted, work.example)
@@ -237,7 +149,7 @@ def _take_out(work: _Work, *, rescale: bool) -> None:
             work.notes.append(f"weights that were not scaled: {', '.join(rest[:5])}{' ...' * (len(rest) > 5)}")
 
 
-def _turn_into(work: _Work, name: str) -> None:
+def _turn_into(work: Work, name: str) -> None:
     kind = _KIND.get(name, name)
     near = next((t for t in (*work.model.parameters(), *work.model.buffers()) if t.is_floating_point()), None)
     norms: list[Site] = []
@@ -247,8 +159,8 @@ def _turn_into(work: _Work, name: str) -> None:
             known, stands = work.inner(site)
             now = known.module
             if not _is_already(now, name):
-                _refuse_but_fast_path(known, kind, masked=old in work.masked)
-                new, detail = build(now, kind, work.ranks.get(old), None, work.groups, {}, near)
+                _refuse_but_fast_path(known, kind, masked=old in work.eyes.masked)
+                new, detail = build(now, kind, work.eyes.ranks.get(old), None, work.groups, {}, near)
                 details = [detail, *_carry(now, new, inserted=True)]
                 known.replace(new)
                 work.changes.append(
@@ -269,7 +181,7 @@ def _turn_into(work: _Work, name: str) -> None:
                 work.kept.append(site.path)
             else:
                 work.left.append(Skip(site.path, str(refusal)))
-    _leave_fast_paths(work)
+    work.leave_fast_paths()
     if name == "population" and norms:
         PopulationStatistics(work.example).attach(work.model)
         work.notes.append("each forward in training runs the population first")
@@ -293,7 +205,7 @@ def _refuse_but_fast_path(site: Site, to: str, *, masked: bool) -> None:
     _refuse(Site(site.path, site.module, slots), to, masked=masked)
 
 
-def _add_noise(work: _Work, site: Site, index: int) -> None:
+def _add_noise(work: Work, site: Site, index: int) -> None:
     wrapped = site.module if isinstance(site.module, ChannelsLast) else None
     norm: Any = site.module if wrapped is None else wrapped.norm
     noise = layers.TimeVaryingNoise(norm.num_features, seed=1000 * work.seed + index)
@@ -308,7 +220,7 @@ def _add_noise(work: _Work, site: Site, index: int) -> None:
     work.changes[:] = [*said, Change(site.path, f"{what} and noise behind it", before.detail if before else "")]
 
 
-def _freeze(work: _Work, sites: list[Site]) -> None:
+def _freeze(work: Work, sites: list[Site]) -> None:
     inner = [site.module.norm if isinstance(site.module, ChannelsLast) else site.module for site in sites]
     recalibrate(work.model, [work.example], run, only=lambda _, m: any(m is n for n in inner))
     for site, norm in zip(sites, inner, strict=True):
@@ -319,7 +231,7 @@ def _freeze(work: _Work, sites: list[Site]) -> None:
         work.changes.append(Change(site.path, f"{what}, frozen at the statistics of the example"))
 
 
-def _fix(work: _Work) -> None:
+def _fix(work: Work) -> None:
     for site in work.sites:
         learning = [(name, p) for name, p in site.module.named_parameters() if p.requires_grad]
         for _, parameter in learning:
@@ -328,53 +240,3 @@ def _fix(work: _Work) -> None:
             work.changes.append(Change(site.path, f"{' and '.join(n for n, _ in learning)} do not learn"))
         else:
             work.kept.append(site.path)
-
-
-def _leave_fast_paths(work: _Work) -> None:
-    """Have torch's encoder layers call their norms: the fast path reads gains and shifts, also of norms that went."""
-    closed = []
-    changed = {change.path for change in work.changes}
-    for path, module in work.model.named_modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and {f"{path}.norm1", f"{path}.norm2"} & changed:
-            module.activation_relu_or_gelu = 0
-            closed.append(module)
-    for module in work.model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(layer in closed for layer in module.layers):
-            module.use_nested_tensor = False
-    if closed:
-        work.notes.append(f"{len(closed)} TransformerEncoderLayer: torch's fast path is off")
-
-
-def _report(work: _Work, name: str) -> ArmReport:
-    relation: Relation = "equal" if not work.changes or name == "fixed-affine" else "different"
-    difference = None
-    if work.example is not None:
-        with traceless(work.model):
-            after = _outputs(work.model, work.example)
-        difference = _difference(work.before, after)
-        relation = "equal" if difference == 0 else "different"
-    if work.scaled:
-        relation = "rescaled"
-    order = {site.path: index for index, site in enumerate(work.sites)}
-    return ArmReport(
-        name,
-        tuple(sorted(work.changes, key=lambda change: order.get(change.path, 0))),
-        tuple(work.kept),
-        tuple(work.left),
-        tuple(work.functional),
-        relation,
-        difference,
-        work.scaled,
-        tuple(work.notes),
-    )
-
-
-def _difference(before: list[Tensor], after: list[Tensor]) -> float:
-    if [t.shape for t in before] != [t.shape for t in after]:
-        raise UsageError("without its norms the model gives outputs of other shapes")
-    if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
-        return 0.0
-    pairs = list(zip(before, after, strict=True))
-    apart = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    length = sum(float(a.double().square().sum()) for a, _ in pairs)
-    return float((apart / length) ** 0.5) if length else float("inf")

@@ -46,31 +46,27 @@ class FunctionalNorm:
         return f"{self.path or '(model)'}: calls {self.function} at {self.line}"
 
 
-def functional_norms(
-    model: nn.Module, but: Mapping[nn.Module, str], run: Callable[[], Any] | None = None
-) -> list[FunctionalNorm]:
-    """Find the norms that a model calls as functions.
+def functional_norms(model: nn.Module, run: Callable[[], Any] | None = None) -> list[FunctionalNorm]:
+    """Find the norms that a model calls as functions, in the forwards of its norms too.
 
     Args:
         model: The model.
-        but: Modules that are norms themselves: what their forward calls is not meant.
         run: Runs the model on an example, if there is one. Nothing of it is undone here.
     """
-    found = {(norm.path, norm.line): norm for norm in _in_source(model, but)}
+    found = {(norm.path, norm.line): norm for norm in _in_source(model)}
     if run is not None:
-        with watched(model, but) as seen:
+        with watched(model) as seen:
             run()
         found |= {(norm.path, norm.line): norm for norm in seen}
     return list(found.values())
 
 
 @contextmanager
-def watched(model: nn.Module, but: Mapping[nn.Module, str] | None = None) -> Iterator[list[FunctionalNorm]]:
+def watched(model: nn.Module) -> Iterator[list[FunctionalNorm]]:
     """Note every norm that is called as a function while the block runs.
 
     Args:
-        model: Its modules are named; norms that are called outside its forward are not meant.
-        but: Modules whose calls are not meant. Torch's own norms are modules that call functions, too.
+        model: Its modules are named, torch's own norms among them; calls outside its forward are not meant.
 
     Yields:
         What was found so far.
@@ -84,7 +80,7 @@ def watched(model: nn.Module, but: Mapping[nn.Module, str] | None = None) -> Ite
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = getattr(func, "__name__", "")
             inside = [module for module in running if module in names]
-            if name in NAMES and inside and not any(module in (but or ()) for module in running):
+            if name in NAMES and inside:
                 norm = FunctionalNorm(names[inside[-1]], name, _line(sys._getframe(1)))
                 if found.setdefault((norm.path, norm.line), norm) is norm:
                     seen.append(norm)
@@ -116,12 +112,9 @@ def _line(frame: FrameType | None) -> str:
     return "(unknown)" if first is None else f"{Path(first.f_code.co_filename).name}:{first.f_lineno}"
 
 
-def _in_source(model: nn.Module, but: Mapping[nn.Module, str]) -> Iterator[FunctionalNorm]:
+def _in_source(model: nn.Module) -> Iterator[FunctionalNorm]:
     known: dict[type, list[tuple[str, str]]] = {}
-    inside_norms = {inner for module in but for inner in module.modules()}
     for path, module in model.named_modules():
-        if module in inside_norms:
-            continue
         kind = type(module)
         if kind not in known:
             known[kind] = [each for function in _forwards(kind) for each in _calls(function)]
