@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import normscope as ns
+from kit import far_reaching_loops
 from kit.foreign_norms import GemmaRMSNorm
 from kit.public_networks import NETWORKS, PreNorm, ResNet, dcgan_discriminator, dcgan_generator
 from kit.small_convnets import assert_same_state, state_of
@@ -198,6 +199,23 @@ def test_a_teacher_and_a_list_of_parameters_follow(arm, part):
         assert not mine.requires_grad
     assert [type(m) for m in teacher[0].modules()] == [type(m) for m in source.modules()]
     train(case)
+
+
+@pytest.mark.parametrize("arm", ["none", "layer", "noisy"])
+@pytest.mark.parametrize("name", far_reaching_loops.ZOO)
+def test_loops_that_reach_far_run_on(name, arm):
+    loop = far_reaching_loops.begin(name)
+    data = far_reaching_loops.batches()
+    case = ns.Case(loop.model, loop.loss_fn, data, loop.optimizer, step=loop.step)
+    report = case_arm(case, arm)
+    if arm == "none":
+        assert norm_sites(loop.model) == []
+    assert report.changes or arm == "layer"
+    weights = [p.detach().clone() for p in loop.model.parameters()]
+    for batch in data:
+        loop.step(loop.model, batch)
+    moved = [not torch.equal(p, w) for p, w in zip(loop.model.parameters(), weights, strict=True)]
+    assert sum(moved) >= len(moved) - 1  # a bias in front of a norm takes no gradient
 
 
 def test_weights_averaged_by_hand_over_a_list_are_refused_by_name():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
@@ -25,6 +26,9 @@ from normscope.modules.state import Snapshot
 from normscope.surgery import ArmReport, make_arm, plan
 from normscope.usercode import described, place_of, users_code
 
+POPULATION = 4
+"""Batches whose inputs are joined where an arm takes statistics of a population."""
+
 
 def plan_arm(case: Case, name: str, *, example: Any = None, seed: int = 0, groups: int = 32) -> ArmReport:
     """Say what an arm of a set-up would be; nothing is changed.
@@ -32,14 +36,15 @@ def plan_arm(case: Case, name: str, *, example: Any = None, seed: int = 0, group
     Args:
         case: The set-up.
         name: A name of ``surgery.ARMS``.
-        example: A batch of input to the model; by default what the loss gives it for the loader's first batch.
+        example: A batch of input to the model; by default what the loss gives it for the loader's first batch, or for
+            the first ``POPULATION`` batches where the arm is one of ``"population"`` and ``"frozen"``.
         seed: Of what is drawn for the arm.
         groups: Of group norms.
 
     Raises:
         UsageError: No such arm; the loader or the loss raises, or the loss does not call the model.
     """
-    found = example_of(case) if example is None else example
+    found = _example(case, name) if example is None else example
     return plan(case.model, name, example=found, seed=seed, groups=groups)
 
 
@@ -51,7 +56,8 @@ def case_arm(
     Args:
         case: The set-up, changed in place: model, optimizers, copies of the model.
         name: A name of ``surgery.ARMS``.
-        example: A batch of input to the model; by default what the loss gives it for the loader's first batch.
+        example: A batch of input to the model; by default what the loss gives it for the loader's first batch, or for
+            the first ``POPULATION`` batches where the arm is one of ``"population"`` and ``"frozen"``.
         seed: Of what is drawn for the arm.
         groups: Of group norms.
         trial: Whether one training step is made and undone, to see that it still runs and moves the model.
@@ -62,7 +68,7 @@ def case_arm(
     Raises:
         UsageError: As of ``plan_arm``; or the step fails with the changed model, or trains another.
     """
-    found = example_of(case) if example is None else example
+    found = _example(case, name) if example is None else example
     snapshot, unseen = _reached(case)
     try:
         objects, containers = snapshot.kept()
@@ -93,7 +99,7 @@ def example_of(case: Case, count: int = 1) -> Any:
         UsageError: The loader or the loss raises, or the loss does not call the model.
     """
     calls: list[Any] = []
-    with sandbox(case), torch.no_grad(), _first_calls(case.model, calls):
+    with sandbox(case), torch.enable_grad(), _first_calls(case.model, calls):  # a loss may take gradients itself
         for index, batch in enumerate(batches(case.loader, count)):
             known = len(calls)
             with users_code(f"the loss of batch {index} of the loader"):
@@ -103,6 +109,10 @@ def example_of(case: Case, count: int = 1) -> Any:
             del calls[known + 1 :]
     examples = [as_example(case.model, call) for call in calls]
     return examples[0] if len(examples) == 1 else _joined(examples)
+
+
+def _example(case: Case, name: str) -> Any:
+    return example_of(case, POPULATION if name in ("population", "frozen") else 1)
 
 
 def try_step(case: Case, name: str) -> None:
@@ -151,7 +161,7 @@ def _step(case: Case, batch: Any) -> None:
 @contextlib.contextmanager
 def _first_calls(model: Module, calls: list[Any]) -> Iterator[None]:
     def note(_: Module, args: Any, kwargs: Any) -> None:
-        calls.append((args, kwargs))
+        calls.append(tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs)))
 
     handle = model.register_forward_pre_hook(note, with_kwargs=True)
     try:
@@ -162,16 +172,16 @@ def _first_calls(model: Module, calls: list[Any]) -> Iterator[None]:
 
 def _joined(examples: list[Any]) -> Any:
     """Join examples along the samples; tensors only, each of the first's shape but for the first axis."""
-    leaves, form = torch.utils._pytree.tree_flatten(examples[0])
+    leaves, form = tree_flatten(examples[0])
     if not all(isinstance(leaf, Tensor) and leaf.ndim for leaf in leaves):
         return examples[0]
     columns = [[leaf] for leaf in leaves]
     for other in examples[1:]:
-        more, same = torch.utils._pytree.tree_flatten(other)
+        more, same = tree_flatten(other)
         if same == form and all(a.shape[1:] == b.shape[1:] for a, b in zip(leaves, more, strict=True)):
             for column, leaf in zip(columns, more, strict=True):
                 column.append(leaf)
-    return torch.utils._pytree.tree_unflatten([torch.cat(column) for column in columns], form)
+    return tree_unflatten([torch.cat(column) for column in columns], form)
 
 
 def _reached(case: Case) -> tuple[Snapshot, str]:

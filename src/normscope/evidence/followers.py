@@ -78,15 +78,15 @@ def copies_of(model: Module, objects: Named) -> list[tuple[str, str, Module]]:
         For each its name, the path of the part of the model that it is a copy of, and the copy.
     """
     inside = set(model.modules())
+    named = [(name, each) for name, each in objects if isinstance(each, Module)]
+    outside = {type(inner) for _, each in named for inner in each.modules() if inner not in inside}
     parts: dict[Any, list[tuple[str, Module]]] = {}
     for path, module in model.named_modules():
-        if any(site.slots for site in norm_sites(module)):
+        if type(module) in outside and any(site.slots for site in norm_sites(module)):
             parts.setdefault(_form(module), []).append((path, module))
     found: list[tuple[str, str, Module]] = []
     taken: set[Module] = set()
-    for name, each in objects:
-        if not isinstance(each, Module):
-            continue
+    for name, each in named:
         for inner, module in each.named_modules():
             if module in inside or module in taken:
                 continue

@@ -78,7 +78,7 @@ def read(module: Any, given: Tensor | None = None) -> Reading:
     if is_parametrized(module):
         return Reading(None, why="is parametrised (torch.nn.utils.parametrize): remove the parametrisation first")
     derived = isinstance(module, (_BatchNorm, nn.modules.instancenorm._InstanceNorm, *OTHER))
-    then, inputs = _then(module), list(_inputs(module, given))
+    then, inputs = following(module), list(_inputs(module, given))
     for x in inputs:
         expected = _output(module, x)
         for norm in _candidates(module, x) if expected is not None else ():
@@ -123,6 +123,18 @@ def _unregistered(model: nn.Module) -> Iterator[Site]:
                     yield Site(where, inner.module, inner.slots or ((holder, key),))
 
 
+def following(module: Any) -> tuple[nn.Module, ...]:
+    """Return what a norm of another library holds to call after normalizing: dropout, an activation."""
+    children = [child for child in module.children() if not isinstance(child, nn.Identity)]
+    named = getattr(module, "activation", None)
+    if isinstance(named, str) and not children:
+        slope = getattr(module, "activation_param", 0.01)
+        return (
+            (nn.LeakyReLU(slope),) if named == "leaky_relu" else tuple(_STRINGS[n]() for n in (named,) if n in _STRINGS)
+        )
+    return tuple(children)
+
+
 def _may_be_norm(site: Site) -> bool:
     module = site.module
     if "parametrizations" in site.path.split(".") or isinstance(module, (NormThen, ChannelsFirst)):
@@ -147,17 +159,6 @@ def _without_activation(old: Any) -> Reading:
     new.activation = None
     then = nn.ReLU() if old.activation == "relu" else nn.LeakyReLU(old.negative_slope)
     return Reading(new, (then.train(old.training),))
-
-
-def _then(module: Any) -> tuple[nn.Module, ...]:
-    children = [child for child in module.children() if not isinstance(child, nn.Identity)]
-    named = getattr(module, "activation", None)
-    if isinstance(named, str) and not children:
-        slope = getattr(module, "activation_param", 0.01)
-        return (
-            (nn.LeakyReLU(slope),) if named == "leaky_relu" else tuple(_STRINGS[n]() for n in (named,) if n in _STRINGS)
-        )
-    return tuple(children)
 
 
 def _held(module: Any, names: tuple[str, ...]) -> Any:
