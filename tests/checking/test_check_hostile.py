@@ -198,7 +198,7 @@ def test_an_error_of_the_model_itself_is_that_of_the_check(refuse, write):
         "    return Odd(net()), loss_fn, data()\n"
     )
     said = refuse(f"{path}:make")
-    assert "the check raised ValueError: odd" in said
+    assert "make() raised ValueError: odd" in said  # the case that is made of it looks into the model
     assert "setup.py:" in said
 
 

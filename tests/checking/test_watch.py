@@ -209,7 +209,9 @@ def test_the_page_and_the_run_folder_hold_the_findings(tmp_path):
     assert [finding["code"] for finding in written["findings"]] == ["NS123"]
     assert written["findings"][0]["details"]["last_step"] == 12
     alone, _ = train(examples.healthy(examples.mlp))
-    assert "nothing was found" in alone.report(tmp_path / "other.html").read_text(encoding="utf-8")
+    assert "rules looked for defects of normalization and found nothing" in alone.report(
+        tmp_path / "other.html"
+    ).read_text("utf-8")
 
 
 def test_small_batches_are_told_while_training():

@@ -47,7 +47,7 @@ def test_its_python_with_other_packages_runs(package, tmp_path, monkeypatch, cap
         assert "stands out" in capsys.readouterr().out
         return
     assert list((tmp_path / "runs" / "tensorboard").glob("events.*"))
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert list(Path(known["run"].settings.sync_dir).glob("*.wandb"))
     (run,) = known["mlflow"].search_runs(output_format="list")
     assert run.data.metrics["gradient_flow/norm/0"] > 0
 

@@ -10,12 +10,15 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.readings import read
 from normscope.modules.channels import coprime_stride
 from normscope.probes import ActivationDistribution
 
 # white box: percentiles are held against NumPy on values that no network puts out.
 from normscope.probes.activation_distribution import _percentiles
+
+pytestmark = EMPTY_STEPS
 
 
 def keep(outputs, name, module, inputs, output):

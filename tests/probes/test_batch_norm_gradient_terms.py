@@ -9,10 +9,13 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.readings import read
 from normscope import layers, ops
 from normscope.modules.channels import channels
 from normscope.probes import BatchNormGradientTerms
+
+pytestmark = EMPTY_STEPS
 
 NAMES = ("mean_share", "variance_share", "rescale_error", "rescale_cosine", "sigma", "gain")
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit import explicit_hessians as hessians, varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.heard import Heard
 from kit.plain_gradients import plain_gradients
 from kit.readings import read_steps
@@ -22,6 +23,8 @@ from normscope.probes import Curvature, Recorder
 # white box: products with the Hessian are held against differences of gradients by themselves, in every network.
 from normscope.probes._hessian import Hessian, drawn, generator
 from normscope.probes.curvature import MEASURES
+
+pytestmark = EMPTY_STEPS
 
 MODES = {"train": False, "frozen": True}
 

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from kit import explicit_hessians as hessians, varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.plain_gradients import plain_gradients
 from kit.readings import read_steps
 from kit.training_loops import seed_all
 from normscope.modules.rng import RngState
 from normscope.probes import Descent, Interaction, Recorder
+
+pytestmark = EMPTY_STEPS
 
 
 @pytest.mark.parametrize("lr", [0.05, 5.0])

@@ -11,7 +11,10 @@ from scipy.stats import iqr, wasserstein_distance
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from normscope.probes import DistributionShift, Recorder
+
+pytestmark = EMPTY_STEPS
 
 
 @pytest.mark.parametrize("net", ["mlp", "dropout", "cnn", "residual"])

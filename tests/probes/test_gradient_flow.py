@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.readings import read
 from normscope._errors import UsageError
 from normscope.probes import ActivationDistribution, GradientFlow
+
+pytestmark = EMPTY_STEPS
 
 
 def kernel(c):

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.plain_gradients import plain_gradients
 from kit.readings import read
 from normscope._errors import UsageError
 from normscope.modules.rng import RngState
 from normscope.probes import Conditioning, DistributionShift, GradientNoise, Recorder
+
+pytestmark = EMPTY_STEPS
 
 
 class Quadratic(nn.Module):

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from kit import explicit_hessians as hessians, varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.readings import read_steps
 from normscope._errors import UsageError
 from normscope.probes import Descent, Interaction
+
+pytestmark = EMPTY_STEPS
 
 
 @pytest.mark.parametrize("probe", [Descent, Interaction])

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.plain_gradients import plain_gradients
 from kit.readings import read_beside_copy
 from normscope import probes
 from normscope.modules.rng import RngState
 from normscope.probes import Recorder
+
+pytestmark = EMPTY_STEPS
 
 NETS = [name for name in nets.NETS if name not in ("numpy", "transformer")]
 TOLERANCE = 1e-10

@@ -9,9 +9,12 @@ from torch import nn
 from torch.func import functional_call
 
 from kit import explicit_hessians as hessians
+from kit.empty_steps import EMPTY_STEPS
 from kit.readings import read_steps
 from normscope._errors import UsageError
 from normscope.probes import OutputMoments, ProbeWarning, Recorder
+
+pytestmark = EMPTY_STEPS
 
 MODES = {"train": False, "frozen": True}
 

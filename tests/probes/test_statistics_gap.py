@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from kit import varied_networks as nets
+from kit.empty_steps import EMPTY_STEPS
 from kit.readings import by_name, read
 from normscope.probes import Recorder, StatisticsGap
+
+pytestmark = EMPTY_STEPS
 
 
 @pytest.mark.parametrize("net", ["mlp", "cnn", "dropout", "residual"])

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from normscope import probes
 from normscope._errors import UsageError
 from normscope.bench._memory import peak_bytes
+from normscope.bench._peers import PeerCost, measure_peers
 from normscope.bench._timing import Progress, load
 from normscope.probes import AbstractProbe, Recorder
 from normscope.records import provenance
@@ -170,8 +171,9 @@ def measure(
         models: The models to choose from.
 
     Returns:
-        A JSON object: ``costs``, ``plain_ms`` and ``about`` by model, ``peers``, ``load`` (of the machine over the
-        last minute, before and after) and ``provenance``.
+        A JSON object: ``costs``, ``plain_ms`` and ``about`` by model, ``peers``, ``peers_here`` (other tools
+        that are installed, measured here unless ``only`` is given), ``load`` (of the machine over the last minute,
+        before and after) and ``provenance``.
 
     Raises:
         UsageError: There is no such model, or no round.
@@ -188,10 +190,14 @@ def measure(
     torch.set_num_threads(1)
     try:
         costs: list[Cost] = []
+        beside: list[PeerCost] = []
         plain: dict[str, float] = {}
         for name in chosen:
             found, plain[name] = _measure_model(name, models[name], rounds, only, progress)
             costs += found
+            if not only:
+                model, more = models[name], rounds if plain[name] > 50 else 5 * rounds
+                beside += measure_peers(name, model.build, model.shape, _loss, more)
     finally:
         torch.set_num_threads(threads)
     return {
@@ -200,6 +206,7 @@ def measure(
         "about": {name: models[name].about for name in chosen},
         "rounds": rounds,
         "peers": [asdict(peer) for peer in PEERS],
+        "peers_here": [asdict(peer) for peer in beside],
         "load": {"before": before, "after": load()},
         "provenance": provenance.collect(),
     }

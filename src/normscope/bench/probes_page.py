@@ -26,6 +26,8 @@ NOTES = """\
 
 COLUMNS = ("what is attached", "model", "cost", "quartiles", "at most", "holds")
 
+PEER_COLUMNS = ("other tools here, at every step", "model", "cost", "quartiles", "trace")
+
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the measured table, case by case: one tuple of ``COLUMNS`` for each case and model."""
@@ -51,7 +53,23 @@ def conditions(result: Mapping[str, Any]) -> str:
 
 def terminal(result: Mapping[str, Any]) -> list[Table]:
     """Return the tables for the terminal: the probes, and other tools."""
-    return [(COLUMNS, rows(result)), (("other tools", "mlp", "vgg", "trace, conduct"), _peers(result))]
+    tables: list[Table] = [(COLUMNS, rows(result)), (("other tools", "mlp", "vgg", "trace, conduct"), _peers(result))]
+    if result["peers_here"]:
+        tables.append((PEER_COLUMNS, _peers_here(result)))
+    return tables
+
+
+def _peers_here(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            peer["tool"],
+            peer["model"],
+            _ratio(peer["ratio"]),
+            f"{_ratio(peer['low'])} to {_ratio(peer['high'])}",
+            peer["trace"],
+        )
+        for peer in result["peers_here"]
+    ]
 
 
 def _peers(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -70,6 +88,9 @@ def markdown(result: Mapping[str, Any], *, notes: str = "") -> str:
         f"- **{name}**: {about}; a plain step takes {result['plain_ms'][name]:.2f} ms"
         for name, about in result["about"].items()
     )
+    here = ""
+    if result["peers_here"]:
+        here = f"\nMeasured here, in the same run:\n\n{markdown_table(PEER_COLUMNS, _peers_here(result))}"
     return f"""# What the probes cost
 
 Processor time of (step + probe) / plain step at a step at which the probe reads. One process; in each round the plain
@@ -87,7 +108,7 @@ set beforehand.
 Measured once, with torch 2.13 on the CPU of a two-core machine, on the same two models and by the same measure; not
 measured again here.
 
-{markdown_table(("tool", "mlp", "vgg", "trace it leaves, conduct with batch norm"), _peers(result))}"""
+{markdown_table(("tool", "mlp", "vgg", "trace it leaves, conduct with batch norm"), _peers(result))}{here}"""
 
 
 def _bound(cost: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 from normscope.integrations import missing
 from normscope.watching import Scope
@@ -101,17 +102,14 @@ class NormscopeCallback(Callback):
 
 def loss_of_training_step(module: Any, batch: Any) -> Any:
     """Return the loss of ``module.training_step``, in the trainer's precision; nothing that it logs is kept."""
-    trainer, own = module.trainer, {name: vars(module).get(name) for name in ("log", "log_dict")}
+    trainer = module.trainer
     loggers, index = trainer.loggers, trainer.fit_loop.epoch_loop.batch_idx
     trainer.loggers = [DummyLogger() for _ in loggers]
-    vars(module).update(log=_nothing, log_dict=_nothing)
     try:
-        with trainer.precision_plugin.train_step_context():
+        with patch.multiple(module, log=_nothing, log_dict=_nothing), trainer.precision_plugin.train_step_context():
             output = module.training_step(*(batch, index)[: len(_taken(module))])
     finally:
         trainer.loggers = loggers
-        for name, value in own.items():
-            vars(module).pop(name) if value is None else vars(module).update({name: value})
     return output["loss"] if isinstance(output, Mapping) else output
 
 

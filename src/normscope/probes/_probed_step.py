@@ -229,6 +229,7 @@ class ProbedStep:
             return
         try:
             assert self._wiring is not None
+            replay.start.conditions.set_modes()  # a probe may have left other modes
             apart = self._wiring.gradients_apart(users, replay.start.gathered, replay.origin().gradient)
         except Exception as error:
             if not self.failures:  # else the probes that evaluate the loss tell it by their names

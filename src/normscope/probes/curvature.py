@@ -286,10 +286,9 @@ def _eigenvalues(found: Spectrum) -> Iterator[Value]:
 
 
 def _negative(spectra: Sequence[Spectrum]) -> float:
-    if any(math.isnan(float(spectrum.nodes[0])) for spectrum in spectra):
-        return math.nan
     shares = [float(spectrum.weights[spectrum.nodes < 0].sum() / spectrum.weights.sum()) for spectrum in spectra]
-    return math.fsum(shares) / len(shares)
+    unknown = any(math.isnan(float(spectrum.nodes[0])) for spectrum in spectra)
+    return math.nan if unknown else math.fsum(shares) / len(shares)
 
 
 def _product(a: Vector, b: Vector) -> float:
