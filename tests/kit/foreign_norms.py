@@ -183,3 +183,49 @@ class Normalize(nn.Module):
 
     def forward(self, x):
         return (x - self.mean) / self.std
+
+
+class EvoNormS0(nn.Module):
+    """timm's, in short: an activation divided by a group's deviation."""
+
+    def __init__(self, channels, groups=2):
+        super().__init__()
+        self.groups, self.v = groups, nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.weight = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x):
+        n, c, _, _ = x.shape
+        std = (
+            x.view(n, self.groups, -1).var(-1).add(1e-5).sqrt().repeat_interleave(c // self.groups, 1).view(n, c, 1, 1)
+        )
+        return x * torch.sigmoid(self.v * x) / std * self.weight + self.bias
+
+
+class GlobalResponseNorm(nn.Module):
+    """ConvNeXt V2's: it strengthens some channels over others, and normalizes none."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma, self.beta = (
+            nn.Parameter(torch.ones(1, channels, 1, 1)),
+            nn.Parameter(torch.zeros(1, channels, 1, 1)),
+        )
+
+    def forward(self, x):
+        g = x.norm(2, (2, 3), True)
+        return self.gamma * (x * (g / (g.mean(1, keepdim=True) + 1e-6))) + self.beta + x
+
+
+class PixelNorm(nn.Module):
+    """StyleGAN's: nothing learned."""
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Diffusion models': computed in float32."""
+
+    def forward(self, x):
+        return super().forward(x.float()).type(x.dtype)

@@ -127,6 +127,44 @@ def test_what_can_not_be_an_arm_is_said_in_one_line():
         surgery.plan(network("resnet")[0], "none", example=torch.randn(4, 7))
 
 
+def test_a_group_has_two_channels_at_least():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 128, 1), nn.BatchNorm2d(128))
+    changed, _ = surgery.arm(model, "group", example=torch.randn(2, 3, 4, 4))
+    assert (changed[1].num_groups, changed[3].num_groups) == (4, 32)
+
+
+def test_outputs_in_a_data_class_are_compared():
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network("resnet")[0]
+
+        def forward(self, x):
+            return Output(self.inner(x))
+
+    _, x = network("resnet")
+    _, report = surgery.arm(Wrapped(), "none", example=x)
+    assert report.difference > 0.01
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_encoder_layers_with_a_padding_mask_run_in_evaluation():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1).eval()
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask[0, 3:] = True
+    example = {"src": torch.randn(3, 5, 8), "src_key_padding_mask": mask}
+    for kind in surgery.ARMS:
+        changed, report = surgery.arm(encoder, kind, example=example)
+        assert not report.left
+        with torch.no_grad():
+            assert changed(**example).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", surgery.ARMS)
 def test_no_arm_draws_from_the_random_streams(kind):
     model, x = network("resnet")

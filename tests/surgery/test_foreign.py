@@ -26,14 +26,18 @@ KNOWN = {
     "T5": (lambda: foreign.T5LayerNorm(8), TOKENS, ["RMSNorm"]),
     "Gemma": (lambda: foreign.GemmaRMSNorm(8), TOKENS, ["RMSNorm"]),
     "global channels": (lambda: foreign.GlobalChannelLayerNorm(8), (4, 8, 5), ["GroupNorm"]),
+    "PixelNorm": (foreign.PixelNorm, MAP, ["ChannelsFirst"]),
+    "GroupNorm32": (lambda: foreign.GroupNorm32(2, 8), MAP, ["GroupNorm"]),
+    "surgery's": (lambda: surgery.convert(nn.Sequential(nn.LayerNorm(8)), "rms").model[0], TOKENS, ["RMSNorm"]),
     "ABN": (lambda: foreign.ABN(8), MAP, ["BatchNorm2d", "LeakyReLU"]),
     "normscope's": (lambda: layers.BatchNorm2d(8, activation="relu"), MAP, ["BatchNorm2d", "ReLU"]),
     "normscope's layer": (lambda: layers.LayerNorm(8), TOKENS, ["LayerNorm"]),
 }
 
 
-def made(name, dtype=torch.float64):
+def made(name):
     make, shape, _ = KNOWN[name]
+    dtype = torch.float32 if name == "GroupNorm32" else torch.float64
     norm = make().to(dtype)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -54,18 +58,23 @@ def test_a_stand_in_computes_the_same_on_the_same_parameters(name, given, traini
     expected = model(x)
     (site,) = norm_sites(model)
     reading = read(norm, x if given else None)
+    if name == "PixelNorm" and not given:
+        assert reading.is_norm
+        assert "does not say how many channels it has" in reading.why
+        return
     assert reading.norm is not None, reading.why
     assert [type(part).__name__ for part in (reading.norm, *reading.then)] == KNOWN[name][2]
     own = {id(p) for p in norm.parameters()}
     stand_in(site, reading)
-    torch.testing.assert_close(model(x), expected.double(), rtol=1e-5, atol=1e-5)  # Gemma's computes in float32
+    torch.testing.assert_close(model(x), expected.to(x.dtype), rtol=1e-5, atol=1e-5)  # Gemma's computes in float32
     if name not in ("Gemma", "global channels"):
         assert {id(p) for p in model.parameters() if p.requires_grad} == own
 
 
-def test_a_norm_of_a_kind_of_its_own_is_taken_out_and_not_converted():
-    model = nn.Sequential(nn.Linear(8, 8), foreign.AnnotatedLayerNorm(8), nn.ReLU())
-    x = torch.randn(4, 8)
+@pytest.mark.parametrize("make", [foreign.AnnotatedLayerNorm, foreign.EvoNormS0])
+def test_a_norm_of_a_kind_of_its_own_is_taken_out_and_not_converted(make):
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), make(8), nn.ReLU())
+    x = torch.randn(4, 8, 6, 8)
     bare, report = surgery.arm(model, "none", example=x)
     torch.testing.assert_close(bare(x), model[0](x).relu())
     assert "taken out whole" in report.notes[0]
@@ -73,8 +82,11 @@ def test_a_norm_of_a_kind_of_its_own_is_taken_out_and_not_converted():
     assert "normalizes in a way of its own" in planned.refuses()
 
 
-def test_a_module_that_is_only_named_a_norm_stays():
-    model = nn.Sequential(foreign.Normalize([0.1, 0.2, 0.3], [2.0, 3.0, 4.0]), nn.Conv2d(3, 4, 1))
+@pytest.mark.parametrize(
+    "make", [lambda: foreign.Normalize([0.1, 0.2, 0.3], [2.0, 3.0, 4.0]), lambda: foreign.GlobalResponseNorm(3)]
+)
+def test_a_module_that_is_only_named_a_norm_stays(make):
+    model = nn.Sequential(make(), nn.Conv2d(3, 4, 1))
     planned = surgery.plan(model, "none", example=torch.rand(2, 3, 4, 4))
     assert planned.refuses() == "none: a model without norms"
     assert "follows its input's scale" in planned.notes[0]
@@ -98,6 +110,17 @@ def test_torchs_rarer_norms_are_taken_out(make):
     bare, report = surgery.arm(model.eval(), "none", example=x)
     torch.testing.assert_close(bare(x), model[0](x).relu())
     assert len(report.changes) == 1
+
+
+def test_an_input_of_zeros_does_not_make_all_norms_equal():
+    norm = foreign.LlamaRMSNorm(8)
+    assert type(read(norm, torch.zeros(4, 5, 8)).norm) is nn.RMSNorm
+    assert type(read(foreign.LayerNorm(8), torch.zeros(1, 8)).norm) is nn.LayerNorm
+
+
+def test_a_local_response_norm_can_only_be_taken_out():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.LocalResponseNorm(2))
+    assert "can only be taken out" in surgery.plan(model, "batch", example=torch.randn(2, 3, 4, 4)).refuses()
 
 
 def test_norms_in_a_plain_list_alone_are_taken_out():

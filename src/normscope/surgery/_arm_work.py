@@ -12,6 +12,7 @@ from normscope.modules.batches import tensors
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless
 from normscope.surgery._build import RefusedError
+from normscope.surgery._fast_paths import without_fast_paths
 from normscope.surgery._modules import ChannelsFirst
 from normscope.surgery._report import Change, Skip
 from normscope.surgery._sites import Site
@@ -69,7 +70,8 @@ class Work:
                 if self.eyes.evaluated:
                     set_mode(self.model, False)
                 difference = _difference(self.eyes.outputs, _outputs(self.model, self.example))
-            relation = "equal" if difference < _ROUNDING else "different"
+            if difference is not None:
+                relation = "equal" if difference < _ROUNDING else "different"
         if self.scaled:
             relation = "rescaled"
         order = {site.path: index for index, site in enumerate(self.sites)}
@@ -152,10 +154,15 @@ def look_at(model: nn.Module, example: Any, seed: int, groups: int) -> Work:
 
 
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors(run(model, example)) if tensor.is_floating_point()]
+    with without_fast_paths():
+        found = run(model, example)
+    held = tensors(found) or tensors(getattr(found, "__dict__", ()))  # a data class, say
+    return [tensor.detach().clone() for tensor in held if tensor.is_floating_point()]
 
 
-def _difference(before: list[Tensor], after: list[Tensor]) -> float:
+def _difference(before: list[Tensor], after: list[Tensor]) -> float | None:
+    if not before:
+        return None
     if [t.shape for t in before] != [t.shape for t in after]:
         raise UsageError("the changed model gives outputs of other shapes")
     if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):

@@ -61,7 +61,7 @@ def plan(model: nn.Module, arm: str, *, example: Any = None, seed: int = 0, grou
         example: A batch of input to the model: one input, a tuple of arguments, or a mapping of keyword arguments.
             Without it only the source is read for norms called as functions, and what rests on shapes is refused.
         seed: Of what is drawn for the arm.
-        groups: Of group norms.
+        groups: Of group norms, at most; none has fewer than two channels.
 
     Raises:
         UsageError: No such arm, or the model raises with the example.
@@ -156,12 +156,15 @@ def _turn_into(work: Work, name: str) -> None:
     for index, site in enumerate(work.sites):
         old = site.module
         try:
+            if isinstance(old, nn.LocalResponseNorm):
+                raise RefusedError("has no channels, gain or shift of its own: it can only be taken out")
             known, stands = work.inner(site)
             now = known.module
             if not _is_already(now, name):
                 _refuse_but_fast_path(known, kind, masked=old in work.eyes.masked)
-                new, detail = build(now, kind, work.eyes.ranks.get(old), None, work.groups, {}, near)
+                new, detail = build(now, kind, work.eyes.ranks.get(old), None, _groups(work, now), {}, near)
                 details = [detail, *_carry(now, new, inserted=True)]
+                details = [each.removesuffix(": recalibrate") for each in details]  # training gives them their values
                 known.replace(new)
                 work.changes.append(
                     Change(site.path, f"{type(old).__name__} -> {_describe(new)}", "; ".join(filter(None, details)))
@@ -187,6 +190,13 @@ def _turn_into(work: Work, name: str) -> None:
         work.notes.append("each forward in training runs the population first")
     if name == "frozen" and norms:
         _freeze(work, norms)
+
+
+def _groups(work: Work, norm: Any) -> int:
+    """Return how many groups a group norm is to have: at most so many that a group has two channels."""
+    shape = getattr(norm, "normalized_shape", None)
+    channels = shape[0] if shape else getattr(norm, "num_features", None) or norm.num_channels
+    return max(1, min(work.groups, channels // 2))
 
 
 def _is_already(norm: Any, name: str) -> bool:

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.modules.rng import torch_streams_kept
 from normscope.modules.sites import is_known_norm
-from normscope.surgery._modules import ChannelAffine, ChannelsFirst, NormThen, RMSNorm
+from normscope.surgery._modules import ChannelsFirst, NormThen, RMSNorm
 from normscope.surgery._sites import BATCH, INSTANCE, OTHER, OURS, Site, beside_children, keep_hooks, sites
 from normscope.surgery.freeze import freeze
 
@@ -27,7 +27,8 @@ _GAINS = ("weight", "gamma", "gain", "scale", "g", "a_2", "alpha")
 _SHIFTS = ("bias", "beta", "shift", "b", "b_2")
 _EPS = ("eps", "epsilon", "variance_epsilon", "variance_eps", "norm_eps")
 _USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
-_SHAPES = ((4, "C"), (4, "C", 5, 6), (4, 5, "C"), (4, "C", 5), (4, 5, 6, "C"), (3, "C", 4, 5, 6))
+# The largest rank first that a module may take: of a batch (4, C) alone it does not show which axis it takes for C.
+_SHAPES = ((4, "C", 5, 6), (4, 5, "C"), (4, "C", 5), (4, 5, 6, "C"), (3, "C", 4, 5, 6), (4, "C"))
 _STRINGS = {"relu": nn.ReLU, "elu": nn.ELU, "identity": nn.Identity, "none": nn.Identity}
 
 
@@ -62,7 +63,7 @@ def norm_sites(model: nn.Module) -> list[Site]:
 def is_plain(module: nn.Module) -> bool:
     """Whether a norm is of a class that is known exactly, with nothing fused into it, or has no shape yet."""
     lazy = isinstance(module, _LazyNormBase)
-    exact = type(module) in (*BATCH, *INSTANCE, *OTHER, nn.LocalResponseNorm, ChannelAffine, RMSNorm)
+    exact = type(module) in (*BATCH, *INSTANCE, *OTHER, nn.LocalResponseNorm)
     return lazy or (exact and getattr(module, "activation", None) in (None, "none"))
 
 
@@ -79,19 +80,21 @@ def read(module: Any, given: Tensor | None = None) -> Reading:
         return Reading(None, why="is parametrised (torch.nn.utils.parametrize): remove the parametrisation first")
     derived = isinstance(module, (_BatchNorm, nn.modules.instancenorm._InstanceNorm, *OTHER))
     then, inputs = following(module), list(_inputs(module, given))
-    for x in inputs:
+    sized = given is not None or _channels(module) is not None
+    for x in inputs if sized else ():
         expected = _output(module, x)
         for norm in _candidates(module, x) if expected is not None else ():
             found = _output(NormThen(norm, *then), x, training=module.training)
             if found is not None and expected is not None and _agree(found, expected):
                 return Reading(_same_mode(norm, module), then)
     name = type(module).__name__
+    if not sized:
+        why = f"{name} does not say how many channels it has: give an example"
+        return Reading(None, then, why, is_norm=any(_ignores_scale(module, x) for x in inputs))
     if any(_ignores_scale(module, x) for x in inputs):
         return Reading(None, then, f"{name} normalizes in a way of its own, as none of torch's norms does")
     if derived:
         return Reading(None, then, f"{name} is derived from a norm but computes something else: give a callable")
-    if not inputs:
-        return Reading(None, then, f"what {name} computes was not seen: give an example", is_norm=False)
     return Reading(None, then, f"{name} is named a norm, but its output follows its input's scale", is_norm=False)
 
 
@@ -167,18 +170,24 @@ def _held(module: Any, names: tuple[str, ...]) -> Any:
 
 
 def _inputs(module: Any, given: Tensor | None) -> Iterator[Tensor]:
-    if given is not None:
-        yield given
+    stream = torch.Generator().manual_seed(0)
+    if given is not None and not given.is_nested and given.ndim and given.is_floating_point():
+        # Of its shape, not its values: those may be all zero, where every norm gives its shift.
+        size: Any = (max(4, len(given)), *given.shape[1:])
+        yield torch.randn(size, generator=stream).mul(1.3).add(0.4).to(given)
         return
     known = next((t for t in (_held(module, _GAINS), *module.buffers()) if t is not None and t.numel() > 1), None)
-    channels: Any = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
-    channels = channels or (known.numel() if known is not None else 6)
     place = {"dtype": known.dtype, "device": known.device} if known is not None and known.is_floating_point() else {}
-    stream = torch.Generator().manual_seed(0)
-    shapes = sorted(_SHAPES, key=lambda shape: "running_mean" in module._buffers and len(shape) != 4)
-    for shape in shapes:
-        size: Any = tuple(channels if n == "C" else n for n in shape)
+    for shape in _SHAPES:
+        size = tuple((_channels(module) or 7) if n == "C" else n for n in shape)
         yield torch.randn(size, generator=stream).mul(1.3).add(0.4).to(**place)
+
+
+def _channels(module: Any) -> int | None:
+    """Return how many channels a norm says it has."""
+    known = next((t for t in (_held(module, _GAINS), *module.buffers()) if t is not None and t.numel() > 1), None)
+    said = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
+    return said or (known.numel() if known is not None else None)
 
 
 @torch.no_grad()
@@ -207,10 +216,11 @@ def _agree(a: Tensor, b: Tensor) -> bool:
 
 
 def _ignores_scale(module: nn.Module, x: Tensor) -> bool:
+    """Whether the output stays about as large when the input becomes eight times as large."""
     small, large = _output(module, x, training=True), _output(module, x, training=True, scale=8.0)
     if small is None or large is None or small.shape != large.shape:
         return False
-    return bool((small - large).double().square().mean() < 1e-4 * small.double().square().mean())
+    return bool(0 < large.double().square().mean() < 4 * small.double().square().mean())
 
 
 def _candidates(module: Any, x: Tensor) -> Iterator[nn.Module]:
