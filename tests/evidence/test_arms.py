@@ -238,6 +238,74 @@ def test_weights_averaged_by_hand_over_a_list_are_refused_by_name():
     assert list(map(id, groups)) == list(map(id, optimizer.param_groups[0]["params"]))
 
 
+@pytest.mark.parametrize(("arm", "runs"), [("none", True), ("group", True), ("noisy", False)])
+def test_weights_averaged_by_hand_under_their_names_run_where_the_names_stay(arm, runs):
+    model = ResNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def step(model, batch):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+        for name, p in model.named_parameters():
+            shadow[name].lerp_(p.detach(), 0.1)
+
+    case = ns.Case(model, loss_fn, loader(), optimizer, step=step)
+    if runs:
+        case_arm(case, arm)
+        train(case)
+    else:
+        with pytest.raises(UsageError, match=r"KeyError: 'bn1.norm.weight' \(test_arms.py:\d+\)"):
+            case_arm(case, arm)
+
+
+def test_lbfgs_trains_the_arm():
+    model = ResNet()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2, lr=0.01)
+
+    def step(model, batch):
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    case = ns.Case(model, loss_fn, loader(), optimizer, step=step)
+    step(model, case.loader[0])  # its count of values is kept from here on
+    before = model.conv1.weight.detach().clone()
+    case_arm(case, "none")
+    train(case)
+    assert not torch.equal(before, model.conv1.weight)
+
+
+def test_random_streams_are_as_they_were_after_an_arm_was_made():
+    case, _ = mean_teacher()
+    before = torch.get_rng_state()
+    case_arm(case, "noisy")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_iterator_in_the_step_is_told_and_the_arm_made():
+    model = ResNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    feed = iter(loader(count=50))
+
+    def step(model, _):
+        optimizer.zero_grad()
+        loss_fn(model, next(feed)).backward()
+        optimizer.step()
+
+    case = ns.Case(model, loss_fn, loader(), optimizer, step=step)
+    example = case.loader[0][0]
+    report = case_arm(case, "none", example=example)
+    assert "an iterator" in report.notes[0]
+    assert len(held(optimizer)) == len(list(model.parameters()))
+    train(case)
+
+
 def test_a_step_that_trains_another_model_is_refused():
     stale = ResNet()
     optimizer = torch.optim.SGD(stale.parameters(), lr=0.1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter, TransformerEncoder, TransformerEncoderLayer
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from normscope.surgery import ArmReport, norm_sites
 
@@ -58,7 +58,8 @@ def follow_parameters(
     for optimizer in optimizers:
         for parameter in [p for p in optimizer.state if id(p) in gone]:
             del optimizer.state[parameter]
-        if hasattr(optimizer, "_numel_cache"):  # LBFGS counts its values once
+        if isinstance(optimizer, LBFGS) and (gone or fresh):  # its history is of one vector of all values
+            optimizer.state.clear()
             optimizer._numel_cache = None
     placed = {id(p) for _, held, _ in lists.values() for p in held}
     homeless = [name for key, (name, p) in fresh.items() if key not in placed and p.requires_grad]
