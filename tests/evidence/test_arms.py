@@ -260,6 +260,22 @@ def test_weights_averaged_by_hand_under_their_names_run_where_the_names_stay(arm
             case_arm(case, arm)
 
 
+def test_a_step_that_keeps_the_norms_in_a_list_is_told_that_they_went():
+    model = ResNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def step(model, batch):
+        for norm in norms:
+            norm.eval()
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+
+    notes = case_arm(ns.Case(model, loss_fn, loader(), optimizer, step=step), "none").notes
+    assert notes[-1] == "norms holds norms that are out of the model now (bn1 ...): what is done to them is lost"
+
+
 def test_lbfgs_trains_the_arm():
     model = ResNet()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2, lr=0.01)

@@ -127,6 +127,17 @@ def test_what_can_not_be_an_arm_is_said_in_one_line():
         surgery.plan(network("resnet")[0], "none", example=torch.randn(4, 7))
 
 
+@pytest.mark.parametrize("by_hooks", [False, True])
+def test_weight_norm_stays_and_is_told(by_hooks):
+    model, x = network("tcn")
+    if by_hooks:
+        model = nn.Sequential(nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6), model)
+        torch.nn.utils.spectral_norm(model[0])
+    _, report = surgery.arm(model, "none", example=x)
+    first = "0, 2.0.conv1, 2.0.conv2 ..." if by_hooks else "0.conv1, 0.conv2, 1.conv1 ..."
+    assert report.notes == (f"weight or spectral norm stays, as it normalizes weights: {first}",)
+
+
 def test_a_group_has_two_channels_at_least():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 128, 1), nn.BatchNorm2d(128))

@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.followers import copies_of, follow_copies, follow_parameters, parameters_by_site
+from normscope.evidence.followers import copies_of, follow_copies, follow_parameters, parameters_by_site, still_held
 from normscope.evidence.passes import example as as_example
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.reaching import ReachingSnapshot
 from normscope.modules.state import Snapshot
-from normscope.surgery import ArmReport, make_arm, plan
+from normscope.surgery import ArmReport, make_arm, norm_sites, plan
 from normscope.usercode import described, place_of, users_code
 
 POPULATION = 4
@@ -72,13 +72,14 @@ def case_arm(
     snapshot, unseen = _reached(case)
     try:
         objects, containers = snapshot.kept()
-        before = parameters_by_site(case.model)
+        before, norms = parameters_by_site(case.model), {site.module: site.path for site in norm_sites(case.model)}
         copies = copies_of(case.model, [("averaged", case.averaged), *objects])
         report = make_arm(case.model, name, example=found, seed=seed, groups=groups)
         notes = [unseen] if unseen else []
         if report.changes:
             notes += follow_parameters(case.model, before, [*objects, ("optimizer", case.optimizer)], containers)
             notes += follow_copies(case.model, copies, report)
+            notes += still_held(case.model, norms, containers)
         if trial and not unseen:
             try_step(case, name)
     except BaseException:

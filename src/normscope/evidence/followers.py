@@ -69,6 +69,26 @@ def follow_parameters(
     return notes
 
 
+def still_held(model: Module, norms: Mapping[Module, str], containers: Named) -> list[str]:
+    """Say which lists and dictionaries hold norms that are no longer in the model, as a step that freezes norms may.
+
+    Args:
+        model: The model, changed.
+        norms: Its norms before, with their paths.
+        containers: What may hold them.
+    """
+    gone = norms.keys() - set(model.modules())
+    notes = []
+    for name, container in containers:
+        items = container.values() if isinstance(container, dict) else container
+        held = [norms[item] for item in items if isinstance(item, Module) and item in gone]
+        if held:
+            notes.append(
+                f"{name} holds norms that are out of the model now ({held[0]} ...): what is done to them is lost"
+            )
+    return notes
+
+
 def copies_of(model: Module, objects: Named) -> list[tuple[str, str, Module]]:
     """Return the modules that are copies of a model, or of a part of it that has norms.
 

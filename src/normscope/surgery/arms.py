@@ -140,6 +140,9 @@ def _take_out(work: Work, *, rescale: bool) -> None:
         kept = ", ".join(type(part).__name__ for part in reading.then) if reading else ""
         work.changes.append(Change(site.path, f"{what} -> nothing", f"{kept} behind it stays" if kept else ""))
     work.leave_fast_paths()
+    if normalized := _with_normalized_weights(work.model):
+        some = ", ".join(normalized[:3]) + " ..." * (len(normalized) > 3)
+        work.notes.append(f"weight or spectral norm stays, as it normalizes weights: {some}")
     if rescale:
         names = {module: path for path, module in work.model.named_modules()}
         factors = match_scales(work.model, wanted, work.example)
@@ -147,6 +150,17 @@ def _take_out(work: Work, *, rescale: bool) -> None:
         rest = [names[module] for module in wanted if module not in factors]
         if rest:
             work.notes.append(f"weights that were not scaled: {', '.join(rest[:5])}{' ...' * (len(rest) > 5)}")
+
+
+def _with_normalized_weights(model: nn.Module) -> list[str]:
+    """Return the layers whose weights are normalized, by parametrizations or by the hooks of before."""
+    found = []
+    for path, module in model.named_modules():
+        steps = [step for steps in getattr(module, "parametrizations", {}).values() for step in steps]
+        kinds = {type(each).__name__.lstrip("_") for each in (*steps, *module._forward_pre_hooks.values())}
+        if kinds & {"WeightNorm", "SpectralNorm"}:
+            found.append(path)
+    return found
 
 
 def _turn_into(work: Work, name: str) -> None:
