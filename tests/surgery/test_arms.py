@@ -228,7 +228,13 @@ def test_a_compiled_model_and_a_model_in_a_wrapper_have_the_same_norms():
     paths = [change.path for change in surgery.plan(model, "none", example=x).changes]
     assert [change.path for change in surgery.plan(wrapped, "none").changes] == [f"module.{path}" for path in paths]
     compiled = torch.compile(model, backend="eager")
-    assert [c.path for c in surgery.plan(compiled, "none").changes] == [f"_orig_mod.{path}" for path in paths]
+    for kind in ("none", "rescaled"):
+        changes = surgery.plan(compiled, kind, example=x).changes
+        assert [change.path for change in changes] == [f"_orig_mod.{path}" for path in paths]
+    compiled(x)
+    surgery.make_arm(compiled, "none", example=x)
+    torch.testing.assert_close(compiled(x), model(x))
+    assert norms_left(model) == []
 
 
 def test_a_failure_half_way_leaves_the_model_as_it_was(monkeypatch):

@@ -11,6 +11,7 @@ from normscope._errors import UsageError
 from normscope.modules.batches import tensors
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless
+from normscope.modules.wrapped import eagerly, is_compiled
 from normscope.surgery._build import RefusedError
 from normscope.surgery._fast_paths import without_fast_paths
 from normscope.surgery._modules import ChannelsFirst
@@ -154,7 +155,7 @@ def look_at(model: nn.Module, example: Any, seed: int, groups: int) -> Work:
 
 
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    with without_fast_paths():
+    with without_fast_paths(), eagerly(is_compiled(model)):
         found = run(model, example)
     held = tensors(found) or tensors(getattr(found, "__dict__", ()))  # a data class, say
     return [tensor.detach().clone() for tensor in held if tensor.is_floating_point()]

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 NAMES = frozenset(
@@ -79,9 +78,8 @@ def watched(model: nn.Module) -> Iterator[list[FunctionalNorm]]:
     class Spy(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = getattr(func, "__name__", "")
-            inside = [module for module in running if module in names]
-            if name in NAMES and inside:
-                norm = FunctionalNorm(names[inside[-1]], name, _line(sys._getframe(1)))
+            if name in NAMES and running:
+                norm = FunctionalNorm(names[running[-1]], name, _line(sys._getframe(1)))
                 if found.setdefault((norm.path, norm.line), norm) is norm:
                     seen.append(norm)
             return func(*args, **(kwargs or {}))
@@ -90,10 +88,9 @@ def watched(model: nn.Module) -> Iterator[list[FunctionalNorm]]:
         if running and running[-1] is module:
             running.pop()
 
-    hooks = [
-        register_module_forward_pre_hook(lambda module, _: running.append(module)),
-        register_module_forward_hook(leave, always_call=True),
-    ]
+    # Not the hooks of all modules at once: torch warns of those where a model is compiled.
+    hooks = [module.register_forward_pre_hook(lambda module, _: running.append(module)) for module in names]
+    hooks += [module.register_forward_hook(leave, always_call=True) for module in names]
     try:
         with Spy():
             yield seen

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless
+from normscope.modules.wrapped import eagerly, is_compiled
 from normscope.surgery._fast_paths import without_fast_paths
 from normscope.surgery.absorb import LINEAR
 
@@ -49,7 +50,7 @@ def output_scales(model: nn.Module, norms: Iterable[nn.Module], example: Any) ->
         if fed is not None and isinstance(output, Tensor) and (std := _std(output)) > _LEAST:
             found[fed] = std
 
-    with traceless(model), without_fast_paths():
+    with traceless(model), without_fast_paths(), eagerly(is_compiled(model)):
         set_mode(model, False)
         for module in model.modules():
             if isinstance(module, tuple(LINEAR)):
@@ -83,7 +84,7 @@ def match_scales(model: nn.Module, wanted: dict[nn.Module, float], example: Any)
             factors[module] = wanted[module] / std if _LEAST < std < math.inf else 1.0
         return output * factors[module]
 
-    with traceless(model), without_fast_paths():
+    with traceless(model), without_fast_paths(), eagerly(is_compiled(model)):
         set_mode(model, False)
         for module in wanted:
             if wanted[module] > _LEAST and _can_be_scaled(module, holders):
