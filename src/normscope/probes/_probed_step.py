@@ -182,12 +182,11 @@ class ProbedStep:
         self._share_failures()
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
+            refused = UsageError(why_not)
             if self.no_batch:
                 self.left_out = replaying, why_not
-            else:
-                refused = UsageError(why_not)
-                for probe in replaying:
-                    self._fail(probe, refused)
+            for probe in () if self.no_batch else replaying:
+                self._fail(probe, refused)
         elif replaying and step.start is not None:
             self._replay(step.start, [probe for probe in replaying if probe.replays], read)
         step.gradients_scaled = step.scale != 1 and self._loop.is_still_scaled(step.scale)

@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.backward import Removable
-from normscope.modules.channels import Channels, change_products, channels
+from normscope.modules.channels import Channels, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small, same_content
 from normscope.modules.hooks import Hook
 from normscope.modules.normalized import is_normalized
-from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
 from normscope.modules.sites import Tree, uses_batch
 from normscope.probes._backward_end import BackwardEnd
+from normscope.probes._kept_values import KeptValues
 from normscope.probes._listener import CallReader, Listener, NodeReader, Reader, unscaled
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
@@ -27,7 +27,7 @@ FailureReport = Callable[[Any, Exception], None]
 T = TypeVar("T")
 
 
-class Step:
+class Step(KeptValues):
     """One training step as the probes due at it see it.
 
     Attributes:
@@ -65,8 +65,7 @@ class Step:
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
         self._tree: Tree | None = None
-        self._values: dict[int, Tensor] = {}
-        self._changes: dict[int, list[float]] = {}
+        super().__init__()
         self._memo_of: tuple[Tensor, int] | None = None
         self._memo: dict[str, Any] = {}
         self._contents = Contents()
@@ -103,42 +102,6 @@ class Step:
     def notes(self, probe: Hashable) -> dict[str, Any]:
         """Return what ``probe`` keeps until the step ends: an empty dict at its first use."""
         return self._notes.setdefault(id(probe), {})
-
-    def keep_values(self, parameters: Iterable[Tensor], *, parts: bool = False) -> None:
-        """Copy these parameters as they are now, once for all probes; called in ``watch``.
-
-        Args:
-            parameters: The parameters.
-            parts: Whether this process's part of each is enough where parameters are sharded.
-
-        Raises:
-            UsageError: Only a part of a parameter is here.
-        """
-        for parameter in parameters:
-            if not parts and is_distributed(parameter):
-                raise UsageError(SHARDED)
-            if id(parameter) not in self._values:
-                self._values[id(parameter)] = local(parameter.detach()).clone()
-
-    def value_before(self, parameter: Tensor) -> Tensor:
-        """Return the copy that ``keep_values`` made as the step began."""
-        return self._values[id(parameter)]
-
-    def changes(self, parameters: Sequence[Tensor]) -> list[list[float]]:
-        """Return for each parameter that was kept, once for all probes, three products of its change until now.
-
-        Its squared length, its inner product with the value before, and the squared length of that value.
-        """
-        fresh = {id(parameter): parameter for parameter in parameters if id(parameter) not in self._changes}
-        after = [local(parameter.detach()) for parameter in fresh.values()]
-        found = change_products([self._values[key] for key in fresh], after)
-        if any(map(is_distributed, fresh.values())):
-            columns = len(found[0])
-            parts = [value for row in found for value in row]
-            sums = summed_over_shards(parts, [parameter for parameter in fresh.values() for _ in range(columns)])
-            found = [sums[at : at + columns] for at in range(0, len(sums), columns)]
-        self._changes.update(zip(fresh, found, strict=True))
-        return [self._changes[id(parameter)] for parameter in parameters]
 
     def memo(self, tensor: Tensor, key: str, make: Callable[[Tensor], T]) -> T:
         """Return ``make(tensor)``, computed once as long as probes look at the same unchanged tensor in a row.
