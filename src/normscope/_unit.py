@@ -45,7 +45,10 @@ class Unit:
         page = {head.strip(): body.strip() for head, _, body in (part.partition("\n") for part in parts)}
         missing = [head for head in cls.HEADINGS if not page.get(head)]
         if missing:
-            raise UnitError(f"{cls.__module__}.{cls.__name__}: its docstring lacks {', '.join(missing)}")
+            raise UnitError(
+                f"{cls.__module__}.{cls.__name__}: its docstring lacks {', '.join(missing)}: write each as a heading "
+                f'on a line of its own, such as "## {missing[0]}", with text below it'
+            )
         return page
 
 

@@ -15,7 +15,8 @@ def unit(name: str) -> Unit | type[Unit]:
     """Find a study, probe, layer or rule by its code; a rule also by its name, a probe or layer by its class.
 
     Args:
-        name: The name; ``study:``, ``probe:``, ``layer:`` or ``rule:`` before it chooses between kinds that share it.
+        name: The name, in any case, with hyphens or underscores; ``study:``, ``probe:``, ``layer:`` or ``rule:`` before
+            it chooses between kinds that share it.
             A name that ends in ``.py`` is the file of a user's own study, which is executed.
 
     Raises:
@@ -30,18 +31,24 @@ def unit(name: str) -> Unit | type[Unit]:
         "rule": {key: rule for rule in rules.all() for key in (rule.CODE, rule.SLUG)},
     }
     kind, _, rest = name.partition(":")
-    if rest and kind in kinds:
+    if rest and kind.strip().lower() in kinds:
+        kind = kind.strip().lower()
         name, kinds = rest, {kind: kinds[kind]}
-    having = [kind for kind, units in kinds.items() if name in units]
-    if not having and name.upper() in kinds.get("rule", {}):  # codes of rules are typed in small letters too
-        name, having = name.upper(), ["rule"]
+    having = {kind: units[name] for kind, units in kinds.items() if name in units} or {
+        kind: found for kind, units in kinds.items() for key, found in units.items() if _folded(key) == _folded(name)
+    }
     if len(having) > 1:
         raise UsageError(f"{name!r} is a {' and a '.join(having)}: say {' or '.join(f'{k}:{name}' for k in having)}")
     if not having:
         known = [key for units in kinds.values() for key in units]
         raise UsageError(f"no study, probe, layer or rule is called {name!r}: did you mean {near(name, known)}?")
-    found: Unit | type[Unit] = kinds[having[0]][name]
-    return found
+    the_unit: Unit | type[Unit]
+    (the_unit,) = having.values()
+    return the_unit
+
+
+def _folded(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
 
 
 def is_study(found: Unit | type[Unit]) -> bool:

@@ -48,11 +48,30 @@ def test_explain_knows_every_unit():
         assert all(text.strip() for text in found.page().values())
 
 
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        ("update-ratio", "update_ratio"),
+        ("Probe:Statistics-Gap", "statistics_gap"),
+        ("updateratio", "update_ratio"),
+        ("study:NOISY_BATCHNORM", "noisy-batchnorm"),
+        ("RULE:ns109", "NS109"),
+        ("Immature_Statistics", "NS109"),
+        ("probe:CONDITIONING", "conditioning"),
+        ("batch-norm-2d", "batch_norm_2d"),
+    ],
+)
+def test_case_hyphens_and_underscores_do_not_matter(typed, code):
+    assert code == unit(typed).CODE
+
+
 def test_a_name_that_two_kinds_share_is_asked_about():
     with pytest.raises(UsageError, match="say study:conditioning or probe:conditioning"):
         unit("conditioning")
     with pytest.raises(UsageError, match="did you mean"):
         unit("probe:noisy-batchnorm")  # a study
+    with pytest.raises(UsageError, match="say study:CONDITIONING or probe:CONDITIONING"):
+        unit("CONDITIONING")
 
 
 @pytest.fixture

@@ -34,11 +34,11 @@ def test_the_distance_is_that_of_the_means_in_deviations(distances, size, wrappe
     finding = finding_of(case, "NS107")
     assert finding.measured == pytest.approx(max(map(abs, distances)), rel=1e-3)
     assert finding.places == ("1",)
-    assert "in 1 of 1 norms" in finding.message
+    assert "norm; at its own weights" in finding.message
     assert f"up to {finding.measured:.2g} standard deviations away" in finding.message
     weights = [parameter.clone() for parameter in case.averaged.parameters()]
     buffers = {key: value.clone() for key, value in case.model.state_dict().items()}
-    assert repaired(case, "NS107") == "recalibrated 1 norms of the averaged model"
+    assert repaired(case, "NS107") == "recalibrated 1 norm of the averaged model"
     inner = case.averaged.module if wrapped else case.averaged
     torch.testing.assert_close(inner[1].running_mean, 5.0 + inner[0].bias.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(inner[1].running_var, torch.full((len(distances),), pooled), rtol=1e-4, atol=1e-5)

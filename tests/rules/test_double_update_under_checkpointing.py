@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from kit.findings import finding_of, is_quiet, repaired
 from normscope import layers
 from normscope.evidence import examples
+from normscope.records.numbers import counted
 
 
 def checkpointed(first, last, *, reentrant=False, depth=3):
@@ -31,7 +32,7 @@ def test_only_norms_in_the_checkpoint_are_named(first, last, places, reentrant):
     case = checkpointed(first, last, reentrant=reentrant)
     finding = finding_of(case, "NS110")
     assert list(finding.places) == places
-    assert finding.message.startswith(f"{len(places)} checkpointed norms update")
+    assert finding.message.startswith(counted(len(places), "checkpointed norm"))
     repaired(case, "NS110")
     modules = dict(case.model.named_modules())
     assert [path for path, module in modules.items() if isinstance(module, layers.BatchNorm1d)] == places

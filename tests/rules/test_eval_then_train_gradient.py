@@ -7,6 +7,7 @@ import torch
 
 from kit.findings import finding_of, is_quiet, repaired
 from normscope.evidence import examples
+from normscope.records.numbers import counted
 
 
 def two_modes(*, early=False, only=None):
@@ -33,7 +34,7 @@ def test_the_norms_whose_statistics_changed_in_between_are_named(only, places):
     finding = finding_of(case, "NS111")
     assert list(finding.places) == places
     assert finding.measured == 4 * len(places)
-    assert finding.message.startswith(f"{len(places)} norms were called in eval mode")
+    assert finding.message.startswith(f"{counted(len(places), 'norm was', 'norms were')} called in eval mode")
     assert f"at {4 * len(places)} calls" in finding.message
     assert is_quiet(two_modes(early=True), "NS111")
 

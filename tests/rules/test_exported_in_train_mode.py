@@ -9,6 +9,7 @@ import torch
 from kit.findings import finding_of, is_quiet, repaired
 from normscope import checking, rules
 from normscope.evidence import examples
+from normscope.records.numbers import counted
 
 
 @pytest.mark.parametrize("training", [["1"], ["4", "7"]])
@@ -20,8 +21,8 @@ def test_the_norms_in_train_mode_are_counted_and_put_into_eval_mode(training):
     finding = finding_of(case, "NS128")
     assert list(finding.places) == training
     assert finding.measured == len(training)
-    assert finding.message.startswith(f"{len(training)} norms of what is deployed are in train mode")
-    assert "their running statistics change with every call" in finding.message
+    assert finding.message.startswith(f"{counted(len(training), 'norm')} of what is deployed")
+    assert "running statistics change with every call" in finding.message
     repaired(case, "NS128")
     assert not any(norm.training for norm in examples.norms(case.exported))
 

@@ -7,6 +7,7 @@ from torch import nn
 from kit.findings import finding_of, is_quiet, repaired
 from normscope import checking, evidence, rules, surgery
 from normscope.evidence import examples
+from normscope.records.numbers import counted
 
 
 @pytest.mark.parametrize(("depth", "frozen"), [(1, [1]), (3, [4]), (3, [1, 7])])
@@ -17,10 +18,10 @@ def test_only_the_norms_without_a_trained_parameter_are_named_and_their_updates_
     finding = finding_of(case, "NS101")
     assert finding.places == tuple(map(str, frozen))
     assert finding.measured == 4 * len(frozen)  # four steps, a call of each norm in each
-    assert finding.message.startswith(f"{len(frozen)} norms train no parameter")
+    assert finding.message.startswith(counted(len(frozen), "norm trains no parameter", "norms train no parameter"))
     assert f"changed at {4 * len(frozen)} calls of 4 training steps" in finding.message
     assert finding.bound == 0
-    assert repaired(case, "NS101") == f"froze {len(frozen)} norms"
+    assert repaired(case, "NS101") == f"froze {counted(len(frozen), 'norm')}"
     before = {name: buffer.clone() for name, buffer in case.model.named_buffers()}
     case.model.train()(case.loader[0][0])
     moved = {name for name, buffer in case.model.named_buffers() if not torch.equal(before[name], buffer)}

@@ -25,9 +25,9 @@ def test_calls_and_values_are_counted(parts, size, shape):
     values = size // parts * (shape[1] if len(shape) > 1 else 1)
     assert (finding.measured, finding.bound, finding.details["calls"]) == (values, 64, parts)
     assert finding.message == (
-        f"1 norms are called {parts} times between two updates, on {values} values a channel or more"
+        f"1 norm is called {parts} times between two updates, on {values} values a channel or more"
     )
-    assert repaired(case, "NS113") == f"converted 1 norms to update once for {parts} micro-batches"
+    assert repaired(case, "NS113") == f"converted 1 norm to update once for {parts} micro-batches"
     assert case.model[0].accumulate == parts
     before = case.model[0].running_mean.clone()
     case.model[0].num_batches_tracked.zero_()

@@ -25,7 +25,7 @@ def test_the_share_is_that_of_a_moving_average(count, momentum):
     assert finding.measured == pytest.approx((1 - momentum) ** count)
     assert finding.bound == 0.05
     assert finding.message == (
-        f"the running statistics of 1 of 1 norms are up to {(1 - momentum) ** count:.0%} initial values"
+        f"the running statistics of 1 of 1 norm are up to {(1 - momentum) ** count:.0%} initial values"
     )
     assert finding.severity is Severity.WARNING
 
@@ -44,7 +44,7 @@ def test_initial_values_are_an_error_and_named_apart_from_young_ones():
     case.model.append(norm)
     error, warning = checking.check(case, ["NS109"], gap=False)
     assert (error.places, error.measured, error.severity) == (("1",), 1.0, Severity.ERROR)
-    assert error.message.startswith("1 of 2 norms still have")
+    assert error.message.startswith("1 of 2 norms still has")
     assert warning.places == ("0",)
     checking.fix(case, [error, warning], unsafe=True)
     torch.testing.assert_close(case.model[0].running_mean, torch.full((12,), 3.0), rtol=1e-5, atol=1e-5)
@@ -74,4 +74,4 @@ def test_a_checkpoint_is_judged_by_its_counts_at_the_usual_momentum():
 
 
 def test_a_recalibrated_model_says_how_many_norms_it_was():
-    assert repaired(young(4, 0.1), "NS109") == "recalibrated 1 norms on the training data"
+    assert repaired(young(4, 0.1), "NS109") == "recalibrated 1 norm on the training data"

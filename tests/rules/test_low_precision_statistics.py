@@ -20,7 +20,7 @@ def test_what_is_measured_is_the_spacing_over_momentum(dtype, spacing, momentum)
     finding = finding_of(kept_in(dtype, momentum), "NS118")
     assert finding.measured == pytest.approx(spacing / momentum)
     assert finding.bound == pytest.approx(2**-23 / momentum)
-    assert finding.message == f"1 norms average their running statistics in {str(dtype).removeprefix('torch.')}"
+    assert finding.message == f"1 norm averages its running statistics in {str(dtype).removeprefix('torch.')}"
     assert finding.cost == f"an average stops moving within {spacing / momentum:.0%} of the data's"
 
 
@@ -41,7 +41,7 @@ def test_only_the_norms_that_average_in_half_precision_are_named():
 def test_the_repaired_average_arrives_where_the_other_one_is_stuck():
     norms = [examples.batch_norm(3, momentum=0.001).bfloat16() for _ in range(2)]
     case = examples.alone(norms[0], [examples.two_values(1.0, 2.0, 8, 3).bfloat16()] * 3)
-    assert repaired(case, "NS118") == "converted 1 norms to keep their statistics in float32"
+    assert repaired(case, "NS118") == "converted 1 norm to keep statistics in float32"
     assert case.model[0].running_var.dtype is torch.float32
     for _ in range(300):
         case.model(case.loader[0])

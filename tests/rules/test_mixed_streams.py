@@ -34,7 +34,7 @@ def test_the_distance_is_that_of_the_means_in_mean_deviations(shifts, deviations
     expected = (torch.tensor(shifts, dtype=torch.float64).abs() / deviation).quantile(0.75)
     assert finding.measured == pytest.approx(float(expected), rel=1e-5)
     assert finding.message == (
-        f"1 norms are given different data within one update: their means lie {float(expected):.2g} standard "
+        f"1 norm is given different data within one update: the means lie {float(expected):.2g} standard "
         "deviations apart"
     )
     assert finding.places == ("0",)

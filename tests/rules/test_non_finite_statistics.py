@@ -36,7 +36,7 @@ def test_every_impossible_channel_is_counted_once(mean, variance, channels):
     assert state[0].message == finding.message
     assert finding.fixable
     assert not state[0].fixable
-    assert repaired(case, "NS103") == "reset and recalibrated 1 norms on the training data"
+    assert repaired(case, "NS103") == "reset and recalibrated 1 norm on the training data"
     torch.testing.assert_close(case.model[0].running_mean, torch.ones(3), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(case.model[0].running_var, torch.full((3,), 4.0 * 96 / 95), rtol=1e-5, atol=1e-5)
 

@@ -38,7 +38,7 @@ def test_one_sample_of_a_map_has_values_enough_not_to_raise():
     finding = finding_of(loaded(33, 16, net=examples.cnn), "NS104")
     assert finding.severity is Severity.WARNING
     assert "raises" not in finding.message
-    assert finding.cost == "1 samples enter the running statistics with the weight of 16"
+    assert finding.cost == "1 sample enters the running statistics with the weight of 16"
 
 
 def test_norms_that_would_raise_are_named_and_not_those_with_positions():

@@ -35,7 +35,7 @@ def test_share_and_moved_mean_are_those_of_the_definition(lengths, fill):
     moved = abs(x.double()[:, 0].mean() - channel.mean()) / channel.std(correction=0)
     assert finding.details["mean_shift"] == pytest.approx(float(moved), rel=1e-5)
     assert finding.message == (
-        f"{finding.measured:.0%} of the positions that 1 norms take their statistics over are padding: means lie up to "
+        f"{finding.measured:.0%} of the positions that 1 norm takes its statistics over are padding: means lie up to "
         f"{float(moved):.2g} standard deviations from those of the data"
     )
 

@@ -36,7 +36,7 @@ def test_distance_and_pooled_statistics_are_those_of_the_law_of_total_variance(m
     assert finding.measured == pytest.approx(float(apart), rel=1e-6)
     assert finding.details["mean_variance_over_pooled"] == pytest.approx(float(variance.mean() / pooled), rel=1e-6)
     assert finding.message == (
-        f"{len(means)} processes have different running statistics in 1 norms: they lie up to {float(apart):.2g} "
+        f"{len(means)} processes have different running statistics in 1 norm: they lie up to {float(apart):.2g} "
         "standard deviations apart"
     )
     assert repaired(case, "NS114").startswith(f"gave {len(means)} replicas the pooled statistics")

@@ -28,7 +28,7 @@ def test_the_difference_is_what_the_subclass_adds(kind, offset):
     finding = finding_of(raised(kind, offset), "NS115")
     assert finding.measured == pytest.approx(abs(offset), rel=1e-5)
     assert finding.bound == 1e-4
-    assert "1 norms of class Raised would" in finding.message
+    assert "1 norm of class Raised would" in finding.message
     assert finding.severity is Severity.INFO
     assert not finding.fixable
 

@@ -46,7 +46,7 @@ def test_the_fewest_and_the_most_calls_are_said(norm):
     assert finding.places == ("sometimes",)
     assert finding.measured == 3  # none for 12 and 20 rows, three for 28 less ... and for 36
     assert "0 times for one batch, 3 for another" in finding.message
-    assert finding.message.startswith("1 synchronised norms")
+    assert finding.message.startswith("1 synchronised norm is")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_distance_share_and_loss_are_those_of_the_formula(shifts, size):
     off = sum(abs(shift) > 0.5 for shift in shifts) / len(shifts)
     assert finding.details["channels_off"] == off
     assert (
-        f"in 1 of 1 norms: up to {off:.0%} of a norm's channels are off, a mean by up to {max(map(abs, shifts)):.2g} "
+        f"in 1 of 1 norm: up to {off:.0%} of a norm's channels are off, a mean by up to {max(map(abs, shifts)):.2g} "
         in (finding.message)
     )
     assert f"eval mode is {1 + raised:.4g}; with statistics of the data it is {1 + square:.4g}" in finding.cost

@@ -10,6 +10,7 @@ from torch import nn
 from kit.findings import finding_of, is_quiet, repaired
 from normscope import rules, surgery
 from normscope.evidence import Case, examples
+from normscope.records.numbers import counted
 
 
 def folded(errors, widths=(12, 8, 5)):
@@ -38,7 +39,7 @@ def test_error_and_guilt_are_as_planted(errors, guilty):
     assert finding.measured == pytest.approx(float((expected - got).abs().max() / expected.abs().max()), rel=1e-3)
     assert list(finding.places) == guilty
     assert f"off from the model by {finding.measured:.2g} of the largest output;" in finding.message
-    assert finding.message.endswith(f"2 norms are folded in it, of which {len(guilty)} are at fault")
+    assert finding.message.endswith(f"2 norms are folded in it, of which {counted(len(guilty), 'is', 'are')} at fault")
     repaired(case, "NS119")
     torch.testing.assert_close(case.exported(x), expected, rtol=1e-4, atol=1e-5)
 
@@ -69,4 +70,4 @@ def test_folding_anew_gives_the_function_of_the_model(make):
         torch.testing.assert_close(case.exported(x), expected, rtol=1e-4, atol=1e-5)
     assert words.startswith("folded anew: ")
     again = copy.deepcopy(case.model).eval()
-    assert f"{len(surgery.fold(again, x).done)} norms" in words
+    assert counted(len(surgery.fold(again, x).done), "norm") in words

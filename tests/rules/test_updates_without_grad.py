@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kit.findings import finding_of, is_quiet
 from normscope.evidence import examples
+from normscope.records.numbers import counted
 
 
 def stepping(extra, *, grad=False, depth=3):
@@ -26,7 +27,7 @@ def test_the_share_is_that_of_all_updates(extra, places):
     finding = finding_of(stepping(extra), "NS106")
     assert list(finding.places) == places
     assert finding.measured == pytest.approx(len(places) / (len(places) + 3))
-    assert f"{len(places)} norms change" in finding.message
+    assert counted(len(places), "norm changes", "norms change") in finding.message
     assert f"{finding.measured:.0%} of all updates" in finding.message
     assert is_quiet(stepping(extra, grad=True), "NS106")
 

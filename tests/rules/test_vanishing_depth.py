@@ -26,8 +26,8 @@ def test_the_share_is_as_planted_and_a_norm_of_the_right_kind_is_put_in(act, sha
     assert finding.measured == pytest.approx(share)
     assert finding.bound == 0.5
     assert finding.places == ("0",)
-    assert finding.message == f"1 activations are saturated: up to {share:.0%} of their outputs are near an end"
-    assert repaired(case, "NS127") == "put a batch norm before 1 activations"
+    assert finding.message == f"1 activation is saturated: up to {share:.0%} of the outputs are near an end"
+    assert repaired(case, "NS127") == "put a batch norm before 1 activation"
     norm = case.model[0][0]
     assert isinstance(norm, layers.BatchNorm2d if len(shape) == 3 else layers.BatchNorm1d)
     assert norm.num_features == shape[0]

@@ -132,7 +132,7 @@ def test_the_summary_tells_findings_and_what_was_not_read_and_where_it_lies(tmp_
 
 def test_a_pictures_quantity_is_that_of_the_most_urgent_sentence():
     lag = {"mean_gap": {"bn": 0.1}, "variance_gap": {"bn": 2.0}}
-    found = charts(seen.html_page(seen_of(records("statistics_gap", lag))))
+    found = charts(seen.html_page(seen_of(records("statistics_gap", lag, steps=(0, 20, 40, 60)))))
     assert "Running variance" in found["study-statistics-gap"]["spec"]["usermeta"]["normscope"]["subtitle"]
 
 

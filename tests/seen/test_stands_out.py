@@ -223,7 +223,7 @@ HEALTHY = {
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_planted_fault_gives_its_sentence(planted):
     probe, values, says = PLANTED[planted]
-    steps = (0, 10, 20, 30, 40, 50)
+    steps = (0, 20, 40, 60) if probe == "statistics_gap" else (0, 10, 20, 30, 40, 50)
     assert sentences(probe, values, steps=steps[: max(4, max(map(len, [*by_step(values), [0]])))]) == [says]
 
 
@@ -244,8 +244,42 @@ def test_healthy_records_say_nothing(probe):
 
 def test_young_statistics_are_not_said_to_lag():
     values = {"mean_gap": {"bn": 3.0}, "variance_gap": {"bn": 3.0}}
-    assert sentences("statistics_gap", values, steps=(0, 3, 6, 9)) == []
-    assert len(sentences("statistics_gap", values)) == 2
+    assert sentences("statistics_gap", values, steps=(0, 4, 8, 17)) == []
+    assert len(sentences("statistics_gap", values, steps=(0, 20, 40, 60))) == 2
+
+
+def test_statistics_that_follow_slowly_are_young_for_longer():
+    """Of a momentum of 0.01 the values of the start still make up more than exp(-5) after 400 updates."""
+    values = {"mean_gap": {"slow": 3.0, "fast": 0.1}, "initial_share": {"slow": [1.0, 0.3, 0.1, 0.02]}}
+    assert sentences("statistics_gap", values, steps=(0, 120, 230, 390)) == []
+    values["initial_share"] = {"slow": [1.0, 0.3]}  # not recorded any more from the third reading on
+    assert len(sentences("statistics_gap", values, steps=(0, 120, 501, 600))) == 1
+
+
+@pytest.mark.parametrize(("gap", "word"), [(0.7, Urgency.NOTABLE), (5.0, Urgency.COSTLY)])
+def test_a_lag_is_costly_only_if_it_is_extreme(gap, word):
+    frame = seen_of(records("statistics_gap", {"mean_gap": {"bn": gap}}, steps=(0, 30, 60)))
+    assert [said.remark.urgency for said in seen.stands_out(frame)] == [word]
+
+
+@pytest.mark.parametrize(
+    "ratios",
+    [
+        [0.0],  # a warm-up, read at its first step
+        [1e-7],
+        [0.0, 1e-3, 2e-3, 1e-3],
+        [1e-3, 1e-3, 1e-6, 0.0],  # a cosine
+    ],
+)
+def test_a_schedule_that_begins_or_ends_at_zero_hardly_changes_no_weights(ratios):
+    steps = tuple(50 * index for index in range(len(ratios)))
+    assert sentences("update_ratio", {"update_ratio": {"fc": ratios}}, steps=steps) == []
+
+
+@pytest.mark.parametrize("ratios", [[1e-7, 1e-7, 2e-7], [0.0, 0.0, 0.0], [0.0, 3e-7, 0.0]])
+def test_weights_that_never_change_are_told(ratios):
+    (says,) = sentences("update_ratio", {"update_ratio": {"fc": ratios}}, steps=(0, 50, 100))
+    assert says.startswith("Updates hardly change the weights of `fc`")
 
 
 @pytest.mark.parametrize(("factor", "words"), [(1.46, "as theory says"), (1.6, "near what theory says"), (2.0, "")])

@@ -121,8 +121,10 @@ class Conditioning(AbstractProbe):
             for name, value in _condition(values).items():
                 yield self.record(step, site, name, value)
         last = notes.get("last", {})
-        if "gradient" in last:
+        if "gradient" in last and last["count"]:
             x, y, gradient = (_host(last[key]) for key in ("x", "y", "gradient"))
+            if not (np.isfinite(x).all() and np.isfinite(y).all()):
+                return
             p = np.exp(y - y.max(axis=1, keepdims=True))
             p /= p.sum(axis=1, keepdims=True)
             if any(_one_hot(p - factor * gradient) for factor in (last["count"], 1)):
@@ -205,7 +207,7 @@ def _fisher(x: np.ndarray, p: np.ndarray) -> list[float]:
         return (scores.T @ x / count).ravel()
 
     size = classes * d
-    if not np.isfinite(x).all() or size <= _TOP:
+    if size <= _TOP:
         return []
     try:
         # A start of its own: without one ARPACK draws from a stream.

@@ -48,6 +48,7 @@ class GradientNoise(AbstractProbe):
     CODE = "gradient_noise"
     SHOWS = "noise_scale"
     QUESTION = "gradient"
+    NOTHING = "every batch read was too small to be cut into parts"
     SOURCES = ("McCandlish et al. 2018, An Empirical Model of Large-Batch Training, appendix A.1 (arXiv:1812.06162)",)
     REPLAYS = True
 
@@ -60,8 +61,10 @@ class GradientNoise(AbstractProbe):
     def read(self, step: Step) -> Iterator[Record]:
         """Take the gradients, and yield the estimates."""
         replay, batch = step.replay, step.replay.batch
-        small = batch_size(batch, self.axis) // self.parts
         large = batch_size(batch, self.axis)
+        if large < self.parts:  # the last batch of an epoch, say: the others are read
+            return
+        small = large // self.parts
         pieces = [part(batch, index, self.parts, self.axis) for index in range(self.parts)]
         whole = norm(replay.origin().gradient) ** 2
         squares = []

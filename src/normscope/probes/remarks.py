@@ -67,6 +67,11 @@ class Readings:
         found = {site: [value for _, value in _finite(series)] for site, series in self.values.get(name, {}).items()}
         return {site: median(values[-max(1, len(values) // 4) :]) for site, values in found.items() if values}
 
+    def largest(self, name: str) -> dict[str, float]:
+        """Return the largest of each site's finite values."""
+        found = {site: [value for _, value in _finite(series)] for site, series in self.values.get(name, {}).items()}
+        return {site: max(values) for site, values in found.items() if values}
+
     def not_finite(self, name: str) -> dict[str, int]:
         """Return the first step at which a site's value was not finite, for sites where one was not."""
         found = {
@@ -106,11 +111,11 @@ class Readings:
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """The sites whose late value lies beyond a bound.
+    """The sites whose value, late or largest, lies beyond a bound.
 
     Attributes:
         name: The quantity.
-        values: Late value by site, the extreme one first; never empty.
+        values: That value by site, the extreme one first; never empty.
         first: The extreme site's value at its first reading.
         first_step: The step of the first reading.
         total: Number of sites read.
@@ -162,8 +167,9 @@ def beyond(
     above: float | None = None,
     below: float | None = None,
     size: bool = False,
+    largest: bool = False,
 ) -> Beyond | None:
-    """Return the sites whose late value lies beyond a bound; None where there is none.
+    """Return the sites whose late or largest value lies beyond a bound; None where there is none.
 
     Args:
         readings: The probe's readings.
@@ -171,8 +177,9 @@ def beyond(
         above: Values above it are beyond.
         below: Values below it are beyond.
         size: Whether to judge the size of the value, whatever its sign.
+        largest: Whether to judge the largest value instead of the late one.
     """
-    late = readings.late(name)
+    late = readings.largest(name) if largest else readings.late(name)
     judged = {site: abs(value) if size else value for site, value in late.items()}
     if above is not None:
         out = sorted((site for site, value in judged.items() if value > above), key=lambda s: -judged[s])

@@ -19,9 +19,10 @@ from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, 
 from normscope.records import Record
 
 _LEAST = 1e-6  # of the loss: gaps below are rounding, and have no shares
-_YOUNG = 10  # steps: before that running statistics are still those of their start, with torch's own momentum
-_LAG = 0.5  # sigma; from the noise of a batch of 64 alone an eighth
-_LAG_LOG = math.log(1.5)  # of the variance; from the noise of a batch of 64 alone 1.2
+_YOUNG = 50  # steps: before that running statistics are still those of their start, with torch's own momentum of 0.1
+_INITIAL = math.exp(-5)  # share of the values at the start: running statistics have followed for 5 / momentum updates
+_LAG, _FAR = 0.5, 2.0  # sigma; from the noise of a batch of 64 alone an eighth
+_LAG_LOG, _FAR_LOG = math.log(1.5), math.log(5.0)  # of the variance; from the noise of a batch of 64 alone 1.2
 _WORSE = 0.1  # of the loss in train mode
 
 
@@ -36,7 +37,9 @@ class StatisticsGap(AbstractProbe):
     - ``mean_gap``: root mean square of :math:`(\mu - r) / \sqrt{v + \epsilon}`; from the noise of the batch alone
       about :math:`1/\sqrt{m}` for m independent values a channel;
     - ``variance_gap``: root mean square of :math:`\log ((s^2 + \epsilon)/(v + \epsilon))`; from noise alone about
-      :math:`\sqrt{2/m}`.
+      :math:`\sqrt{2/m}`;
+    - ``initial_share``, only while it is above :math:`e^{-5}`: the share that the values of the start still have in the
+      running statistics, :math:`(1 - \text{momentum})^n` after n updates.
 
     On the step's batch, at the parameters and running statistics with which it began: ``train_loss`` in the modes of
     the user's pass, ``eval_loss`` with every module in eval mode, ``eval_gap``: the second less the first, and
@@ -47,9 +50,11 @@ class StatisticsGap(AbstractProbe):
     Three forward passes, and two reads of each layer's input, shared with other probes. Without ``loss`` no pass.
 
     ## Reads wrongly when
-    Running statistics are young: ``num_batches_tracked`` times momentum below 5. The batch is small: see the noise
-    above. Train and eval mode differ in what is computed beside normalization (auxiliary heads): then ``eval_gap`` is
-    theirs too. A share of a gap below a millionth of the loss is NaN.
+    Running statistics are young: ``num_batches_tracked`` times momentum below 5; nothing is said of them then. While
+    weights move, running statistics lag behind by as far as weights move in 1/momentum steps, which is no defect: see
+    what it costs by ``eval_gap``. The batch is small: see the noise above. Train and eval mode differ in what is
+    computed beside normalization (auxiliary heads): then ``eval_gap`` is theirs too. A share of a gap below a millionth
+    of the loss is NaN.
 
     Args:
         sites: Qualified names of batch norms; all that keep running statistics if None.
@@ -96,7 +101,9 @@ class StatisticsGap(AbstractProbe):
             mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
             if isinstance(mean, Tensor) and isinstance(variance, Tensor):
                 kept = torch.stack([mean.detach().double(), variance.detach().double()])
-                notes[site] = (module, kept, [])
+                tracked = getattr(module, "num_batches_tracked", None)
+                updates = tracked.detach().clone() if isinstance(tracked, Tensor) else torch.tensor(math.nan)
+                notes[site] = (module, kept, [], updates)
                 step.on_input(self, module, partial(self._take, step, notes[site][2]))
 
     @staticmethod
@@ -108,18 +115,20 @@ class StatisticsGap(AbstractProbe):
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the gaps of each layer, then the losses."""
         layers = {site: found for site, found in step.notes(self).get("layers", {}).items() if found[2]}
-        for site, (module, kept, calls) in layers.items():
-            (running, *batches) = to_host([kept, *(stacked for stacked, _ in calls)])
+        for site, (module, kept, calls, updates) in layers.items():
+            (running, tracked, *batches) = to_host([kept, updates, *(stacked for stacked, _ in calls)])
             counts = np.array([count for _, count in calls], dtype=float)
             means, variances = np.stack(batches, axis=1)
             count, eps = counts.sum(), float(getattr(module, "eps", 0.0))
-            mean = counts @ means / count
-            spread = counts @ (variances + (means - mean) ** 2) / max(count - 1, 1)
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):  # moments may be infinite
+                mean = counts @ means / count
+                spread = counts @ (variances + (means - mean) ** 2) / max(count - 1, 1)
                 shift = (mean - running[0]) / np.sqrt(running[1] + eps)
                 scale = np.log((spread + eps) / (running[1] + eps))
             yield self.record(step, site, "mean_gap", _rms(shift))
             yield self.record(step, site, "variance_gap", _rms(scale))
+            if (share := _initial_share(module, float(tracked))) > _INITIAL:
+                yield self.record(step, site, "initial_share", share)
         if self.loss:
             yield from self._losses(step)
 
@@ -140,21 +149,22 @@ class StatisticsGap(AbstractProbe):
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
         """Tell of running statistics that lag behind the batch, and of a loss that eval mode raises."""
-        if readings.last_step >= _YOUNG:
-            if mean := beyond(readings, "mean_gap", above=_LAG):
+        followed = _followed(readings)
+        if followed.last_step >= _YOUNG:
+            if mean := beyond(followed, "mean_gap", above=_LAG):
                 yield mean.remark(
                     "the running mean of {site} lags behind the batch by {value} sigma",
                     "the running mean lags behind the batch in {where}, most in {site}: by {value} sigma",
                     amount,
-                    Urgency.COSTLY,
+                    Urgency.COSTLY if mean.value > _FAR else Urgency.NOTABLE,
                     "batch norm",
                 )
-            if variance := beyond(readings, "variance_gap", above=_LAG_LOG):
+            if variance := beyond(followed, "variance_gap", above=_LAG_LOG):
                 yield variance.remark(
                     "the running variance of {site} is off from the batch's by a factor of {value}",
                     "the running variance is off from the batch's in {where}, most in {site}: by a factor of {value}",
                     lambda gap: amount(math.exp(min(gap, 700.0))),
-                    Urgency.COSTLY,
+                    Urgency.COSTLY if variance.value > _FAR_LOG else Urgency.NOTABLE,
                     "batch norm",
                 )
         train, held = (readings.late(name).get("") for name in ("train_loss", "eval_loss"))
@@ -174,6 +184,30 @@ def _loss(replay: Replay, mode_of: Callable[[Module, bool], bool]) -> float:
             module.training = mode_of(module, mode)
         replay.reset()
         return float(replay.evaluate(gradient=False).loss)
+
+
+def _initial_share(module: Module, updates: float) -> float:
+    """Return the share of the start in the running statistics; NaN where that is not known."""
+    momentum = getattr(module, "momentum", 0.0)
+    if momentum is None:  # the plain average of all batches
+        return float(updates == 0)
+    weight = float(momentum)
+    return float((1 - weight) ** updates) if 0 < weight <= 1 else math.nan
+
+
+def _followed(readings: Readings) -> Readings:
+    """Return the readings at which running statistics had had the time to follow, layer by layer."""
+    young = {site: series[-1][0] for site, series in readings.values.get("initial_share", {}).items() if series}
+    return Readings(
+        {
+            name: {
+                site: [(step, value) for step, value in series if step > young.get(site, -1)]
+                for site, series in sites.items()
+            }
+            for name, sites in readings.values.items()
+        },
+        readings.kinds,
+    )
 
 
 def _rms(values: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from normscope.probes.remarks import Readings, Remark, Theory, Urgency, beyond, 
 from normscope.records import Record
 
 _FAST = 0.03  # thirty times the rule of thumb
+_FEWEST = 2  # readings
 _SLOW = 1e-5  # a hundredth of the rule of thumb
 
 
@@ -79,7 +80,7 @@ class UpdateRatio(AbstractProbe):
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:
-        """Tell of weights that change too fast, or hardly at all."""
+        """Tell of weights that change too fast, or hardly at all at every reading: schedules begin and end at zero."""
         if fast := beyond(readings, "update_ratio", above=_FAST):
             yield fast.remark(
                 "updates change the weights of {site} by {value} a step{since}; the rule of thumb is 0.1 %",
@@ -89,7 +90,7 @@ class UpdateRatio(AbstractProbe):
                 Urgency.COSTLY,
                 "layer",
             )
-        if slow := beyond(readings, "update_ratio", below=_SLOW):
+        if slow := beyond(cls._while_moving(readings), "update_ratio", below=_SLOW, largest=True):
             yield slow.remark(
                 "updates hardly change the weights of {site}: by {value} a step{since}",
                 "updates hardly change the weights in {where}, least in {site}: by {value} a step{since}",
@@ -102,3 +103,17 @@ class UpdateRatio(AbstractProbe):
     def theory(cls, readings: Readings) -> Theory:
         """Draw the rule of thumb."""
         return {"update_ratio": ("rule of thumb", 1e-3)}
+
+    @staticmethod
+    def _while_moving(readings: Readings) -> Readings:
+        """Return what several readings say of the ratio; those at which nothing moved only where nothing ever did."""
+        series = readings.values.get("update_ratio", {})
+        moving = {step for values in series.values() for step, value in values if value > 0}
+        steps = {step for values in series.values() for step, _ in values}
+        if len(steps) < _FEWEST:  # a learning rate that is warmed up is near zero at the first
+            return Readings({}, readings.kinds)
+        kept = moving or steps
+        return Readings(
+            {"update_ratio": {site: [each for each in values if each[0] in kept] for site, values in series.items()}},
+            readings.kinds,
+        )

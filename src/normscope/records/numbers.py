@@ -38,5 +38,5 @@ def decimals_for(size: float, digits: int) -> int:
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """Write a count with its noun: ``"1 layer"``, ``"2 layers"``."""
+    """Write a count with its noun: ``"1 layer"``, ``"2 layers"``; a verb may follow the noun in both forms."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"

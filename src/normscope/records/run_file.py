@@ -12,6 +12,10 @@ from normscope.records.json import digest
 FORMAT = 1
 
 
+class UnreadableRunError(StoreError):
+    """The file ``run.json`` is missing or damaged; records beside it may be whole."""
+
+
 def text_of(run: Mapping[str, Any]) -> str:
     """Return the text of ``run.json``."""
     return json.dumps(run, indent=1) + "\n"
@@ -21,7 +25,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Return what ``run.json`` of a run's folder holds.
 
     Raises:
-        StoreError: There is none, or it is damaged or of another version.
+        UnreadableRunError: There is none, or it is damaged.
+        StoreError: It is of another version, or the folder cannot be read.
     """
     path = folder / "run.json"
     try:
@@ -29,13 +34,13 @@ def read_run(folder: Path) -> dict[str, Any]:
         whole = isinstance(run["config"], dict) and isinstance(run["provenance"], dict) and "config_hash" in run
         version = run["format"]
     except FileNotFoundError:
-        raise StoreError(f"{folder} holds no run (no run.json); give the folder of a run") from None
+        raise UnreadableRunError(f"{folder} holds no run (no run.json); give the folder of a run") from None
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         whole, version = False, FORMAT
     if not whole or (version == FORMAT and digest(run["config"]) != run["config_hash"]):
-        raise StoreError(f"{path} is damaged; choose another --out, or delete the folder")
+        raise UnreadableRunError(f"{path} is damaged: put a copy of it back, or record into another folder")
     if version != FORMAT:
         raise StoreError(f"{path} has layout {version}, this version reads {FORMAT}; use the version that wrote it")
     return dict(run)

@@ -30,7 +30,7 @@ from normscope.records.json import canonical_form, digest
 from normscope.records.parts import Part, PartWriter, delete_covered, read_parts
 from normscope.records.provenance import collect
 from normscope.records.record import Record
-from normscope.records.run_file import FORMAT, differences, read_run, text_of
+from normscope.records.run_file import FORMAT, UnreadableRunError, differences, read_run, text_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,6 +40,7 @@ MOST_WAITING = 500_000
 
 _SHARE = 0.02  # of a training's time, at most, goes into flushes
 _LONGEST_PAUSE = 60.0
+_CLAIMED = "how the scope was made"
 
 
 class Store:
@@ -134,6 +135,36 @@ class Store:
         if not folder.is_dir():
             raise StoreError(f"{folder} is a file; give the folder of a run")
         return cls(folder, read_run(folder), writable=False)
+
+    @classmethod
+    def open_scope(cls, path: str | os.PathLike[str]) -> tuple["Store", list[str]]:
+        """Open a run for reading, that of a scope also if its ``run.json`` is missing or damaged.
+
+        Returns:
+            The store, and sentences on damaged files beside the records.
+
+        Raises:
+            StoreError: There is no run, or a run of a study whose ``run.json`` is damaged.
+        """
+        folder, said = Path(path), []
+        try:
+            store = cls.open(folder)
+        except UnreadableRunError:
+            if not any(folder.glob("scope-*.parquet")):
+                raise
+            store = cls(folder, {"config": {"kind": "scope"}, "provenance": {}}, writable=False)
+            state = "damaged" if (folder / "run.json").exists() else "missing"
+            said.append(
+                f"{folder / 'run.json'} is {state}: the records are read all the same, what made them is unknown"
+            )
+        for claim in sorted(folder.glob("scope-*.json")):
+            try:
+                whole = isinstance(json.loads(claim.read_text(encoding="utf-8")), dict)
+            except (OSError, ValueError):
+                whole = False
+            if not whole:
+                said.append(f"{claim} is damaged: the records stand without it, but {_CLAIMED} is unknown")
+        return store, said
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

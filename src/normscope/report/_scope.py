@@ -38,6 +38,7 @@ class ScopePage:
     Attributes:
         title: Its title.
         lede: What was watched, in a sentence.
+        doubts: Why what was read may be wrong or is not whole, in sentences.
         lines: What stands out, the most urgent first.
         quiet: What does not stand out, in a sentence.
         findings: The findings of the rules; None for a scope without rules.
@@ -49,6 +50,7 @@ class ScopePage:
 
     title: str
     lede: str
+    doubts: Sequence[str] = ()
     lines: Sequence[Line] = ()
     quiet: str = ""
     findings: Section | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, sandbox, tracking
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
@@ -100,8 +101,9 @@ class AveragedWeightsStaleStatistics(AbstractRule):
             paid = evidence.gap.of("averaged weights")
             loss = f"with them the loss in evaluation is {paid:+.4g} against the trained model's"
         yield self.finding(
-            f"the averaged model's running statistics are copied or initial in {len(places)} of {len(pairs)} norms; at "
-            f"its own weights the means lie up to {worst:.2g} standard deviations away",
+            f"the averaged model's running statistics are copied or initial in {len(places)} of "
+            f"{counted(len(pairs), 'norm')}; at its own weights the means lie up to {worst:.2g} standard deviations "
+            "away",
             places,
             quantity="largest distance of a running mean from that of the data, in standard deviations",
             measured=worst,
@@ -114,7 +116,7 @@ class AveragedWeightsStaleStatistics(AbstractRule):
         """Recalibrate the averaged model."""
         assert case.averaged is not None
         report = recalibrate(case.averaged, case.loader, case.loss_fn, frozen=True)
-        return f"recalibrated {len(report.done)} norms of the averaged model"
+        return f"recalibrated {counted(len(report.done), 'norm')} of the averaged model"
 
 
 def _bare(path: str) -> str:

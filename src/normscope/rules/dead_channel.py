@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, look
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _CONSTANT, _SMALL, _SHARE = 10.0, 1e-3, 0.05
@@ -121,7 +122,7 @@ class DeadChannel(AbstractRule):
         words = ("constant before the norm", "with next to no gain", "never above zero before a ReLU")
         said = ", ".join(f"{count} {word}" for count, word in zip(counts.values(), words, strict=True) if count)
         yield self.finding(
-            f"{number} of {total} channels carry nothing: {said}",
+            f"{number} of {counted(total, 'channel')} {'carries' if number == 1 else 'carry'} nothing: {said}",
             places,
             quantity="share of channels that are dead",
             measured=number / total,

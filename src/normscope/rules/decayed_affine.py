@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, is_known_norm, modules_of, take_out
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 
@@ -89,7 +90,7 @@ class DecayedAffine(AbstractRule):
         if not places:
             return
         yield self.finding(
-            f"gain and shift of {len(places)} norms are under a weight decay of {worst:g}",
+            f"gain and shift of {counted(len(places), 'norm')} are under a weight decay of {worst:g}",
             places,
             quantity="weight decay of gain and shift",
             measured=worst,
@@ -107,4 +108,4 @@ class DecayedAffine(AbstractRule):
         groups = case.optimizer.param_groups
         groups[:] = [group for group in groups if group["params"]]
         groups.extend(group | {"weight_decay": 0.0} for group in taken)
-        return f"moved {len(mine)} parameters into groups without weight decay"
+        return f"moved {counted(len(mine), 'parameter')} into groups without weight decay"

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 
@@ -89,7 +90,8 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
         places = list(dict.fromkeys(call.path for call in again))
         each = len([call for call in seen.calls if call.updated and call.path in places]) / len(first)
         yield self.finding(
-            f"{len(places)} checkpointed norms update their running statistics {each:.2g} times a step",
+            f"{counted(len(places), 'checkpointed norm updates its', 'checkpointed norms update their')} running "
+            f"statistics {each:.2g} times a step",
             places,
             quantity="updates of running statistics in a training step",
             measured=each,
@@ -100,4 +102,4 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to this library's."""
-        return f"converted {convert_places(case, finding, 'batch')} norms to normscope's"
+        return f"converted {counted(convert_places(case, finding, 'batch'), 'norm')} to normscope's"

@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, recalibrate_places
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _RATIO = (0.8, 1.25)
@@ -141,7 +142,8 @@ class DropoutBeforeNorm(AbstractRule):
             return
         worst = max(found, key=lambda path: abs(math.log(found[path])))
         yield self.finding(
-            f"dropout changes the variance that {len(found)} norms are given: without it, as in evaluation, it is "
+            f"dropout changes the variance that {counted(len(found), 'norm is', 'norms are')} given: without it, as "
+            "in evaluation, it is "
             f"{found[worst]:.2g} times that of training",
             list(found),
             quantity="variance of the norm's input in evaluation over that in training, median over channels",
@@ -155,7 +157,7 @@ class DropoutBeforeNorm(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the norms of the finding with dropout off."""
         done = recalibrate_places(case, finding, frozen=False)
-        return f"recalibrated {done} norms with dropout off: do so again after further training"
+        return f"recalibrated {counted(done, 'norm')} with dropout off: do so again after further training"
 
 
 def _share(module: Any) -> float:

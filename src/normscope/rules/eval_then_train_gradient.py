@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, of_this_library
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 
@@ -76,8 +77,9 @@ class EvalThenTrainGradient(AbstractRule):
             return
         places = list(dict.fromkeys(call.path for call in wrong))
         yield self.finding(
-            f"{len(places)} norms were called in eval mode with gradient, and their running statistics changed before "
-            f"the backward pass: at {len(wrong)} calls the gradient is not that of the loss",
+            f"{counted(len(places), 'norm was', 'norms were')} called in eval mode with gradient, and the running "
+            "statistics changed before "
+            f"the backward pass: at {counted(len(wrong), 'call')} the gradient is not that of the loss",
             places,
             quantity="calls whose gradient is taken with other statistics than its value",
             measured=float(len(wrong)),
@@ -89,4 +91,4 @@ class EvalThenTrainGradient(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to this library's."""
-        return f"converted {convert_places(case, finding, 'batch')} norms to normscope's"
+        return f"converted {counted(convert_places(case, finding, 'batch'), 'norm')} to normscope's"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _RATIO, _GROWTH, _LAYERS, _TOTAL = 1e3, 1.12, 10, 40.0
@@ -128,7 +129,7 @@ class ExplodingDepth(AbstractRule):
         moved = [module for module in modules_of(case, finding) if _as_made(module)]
         for module in moved:
             module.bias.fill_(_SHIFT)
-        return f"set the shift of {len(moved)} norms to {_SHIFT:g}"
+        return f"set the shift of {counted(len(moved), 'norm')} to {_SHIFT:g}"
 
 
 def _as_made(module: Any) -> bool:

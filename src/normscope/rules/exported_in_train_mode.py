@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope import layers
 from normscope.evidence import Case, Deployed, Evidence, Finding, Severity, examples, exported_anew, quiet, set_mode
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 
@@ -91,8 +92,9 @@ class ExportedInTrainMode(AbstractRule):
             return
         places = [path for path in evidence.norms if path in names]
         yield self.finding(
-            f"{len(names)} norms of what is deployed are in train mode: they normalize by each batch they are given"
-            + (", and their running statistics change with every call" if changing else ""),
+            f"{counted(len(names), 'norm')} of what is deployed {'is' if len(names) == 1 else 'are'} in "
+            "train mode: each batch is normalized by itself"
+            + (", and running statistics change with every call" if changing else ""),
             places or [""],
             quantity="norms in train mode in what is deployed",
             measured=float(len(names)),

@@ -6,6 +6,7 @@ from functools import partial
 from torch import nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import freeze
 
@@ -93,8 +94,9 @@ class FrozenButDrifting(AbstractRule):
             return
         calls = [call for call in evidence.training.calls if call.path in places and call.updated]
         yield self.finding(
-            f"{len(places)} norms train no parameter, yet their running statistics changed at {len(calls)} calls of "
-            f"{evidence.training.steps} training steps",
+            f"{counted(len(places), 'norm trains', 'norms train')} no parameter, yet running statistics changed at "
+            f"{counted(len(calls), 'call')} of "
+            f"{counted(evidence.training.steps, 'training step')}",
             places,
             quantity="changes of running statistics",
             measured=float(len(calls)),
@@ -106,4 +108,4 @@ class FrozenButDrifting(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Freeze the norms of the finding."""
         report = freeze(case.model, only=list(finding.places))
-        return f"froze {len(report.done)} norms"
+        return f"froze {counted(len(report.done), 'norm')}"

@@ -17,6 +17,7 @@ from normscope.evidence import (
     distance_of_means,
     examples,
 )
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _VALUES = 64
@@ -102,7 +103,8 @@ class GradientAccumulation(AbstractRule):
             return
         times, fewest = max(times for times, _ in found.values()), min(values for _, values in found.values())
         yield self.finding(
-            f"{len(found)} norms are called {times} times between two updates, on {fewest} values a channel or more",
+            f"{counted(len(found), 'norm is', 'norms are')} called {times} times between two updates, on {fewest} "
+            "values a channel or more",
             list(found),
             quantity="values a channel of a micro-batch",
             measured=float(fewest),
@@ -117,7 +119,7 @@ class GradientAccumulation(AbstractRule):
         """Have the norms of the finding pool as many micro-batches as an update has."""
         times = int(finding.details["calls"])
         done = convert_places(case, finding, "batch", accumulate=times)
-        return f"converted {done} norms to update once for {times} micro-batches"
+        return f"converted {counted(done, 'norm')} to update once for {times} micro-batches"
 
 
 def _one_a_pass(calls: list[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from normscope.evidence import (
     modules_of,
     recalibrate_places,
 )
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
@@ -139,7 +140,8 @@ class ImmatureStatistics(AbstractRule):
                     young[path] = left
         if initial:
             yield self.finding(
-                f"{len(initial)} of {len(norms)} norms still have the running mean 0 and variance 1 of a new layer",
+                f"{len(initial)} of {counted(len(norms), 'norm')} still {'has' if len(initial) == 1 else 'have'} the "
+                "running mean 0 and variance 1 of a new layer",
                 initial,
                 quantity="share of the initial values in the running statistics",
                 measured=1.0,
@@ -152,7 +154,8 @@ class ImmatureStatistics(AbstractRule):
         if young:
             worst = max(young.values())
             yield self.finding(
-                f"the running statistics of {len(young)} of {len(norms)} norms are up to {worst:.0%} initial values",
+                f"the running statistics of {len(young)} of {counted(len(norms), 'norm')} are up to {worst:.0%} "
+                "initial values",
                 list(young),
                 quantity="share of the initial values in the running statistics",
                 measured=worst,
@@ -167,7 +170,7 @@ class ImmatureStatistics(AbstractRule):
         done = recalibrate_places(case, finding)
         for module in modules_of(case, finding):
             module.num_batches_tracked.zero_()  # the values are not a moving average any more
-        return f"recalibrated {done} norms on the training data"
+        return f"recalibrated {counted(done, 'norm')} on the training data"
 
 
 def _is_mixture(evidence: Evidence, path: str, left: float) -> bool:

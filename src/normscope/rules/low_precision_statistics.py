@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _LOW = (torch.bfloat16, torch.float16)
@@ -82,7 +83,8 @@ class LowPrecisionStatistics(AbstractRule):
         digits = torch.finfo(module.running_var.dtype).eps
         momentum = module.momentum or 0.0
         yield self.finding(
-            f"{len(places)} norms average their running statistics in {str(module.running_var.dtype)[6:]}",
+            f"{counted(len(places), 'norm averages its', 'norms average their')} running statistics in "
+            f"{str(module.running_var.dtype)[6:]}",
             places,
             quantity="relative spacing of the numbers that the buffer can hold, over momentum",
             measured=digits / momentum if momentum else float("inf"),
@@ -94,4 +96,4 @@ class LowPrecisionStatistics(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding and widen their buffers."""
         done = convert_places(case, finding, "batch", float32_statistics=True)
-        return f"converted {done} norms to keep their statistics in float32"
+        return f"converted {counted(done, 'norm')} to keep statistics in float32"

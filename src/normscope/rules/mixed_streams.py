@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, by_update, distance_of_means, examples
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _APART = 1.0
@@ -24,7 +25,7 @@ def _two_streams(net: Any, *, shift: float = 6.0) -> Case:
 
 
 def _apart(distance: float, channels: int = 4) -> Case:
-    """A norm that two kinds of data go through: their means are so far apart in some of 12 channels."""
+    """A norm that two kinds of data go through: the means are so far apart in some of 12 channels."""
     shift = torch.where(torch.arange(12) < channels, 2.0 * distance, 0.0)
 
     def losses(model: Any, batch: Any) -> Iterator[Tensor]:
@@ -87,7 +88,8 @@ class MixedStreams(AbstractRule):
             return
         worst = max(found[path] for path in places)
         yield self.finding(
-            f"{len(places)} norms are given different data within one update: their means lie {worst:.2g} standard "
+            f"{counted(len(places), 'norm is', 'norms are')} given different data within one update: the means lie "
+            f"{worst:.2g} standard "
             "deviations apart",
             places,
             quantity="distance of the means of two calls in standard deviations, upper quartile over channels",

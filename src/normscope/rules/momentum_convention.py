@@ -6,6 +6,7 @@ from functools import partial
 from torch import nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _LARGE = 0.5
@@ -67,8 +68,8 @@ class MomentumConvention(AbstractRule):
         for momentum, places in found.items():
             new = 0.1 if momentum == 0 else 1 - momentum
             yield self.finding(
-                f"{len(places)} norms have momentum {momentum:g}, which in torch is the weight of the new batch"
-                + (": the running statistics never change" if momentum == 0 else ""),
+                f"{counted(len(places), 'norm has', 'norms have')} momentum {momentum:g}, which in torch is the "
+                "weight of the new batch" + (": the running statistics never change" if momentum == 0 else ""),
                 places,
                 quantity="momentum",
                 measured=momentum,
@@ -85,4 +86,4 @@ class MomentumConvention(AbstractRule):
         new = 0.1 if momentum == 0 else round(1 - momentum, 12)
         for module in modules_of(case, finding):
             module.momentum = new
-        return f"set momentum to {new:g} in {len(finding.places)} norms"
+        return f"set momentum to {new:g} in {counted(len(finding.places), 'norm')}"

@@ -16,6 +16,7 @@ from normscope.evidence import (
     modules_of,
     recalibrate_places,
 )
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _HUGE = 1e30
@@ -99,7 +100,8 @@ class NonFiniteStatistics(AbstractRule):
                 return
             source = "its input batch is not finite" if of_batch else f"first in {where!r}"
             yield self.finding(
-                f"training batch {step} makes the running statistics of {len(places)} norms non-finite: {source}",
+                f"training batch {step} makes the running statistics of {counted(len(places), 'norm')} non-finite: "
+                f"{source}",
                 places,
                 quantity="norms whose statistics a batch made non-finite",
                 measured=float(len(places)),
@@ -117,8 +119,9 @@ class NonFiniteStatistics(AbstractRule):
 
     def _of_buffers(self, bad: Mapping[str, int], norms: int, *, fixable: bool = True) -> Finding:
         return self.finding(
-            f"running statistics are not finite, negative or beyond {_HUGE:g} in {sum(bad.values())} channels of "
-            f"{len(bad)} of {norms} norms",
+            f"running statistics are not finite, negative or beyond {_HUGE:g} in "
+            f"{counted(sum(bad.values()), 'channel')} of "
+            f"{len(bad)} of {counted(norms, 'norm')}",
             list(bad),
             quantity="channels with impossible statistics",
             measured=float(sum(bad.values())),
@@ -132,7 +135,7 @@ class NonFiniteStatistics(AbstractRule):
         """Reset the norms of the finding and recalibrate them."""
         for module in modules_of(case, finding):
             module.reset_running_stats()
-        return f"reset and recalibrated {recalibrate_places(case, finding)} norms on the training data"
+        return f"reset and recalibrated {counted(recalibrate_places(case, finding), 'norm')} on the training data"
 
 
 def _bad(norms: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

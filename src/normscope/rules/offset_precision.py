@@ -10,6 +10,7 @@ from torch.nn.functional import batch_norm
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, look, of_this_library
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _RATIO, _RATIO_STRIDED, _ERROR = 1e3, 1e2, 1e-4
@@ -99,8 +100,9 @@ class OffsetPrecision(AbstractRule):
             return
         worst = max(places, key=errors.__getitem__)
         yield self.finding(
-            f"{len(places)} norms subtract means of up to {max(far[path] for path in places):.2g} standard deviations: "
-            f"their output is off by up to {errors[worst]:.2g}",
+            f"{counted(len(places), 'norm subtracts', 'norms subtract')} means of up to "
+            f"{max(far[path] for path in places):.2g} standard deviations: "
+            f"the output is off by up to {errors[worst]:.2g}",
             places,
             quantity="largest error of the normalized values, in standard deviations",
             measured=errors[worst],
@@ -131,7 +133,7 @@ class OffsetPrecision(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to this library's."""
         done = convert_places(case, finding, "batch")
-        return f"converted {done} norms to normscope's, which take the data about their mean first"
+        return f"converted {counted(done, 'norm')} to normscope's, which takes the data about their mean first"
 
 
 def _errors(evidence: Evidence, norms: dict[str, Any]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, loader_anew
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _STEPS, _USUAL = 8, 0.8  # batches from which on a size is usual, and their share that has it
@@ -80,7 +81,7 @@ class OneSampleLastBatch(AbstractRule):
         places = single if rest == 1 and single else list(evidence.updating)
         breaks = rest == 1 and bool(single)
         yield self.finding(
-            f"{samples} samples in batches of {size} leave a last batch of {rest}"
+            f"{counted(samples, 'sample')} in batches of {size} leave a last batch of {rest}"
             + (": training raises there" if breaks else ""),
             places,
             quantity="samples in the last batch",
@@ -88,7 +89,7 @@ class OneSampleLastBatch(AbstractRule):
             bound=size / 4,
             cost="training stops with an error at the end of the first epoch"
             if breaks
-            else f"{rest} samples enter the running statistics with the weight of {size}",
+            else f"{counted(rest, 'sample enters', 'samples enter')} the running statistics with the weight of {size}",
             fix="give the loader drop_last=True",
             severity=Severity.ERROR if breaks else Severity.WARNING,
         )
@@ -102,13 +103,14 @@ class OneSampleLastBatch(AbstractRule):
         if evidence.sizes[usual] < _USUAL * total or rest >= usual / 4:
             return
         yield self.finding(
-            f"{evidence.sizes[rest]} of {total} batches have {rest} {'sample' if rest == 1 else 'samples'}, where "
+            f"{evidence.sizes[rest]} of {counted(total, 'batch', 'batches')} "
+            f"{'has' if evidence.sizes[rest] == 1 else 'have'} {counted(rest, 'sample')}, where "
             f"{usual} are usual",
             list(evidence.updating),
             quantity="samples in the smallest batch",
             measured=float(rest),
             bound=usual / 4,
-            cost=f"{rest} samples enter the running statistics with the weight of {usual}",
+            cost=f"{counted(rest, 'sample enters', 'samples enter')} the running statistics with the weight of {usual}",
             fix="give the loader drop_last=True",
             severity=Severity.WARNING,
             fixable=False,

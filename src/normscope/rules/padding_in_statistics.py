@@ -20,6 +20,7 @@ from normscope.evidence import (
     tail_share,
     tensors,
 )
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _SHARE, _VARIES = 0.10, 0.05
@@ -183,7 +184,8 @@ class PaddingInStatistics(AbstractRule):
         worst = max(found, key=lambda path: found[path][0])
         share, _, shift = found[worst]
         yield self.finding(
-            f"{share:.0%} of the positions that {len(found)} norms take their statistics over are padding: means lie "
+            f"{share:.0%} of the positions that {counted(len(found), 'norm takes its', 'norms take their')} "
+            "statistics over are padding: means lie "
             f"up to {shift:.2g} standard deviations from those of the data",
             [path for path in evidence.norms if path in found],
             quantity="share of positions in constant tails",

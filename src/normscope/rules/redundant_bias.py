@@ -9,6 +9,7 @@ from torch import nn
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, take_out
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import freeze
 from normscope.surgery.pairs import Pair
@@ -71,7 +72,7 @@ class RedundantBias(AbstractRule):
         places = [pair.linear.path for pair in pairs]
         biases: list[Any] = [pair.linear.module.bias for pair in pairs]
         yield self.finding(
-            f"{len(pairs)} layers add a bias that the batch norm after them subtracts again",
+            f"{counted(len(pairs), 'layer adds', 'layers add')} a bias that the batch norm after it subtracts again",
             places,
             quantity="numbers that are learnt and have no effect",
             measured=float(sum(bias.numel() for bias in biases)),
@@ -97,7 +98,7 @@ class RedundantBias(AbstractRule):
             take_out(case.optimizer, dropped)
             for bias in dropped:
                 case.optimizer.state.pop(bias, None)
-        return f"dropped {len(dropped)} biases, each taken into the running mean after it"
+        return f"dropped {counted(len(dropped), 'bias', 'biases')}, each taken into the running mean after it"
 
 
 def _pairs(evidence: Evidence) -> list[Pair]:

@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, tracking
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import average_buffers
 
@@ -100,7 +101,8 @@ class ReplicasDisagree(AbstractRule):
             return
         worst = max(places, key=lambda path: found[path][0])
         yield self.finding(
-            f"{len(peers) + 1} processes have different running statistics in {len(places)} norms: they lie up to "
+            f"{len(peers) + 1} processes have different running statistics in {counted(len(places), 'norm')}: they "
+            "lie up to "
             f"{found[worst][0]:.2g} standard deviations apart",
             [names[path] for path in places],
             quantity="largest difference of running means or deviations, in pooled standard deviations",
@@ -122,7 +124,10 @@ class ReplicasDisagree(AbstractRule):
             for peer in peers:  # copies of what other processes have, which do the same themselves, are set for nothing
                 for name, tensor in _statistics(peer).items():
                     tensor.copy_(pooled[name])
-        return f"gave {len(peers) + 1} replicas the pooled statistics ({len(report.done)} norms and buffers)"
+        return (
+            f"gave {len(peers) + 1} replicas the pooled statistics "
+            f"({counted(len(report.done), 'norm or buffer', 'norms and buffers')})"
+        )
 
 
 def _peers(case: Case) -> list[nn.Module]:

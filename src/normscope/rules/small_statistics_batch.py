@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, look
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _SPREAD, _CALLS = 0.35, 3
@@ -92,7 +93,10 @@ class SmallStatisticsBatch(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Convert the norms of the finding to group normalization."""
-        return f"converted {convert_places(case, finding, 'group')} norms to group normalization, gains and shifts kept"
+        return (
+            f"converted {counted(convert_places(case, finding, 'group'), 'norm')} to group normalization, gains and "
+            "shifts kept"
+        )
 
 
 def _spread(variances: list[Tensor]) -> float | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, sandbox
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _KNOWN = (
@@ -112,7 +113,8 @@ class SyncConversionDropsSubclass(AbstractRule):
         )
         kinds = ", ".join(sorted({type(odd[path]).__name__ for path in places}))
         yield self.finding(
-            f"converted to synchronised norms, {len(places)} norms of class {kinds} would put out something else",
+            f"converted to synchronised norms, {counted(len(places), 'norm')} of class {kinds} would put out "
+            "something else",
             places,
             quantity="largest difference of the outputs before and after conversion",
             measured=worst,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from normscope import layers
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, look
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _BATCHES = 8
@@ -133,7 +134,8 @@ class SyncInBranch(AbstractRule):
             return
         worst = max(found.values(), key=lambda pair: pair[1] - pair[0])
         yield self.finding(
-            f"{len(found)} synchronised norms are called as the data decide: {worst[0]} times for one batch, "
+            f"{counted(len(found), 'synchronised norm is', 'synchronised norms are')} called as the data decide: "
+            f"{counted(worst[0], 'time')} for one batch, "
             f"{worst[1]} for another",
             list(found),
             quantity="difference between batches in the number of calls",

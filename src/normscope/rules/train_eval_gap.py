@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples, recalibrate_places
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _SHIFT, _RATIO, _CHANNELS, _LOSS = 0.5, (0.5, 2.0), 0.1, 1.2
@@ -106,7 +107,8 @@ class TrainEvalGap(AbstractRule):
         if not excess > _LOSS:
             return
         yield self.finding(
-            f"running statistics are not those of the data in {len(places)} of {len(evidence.tracking)} norms: up to "
+            f"running statistics are not those of the data in {len(places)} of "
+            f"{counted(len(evidence.tracking), 'norm')}: up to "
             f"{off_most:.0%} of a norm's channels are off, a mean by up to {worst:.2g} standard deviations",
             places,
             quantity="loss in eval mode over that with pooled statistics",
@@ -119,4 +121,4 @@ class TrainEvalGap(AbstractRule):
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the norms of the finding."""
-        return f"recalibrated {recalibrate_places(case, finding)} norms on the training data"
+        return f"recalibrated {counted(recalibrate_places(case, finding), 'norm')} on the training data"

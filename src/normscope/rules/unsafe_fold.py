@@ -21,6 +21,7 @@ from normscope.evidence import (
     sandbox,
     set_mode,
 )
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import fold
 from normscope.surgery.absorb import deviation, widened
@@ -169,8 +170,9 @@ class UnsafeFold(AbstractRule):
             return
         places = _guilty(evidence, deployed, folded) or folded
         yield self.finding(
-            f"what is deployed is off from the model by {error:.2g} of the largest output; {len(folded)} norms are "
-            f"folded in it, of which {len(places)} are at fault",
+            f"what is deployed is off from the model by {error:.2g} of the largest output; "
+            f"{counted(len(folded), 'norm is', 'norms are')} "
+            f"folded in it, of which {counted(len(places), 'is', 'are')} at fault",
             places,
             quantity="largest difference of outputs beside the largest output",
             measured=error,
@@ -188,7 +190,10 @@ class UnsafeFold(AbstractRule):
         report = fold(model, example(model, inputs))
         plain = isinstance(case.exported, nn.Module) and not isinstance(case.exported, torch.jit.ScriptModule)
         case.exported = model if plain else exported_anew(model, inputs)
-        return f"folded anew: {len(report.done)} norms, {len(report.skipped)} left as they are: see case.exported"
+        return (
+            f"folded anew: {counted(len(report.done), 'norm')}, {len(report.skipped)} left as they are: see "
+            "case.exported"
+        )
 
 
 def _error(evidence: Evidence, deployed: Deployed) -> float | None:

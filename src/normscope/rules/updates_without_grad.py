@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.evidence import Case, Evidence, Finding, Severity, examples
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 
@@ -84,7 +85,8 @@ class UpdatesWithoutGrad(AbstractRule):
         places = list(dict.fromkeys(call.path for call in wrong))
         share = len(wrong) / max(1, sum(call.updated for call in seen.calls))
         yield self.finding(
-            f"{len(places)} norms change running statistics in passes without gradient: {share:.0%} of all updates",
+            f"{counted(len(places), 'norm changes', 'norms change')} running statistics in passes without gradient: "
+            f"{share:.0%} of all updates",
             places,
             quantity="share of updates made without gradient",
             measured=share,

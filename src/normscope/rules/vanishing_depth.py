@@ -21,6 +21,7 @@ from normscope.evidence import (
     look,
     replace_module,
 )
+from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _RATIO, _SATURATED = 1e-3, 0.5
@@ -142,7 +143,10 @@ class VanishingDepth(AbstractRule):
         if saturated:
             places = list(saturated)
             worst = max(saturated.values())
-            message = f"{len(places)} activations are saturated: up to {worst:.0%} of their outputs are near an end"
+            message = (
+                f"{counted(len(places), 'activation is', 'activations are')} saturated: up to {worst:.0%} of the "
+                "outputs are near an end"
+            )
             quantity, measured, bound = "share of outputs within 1.5 % of the range from an end", worst, _SATURATED
             if ratio < _RATIO:
                 message += f"; gradients of the first layers are {ratio:.1e} times those of the last"
@@ -182,7 +186,7 @@ class VanishingDepth(AbstractRule):
             made.append(norm)
         if case.optimizer is not None and made:
             case.optimizer.add_param_group({"params": [p for norm in made for p in norm.parameters()]})
-        return f"put a batch norm before {len(made)} activations"
+        return f"put a batch norm before {counted(len(made), 'activation')}"
 
 
 def _fading(evidence: Evidence) -> float:

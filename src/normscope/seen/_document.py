@@ -41,6 +41,8 @@ def document(seen: Seen) -> dict[str, Any]:
         "cells": [
             {"cell": cell.cell, "model": cell.model, "steps": cell.steps, "rules": cell.rules} for cell in seen.cells
         ],
+        "wiring": [{"cell": cell.cell, "why": why} for cell in seen.cells for why in cell.wiring],
+        "damaged": seen.damaged,
         "records": seen.frame.height,
         "stands_out": [
             {

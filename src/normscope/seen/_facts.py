@@ -31,6 +31,7 @@ class CellFacts:
         findings: What they found, worst first.
         notes: What else is to be said of the rules, in sentences: findings that are there on purpose.
         not_read: Why a probe or a rule was not read, by its code.
+        wiring: Why what was read may be wrong, in sentences: how the scope and the loop do not fit.
     """
 
     cell: str
@@ -41,6 +42,7 @@ class CellFacts:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     not_read: Mapping[str, str] = field(default_factory=dict)
+    wiring: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> Path:
         """Write the facts into the folder of a run, as ``facts-CELL.json``.
@@ -61,12 +63,14 @@ class Seen:
         cells: Their facts, one for each cell.
         folder: Where the records lie; None if only in memory.
         provenance: What made the numbers: versions, machine, commit.
+        damaged: Which files of the folder could not be read, and what is missing for it, in sentences.
     """
 
     frame: "polars.DataFrame"
     cells: tuple[CellFacts, ...]
     folder: Path | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -90,9 +94,9 @@ def modules_of(model: "Module") -> dict[str, str]:
 
 
 def is_scope(folder: str | Path) -> bool:
-    """Return whether a path is the folder of a scope; a damaged run is none."""
+    """Return whether a path is the folder of a scope; also without a ``run.json`` that can be read."""
     try:
-        return Store.open(folder).config.get("kind") == "scope"
+        return Store.open_scope(folder)[0].config.get("kind") == "scope"
     except StoreError:
         return False
 
@@ -104,18 +108,26 @@ def read(folder: str | Path) -> Seen:
         folder: As given to a scope as ``record_to``.
 
     Raises:
-        StoreError: There is no run, or a file of it is damaged.
+        StoreError: There is no run, or its records are damaged.
         UsageError: It is the run of a study.
     """
-    store = Store.open(folder)
+    store, damaged = Store.open_scope(folder)
     if store.config.get("kind") != "scope":
         raise UsageError(f"{folder} is not the folder of a scope")
     frame = store.frame()
-    known = {facts.cell: facts for facts in map(read_facts, sorted(store.path.glob("facts-*.json")))}
+    known: dict[str, CellFacts] = {}
+    for path in sorted(store.path.glob("facts-*.json")):
+        try:
+            facts = read_facts(path)
+        except StoreError as error:
+            damaged.append(f"{error}; its findings, its model and what was not read are missing here")
+        else:
+            known[facts.cell] = facts
     last = frame.group_by("cell").agg(step=frame_column("step").max()).rows()
     for cell, step in last:
         known.setdefault(str(cell), CellFacts(str(cell), steps=int(step) + 1))
-    return Seen(frame, tuple(known[cell] for cell in sorted(known)), store.path, dict(store.provenance))
+    cells = tuple(known[cell] for cell in sorted(known))
+    return Seen(frame, cells, store.path, dict(store.provenance), tuple(damaged))
 
 
 def frame_column(name: str) -> Any:
@@ -139,6 +151,7 @@ def read_facts(path: Path) -> CellFacts:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         version = held.pop("version")
+        held.setdefault("wiring", [])  # files of older versions have none
         if version == VERSION:
             facts: CellFacts = build(CellFacts, held)
             return facts

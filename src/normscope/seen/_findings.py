@@ -1,6 +1,6 @@
 """What the rules of a scope found, as facts of its cell and as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch.nn import Module
 
@@ -39,6 +39,7 @@ def facts_of(
     steps: int,
     findings: checking.Findings | None = None,
     not_read: Mapping[str, str] | None = None,
+    wiring: Sequence[str] = (),
 ) -> CellFacts:
     """Return the facts of a scope's cell.
 
@@ -48,6 +49,7 @@ def facts_of(
         steps: Number of training steps so far.
         findings: What its rules found; None for a scope without rules.
         not_read: Why a probe was not read, by its code.
+        wiring: Why what was read may be wrong, in sentences.
     """
     bare = unwrap(model)
     missing = dict(not_read or {})
@@ -62,6 +64,7 @@ def facts_of(
         () if findings is None else findings.found,
         () if findings is None else tuple(_on_purpose(finding, reason) for finding, reason in findings.ignored),
         missing,
+        tuple(wiring),
     )
 
 

@@ -11,7 +11,7 @@ from normscope.report import Line, ScopePage, Section, counted
 from normscope.seen._facts import CellFacts, Seen
 from normscope.seen._panels import loss_of, sections_of
 from normscope.seen._sentences import quiet, quiet_words, stands_out
-from normscope.seen._words import headline, not_read_of
+from normscope.seen._words import doubts, headline, not_read_of
 
 _SHOWN = 4  # places of a finding
 
@@ -64,6 +64,7 @@ def page_of(seen: Seen) -> ScopePage:
     return ScopePage(
         title=f"What the scope saw: {seen.model}" if seen.model else "What the scope saw",
         lede=headline(seen),
+        doubts=doubts(seen),
         lines=[
             Line(
                 each.remark.says.replace(" %", "\u00a0%"),

@@ -34,7 +34,7 @@ def summary_of(seen: Seen) -> str:
     """
     said = stands_out(seen)
     title = f"Scope on {seen.model}: {headline(seen)}" if seen.model else f"Scope: {headline(seen)}"
-    lines = [title]
+    lines = [title, *doubts(seen)]
     if seen.empty:
         lines.append("Nothing was recorded yet.")
     if said:
@@ -56,6 +56,14 @@ def summary_of(seen: Seen) -> str:
     if seen.folder is not None:
         lines += ["", f"The records lie in {seen.folder}; page: normscope report {seen.folder}"]
     return "\n".join(lines)
+
+
+def doubts(seen: Seen) -> list[str]:
+    """Return why what was read may be wrong or is not whole, as sentences: they come before what stands out."""
+    several = len(seen.cells) > 1
+    wrong = [f"{f'{cell.cell}: ' if several else ''}{why}" for cell in seen.cells for why in cell.wiring]
+    wrong = [f"What was read may be wrong: {why.rstrip('.')}." for why in dict.fromkeys(wrong)]
+    return wrong + [f"{why.rstrip('.')}." for why in seen.damaged]
 
 
 def said_text(said: Said, seen: Seen) -> str:
@@ -84,6 +92,7 @@ def html_of(seen: Seen) -> str:
     said = stands_out(seen)
     title = f"Scope on {seen.model}" if seen.model else "Scope"
     parts = [paragraph(f"<b>{html.escape(title)}</b> {html.escape(headline(seen))}")]
+    parts += [paragraph(f"<b>{html.escape(doubt)}</b>") for doubt in doubts(seen)]
     if said:
         parts += [head("What stands out"), items((each.word, said_text(each, seen)) for each in said[:_MANY])]
         if len(said) > _MANY:

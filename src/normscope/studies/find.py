@@ -105,8 +105,21 @@ def load(folder: str | Path) -> list[Run]:
         if "study" in config:
             runs.append(Run(_study_of(store, config), store))
     if not runs:
-        raise StoreError(f"{root}: no run of a study lies there: give the folder that was --out")
+        raise StoreError(_nothing_there(root))
     return sorted(runs, key=lambda found: found.study.CARD)
+
+
+def _nothing_there(root: Path) -> str:
+    """Say why a folder has no runs, and which to give."""
+    if not root.exists():
+        return f"{root} does not exist: give the folder that was --out of a study, or record_to of a scope"
+    if scopes := sorted({path.parent for path in root.glob("*/scope-*.parquet")}):
+        more = f" and {len(scopes) - 3} more" if len(scopes) > 3 else ""
+        return f"{root} holds folders of scopes: give one of them: {', '.join(map(str, scopes[:3]))}{more}"
+    return (
+        f"{root} holds neither the run of a study nor the records of a scope: give the folder that was --out of a "
+        "study, or record_to of a scope"
+    )
 
 
 def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:

@@ -136,7 +136,7 @@ function describe() {
   if (cell) {
     facts.push(["Step", whole(cell.step)], ["Rows", whole(cell.rows)]);
     if (cell.state === "running") facts.push(["Rows a second", number(Number(cell.rate.toPrecision(2)))]);
-    if (cell.facts.every) facts.push(["Read every", cell.facts.every + " steps"]);
+    if (cell.facts.every) facts.push(["Read every", cell.facts.every + (cell.facts.every === "1" ? " step" : " steps")]);
     document.title = "Step " + whole(cell.step) + " · normscope live";
     root.dataset.rows = String(cell.rows);
     root.dataset.step = String(cell.step);
