@@ -514,6 +514,8 @@ def test_an_optimizer_that_was_not_given_is_told():
     assert len(caught) == 1
     assert scope.wiring
     assert str(caught[0].message).endswith(scope.wiring[0])
+    assert "may be wrong" in scope.summary()
+    assert scope.wiring[0] in scope.summary()
     scope.detach()
 
 
