@@ -12,8 +12,9 @@ from torch import nn
 from kit import varied_networks as nets
 from kit.empty_steps import EMPTY_STEPS
 from kit.readings import read
+from normscope import probes
 from normscope.modules.channels import coprime_stride
-from normscope.probes import ActivationDistribution
+from normscope.probes import ActivationDistribution, Recorder
 
 # white box: percentiles are held against NumPy on values that no network puts out.
 from normscope.probes.activation_distribution import _percentiles
@@ -41,6 +42,75 @@ def test_activation_statistics_are_numpys(net):
         expected = {"mean": wide.mean(), "std": wide.std(), "p15": p15, "p50": p50, "p85": p85}
         for name, value in expected.items():
             assert found[site, name] == pytest.approx(value, rel=1e-5, abs=1e-5), (site, name)
+
+
+class _Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def _triple(_module, _inputs, output):
+    output.detach().mul_(3)
+
+
+def _norm(kind):
+    norm = (_Doubled if kind == "subclass" else nn.BatchNorm2d)(
+        12, affine=kind != "bare", track_running_stats=kind != "bare", eps=0.5 if kind == "eps" else 1e-5
+    )
+    if norm.affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    if kind == "hook":
+        norm.register_forward_hook(lambda module, inputs, output: 3 * output)
+    if kind == "hook in place":
+        norm.register_forward_hook(lambda module, inputs, output: output.mul_(3))
+    if kind == "hook detached":
+        norm.register_forward_hook(_triple)
+    if kind == "own forward":
+        norm.forward = lambda x: 1 - nn.BatchNorm2d.forward(norm, x)
+    if kind == "frozen":
+        norm.requires_grad_(False)
+    return norm.double() if kind == "double" else norm.bfloat16() if kind == "half" else norm.train(kind != "eval")
+
+
+_KINDS = (
+    *("plain", "bare", "eps", "subclass", "hook", "hook in place", "own forward", "frozen", "double", "half", "eval"),
+    *("far", "infinite", "constant", "channels last", "hook detached"),
+)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_moments_of_a_large_norm_are_those_of_what_it_returned(kind):
+    torch.manual_seed(0)
+    norm = _norm(kind)
+    x = torch.randn(16, 12, 11, 13) * torch.linspace(0.1, 4, 12)[:, None, None] + (1e4 if kind == "far" else 0.5)
+    if kind in ("infinite", "constant"):
+        x[:, 3] = 2.0
+    if kind == "infinite":
+        x[2, 3, 4, 5] = torch.inf
+    if kind == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    x = x.to(norm.weight.dtype if norm.affine else x.dtype).requires_grad_()
+    outputs = {}
+    norm.register_forward_hook(partial(keep_wide, outputs))
+    alone, among = (_moments(norm, x, codes) for codes in ("activation_distribution", "all"))
+    assert str(alone) == str(among)  # to the bit, NaN too
+    y = outputs["y"]
+    assert alone["mean"] == pytest.approx(y.mean(), rel=1e-6, abs=2e-6 * y.std(), nan_ok=True)
+    assert alone["std"] == pytest.approx(y.std(), rel=2e-6, nan_ok=True)
+
+
+def _moments(norm, x, wanted):
+    streaming = [probe for probe in probes.all() if probe.STREAMING and wanted in ("all", probe.CODE)]
+    recorder = Recorder(norm, None, None, streaming, every=1)
+    with recorder.step(x):
+        norm(x).square().mean().backward()
+    records = [record for record in recorder.drain() if record.probe == "activation_distribution"]
+    return {record.name: record.value for record in records if record.name in ("mean", "std")}
+
+
+def keep_wide(outputs, module, inputs, output):
+    outputs["y"] = output.detach().double().numpy().copy()
 
 
 def test_a_large_offset_does_not_spoil_the_standard_deviation():

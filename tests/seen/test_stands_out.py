@@ -92,8 +92,8 @@ PLANTED = {
     ),
     "wide": (
         "activation_distribution",
-        {"std": all_but(LAYERS, 1.0, block12__fc1=[1, 5, 50, 250.0]), "mean": dict.fromkeys(LAYERS, 0.0)},
-        "The outputs of `block12.fc1` spread 250 times as wide as at step 0.",
+        {"std": all_but(LAYERS, 1.0, block11__fc1=[1, 5, 50, 250.0]), "mean": dict.fromkeys(LAYERS, 0.0)},
+        "The outputs of `block11.fc1` spread 250 times as wide as at step 0.",
     ),
     "aside": (
         "activation_distribution",

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kit.foreign_norms import BatchNormAct2d
 from kit.small_convnets import assert_same_state, images, small_convnet, state_of, trained_looking, twin
 from normscope import surgery
 from normscope._errors import DataError, NonFiniteError, UsageError
@@ -128,3 +129,10 @@ def test_an_output_that_has_no_finite_spread_cannot_be_scaled(scale, spread):
     with pytest.raises(DataError, match=f"before 1 the output has standard deviation {spread}: give other data"):
         surgery.strip(model, "unit-variance", example=torch.randn(8, 3, dtype=torch.float64))
     assert_same_state(before, state_of(model))
+
+
+def test_what_a_norm_of_another_library_does_beside_normalizing_stays():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4, act_layer=nn.SiLU)), images()
+    report = surgery.strip(model)
+    assert "SiLU behind it stays" in report["1"].detail
+    torch.testing.assert_close(model(x), nn.functional.silu(model[0](x)))

@@ -1,7 +1,11 @@
 """A scope attached in one line: when steps begin and end, what the batch is, and that the training stays as it is."""
 
+import gc
+import random
 import warnings
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -284,6 +288,41 @@ def test_detached_it_leaves_no_hook():
     assert scope.index == 2
 
 
+def test_a_watched_training_that_nobody_needs_any_more_goes_with_its_scope():
+    def train(given):
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scope = ns.watch(model, optimizer if given else None, every=2)
+        plain_loop(model, optimizer, data(3))
+        return weakref.ref(model), weakref.ref(scope)
+
+    for given in (True, False):
+        model, scope = train(given)
+        gc.collect()
+        assert model() is None
+        assert scope() is None
+
+
+def test_a_scope_that_is_not_kept_watches_on():
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    steps = []
+
+    class Board:
+        def append(self, records):
+            steps.append(records[0].step)
+
+        def finding(self, finding): ...
+
+        def close(self, report): ...
+
+    ns.watch(model, every=2, sinks=[Board()])
+    for batch in data(5):
+        gc.collect()
+        plain_loop(model, optimizer, [batch])
+    assert steps == [0, 2, 4]
+
+
 def test_steps_that_are_not_due_set_no_hook_on_the_model():
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -419,6 +458,20 @@ def test_a_step_that_is_never_entered_is_told():
         (lambda m, o: ns.watch(m, o, probes=[3]), "a probe, its code or its class"),
         (lambda m, o: ns.watch(m, o, every=0), "every=0"),
         (lambda m, o: ns.watch(m, o, every=2.5), r"every=2\.5"),
+        (lambda m, o: ns.watch(m, o, every=True), "every=True"),
+        (lambda m, o: ns.watch(m, entropy), "not function: a loss function is given as loss_fn="),
+        (lambda m, o: ns.watch(m, torch.optim.lr_scheduler.StepLR(o, 2)), "not StepLR"),
+        (lambda m, o: ns.watch(m, o, nn.CrossEntropyLoss()), "takes outputs and targets"),
+        (lambda m, o: ns.watch(m, o, scaler=5), "GradScaler, not int"),
+        (lambda m, o: ns.watch(m, o, sinks=5), r"a int, which has no append\(\)"),
+        (lambda m, o: ns.watch(m, o, sinks=[dict]), "give an object of it"),
+        (lambda m, o: ns.watch(m, o, record_to=7), "a folder, or an object"),
+        (lambda m, o: ns.watch(m, o, record_to=""), "is no path"),
+        (lambda m, o: ns.watch(m, o, record_to="a\0b"), "is no path"),
+        (lambda m, o: ns.watch(m, o, record_to="s3://bucket/x"), "a folder of this machine"),
+        (lambda m, o: ns.watch(m, o, rules=5), "rules must be"),
+        (lambda m, o: ns.watch(m, o, rules=True), "rules must be"),
+        (lambda m, o: ns.watch(m, o, probes=ns.probes.GradientFlow(every=1.5)), r"every=1\.5"),
         (lambda m, o: ns.watch(m, o, start=-1), "start=-1"),
         (lambda m, o: ns.watch(m, o, start="later"), "start='later'"),
         (lambda m, o: ns.watch(m, o, start="continue"), "needs record_to"),
@@ -443,6 +496,158 @@ def test_a_page_is_html_and_no_other_format(tmp_path):
     with pytest.raises(UsageError, match=r"written as \.html, not as \.pdf"):
         scope.report(tmp_path / "x.pdf")
     assert not (tmp_path / "x.pdf").exists()
+
+
+@pytest.mark.parametrize("given", [3, np.int64(3), torch.tensor(3)])
+def test_whole_numbers_of_any_kind_are_schedules(given):
+    model = make()
+    scope = ns.Scope(model, entropy, every=given)
+    assert [bool(scope.due(index)) for index in range(4)] == [True, False, False, True]
+
+
+def test_an_optimizer_that_was_not_given_is_told():
+    model = make()
+    given, real = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    scope = ns.watch(model, given, every=1)
+    with pytest.warns(WiringWarning, match="was not given \\(SGD\\) updates the model") as caught:
+        plain_loop(model, real, data(5))
+    assert len(caught) == 1
+    assert scope.wiring
+    assert str(caught[0].message).endswith(scope.wiring[0])
+    assert "may be wrong" in scope.summary()
+    assert scope.wiring[0] in scope.summary()
+    scope.detach()
+
+
+def test_a_watched_optimizer_that_rests_for_long_is_told():
+    gc.collect()  # scopes of other tests hear these steps too, as long as their optimizers live
+    model, other = make(), make()
+    optimizer, others = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other))
+    scope = ns.watch(model, optimizer, every=100)
+    plain_loop(model, optimizer, data(3))
+    with pytest.warns(WiringWarning, match="200 steps of other optimizers .* since step 3"):
+        plain_loop(other, others, data(210, size=4))
+    plain_loop(model, optimizer, data(1))
+    assert scope.index == 4
+    scope.detach()
+
+
+def test_a_scaler_that_was_not_given_is_found():
+    def train(given):
+        model = make(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scope = ns.watch(model, optimizer, every=2, scaler=scaler if given else None)
+        for x, y in data(5):
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return [(r.step, r.probe, r.site, r.name, r.value) for r in scope.drain()]
+
+    with pytest.warns(ProbeWarning, match="left out step 0.*a gradient scaler steps the optimizer"):
+        found = train(given=False)
+    assert found == [row for row in train(given=True) if row[0] > 0]
+
+
+def test_a_step_whose_batch_is_unknown_is_left_out_and_the_next_is_read():
+    model = make(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scope = ns.watch(model, optimizer, lambda m, x: m(x).square().mean(), probes=["statistics_gap", "loss"], every=1)
+
+    def step(x, broken):
+        optimizer.zero_grad()
+        model(x).square().mean()  # a loss that is thrown away
+        if broken:
+            model(x)
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    batches = [x for x, _ in data(3)]
+    with pytest.warns(ProbeWarning, match="'statistics_gap' left out step 0.*called 3 times"):
+        step(batches[0], broken=True)
+    optimizer.zero_grad()
+    for x in batches[1:]:
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    frame = scope.records()
+    assert set(frame.filter(frame["name"] == "train_loss")["step"]) == {1, 2}
+    assert set(frame.filter(frame["name"] == "loss")["step"]) == {0, 1, 2}
+    assert scope.not_read == {}
+
+
+def test_what_a_probe_or_a_sink_draws_is_undone():
+    class Drawing(ns.probes.Loss):
+        __doc__ = ns.probes.Loss.__doc__
+        CODE = "drawing"
+
+        def read(self, step):
+            torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+            yield from super().read(step)
+
+    class Sink:
+        def append(self, records):
+            torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+
+        def finding(self, finding): ...
+
+        def close(self, report):
+            torch.rand(3)
+
+    def train(watched):
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if watched:
+            scope = ns.watch(model, optimizer, probes=[Drawing()], sinks=[Sink()], every=1)
+        plain_loop(model, optimizer, data(3))
+        if watched:
+            scope.close()
+            scope.detach()
+        return state_of(model, optimizer), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+
+    plain, watched = train(False), train(True)
+    assert same(plain[0], watched[0])
+    assert plain[1:] == watched[1:]
+
+
+def test_a_probe_that_yields_no_record_is_named_and_spoils_no_other():
+    class Junk(ns.probes.Loss):
+        __doc__ = ns.probes.Loss.__doc__
+        CODE = "junk"
+
+        def read(self, step):
+            yield from super().read(step)
+            yield None
+
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scope = ns.watch(model, optimizer, probes=[Junk(), "loss"], every=1)
+    with pytest.warns(ProbeWarning, match="'junk' failed .* yields a NoneType"):
+        plain_loop(model, optimizer, data(2))
+    assert set(scope.records()["probe"]) == {"loss"}
+
+
+def test_a_model_whose_precision_changes_between_steps_is_read_on():
+    model = make(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scope = ns.watch(model, optimizer, lambda m, x: m(x).square().mean(), probes=["statistics_gap", "descent"], every=1)
+    for number, (x, _) in enumerate(data(3)):
+        if number == 1:
+            model.double()
+        optimizer.zero_grad()
+        model(x if number == 0 else x.double()).square().mean().backward()
+        optimizer.step()
+    assert scope.not_read == {}
+
+
+def test_warnings_that_the_user_has_raised_are_warnings(monkeypatch):
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ns.watch(model, optimizer, rules=["NS122"], every=1)
+    with pytest.raises(ns.checking.FindingWarning):
+        plain_loop(model, optimizer, data(1))
 
 
 # -- which probes ------------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def _no_loss(_model: Any, _batch: Any) -> Any:
 
 
 def _prefixes(select: str | Sequence[str]) -> list[str] | None:
-    wanted = [select] if isinstance(select, str) else list(select)
+    wanted: list[Any] = list(select) if isinstance(select, (list, tuple, set, frozenset)) else [select]
     if not wanted or not all(isinstance(name, str) and name for name in wanted):
         raise UsageError('rules must be "all", or codes, names or beginnings of codes, such as "NS1" or ["NS104"]')
     return None if wanted == ["all"] else wanted

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from normscope.modules.shards import is_distributed, local, summed_over_shards
 
 _CACHE = 1 << 20  # bytes of a tensor that are read at a time where it is read more than once
+_FEW = 4  # samples by which it is asked first whether a unit is ever above zero
 _FAR = 1e3  # square of mean over standard deviation from which on squares are taken about the mean
 
 
@@ -29,7 +31,6 @@ class Channels:
         shift: Mean of ``values`` of each channel ``(C,)``: what rounding the mean has left, where it was taken off.
         total: Sum of ``values`` for each sample ``(N, C)``.
         raw: Sum of their squares for each sample ``(N, C)``.
-        top: Largest of ``values`` for each sample ``(N, C)``; None without positions.
     """
 
     values: Tensor
@@ -41,11 +42,6 @@ class Channels:
     shift: Tensor | None
     total: Tensor
     raw: Tensor
-    top: Tensor | None
-
-    def peaks(self) -> Tensor | None:
-        """Return the largest value of each channel ``(C,)``, NaN if any is; None where it is not known exactly."""
-        return None if self.top is None or self.about is not None else self.top.amax(0)
 
     def deviations(self) -> tuple[Tensor, Tensor]:
         """Return for each sample ``(N, C)`` the sums of the deviations from the channel's mean and of their squares."""
@@ -77,33 +73,56 @@ def channels(x: Tensor) -> Channels:
         mean = x.sum(0) / size
         values = x - mean
         squares = values * values
-        return Channels(values, 1, size, mean, squares.sum(0) / size, mean, None, values, squares, None)
+        return Channels(values, 1, size, mean, squares.sum(0) / size, mean, None, values, squares)
     x = x.flatten(2)
     positions = x.shape[2]
     count = size * positions
     if x.device.type == "cpu":
-        total, raw, top, shift, variance = _sums_by_sample(x, count)
+        total, raw, shift, variance = _sums_by_sample(x, count)
         mean = shift
         if not bool((mean * mean > _FAR * variance).any()):
-            return Channels(x, positions, count, mean, variance, None, shift, total, raw, top)
+            return Channels(x, positions, count, mean, variance, None, shift, total, raw)
     else:
         mean = x.sum((0, 2)).double() / count
     about = mean.to(x.dtype)
     x = x - about[:, None]
-    total, raw, top, shift, variance = _sums_by_sample(x, count)
-    return Channels(x, positions, count, about.double() + shift, variance, about, shift, total, raw, top)
+    total, raw, shift, variance = _sums_by_sample(x, count)
+    return Channels(x, positions, count, about.double() + shift, variance, about, shift, total, raw)
 
 
-def _sums_by_sample(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return sums, sums of squares and maxima of ``(N, C, P)`` by sample, and mean and variance by channel."""
+def ever_positive(x: Tensor, axis: int) -> Tensor:
+    """Return for each unit whether any of its values is above zero, or NaN.
 
-    def of(piece: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return piece.sum(2), torch.linalg.vector_norm(piece, dim=2), piece.amax(2)
+    On the CPU a few samples decide it for nearly all units, so that the rest is read for the others alone.
 
-    total, norms, top = _by_pieces(x, of, x)
+    Args:
+        x: Batch ``(N, *)`` of two axes or more.
+        axis: Axis of the units.
+    """
+    others = [other for other in range(x.ndim) if other != axis]
+    if axis == 0 or x.device.type != "cpu" or len(x) <= _FEW:
+        return _is_positive(x.amax(others))
+    found = _is_positive(x[:_FEW].amax(others))
+    if not found.all():
+        left = (~found).nonzero()[:, 0]
+        found[left] = _is_positive(x[_FEW:].index_select(axis, left).amax(others))
+    return found
+
+
+def _is_positive(peaks: Tensor) -> Tensor:
+    return (peaks > 0) | peaks.isnan()
+
+
+def _sums_by_sample(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return sums and sums of squares of ``(N, C, P)`` by sample, and mean and variance by channel."""
+
+    def of(piece: Tensor) -> tuple[Tensor, Tensor]:
+        return piece.sum(2), torch.linalg.vector_norm(piece, dim=2)
+
+    total, norms = _by_pieces(x, of, x)
     total, raw = total.double(), norms.double().square_()
     mean = total.sum(0) / count
-    return total, raw, top, mean, (raw.sum(0) / count - mean * mean).clamp_(min=0)
+    return total, raw, mean, (raw.sum(0) / count - mean * mean).clamp_(min=0)
 
 
 def _sums(other: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,6 +155,10 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
     return torch.from_numpy(np.einsum("...p,...p->...", a.numpy(), b.numpy()))
 
 
+# NumPy 2 has it as a function of its own, at half the time.
+_dots: Callable[[Any, Any], Any] = getattr(np, "vecdot", partial(np.einsum, "...p,...p->..."))
+
+
 def unit_products(weight: Tensor, gradient: Tensor) -> "Tensor | np.ndarray[Any, np.dtype[Any]]":
     """Return by output unit, ``(3, units)``: the inner product of weight and gradient, and their squared lengths.
 
@@ -143,7 +166,7 @@ def unit_products(weight: Tensor, gradient: Tensor) -> "Tensor | np.ndarray[Any,
     """
     if weight.device.type == "cpu" and gradient.device.type == "cpu":
         w, g = (_plain(part).numpy().reshape(len(part), -1) for part in (weight, gradient))
-        return np.array([np.einsum("up,up->u", a, b) for a, b in ((w, g), (w, w), (g, g))])
+        return np.array([_dots(w, g), _dots(w, w), _dots(g, g)])
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     u, v = weight.flatten(1).to(wide), gradient.flatten(1).to(wide)
     return torch.stack([torch.linalg.vecdot(a, b) for a, b in ((u, v), (u, u), (v, v))])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.modules.channels import Channels, in_memory_order, to_host
+from normscope.modules.channels import in_memory_order, to_host
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,15 +58,17 @@ class Content:
         count: Values a channel, N * positions.
         moments: Mean and variance of a large batch until it is settled.
         group: What it was reduced together with; set by ``Contents.settle``, as all that follow.
+        leads: Whether a probe reads it by sample: all such contents come first in their group.
         index: Its place among the contents of the group.
         columns: Its channels among those of the group.
     """
 
-    __slots__ = ("channels", "columns", "copy", "count", "group", "index", "moments", "positions", "samples")
+    __slots__ = ("channels", "columns", "copy", "count", "group", "index", "leads", "moments", "positions", "samples")
 
-    def __init__(self, x: Tensor, moments: Channels | None) -> None:
+    def __init__(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> None:
         self.copy = Copy(x) if moments is None else None
-        self.moments = None if moments is None else (moments.mean, moments.variance)
+        self.moments = moments
+        self.leads = False
         self.samples, self.channels = x.shape[:2]
         self.count = x.numel() // self.channels
         self.positions = self.count // self.samples
@@ -100,6 +102,7 @@ class Group:
         count: Values a channel.
         starts: First channel of each content.
         widths: Channels of each content.
+        leading: How many contents lead.
         mean: Mean of each channel.
         variance: Its variance.
         values: Deviations from the channel's mean ``(N, channels)``, or ``(N, channels, positions)``; None of a large
@@ -109,10 +112,11 @@ class Group:
         raw: Sum of their squares for each sample.
     """
 
-    __slots__ = ("count", "mean", "raw", "squares", "starts", "total", "values", "variance", "widths")
+    __slots__ = ("count", "leading", "mean", "raw", "squares", "starts", "total", "values", "variance", "widths")
 
     def __init__(self, contents: Sequence[Content]) -> None:
         self.count = contents[0].count
+        self.leading = sum(content.leads for content in contents)
         self.widths = [content.channels for content in contents]
         self.starts = [0, *accumulate(self.widths[:-1])]
         for index, (content, start, width) in enumerate(zip(contents, self.starts, self.widths, strict=True)):
@@ -153,8 +157,8 @@ class Contents:
         self._contents: list[Content] = []
         self._copies: list[Copy] = []
 
-    def add(self, x: Tensor, moments: Channels | None) -> Content:
-        """Note a large batch with its moments, or a small batch."""
+    def add(self, x: Tensor, moments: tuple[Tensor, Tensor] | None) -> Content:
+        """Note a large batch with mean and variance of its channels, or a small batch."""
         content = Content(x, moments)
         self._contents.append(content)
         if content.copy is not None:
@@ -182,6 +186,7 @@ class Contents:
                 alike.setdefault((content.samples, content.positions), []).append(content)
         with np.errstate(all="ignore"):
             for (_, positions), small in alike.items():
+                small.sort(key=lambda content: not content.leads)
                 copied = [content.copy.array for content in small if content.copy is not None]
                 Group(small).reduce([by_channel(array, positions) for array in copied])
         if large:

@@ -80,6 +80,16 @@ def torch_streams_kept() -> Iterator[None]:
         set_torch_streams(states)
 
 
+@contextmanager
+def streams_kept() -> Iterator[None]:
+    """Set torch's, NumPy's and Python's own streams back to their states of now when the block ends."""
+    state = RngState()
+    try:
+        yield
+    finally:
+        state.restore()
+
+
 def repr_state(state: Any) -> tuple[Any, ...]:
     """Return NumPy's stream state in a form that compares by value."""
     return tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in state)

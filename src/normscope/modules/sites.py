@@ -1,6 +1,6 @@
 """Which modules of a model are norms, and which bear weight."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -33,9 +33,27 @@ def is_known_norm(module: Module) -> bool:
     return isinstance(module, _KNOWN)
 
 
-def norms(model: Module) -> dict[str, Module]:
+class Tree:
+    """The modules of a model, walked over once for all that ask for some of them at the same time.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        modules: Every module once, with its qualified name.
+        marks: What a module's answers are kept by: itself, its class and the number of its parameters.
+    """
+
+    __slots__ = ("marks", "modules")
+
+    def __init__(self, model: Module) -> None:
+        self.modules = walk(model)
+        self.marks = [(id(module), type(module), len(module._parameters)) for _, module in self.modules]
+
+
+def norms(model: Module, tree: Tree | None = None) -> dict[str, Module]:
     """Return the modules that normalize."""
-    return sites_where(model, normalizes)
+    return sites_where(model, normalizes, tree)
 
 
 def bears_weight(module: Module) -> bool:
@@ -45,7 +63,11 @@ def bears_weight(module: Module) -> bool:
 
 def named_sites(model: Module) -> Iterator[tuple[str, Module]]:
     """Yield every module once under its first qualified name, leaving out the insides of parametrizations."""
-    for name, module in walk(model):
+    yield from _named(walk(model))
+
+
+def _named(modules: Iterable[tuple[str, Module]]) -> Iterator[tuple[str, Module]]:
+    for name, module in modules:
         if "parametrizations" not in name.split("."):
             yield name, module
 
@@ -54,36 +76,36 @@ _Found = tuple[list[tuple[int, type, int]], list[tuple[str, "ref[Module]"]]]
 _found: "WeakKeyDictionary[Module, dict[Callable[[Module], bool], _Found]]" = WeakKeyDictionary()
 
 
-def sites_where(model: Module, wanted: Callable[[Module], bool]) -> dict[str, Module]:
+def sites_where(model: Module, wanted: Callable[[Module], bool], tree: Tree | None = None) -> dict[str, Module]:
     """Return the modules for which ``wanted`` holds by qualified name, in the order in which they are registered.
 
     The answer is kept as long as the model has the same modules with as many parameters: asked at every step, it is
-    a walk over the tree. ``wanted`` must be a function of the module alone.
+    a walk over the tree, if that is not given. ``wanted`` must be a function of the module alone.
     """
-    tree = [(id(module), type(module), len(module._parameters)) for _, module in walk(model)]
+    tree = tree or Tree(model)
     known = _found.setdefault(model, {})
-    if wanted in known and known[wanted][0] == tree:
+    if wanted in known and known[wanted][0] == tree.marks:
         found = {name: module for name, held in known[wanted][1] if (module := held()) is not None}
         if len(found) == len(known[wanted][1]):
             return found
-    found = {name: module for name, module in named_sites(model) if wanted(module)}
-    known[wanted] = tree, [(name, ref(module)) for name, module in found.items()]
+    found = {name: module for name, module in _named(tree.modules) if wanted(module)}
+    known[wanted] = tree.marks, [(name, ref(module)) for name, module in found.items()]
     return found
 
 
-def weight_layers(model: Module) -> dict[str, Module]:
+def weight_layers(model: Module, tree: Tree | None = None) -> dict[str, Module]:
     """Return the weight-bearing layers by qualified name, in the order in which they are registered."""
-    return sites_where(model, bears_weight)
+    return sites_where(model, bears_weight, tree)
 
 
-def pre_activations(model: Module) -> dict[str, Module]:
+def pre_activations(model: Module, tree: Tree | None = None) -> dict[str, Module]:
     """Return the norms and the layers that bear weight: their outputs are what non-linearities see."""
-    return sites_where(model, _pre_activates)
+    return sites_where(model, _pre_activates, tree)
 
 
-def batch_norms(model: Module) -> dict[str, Module]:
+def batch_norms(model: Module, tree: Tree | None = None) -> dict[str, Module]:
     """Return the batch norms, torch's and those made from them."""
-    return sites_where(model, _is_batch_norm)
+    return sites_where(model, _is_batch_norm, tree)
 
 
 def tracking(model: Module) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class Snapshot:
         self._values = [Values(_values_in(self._tensors))]
         self._streams = RngState(generators=self._generators) if streams else None
 
+    def kept(self) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+        """Return the objects (modules and optimizers among them) and the containers that are kept, with their names."""
+        objects = [(name, owner) for name, owner, *_ in self._objects]
+        return objects, [(_inside(name, key), container) for name, key, container, _ in self._contents]
+
     def _keep_object(self, name: str, owner: Any) -> None:
         if id(owner) in self._known:
             return

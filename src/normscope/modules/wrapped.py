@@ -1,6 +1,8 @@
 """Models and optimizers in wrappers: compiled, replicated over processes, or handed out by a trainer."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
@@ -81,6 +83,18 @@ def unwrap_optimizer(optimizer: Any) -> Any:
             return optimizer
         found = inner
     return found
+
+
+def scaler_that_steps() -> torch.amp.GradScaler | None:
+    """Return the gradient scaler whose ``step`` is under way, found among the calls that led here; None if none is."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in ("step", "_maybe_opt_step") and isinstance(
+            owner := frame.f_locals.get("self"), torch.amp.GradScaler
+        ):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 def calls_step_hooks(optimizer: Any) -> bool:

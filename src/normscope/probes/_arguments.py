@@ -1,10 +1,14 @@
 """What a recorder is given: checked, and the place of its records opened."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator
+from operator import index
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch.nn import Module
+from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
@@ -14,26 +18,77 @@ from normscope.records import Store
 from normscope.records.cell_names import claim_cell, last_step, require_cell_name, take_up_cell
 
 
-def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
+def optimizers_of(given: Any) -> list[Optimizer]:
     """Return one optimizer, several or none as a list.
 
     Raises:
         UsageError: One of them is no optimizer.
     """
-    optimizers: list[Any] = [given] if hasattr(given, "param_groups") else list(given or ())
-    if not all(hasattr(optimizer, "param_groups") for optimizer in optimizers):
-        raise UsageError("optimizer must be a torch optimizer or a sequence of them")
+    optimizers: list[Any] = [given] if hasattr(given, "param_groups") else listed(given or ())
+    if wrong := [optimizer for optimizer in optimizers if not hasattr(optimizer, "param_groups")]:
+        hint = (
+            ": a loss function is given as loss_fn=" if callable(wrong[0]) and not isinstance(wrong[0], Module) else ""
+        )
+        raise UsageError(
+            f"optimizer must be a torch optimizer or a sequence of them, not {type(wrong[0]).__name__}{hint}"
+        )
     return [unwrap_optimizer(optimizer) for optimizer in optimizers]
 
 
-def check_arguments(model: Any, loss_fn: Any, every: Any, start: Any, scaler_alone: bool) -> None:
+def listed(given: Any) -> list[Any]:
+    """Return several things as a list; a thing alone counts as a list of itself."""
+    if isinstance(given, (list, tuple, set, frozenset, Iterator)):
+        return list(given)
+    return [given]
+
+
+def checked_sinks(given: Any) -> list[Any]:
+    """Return the sinks.
+
+    Raises:
+        UsageError: One of them cannot take records.
+    """
+    sinks = listed(given)
+    for sink in sinks:
+        if isinstance(sink, type):
+            raise UsageError(f"sinks has the class {sink.__name__}: give an object of it, {sink.__name__}(...)")
+        if missing := [name for name in ("append", "finding", "close") if not callable(getattr(sink, name, None))]:
+            raise UsageError(
+                f"sinks has a {type(sink).__name__}, which has no {missing[0]}(): a sink has append(records), "
+                "finding(finding) and close(report)"
+            )
+    return sinks
+
+
+def _checked_place(record_to: Any) -> None:
+    if record_to is None:
+        return
+    if isinstance(record_to, (str, PathLike)):
+        text = os.fspath(record_to)
+        if not text or "\0" in str(text):
+            raise UsageError("record_to is no path: give the folder for the records, such as runs/mine")
+        if "://" in str(text):
+            raise UsageError(f"record_to={text!r} is an address: records go to a folder of this machine")
+        return
+    if isinstance(record_to, type) or not all(
+        callable(getattr(record_to, name, None)) for name in ("append", "flush", "frame")
+    ):
+        raise UsageError(
+            f"record_to must be a folder, or an object with append(records), flush() and frame(), not "
+            f"{record_to.__name__ if isinstance(record_to, type) else type(record_to).__name__}"
+        )
+
+
+def check_arguments(
+    model: Any, loss_fn: Any, every: Any, start: Any, scaler: Any, optimizer: Any, record_to: Any
+) -> None:
     """Refuse what no recorder can be made of.
 
     Raises:
         UsageError: As of ``Recorder``.
     """
-    if not isinstance(every, int) or every < 1:
-        raise UsageError(f"every={every} must be a whole number of steps, 1 or more")
+    if isinstance(every, bool) or not hasattr(type(every), "__index__") or index(every) < 1:
+        raise UsageError(f"every={every!r} must be a whole number of steps, 1 or more")
     if not isinstance(model, Module):
         raise UsageError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     refuse_fixed(model)
@@ -44,9 +99,17 @@ def check_arguments(model: Any, loss_fn: Any, every: Any, start: Any, scaler_alo
         )
     if loss_fn is not None and not callable(loss_fn):
         raise UsageError(f"loss_fn must be a function loss_fn(model, batch) -> scalar, not {type(loss_fn).__name__}")
-    if scaler_alone:
+    if isinstance(loss_fn, Module) and loss_fn is not model and isinstance(loss_fn, _Loss):
+        raise UsageError(
+            f"loss_fn is {type(loss_fn).__name__}, which takes outputs and targets: give a function of the model and "
+            "the batch, such as lambda model, batch: loss(model(batch[0]), batch[1])"
+        )
+    if scaler is not None and not (hasattr(scaler, "get_scale") and hasattr(scaler, "is_enabled")):
+        raise UsageError(f"scaler must be a torch.amp.GradScaler, not {type(scaler).__name__}")
+    if scaler is not None and optimizer is None:
         raise UsageError("with a gradient scaler the scope needs the optimizer too")
-    if start != "continue" and (isinstance(start, bool) or not isinstance(start, int) or start < 0):
+    _checked_place(record_to)
+    if start != "continue" and (isinstance(start, bool) or not hasattr(type(start), "__index__") or index(start) < 0):
         raise UsageError(f'start={start!r} must be the number of a step, 0 or more, or "continue"')
 
 
@@ -60,7 +123,7 @@ def open_cell(
         if start == "continue":
             raise UsageError('start="continue" needs record_to, the folder of the run that is continued')
         return record_to, name if rank is None else f"{name}.rank{rank}", int(start)
-    store = Store.create(record_to, {"kind": "scope"})
+    store = Store.create(Path(record_to).expanduser(), {"kind": "scope"})
     if start == "continue":
         cell = take_up_cell(store.path, name, rank)
         if cell is not None:

@@ -1,7 +1,9 @@
 """A recorder attached to a training loop by the hooks of its optimizers and of its model, in no line of the loop."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch.nn import Module
@@ -13,7 +15,51 @@ from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, is_compiled, unwrap
 from normscope.probes._recorder import Recorder
 from normscope.probes._warnings import ProbeWarning, WiringWarning
-from normscope.usercode import warn_user
+from normscope.usercode import described, warn_user
+
+_MANY_STEPS = 200  # of other optimizers, without one of the watched: more than any schedule of several networks
+
+
+class _Holder:
+    """A hook of an optimizer that does nothing but hold an attachment."""
+
+    def __init__(self, attachment: "Attachment") -> None:
+        self._attachment = attachment
+
+    def __call__(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+# Hooks for all optimizers: while torch calls those of a single optimizer none of them can be removed, which is what
+# probes do as a step ends. They hold no attachment, so that a model that nobody needs any more can go.
+_attachments: "WeakSet[Attachment]" = WeakSet()
+_hooks_of_all: list[Any] = []
+_numbers = count()
+
+
+def _listen(attachment: "Attachment") -> None:
+    _attachments.add(attachment)
+    if not _hooks_of_all:
+        _hooks_of_all.append(register_optimizer_step_pre_hook(_before_any_step))
+        _hooks_of_all.append(register_optimizer_step_post_hook(_after_any_step))
+
+
+def _listen_no_more(attachment: "Attachment") -> None:
+    _attachments.discard(attachment)
+    if not _attachments:
+        for handle in _hooks_of_all:
+            handle.remove()
+        _hooks_of_all.clear()
+
+
+def _before_any_step(optimizer: Optimizer, *_: Any) -> None:
+    for attachment in sorted(_attachments, key=lambda each: each.number):
+        attachment.before_step(optimizer)
+
+
+def _after_any_step(optimizer: Optimizer, *_: Any) -> None:
+    for attachment in sorted(_attachments, key=lambda each: each.number):
+        attachment.after_step(optimizer)
 
 
 class Attachment:
@@ -27,10 +73,14 @@ class Attachment:
 
     Args:
         recorder: The recorder.
+
+    Attributes:
+        number: How many were made before: of several, the first is told of a step first.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self.number = next(_numbers)
         self._handles: list[Any] = []
         self._armed: list[Any] = []
         self._stepped: set[int] = set()
@@ -38,6 +88,8 @@ class Attachment:
         self._warned = False
         self._heard_anything = False
         self._failed = False
+        self._strangers: WeakValueDictionary[int, Optimizer] = WeakValueDictionary()
+        self._steps_of_strangers = 0
         self._was_given_optimizers = bool(recorder.optimizers)
         for optimizer in recorder.optimizers:
             if not isinstance(optimizer, Optimizer):
@@ -45,15 +97,20 @@ class Attachment:
                     f"{type(optimizer).__name__} has no hooks by which the end of a step could be heard: use "
                     "`with scope.step(batch)`, or scope.begin() and scope.end()"
                 )
-        # Hooks for all optimizers: while torch calls those of a single optimizer none of them can be removed, which is
-        # what probes do as a step ends.
-        self._handles.append(register_optimizer_step_pre_hook(self._before_step))
-        self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        for optimizer in recorder.optimizers:
+            self._be_held_by(optimizer)
+        _listen(self)
         recorder.attached = True
         self._arm()
 
+    def _be_held_by(self, optimizer: Any) -> None:
+        """Live as long as an optimizer does: nothing else need hold what ``ns.watch`` has returned."""
+        if isinstance(optimizer, Optimizer):
+            self._handles.append(optimizer.register_step_post_hook(_Holder(self)))
+
     def detach(self) -> None:
         """Remove all hooks; a step that is under way is given up."""
+        _listen_no_more(self)
         self._disarm()
         for handle in self._handles:
             handle.remove()
@@ -73,20 +130,48 @@ class Attachment:
             return True
         if self._was_given_optimizers:
             return False
-        own = {id(parameter) for parameter in recorder.model.parameters()}
-        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        if not self._updates_the_model(optimizer):
             return False
         recorder.adopt(optimizer)
+        self._be_held_by(optimizer)
         return True
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._is_watched(optimizer):
+    def _updates_the_model(self, optimizer: Optimizer) -> bool:
+        own = {id(parameter) for parameter in self._recorder.model.parameters()}
+        return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+    def _note_stranger(self, optimizer: Optimizer) -> None:
+        """Look at a step of an optimizer that is not watched."""
+        recorder, kind = self._recorder, type(optimizer).__name__
+        if self._failed or not self._was_given_optimizers:
             return
+        if id(optimizer) not in self._strangers:
+            self._strangers[id(optimizer)] = optimizer
+            if self._updates_the_model(optimizer):
+                recorder.note_wiring(
+                    f"an optimizer that the scope was not given ({kind}) updates the model, and its steps are not "
+                    "counted: give ns.watch all optimizers of the model"
+                )
+        self._steps_of_strangers += 1
+        if self._steps_of_strangers == _MANY_STEPS:
+            own = ", ".join(dict.fromkeys(type(known).__name__ for known in recorder.optimizers))
+            recorder.note_wiring(
+                f"{_MANY_STEPS} steps of other optimizers have passed and none of the watched ({own}) since step "
+                f"{recorder.index}: give ns.watch the optimizer that the loop steps, or call scope.detach()"
+            )
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer begins its step."""
+        if not self._is_watched(optimizer):
+            self._note_stranger(optimizer)
+            return
+        self._steps_of_strangers = 0
         if id(optimizer) in self._stepped:  # another optimizer of the recorder steps more rarely than this one
             self._finish()
         self._recorder.set_updating(True)
 
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Note that an optimizer has ended its step."""
         if not self._is_watched(optimizer):
             return
         self._recorder.set_updating(False)
@@ -160,11 +245,14 @@ class Attachment:
         """Begin or end a step; an error that no probe answers for ends the watching, not the training."""
         try:
             act()
+        except Warning:  # the user has warnings raised
+            raise
         except Exception as error:
             self._failed = True  # hooks cannot be removed while torch calls them
             self._disarm()
+            self._recorder.give_up(f"the scope failed at step {self._recorder.index}: {described(error)}")
             warn_user(
                 f"the scope failed at step {self._recorder.index} and watches no further; training goes on: "
-                f"{type(error).__name__}: {error}",
+                f"{described(error)}",
                 ProbeWarning,
             )

@@ -110,7 +110,8 @@ class Gradients:
                 unread.append(parameter)
             elif not seen.handed_over:
                 seen.handed_over = True
-                if _is_changed(parameter.grad, seen.gradient):
+                # After a later pass a new gradient may lie where the old one lay, written to as often.
+                if seen.later or _is_changed(parameter.grad, seen.gradient):
                     changed.append(parameter)
         return unread, changed
 

@@ -10,7 +10,7 @@ from normscope._errors import UsageError
 from normscope._unit import Unit
 from normscope.probes._step import Step
 from normscope.probes.remarks import Readings, Remark, Theory
-from normscope.records import Record
+from normscope.records import Record, quick_record
 
 
 class AbstractProbe(Unit, ABC):
@@ -46,8 +46,8 @@ class AbstractProbe(Unit, ABC):
 
     def __init__(self, *, every: int | None = None) -> None:
         self.page()  # a probe that does not describe itself is refused here, not in the report
-        if every is not None and every < 1:
-            raise UsageError(f"{self.CODE}: every={every} must be 1 or more")
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise UsageError(f"{self.CODE}: every={every!r} must be a whole number of steps, 1 or more")
         self.every = every
 
     @property
@@ -76,7 +76,7 @@ class AbstractProbe(Unit, ABC):
 
     def record(self, step: Step, site: str, name: str, value: float, unit: str = "1") -> Record:
         """Make a record of this probe."""
-        return Record(step.cell, step.index, self.CODE, site, name, float(value), unit)
+        return quick_record(step.cell, step.index, self.CODE, site, name, float(value), unit)
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

@@ -6,7 +6,7 @@ from normscope._errors import NormscopeError
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._probed_step import ProbedStep
 from normscope.probes._warnings import ProbeWarning, WiringWarning
-from normscope.usercode import warn_user
+from normscope.usercode import described, warn_user
 
 _NO_LOSS = "it evaluates the loss again, and the scope was given no loss_fn(model, batch)"
 
@@ -21,6 +21,7 @@ class ProbeSet:
     Attributes:
         probes: Those that can be read.
         not_read: Codes of probes that have read nothing so far, each with the reason in words.
+        wiring: Why what was read may be wrong, in words.
     """
 
     def __init__(self, probes: Sequence[AbstractProbe], *, has_loss: bool) -> None:
@@ -28,6 +29,8 @@ class ProbeSet:
         self.not_read: dict[str, str] = {}
         self._off: set[int] = set()
         self._have_read: set[str] = set()
+        self._told: set[str] = set()
+        self.wiring: list[str] = []
         for probe in probes:
             readable = probe if has_loss else probe.without_loss()
             if readable is None:
@@ -57,16 +60,40 @@ class ProbeSet:
         for code in probed.values_read:
             self.not_read.pop(code, None)
         if probed.wiring_causes:
-            causes_in_words = "; ".join(probed.wiring_causes)
+            self.note_wiring(probed.wiring_causes, index)
+        self._note_left_out(probed, index)
+
+    def note_wiring(self, causes: Sequence[str], index: int) -> None:
+        """Warn of what does not fit the loop, each cause once, and keep it."""
+        fresh = [cause for cause in causes if cause not in self.wiring]
+        if fresh:
+            self.wiring += fresh
             warn_user(
-                f"what the scope was given does not fit the training loop (step {index}): {causes_in_words}",
+                f"what the scope was given does not fit the training loop (step {index}): {'; '.join(fresh)}",
                 WiringWarning,
             )
+
+    def _note_left_out(self, probed: ProbedStep, index: int) -> None:
+        """Tell once of a reading that was left out; the probes are read again at the next due step."""
+        if not probed.left_out:
+            return
+        probes, why = probed.left_out
+        told = why in self.not_read.values() or why in self._told
+        self._told.add(why)
+        self.not_read |= {probe.CODE: why for probe in probes if probe.CODE not in self._have_read}
+        if not told:
+            codes = ", ".join(repr(probe.CODE) for probe in probes)
+            warn_user(f"{codes} left out step {index}, and will be read at the next due step: {why}", ProbeWarning)
+
+    def give_up(self, why: str) -> None:
+        """Read no probe any more."""
+        self._off.update(map(id, self.probes))
+        self.not_read |= {probe.CODE: why for probe in self.probes if probe.CODE not in self._have_read}
 
     def switch_off(self, probes: Sequence[AbstractProbe], error: Exception, index: int) -> None:
         """Read these probes no more, and warn of the cause once."""
         self._off.update(map(id, probes))
-        reason = str(error) if isinstance(error, NormscopeError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(str(error).split()) if isinstance(error, NormscopeError) else described(error)
         self.not_read |= {probe.CODE: f"switched off at step {index}: {reason}" for probe in probes}
         codes, many = ", ".join(repr(probe.CODE) for probe in probes), len(probes) > 1
         warn_user(

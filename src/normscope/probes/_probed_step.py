@@ -13,7 +13,14 @@ from normscope.modules.batches import Piece
 from normscope.modules.processes import OutOfStepError
 from normscope.modules.rng import RngState
 from normscope.modules.shards import SHARDED, sharded
-from normscope.modules.wrapped import calls_step_hooks, eagerly, is_compiled, rank_of_many, unwrap
+from normscope.modules.wrapped import (
+    calls_step_hooks,
+    eagerly,
+    is_compiled,
+    rank_of_many,
+    scaler_that_steps,
+    unwrap,
+)
 from normscope.probes._in_step import InStep
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import Replay
@@ -26,7 +33,13 @@ from normscope.records import Record
 from normscope.usercode import described
 
 if TYPE_CHECKING:
-    from torch.amp import GradScaler
+    pass
+
+
+_SCALER_FOUND = (
+    "a gradient scaler steps the optimizer, of which the scope was not told, so gradients and loss of this step carry "
+    "an unknown scale; from the next reading on it is taken out (give scaler= to read the first step, too)"
+)
 
 
 class ProbedStep:
@@ -46,6 +59,7 @@ class ProbedStep:
         values_read: Codes of probes that have values.
         wiring_causes: What does not fit between the loop and the scope, in words.
         no_batch: Why the batch of the step is not known; empty if it is.
+        left_out: Probes that did not read at this step, with the reason.
     """
 
     def __init__(
@@ -65,6 +79,8 @@ class ProbedStep:
         self.values_read: set[str] = set()
         self.wiring_causes: list[str] = []
         self.no_batch = ""
+        self._scaler_was_found = False
+        self.left_out: tuple[Sequence[AbstractProbe], str] | None = None
 
     def begin(self) -> None:
         """Set the hooks."""
@@ -109,6 +125,8 @@ class ProbedStep:
     def before_update(self, optimizer: Optimizer, *_: Any) -> None:
         """Have the probes read the gradients that an optimizer is about to use."""
         step = self._step
+        if self._loop.scaler is None and (scaler := scaler_that_steps()) is not None and scaler.is_enabled():
+            self._loop.scaler, self._scaler_was_found = scaler, True
         # A scaler has unscaled the gradients by now, unless the optimizer does it itself, in one kernel.
         step.gradients_scaled = step.scale != 1 and getattr(optimizer, "grad_scale", None) is not None
         parameters = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
@@ -142,9 +160,16 @@ class ProbedStep:
         """Have the probes read; return their records, in the order of the probes."""
         step = self._step
         records: dict[int, list[Record]] = {}
+        if self._scaler_was_found:
+            self.left_out = self._due, _SCALER_FOUND
+            step.release()
+            return []
 
         def read(probe: AbstractProbe) -> None:
             records[id(probe)] = values = list(probe.read(step))
+            if strange := [value for value in values if not isinstance(value, Record)]:
+                del records[id(probe)]
+                raise TypeError(f"read() yields a {type(strange[0]).__name__}, and only records can be kept")
             if values:
                 self.values_read.add(probe.CODE)
             else:
@@ -158,11 +183,13 @@ class ProbedStep:
         replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
             refused = UsageError(why_not)
-            for probe in replaying:
+            if self.no_batch:
+                self.left_out = replaying, why_not
+            for probe in () if self.no_batch else replaying:
                 self._fail(probe, refused)
         elif replaying and step.start is not None:
             self._replay(step.start, [probe for probe in replaying if probe.replays], read)
-        step.gradients_scaled = step.scale != 1 and _still_scaled(self._loop.scaler, self._loop.optimizers, step.scale)
+        step.gradients_scaled = step.scale != 1 and self._loop.is_still_scaled(step.scale)
         for probe in self._due:
             if not probe.replays:
                 self._try(probe, read, probe)
@@ -232,7 +259,8 @@ class ProbedStep:
             replay.start.conditions.set_modes()  # a probe may have left other modes
             apart = self._wiring.gradients_apart(users, replay.start.gathered, replay.origin().gradient)
         except Exception as error:
-            if not self.failures:  # else the probes that evaluate the loss tell it by their names
+            if any(id(probe) not in self.failures for probe in self._due if self._replays(probe)):
+                # Where all of them failed, they tell it by their names.
                 self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")
             return
         if apart:
@@ -270,15 +298,3 @@ class ProbedStep:
     def _fail(self, probe: Any, error: Exception) -> None:
         """Remember a failure; it is reported when the step ends, so that no warning breaks the user's pass."""
         self.failures.setdefault(id(probe), (probe, error))
-
-
-def _still_scaled(scaler: "GradScaler | None", optimizers: Sequence[Optimizer], scale: float) -> bool:
-    """Whether gradients carry the loss scale as the step ends, if no optimizer has made an update.
-
-    A scaler that has skipped an update has unscaled the gradients before; its state or a new scale shows it.
-    """
-    if scaler is None or float(scaler.get_scale()) != scale:
-        return False
-    states = getattr(scaler, "_per_optimizer_states", {})
-    stages = [states[id(optimizer)]["stage"] for optimizer in optimizers if id(optimizer) in states]
-    return all(getattr(stage, "name", "READY") == "READY" for stage in stages)

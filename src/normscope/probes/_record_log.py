@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from normscope._errors import UsageError
+from normscope.modules.rng import streams_kept
 from normscope.probes._sinks import Delivery, RecordSink, Sink
 from normscope.records import Finding, MemoryStore, Record
 
@@ -80,8 +81,9 @@ class RecordLog:
 
     def close(self, page: "PathLike[str] | None") -> None:
         """Write out what is pending, and hand a page to the sinks."""
-        for delivery in self._deliveries:
-            delivery.close(page)
+        with streams_kept():
+            for delivery in self._deliveries:
+                delivery.close(page)
 
 
 def _in_memory(records: Sequence[Record]) -> "polars.DataFrame":

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from normscope._errors import UsageError
 from normscope.modules.autocast import without_autocast
-from normscope.probes._arguments import check_arguments, open_cell, optimizers_of
+from normscope.modules.rng import streams_kept
+from normscope.probes._arguments import check_arguments, checked_sinks, listed, open_cell, optimizers_of
 from normscope.probes._cost import say_cost
 from normscope.probes._find import Wanted, chosen_probes
 from normscope.probes._probe import AbstractProbe
@@ -89,16 +90,16 @@ class Recorder:
         sinks: Sequence[Sink] = (),
         observers: Sequence[StepObserver] = (),
     ) -> None:
-        check_arguments(model, loss_fn, every, start, scaler is not None and optimizer is None)
-        self.model, self.loss_fn, self.every, self.scaler = model, loss_fn, every, scaler
+        check_arguments(model, loss_fn, every, start, scaler, optimizer, record_to)
+        self.model, self.loss_fn, self.every, self.scaler = model, loss_fn, int(every), scaler
         self.optimizers = optimizers_of(optimizer)
+        self.sinks = tuple(checked_sinks(sinks))
         self._set = ProbeSet(chosen_probes(probes), has_loss=loss_fn is not None)
         self.probes = self._set.probes
         self.sink, self.cell, self.index = open_cell(record_to, cell, start, self._claimed_facts())
-        self.sinks = tuple(sinks)
-        self._log = RecordLog(self.sink, sinks)
+        self._log = RecordLog(self.sink, self.sinks)
         self._observers = tuple(observers)
-        self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler, also=tuple(also))
+        self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler, also=tuple(listed(also)))
         self._inside: StepInProgress | None = None
         self._waiting_step: _StepContext | None = None
         self._said_cost = False
@@ -109,12 +110,18 @@ class Recorder:
         """Codes of what has read nothing so far, each with the reason in words."""
         return dict(self._set.not_read)
 
+    @property
+    def wiring(self) -> list[str]:
+        """Why what was read may be wrong: what the recorder was given does not fit the loop. Empty if it does."""
+        return list(self._set.wiring)
+
+    def note_wiring(self, cause: str) -> None:
+        """Warn once that something does not fit the loop, and keep it for summary and page."""
+        self._set.note_wiring([cause], self.index)
+
     def _claimed_facts(self) -> dict[str, Any]:
-        return {
-            "model": type(self.model).__name__,
-            "every": self.every,
-            "probes": [probe.CODE for probe in self.probes],
-        }
+        probes = [probe.CODE for probe in self.probes]
+        return {"model": type(self.model).__name__, "every": self.every, "probes": probes}
 
     def step(self, batch: Any) -> "_StepContext":
         """Return the context manager around one training step.
@@ -165,10 +172,11 @@ class Recorder:
         if error is not None:
             return
         try:
-            if inside.probed is not None:
-                with without_autocast():
-                    self._read(inside.probed)
-            inside.let_observers_read()
+            with streams_kept():  # a probe or a sink of the user's own may draw from them
+                if inside.probed is not None:
+                    with without_autocast():
+                        self._read(inside.probed)
+                inside.let_observers_read()
         finally:
             self.index += 1
         self._log.tick()
@@ -190,6 +198,10 @@ class Recorder:
     def wants(self, index: int) -> bool:
         """Whether anything follows the step ``index``: a probe that is due, or an observer."""
         return bool(self._observers or self.due(index))
+
+    def give_up(self, why: str) -> None:
+        """Note that nothing is read any more."""
+        self._set.give_up(why)
 
     def skip(self) -> None:
         """Count a step at which nothing was due."""

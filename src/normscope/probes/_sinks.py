@@ -58,7 +58,7 @@ class Delivery:
         self._name = str(getattr(sink, "path", "") or type(sink).__name__)
         self._waiting: list[Record] = []
         self._dropped = 0
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def append(self, records: Iterable[Record]) -> None:
         """Offer records, after those that were refused before."""
@@ -113,7 +113,7 @@ class Delivery:
     def _call(self, act: Callable[..., object], *args: Any) -> bool:
         try:
             act(*args)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self._error is None:
                 warn_user(
                     f"{self._name} takes no records: {_line(error)}; training goes on, the records stay in memory",
@@ -124,6 +124,6 @@ class Delivery:
         return True
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     text = str(error).strip().split("\n")[0]
     return text or type(error).__name__

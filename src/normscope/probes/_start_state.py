@@ -63,6 +63,10 @@ def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty_like(tensor, device="meta").stride()
 
 
+def _kind(parameter: Parameter | None) -> tuple[torch.dtype, torch.device, bool] | None:
+    return None if parameter is None else (parameter.dtype, parameter.device, parameter.requires_grad)
+
+
 class Layout:
     """Modules and parameters of a model, and where each parameter lies in flat buffers.
 
@@ -79,7 +83,7 @@ class Layout:
         self._named = walk(model)
         self.modules = [module for _, module in self._named]
         self._parameters = [
-            (module, key, parameter, parameter is not None and parameter.requires_grad)
+            (module, key, parameter, _kind(parameter))
             for module in self.modules
             for key, parameter in module._parameters.items()
         ]
@@ -92,15 +96,15 @@ class Layout:
             self._splits[slot.kind] += [slot.parameter.numel(), *([slot.padding()] if slot.padding() else ())]
 
     def fits(self, model: Module) -> bool:
-        """Whether the model still has these modules, parameters and frozen parameters."""
+        """Whether the model still has these modules and parameters, of the same kinds."""
         now = walk(model)
         return (
             len(now) == len(self._named)
             and all(a is b for (_, a), b in zip(now, self.modules, strict=True))
             and sum(len(module._parameters) for module in self.modules) == len(self._parameters)
             and all(
-                module._parameters.get(key) is parameter and (parameter is None or parameter.requires_grad == wanted)
-                for module, key, parameter, wanted in self._parameters
+                module._parameters.get(key) is parameter and _kind(parameter) == kind
+                for module, key, parameter, kind in self._parameters
             )
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
@@ -10,11 +11,13 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.backward import Removable
-from normscope.modules.channels import Channels, change_products, channels
+from normscope.modules.channels import Channels, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small, same_content
 from normscope.modules.hooks import Hook
-from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
+from normscope.modules.normalized import is_normalized
+from normscope.modules.sites import Tree, uses_batch
 from normscope.probes._backward_end import BackwardEnd
+from normscope.probes._kept_values import KeptValues
 from normscope.probes._listener import CallReader, Listener, NodeReader, Reader, unscaled
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import StartState
@@ -24,7 +27,7 @@ FailureReport = Callable[[Any, Exception], None]
 T = TypeVar("T")
 
 
-class Step:
+class Step(KeptValues):
     """One training step as the probes due at it see it.
 
     Attributes:
@@ -61,8 +64,8 @@ class Step:
         self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
         self._modules: dict[Any, dict[str, Module]] = {}
-        self._values: dict[int, Tensor] = {}
-        self._changes: dict[int, list[float]] = {}
+        self._tree: Tree | None = None
+        super().__init__()
         self._memo_of: tuple[Tensor, int] | None = None
         self._memo: dict[str, Any] = {}
         self._contents = Contents()
@@ -70,7 +73,8 @@ class Step:
     def take_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Note the user's optimizers, and the learning rate of the first."""
         self.optimizers = tuple(optimizers)
-        self.lr = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
+        groups = optimizers[0].param_groups if optimizers else ()
+        self.lr = float(groups[0]["lr"]) if groups and "lr" in groups[0] else None
 
     @property
     def replay(self) -> Replay:
@@ -87,51 +91,17 @@ class Step:
         """Give the step its replay, or take it away with None; done by the recorder as the step ends."""
         self._replay = replay
 
-    def modules(self, find: Callable[[Module], dict[str, Module]]) -> dict[str, Module]:
-        """Return ``find(model)``, looked up once for all probes of this step."""
+    def modules(self, find: Callable[[Module, Tree], dict[str, Module]]) -> dict[str, Module]:
+        """Return ``find(model, tree)``, looked up once for all probes of this step."""
         if find not in self._modules:
-            self._modules[find] = find(self.model)
+            if self._tree is None:
+                self._tree = Tree(self.model)
+            self._modules[find] = find(self.model, self._tree)
         return self._modules[find]
 
     def notes(self, probe: Hashable) -> dict[str, Any]:
         """Return what ``probe`` keeps until the step ends: an empty dict at its first use."""
         return self._notes.setdefault(id(probe), {})
-
-    def keep_values(self, parameters: Iterable[Tensor], *, parts: bool = False) -> None:
-        """Copy these parameters as they are now, once for all probes; called in ``watch``.
-
-        Args:
-            parameters: The parameters.
-            parts: Whether this process's part of each is enough where parameters are sharded.
-
-        Raises:
-            UsageError: Only a part of a parameter is here.
-        """
-        for parameter in parameters:
-            if not parts and is_distributed(parameter):
-                raise UsageError(SHARDED)
-            if id(parameter) not in self._values:
-                self._values[id(parameter)] = local(parameter.detach()).clone()
-
-    def value_before(self, parameter: Tensor) -> Tensor:
-        """Return the copy that ``keep_values`` made as the step began."""
-        return self._values[id(parameter)]
-
-    def changes(self, parameters: Sequence[Tensor]) -> list[list[float]]:
-        """Return for each parameter that was kept, once for all probes, three products of its change until now.
-
-        Its squared length, its inner product with the value before, and the squared length of that value.
-        """
-        fresh = {id(parameter): parameter for parameter in parameters if id(parameter) not in self._changes}
-        after = [local(parameter.detach()) for parameter in fresh.values()]
-        found = change_products([self._values[key] for key in fresh], after)
-        if any(map(is_distributed, fresh.values())):
-            columns = len(found[0])
-            parts = [value for row in found for value in row]
-            sums = summed_over_shards(parts, [parameter for parameter in fresh.values() for _ in range(columns)])
-            found = [sums[at : at + columns] for at in range(0, len(sums), columns)]
-        self._changes.update(zip(fresh, found, strict=True))
-        return [self._changes[id(parameter)] for parameter in parameters]
 
     def memo(self, tensor: Tensor, key: str, make: Callable[[Tensor], T]) -> T:
         """Return ``make(tensor)``, computed once as long as probes look at the same unchanged tensor in a row.
@@ -146,11 +116,6 @@ class Step:
             self._memo[key] = make(tensor)
         return self._memo[key]
 
-    def recall(self, tensor: Tensor, key: str) -> Any:
-        """Return what ``memo`` computed last for this tensor under this key, or None."""
-        known = self._memo_of is not None and same_content(tensor, *self._memo_of)
-        return self._memo.get(key) if known else None
-
     def channels(self, x: Tensor) -> Channels:
         """Return the moments of a batch by channel, computed at once, and once for all probes."""
         return self.memo(x, "channels", channels)
@@ -163,10 +128,38 @@ class Step:
         return self.memo(x, "content", self._content)
 
     def _content(self, x: Tensor) -> Content:
-        return self._contents.add(x, None if is_small(x) else self.channels(x))
+        if is_small(x):
+            return self._contents.add(x, None)
+        moments = self.channels(x)
+        return self._contents.add(x, (moments.mean, moments.variance))
+
+    def normalized_content(self, module: Module, x: Tensor, output: Tensor) -> Content | None:
+        """Note the moments of a large output of a batch norm without a read of it: they follow from the input's.
+
+        None where they do not, or not to rounding: the output is not that of torch's own operation, is small or of half
+        precision, or the mean of the input is far from zero.
+
+        Args:
+            module: The batch norm.
+            x: Its input, detached.
+            output: What its call returned.
+        """
+        if is_small(output) or not uses_batch(module) or not is_normalized(module, output):
+            return None
+        moments = self.channels(x)
+        if moments.about is not None or moments.shift is None:
+            return None
+        variance = moments.variance / (moments.variance + float(module.eps))  # type: ignore[arg-type]
+        weight, bias = module.weight, module.bias
+        mean = torch.zeros_like(variance) if bias is None else bias.detach().double()  # type: ignore[operator]
+        if weight is not None:
+            variance = variance * weight.detach().double().square()  # type: ignore[operator]
+        # A value that is not finite leaves no finite output in its channel.
+        mean = torch.where(moments.variance.isfinite(), mean, moments.variance * torch.nan)
+        return self._contents.add(output, (mean, variance))
 
     def copied(self, tensor: Tensor) -> Copy:
-        """Copy a small tensor; on the host after ``settle``."""
+        """Copy a small tensor, or a sample of a large one; on the host after ``settle``."""
         return self._contents.copied(tensor)
 
     def settle(self) -> None:
@@ -297,4 +290,4 @@ class Step:
         """
         for kept in (self._listeners, self._notes, self._values, self._changes, self._modules, self._memo):
             kept.clear()
-        self._memo_of, self._replay, self._contents = None, None, Contents()
+        self._memo_of, self._replay, self._tree, self._contents = None, None, None, Contents()

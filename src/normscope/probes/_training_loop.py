@@ -50,6 +50,21 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         self.reach = Reach({} if self.loss_fn is None else {"loss_fn": self.loss_fn}, self.also)
 
+    def is_still_scaled(self, scale: float) -> bool:
+        """Whether gradients carry the loss scale as the step ends, if no optimizer has made an update.
+
+        A scaler that has skipped an update has unscaled the gradients before; its state or a new scale shows it.
+
+        Args:
+            scale: The scale as the step began.
+        """
+        scaler = self.scaler
+        if scaler is None or float(scaler.get_scale()) != scale:
+            return False
+        states = getattr(scaler, "_per_optimizer_states", {})
+        stages = [states[id(optimizer)]["stage"] for optimizer in self.optimizers if id(optimizer) in states]
+        return all(getattr(stage, "name", "READY") == "READY" for stage in stages)
+
 
 class TraceError(UsageError):
     """Evaluating the loss again has changed something that could not be put back.

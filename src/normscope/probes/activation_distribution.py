@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._errors import UsageError
-from normscope.modules.channels import coprime_stride, in_memory_order, to_host
-from normscope.modules.contents import Content, Group, is_small
+from normscope.modules.autocast import without_autocast
+from normscope.modules.channels import coprime_stride, in_memory_order
+from normscope.modules.contents import Content, Copy, Group, is_small
 from normscope.modules.sites import chosen, pre_activations
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
@@ -41,7 +43,8 @@ class ActivationDistribution(AbstractProbe):
 
     ## Cost
     Two reads of each site's output, shared with other probes, and a sort of at most ``sample`` elements. An output of
-    up to 16384 elements is copied, once for all probes, and read with all others when the step is over.
+    up to 16384 elements is copied, once for all probes, and read with all others when the step is over. Mean and
+    variance of what torch's own batch norm makes of a larger batch follow from those of its input, without a read.
 
     ## Reads wrongly when
     The distribution differs strongly between channels: these are statistics of the layer, not of a unit. Forward
@@ -77,30 +80,45 @@ class ActivationDistribution(AbstractProbe):
         notes = step.notes(self)
         sites = step.modules(pre_activations) if self.sites is None else chosen(step.model, self.sites)
         for site, module in sites.items():
-            step.on_output(self, module, partial(self._take, step, notes, site))
+            known: list[Content] = []
+            if isinstance(module, _BatchNorm):
+                step.on_module(self, module, partial(self._ran, step, known))
+            step.on_output(self, module, partial(self._take, step, notes, site, known))
 
-    def _take(self, step: Step, notes: dict[str, Any], site: str, output: Tensor) -> None:
+    @staticmethod
+    def _ran(step: Step, known: list[Content], module: Any, inputs: Any, output: Any) -> None:
+        known.clear()
+        if inputs and isinstance(inputs[0], Tensor):
+            with without_autocast():
+                content = step.normalized_content(module, inputs[0].detach(), output)
+            known += [] if content is None else [content]
+
+    def _take(self, step: Step, notes: dict[str, Any], site: str, known: list[Content], output: Tensor) -> None:
         if not output.numel():
             return
         # Only moments and the subsample of a large output are kept, not the output itself.
-        sample = None if is_small(output) else self._sampled(in_memory_order(output)).clone()
-        notes.setdefault(site, []).append((step.content(output if output.ndim > 1 else output.reshape(1, -1)), sample))
+        sample = None if is_small(output) else step.copied(self._sampled(in_memory_order(output)))
+        content = known.pop() if known else step.content(output if output.ndim > 1 else output.reshape(1, -1))
+        notes.setdefault(site, []).append((content, sample))
 
     def _sampled(self, flat: Any) -> Any:
         count = len(flat)
         return flat if count <= self.sample else flat[:: coprime_stride(count, self.sample)]
 
+    def _sample(self, content: Content, sample: Copy | None) -> Any:
+        if sample is not None:
+            return sample.array
+        assert content.copy is not None
+        return self._sampled(content.copy.flat())
+
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""
-        notes: dict[str, list[tuple[Content, Tensor | None]]] = step.notes(self)
+        notes: dict[str, list[tuple[Content, Copy | None]]] = step.notes(self)
         if not notes:
             return
         step.settle()
         every = [call for calls in notes.values() for call in calls]
-        large = iter(to_host([sample for _, sample in every if sample is not None]))
-        samples = [
-            self._sampled(content.copy.flat()) if content.copy is not None else next(large) for content, _ in every
-        ]
+        samples = [self._sample(*call) for call in every]
         groups = {id(content.group): content.group for content, _ in every}
         moments = {key: _by_content(group) for key, group in groups.items()}
         found = [(moments[id(content.group)][content.index], content) for content, _ in every]
@@ -134,13 +152,14 @@ class ActivationDistribution(AbstractProbe):
             )
             yield Remark(sentence(says), Urgency.NOTABLE, decades(aside[far[0]], _ASIDE), tuple(far), "mean")
         first = readings.first("std")
-        grown = {site: late[site] / first[site] for site in late if first.get(site, 0.0) > 0}
+        inner = list(late)[:-1]  # the last layer's outputs grow as the network learns: they are logits, or the targets
+        grown = {site: late[site] / first[site] for site in inner if first.get(site, 0.0) > 0}
         most = max(grown, key=lambda site: grown[site], default=None)
         if most is not None and grown[most] > _GROWN:
             says = (
                 f"The outputs of {called(most)} spread {times(grown[most])} as wide as at step {readings.first_step:,}."
             )
-            yield Remark(says, Urgency.COSTLY, decades(grown[most], _GROWN), (most,), "std")
+            yield Remark(says, Urgency.NOTABLE, decades(grown[most], _GROWN), (most,), "std")
         positive = {site: std for site, std in late.items() if std > 0}
         if len(positive) > 1:
             wide, narrow = max(positive, key=positive.__getitem__), min(positive, key=positive.__getitem__)

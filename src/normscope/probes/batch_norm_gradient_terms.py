@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope.modules.autocast import without_autocast
 from normscope.modules.channels import to_host
 from normscope.modules.contents import Content, Copy, by_channel, is_small, side_by_side
+from normscope.modules.normalized import sums_gradients
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
@@ -24,8 +24,6 @@ from normscope.records import Record
 
 _TAKEN = 0.5  # share of the gradient's energy; a gradient that knows nothing of the batch loses one over its size
 _TURNED = 0.7  # cosine: 45 degrees
-
-_EXACT = (torch.float32, torch.float64)  # a sum in half precision is too rough
 
 
 @dataclass(slots=True)
@@ -101,7 +99,7 @@ class BatchNormGradientTerms(AbstractProbe):
 
     def _ran(self, step: Step, site: str, summed: list[Module], module: Any, inputs: Any, output: Any) -> None:
         """Read the backward pass of a large batch from torch's own operation, which makes the sums that are wanted."""
-        if not uses_batch(module) or not _sums_gradients(module, output) or is_small(inputs[0]):
+        if not uses_batch(module) or not sums_gradients(module, output) or is_small(inputs[0]):
             return
         summed.append(module)
         with without_autocast():
@@ -239,19 +237,6 @@ def _sums(calls: Sequence[_Call]) -> np.ndarray:
         if positions > 1:
             terms = [np.add.reduce(term, axis=2) for term in terms]
         return np.array([np.add.reduce(term, axis=0) for term in terms])
-
-
-def _sums_gradients(module: Module, output: Any) -> bool:
-    """Whether the backward pass of ``output`` makes the gradients of gain and shift from the module's own input."""
-    parts = (getattr(module, "weight", None), getattr(module, "bias", None))
-    return (
-        type(module).forward is _BatchNorm.forward
-        and "forward" not in vars(module)
-        and type(output) is Tensor
-        and output.ndim > 2
-        and type(output.grad_fn).__name__ == "NativeBatchNormBackward0"
-        and all(part is not None and part.requires_grad and part.dtype in _EXACT for part in parts)
-    )
 
 
 def _ratio(a: float, b: float) -> float:

@@ -248,8 +248,8 @@ class LandscapeAlongGradient(AbstractProbe):
             change = readings.late(name).get("", 0.0)
             if change > _CHANGED:
                 says = (
-                    f"The gradient does not last a step: along it, it changes by {amount(change)} times its length "
-                    f"({name.partition('@')[2].replace('-', ' ')})."
+                    f"Within the steps tried along the gradient ({name.partition('@')[2].replace('-', ' ')}) it "
+                    f"changes by {amount(change)} times its own length, so it does not foretell the loss that far."
                 )
                 yield Remark(says, Urgency.NOTABLE, decades(change, _CHANGED), ("",), name)
                 break

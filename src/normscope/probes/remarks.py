@@ -211,7 +211,7 @@ def called(site: str) -> str:
 
 def percent(share: float) -> str:
     """Write a share: ``41 %``, ``0.3 %``, ``less than 0.1 %``; never ``100 %`` for less than all."""
-    if not math.isfinite(share):
+    if not math.isfinite(100 * share):
         return "an unknown share"
     hundredths = 100 * share
     if 0 < hundredths < 0.1:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from normscope._errors import UsageError
-from normscope.modules.channels import coprime_stride, in_memory_order, to_host
+from normscope.modules.channels import coprime_stride, ever_positive, in_memory_order, to_host
 from normscope.modules.contents import Content, is_small
-from normscope.modules.sites import chosen, named_sites
+from normscope.modules.sites import Tree, chosen, sites_where
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes.remarks import Readings, Remark, Urgency, beyond, percent
@@ -36,6 +36,7 @@ _RECTIFIERS = (
     nn.Mish,
     nn.Hardswish,
 )
+_KNOWN = (*_TAILS, *_RECTIFIERS)
 _NAMED: dict[str, type[Module]] = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 _DEAD = 0.05  # of the units: capacity that is lost
 _IDLE = 0.9  # of the inputs; half is what a norm before a rectifier gives
@@ -66,8 +67,8 @@ class Saturation(AbstractProbe):
     another model starts anew; with ``every`` above 1 the steps between readings are not counted.
 
     ## Cost
-    One read of each activation's input (a maximum by channel), none where another probe reads what comes before it, and
-    a few operations on the sample.
+    A maximum by unit of a few samples of each activation's input, of all samples for units that these leave open, and a
+    few operations on the subsample.
 
     ## Reads wrongly when
     The activation is a function in a container's ``forward``: it has no module to watch; name the module whose output
@@ -121,9 +122,9 @@ class Saturation(AbstractProbe):
                 function = _NAMED[self.sites[site]]()
                 step.on_output(self, module, partial(self._take, step, site, module, function))
             return
-        named = dict(named_sites(step.model)) if self.sites is None else chosen(step.model, self.sites)
+        named = step.modules(_activations) if self.sites is None else chosen(step.model, self.sites)
         for site, module in named.items():
-            if isinstance(module, (*_TAILS, *_RECTIFIERS)):
+            if _is_activation(module):
                 step.on_input(self, module, partial(self._take, step, site, module, module))
             elif self.sites is not None:
                 raise UsageError(
@@ -139,7 +140,7 @@ class Saturation(AbstractProbe):
             calls.append(step.content(x))
             return
         tails = next((tails for kind, tails in _TAILS.items() if isinstance(function, kind)), None)
-        calls.append(self._rectifier(step, function, x) if tails is None else self._tails(function, x, *tails))
+        calls.append(self._rectifier(function, x) if tails is None else self._tails(function, x, *tails))
 
     def _subsamples(self, x: Tensor) -> bool:
         return self.sample is not None and x.numel() > self.sample
@@ -159,14 +160,8 @@ class Saturation(AbstractProbe):
         counts = [torch.count_nonzero(size > far), torch.count_nonzero(size > saturated)]
         return [torch.stack([*(count.to(x.dtype) for count in counts), (slope * slope).sum(), x.new_tensor(x.numel())])]
 
-    def _rectifier(self, step: Step, function: Module, x: Tensor) -> list[Tensor]:
-        # The largest value of a unit says whether it was ever active.
-        axis = self.unit_axis % x.ndim if x.ndim > 1 else 0
-        others = [other for other in range(x.ndim) if other != axis]
-        moments = step.recall(x, "channels") if axis == 1 and not is_small(x) else None
-        peaks = None if moments is None else moments.peaks()
-        if peaks is None:
-            peaks = x.amax(others) if others else x
+    def _rectifier(self, function: Module, x: Tensor) -> list[Tensor]:
+        active = ever_positive(x, self.unit_axis % x.ndim) if x.ndim > 1 else ~(x <= 0)
         values = self._sampled(x)
         inactive = torch.count_nonzero(values <= 0)
         if type(function) is nn.ReLU:
@@ -178,7 +173,7 @@ class Saturation(AbstractProbe):
             slopes = (_slope(function, values) ** 2).sum()
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         sums = torch.stack([inactive.to(wide), slopes.to(wide), torch.full_like(inactive, values.numel(), dtype=wide)])
-        return [sums, (peaks > 0) | peaks.isnan()]
+        return [sums, active]
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares of each activation, in the order of first use."""
@@ -264,6 +259,14 @@ class Saturation(AbstractProbe):
                 Urgency.COSTLY,
                 "activation",
             )
+
+
+def _is_activation(module: Module) -> bool:
+    return isinstance(module, _KNOWN)
+
+
+def _activations(model: Module, tree: Tree) -> dict[str, Module]:
+    return sites_where(model, _is_activation, tree)
 
 
 def _slope(function: Module, x: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ class StatisticsNoise(AbstractProbe):
         calls = step.notes(self).setdefault(site, [])
         content = step.content(x)
         if content.copy is not None and x.numel() <= self.sample:
+            content.leads = True
             calls.append(_Call(content))
             return
         moments = step.channels(x)
@@ -157,11 +158,12 @@ class StatisticsNoise(AbstractProbe):
 
     def _parts(self, group: Group) -> tuple[int, np.ndarray]:
         """Return the number of values in a part, and by channel the sums of each part and the fourth powers."""
-        k, (total, raw, squares) = self.groups, (group.total, group.raw, group.squares)
-        assert total is not None
-        assert raw is not None
-        assert squares is not None
-        samples, width = total.shape
+        k, width = self.groups, sum(group.widths[: group.leading])
+        assert group.total is not None
+        assert group.raw is not None
+        assert group.squares is not None
+        total, raw, squares = group.total[:, :width], group.raw[:, :width], group.squares[:, :width]
+        samples = len(total)
         size = samples // k
         fourth = squares * squares
         fourth = np.add.reduce(fourth, axis=2) if fourth.ndim > 2 else fourth
@@ -175,9 +177,11 @@ class StatisticsNoise(AbstractProbe):
         return self._of(content.group, each, parts, content)[0]
 
     def _of(self, group: Group, each: int, rows: np.ndarray, content: Content | None = None) -> list[list[float]]:
-        """Return the four values of each content of a group, or of one content."""
+        """Return the four values of each leading content of a group, or of one content."""
         k, count = self.groups, group.count
-        variance, starts = (group.variance, group.starts) if content is None else (content.variance, [0])
+        variance, starts = group.variance[: rows.shape[1]], group.starts[: group.leading]
+        if content is not None:
+            variance, starts = content.variance, [0]
         with np.errstate(all="ignore"):
             means, squares = rows[:k] / each, rows[k : 2 * k] / each
             parts = np.array([means, np.sqrt(np.maximum(squares - means * means, 0))])

@@ -1,5 +1,7 @@
 """The modules that surgery leaves behind where torch has none that fits."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +82,48 @@ class ChannelsLast(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Move the last axis to the second place, normalize, move it back."""
         return self.norm(input.movedim(-1, 1)).movedim(1, -1)
+
+
+class ChannelsFirst(nn.Module):
+    """A norm of the last axis applied to the second axis of ``(N, C, *)``: each position by itself.
+
+    Args:
+        norm: The norm.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Move the second axis to the last place, normalize, move it back."""
+        return self.norm(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class Bypass(nn.Identity):
+    """What stands where a norm stood: the identity, also where the norm is given a mask beside its input."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the input."""
+        return input
+
+
+class NormThen(nn.Module):
+    """A norm, and what a module of another library does after it: noise, dropout, an activation.
+
+    Args:
+        norm: The norm, or what took its place.
+        *then: Called one after another on its output.
+    """
+
+    def __init__(self, norm: nn.Module, *then: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.then = nn.Sequential(*then)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize, then the rest."""
+        return self.then(self.norm(input))
 
 
 def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Which modules of a model are norms, where they hang, and how one is put in the place of another."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
@@ -37,28 +38,53 @@ class Site:
     Attributes:
         path: Its first qualified name.
         module: The module.
-        slots: Pairs of a parent and the name under which the parent has it; none for the model itself.
+        slots: Pairs of a parent and the name under which the parent has it; none for the model itself. The parent is
+            a module, or a list or a dictionary that a module has as an attribute.
     """
 
     path: str
     module: nn.Module
-    slots: tuple[tuple[nn.Module, str], ...]
+    slots: tuple[tuple[Any, Any], ...]
 
     def replace(self, new: nn.Module) -> None:
         """Hang ``new`` wherever the module hangs now."""
         for parent, name in self.slots:
             # Not setattr: that would go through a parent's own __setattr__, and containers number their children.
-            parent._modules[name] = new
+            if not isinstance(parent, nn.Module):
+                parent[name] = new
+            elif name in parent._modules:
+                parent._modules[name] = new
+            else:
+                vars(parent)[name] = new
 
 
 def sites(model: nn.Module) -> list[Site]:
     """Return every module of a model once, in the order of ``named_modules``."""
-    slots: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
+    slots: dict[nn.Module, list[tuple[Any, Any]]] = {}
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child is not None:
                 slots.setdefault(child, []).append((parent, name))
+        for child, holder, key, _ in beside_children(parent):
+            slots.setdefault(child, []).append((holder, key))
     return [Site(path, module, tuple(slots.get(module, ()))) for path, module in model.named_modules()]
+
+
+def beside_children(parent: nn.Module) -> Iterator[tuple[nn.Module, Any, Any, str]]:
+    """Yield the modules that a module holds beside its children: in a plain attribute, a list or a dictionary.
+
+    Yields:
+        The module, what holds it, under which key, and a name.
+    """
+    for name, value in list(vars(parent).items()):
+        if name in ("_modules", "_parameters", "_buffers") or name.endswith("_hooks"):
+            continue
+        if isinstance(value, nn.Module):
+            yield value, parent, name, name
+        elif isinstance(value, (list, dict)):
+            for key, held in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(held, nn.Module):
+                    yield held, value, key, f"{name}.{key}"
 
 
 def norms(model: nn.Module, only: Only = None) -> list[Site]:

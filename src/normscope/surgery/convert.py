@@ -23,6 +23,8 @@ layout of the input decides and is not known:
 - ``BatchNorm1d`` takes ``(N, C)`` and ``(N, C, L)``. Instance norm of ``(N, C)`` has one value per statistic, and
   torch would read it as one unbatched ``(C, L)``: ``example`` or ``dims=1`` must show that there is a length.
 
+What a subclass of another library computes is tried by ``surgery.make_arm``, which says what it took the class for.
+
 **What becomes what.** Layer norm of a map ``(N, C, *)`` is ``GroupNorm(1, C)``: one mean and variance a sample, over
 all channels and positions. RMS norm of a map is this room's :class:`RMSNorm` over the same set, with a shift. Groups
 that do not divide the channels are replaced by the largest divisor below, and the report says which.

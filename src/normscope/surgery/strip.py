@@ -33,9 +33,10 @@ from normscope.modules.state import traceless, transaction
 from normscope.ops import Moments, merge
 from normscope.surgery import absorb
 from normscope.surgery._measure import moments_given
-from normscope.surgery._modules import ChannelAffine
+from normscope.surgery._modules import ChannelAffine, NormThen
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._sites import BATCH, Only, Site, keep_hooks, norms
+from normscope.surgery._sites import BATCH, INSTANCE, OTHER, Only, Site, keep_hooks, norms
+from normscope.surgery.foreign import following
 from normscope.surgery.pairs import MISSING, Search, search, why_not_fixed
 
 WAYS = (None, "population", "batch", "unit-variance")
@@ -93,7 +94,10 @@ def _strip_plainly(model: nn.Module, chosen: list[Site], example: Any, deviation
                 detail = "; ".join(filter(None, (detail, f"no weights were scaled: {pair}")))
             else:
                 linear[pair.linear.module] = site
-        _identity_for(site)
+        if then := () if type(site.module) in (*BATCH, *INSTANCE, *OTHER) else following(site.module):
+            stays = ", ".join(type(part).__name__ for part in then)
+            detail = "; ".join(filter(None, (detail, f"{stays} behind it stays")))
+        _identity_for(site, then)
         done[site.path] = Change(site.path, "taken out", detail)
     if linear:
         for site, before in _scale_in_order(model, linear, example, deviation):
@@ -209,7 +213,8 @@ def _batch_statistics(model: nn.Module, chosen: list[Site], example: Any) -> dic
     return taken
 
 
-def _identity_for(site: Site) -> None:
-    new = nn.Identity().train(site.module.training)
+def _identity_for(site: Site, then: tuple[nn.Module, ...] = ()) -> None:
+    new = NormThen(nn.Identity(), *then) if then else nn.Identity()
+    new.training = site.module.training
     keep_hooks(site.module, new)
     site.replace(new)

@@ -227,6 +227,7 @@ class Scope(Recorder):
             self.index,
             None if self._watch is None else self._watch.findings(),
             super().not_read,
+            self.wiring,
         )
 
     def __repr__(self) -> str:
