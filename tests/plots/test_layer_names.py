@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 from torch import nn
 
-from normscope.plots._layers import short_names
+from normscope.plots import short_names
 
 
 def test_a_short_name_stays_and_a_long_one_loses_its_beginning():

@@ -6,6 +6,7 @@ ignored). Altair is imported when a figure is drawn, not here.
 
 from normscope.plots._figure import Figure as Figure, Table as Table
 from normscope.plots._frames import natural_key as natural_key
+from normscope.plots._layers import short_names as short_names
 from normscope.plots._names import readable as readable
 from normscope.plots._theme import PALETTE as PALETTE, theme as theme
 from normscope.plots._words import (

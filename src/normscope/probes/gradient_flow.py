@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.nn.modules.conv import _ConvNd
 
 from normscope._errors import UsageError
 from normscope.modules.channels import to_floats
@@ -16,12 +14,12 @@ from normscope.modules.shards import is_distributed, local, summed_over_shards
 from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._backward_end import Gradients
+from normscope.probes._output_sizes import Pass, comparable, sizes_of, width_of
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes.remarks import Readings, Remark, Theory, Urgency, called, decades, listed, share_of, times
 from normscope.records import Record
 
-_Pass = tuple[Tensor, int, int]  # norm of an output's gradient, its number of elements, those at a position
 _GROWTH = math.pi / (math.pi - 1)  # of the squared gradient, by Yang et al.
 _FEWEST = 3  # layers for a slope
 _FAR = 100.0  # squared gradient of the first layer over that of the last: ten times the gradient
@@ -111,12 +109,12 @@ class GradientFlow(AbstractProbe):
         step.on_backward_end(
             self, held.values(), lambda: self._take_norms(step, gradients.after_backward(), notes["norms"])
         )
-        squares: dict[str, list[_Pass]] = {}
+        squares: dict[str, list[Pass]] = {}
         notes["squares"] = squares
         for site, module in layers.items():
             self._watch_site(step, site, module, squares)
 
-    def _watch_site(self, step: Step, site: str, module: Module, squares: dict[str, list[_Pass]]) -> None:
+    def _watch_site(self, step: Step, site: str, module: Module, squares: dict[str, list[Pass]]) -> None:
         # The key is made at the first forward call: the dict's order is the order of first use.
         def called(_: Tensor) -> None:
             squares.setdefault(site, [])
@@ -126,7 +124,7 @@ class GradientFlow(AbstractProbe):
             self,
             module,
             lambda gradient: squares.setdefault(site, []).append(
-                (_norm(gradient), gradient.numel(), _width(module, gradient))
+                (_norm(gradient), gradient.numel(), width_of(module, gradient))
             ),
         )
 
@@ -146,7 +144,7 @@ class GradientFlow(AbstractProbe):
         """Yield the norms by layer, in the order of first use, and ``growth``."""
         notes = step.notes(self)
         own: dict[str, list[Parameter]] = notes["own"]
-        squares: dict[str, list[_Pass]] = {
+        squares: dict[str, list[Pass]] = {
             site: [each for each in passes if each[1]] for site, passes in notes["squares"].items()
         }  # an empty batch has no mean
         self._take_what_is_left(step, notes)
@@ -170,7 +168,7 @@ class GradientFlow(AbstractProbe):
             if passes:
                 means.append(math.fsum(square for square, _ in passes) / sum(count for _, count in passes))
                 yield self.record(step, site, "output_norm", math.sqrt(means[-1]))
-        for name, sizes in _sizes(squares).items():
+        for name, sizes in sizes_of(squares).items():
             for site, size in sizes.items():
                 yield self.record(step, site, name, size)
         yield self.record(step, "", "growth", self._growth(means))
@@ -214,7 +212,7 @@ class GradientFlow(AbstractProbe):
 
     @classmethod
     def _growth_remarks(cls, readings: Readings) -> Iterator[Remark]:
-        judged = _comparable(readings)
+        judged = comparable(readings)
         if judged is None:
             growth, first = readings.late("growth").get("", math.nan), readings.first("growth").get("", math.nan)
             sites = [*readings.values.get("output_norm", {})]
@@ -259,77 +257,6 @@ class GradientFlow(AbstractProbe):
             line = {site: math.exp(middle + root * (half - index)) for index, site in enumerate(first)}
             found["output_norm"] = (f"growth of batch norm and ReLU, {_GROWTH:.4g} a layer (squared)", line)
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparable:
-    """The layers between which gradients can be compared: those that share their number of positions with another.
-
-    Attributes:
-        groups: Index in the order of layers, and width, by layer, for each number of positions.
-    """
-
-    groups: Sequence[Mapping[str, tuple[int, float]]]
-
-    @property
-    def sites(self) -> list[str]:
-        """All of these layers, from the input to the output."""
-        depth = {site: index for group in self.groups for site, (index, _) in group.items()}
-        return sorted(depth, key=depth.__getitem__)
-
-    @property
-    def reach(self) -> int:
-        """How many steps from layer to layer lie between the first and the last of some group."""
-        spans = [(min(at), max(at)) for group in self.groups if (at := [index for index, _ in group.values()])]
-        return len({step for low, high in spans for step in range(low, high)})
-
-    def growth(self, norms: Mapping[str, float]) -> float:
-        """Return the factor by which the square summed over the width grows a layer toward the input.
-
-        It is the least-squares slope that all groups share, each with a level of its own.
-        """
-        above = below = 0.0
-        for group in self.groups:
-            rows = [
-                (index, 2 * math.log(norms[site]) + math.log(width))
-                for site, (index, width) in group.items()
-                if norms.get(site, 0.0) > 0
-            ]
-            centre = sum(index for index, _ in rows) / max(len(rows), 1)
-            above += sum((index - centre) * log for index, log in rows)
-            below += sum((index - centre) ** 2 for index, _ in rows)
-        return math.exp(min(max(-above / below, -700.0), 700.0)) if below else math.nan
-
-
-def _comparable(readings: Readings) -> _Comparable | None:
-    """Return the layers that can be compared; None if all outputs have one size."""
-    widths, positions = readings.first("output_width"), readings.first("output_positions")
-    if not widths and not positions:
-        return None
-    groups: dict[float, dict[str, tuple[int, float]]] = {}
-    for index, site in enumerate(readings.values.get("output_norm", {})):
-        groups.setdefault(positions.get(site, 0.0), {})[site] = (index, widths.get(site, 1.0))
-    return _Comparable([group for group in groups.values() if len(group) > 1])
-
-
-def _width(module: Module, y: Tensor) -> int:
-    """Return how many elements a layer's output has at a position."""
-    if isinstance(module, _ConvNd):
-        return y.shape[1 if y.ndim == len(module.kernel_size) + 2 else 0]
-    return y.shape[-1] if y.ndim else 1
-
-
-def _sizes(squares: Mapping[str, Sequence[_Pass]]) -> dict[str, dict[str, float]]:
-    """Return widths and positions by layer, each only where layers differ in it."""
-    called = {site: passes for site, passes in squares.items() if passes}
-    widths = {site: float(passes[0][2]) for site, passes in called.items()}
-    positions = {
-        site: sum(count / width for _, count, width in passes) / len(passes) for site, passes in called.items()
-    }
-    fewest = min(positions.values(), default=1.0)  # the batch, where a head follows: then it is positions of a sample
-    positions = {site: number / fewest for site, number in positions.items()}
-    sizes = {"output_width": widths, "output_positions": positions}
-    return {name: by_site for name, by_site in sizes.items() if len({*by_site.values()}) > 1}
 
 
 def _add_shards(parameters: Sequence[Parameter], *lengths: dict[int, float]) -> None:
