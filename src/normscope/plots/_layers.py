@@ -58,7 +58,13 @@ def short_names(sites: Sequence[str], letters: int = _LETTERS) -> dict[str, str]
 
 
 def _end(site: str, letters: int) -> str:
-    return site if len(site) <= letters else _GAP + site[1 - letters :]
+    """Return a name, or of a long name the parts at its end: a part that is cut is hard to tell from another."""
+    if len(site) <= letters:
+        return site
+    whole = site[1 - letters :]
+    if site[-letters] != ".":  # the first part of the rest is cut
+        whole = whole.partition(".")[2] or whole
+    return _GAP + whole
 
 
 def _same(labels: dict[str, str]) -> list[list[str]]:
