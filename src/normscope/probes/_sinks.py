@@ -5,6 +5,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
 from normscope.records import Finding, Record
+from normscope.records.numbers import counted
 from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Delivery:
         lost = len(self._waiting) + dropped + len(self._unwritten())
         if lost:
             warn_user(
-                f"{self._name}: {lost} records did not arrive there: {self._error}. scope.records() has "
+                f"{self._name}: {counted(lost, 'record')} did not arrive there: {self._error}. scope.records() has "
                 + ("the others" if dropped else "them all"),
                 SinkWarning,
             )

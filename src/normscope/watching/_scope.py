@@ -22,6 +22,7 @@ from normscope.probes import (
     default_probes,
 )
 from normscope.records import Store
+from normscope.records.numbers import counted
 from normscope.report import check_json, save
 from normscope.usercode import warn_user
 
@@ -235,7 +236,8 @@ class Scope(Recorder):
         where = f", records in {self.sink.path}" if isinstance(self.sink, Store) else ""
         state = "attached" if self._attachment is not None else "not attached"
         return (
-            f"<Scope on {type(self.model).__name__}, {state}: {self.index} steps, every {self.every}: {probes}{where}>"
+            f"<Scope on {type(self.model).__name__}, {state}: {counted(self.index, 'step')}, read at every "
+            f"{self.every}: {probes}{where}>"
         )
 
     def close(self) -> None:
