@@ -219,7 +219,7 @@ def test_small_batches_are_told_while_training():
     last = [tensor[:3] for tensor in case.loader[-1]]
     case.loader = [*case.loader, last]
     scope, told = train(case, steps=14, every=13, watch=["NS104"])
-    assert "1 of 14 batches have 3 samples, where 32 are usual" in str(told[0].message)
+    assert "1 of 14 batches has 3 samples, where 32 are usual" in str(told[0].message)
     assert len(scope.findings()) == 1
 
 

@@ -32,7 +32,7 @@ def test_misuse_is_one_line(refuse, tmp_path):
     assert "--all" in refuse("study", "run")
     assert "--all" in refuse("study", "run", "--all", "noisy-batchnorm")
     assert "preset" in refuse("study", "run", "noisy-batchnorm", "--preset", "slow", "--out", tmp_path)
-    assert "no run" in refuse("report", tmp_path)
+    assert "holds neither the run of a study" in refuse("report", tmp_path)
     refuse("report", tmp_path / "missing")
 
 

@@ -24,3 +24,4 @@ LEAKS = {
     "buffer that is another": lambda model: model[1]._buffers.update(running_mean=model[1].running_mean + 1),
     "attribute": lambda model: setattr(model[0], "left", 1),
 }
+STREAMS = ("stream", "numpy", "python")  # those that draw a random number

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from kit import varied_networks as nets
-from kit.planted_leaks import LEAKS
+from kit.planted_leaks import LEAKS, STREAMS
 from kit.traces import differences
 from kit.training_loops import train
 from normscope import probes
@@ -67,6 +67,16 @@ class LeakyReplay(Leaky):
 def test_the_comparison_catches_a_planted_leak(leak):
     def make(model, optimizer):
         return Recorder(model, nets.loss_fn, optimizer, probes=[Leaky(LEAKS[leak])], every=19)
+
+    # What a probe draws from a random stream is undone, wherever it draws.
+    assert bool(differences(train("mlp", make), plain("mlp"))) is (leak not in STREAMS)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_comparison_catches_what_a_loop_draws(stream):
+    def make(model, optimizer):
+        LEAKS[stream](model)
+        return Recorder(model, nets.loss_fn, optimizer, probes=[], every=19)
 
     assert differences(train("mlp", make), plain("mlp")) != []
 

@@ -278,7 +278,7 @@ def test_out_that_is_a_file(tmp_path):
 
 
 def test_load_says_where_nothing_lies(tmp_path):
-    with pytest.raises(StoreError, match="no run"):
+    with pytest.raises(StoreError, match="holds neither the run of a study"):
         studies.load(tmp_path)
 
 

@@ -519,17 +519,17 @@ def test_an_optimizer_that_was_not_given_is_told():
     scope.detach()
 
 
-def test_a_watched_optimizer_that_rests_for_long_is_told():
-    gc.collect()  # scopes of other tests hear these steps too, as long as their optimizers live
-    model, other = make(), make()
-    optimizer, others = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other))
-    scope = ns.watch(model, optimizer, every=100)
-    plain_loop(model, optimizer, data(3))
-    with pytest.warns(WiringWarning, match="200 steps of other optimizers .* since step 3"):
-        plain_loop(other, others, data(210, size=4))
-    plain_loop(model, optimizer, data(1))
-    assert scope.index == 4
-    scope.detach()
+def test_a_watched_optimizer_that_never_steps_is_told_and_one_that_has_stepped_is_not():
+    models = [make() for _ in range(3)]
+    never, stepped, real = (torch.optim.SGD(model.parameters(), lr=0.01) for model in models)
+    scopes = [ns.watch(model, optimizer, every=100) for model, optimizer in zip(models, (never, stepped), strict=False)]
+    plain_loop(models[1], stepped, data(1))
+    with pytest.warns(WiringWarning) as caught:
+        plain_loop(models[2], real, data(210, size=4))
+    assert ["200 steps of other optimizers" in str(warning.message) for warning in caught] == [True]
+    assert [bool(scope.wiring) for scope in scopes] == [True, False]
+    for scope in scopes:
+        scope.detach()
 
 
 def test_a_scaler_that_was_not_given_is_found():

@@ -1,5 +1,6 @@
 """A recorder attached to a training loop by the hooks of its optimizers and of its model, in no line of the loop."""
 
+import gc
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -53,8 +54,12 @@ def _listen_no_more(attachment: "Attachment") -> None:
 
 
 def _before_any_step(optimizer: Optimizer, *_: Any) -> None:
-    for attachment in sorted(_attachments, key=lambda each: each.number):
-        attachment.before_step(optimizer)
+    idle = [each.number for each in sorted(_attachments, key=lambda each: each.number) if each.before_step(optimizer)]
+    if idle:
+        gc.collect()  # a training that nobody needs any more is waiting for nothing
+        for number in idle:
+            for attachment in [each for each in _attachments if each.number == number]:
+                attachment.tell_idleness()
 
 
 def _after_any_step(optimizer: Optimizer, *_: Any) -> None:
@@ -90,6 +95,7 @@ class Attachment:
         self._failed = False
         self._strangers: WeakValueDictionary[int, Optimizer] = WeakValueDictionary()
         self._steps_of_strangers = 0
+        self._has_stepped = False
         self._was_given_optimizers = bool(recorder.optimizers)
         for optimizer in recorder.optimizers:
             if not isinstance(optimizer, Optimizer):
@@ -153,22 +159,29 @@ class Attachment:
                     "counted: give ns.watch all optimizers of the model"
                 )
         self._steps_of_strangers += 1
-        if self._steps_of_strangers == _MANY_STEPS:
-            own = ", ".join(dict.fromkeys(type(known).__name__ for known in recorder.optimizers))
-            recorder.note_wiring(
-                f"{_MANY_STEPS} steps of other optimizers have passed and none of the watched ({own}) since step "
-                f"{recorder.index}: give ns.watch the optimizer that the loop steps, or call scope.detach()"
-            )
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Note that an optimizer begins its step."""
+    def tell_idleness(self) -> None:
+        """Warn that the loop steps other optimizers than those that are watched."""
+        own = ", ".join(dict.fromkeys(type(known).__name__ for known in self._recorder.optimizers))
+        self._recorder.note_wiring(
+            f"{_MANY_STEPS} steps of other optimizers have passed and none of the watched ({own}): give ns.watch the "
+            "optimizer that the loop steps, or call scope.detach()"
+        )
+
+    def before_step(self, optimizer: Optimizer) -> bool:
+        """Note that an optimizer begins its step.
+
+        Returns:
+            Whether many optimizers' steps have passed by now, and none of the watched.
+        """
         if not self._is_watched(optimizer):
             self._note_stranger(optimizer)
-            return
-        self._steps_of_strangers = 0
+            return self._steps_of_strangers == _MANY_STEPS and not self._has_stepped
+        self._has_stepped = True
         if id(optimizer) in self._stepped:  # another optimizer of the recorder steps more rarely than this one
             self._finish()
         self._recorder.set_updating(True)
+        return False
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Note that an optimizer has ended its step."""
