@@ -2,10 +2,15 @@
 
 from collections import namedtuple
 
+import hypothesis
 import pytest
 import torch
 
 from normscope import cli
+
+# How long an example takes is the machine's matter: a slow or busy one must not fail a law.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 Done = namedtuple("Done", "stdout stderr")
 
