@@ -99,7 +99,7 @@ def check_arguments(
         )
     if loss_fn is not None and not callable(loss_fn):
         raise UsageError(f"loss_fn must be a function loss_fn(model, batch) -> scalar, not {type(loss_fn).__name__}")
-    if isinstance(loss_fn, Module) and loss_fn is not model and isinstance(loss_fn, _Loss):
+    if isinstance(loss_fn, _Loss):
         raise UsageError(
             f"loss_fn is {type(loss_fn).__name__}, which takes outputs and targets: give a function of the model and "
             "the batch, such as lambda model, batch: loss(model(batch[0]), batch[1])"

@@ -15,7 +15,7 @@ from normscope.modules.hooks import Hook, call_new_hooks
 from normscope.modules.tree import walk
 from normscope.modules.wrapped import calls_eagerly, is_compiled, unwrap
 from normscope.probes._recorder import Recorder
-from normscope.probes._warnings import ProbeWarning, WiringWarning
+from normscope.probes._warnings import ProbeWarning
 from normscope.usercode import described, warn_user
 
 _MANY_STEPS = 200  # of other optimizers, without one of the watched: more than any schedule of several networks
@@ -90,7 +90,6 @@ class Attachment:
         self._armed: list[Any] = []
         self._stepped: set[int] = set()
         self._trains_in_train_mode = False
-        self._warned = False
         self._heard_anything = False
         self._failed = False
         self._strangers: WeakValueDictionary[int, Optimizer] = WeakValueDictionary()
@@ -99,7 +98,7 @@ class Attachment:
         self._was_given_optimizers = bool(recorder.optimizers)
         for optimizer in recorder.optimizers:
             if not isinstance(optimizer, Optimizer):
-                self._warn(
+                recorder.note_wiring(
                     f"{type(optimizer).__name__} has no hooks by which the end of a step could be heard: use "
                     "`with scope.step(batch)`, or scope.begin() and scope.end()"
                 )
@@ -130,35 +129,26 @@ class Attachment:
     def _is_watched(self, optimizer: Optimizer) -> bool:
         """Whether the recorder has this optimizer; if it was given none, it takes up those of the model."""
         recorder = self._recorder
-        if self._failed:
+        if self._failed or id(optimizer) in self._strangers:
             return False
         if any(optimizer is known for known in recorder.optimizers):
             return True
-        if self._was_given_optimizers:
-            return False
-        if not self._updates_the_model(optimizer):
-            return False
-        recorder.adopt(optimizer)
-        self._be_held_by(optimizer)
-        return True
+        updates = self._updates_the_model(optimizer)
+        if updates and not self._was_given_optimizers:
+            recorder.adopt(optimizer)
+            self._be_held_by(optimizer)
+            return True
+        self._strangers[id(optimizer)] = optimizer
+        if updates:
+            recorder.note_wiring(
+                f"an optimizer that the scope was not given ({type(optimizer).__name__}) updates the model, and its "
+                "steps are not counted: give ns.watch all optimizers of the model"
+            )
+        return False
 
     def _updates_the_model(self, optimizer: Optimizer) -> bool:
         own = {id(parameter) for parameter in self._recorder.model.parameters()}
         return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
-
-    def _note_stranger(self, optimizer: Optimizer) -> None:
-        """Look at a step of an optimizer that is not watched."""
-        recorder, kind = self._recorder, type(optimizer).__name__
-        if self._failed or not self._was_given_optimizers:
-            return
-        if id(optimizer) not in self._strangers:
-            self._strangers[id(optimizer)] = optimizer
-            if self._updates_the_model(optimizer):
-                recorder.note_wiring(
-                    f"an optimizer that the scope was not given ({kind}) updates the model, and its steps are not "
-                    "counted: give ns.watch all optimizers of the model"
-                )
-        self._steps_of_strangers += 1
 
     def tell_idleness(self) -> None:
         """Warn that the loop steps other optimizers than those that are watched."""
@@ -175,8 +165,9 @@ class Attachment:
             Whether many optimizers' steps have passed by now, and none of the watched.
         """
         if not self._is_watched(optimizer):
-            self._note_stranger(optimizer)
-            return self._steps_of_strangers == _MANY_STEPS and not self._has_stepped
+            self._steps_of_strangers += 1
+            waits = self._was_given_optimizers and not (self._failed or self._has_stepped)
+            return waits and self._steps_of_strangers == _MANY_STEPS
         self._has_stepped = True
         if id(optimizer) in self._stepped:  # another optimizer of the recorder steps more rarely than this one
             self._finish()
@@ -200,18 +191,13 @@ class Attachment:
                 self._try(recorder.end)
         else:
             if recorder.wants(recorder.index) and not self._heard_anything:
-                self._warn(
+                recorder.note_wiring(
                     f"the model that is watched ({type(recorder.model).__name__}) did not run before the optimizer "
-                    f"stepped (step {recorder.index}): give ns.watch the model that the loop calls"
+                    "stepped: give ns.watch the model that the loop calls"
                 )
             recorder.skip()
         if not self._failed:
             self._arm()
-
-    def _warn(self, text: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warn_user(text, WiringWarning)
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
@@ -224,12 +210,13 @@ class Attachment:
                 self._armed.append(module.register_forward_pre_hook(Hook(self._first_forward), with_kwargs=True))
 
     def _modules(self) -> list[Module]:
-        model = self._recorder.model
+        recorder = self._recorder
+        model = recorder.model
         if not is_compiled(model):
             return [module for _, module in walk(unwrap(model))]
         if calls_eagerly(model):  # a hook inside would have the model compiled anew
             return [model]
-        self._warn(
+        recorder.note_wiring(
             "calls of a model that was compiled in place cannot be heard: use `with scope.step(batch)`, or "
             "scope.begin(batch) and scope.end()"
         )

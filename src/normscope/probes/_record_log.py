@@ -41,8 +41,9 @@ class RecordLog:
 
     def tell(self, finding: Finding) -> None:
         """Hand on a finding."""
-        for delivery in self._deliveries:
-            delivery.finding(finding)
+        with streams_kept():
+            for delivery in self._deliveries:
+                delivery.finding(finding)
 
     def tick(self) -> None:
         """Have the store write out what has waited long enough."""

@@ -94,8 +94,8 @@ class Recorder:
         self.model, self.loss_fn, self.every, self.scaler = model, loss_fn, int(every), scaler
         self.optimizers = optimizers_of(optimizer)
         self.sinks = tuple(checked_sinks(sinks))
-        self._set = ProbeSet(chosen_probes(probes), has_loss=loss_fn is not None)
-        self.probes = self._set.probes
+        self._probe_set = ProbeSet(chosen_probes(probes), has_loss=loss_fn is not None)
+        self.probes = self._probe_set.probes
         self.sink, self.cell, self.index = open_cell(record_to, cell, start, self._claimed_facts())
         self._log = RecordLog(self.sink, self.sinks)
         self._observers = tuple(observers)
@@ -108,16 +108,16 @@ class Recorder:
     @property
     def not_read(self) -> dict[str, str]:
         """Codes of what has read nothing so far, each with the reason in words."""
-        return dict(self._set.not_read)
+        return dict(self._probe_set.not_read)
 
     @property
     def wiring(self) -> list[str]:
         """Why what was read may be wrong: what the recorder was given does not fit the loop. Empty if it does."""
-        return list(self._set.wiring)
+        return list(self._probe_set.wiring)
 
     def note_wiring(self, cause: str) -> None:
         """Warn once that something does not fit the loop, and keep it for summary and page."""
-        self._set.note_wiring([cause], self.index)
+        self._probe_set.note_wiring([cause], self.index)
 
     def _claimed_facts(self) -> dict[str, Any]:
         probes = [probe.CODE for probe in self.probes]
@@ -172,11 +172,10 @@ class Recorder:
         if error is not None:
             return
         try:
-            with streams_kept():  # a probe or a sink of the user's own may draw from them
-                if inside.probed is not None:
-                    with without_autocast():
-                        self._read(inside.probed)
-                inside.let_observers_read()
+            if inside.probed is not None:
+                with without_autocast(), streams_kept():  # a probe or a sink of the user's own may draw from them
+                    self._read(inside.probed)
+            inside.let_observers_read()
         finally:
             self.index += 1
         self._log.tick()
@@ -201,7 +200,7 @@ class Recorder:
 
     def give_up(self, why: str) -> None:
         """Note that nothing is read any more."""
-        self._set.give_up(why)
+        self._probe_set.give_up(why)
 
     def skip(self) -> None:
         """Count a step at which nothing was due."""
@@ -238,7 +237,7 @@ class Recorder:
 
     def due(self, index: int) -> list[AbstractProbe]:
         """Return the probes that read at step ``index``."""
-        return self._set.due(index, self.every)
+        return self._probe_set.due(index, self.every)
 
     def records(self) -> "polars.DataFrame":
         """Return all records as a polars frame in canonical row order; columns as of ``MemoryStore.frame``."""
@@ -274,10 +273,10 @@ class Recorder:
         try:
             records = probed.read()
         except Exception as wrong:  # none that a probe answers for: it must not end the user's training
-            self._set.switch_off(self.due(self.index), wrong, self.index)
+            self._probe_set.switch_off(self.due(self.index), wrong, self.index)
             return
         self._log.take(records)
-        self._set.note(probed, self.index)
+        self._probe_set.note(probed, self.index)
 
 
 class _StepContext:
