@@ -127,7 +127,7 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
     finding = {"code": "NS101", "severity": "error", "message": "It is so."}
     (tmp_path / "run" / f"findings-{cell}.json").write_text(json.dumps({"findings": [finding]}))
     tab = opened(watching())
-    tab.wait_for_selector(".panel canvas[aria-label]")
+    until(tab, lambda: not tab.query_selector_all(".panel canvas:not([aria-label])"))
     labels = [canvas.get_attribute("aria-label") for canvas in tab.query_selector_all("canvas")]
     assert labels[0] == (
         "Gradient norm ‖∂L/∂W‖₂: 6 places, features.0 to features.5; steps 0 to 100; values from 0.3679 to 3.713"
@@ -139,7 +139,7 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
     assert tab.text_content("#title") == "ResNet, as it trains"
     assert tab.text_content("#sentences") == "NS101 (error): It is so."
     tab.click("summary")
-    table = tab.query_selector("table")
+    table = tab.wait_for_selector("table")  # the fold is filled after it has opened
     assert [line.text_content() for line in table.query_selector_all("tbody tr")][:2] == [
         "features.00.3679",
         "features.10.4782",
@@ -161,6 +161,7 @@ def test_names_that_are_markup_stay_text(watching, opened, tmp_path):
     tab = opened(server)
     tab.wait_for_selector(".panel canvas[aria-label]")
     tab.click("summary")
+    tab.wait_for_selector("table")
     tab.select_option("#cell", HOSTILE)
     tab.wait_for_timeout(1500)
     assert "taken" not in tab.title()

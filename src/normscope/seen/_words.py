@@ -62,8 +62,8 @@ def doubts(seen: Seen) -> list[str]:
     """Return why what was read may be wrong or is not whole, as sentences: they come before what stands out."""
     several = len(seen.cells) > 1
     wrong = [f"{f'{cell.cell}: ' if several else ''}{why}" for cell in seen.cells for why in cell.wiring]
-    wrong = [f"What was read may be wrong: {why.rstrip('.')}." for why in dict.fromkeys(wrong)]
-    return wrong + [f"{why.rstrip('.')}." for why in seen.damaged]
+    wrong = [f"What was read may be wrong: {why}" for why in dict.fromkeys(wrong)]
+    return [text if text.endswith(("?", ".")) else f"{text}." for text in (*wrong, *seen.damaged)]
 
 
 def said_text(said: Said, seen: Seen) -> str:
