@@ -1,4 +1,4 @@
-"""Normalization in neural networks: build with it, watch it, check it, study it.
+"""Normalization in neural networks: build with it, watch it, check it, compare with and without it, study it.
 
 The public names are imported where they are used first, so that ``import normscope`` itself stays fast.
 """
@@ -14,6 +14,8 @@ _PUBLIC = {
     "study": ("normscope.studies", "get"),
     "Case": ("normscope.evidence", "Case"),
     "ignore": ("normscope.evidence", "ignore"),
+    "compare": ("normscope.comparing", "compare"),
+    "Comparison": ("normscope.comparing", "Comparison"),
     "check": ("normscope.checking", "check"),
     "fix": ("normscope.checking", "fix"),
     "NormscopeError": ("normscope._errors", "NormscopeError"),
@@ -21,6 +23,7 @@ _PUBLIC = {
     "allocator": ("normscope.allocator", None),
     "builders": ("normscope.builders", None),
     "checking": ("normscope.checking", None),
+    "comparing": ("normscope.comparing", None),
     "evidence": ("normscope.evidence", None),
     "layers": ("normscope.layers", None),
     "ops": ("normscope.ops", None),
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
         allocator,
         builders,
         checking,
+        comparing,
         evidence,
         layers,
         ops,
@@ -51,12 +55,14 @@ if TYPE_CHECKING:
     )
     from normscope._errors import NonFiniteError, NormscopeError
     from normscope.checking import check, fix
+    from normscope.comparing import Comparison, compare
     from normscope.evidence import Case, ignore
     from normscope.studies import get as study
     from normscope.watching import Scope, watch
 
 __all__ = [
     "Case",
+    "Comparison",
     "NonFiniteError",
     "NormscopeError",
     "Scope",
@@ -65,6 +71,8 @@ __all__ = [
     "builders",
     "check",
     "checking",
+    "compare",
+    "comparing",
     "evidence",
     "fix",
     "ignore",

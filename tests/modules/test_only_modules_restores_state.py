@@ -20,7 +20,7 @@ SOURCE = Path(normscope.__file__).parent
 STREAMS = {"set_rng_state", "set_rng_state_all", "setstate", "set_state", "fork_rng"}
 STATE = {"data", "grad", "training", "requires_grad", "__class__", "running_mean", "running_var"}
 TABLES = {"_parameters", "_buffers"}
-OWED = ["studies/runs.py"]  # forks torch's stream by hand; this list may only get shorter
+OWED = ["studies/workers.py"]  # forks torch's stream by hand; this list may only get shorter
 
 
 def restores(code):

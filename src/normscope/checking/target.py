@@ -1,7 +1,8 @@
 """Find what is to be checked: ``FILE_OR_MODULE:FACTORY``."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +45,70 @@ def open_target(words: str) -> Target:
     Raises:
         UsageError: There is no such file, module or factory; it raises, or gives something else.
     """
+    with _found(words) as (found, name, module):
+        file, line = _place(found, module)
+        if not isinstance(found, Case | Module | tuple | Mapping):
+            if not callable(found):
+                raise UsageError(f"{words} is of type {type(found).__name__}: it must be a function")
+            _takes_nothing(found, name)
+            with users_code(f"{name}()"):
+                found = found()
+        with users_code(f"{name}()"):
+            return Target(_case_of(found, name), file, line)
+
+
+def open_factory(words: str) -> Callable[..., Any]:
+    """Import a file or module and return the function in it that is named.
+
+    Args:
+        words: ``train.py:make_case`` or ``package.module:make_case``.
+
+    Raises:
+        UsageError: There is no such file or module, or the name is not that of a function.
+    """
+    with _found(words) as (found, name, _):
+        if isinstance(found, Case | Module | tuple | Mapping) or not callable(found):
+            kind = type(found).__name__
+            raise UsageError(f"{words}: {name} is of type {kind}: it must be a function that makes the set-up anew")
+        return found
+
+
+def case_made_by(factory: Callable[..., Any], name: str, seed: int) -> Case:
+    """Call a factory and return the set-up that it gives.
+
+    Args:
+        factory: Called with ``seed`` if it takes an argument of that name or wants one argument, else with none.
+        name: What it is called in messages.
+        seed: The seed.
+
+    Raises:
+        UsageError: It wants other arguments, raises, or gives no set-up.
+    """
+    arguments = _seed_argument(factory, name, seed)
+    with users_code(f"{name}({'' if not arguments else 'seed'})"):
+        made = _case_of(factory(**arguments), name)
+    if isinstance(made, Module):
+        raise UsageError(
+            f"{name}() returned a model: to train it, return ns.Case(model, loss_fn, loader, optimizer) or such a tuple"
+        )
+    return made
+
+
+def _seed_argument(factory: Callable[..., Any], name: str, seed: int) -> dict[str, int]:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in free and p.name != "seed"]
+    if needed:
+        raise UsageError(f"{name} wants {', '.join(needed)}: a factory takes no argument, or one that is called seed")
+    return {"seed": seed} if "seed" in parameters else {}
+
+
+@contextmanager
+def _found(words: str) -> Iterator[tuple[Any, str, ModuleType]]:
+    """Yield what the words name, its name and its module, while imports find the modules beside it."""
     source, colon, name = words.rpartition(":")
     if not colon or not source or not name:
         raise UsageError(f"{words!r} names no factory: give FILE_OR_MODULE:FACTORY, such as train.py:make_case")
@@ -57,15 +122,7 @@ def open_target(words: str) -> Target:
                 hint = f": did you mean {near(part, known)}?" if known else ""
                 raise UsageError(f"{source} has no attribute {part!r}{hint}")
             found = getattr(found, part)
-        file, line = _place(found, module)
-        if not isinstance(found, Case | Module | tuple | Mapping):
-            if not callable(found):
-                raise UsageError(f"{name} in {source} is of type {type(found).__name__}: it must be a function")
-            _takes_nothing(found, name)
-            with users_code(f"{name}()"):
-                found = found()
-        with users_code(f"{name}()"):
-            return Target(_case_of(found, name), file, line)
+        yield found, name, module
 
 
 def _is_file(source: str) -> bool:

@@ -1,7 +1,12 @@
 """What rules look at: a training set-up, and everything that is measured on it, once. A rule needs no other names."""
 
 from normscope.evidence import examples as examples
-from normscope.evidence.arms import case_arm as case_arm, example_of as example_of, plan_arm as plan_arm
+from normscope.evidence.arms import (
+    case_arm as case_arm,
+    example_of as example_of,
+    plan_arm as plan_arm,
+    reached_objects as reached_objects,
+)
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
 from normscope.evidence.evidence import Evidence as Evidence, as_made as as_made
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet

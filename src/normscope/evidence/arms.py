@@ -116,6 +116,11 @@ def _example(case: Case, name: str) -> Any:
     return example_of(case, POPULATION if name in ("population", "frozen") else 1)
 
 
+def reached_objects(case: Case) -> list[tuple[str, Any]]:
+    """Return what the functions of a set-up reach beside the model, by name: optimizers, schedulers, other modules."""
+    return list(_reached(case)[0].kept()[0])
+
+
 def try_step(case: Case, name: str) -> None:
     """Make one training step and undo it.
 

@@ -100,3 +100,11 @@ def _generators(model: Module | None) -> Iterator[Generator]:
         for value in vars(module).values():
             if type(value) is Generator:  # isinstance asks a metaclass, in Python, a thousand times a step
                 yield value
+
+
+def seed_streams(*seeds: int) -> None:
+    """Set torch's, NumPy's and Python's own streams to a state that these numbers alone determine."""
+    words = np.random.SeedSequence(seeds).generate_state(2)
+    torch.manual_seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002  (the global stream itself is what user code draws from)
+    random.seed(int(words[0]))

@@ -1,8 +1,6 @@
 """Run a study: its cells over processes, each complete cell into the store, then the verdict."""
 
 import functools
-import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from normscope.records.json import canonical
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
+from normscope.studies.workers import in_processes, one_thread, worker_count
 from normscope.usercode import users_code
 
 _Done = tuple[Cell, list[Record], float]
@@ -174,7 +173,7 @@ def run(
 
     refuse([study], out=out, seeds=seeds, preset=preset, data=data, device=device, workers=workers)
     settings = study.settings(preset)
-    workers = _workers(workers, device)
+    workers = worker_count(workers, device)
     dataset = load_data(data)
     level = TWO_LOOKS_LEVEL if extend else LEVEL
     config = {
@@ -201,7 +200,8 @@ def run(
         ready = len(wanted) - len(pending)
         if progress is not None:
             progress(ready, len(wanted), None)
-        for group in _execute(study, pending, data, device, workers):
+        doing = functools.partial(work, study, data=data, device=device)
+        for group in in_processes(doing, groups_of(study, pending), workers):
             for cell, records, seconds in group:
                 store.write_cell(cell, records, wall_s=seconds)
                 ready += 1
@@ -253,7 +253,7 @@ def refuse(
         if study.SOURCE_PATH:
             with own_code(study, "listing the contrasts of"):
                 study.foresee(settings)
-    _workers(workers, device)
+    worker_count(workers, device)
     load_data(data)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
@@ -273,43 +273,6 @@ def config_of(store: Store, *, required: bool = True) -> Mapping[str, Any]:
     return config
 
 
-def _workers(workers: int | None, device: str) -> int:
-    import torch
-
-    if device != "cpu":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"device {device!r} is not available here: use --device cpu") from error
-    if workers is None:
-        import joblib
-
-        return int(joblib.cpu_count()) if device == "cpu" else 1
-    if workers < 1:
-        raise UsageError(f"--workers must be at least 1, got {workers}")
-    return workers
-
-
-def _execute(
-    study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str, workers: int
-) -> Iterator[list[_Done]]:
-    """Run cells and yield them as they end, in whatever order; together those that were run together."""
-    groups = groups_of(study, cells)
-    if min(workers, len(groups)) <= 1:
-        for group in groups:
-            yield work(study, group, data, device)
-        return
-    import joblib
-
-    # One thread each: sums over threads would make the last bits depend on their number. One task at a time, so that
-    # an interruption loses no more than the cells under way.
-    with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-        results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
-            joblib.delayed(_work_for)(os.getpid(), study, group, data, device) for group in groups
-        )
-        yield from results
-
-
 def groups_of(study: AbstractExperiment, cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return which cells are run together, in the order of the first of each."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
@@ -321,24 +284,6 @@ def groups_of(study: AbstractExperiment, cells: Sequence[Cell]) -> list[list[Cel
     return list(groups.values())
 
 
-def _work_for(parent: int, study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
-    """Run cells in a worker that ends with the process that started it."""
-    _follow(parent)
-    return work(study, cells, data, device)
-
-
-@functools.cache
-def _follow(parent: int) -> None:
-    """Watch for the parent's end: a killed parent cannot stop its workers, which would go on for nobody."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
-
-
 def work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
     """Run one cell, or some of those that are run together, on one thread; leave the caller's global state as it was.
 
@@ -348,7 +293,7 @@ def work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: st
 
     began = time.perf_counter()
     dataset = load_data(data)
-    with _one_thread(), own_code(study, f"running arm {cells[0].arm!r} of"):
+    with one_thread(), own_code(study, f"running arm {cells[0].arm!r} of"):
         if study.together(cells[0]):
             first = cells[0].seed // SEEDS_AT_ONCE * SEEDS_AT_ONCE
             company = [replace(cells[0], seed=seed) for seed in range(first, first + SEEDS_AT_ONCE)]
@@ -362,18 +307,3 @@ def work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: st
             found = [(cell, list(study.run_cell(cell, dataset, device))) for cell in cells]
     seconds = (time.perf_counter() - began) / len(found)
     return [(cell, records, seconds) for cell, records in found]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        # Nothing draws from the global generator on purpose; should something do so, it draws the same every time.
-        torch.manual_seed(0)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)

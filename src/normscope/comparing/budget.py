@@ -1,0 +1,173 @@
+"""Fit a comparison into the time that it may take."""
+
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from normscope._errors import UsageError
+from normscope.comparing.arms import Arm
+from normscope.comparing.evaluation import evaluate
+from normscope.comparing.plan import EVALUATIONS, Plan
+from normscope.comparing.training import Steps
+from normscope.modules.rng import streams_kept
+from normscope.probes import Recorder
+from normscope.studies.workers import one_thread
+from normscope.usercode import users_code
+
+_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SHARE = 0.85  # of the budget is planned: workers slow each other down, and processes take time to start
+_FEWEST_SEEDS, _FEWEST_STEPS = 3, 30
+_EVALUATION_STEPS = (
+    3.0  # an evaluation counts as its batches, a third of a step each, and the shares of the gap as nine
+)
+
+
+def seconds_of(budget: str | float) -> float:
+    """Read a budget: seconds, or text such as ``"90s"``, ``"20min"``, ``"1.5h"``.
+
+    Raises:
+        UsageError: It is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(budget).lower())
+    if not found or found[2] not in _UNITS or float(found[1]) <= 0:
+        raise UsageError(f"a budget is a time such as 90s, 20min or 1.5h, not {budget!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+class Pilot:
+    """How long everything takes in one arm, measured once.
+
+    Args:
+        arm: The arm.
+        plan: Its probes are read, each once to warm up and once for the time.
+
+    Attributes:
+        making: Seconds to make the set-up.
+        step: Seconds of a training step.
+        evaluation: Seconds of an evaluation.
+        readings: By the code of a probe, seconds that a reading adds to a step.
+    """
+
+    def __init__(self, arm: Arm, plan: Plan) -> None:
+        began = time.perf_counter()
+        case, _ = arm.make(0)
+        self.making = time.perf_counter() - began
+        steps = Steps(case, 0)
+        steps.step()
+        self.step = min(_timed(steps) for _ in range(4))
+        began = time.perf_counter()
+        list(evaluate(case, plan.batches, "", 0))
+        self.evaluation = max(time.perf_counter() - began, self.step * plan.batches / _EVALUATION_STEPS)
+        self.readings: dict[str, float] = {}
+        if arm.aside:
+            return
+        for probe in plan.probes():
+            probe.every = 1
+            recorder = Recorder(case.model, case.loss_fn, case.optimizer, [probe], every=1, also=case.also)
+            took = []
+            for _ in range(2):
+                batch = steps.next_batch()
+                began = time.perf_counter()
+                with users_code("a training step"), torch.enable_grad(), recorder.step(batch):
+                    steps.step(batch)
+                took.append(time.perf_counter() - began)
+            self.readings[probe.CODE] = max(0.0, min(took) - self.step)
+
+    def seconds(self, plan: Plan) -> float:
+        """Return how long one run of the arm takes under a plan."""
+        runs = self.making + plan.steps * self.step + (EVALUATIONS + 1 + 9 / _EVALUATION_STEPS) * self.evaluation
+        return runs + sum(plan.times(code) * self.readings.get(code, 0.0) for code in plan.readings)
+
+    def plain_seconds(self, plan: Plan) -> float:
+        """Return how long a run takes in which no probe is read."""
+        return self.seconds(replace(plan, readings={}))
+
+
+def fitted(plan: Plan, arms: Sequence[Arm], budget: float, workers: int, *, free: tuple[bool, bool]) -> Plan:
+    """Return the fullest plan that fits into a budget.
+
+    Probes are read less often first, then steps are taken away, then seeds, down to three; then the costliest probes
+    are left out, one after the other.
+
+    Args:
+        plan: What would be run without a budget.
+        arms: The arms; a step of each is timed.
+        budget: Seconds.
+        workers: Processes.
+        free: Whether steps and seeds may be chosen.
+
+    Raises:
+        UsageError: Not even the least fits.
+    """
+    began = time.perf_counter()
+    with streams_kept(), one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the runs give them again
+        pilots = [Pilot(arm, plan) for arm in arms]
+    left = _SHARE * (budget - (time.perf_counter() - began))
+    least = plan
+    for candidate in _candidates(plan, pilots, free):
+        least = candidate
+        if expected(candidate, pilots, workers) <= left:
+            return replace(candidate, left_out=_left_out(plan, candidate))
+    wanted = expected(least, pilots, workers) / _SHARE + time.perf_counter() - began
+    raise UsageError(f"a budget of {budget:.0f} s is too short: at least {wanted:.0f} s are needed on {workers} cores")
+
+
+def expected(plan: Plan, pilots: Sequence[Pilot], workers: int) -> float:
+    """Return how long all runs of a plan take."""
+    a_seed = sum(pilot.seconds(plan) + (len(plan.rates) - 1) * pilot.plain_seconds(plan) for pilot in pilots)
+    timing = sum(pilot.making + 20 * pilot.step for pilot in pilots) if plan.seeds else 0.0
+    runs = len(pilots) * plan.seeds * len(plan.rates)
+    return plan.seeds * a_seed / min(workers, runs) + plan.seeds * timing
+
+
+def _candidates(plan: Plan, pilots: Sequence[Pilot], free: tuple[bool, bool]) -> list[Plan]:
+    """Return plans, each with less than the one before."""
+    steps_free, seeds_free = free
+    found = [plan, _rarer(plan)]
+    if steps_free:
+        while found[-1].steps > _FEWEST_STEPS:
+            found.append(replace(found[-1], steps=max(_FEWEST_STEPS, int(found[-1].steps * 0.8))))
+    if seeds_free:
+        while found[-1].seeds > _FEWEST_SEEDS:
+            found.append(replace(found[-1], seeds=found[-1].seeds - 1))
+    cost = {code: sum(pilot.readings.get(code, 0.0) for pilot in pilots) for code in plan.readings}
+    for code in sorted(cost, key=cost.__getitem__, reverse=True):
+        found.append(replace(found[-1], readings={k: v for k, v in found[-1].readings.items() if k != code}))
+    return found
+
+
+def _rarer(plan: Plan) -> Plan:
+    """Return the plan with all probes that are read some times read at the ends only."""
+    readings = {
+        code: {**reading, "when": "ends" if reading["when"] == "some" else reading["when"]}
+        for code, reading in plan.readings.items()
+    }
+    return replace(plan, readings=readings)
+
+
+def _left_out(plan: Plan, chosen: Plan) -> tuple[str, ...]:
+    """Say what was left out to keep the budget."""
+    said = []
+    if chosen.steps < plan.steps:
+        said.append(f"{chosen.steps} steps a run instead of {plan.steps}")
+    if chosen.seeds < plan.seeds:
+        said.append(f"{chosen.seeds} seeds instead of {plan.seeds}")
+    rarer = [code for code in chosen.readings if chosen.readings[code]["when"] != plan.readings[code]["when"]]
+    if rarer:
+        said.append(f"{', '.join(rarer)} read at the first and the last step only")
+    gone = [code for code in plan.readings if code not in chosen.readings]
+    if gone:
+        said.append(f"{', '.join(gone)} not read")
+    return (f"To keep the budget: {'; '.join(said)}.",) if said else ()
+
+
+def _timed(steps: Steps) -> float:
+    batch = steps.next_batch()
+    began = time.perf_counter()
+    steps.step(batch)
+    return time.perf_counter() - began

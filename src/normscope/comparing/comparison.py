@@ -1,0 +1,283 @@
+"""A comparison as it lies in a folder: its records, the words that they give, and its answers in sentences."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from normscope._errors import StoreError
+from normscope.comparing.arms import WORDS
+from normscope.comparing.export import KINDS, export
+from normscope.comparing.find import chosen_questions
+from normscope.comparing.page import Answer, ComparisonPage, Shown, write_page
+from normscope.comparing.plan import Plan
+from normscope.comparing.question import AbstractQuestion, Pair
+from normscope.comparing.reading import evidence_of
+from normscope.plots import Figure, Table
+from normscope.records import Store, Verdict
+from normscope.records.answers import capital, headline
+from normscope.records.notebook import card, head, items, paragraph, with_code
+from normscope.stats import adjust
+from normscope.stats.decide import FEWEST_SEEDS
+from normscope.studies import Evidence
+
+if TYPE_CHECKING:
+    import polars as pl
+
+#: What the configuration of a run says that it is.
+CODE = "comparison"
+
+
+class Comparison:
+    """A comparison of arms of the user's own network.
+
+    Args:
+        run: The store of the run, or its folder.
+
+    Attributes:
+        store: The records.
+        path: The folder.
+        plan: What was run.
+        arms: Words for the arms, by name, the arm that is asked about first.
+        notes: Sentences that a reader must know.
+
+    Raises:
+        StoreError: The folder holds no comparison.
+    """
+
+    def __init__(self, run: "Store | str | PathLike[str]") -> None:
+        self.store = run if isinstance(run, Store) else Store.open(run)
+        self.path = self.store.path
+        config = self.store.config
+        if config.get("kind") != CODE:
+            raise StoreError(f"{self.path}: not a run of a comparison")
+        self.plan = Plan.from_json(config["plan"])
+        self.arms: dict[str, str] = {arm["name"]: arm["words"] for arm in config["arms"]}
+        self._base = tuple(self.arms)
+        present = {cell.arm for cell in self.store.cells()}
+        if "rescaled" in present - self.arms.keys():
+            self.arms["rescaled"] = WORDS["rescaled"]
+        self.notes: tuple[str, ...] = tuple(config["notes"])
+        self.questions = chosen_questions(config["questions"], self.arms)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The records of the seeds of which every cell is complete.
+
+        Raises:
+            DataError: Not one seed is complete.
+        """
+        return evidence_of(self.store, self.plan, self.arms, base=self._base)
+
+    @property
+    def described(self) -> bool:
+        """Whether there are too few seeds for words: the numbers are then described."""
+        return len(self.evidence.seeds) < FEWEST_SEEDS
+
+    def learns(self, arm: str) -> bool:
+        """Say whether an arm learns: with too few seeds for a word, whether the numbers say so."""
+        question = self.questions[0]
+        contrast = question.learns(arm)
+        if not self.described:
+            return question.verdict_of(contrast, self.evidence).outcome.in_favour
+        point = contrast.read(self.evidence).effect.point
+        return math.isfinite(point) and point > (contrast.margin or 0.0)
+
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The first arm beside each other arm; the pair that decides first.
+
+        Without norms decides where the network learns so, or there is no arm with rescaled weights; else that one.
+        """
+        first, *others = self.arms
+        head = others[0]
+        if head == "none" and "rescaled" in others and not self.learns("none"):
+            head = "rescaled"
+        ordered = [head, *(arm for arm in others if arm != head)]
+        return tuple(Pair(first, arm, (self.arms[first], self.arms[arm]), arm == head) for arm in ordered)
+
+    @cached_property
+    def answers_in_order(self) -> tuple[Answer, ...]:
+        """The answers, question by question, corrected by Holm for being read together."""
+        verdicts = adjust([question.judge(self.evidence, self.pairs) for question in self.questions])
+        return tuple(
+            Answer(question, question.asks(self.pairs[0]), verdict, self._sentence(question, verdict))
+            for question, verdict in zip(self.questions, verdicts, strict=True)
+        )
+
+    def _sentence(self, question: AbstractQuestion, verdict: Verdict) -> str:
+        lacks = question.lacks(self.evidence)
+        if not self.described or lacks:
+            return headline(verdict)
+        count = len(self.evidence.seeds)
+        seeds = f"{count} seed{'s' * (count != 1)}"
+        return f"Described, not judged ({seeds}): {verdict.finding.rstrip('.')}."
+
+    def answers(self) -> "pl.DataFrame":
+        """Return the answers as a frame.
+
+        Columns: question, asks, quantity, a column for each arm with its number, effect, low, high, level, scale, unit,
+        seeds, word, sentence. Effects that are log-ratios are natural logarithms.
+        """
+        import polars as pl
+
+        rows = [self._row(answer) for answer in self.answers_in_order]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def _row(self, answer: Answer) -> dict[str, Any]:
+        verdict, effect = answer.verdict, answer.verdict.effect
+        return {
+            "question": answer.question.CODE,
+            "asks": answer.asks,
+            "quantity": verdict.endpoint,
+            **self.numbers(answer),
+            "effect": effect.point,
+            "low": effect.low,
+            "high": effect.high,
+            "level": effect.level,
+            "scale": effect.scale,
+            "unit": effect.unit,
+            "seeds": effect.n,
+            "word": "" if self.described else verdict.outcome.value,
+            "sentence": answer.sentence,
+        }
+
+    def numbers(self, answer: Answer) -> dict[str, str]:
+        """Return the number of each arm in the contrast that decides, in words; empty where there is none."""
+        return {arm: self._number(answer, arm) for arm in self.arms}
+
+    def _number(self, answer: Answer, arm: str) -> str:
+        """Return the number of an arm in the contrast that decides; empty where there is none."""
+        pair = next((pair for pair in self.pairs if arm in (pair.first, pair.second)), self.pairs[0])
+        contrast = next(iter(answer.question.contrasts(self.evidence, pair)))
+        reading = contrast.read(self.evidence)
+        side = reading.first if contrast.first == arm else reading.second if contrast.second == arm else None
+        if side is None or side.values is None:
+            return ""
+        return contrast.quantity.typical(side.values)
+
+    def figures(self, answer: Answer) -> Sequence[Figure]:
+        """Draw what answers a question."""
+        return answer.question.figures(self.evidence, self.pairs)
+
+    def tables(self, answer: Answer) -> Sequence[Table]:
+        """Tabulate the numbers behind an answer."""
+        return answer.question.tables(self.evidence, self.pairs)
+
+    @property
+    def reports(self) -> Mapping[str, str]:
+        """What was done to make each arm, in lines, by its name."""
+        found: Mapping[str, str] = self.store.config["reports"]
+        return found
+
+    @property
+    def said_in_runs(self) -> tuple[str, ...]:
+        """What probes and recorder had to say in the runs, each sentence once."""
+        import polars as pl
+
+        frame = self.store.frame(probe="note").filter(pl.col("probe") == "note")
+        return tuple(dict.fromkeys(frame.sort("arm", "seed")["name"].cast(pl.String).to_list()))
+
+    @property
+    def title(self) -> str:
+        """The comparison in a few words."""
+        first, *others = self.arms.values()
+        return f"Your network {first}, and {', '.join(others)}"
+
+    @property
+    def lede(self) -> str:
+        """What was run, in a sentence."""
+        seeds, rates = len(self.evidence.seeds), len(self.plan.rates)
+        more = f", {rates} learning rates" if rates > 1 else ""
+        return (
+            f"{len(self.arms)} arms from the same first weights and on the same batches, {self.plan.steps} training "
+            f"steps each, {seeds} seed{'s' * (seeds != 1)}{more}."
+        )
+
+    def __str__(self) -> str:
+        """Return the questions and answers, for a terminal."""
+        lines = [f"{self.title}.", self.lede, ""]
+        for answer in self.answers_in_order:
+            lines += [f"{answer.question.NUMBER:2d}. {answer.asks}", f"    {answer.sentence}"]
+        notes = [note if note.endswith(".") else f"{note}." for note in map(capital, self.notes)]
+        return "\n".join([*lines, *([""] if notes else []), *notes])
+
+    def __repr__(self) -> str:
+        """Return the folder and the arms."""
+        return f"Comparison({str(self.path)!r}, arms={list(self.arms)})"
+
+    def _repr_html_(self) -> str:
+        """Return the questions and answers for a notebook."""
+        parts = [paragraph(f"<b>{with_code(self.title)}</b>"), paragraph(with_code(self.lede))]
+        for answer in self.answers_in_order:
+            parts += [head(f"{answer.question.NUMBER}. {answer.asks}"), paragraph(with_code(answer.sentence))]
+        return card([*parts, items(("", note) for note in self.notes)] if self.notes else parts)
+
+    def document(self) -> dict[str, Any]:
+        """Return the comparison as values for JSON: what was run, and every answer with all its contrasts."""
+        return {
+            "folder": str(self.path),
+            "arms": dict(self.arms),
+            "plan": self.plan.as_json(),
+            "seeds": list(self.evidence.seeds),
+            "notes": list(self.notes),
+            "said_in_runs": list(self.said_in_runs),
+            "reports": dict(self.reports),
+            "answers": [
+                {
+                    "question": answer.question.CODE,
+                    "asks": answer.asks,
+                    "sentence": answer.sentence,
+                    "word": None if self.described else answer.verdict.outcome.value,
+                    "numbers": self.numbers(answer),
+                    "verdict": answer.verdict,
+                }
+                for answer in self.answers_in_order
+            ],
+        }
+
+    def report(self, path: "str | PathLike[str] | None" = None) -> Path:
+        """Write the page: the strip of tiles, the sentences, and a section a question.
+
+        Args:
+            path: The HTML file; ``report.html`` in the run's folder if None.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        return write_page(Path(path) if path is not None else self.path / "report.html", self._page())
+
+    def _page(self) -> ComparisonPage:
+        return ComparisonPage(
+            title=self.title,
+            lede=self.lede,
+            shown=tuple(
+                Shown(answer, tuple(self.figures(answer)), tuple(self.tables(answer)), self.numbers(answer))
+                for answer in self.answers_in_order
+            ),
+            arms=dict(self.arms),
+            reports=dict(self.reports),
+            notes=self.notes,
+            said_in_runs=self.said_in_runs,
+            provenance=self.store.provenance,
+            seconds=sum(self.store.wall_times().values()),
+        )
+
+    def export(self, folder: "str | PathLike[str]", kinds: Sequence[str] = KINDS) -> list[Path]:
+        """Write figures (PDF, SVG), answers and records (CSV) and the table of answers (LaTeX) into a folder.
+
+        Raises:
+            UsageError: No such kind.
+            StoreError: The folder cannot be written.
+        """
+        return export(Path(folder), kinds, self._page(), self.answers(), self.evidence.frame)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Say whether a folder holds a run of a comparison."""
+    try:
+        return bool(Store.open(folder).config.get("kind") == CODE)
+    except StoreError:
+        return False

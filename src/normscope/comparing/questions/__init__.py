@@ -1,0 +1,1 @@
+"""The questions that a comparison answers, one a file."""

@@ -1,0 +1,239 @@
+"""Run a comparison: its cells over processes, each complete cell into the store."""
+
+import functools
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from normscope._errors import UsageError
+from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
+from normscope.comparing.budget import fitted, seconds_of
+from normscope.comparing.comparison import CODE, Comparison
+from normscope.comparing.cost import has_cost, measure_cost, write_cost
+from normscope.comparing.find import chosen_questions
+from normscope.comparing.plan import Plan, Progress, plan_of
+from normscope.comparing.training import run_cell
+from normscope.evidence import Case
+from normscope.modules.batches import tensors
+from normscope.modules.rng import streams_kept
+from normscope.records import Cell, Record, Store, provenance
+from normscope.records.json import canonical_form
+from normscope.studies.workers import in_processes, one_thread, worker_count
+
+Source = str | Callable[..., Any]
+
+_SEEDS, _STEPS = 5, 200
+
+
+class ComparisonWarning(UserWarning):
+    """Something about the arms that a reader of the comparison must know."""
+
+
+def compare(
+    source: Source | Mapping[str, Source],
+    arms: Sequence[str] | Mapping[str, str | Change] | None = None,
+    *,
+    seeds: int | None = None,
+    steps: int | None = None,
+    rates: Sequence[float] = (1.0,),
+    budget: str | float | None = None,
+    questions: Sequence[str] | None = None,
+    batches: int = 8,
+    out: str | Path = "runs/compare",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare a network with its norms and without them, or with others, seed by seed, in the user's own training.
+
+    Every arm of a seed begins from the same weights and is trained on the same batches. A run that was interrupted is
+    taken up where it stopped; its records are the same, bit for bit, and do not depend on ``workers``.
+
+    Args:
+        source: A function that makes the training set-up anew at each call and returns what ``check`` takes (an
+            ``ns.Case``, say), or ``"train.py:make_case"``. It is called under the seed, and given the seed if it has an
+            argument of that name. Or several such functions by the name of the arm that each makes.
+        arms: Names of ``surgery.ARMS``; or by the name of the arm such a name, or a function that changes the model in
+            place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``. Where the network
+            does not learn without its norms, the arm ``"rescaled"`` is added.
+        seeds: Replicates, seeds 0 to ``seeds - 1``; 5 if left out. Fewer than 3 are described, not judged.
+        steps: Training steps of a run; 200 if left out.
+        rates: Factors of the learning rate, for its own best one in each arm.
+        budget: Time that the comparison may take, in seconds or as ``"20min"``; what was not given by ``seeds`` and
+            ``steps`` is chosen so that it fits.
+        questions: Codes of questions; all if None.
+        batches: Batches of an evaluation, at most.
+        out: Folder of the run. A run of the same configuration there is continued.
+        workers: Processes; None for one per core, and one in all where the model is on an accelerator.
+        progress: Called with what is done, how much of it is done, and how much there is.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
+        StoreError: The folder cannot be written, or holds a run of another configuration.
+    """
+    asked = chosen_questions(questions)
+    made = arms_of(_factories(source), arms)
+    plan = plan_of(asked, steps=steps or _STEPS, seeds=seeds or _SEEDS, rates=rates, batches=batches)
+    allowed = None if budget is None else seconds_of(budget)
+    workers = worker_count(workers)
+    with streams_kept(), one_thread():
+        made, reports, notes, on_cpu = foresee(made)
+    wish = {"steps": steps, "seeds": seeds, "rates": list(plan.rates), "batches": batches, "budget": allowed}
+    asked_for = _configuration(made, [question.CODE for question in asked], wish)
+    workers = workers if on_cpu else 1
+    known = _known_plan(Path(out), asked_for)
+    if known is not None:
+        plan = known
+    elif allowed is not None:
+        plan = fitted(plan, made, allowed, workers, free=(steps is None, seeds is None))
+    notes += plan.left_out
+    store = Store.create(Path(out), {**asked_for, "plan": plan.as_json(), "reports": reports, "notes": notes})
+    for note in notes:
+        warnings.warn(note, ComparisonWarning, stacklevel=2)
+    _run_all(store, made, plan, workers, progress)
+    return Comparison(store)
+
+
+def _run_all(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> None:
+    """Run the arms, then the arm that they turn out to need, then time a step of each."""
+    _run(store, arms, plan, workers, progress)
+    if rescued := _rescued(Comparison(store), arms):
+        arms = (*arms, rescued)
+        _run(store, [rescued], plan, workers, progress)
+    if "cost" in store.config["questions"] and not has_cost(store.path):
+        write_cost(store.path, measure_cost(arms, plan, progress))
+
+
+def _configuration(arms: Sequence[Arm], questions: Sequence[str], wish: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what determines a run, but for the plan that is made of it."""
+    return {
+        "kind": CODE,
+        "arms": [
+            {"name": arm.name, "words": arm.words, "does": arm.surgery, "made_by": arm.factory.words} for arm in arms
+        ],
+        "questions": list(questions),
+        "source": hashlib.sha256("".join(arm.factory.text() for arm in arms).encode()).hexdigest()[:16],
+        "asked": dict(wish),
+        # Records of two versions are not replicates of one thing: such a run is refused, not continued.
+        "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
+    }
+
+
+def foresee(arms: Sequence[Arm]) -> tuple[tuple[Arm, ...], dict[str, str], list[str], bool]:
+    """Make every arm once and try a step of it, before anything runs.
+
+    Returns:
+        The arms that differ; what each is, by its name; sentences that a reader must know; and whether all models are
+        on the CPU.
+
+    Raises:
+        UsageError: An arm cannot be made, or no two of them differ.
+    """
+    kept: list[Arm] = []
+    reports: dict[str, str] = {}
+    notes: list[str] = []
+    models: list[Module] = []
+    refusals = []
+    for arm in arms:
+        case, report = arm.make(0, trial=True)
+        if any(case.model is other for other in models):
+            raise UsageError(
+                f"{arm.factory.words} returned the same model twice: build the model, and what trains it, inside the "
+                "function, for every arm begins anew"
+            )
+        models.append(case.model)
+        if refusal := report.refuses():
+            refusals.append(refusal)
+            continue
+        kept.append(arm)
+        reports[arm.name] = str(report)
+        notes += filter(None, [report.incomplete()])
+    if len(kept) < 2:
+        raise UsageError(f"nothing to compare: {'; '.join(refusals)}")
+    notes += [f"{refusal}: left out" for refusal in refusals]
+    again, _ = kept[0].make(1)
+    if _same_start(kept[0].make(0)[0], again):
+        notes.append(
+            "the first weights are the same at every seed, so the seeds differ in the order of batches and in what the "
+            "steps draw, no more: where the factory sets a seed itself, let it take an argument called seed"
+        )
+    on_cpu = all(p.device.type == "cpu" for model in models for p in model.parameters())
+    return tuple(kept), reports, notes, on_cpu
+
+
+def _same_start(one: Case, other: Case) -> bool:
+    mine, theirs = (list(case.model.parameters()) for case in (one, other))
+    return len(mine) == len(theirs) and all(map(torch.equal, tensors(mine), tensors(theirs)))
+
+
+def cells_of(arms: Sequence[Arm], plan: Plan) -> list[Cell]:
+    """List every cell of a run, seed by seed, so that an interrupted run has whole seeds to judge."""
+    fixed = {key: value for key, value in plan.as_json().items() if key not in ("seeds", "left_out", "rates")}
+    return [
+        Cell(CODE, arm.name, seed, {"rate": rate}, fixed | {"does": arm.surgery, "made_by": arm.factory.words})
+        for seed in range(plan.seeds)
+        for arm in arms
+        for rate in plan.rates
+    ]
+
+
+def _run(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> None:
+    cells, done = cells_of(arms, plan), store.completed()
+    pending = [cell for cell in cells if cell.id not in done]
+    ready = len(cells) - len(pending)
+    if progress is not None:
+        progress("training runs", ready, len(cells))
+    by_name = {arm.name: arm for arm in arms}
+    for cell, records, seconds in in_processes(functools.partial(_work, by_name, plan), pending, workers):
+        store.write_cell(cell, records, wall_s=seconds)
+        ready += 1
+        if progress is not None:
+            progress("training runs", ready, len(cells))
+
+
+def _work(arms: Mapping[str, Arm], plan: Plan, cell: Cell) -> tuple[Cell, list[Record], float]:
+    """Run one cell on one thread; leave the caller's global state as it was."""
+    began = time.perf_counter()
+    with streams_kept(), one_thread():
+        records = list(run_cell(arms[cell.arm], plan, cell))
+    return cell, records, time.perf_counter() - began
+
+
+def _rescued(found: Comparison, arms: Sequence[Arm]) -> Arm | None:
+    """Return the arm with rescaled weights, where the network does not learn without its norms."""
+    by_surgery = {arm.surgery: arm for arm in arms if arm.change is None}
+    if not {"own", "none"} <= by_surgery.keys() or "rescaled" in by_surgery:
+        return None
+    if found.learns(by_surgery["none"].name) or not found.learns(by_surgery["own"].name):
+        return None
+    return replace(by_surgery["none"], name="rescaled", words=WORDS["rescaled"], surgery="rescaled")
+
+
+def _factories(source: Source | Mapping[str, Source]) -> dict[str, Factory]:
+    if isinstance(source, Mapping):
+        return {name: Factory(each) for name, each in source.items()}
+    if isinstance(source, str) or callable(source):
+        return {"": Factory(source)}
+    raise UsageError(
+        f"compare takes a function that makes the set-up anew, or FILE:FACTORY, not an object of type "
+        f"{type(source).__name__}"
+    )
+
+
+def _known_plan(out: Path, asked: Mapping[str, Any]) -> Plan | None:
+    """Return the plan of the run that lies in a folder, if the same was asked for: a budget chose it once for all."""
+    if not (out / "run.json").exists():
+        return None
+    there = Store.open(out).config
+    if any(there.get(key) != canonical_form(value) for key, value in asked.items()):
+        return None
+    return Plan.from_json(there["plan"])

@@ -1,0 +1,171 @@
+"""One run of a comparison: an arm at a seed and a learning rate, trained as the user trains, watched and evaluated."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normscope._errors import UsageError
+from normscope.comparing.arms import Arm
+from normscope.comparing.evaluation import evaluate, gap_records
+from normscope.comparing.plan import Plan
+from normscope.comparing.rates import scale_rates
+from normscope.evidence import Case
+from normscope.modules.backward import on_backward
+from normscope.modules.rng import RngState, seed_streams
+from normscope.probes import Recorder
+from normscope.records import Cell, Record
+from normscope.usercode import users_code
+
+_DATA, _STEPS = 1, 2  # of the streams from which a seed's batches are drawn, and its steps draw
+
+
+def run_cell(arm: Arm, plan: Plan, cell: Cell) -> Iterator[Record]:
+    """Train an arm, and yield what was seen. All random streams are set by the seed.
+
+    Every arm of a seed begins from the same weights, and is given the same batches, whatever the arms draw.
+
+    Args:
+        arm: The arm.
+        plan: What is run.
+        cell: Its seed and its point, ``{"rate": ...}``.
+
+    Raises:
+        UsageError: The user's code raises, or cannot be trained.
+    """
+    case, _ = arm.make(cell.seed)
+    rate = float(cell.point["rate"])
+    if rate != 1.0:
+        scale_rates(case, rate)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield from _records(case, plan, cell, watched=rate == 1.0 and not arm.aside)
+    for text in dict.fromkeys(str(each.message) for each in caught if _is_ours(each)):
+        yield Record(cell.id, 0, "note", "", text, 1.0)
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    return str(warning.category.__module__).startswith("normscope")
+
+
+class Steps:
+    """The training steps of a set-up, on the batches of a seed.
+
+    Args:
+        case: The set-up; it is trained.
+        seed: Of the batches, and of what the steps draw.
+
+    Raises:
+        UsageError: Nothing updates the model.
+    """
+
+    def __init__(self, case: Case, seed: int) -> None:
+        if case.step is None and case.optimizer is None:
+            raise UsageError("a comparison trains: give the set-up an optimizer, or a step(model, batch) that updates")
+        self.case = case
+        self._batches = _Batches(case, seed)
+        self._heard: list[Tensor] = []
+        seed_streams(seed, _STEPS)
+
+    def next_batch(self) -> Any:
+        """Return the next batch; the streams that the steps draw from stay where they are."""
+        return self._batches.next()
+
+    def step(self, batch: Any = None) -> float:
+        """Make a training step and return its loss.
+
+        Args:
+            batch: The batch; the next one if None.
+
+        Raises:
+            UsageError: The step returns no loss, and calls backward on no scalar.
+        """
+        case, batch = self.case, self.next_batch() if batch is None else batch
+        if case.step is None:
+            assert case.optimizer is not None
+            case.optimizer.zero_grad()
+            loss = case.loss_fn(case.model, batch)
+            loss.backward()
+            case.optimizer.step()
+            return float(loss.detach())
+        self._heard.clear()
+        handle = on_backward(lambda loss: self._heard.append(loss.clone()))
+        try:
+            given = case.step(case.model, batch)
+        finally:
+            handle.remove()
+        if isinstance(given, Tensor) and given.numel() == 1:
+            return float(given.detach())
+        if isinstance(given, (int, float)) and not isinstance(given, bool):
+            return float(given)
+        if not self._heard:
+            raise UsageError("the step calls backward() on no scalar and returns no loss: let step return the loss")
+        return float(sum(loss.reshape(()) for loss in self._heard))
+
+
+def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[Record]:
+    """Train, and yield the losses, the evaluations, and what the probes read."""
+    steps = Steps(case, cell.seed)
+    probes = plan.probes() if watched else []
+    recorder = Recorder(
+        case.model, case.loss_fn, case.optimizer, probes, every=plan.steps, cell=cell.id, also=case.also
+    )
+    evaluated = plan.evaluated()
+    yield from evaluate(case, plan.batches, cell.id, 0)
+    diverged = False
+    for index in range(plan.steps):
+        batch = steps.next_batch()
+        with users_code(f"training step {index}"), torch.enable_grad(), recorder.step(batch):
+            loss = steps.step(batch)
+        yield Record(cell.id, index, "training", "", "loss", loss)
+        diverged = not math.isfinite(loss)
+        if diverged:
+            break
+        if index + 1 in evaluated:
+            yield from evaluate(case, plan.batches, cell.id, index + 1)
+    yield Record(cell.id, plan.steps, "training", "", "diverged", float(diverged))
+    yield from recorder.drain()
+    for code, reason in recorder.not_read.items():
+        yield Record(cell.id, 0, "note", "", f"{code} read nothing: {reason}", 1.0)
+    if not diverged:
+        yield from gap_records(case, plan.batches, cell.id, plan.steps)
+
+
+class _Batches:
+    """The batches of a seed, epoch after epoch, drawn from streams of their own: the same in every arm."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self._case, self._seed, self._epoch = case, seed, 0
+        self._batches: Iterator[Any] | None = None
+        self._streams: RngState | None = None
+
+    def next(self) -> Any:
+        """Return the next batch; the streams of the steps stay where they are."""
+        outside = RngState()
+        try:
+            if self._streams is not None:
+                self._streams.restore()
+            batch = self._taken()
+            self._streams = RngState()
+        finally:
+            outside.restore()
+        return batch
+
+    def _taken(self) -> Any:
+        for _ in range(2):
+            if self._batches is None:
+                seed_streams(self._seed, _DATA, self._epoch)
+                with users_code("iterating the loader"):
+                    self._batches = iter(self._case.loader)
+            with users_code("getting a batch of the loader"):
+                batch = next(self._batches, _END)
+            if batch is not _END:
+                return batch
+            self._batches, self._epoch = None, self._epoch + 1
+        raise UsageError("the loader gives no batch: it must begin anew each time it is iterated, as a list does")
+
+
+_END = object()
