@@ -11,7 +11,7 @@ import typer
 
 from normscope import __version__
 from normscope._errors import NormscopeError
-from normscope.cli import bench, check, demo, explain, report, study, watch
+from normscope.cli import bench, check, compare, demo, example, explain, report, study, watch
 
 _USAGE: Any = typer.BadParameter.__bases__[0]  # the parser raises it for words that do not fit
 
@@ -27,7 +27,9 @@ app = typer.Typer(
 app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 app.command("demo", epilog="Example:  normscope demo --out runs/demo")(demo.demo)
+app.command("compare", epilog="Example:  normscope compare train.py:make_case --budget 20min")(compare.compare)
 app.command("check", epilog="Example:  normscope check train.py:make_case --select NS1 --format sarif")(check.check)
+app.command("example", epilog="Example:  normscope example > train.py")(example.example)
 app.command("report", epilog="Example:  normscope report runs/demo --open")(report.report)
 app.command("watch", epilog="Example:  normscope watch runs/mine --open")(watch.watch)
 app.command("explain", epilog="Example:  normscope explain noisy-batchnorm")(explain.explain)

@@ -10,6 +10,7 @@ import typer
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, wide, written
 from normscope.cli._words import Json
+from normscope.cli.compare import print_comparison
 
 if TYPE_CHECKING:
     from normscope.records import Verdict
@@ -43,7 +44,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
-    from normscope import report as pages, seen, studies, verdicts
+    from normscope import comparing, report as pages, seen, studies, verdicts
 
     for file in own or ():
         studies.from_file(file)
@@ -51,12 +52,16 @@ def report(
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
         )
-    if seen.is_scope(run):
+    kind = "scope" if seen.is_scope(run) else "comparison" if comparing.is_comparison(run) else ""
+    if kind:
         unfit = {"--study": own, "--condense": condensed, "--markdown": markdown, "--questions": questions}
         if given := [option for option, value in unfit.items() if value]:
-            raise UsageError(f"{given[0]} is for studies, and {run} is the folder of a scope: leave it out")
+            raise UsageError(f"{given[0]} is for studies, and {run} is the folder of a {kind}: leave it out")
         target = page or run / "report.html"
-        _write_scope(run, target, as_json)
+        if kind == "scope":
+            _write_scope(run, target, as_json)
+        else:
+            print_comparison(comparing.Comparison(run), as_json, kinds=[], page=target)
     elif run.is_file():
         evidence = pages.read(run)  # a file that is no condensed file is refused as such
         if condensed is not None:

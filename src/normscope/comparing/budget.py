@@ -1,29 +1,31 @@
 """Fit a comparison into the time that it may take."""
 
+import math
 import re
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from normscope._errors import UsageError
 from normscope.comparing.arms import Arm
 from normscope.comparing.evaluation import evaluate
-from normscope.comparing.plan import EVALUATIONS, Plan
+from normscope.comparing.plan import EVALUATIONS, Plan, Wish
 from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
 from normscope.probes import Recorder
+from normscope.report import counted
 from normscope.studies.workers import one_thread
 from normscope.usercode import users_code
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHARE = 0.85  # of the budget is planned: workers slow each other down, and processes take time to start
 _FEWEST_SEEDS, _FEWEST_STEPS = 3, 30
-_EVALUATION_STEPS = (
-    3.0  # an evaluation counts as its batches, a third of a step each, and the shares of the gap as nine
-)
+_GAP = 9  # evaluations that the shares of the gap take
 
 
 def seconds_of(budget: str | float) -> float:
@@ -38,12 +40,9 @@ def seconds_of(budget: str | float) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
+@dataclass(frozen=True)
 class Pilot:
-    """How long everything takes in one arm, measured once.
-
-    Args:
-        arm: The arm.
-        plan: Its probes are read, each once to warm up and once for the time.
+    """How long everything takes in one arm.
 
     Attributes:
         making: Seconds to make the set-up.
@@ -52,34 +51,14 @@ class Pilot:
         readings: By the code of a probe, seconds that a reading adds to a step.
     """
 
-    def __init__(self, arm: Arm, plan: Plan) -> None:
-        began = time.perf_counter()
-        case, _ = arm.make(0)
-        self.making = time.perf_counter() - began
-        steps = Steps(case, 0)
-        steps.step()
-        self.step = min(_timed(steps) for _ in range(4))
-        began = time.perf_counter()
-        list(evaluate(case, plan.batches, "", 0))
-        self.evaluation = max(time.perf_counter() - began, self.step * plan.batches / _EVALUATION_STEPS)
-        self.readings: dict[str, float] = {}
-        if arm.aside:
-            return
-        for probe in plan.probes():
-            probe.every = 1
-            recorder = Recorder(case.model, case.loss_fn, case.optimizer, [probe], every=1, also=case.also)
-            took = []
-            for _ in range(2):
-                batch = steps.next_batch()
-                began = time.perf_counter()
-                with users_code("a training step"), torch.enable_grad(), recorder.step(batch):
-                    steps.step(batch)
-                took.append(time.perf_counter() - began)
-            self.readings[probe.CODE] = max(0.0, min(took) - self.step)
+    making: float
+    step: float
+    evaluation: float
+    readings: Mapping[str, float]
 
     def seconds(self, plan: Plan) -> float:
         """Return how long one run of the arm takes under a plan."""
-        runs = self.making + plan.steps * self.step + (EVALUATIONS + 1 + 9 / _EVALUATION_STEPS) * self.evaluation
+        runs = self.making + plan.steps * self.step + (EVALUATIONS + 1 + _GAP) * self.evaluation
         return runs + sum(plan.times(code) * self.readings.get(code, 0.0) for code in plan.readings)
 
     def plain_seconds(self, plan: Plan) -> float:
@@ -87,34 +66,71 @@ class Pilot:
         return self.seconds(replace(plan, readings={}))
 
 
-def fitted(plan: Plan, arms: Sequence[Arm], budget: float, workers: int, *, free: tuple[bool, bool]) -> Plan:
-    """Return the fullest plan that fits into a budget.
+def pilot_of(arm: Arm, plan: Plan) -> Pilot:
+    """Time the parts of a run of an arm: a few steps, an evaluation, and two readings of each probe.
+
+    Raises:
+        UsageError: The user's code raises.
+    """
+    began = time.perf_counter()
+    case, _ = arm.make(0)
+    making = time.perf_counter() - began
+    steps = Steps(case, 0)
+    steps.step()
+    step = min(_timed(steps) for _ in range(4))
+    began = time.perf_counter()
+    list(evaluate(case, plan.batches, "", 0))
+    evaluation = max(time.perf_counter() - began, step * plan.batches / 3)  # without evaluation data the gap is taken
+    readings = {}
+    for probe in [] if arm.aside else plan.probes():
+        probe.every = 1
+        recorder = Recorder(case.model, case.loss_fn, case.optimizer, [probe], every=1, also=case.also)
+        took = [_timed(steps, recorder.step) for _ in range(2)]  # the first reading also looks around
+        readings[probe.CODE] = max(0.0, min(took) - step)
+    return Pilot(making, step, evaluation, readings)
+
+
+def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int) -> Plan:
+    """Return the fullest plan that fits into a budget; the arms are timed for it.
+
+    Args:
+        plan: What would be run without a budget.
+        arms: The arms.
+        wish: Its budget, and whether it leaves steps and seeds open.
+        workers: Processes.
+
+    Raises:
+        UsageError: Not even the least fits.
+    """
+    began, budget = time.perf_counter(), wish.budget or math.inf
+    with streams_kept(), one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the runs give them again
+        pilots = [pilot_of(arm, plan) for arm in arms]
+    spent = time.perf_counter() - began
+    found = fullest(plan, pilots, _SHARE * (budget - spent), workers, free=(wish.steps is None, wish.seeds is None))
+    if expected(found, pilots, workers) > _SHARE * (budget - spent):
+        wanted = expected(found, pilots, workers) / _SHARE + spent
+        raise UsageError(
+            f"a budget of {budget:.0f} s is too short: at least {wanted:.0f} s are needed with {counted(workers, 'worker')}"
+        )
+    return replace(found, left_out=_left_out(plan, found))
+
+
+def fullest(plan: Plan, pilots: Sequence[Pilot], seconds: float, workers: int, *, free: tuple[bool, bool]) -> Plan:
+    """Return the first of ever smaller plans that fits, or the smallest.
 
     Probes are read less often first, then steps are taken away, then seeds, down to three; then the costliest probes
     are left out, one after the other.
 
     Args:
         plan: What would be run without a budget.
-        arms: The arms; a step of each is timed.
-        budget: Seconds.
+        pilots: How long everything takes in each arm.
+        seconds: How long the runs may take.
         workers: Processes.
         free: Whether steps and seeds may be chosen.
-
-    Raises:
-        UsageError: Not even the least fits.
     """
-    began = time.perf_counter()
-    with streams_kept(), one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the runs give them again
-        pilots = [Pilot(arm, plan) for arm in arms]
-    left = _SHARE * (budget - (time.perf_counter() - began))
-    least = plan
-    for candidate in _candidates(plan, pilots, free):
-        least = candidate
-        if expected(candidate, pilots, workers) <= left:
-            return replace(candidate, left_out=_left_out(plan, candidate))
-    wanted = expected(least, pilots, workers) / _SHARE + time.perf_counter() - began
-    raise UsageError(f"a budget of {budget:.0f} s is too short: at least {wanted:.0f} s are needed on {workers} cores")
+    candidates = _candidates(plan, pilots, free)
+    return next((each for each in candidates if expected(each, pilots, workers) <= seconds), candidates[-1])
 
 
 def expected(plan: Plan, pilots: Sequence[Pilot], workers: int) -> float:
@@ -166,8 +182,9 @@ def _left_out(plan: Plan, chosen: Plan) -> tuple[str, ...]:
     return (f"To keep the budget: {'; '.join(said)}.",) if said else ()
 
 
-def _timed(steps: Steps) -> float:
+def _timed(steps: Steps, around: Callable[[Any], AbstractContextManager[Any]] | None = None) -> float:
     batch = steps.next_batch()
     began = time.perf_counter()
-    steps.step(batch)
+    with users_code("a training step"), torch.enable_grad(), nullcontext() if around is None else around(batch):
+        steps.step(batch)
     return time.perf_counter() - began

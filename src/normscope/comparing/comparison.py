@@ -35,6 +35,7 @@ class Comparison:
 
     Args:
         run: The store of the run, or its folder.
+        seeds: Only seeds below this number; None for all that are complete.
 
     Attributes:
         store: The records.
@@ -47,7 +48,7 @@ class Comparison:
         StoreError: The folder holds no comparison.
     """
 
-    def __init__(self, run: "Store | str | PathLike[str]") -> None:
+    def __init__(self, run: "Store | str | PathLike[str]", *, seeds: int | None = None) -> None:
         self.store = run if isinstance(run, Store) else Store.open(run)
         self.path = self.store.path
         config = self.store.config
@@ -60,7 +61,8 @@ class Comparison:
         if "rescaled" in present - self.arms.keys():
             self.arms["rescaled"] = WORDS["rescaled"]
         self.notes: tuple[str, ...] = tuple(config["notes"])
-        self.questions = chosen_questions(config["questions"], self.arms)
+        self.questions = chosen_questions(self.plan.questions, self.arms)
+        self._seeds = seeds
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -69,7 +71,7 @@ class Comparison:
         Raises:
             DataError: Not one seed is complete.
         """
-        return evidence_of(self.store, self.plan, self.arms, base=self._base)
+        return evidence_of(self.store, self.plan, self.arms, base=self._base, seeds=self._seeds)
 
     @property
     def described(self) -> bool:

@@ -72,9 +72,10 @@ def _once(steps: Steps) -> None:
     steps.step()
 
 
-def has_cost(folder: Path) -> bool:
-    """Say whether the folder of a run holds what a step costs."""
-    return (folder / _FILE).exists()
+def has_cost(folder: Path, arms: Sequence[Arm], plan: Plan) -> bool:
+    """Say whether the folder of a run holds what a step of every arm costs, for every seed."""
+    found = {(arm, seed) for arm, seed, _ in read_cost(folder)}
+    return all((arm.name, seed) in found for arm in arms for seed in range(plan.seeds))
 
 
 def write_cost(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

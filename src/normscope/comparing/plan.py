@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from normscope import probes
@@ -19,10 +19,49 @@ EVALUATIONS = 4
 
 
 @dataclass(frozen=True)
+class Wish:
+    """What a user asks for.
+
+    Attributes:
+        steps: Training steps of a run; None where they may be chosen.
+        seeds: Replicates; None where they may be chosen.
+        rates: Factors of the learning rate.
+        batches: Batches of an evaluation.
+        budget: Seconds that the comparison may take; None for as long as it needs.
+
+    Raises:
+        UsageError: A number makes no sense.
+    """
+
+    steps: int | None = None
+    seeds: int | None = None
+    rates: tuple[float, ...] = (1.0,)
+    batches: int = 8
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 2:
+            raise UsageError(f"--steps must be at least 2, got {self.steps}")
+        if self.seeds is not None and self.seeds < 1:
+            raise UsageError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.batches < 1:
+            raise UsageError(f"--batches must be at least 1, got {self.batches}")
+        wrong = next((rate for rate in self.rates if not 0 < rate < math.inf), None)
+        if wrong is not None:
+            raise UsageError(f"--rates are factors of the learning rate, such as 0.3,1,3; got {wrong:g}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was asked for, but for the seeds where no budget chooses them: more can be run later."""
+        found = asdict(self) | {"rates": list(self.rates)}
+        return found if self.budget is not None else {key: found[key] for key in found if key != "seeds"}
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is run.
 
     Attributes:
+        questions: Codes of the questions.
         steps: Training steps of a run.
         seeds: Replicates, seeds 0 to ``seeds - 1``.
         rates: Factors of the learning rate; 1 is among them.
@@ -31,6 +70,7 @@ class Plan:
         left_out: Sentences on what was left out to keep a budget.
     """
 
+    questions: tuple[str, ...]
     steps: int = 200
     seeds: int = 5
     rates: tuple[float, ...] = (1.0,)
@@ -57,33 +97,23 @@ class Plan:
         return tuple(sorted({round(self.steps * part / EVALUATIONS) for part in range(EVALUATIONS + 1)}))
 
     def as_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        return asdict(self)
+        """Return the plan as JSON values, without the number of seeds, which may grow."""
+        return {key: value for key, value in asdict(self).items() if key != "seeds"}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Plan":
-        """Make the plan that `as_json` wrote."""
-        return cls(**{**found, "rates": tuple(found["rates"]), "left_out": tuple(found["left_out"])})
+        """Make the plan that `as_json` wrote; the number of seeds is the default."""
+        lists = {key: tuple(found[key]) for key in ("questions", "rates", "left_out")}
+        return cls(**{**found, **lists})
 
 
-def plan_of(
-    questions: Sequence[AbstractQuestion], *, steps: int, seeds: int, rates: Sequence[float], batches: int
-) -> Plan:
-    """Return the plan of a comparison that keeps no budget.
-
-    Raises:
-        UsageError: A number makes no sense.
-    """
-    if steps < 2:
-        raise UsageError(f"--steps must be at least 2, got {steps}")
-    if seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {seeds}")
-    if batches < 1:
-        raise UsageError(f"--batches must be at least 1, got {batches}")
-    wrong = next((rate for rate in rates if not 0 < rate < math.inf), None)
-    if wrong is not None:
-        raise UsageError(f"--rates are factors of the learning rate, such as 0.3,1,3; got {wrong:g}")
-    return Plan(steps, seeds, tuple(sorted({1.0, *map(float, rates)})), batches, readings_of(questions))
+def plan_of(questions: Sequence[AbstractQuestion], wish: Wish) -> Plan:
+    """Return the plan of a comparison that keeps no budget: what was asked for, and defaults for the rest."""
+    codes = tuple(question.CODE for question in questions)
+    plan = Plan(codes, rates=tuple(sorted({1.0, *map(float, wish.rates)})), batches=wish.batches)
+    return replace(
+        plan, steps=wish.steps or plan.steps, seeds=wish.seeds or plan.seeds, readings=readings_of(questions)
+    )
 
 
 def readings_of(questions: Sequence[AbstractQuestion]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-def evidence_of(store: Store, plan: Plan, arms: Mapping[str, str], *, base: Sequence[str]) -> Evidence:
+def evidence_of(
+    store: Store, plan: Plan, arms: Mapping[str, str], *, base: Sequence[str], seeds: int | None = None
+) -> Evidence:
     """Return the records of the seeds of which every cell is complete.
 
     Args:
@@ -22,6 +24,7 @@ def evidence_of(store: Store, plan: Plan, arms: Mapping[str, str], *, base: Sequ
         plan: What was run.
         arms: Words for the arms, by name.
         base: The arms that were asked for; an arm that was added later does not make a seed incomplete.
+        seeds: Only seeds below this number; None for all.
 
     Raises:
         DataError: Not one seed is complete.
@@ -30,7 +33,7 @@ def evidence_of(store: Store, plan: Plan, arms: Mapping[str, str], *, base: Sequ
 
     counts: dict[int, int] = {}
     for cell in store.cells():
-        if cell.arm in base:
+        if cell.arm in base and (seeds is None or cell.seed < seeds):
             counts[cell.seed] = counts.get(cell.seed, 0) + 1
     whole = sorted(seed for seed, count in counts.items() if count >= len(base) * len(plan.rates))
     if not whole:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import Module
@@ -18,7 +18,7 @@ from normscope.comparing.budget import fitted, seconds_of
 from normscope.comparing.comparison import CODE, Comparison
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
-from normscope.comparing.plan import Plan, Progress, plan_of
+from normscope.comparing.plan import Plan, Progress, Wish, plan_of
 from normscope.comparing.training import run_cell
 from normscope.evidence import Case
 from normscope.modules.batches import tensors
@@ -28,8 +28,6 @@ from normscope.records.json import canonical_form
 from normscope.studies.workers import in_processes, one_thread, worker_count
 
 Source = str | Callable[..., Any]
-
-_SEEDS, _STEPS = 5, 200
 
 
 class ComparisonWarning(UserWarning):
@@ -80,60 +78,67 @@ def compare(
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
         StoreError: The folder cannot be written, or holds a run of another configuration.
     """
-    asked = chosen_questions(questions)
     made = arms_of(_factories(source), arms)
-    plan = plan_of(asked, steps=steps or _STEPS, seeds=seeds or _SEEDS, rates=rates, batches=batches)
-    allowed = None if budget is None else seconds_of(budget)
+    wish = Wish(steps, seeds, tuple(rates), batches, None if budget is None else seconds_of(budget))
+    plan = plan_of(chosen_questions(questions), wish)
     workers = worker_count(workers)
     with streams_kept(), one_thread():
-        made, reports, notes, on_cpu = foresee(made)
-    wish = {"steps": steps, "seeds": seeds, "rates": list(plan.rates), "batches": batches, "budget": allowed}
-    asked_for = _configuration(made, [question.CODE for question in asked], wish)
-    workers = workers if on_cpu else 1
-    known = _known_plan(Path(out), asked_for)
-    if known is not None:
-        plan = known
-    elif allowed is not None:
-        plan = fitted(plan, made, allowed, workers, free=(steps is None, seeds is None))
-    notes += plan.left_out
-    store = Store.create(Path(out), {**asked_for, "plan": plan.as_json(), "reports": reports, "notes": notes})
+        seen = foresee(made)
+    workers = workers if seen.on_cpu else 1
+    config = _configuration(seen, plan, wish)
+    plan = _known_plan(Path(out), config) or (plan if wish.budget is None else fitted(plan, seen.arms, wish, workers))
+    notes = [*seen.notes, *plan.left_out]
+    chosen = {"plan": plan.as_json(), "reports": seen.reports, "notes": notes}
+    store = Store.create(Path(out), {**config, **chosen} | ({} if wish.budget is None else {"seeds": plan.seeds}))
     for note in notes:
         warnings.warn(note, ComparisonWarning, stacklevel=2)
-    _run_all(store, made, plan, workers, progress)
-    return Comparison(store)
+    return _run_all(store, seen.arms, plan, workers, progress)
 
 
-def _run_all(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> None:
+def _run_all(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> Comparison:
     """Run the arms, then the arm that they turn out to need, then time a step of each."""
     _run(store, arms, plan, workers, progress)
-    if rescued := _rescued(Comparison(store), arms):
+    if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
         arms = (*arms, rescued)
         _run(store, [rescued], plan, workers, progress)
-    if "cost" in store.config["questions"] and not has_cost(store.path):
+    if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))
+    return Comparison(store, seeds=plan.seeds)
 
 
-def _configuration(arms: Sequence[Arm], questions: Sequence[str], wish: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what determines a run, but for the plan that is made of it."""
+def _configuration(seen: "Foreseen", plan: Plan, wish: Wish) -> dict[str, Any]:
+    """Return what determines a run, but for the plan that is made of it; more seeds may be asked for later."""
     return {
         "kind": CODE,
         "arms": [
-            {"name": arm.name, "words": arm.words, "does": arm.surgery, "made_by": arm.factory.words} for arm in arms
+            {"name": arm.name, "words": arm.words, "does": arm.surgery, "made_by": arm.factory.words}
+            for arm in seen.arms
         ],
-        "questions": list(questions),
-        "source": hashlib.sha256("".join(arm.factory.text() for arm in arms).encode()).hexdigest()[:16],
-        "asked": dict(wish),
+        "source": hashlib.sha256("".join(arm.factory.text() for arm in seen.arms).encode()).hexdigest()[:16],
+        "asked": wish.as_json() | {"rates": list(plan.rates), "questions": list(plan.questions)},
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
         "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
     }
 
 
-def foresee(arms: Sequence[Arm]) -> tuple[tuple[Arm, ...], dict[str, str], list[str], bool]:
-    """Make every arm once and try a step of it, before anything runs.
+class Foreseen(NamedTuple):
+    """What is known of the arms before anything runs.
 
-    Returns:
-        The arms that differ; what each is, by its name; sentences that a reader must know; and whether all models are
-        on the CPU.
+    Attributes:
+        arms: Those that differ.
+        reports: What was done to make each, in lines, by its name.
+        notes: Sentences that a reader must know.
+        on_cpu: Whether all models are on the CPU.
+    """
+
+    arms: tuple[Arm, ...]
+    reports: dict[str, str]
+    notes: list[str]
+    on_cpu: bool
+
+
+def foresee(arms: Sequence[Arm]) -> Foreseen:
+    """Make every arm once and try a step of it, before anything runs.
 
     Raises:
         UsageError: An arm cannot be made, or no two of them differ.
@@ -167,7 +172,7 @@ def foresee(arms: Sequence[Arm]) -> tuple[tuple[Arm, ...], dict[str, str], list[
             "steps draw, no more: where the factory sets a seed itself, let it take an argument called seed"
         )
     on_cpu = all(p.device.type == "cpu" for model in models for p in model.parameters())
-    return tuple(kept), reports, notes, on_cpu
+    return Foreseen(tuple(kept), reports, notes, on_cpu)
 
 
 def _same_start(one: Case, other: Case) -> bool:
@@ -177,7 +182,7 @@ def _same_start(one: Case, other: Case) -> bool:
 
 def cells_of(arms: Sequence[Arm], plan: Plan) -> list[Cell]:
     """List every cell of a run, seed by seed, so that an interrupted run has whole seeds to judge."""
-    fixed = {key: value for key, value in plan.as_json().items() if key not in ("seeds", "left_out", "rates")}
+    fixed = {key: value for key, value in plan.as_json().items() if key not in ("left_out", "rates", "questions")}
     return [
         Cell(CODE, arm.name, seed, {"rate": rate}, fixed | {"does": arm.surgery, "made_by": arm.factory.words})
         for seed in range(plan.seeds)
@@ -229,11 +234,11 @@ def _factories(source: Source | Mapping[str, Source]) -> dict[str, Factory]:
     )
 
 
-def _known_plan(out: Path, asked: Mapping[str, Any]) -> Plan | None:
-    """Return the plan of the run that lies in a folder, if the same was asked for: a budget chose it once for all."""
+def _known_plan(out: Path, wanted: Mapping[str, Any]) -> Plan | None:
+    """Return the plan that a budget has chosen for the run that lies in a folder, if the same was asked for."""
     if not (out / "run.json").exists():
         return None
     there = Store.open(out).config
-    if any(there.get(key) != canonical_form(value) for key, value in asked.items()):
+    if "seeds" not in there or any(there.get(key) != canonical_form(value) for key, value in wanted.items()):
         return None
-    return Plan.from_json(there["plan"])
+    return replace(Plan.from_json(there["plan"]), seeds=there["seeds"])

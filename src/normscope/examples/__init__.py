@@ -1,0 +1,1 @@
+"""Training scripts to begin with, to be copied: ``normscope example > train.py``."""
