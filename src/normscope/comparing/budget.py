@@ -109,10 +109,8 @@ def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int) -> Plan:
     spent = time.perf_counter() - began
     found = fullest(plan, pilots, _SHARE * (budget - spent), workers, free=(wish.steps is None, wish.seeds is None))
     if expected(found, pilots, workers) > _SHARE * (budget - spent):
-        wanted = expected(found, pilots, workers) / _SHARE + spent
-        raise UsageError(
-            f"a budget of {budget:.0f} s is too short: at least {wanted:.0f} s are needed with {counted(workers, 'worker')}"
-        )
+        wanted, count = expected(found, pilots, workers) / _SHARE + spent, counted(workers, "worker")
+        raise UsageError(f"a budget of {budget:.0f} s is too short: at least {wanted:.0f} s are needed with {count}")
     return replace(found, left_out=_left_out(plan, found))
 
 
