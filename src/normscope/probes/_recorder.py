@@ -103,7 +103,7 @@ class Recorder:
         self._inside: StepInProgress | None = None
         self._waiting_step: _StepContext | None = None
         self._said_cost = False
-        self.attached = False
+        self.attached = self._updating = False
 
     @property
     def not_read(self) -> dict[str, str]:
@@ -187,6 +187,8 @@ class Recorder:
             say_cost(due, self.every)
         step = StepInProgress(self._loop, due, batches, self.cell, self.index, self._observers, restarts=self.attached)
         step.begin()
+        if self._updating:
+            step.set_updating(True)
         self._inside = step
 
     @property
@@ -209,6 +211,7 @@ class Recorder:
 
     def set_updating(self, updating: bool) -> None:
         """Note that an optimizer's ``step`` begins or has ended: its closure may evaluate one loss several times."""
+        self._updating = updating  # the pass that begins a step may itself lie inside a closure
         if self._inside is not None:
             self._inside.set_updating(updating)
 
