@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from normscope._errors import StoreError
 from normscope.comparing.arms import WORDS
 from normscope.comparing.export import KINDS, export
-from normscope.comparing.find import chosen_questions
-from normscope.comparing.page import Answer, ComparisonPage, Shown, write_page
+from normscope.comparing.find import all_questions, chosen_questions
+from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
 from normscope.comparing.plan import Plan
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.comparing.reading import evidence_of
@@ -19,6 +19,7 @@ from normscope.plots import Figure, Table
 from normscope.records import Store, Verdict
 from normscope.records.answers import capital, headline
 from normscope.records.notebook import card, head, items, paragraph, with_code
+from normscope.records.numbers import UNBOUNDED, counted
 from normscope.stats import adjust
 from normscope.stats.decide import FEWEST_SEEDS
 from normscope.studies import Evidence
@@ -104,18 +105,15 @@ class Comparison:
     def answers_in_order(self) -> tuple[Answer, ...]:
         """The answers, question by question, corrected by Holm for being read together."""
         verdicts = adjust([question.judge(self.evidence, self.pairs) for question in self.questions])
-        return tuple(
-            Answer(question, question.asks(self.pairs[0]), verdict, self._sentence(question, verdict))
-            for question, verdict in zip(self.questions, verdicts, strict=True)
-        )
+        return tuple(map(self._answer, self.questions, verdicts))
 
-    def _sentence(self, question: AbstractQuestion, verdict: Verdict) -> str:
-        lacks = question.lacks(self.evidence)
-        if not self.described or lacks:
-            return headline(verdict)
-        count = len(self.evidence.seeds)
-        seeds = f"{count} seed{'s' * (count != 1)}"
-        return f"Described, not judged ({seeds}): {verdict.finding.rstrip('.')}."
+    def _answer(self, question: AbstractQuestion, verdict: Verdict) -> Answer:
+        asks = question.asks(self.pairs[0])
+        if not self.described or question.lacks(self.evidence):
+            return Answer(question, asks, verdict, headline(verdict))
+        seen = verdict.finding.replace(f" ({UNBOUNDED})", "").rstrip(".")  # one seed has no interval
+        sentence = f"Described, not judged ({counted(len(self.evidence.seeds), 'seed')}): {seen}."
+        return Answer(question, asks, verdict, sentence, described=True)
 
     def answers(self) -> "pl.DataFrame":
         """Return the answers as a frame.
@@ -142,7 +140,7 @@ class Comparison:
             "scale": effect.scale,
             "unit": effect.unit,
             "seeds": effect.n,
-            "word": "" if self.described else verdict.outcome.value,
+            "word": answer.word,
             "sentence": answer.sentence,
         }
 
@@ -232,7 +230,7 @@ class Comparison:
                     "question": answer.question.CODE,
                     "asks": answer.asks,
                     "sentence": answer.sentence,
-                    "word": None if self.described else answer.verdict.outcome.value,
+                    "word": answer.word or None,
                     "numbers": self.numbers(answer),
                     "verdict": answer.verdict,
                 }
@@ -260,11 +258,13 @@ class Comparison:
                 for answer in self.answers_in_order
             ),
             arms=dict(self.arms),
+            pair=(self.pairs[0].first, self.pairs[0].second),
             reports=dict(self.reports),
             notes=self.notes,
             said_in_runs=self.said_in_runs,
             provenance=self.store.provenance,
             seconds=sum(self.store.wall_times().values()),
+            command=command_of(self.store.config, [question.CODE for question in all_questions()]),
         )
 
     def export(self, folder: "str | PathLike[str]", kinds: Sequence[str] = KINDS) -> list[Path]:

@@ -1,6 +1,8 @@
-"""The page of a comparison."""
+"""The page of a comparison, and what it is made of."""
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,16 @@ from typing import Any
 from normscope.comparing.question import AbstractQuestion
 from normscope.plots import Figure, Table
 from normscope.records import Verdict
-from normscope.report import Section, write
+from normscope.records.numbers import counted
+from normscope.report import AskedQuestion, ComparedPage, MadeArm, Section, write_comparison
+
+_BATCHES = 8  # of an evaluation, unless it is said otherwise
+_COUNTS = re.compile(r"^\S+: (?P<counts>\d+ changed[^;]*); initial function (?P<begins>.*)$")
+_BEGINS = {"equal": "equal to that of the network as it is", "rescaled": "that of the network as it is, rescaled"}
+_RESCUED = (
+    "Without norms, with weights scaled so that signals keep their size; added because the network did not learn "
+    "without norms as it is."
+)
 
 
 @dataclass(frozen=True)
@@ -20,12 +31,19 @@ class Answer:
         asks: The question, with the words for the arms.
         verdict: Its word and numbers; the other contrasts are its parts.
         sentence: The answer in a sentence or two.
+        described: Whether there are too few seeds for words: the numbers are described, and none is judged.
     """
 
     question: AbstractQuestion
     asks: str
     verdict: Verdict
     sentence: str
+    described: bool = False
+
+    @property
+    def word(self) -> str:
+        """The word for the answer; empty where it is described."""
+        return "" if self.described else self.verdict.outcome.value
 
 
 @dataclass(frozen=True)
@@ -54,22 +72,26 @@ class ComparisonPage:
         lede: What was run, in a sentence.
         shown: The answers, question by question.
         arms: Words for the arms, by name.
+        pair: Names of the two arms that decide the questions.
         reports: What was done to make each arm, in lines, by name.
         notes: Sentences that a reader must know.
         said_in_runs: What probes and recorder had to say in the runs.
         provenance: Versions, machine, commit and time of the run.
         seconds: What all runs took, one after the other.
+        command: The command that runs it again; empty if a command cannot.
     """
 
     title: str
     lede: str
     shown: tuple[Shown, ...]
     arms: Mapping[str, str]
+    pair: tuple[str, str]
     reports: Mapping[str, str]
     notes: tuple[str, ...]
     said_in_runs: tuple[str, ...]
     provenance: Mapping[str, Any]
     seconds: float
+    command: str = ""
 
 
 def write_page(path: Path, page: ComparisonPage) -> Path:
@@ -78,18 +100,24 @@ def write_page(path: Path, page: ComparisonPage) -> Path:
     Raises:
         StoreError: It cannot be written.
     """
-    return write(
-        path,
+    shown = ComparedPage(
         title=page.title,
         lede=page.lede,
-        sections=[_section(shown) for shown in page.shown],
+        asked=[_asked(each) for each in page.shown],
+        arms=[made_arm(name, words, page.reports.get(name, "")) for name, words in page.arms.items()],
+        pair=page.pair,
+        notes=page.notes,
+        said=page.said_in_runs,
+        command=page.command,
         provenance=page.provenance,
+        seconds=page.seconds,
     )
+    return write_comparison(path, shown)
 
 
-def _section(shown: Shown) -> Section:
+def _asked(shown: Shown) -> AskedQuestion:
     answer = shown.answer
-    return Section(
+    section = Section(
         slug=answer.question.CODE,
         title=answer.asks,
         claim=answer.verdict.claim,
@@ -97,4 +125,70 @@ def _section(shown: Shown) -> Section:
         verdicts=(answer.verdict,),
         figures=shown.figures,
         tables=shown.tables,
+        kind="question",
+        described=answer.described,
     )
+    return AskedQuestion(section, answer.sentence, answer.question.NUMBER, answer.question.TILE, shown.numbers)
+
+
+def made_arm(name: str, words: str, report: str) -> MadeArm:
+    """Say what was done to make an arm, for a reader.
+
+    Args:
+        name: Name of the arm.
+        words: What it is called in a sentence.
+        report: The text of its ``ArmReport``; empty if there is none.
+    """
+    if not report:
+        return MadeArm(name, words, _RESCUED if name == "rescaled" else "")
+    first, *rest = report.split("\n")
+    lines = tuple(" ".join(line.split()) for line in rest if line.strip())
+    match = _COUNTS.match(first)
+    return MadeArm(name, words, _summary(match["counts"], match["begins"]) if match else first, lines)
+
+
+def _summary(counts: str, begins: str) -> str:
+    """Write the head of an arm's report as sentences, without the counts that are nought."""
+    found = [count.split(" ", 1) for count in counts.split(", ")]
+    kept = [(int(count), what) for count, what in found if int(count)]
+    norms = [f"{counted(count, 'norm') if not index else count} {what}" for index, (count, what) in enumerate(kept)]
+    relation, _, distance = begins.partition(" ")
+    if not kept and relation == "equal":
+        return "The network as it is."
+    own = f"At the start its function is {_BEGINS.get(relation, relation)}{f' {distance}' if distance else ''}."
+    return f"{', '.join(norms) or 'No norm changed'}. {own}"
+
+
+def command_of(config: Mapping[str, Any], all_questions: Sequence[str]) -> str:
+    """Return the command that runs a comparison again.
+
+    Args:
+        config: The configuration of its run.
+        all_questions: Codes of all questions that there are.
+
+    Returns:
+        Empty if a command cannot: a function that came from Python made or changed an arm.
+    """
+    arms, asked, plan = config["arms"], config["asked"], config["plan"]
+    sources = {arm["name"]: arm["made_by"] for arm in arms}
+    if any(":" not in made_by for made_by in sources.values()):
+        return ""
+    if len(set(sources.values())) == 1:
+        if any(arm["does"] != arm["name"] for arm in arms):
+            return ""
+        words = [arms[0]["made_by"]]
+        names = [arm["name"] for arm in arms]
+        words += [] if names == ["own", "none"] else ["--arms", ",".join(names)]
+    else:
+        words = [f"{name}={made_by}" for name, made_by in sources.items()]
+    # What a budget chose is named, for another machine would choose otherwise.
+    fixed = asked["budget"] is not None
+    options: dict[str, Any] = {
+        "--seeds": plan["seeds"] if fixed else asked["seeds"],
+        "--steps": plan["steps"] if fixed else asked["steps"],
+        "--rates": ",".join(f"{rate:g}" for rate in asked["rates"]) if len(asked["rates"]) > 1 else None,
+        "--batches": asked["batches"] if asked["batches"] != _BATCHES else None,
+        "--questions": ",".join(config["questions"]) if list(config["questions"]) != list(all_questions) else None,
+    }
+    words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    return shlex.join(["normscope", "compare", *words])

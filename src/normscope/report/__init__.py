@@ -4,6 +4,13 @@ Verdicts without their records go to one small JSON file, and from there to Mark
 """
 
 from normscope.records.files import save as save
+from normscope.report._comparison import (
+    AskedQuestion as AskedQuestion,
+    ComparedPage as ComparedPage,
+    MadeArm as MadeArm,
+    comparison_html as comparison_html,
+    write_comparison as write_comparison,
+)
 from normscope.report._condensed import (
     CondensedEvidence as CondensedEvidence,
     CondensedStudy as CondensedStudy,
@@ -31,7 +38,14 @@ from normscope.report._scope import (
     write_scope as write_scope,
 )
 from normscope.report._sections import Section as Section
-from normscope.report._words import amount_of as amount_of, counted as counted, sign_of as sign_of, tally as tally
+from normscope.report._words import (
+    amount_of as amount_of,
+    counted as counted,
+    described_amount as described_amount,
+    point_and_interval as point_and_interval,
+    sign_of as sign_of,
+    tally as tally,
+)
 from normscope.report.check import (
     Checked as Checked,
     FixNote as FixNote,

@@ -26,6 +26,7 @@ class Section:
         topic: What it is about, for the filter of a page of many studies.
         kind: ``"study"``; ``"probe"`` where nothing is claimed or judged; ``"check"`` for findings.
         texts: Titles of the texts whose claims it judges, for the filter.
+        described: Whether there are too few seeds for words: numbers are then shown, and none is judged.
     """
 
     slug: str
@@ -40,6 +41,7 @@ class Section:
     topic: str = ""
     kind: str = "study"
     texts: tuple[str, ...] = ()
+    described: bool = False
 
 
 def duration(seconds: float) -> str:

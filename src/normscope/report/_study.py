@@ -11,9 +11,12 @@ from normscope.records import Verdict, standing, tried
 from normscope.records.answers import also_tried, differing, headline
 from normscope.report._sections import Section, cell
 from normscope.report._words import (
+    DESCRIBED,
     amount_of,
     colour_class,
     counted,
+    described_amount,
+    is_described,
     is_identity,
     kind_of,
     p_words,
@@ -24,6 +27,7 @@ from normscope.report._words import (
 #: Replaces the text's title where a study judges a claim that no text makes.
 EXTENSION = "None of them: an extension"
 _LEFT_OUT = re.compile(r"Left out: [\d,]+ \w+ not finite\.")  # of a caption: a reader must not miss it
+_DESCRIBED = {"word": DESCRIBED, "sign": "·", "class": DESCRIBED}  # in place of a word with its sign and colour
 _MOST_ROWS = 24  # contrasts that a picture has room for
 
 Shown = dict[str, Any]  # a study, a figure, a contrast or a table, as the template shows it
@@ -40,7 +44,7 @@ def study(section: Section, anchor: str, charts: Charts) -> Shown:
     """
     verdict = section.verdicts[0] if section.verdicts else None
     figures = [*section.figures]
-    if verdict and not figures:
+    if verdict and not figures and not section.described:
         figures += _picture(verdict)
     shown = [figure(each, f"{anchor}-{i}", charts) for i, each in enumerate(figures, start=1)]
     open_figures = 1 if verdict else len(shown)
@@ -53,9 +57,9 @@ def study(section: Section, anchor: str, charts: Charts) -> Shown:
         "kind": section.kind,
         "claim": verdict.claim if verdict else section.claim,
         "verdict": verdict,
-        "answer": _answer(verdict) if verdict else None,
+        "answer": _answer(verdict, section.described) if verdict else None,
         "facts": _facts(verdict) if verdict else [],
-        "contrasts": _contrasts(section.verdicts),
+        "contrasts": _contrasts(section.verdicts, section.described),
         "notes": section.notes,
         "figures": shown[:open_figures],
         "more_figures": shown[open_figures:],
@@ -78,10 +82,10 @@ def figure(drawn: Figure, key: str, charts: Charts) -> Shown:
     }
 
 
-def _answer(verdict: Verdict) -> Shown:
+def _answer(verdict: Verdict, described: bool) -> Shown:
     """Return the answer of a study: over all conditions of its claim."""
     identity = is_identity(verdict)
-    return {
+    found = {
         "claim": verdict.claim,
         "word": standing(verdict),
         "sign": sign_of(verdict),
@@ -95,6 +99,10 @@ def _answer(verdict: Verdict) -> Shown:
         "premises": _premises(verdict),
         "margin": _margin(verdict),
     }
+    if described and is_described(verdict):
+        found |= _DESCRIBED | {"kind": DESCRIBED, "amount": described_amount(verdict), "also": "", "premises": []}
+        found |= dict.fromkeys(("sentence", "whole"), verdict.finding)
+    return found
 
 
 def _premises(verdict: Verdict) -> list[tuple[str, str]]:
@@ -125,7 +133,7 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if name and value]
 
 
-def _contrasts(verdicts: Sequence[Verdict]) -> list[Shown]:
+def _contrasts(verdicts: Sequence[Verdict], described: bool) -> list[Shown]:
     """Return the tables of contrasts: what was also tried, other claims of the study, identities."""
     if not verdicts:
         return []
@@ -134,7 +142,7 @@ def _contrasts(verdicts: Sequence[Verdict]) -> list[Shown]:
     same = [*tried(head), *(each for each in _flat(verdicts[1:]) if each.claim == head.claim)]
     groups = []
     if len(same) > 1:
-        rows = [_row(each, _condition(head, each)) for each in same]
+        rows = [_row(each, _condition(head, each), described) for each in same]
         rows[0]["condition"] = f"Headline: {rows[0]['condition']}"
         groups.append({"title": "Also tried", "tally": counted(len(same) - 1, "other condition"), "rows": rows})
     for title, chosen in (
@@ -142,7 +150,8 @@ def _contrasts(verdicts: Sequence[Verdict]) -> list[Shown]:
         ("Identities", [each for each in others if is_identity(each)]),
     ):
         if chosen:
-            rows = [_row(each, _condition(each, each)) | {"claim": each.claim or each.endpoint} for each in chosen]
+            rows = [_row(each, _condition(each, each), described) for each in chosen]
+            rows = [row | {"claim": each.claim or each.endpoint} for row, each in zip(rows, chosen, strict=True)]
             groups.append({"title": title, "tally": counted(len(chosen), "contrast"), "rows": rows})
     return groups
 
@@ -159,9 +168,9 @@ def _condition(head: Verdict, verdict: Verdict) -> str:
     return ", ".join(listed) or next((condition.value for condition in verdict.conditions), verdict.endpoint)
 
 
-def _row(verdict: Verdict, condition: str) -> Shown:
+def _row(verdict: Verdict, condition: str, described: bool) -> Shown:
     """Return a contrast of a table."""
-    return {
+    row = {
         "claim": "",
         "condition": condition,
         "amount": amount_of(verdict) or "–",
@@ -171,6 +180,9 @@ def _row(verdict: Verdict, condition: str) -> Shown:
         "why": verdict.why,
         "premises": [f"Premise, {met}: {words}" for met, words in _premises(verdict)],
     }
+    if described and is_described(verdict):
+        row |= _DESCRIBED | {"amount": described_amount(verdict), "why": "", "premises": []}
+    return row
 
 
 def _picture(verdict: Verdict) -> list[Figure]:

@@ -1,12 +1,17 @@
 """How the answer of a study is shown: its word, sign and colour, and how many claims have which word."""
 
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from normscope.plots import outcome_icon
 from normscope.records import Outcome, Verdict, standing
-from normscope.records.numbers import counted as counted
+from normscope.records.numbers import UNBOUNDED, counted as counted
 
+#: Stands in place of a word where there are too few seeds for one.
+DESCRIBED = "described"
+_INTERVAL = re.compile(r"^(?P<point>.*?) \((?P<interval>[^()]*)\)$", re.DOTALL)
 _DEPENDS, _MIXED = "depends", "mixed"
 _COUNTED = {
     Outcome.HOLDS.value: ("holds", "hold"),
@@ -46,6 +51,26 @@ def colour_class(kind: str) -> str:
 def amount_of(verdict: Verdict) -> str:
     """Return the effect in natural units; empty where nothing was measurable."""
     return "" if verdict.outcome is Outcome.NOT_MEASURABLE else verdict.amount
+
+
+def is_described(verdict: Verdict) -> bool:
+    """Tell whether a verdict of too few seeds has a number that can be described."""
+    return verdict.outcome is not Outcome.NOT_MEASURABLE or math.isfinite(verdict.effect.point)
+
+
+def described_amount(verdict: Verdict) -> str:
+    """Return the effect in natural units where it is described, and not judged: no interval, if a seed gives none."""
+    return verdict.amount.removesuffix(f" ({UNBOUNDED})") if is_described(verdict) else ""
+
+
+def point_and_interval(amount: str) -> tuple[str, str]:
+    """Split an effect in natural units, ``"6.1 times narrower (5.2 to 7.1)"``, into the point and the interval.
+
+    Returns:
+        The interval is empty where there is none, and the point is then the whole.
+    """
+    match = _INTERVAL.match(amount)
+    return (match["point"], match["interval"]) if match else (amount, "")
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
