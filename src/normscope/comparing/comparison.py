@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError
-from normscope.comparing.arms import WORDS
+from normscope.comparing.arms import ASIDE, WORDS
 from normscope.comparing.export import KINDS, export
 from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
@@ -92,10 +92,11 @@ class Comparison:
     def pairs(self) -> tuple[Pair, ...]:
         """The first arm beside each other arm; the pair that decides first.
 
-        Without norms decides where the network learns so, or there is no arm with rescaled weights; else that one.
+        Without norms decides where the network learns so, or there is no arm with rescaled weights; else that one. An
+        arm that stands beside the others for one question decides only if there is no other.
         """
         first, *others = self.arms
-        head = others[0]
+        head = next((arm for arm in others if arm not in ASIDE), others[0])
         if head == "none" and "rescaled" in others and not self.learns("none"):
             head = "rescaled"
         ordered = [head, *(arm for arm in others if arm != head)]
@@ -151,7 +152,9 @@ class Comparison:
     def _number(self, answer: Answer, arm: str) -> str:
         """Return the number of an arm in the contrast that decides; empty where there is none."""
         pair = next((pair for pair in self.pairs if arm in (pair.first, pair.second)), self.pairs[0])
-        contrast = next(iter(answer.question.contrasts(self.evidence, pair)))
+        contrast = next(iter(answer.question.contrasts(self.evidence, pair)), None)
+        if contrast is None:  # the question says nothing of this pair
+            return ""
         reading = contrast.read(self.evidence)
         side = reading.first if contrast.first == arm else reading.second if contrast.second == arm else None
         if side is None or side.values is None:

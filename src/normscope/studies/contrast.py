@@ -62,6 +62,8 @@ class Contrast:
         equal_within: Judge that both sides are alike, within this bound: the whole interval lies in it.
         no_worse_than: Judge that the first side is at least as large as the second less this bound.
         exact_within: Judge an identity: the quantity is a relative error, and must lie below this bound in all seeds.
+        counted: Whether the numbers are counts without sampling error: where all seeds agree, they decide by
+            themselves, without a p-value, instead of being no replicates.
         premises: What must be the case for the contrast to say anything. A premise that does not hold makes it *not
             measurable*, whichever way its numbers point.
     """
@@ -87,6 +89,7 @@ class Contrast:
     equal_within: float | None = None
     no_worse_than: float | None = None
     exact_within: float | None = None
+    counted: bool = False
     premises: "tuple[Contrast, ...]" = ()
 
     def __post_init__(self) -> None:
@@ -230,6 +233,8 @@ class Reading:
             return ""
         neither, limits = int(self._neither.sum()), int(self._at_limits.sum())
         count = "all seeds" if left == len(self.values) else f"{left} of {len(self.values)} seeds"
+        if neither == left and (beyond := self.contrast.quantity.beyond):
+            return f"In {count} the runs of both sides {beyond}, so there is no number."
         if neither == left:
             return f"In {count} neither side reached the target, so there is no number."
         if limits == left:
@@ -253,6 +258,10 @@ class Reading:
         contrast = self.contrast
         if contrast.exact_within is not None:
             return self._judge_identity(contrast.exact_within)
+        if contrast.counted and len(self.kept) >= FEWEST_SEEDS and unusable(self.kept):
+            point, bound = float(self.kept.mean()), self.margin(default)
+            beyond = Outcome.HOLDS if point > 0 else Outcome.OPPOSITE
+            return Decision(beyond if abs(point) > bound else Outcome.NO_EFFECT, None)
         if reason := self._nothing_to_judge():
             return Decision(Outcome.NOT_MEASURABLE, None, reason)
         options: dict[str, Any] = {"level": self.evidence.level, "scale": contrast.scale}
@@ -267,7 +276,8 @@ class Reading:
         says_alike = found.outcome is (Outcome.NO_EFFECT if contrast.equal_within is None else Outcome.HOLDS)
         if says_alike and self._either.any():
             count = int(self._either.sum())
-            why = f"{count} {'run' if count == 1 else 'runs'} ended before the target, so the effect is only bounded"
+            runs = f"{count} {'run' if count == 1 else 'runs'}"
+            why = f"{runs} {contrast.quantity.beyond or 'ended before the target'}, so the effect is only bounded"
             return found._replace(outcome=Outcome.UNCLEAR, why=why)
         return found
 

@@ -28,6 +28,8 @@ class Quantity:
         record: (probe, name) of the records that a figure of it draws over steps; empty if there is nothing to draw.
         reference: Horizontal lines of that figure, by their label.
         censored: Whether ``read`` returns ``Arrivals``.
+        beyond: What a run does whose number is only a bound, where it is not that it never reached its target: words
+            behind "2 of 5 runs" that fit one run as well.
         unit: Unit of a difference of two of the numbers, in words; ``"points"`` and ``"%"`` are hundredths.
         floor: Called with the evidence: at or below it a run has learnt nothing. Where both sides of a contrast do, the
             pair says nothing. None if there is no floor.
@@ -41,6 +43,7 @@ class Quantity:
     record: tuple[str, str] = ("", "")
     reference: Mapping[str, float] = field(default_factory=dict)
     censored: bool = False
+    beyond: str = ""
     unit: str = ""
     floor: Callable[[Evidence], float] | None = None
     ceiling: float | None = None

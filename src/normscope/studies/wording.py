@@ -145,11 +145,11 @@ class Wording:
             number = contrast.quantity.typical(sample.values)
             return f"{label} {number}" if label and label != f"{sample.values:g}" else number
         assert sample.values is not None
-        notes = [
-            self.condition(key, sample.where[key]) for key, value in contrast.at.items() if isinstance(value, Best)
-        ]
+        own = (self.condition(key, sample.where[key]) for key, value in contrast.at.items() if isinstance(value, Best))
+        notes = [words for words in own if words]
         if sample.never:
-            notes.append(f"never reached in {sample.never} of {len(sample.values)} runs")
+            runs, beyond = f"{sample.never} of {len(sample.values)} runs", contrast.quantity.beyond
+            notes.append(f"{runs} {beyond}" if beyond else f"never reached in {runs}")
         said = f"{label} {contrast.quantity.typical(sample.values)}".strip()
         return f"{said} ({', '.join(notes)})" if notes else said
 

@@ -1,0 +1,103 @@
+"""Quantities at the end of a run, and what is missing where there are none: several questions share them.
+
+A run that ended early has no number: what a probe saw of it before is not how it ended.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from normscope.comparing.question import Pair
+from normscope.studies import Evidence, Quantity
+from normscope.studies.evidence import Floats
+
+#: Share of the loss that training begins with, below which two losses are alike.
+ALIKE = 0.02
+ALIKE_REASON = "2 % of the loss that training begins with, which is also the least that counts as learning"
+#: Where a comparison takes its numbers but for those of several learning rates: at the set-up's own.
+OWN_RATE: dict[str, Any] = {"rate": 1.0}
+
+
+def at_end(name: str, words: str, *, probe: str, logs: bool = False, unit: str = "") -> Quantity:
+    """Return the last values of a record, mean over the sites; their logarithm where ``logs``.
+
+    Args:
+        name: Name of the records.
+        words: What it is.
+        probe: Their probe.
+        logs: Whether the logarithm is taken; a value that is not positive has none.
+        unit: Unit of a difference of two of the numbers.
+    """
+
+    def read(evidence: Evidence, **where: Any) -> Floats:
+        values = evidence.per_seed(last_records(evidence, probe, name, **where))
+        if not logs:
+            return values
+        return np.asarray(np.log(np.where(values > 0, values, np.nan)))
+
+    return Quantity(words, read, logs=logs, record=(probe, name), unit=unit)
+
+
+def last_records(evidence: Evidence, probe: str, name: str, **where: Any) -> pl.DataFrame:
+    """Return the records of a name at the last step at which any run has them; ``where`` gives arm and point."""
+    last = evidence.select(probe=probe, name=name)["step"].max()
+    return evidence.select(probe=probe, name=name, **where).filter(pl.col("step") == last)
+
+
+def gap() -> Quantity:
+    """Return by how much the loss is higher in evaluation than in training, at the end."""
+    ends = [at_end(name, name, probe="gap") for name in ("eval", "train")]
+
+    def read(evidence: Evidence, **where: Any) -> Floats:
+        evaluation, training = (_finite(end(evidence, **where)) for end in ends)
+        return np.asarray(evaluation - training)
+
+    return Quantity("rise of the loss from training to evaluation", read)
+
+
+def share_of_gap(words: str, *causes: str) -> Quantity:
+    """Return by how much the loss rises from training to evaluation through some causes; 0 where none plays a part.
+
+    Args:
+        words: The causes in words.
+        causes: Names of the shares, as of ``evidence.gap``.
+    """
+    ends = [at_end(cause, cause, probe="gap") for cause in causes]
+
+    def read(evidence: Evidence, **where: Any) -> Floats:
+        # A cause that plays no part in an arm has no record there; a run without any gap has no number at all.
+        shares = np.array([np.nan_to_num(_finite(end(evidence, **where))) for end in ends])
+        return np.where(np.isnan(gap()(evidence, **where)), np.nan, shares.sum(axis=0))
+
+    return Quantity(f"rise of the loss through {words}", read)
+
+
+def _finite(values: Floats) -> Floats:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def loss_margin(evidence: Evidence, arm: str) -> float:
+    """Return the smallest difference of two losses that matters: a share of the loss that an arm begins with."""
+    first = evidence.select(probe="training", name="loss", arm=arm, step=0, **OWN_RATE)["value"].abs().mean()
+    return ALIKE * float(first) if isinstance(first, float) and math.isfinite(first) else 0.0
+
+
+def is_read(evidence: Evidence, pair: Pair, probe: str) -> bool:
+    """Say whether a pair is to be compared by a probe: it is read in both arms, or the pair decides the question.
+
+    Arms that stand beside the others for one question are not watched.
+    """
+    return pair.headline or all(evidence.select(probe=probe, arm=arm).height for arm in (pair.first, pair.second))
+
+
+def unread(evidence: Evidence, probe: str) -> str:
+    """Say why a probe gives no comparison: it was left out, or no two arms were watched; empty if it does."""
+    if probe not in evidence.settings["readings"]:
+        return f"the probe `{probe}` was left out to keep the budget"
+    first, *others = evidence.settings["arms"]
+    watched = evidence.select(probe=probe)["arm"].unique().to_list()
+    if watched and (first not in watched or not any(arm in watched for arm in others)):
+        return f"the probe `{probe}` has no records of two arms: such as `population` stand aside and are not watched"
+    return ""
