@@ -20,7 +20,7 @@ from normscope.usercode import imports_from, users_code
 WORDS: Mapping[str, str] = {
     "own": "with its norms",
     "none": "without norms",
-    "rescaled": "without norms, weights rescaled",
+    "rescaled": "with rescaled weights in place of norms",
     "batch": "with batch norm",
     "layer": "with layer norm",
     "group": "with group norm",

@@ -84,7 +84,9 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
     readings = {}
     for probe in [] if arm.aside else plan.probes():
         probe.every = 1
-        recorder = Recorder(case.model, case.loss_fn, case.optimizer, [probe], every=1, also=case.also)
+        recorder = Recorder(
+            case.model, case.loss_fn, case.optimizer, [probe], every=1, also=case.also, tells_cost=False
+        )
         took = [_timed(steps, recorder.step) for _ in range(2)]  # the first reading also looks around
         readings[probe.CODE] = max(0.0, min(took) - step)
     return Pilot(making, step, evaluation, readings)

@@ -43,7 +43,6 @@ class Comparison:
         path: The folder.
         plan: What was run.
         arms: Words for the arms, by name, the arm that is asked about first.
-        notes: Sentences that a reader must know.
 
     Raises:
         StoreError: The folder holds no comparison.
@@ -61,7 +60,7 @@ class Comparison:
         present = {cell.arm for cell in self.store.cells()}
         if "rescaled" in present - self.arms.keys():
             self.arms["rescaled"] = WORDS["rescaled"]
-        self.notes: tuple[str, ...] = tuple(config["notes"])
+        self._notes: tuple[str, ...] = tuple(config["notes"])
         self.questions = chosen_questions(self.plan.questions, self.arms)
         self._seeds = seeds
 
@@ -169,6 +168,21 @@ class Comparison:
         """Tabulate the numbers behind an answer."""
         return answer.question.tables(self.evidence, self.pairs)
 
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that a reader must know: what was left out, and which arms do not learn."""
+        return (*(self._does_not_learn(arm) for arm in self.arms if not self.learns(arm)), *self._notes)
+
+    def _does_not_learn(self, arm: str) -> str:
+        words = self.arms[arm]
+        fall = self.questions[0].learns(arm).read(self.evidence)
+        share = fall.contrast.quantity.typical(100 * fall.kept.mean()) if len(fall.kept) else "no share"
+        instead = f"; what is said of learning compares with the network {self.pairs[0].words[1]}"
+        return (
+            f"The network {words} does not learn within {self.plan.steps} steps: its loss falls by {share} % of the "
+            f"largest fall{instead if arm not in (self.pairs[0].first, self.pairs[0].second) else ''}"
+        )
+
     @property
     def reports(self) -> Mapping[str, str]:
         """What was done to make each arm, in lines, by its name."""
@@ -267,7 +281,9 @@ class Comparison:
             said_in_runs=self.said_in_runs,
             provenance=self.store.provenance,
             seconds=sum(self.store.wall_times().values()),
-            command=command_of(self.store.config, [question.CODE for question in all_questions()]),
+            command=command_of(
+                self.store.config, len(self.evidence.seeds), [question.CODE for question in all_questions()]
+            ),
         )
 
     def export(self, folder: "str | PathLike[str]", kinds: Sequence[str] = KINDS) -> list[Path]:

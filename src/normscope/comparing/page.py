@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from normscope.comparing.plan import Plan
 from normscope.comparing.question import AbstractQuestion
 from normscope.plots import Figure, Table
 from normscope.records import Verdict
@@ -159,11 +160,12 @@ def _summary(counts: str, begins: str) -> str:
     return f"{', '.join(norms) or 'No norm changed'}. {own}"
 
 
-def command_of(config: Mapping[str, Any], all_questions: Sequence[str]) -> str:
+def command_of(config: Mapping[str, Any], seeds: int, all_questions: Sequence[str]) -> str:
     """Return the command that runs a comparison again.
 
     Args:
         config: The configuration of its run.
+        seeds: How many seeds it has.
         all_questions: Codes of all questions that there are.
 
     Returns:
@@ -184,11 +186,11 @@ def command_of(config: Mapping[str, Any], all_questions: Sequence[str]) -> str:
     # What a budget chose is named, for another machine would choose otherwise.
     fixed = asked["budget"] is not None
     options: dict[str, Any] = {
-        "--seeds": plan["seeds"] if fixed else asked["seeds"],
+        "--seeds": seeds if seeds != Plan.seeds or fixed else None,
         "--steps": plan["steps"] if fixed else asked["steps"],
         "--rates": ",".join(f"{rate:g}" for rate in asked["rates"]) if len(asked["rates"]) > 1 else None,
         "--batches": asked["batches"] if asked["batches"] != _BATCHES else None,
-        "--questions": ",".join(config["questions"]) if list(config["questions"]) != list(all_questions) else None,
+        "--questions": ",".join(plan["questions"]) if list(plan["questions"]) != list(all_questions) else None,
     }
     words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
     return shlex.join(["normscope", "compare", *words])

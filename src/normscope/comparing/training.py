@@ -110,9 +110,8 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
     """Train, and yield the losses, the evaluations, and what the probes read."""
     steps = Steps(case, cell.seed)
     probes = plan.probes() if watched else []
-    recorder = Recorder(
-        case.model, case.loss_fn, case.optimizer, probes, every=plan.steps, cell=cell.id, also=case.also
-    )
+    options: dict[str, Any] = {"cell": cell.id, "also": case.also, "tells_cost": False}
+    recorder = Recorder(case.model, case.loss_fn, case.optimizer, probes, every=plan.steps, **options)
     evaluated = plan.evaluated()
     yield from evaluate(case, plan.batches, cell.id, 0)
     diverged = False

@@ -53,6 +53,7 @@ class Recorder:
         start: Likewise.
         sinks: Likewise.
         observers: What else follows the steps.
+        tells_cost: Whether a line tells, at the first step that is read, what dear probes cost.
 
     Attributes:
         model: As given.
@@ -89,6 +90,7 @@ class Recorder:
         start: int | str = 0,
         sinks: Sequence[Sink] = (),
         observers: Sequence[StepObserver] = (),
+        tells_cost: bool = True,
     ) -> None:
         check_arguments(model, loss_fn, every, start, scaler, optimizer, record_to)
         self.model, self.loss_fn, self.every, self.scaler = model, loss_fn, int(every), scaler
@@ -102,7 +104,7 @@ class Recorder:
         self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler, also=tuple(listed(also)))
         self._inside: StepInProgress | None = None
         self._waiting_step: _StepContext | None = None
-        self._said_cost = False
+        self._tells_cost = tells_cost
         self.attached = self._updating = False
 
     @property
@@ -182,8 +184,8 @@ class Recorder:
 
     def _begin(self, batches: list[Any]) -> None:
         due = self.due(self.index)
-        if due and not self._said_cost:
-            self._said_cost = True
+        if due and self._tells_cost:
+            self._tells_cost = False
             say_cost(due, self.every)
         step = StepInProgress(self._loop, due, batches, self.cell, self.index, self._observers, restarts=self.attached)
         step.begin()
