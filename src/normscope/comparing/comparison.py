@@ -1,6 +1,5 @@
 """A comparison as it lies in a folder: its records, the words that they give, and its answers in sentences."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -79,13 +78,11 @@ class Comparison:
         return len(self.evidence.seeds) < FEWEST_SEEDS
 
     def learns(self, arm: str) -> bool:
-        """Say whether an arm learns: with too few seeds for a word, whether the numbers say so."""
-        question = self.questions[0]
-        contrast = question.learns(arm)
-        if not self.described:
-            return question.verdict_of(contrast, self.evidence).outcome.in_favour
-        point = contrast.read(self.evidence).effect.point
-        return math.isfinite(point) and point > (contrast.margin or 0.0)
+        """Say whether an arm learns in every seed: its loss falls by a share of the largest fall."""
+        return self._learning(arm).outcome.in_favour
+
+    def _learning(self, arm: str) -> Verdict:
+        return self.questions[0].verdict_of(self.questions[0].learns(arm), self.evidence)
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
@@ -174,14 +171,12 @@ class Comparison:
         return (*(self._does_not_learn(arm) for arm in self.arms if not self.learns(arm)), *self._notes)
 
     def _does_not_learn(self, arm: str) -> str:
-        words = self.arms[arm]
-        fall = self.questions[0].learns(arm).read(self.evidence)
-        share = fall.contrast.quantity.typical(100 * fall.kept.mean()) if len(fall.kept) else "no share"
-        instead = f"; what is said of learning compares with the network {self.pairs[0].words[1]}"
-        return (
-            f"The network {words} does not learn within {self.plan.steps} steps: its loss falls by {share} % of the "
-            f"largest fall{instead if arm not in (self.pairs[0].first, self.pairs[0].second) else ''}"
-        )
+        found, head = self._learning(arm), self.pairs[0]
+        seeds = f" in every seed ({found.why})" if found.why else ""
+        said = f"The network {self.arms[arm]} does not learn{seeds} within {self.plan.steps} steps: {found.finding}"
+        if arm in (head.first, head.second):
+            return said
+        return f"{said}; what is said of learning compares with the network {head.words[1]}"
 
     @property
     def reports(self) -> Mapping[str, str]:

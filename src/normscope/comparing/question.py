@@ -139,7 +139,7 @@ class AbstractQuestion(AbstractJudge):
             scale="value",
             claim=f"The network {words} learns.",
             says="its loss falls by {effect} of the largest fall",
-            margin=LEARNS,
+            each_above=LEARNS,
             margin_reason=LEARNS_REASON,
             unit="%",
         )
