@@ -33,7 +33,7 @@ class GradientShift(AbstractQuestion):
     means.
 
     The path length of a distribution is the sum over readings of the distances (Wasserstein-1) by which the values of a
-    unit on a fixed batch move, in interquartile ranges. It is read at the last reading, as a geometric mean over layers:
+    unit on a fixed batch move, in interquartile ranges. It is that of the last reading, a geometric mean over layers:
     of the outputs of the layers that bear weight, and of those of the norms behind them, which the activations see.
 
     ## Threats
