@@ -73,8 +73,10 @@ class GradientShift(AbstractQuestion):
         )
         yield Contrast(
             COSINE,
-            pair.first,
             pair.second,
+            pair.first,
+            effect=lambda other, own: own - other,
+            labels=(second, first),
             conditions={"measure": "the cosine"},
             says="the cosine of a layer's gradient before and after the updates of earlier layers (1: no shift) "
             f"is {{effect}} {first} than {second}",

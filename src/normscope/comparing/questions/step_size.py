@@ -53,12 +53,12 @@ class StepSize(AbstractQuestion):
         first, second = pair.words
         common: dict[str, Any] = {"at": {"rate": 1.0}, "comparative": ("longer", "shorter"), "scale": "log-ratio"}
         typical = [SAFE.text(evidence, arm=arm, rate=1.0) for arm in (pair.first, pair.second)]
-        rates = f": up to a learning rate of {typical[0]} {first} and of {typical[1]} {second}" if all(typical) else ""
+        rates = f": a learning rate of {typical[0]} against {typical[1]}" if all(typical) else ""
         yield Contrast(
             SAFE,
             pair.first,
             pair.second,
-            says=f"a step along the gradient can be {{effect}} {first} than {second} and still lower the loss{rates}",
+            says=f"the longest step along the gradient that lowers the loss is {{effect}} {first} than {second}{rates}",
             **common,
         )
         relative = relative_step()
@@ -68,8 +68,8 @@ class StepSize(AbstractQuestion):
                 pair.first,
                 pair.second,
                 conditions={"measure": "the step relative to the weights"},
-                says=f"relative to the weights, a step along the gradient can be {{effect}} {first} than {second} and "
-                "still lower the loss",
+                says=f"relative to the weights, the longest step along the gradient that lowers the loss is {{effect}} "
+                f"{first} than {second}",
                 **common,
             )
         yield Contrast(
