@@ -10,6 +10,7 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.comparing.arms import Arm
+from normscope.comparing.described import batch_record, model_records, order_records, weight_norm
 from normscope.comparing.evaluation import evaluate, gap_records
 from normscope.comparing.plan import Plan
 from normscope.comparing.rates import scale_rates
@@ -113,10 +114,14 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
     options: dict[str, Any] = {"cell": cell.id, "also": case.also, "tells_cost": False}
     recorder = Recorder(case.model, case.loss_fn, case.optimizer, probes, every=plan.steps, **options)
     evaluated = plan.evaluated()
+    yield from model_records(case.model, cell.id) if watched else ()
     yield from evaluate(case, plan.batches, cell.id, 0)
     diverged = False
     for index in range(plan.steps):
         batch = steps.next_batch()
+        yield from batch_record(batch, cell.id) if watched and index == 0 else ()
+        if watched and "descent" in plan.readings and index % plan.every("descent") == 0:
+            yield weight_norm(case.model, cell.id, index)
         with users_code(f"training step {index}"), torch.enable_grad(), recorder.step(batch):
             loss = steps.step(batch)
         yield Record(cell.id, index, "training", "", "loss", loss)
@@ -126,7 +131,9 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
         if index + 1 in evaluated:
             yield from evaluate(case, plan.batches, cell.id, index + 1)
     yield Record(cell.id, plan.steps, "training", "", "diverged", float(diverged))
-    yield from recorder.drain()
+    read = recorder.drain()
+    yield from read
+    yield from order_records(read, cell.id)
     for code, reason in recorder.not_read.items():
         yield Record(cell.id, 0, "note", "", f"{code} read nothing: {reason}", 1.0)
     if not diverged:

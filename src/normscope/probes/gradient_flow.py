@@ -14,9 +14,9 @@ from normscope.modules.shards import is_distributed, local, summed_over_shards
 from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._backward_end import Gradients
-from normscope.probes._output_sizes import Pass, comparable, sizes_of, width_of
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
+from normscope.probes.output_sizes import Pass, comparable, sizes_of, width_of
 from normscope.probes.remarks import Readings, Remark, Theory, Urgency, called, decades, listed, share_of, times
 from normscope.records import Record
 
