@@ -54,7 +54,7 @@ def _sign(sign: str) -> str:
         return f"\\ensuremath{{{_MATHS[sign]}}}"
     if sign in _LETTERS:
         return _LETTERS[sign]
-    base, *accents = unicodedata.normalize("NFD", sign)
+    base, *accents = list(unicodedata.normalize("NFD", sign))
     if len(accents) == 1 and accents[0] in _ACCENTS and base.isascii() and base.isalpha():
         return f"\\{_ACCENTS[accents[0]]}{{{base}}}"
     return f"{{[}}U+{ord(sign):04X}{{]}}"
