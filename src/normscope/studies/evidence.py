@@ -16,6 +16,7 @@ from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 
 Floats = NDArray[np.float64]
 #: Columns of the records that do not tell one cell from another, apart from its seed.
+_BEGIN_CLAUSES = ("with ", "without ", "of ")  # words for an arm that need no "with" before them
 _NOT_OF_A_CELL = ("seed", "step", "probe", "site", "name", "value", "unit")
 
 
@@ -175,7 +176,8 @@ class Evidence:
     def final_losses(self, labels: Mapping[str, str], **where: Any) -> str:
         """Say how the arms named by ``labels`` end, in a sentence for a caption."""
         finals = {label: typical(self.final("loss", arm=arm, **where)) for arm, label in labels.items()}
-        ends = (f"{end or 'not finite'} with {label}" for label, end in finals.items())
+        said = {label: label if label.startswith(_BEGIN_CLAUSES) else f"with {label}" for label in finals}
+        ends = (f"{end or 'not finite'} {said[label]}" for label, end in finals.items())
         return f"Mean loss of the last 20 steps: {', '.join(ends)}."
 
     def mean_log(self, frame: pl.DataFrame) -> Floats:
