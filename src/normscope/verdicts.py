@@ -157,7 +157,7 @@ def write_report(runs: Sequence[Judged], path: Path) -> Path:
     return write(
         path,
         title=_TITLE,
-        sections=[_section(judged) for judged in runs],
+        sections=[section_of(judged) for judged in runs],
         provenance=runs[0].run.store.provenance,
         times=dict(_time(judged) for judged in runs),
         lede=_lede(runs),
@@ -220,8 +220,8 @@ def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judge
 
 
 @lru_cache(maxsize=64)
-def _section(judged: Judged) -> Section:
-    """Return the section of a study; cached, for the page and the condensed file both ask."""
+def section_of(judged: Judged) -> Section:
+    """Return the section of a study for a page; cached, for the page and the condensed file both ask."""
     study, evidence = judged.run.study, judged.run.evidence()
     with studies.own_code(study, "drawing"):
         figures, tables = tuple(study.figures(evidence)), tuple(study.tables(evidence))
@@ -241,7 +241,7 @@ def _section(judged: Judged) -> Section:
 
 def _condensed(judged: Judged) -> CondensedStudy:
     """Return a study without its records."""
-    run, section = judged.run, _section(judged)
+    run, section = judged.run, section_of(judged)
     config, made_by = run.store.config, run.store.provenance
     return CondensedStudy(
         slug=section.slug,

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normscope.cli import demo
+from normscope.cli import study
 
 
 def test_study_list_and_show(run):
     listed = json.loads(run("study", "list", "--json").stdout)
     slugs = [row["slug"] for row in listed]
-    assert set(demo.STUDIES) <= set(slugs)
+    assert set(study.DEMO) <= set(slugs)
     text = run("study", "list").stdout
-    assert all(slug in text for slug in demo.STUDIES)
-    shown = run("study", "show", demo.STUDIES[0]).stdout
+    assert all(slug in text for slug in study.DEMO)
+    shown = run("study", "show", study.DEMO[0]).stdout
     for heading in ("Claim", "Method", "Prediction", "Threats"):
         assert f"\n{heading}\n" in shown
 

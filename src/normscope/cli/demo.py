@@ -1,21 +1,46 @@
 """``normscope demo``."""
 
 from pathlib import Path
+from typing import Annotated
 
-from normscope.cli._words import Data, Json, Out, Seeds, Workers
-from normscope.cli.study import run_and_report
+import typer
 
-#: The studies of the demo.
-STUDIES = ("bn-backward-three-terms", "noisy-batchnorm", "ics-gradient-shift", "landscape-smoothness")
+from normscope.cli._print import print_json, wide
+from normscope.cli._progress import interruptible, progress_bar
+from normscope.cli._words import Json, Out, Workers
+
+#: The training script of the demo, which `normscope example` prints, and the study that stands beside it: algebra.
+EXAMPLE = "normscope.examples.digits_cnn:make_case"
+STUDY = "bn-backward-three-terms"
+STEPS = 200
 
 
 def demo(
     out: Out = Path("runs/demo"),
-    seeds: Seeds = 10,
-    data: Data = "digits",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds an arm: the replicates behind every interval.")] = 5,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Answer "what does batch norm do to my gradient?": four studies on real images, and a page of pictures."""
-    settings = {"seeds": seeds, "preset": "quick", "data": data, "device": "cpu", "workers": workers}
-    run_and_report(STUDIES, **settings, out=out, as_json=as_json)
+    """Answer "what does batch norm do?" on a small convolutional network: with its norms and without, in sentences.
+
+    The network is that of `normscope example`, on real images. Beside it stands the algebra of the backward pass.
+    """
+    import normscope
+    from normscope import verdicts
+    from normscope.records.answers import headline
+
+    advice = "run the same command again to go on where it stopped"
+    with interruptible(advice), progress_bar(as_json, studies=2) as bars:
+        found = normscope.compare(
+            EXAMPLE, seeds=seeds, steps=STEPS, out=out / "comparison", workers=workers, progress=bars
+        )
+        (judged,), _ = verdicts.run([STUDY], out=out / "studies", seeds=seeds, workers=workers, progress=bars)
+    page = found.report(out / "report.html", beside=[verdicts.section_of(judged)])
+    if as_json:
+        print_json({"report": str(page)} | found.document() | {"beside": judged.verdict})
+        return
+    algebra = ["And the algebra of batch norm's backward pass:", f"    {judged.verdict.claim}"]
+    lines = [*str(found).splitlines(), "", *algebra, f"    {headline(judged.verdict)}", ""]
+    closing = "Your own network:  normscope example > train.py, then  normscope compare train.py:make_case"
+    for line in (*lines, f"The page with the pictures: {page}", closing):
+        wide().print(line, highlight=False, soft_wrap=True, markup=False)

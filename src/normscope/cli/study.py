@@ -16,6 +16,9 @@ from normscope.cli.report import write_and_print
 if TYPE_CHECKING:
     from normscope.studies import Rate
 
+#: Four studies that show what studies are, in a few minutes.
+DEMO = ("bn-backward-three-terms", "noisy-batchnorm", "ics-gradient-shift", "landscape-smoothness")
+
 app = group(
     "Studies: claims about batch normalization, each with a decision rule fixed before the run.",
     "normscope study run noisy-batchnorm --seeds 10 --out runs/mine",
@@ -60,6 +63,7 @@ def run(
         list[str] | None, typer.Argument(metavar="SLUG...", help="Studies to run; FILE.py for your own.")
     ] = None,
     run_all: Annotated[bool, typer.Option("--all", help="Run every study.")] = False,
+    run_demo: Annotated[bool, typer.Option("--demo", help="Run four studies that show what studies are.")] = False,
     preset: Preset = "quick",
     seeds: Seeds = 10,
     data: Data = "digits",
@@ -75,9 +79,9 @@ def run(
     """Run studies and judge them; cells that are complete in the folder are not run again."""
     from normscope import studies
 
-    if run_all == bool(slugs):
-        raise UsageError("name the studies to run, or say --all; `normscope study list` shows them")
-    chosen = [unit.CODE for unit in studies.all()] if run_all else list(slugs or ())
+    if [run_all, run_demo, bool(slugs)].count(True) != 1:
+        raise UsageError("name the studies to run, or say --all or --demo; `normscope study list` shows them")
+    chosen = [unit.CODE for unit in studies.all()] if run_all else list(DEMO if run_demo else slugs or ())
     settings = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
     run_and_report(chosen, **settings, extend=extend, out=out, as_json=as_json)
 

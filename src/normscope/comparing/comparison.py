@@ -19,6 +19,7 @@ from normscope.records import Store, Verdict
 from normscope.records.answers import capital, headline
 from normscope.records.notebook import card, head, items, paragraph, with_code
 from normscope.records.numbers import UNBOUNDED, counted
+from normscope.report import Section
 from normscope.stats import adjust
 from normscope.stats.decide import FEWEST_SEEDS
 from normscope.studies import Evidence
@@ -250,16 +251,17 @@ class Comparison:
             ],
         }
 
-    def report(self, path: "str | PathLike[str] | None" = None) -> Path:
+    def report(self, path: "str | PathLike[str] | None" = None, *, beside: Sequence[Section] = ()) -> Path:
         """Write the page: the strip of tiles, the sentences, and a section a question.
 
         Args:
             path: The HTML file; ``report.html`` in the run's folder if None.
+            beside: Studies that stand beside the comparison.
 
         Raises:
             StoreError: It cannot be written.
         """
-        return write_page(Path(path) if path is not None else self.path / "report.html", self._page())
+        return write_page(Path(path) if path is not None else self.path / "report.html", self._page(), beside)
 
     def _page(self) -> ComparisonPage:
         return ComparisonPage(

@@ -95,8 +95,13 @@ class ComparisonPage:
     command: str = ""
 
 
-def write_page(path: Path, page: ComparisonPage) -> Path:
+def write_page(path: Path, page: ComparisonPage, beside: Sequence[Section] = ()) -> Path:
     """Write the page of a comparison.
+
+    Args:
+        path: The HTML file.
+        page: What it shows.
+        beside: Studies that stand beside the comparison.
 
     Raises:
         StoreError: It cannot be written.
@@ -110,6 +115,7 @@ def write_page(path: Path, page: ComparisonPage) -> Path:
         notes=page.notes,
         said=page.said_in_runs,
         command=page.command,
+        beside=beside,
         provenance=page.provenance,
         seconds=page.seconds,
     )

@@ -68,6 +68,7 @@ class ComparedPage:
         notes: Sentences that a reader must not miss.
         said: What probes and recorder had to say in the runs.
         command: The command that runs it again; empty if there is none.
+        beside: Studies that stand beside the comparison.
         provenance: What made the numbers.
         seconds: What all runs took, one after the other; 0 if that is not known.
     """
@@ -80,6 +81,7 @@ class ComparedPage:
     notes: Sequence[str] = ()
     said: Sequence[str] = ()
     command: str = ""
+    beside: Sequence[Section] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -104,6 +106,7 @@ def comparison_html(page: ComparedPage) -> str:
     """Return the page as text."""
     charts: dict[str, Any] = {}
     questions = [_question(asked, index, charts) for index, asked in enumerate(page.asked, start=1)]
+    beside = [study(section, f"study-{index}", charts) for index, section in enumerate(page.beside, start=1)]
     words = {arm.name: arm.words for arm in page.arms}
     tiles = [_tile(shown, [(words.get(arm, arm), shown["numbers"].get(arm, "")) for arm in page.pair])
              for shown in questions if shown["tile"]]  # fmt: skip
@@ -119,6 +122,7 @@ def comparison_html(page: ComparedPage) -> str:
             tiles=tiles[:_TILES],
             notes=[_sentence(note) for note in page.notes],
             arms=page.arms,
+            beside=beside,
             few_lines=_FEW_LINES,
             measured=[shown for shown in questions if any(shown["numbers"].values())],
             judged=[shown for shown in questions if shown["answer"] and not shown["described"]],
