@@ -112,12 +112,11 @@ class GradientShift(AbstractQuestion):
         shown = _shifted(evidence, evidence.select(probe="covariate_shift", rate=1.0))
         if len(shown):
             title, before = "Shift of a layer's gradient", "by the updates of earlier layers"
+            kept = "a layer's gradient before and after the updates of earlier layers"
             order = order_of(evidence, rate=1.0)
             found = [
                 curves(shown, y=["l2", "relative"], title=f"{title} {before}", slug="shift", log=True, **common),
-                curves(
-                    shown, y="cosine", title=f"Cosine of a layer's gradient before and after {before[3:]}", **common
-                ),
+                curves(shown, y="cosine", title=f"Cosine of {kept}", slug="shift-cosine", **common),
                 by_layer(shown, y="relative", title=f"{title} over its length, by layer", order=order, **common),
             ]
         if len(path := evidence.select(probe="distribution_shift", name="path_length", rate=1.0)):
