@@ -232,3 +232,11 @@ def test_random_chains_follow_their_theory_and_the_records_say_that_they_are_cha
         recorded = found.evidence.select(probe="gradient_flow", name="growth", arm=arm, step=0).sort("seed")["value"]
         growth = layers.growth("start")(found.evidence, arm=arm, rate=1.0)
         assert growth == pytest.approx([math.log(value) for value in recorded])
+
+
+def test_layers_of_different_widths_are_compared_by_the_square_summed_over_the_width():
+    widths = dict(zip(NAMES, (8, 8, 16, 16, 32, 32, 64, 64), strict=True))
+    flat = {name: width**-0.5 for name, width in widths.items()}
+    arm = {("gradient_flow", "output_norm"): flat, ("gradient_flow", "output_width"): widths}
+    evidence = compared({"own": arm, "none": arm}, spread=1e-4)
+    assert layers.growth("start")(evidence, arm="own", rate=1.0) == pytest.approx(0.0, abs=1e-3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kit.planted_comparison import PAIR, compared, judged, question
+from normscope.comparing import Pair
 from normscope.comparing.questions.step_size import SAFE, relative_step
 from normscope.records.answers import headline
 
@@ -83,3 +84,12 @@ def test_a_probe_that_was_left_out_is_said_and_nothing_is_drawn():
 def test_two_figures_show_the_step_and_the_learning_rate_over_it():
     figures = question("step").figures(planted(3.0, 1.0), [PAIR])
     assert [figure.slug for figure in figures] == ["safe-step", "step-to-safe"]
+
+
+def test_an_arm_in_which_no_probe_is_read_is_left_out_beside_the_others():
+    arms = {"own": "with its norms", "none": "without norms", "population": "with the population's statistics"}
+    values = {arm: {("descent", "safe_step"): 1.0} for arm in ("own", "none")}
+    aside = Pair("own", "population", (arms["own"], arms["population"]))
+    evidence = compared(values, arms=arms)
+    with_aside = judged("step", evidence, (PAIR, aside))
+    assert len(with_aside.parts) == len(judged("step", evidence).parts)
