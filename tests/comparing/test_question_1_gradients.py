@@ -240,3 +240,19 @@ def test_layers_of_different_widths_are_compared_by_the_square_summed_over_the_w
     arm = {("gradient_flow", "output_norm"): flat, ("gradient_flow", "output_width"): widths}
     evidence = compared({"own": arm, "none": arm}, spread=1e-4)
     assert layers.growth("start")(evidence, arm="own", rate=1.0) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_end_is_the_last_quarter_of_the_steps():
+    first, middle, last = squared(1.0), squared(9.0), squared(2.0)
+    arm = {("gradient_flow", "output_norm"): {name: [first[name], middle[name], last[name]] for name in NAMES}}
+    evidence = compared({"own": arm, "none": arm}, spread=1e-4)
+    assert layers.growth("end")(evidence, arm="own", rate=1.0) == pytest.approx(math.log(2.0), abs=1e-3)
+
+
+def test_theory_of_batch_norm_is_not_held_against_the_first_layer_and_the_last():
+    values = chain(NORMED, growth=1.5)
+    norms = values["gradient_flow", "output_norm"]
+    norms["0"] *= 100.0
+    norms["18"] *= 100.0
+    found = layers.theory_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
+    assert found.measured == pytest.approx(1.5)
