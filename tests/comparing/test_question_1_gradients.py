@@ -232,3 +232,27 @@ def test_random_chains_follow_their_theory_and_the_records_say_that_they_are_cha
         recorded = found.evidence.select(probe="gradient_flow", name="growth", arm=arm, step=0).sort("seed")["value"]
         growth = layers.growth("start")(found.evidence, arm=arm, rate=1.0)
         assert growth == pytest.approx([math.log(value) for value in recorded])
+
+
+def test_layers_of_different_widths_are_compared_by_the_square_summed_over_the_width():
+    widths = dict(zip(NAMES, (8, 8, 16, 16, 32, 32, 64, 64), strict=True))
+    flat = {name: width**-0.5 for name, width in widths.items()}
+    arm = {("gradient_flow", "output_norm"): flat, ("gradient_flow", "output_width"): widths}
+    evidence = compared({"own": arm, "none": arm}, spread=1e-4)
+    assert layers.growth("start")(evidence, arm="own", rate=1.0) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_end_is_the_last_quarter_of_the_steps():
+    first, middle, last = squared(1.0), squared(9.0), squared(2.0)
+    arm = {("gradient_flow", "output_norm"): {name: [first[name], middle[name], last[name]] for name in NAMES}}
+    evidence = compared({"own": arm, "none": arm}, spread=1e-4)
+    assert layers.growth("end")(evidence, arm="own", rate=1.0) == pytest.approx(math.log(2.0), abs=1e-3)
+
+
+def test_theory_of_batch_norm_is_not_held_against_the_first_layer_and_the_last():
+    values = chain(NORMED, growth=1.5)
+    norms = values["gradient_flow", "output_norm"]
+    norms["0"] *= 100.0
+    norms["18"] /= 100.0
+    found = layers.theory_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
+    assert found.measured == pytest.approx(1.5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kit.planted_comparison import PAIR, compared, judged, question
+from normscope.comparing import Pair
 from normscope.comparing.questions.step_size import SAFE, relative_step
 from normscope.records.answers import headline
 
@@ -36,10 +37,10 @@ def test_the_question_finds_what_was_planted(own, none, outcome):
 
 
 def test_the_answer_names_both_learning_rates():
-    assert headline(judged("step", planted(0.6, 0.2, spread=1e-4))).startswith(
-        "Yes: the longest step along the gradient that lowers the loss is 3.000"
-    )
-    assert ": a learning rate of 0.6 against 0.2." in headline(judged("step", planted(0.6, 0.2, spread=1e-4)))
+    said = headline(judged("step", planted(0.6, 0.2, spread=1e-3)))
+    assert said.startswith("Yes: the longest step along the gradient that lowers the loss is ")
+    assert " times longer (" in said
+    assert ": a learning rate of 0.6 against 0.2." in said
 
 
 def test_a_reading_without_bound_is_longer_than_all_others():
@@ -83,3 +84,12 @@ def test_a_probe_that_was_left_out_is_said_and_nothing_is_drawn():
 def test_two_figures_show_the_step_and_the_learning_rate_over_it():
     figures = question("step").figures(planted(3.0, 1.0), [PAIR])
     assert [figure.slug for figure in figures] == ["safe-step", "step-to-safe"]
+
+
+def test_an_arm_in_which_no_probe_is_read_is_left_out_beside_the_others():
+    arms = {"own": "with its norms", "none": "without norms", "population": "with the population's statistics"}
+    values = {arm: {("descent", "safe_step"): 1.0} for arm in ("own", "none")}
+    aside = Pair("own", "population", (arms["own"], arms["population"]))
+    evidence = compared(values, arms=arms)
+    with_aside = judged("step", evidence, (PAIR, aside))
+    assert len(with_aside.parts) == len(judged("step", evidence).parts)

@@ -42,9 +42,13 @@ def test_the_question_finds_what_was_planted(own, none, outcome):
 def test_the_length_decides_as_in_the_source_and_other_measures_are_exceptions():
     verdict = judged("shift", planted(shifts(0.4, 0.1, 0.9), shifts(0.1, 0.4, 0.5), spread=1e-4))
     said = headline(verdict)
-    assert said.startswith("No, the opposite: the updates of earlier layers shift the network's gradients 4.000")
-    assert "But holds with the shift relative to the gradient's length (4.00" in said
+    assert said.startswith("No, the opposite: the updates of earlier layers shift the network's gradients ")
+    assert " times more (" in said
+    assert "But holds with the shift relative to the gradient's length (" in said
     assert "holds with the cosine (0.4" in said
+    assert [each.effect.point for each in (verdict, *verdict.parts)] == pytest.approx(
+        [-math.log(4), math.log(4), 0.4], abs=0.01
+    )
     assert "against" not in also_tried(verdict)  # the arms are no condition
 
 

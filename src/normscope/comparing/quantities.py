@@ -106,6 +106,18 @@ def not_read(evidence: Evidence, *probes: str) -> str:
     return ""
 
 
+def read_in(evidence: Evidence, probe: str, *arms: str) -> bool:
+    """Return whether a probe was read in all of some arms; in some arms that stand beside the others none is.
+
+    Args:
+        evidence: The records.
+        probe: Its code.
+        arms: The arms.
+    """
+    read = set(evidence.select(probe=probe, rate=1.0)["arm"].unique().to_list())
+    return read.issuperset(arms)
+
+
 def middle_log(name: str, words: str, *, probe: str) -> Quantity:
     """Return the logarithm of the median over a run's readings, of a quantity that may be infinite.
 

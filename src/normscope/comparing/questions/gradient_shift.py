@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from normscope.comparing.layers import modules_of, order_of
-from normscope.comparing.quantities import not_read
+from normscope.comparing.quantities import not_read, read_in
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, by_layer, curves
 from normscope.studies import Contrast, Evidence, Quantity
@@ -57,6 +57,8 @@ class GradientShift(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield the length of the shift as the source defines it, its other measures, and the path of distributions."""
+        if not pair.headline and not read_in(evidence, "covariate_shift", pair.first, pair.second):
+            return
         first, second = pair.words
         shifts = f"the updates of earlier layers shift the network's gradients {{effect}} {first} than {second}"
         at: dict[str, Any] = {"at": {"rate": 1.0}}
@@ -112,12 +114,11 @@ class GradientShift(AbstractQuestion):
         shown = _shifted(evidence, evidence.select(probe="covariate_shift", rate=1.0))
         if len(shown):
             title, before = "Shift of a layer's gradient", "by the updates of earlier layers"
+            kept = "a layer's gradient before and after the updates of earlier layers"
             order = order_of(evidence, rate=1.0)
             found = [
                 curves(shown, y=["l2", "relative"], title=f"{title} {before}", slug="shift", log=True, **common),
-                curves(
-                    shown, y="cosine", title=f"Cosine of a layer's gradient before and after {before[3:]}", **common
-                ),
+                curves(shown, y="cosine", title=f"Cosine of {kept}", slug="shift-cosine", **common),
                 by_layer(shown, y="relative", title=f"{title} over its length, by layer", order=order, **common),
             ]
         if len(path := evidence.select(probe="distribution_shift", name="path_length", rate=1.0)):

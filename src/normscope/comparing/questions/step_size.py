@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from normscope.comparing.described import MODEL
-from normscope.comparing.quantities import middle_log, middle_logs, not_read
+from normscope.comparing.quantities import middle_log, middle_logs, not_read, read_in
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table
 from normscope.studies import Contrast, Evidence, Quantity, mean
@@ -50,6 +50,8 @@ class StepSize(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield the longest safe step, the same relative to the weights, and the share of steps that raise the loss."""
+        if not pair.headline and not read_in(evidence, "descent", pair.first, pair.second):
+            return
         first, second = pair.words
         common: dict[str, Any] = {"at": {"rate": 1.0}, "comparative": ("longer", "shorter"), "scale": "log-ratio"}
         typical = [SAFE.text(evidence, arm=arm, rate=1.0) for arm in (pair.first, pair.second)]
