@@ -39,7 +39,7 @@ class Affine(AbstractQuestion):
 
     CODE = "affine"
     NUMBER = 10
-    ASKS = "are the gains and shifts of the norms (gamma and beta) used, {first}?"
+    ASKS = "does the network {first} use gains and shifts (gamma and beta)?"
     CLAIM = "The gains and shifts of the norms move away from the values that they begin with."
     MARGIN = 0.02
     MARGIN_REASON = "less than half of what the deviation of a batch of 256 samples varies by, 4 %"

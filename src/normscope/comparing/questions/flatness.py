@@ -123,4 +123,5 @@ def _numbers(numbers: Numbers, wording: Wording) -> str:
     count = int(np.sum([(each <= 0).sum() for each in values]))
     if not count:
         return said
-    return f"{said} {count} of the {sum(map(len, values))} values {'is' if count == 1 else 'are'} not positive and left out."
+    are = "is" if count == 1 else "are"
+    return f"{said} {count} of the {sum(map(len, values))} values {are} not positive and left out."
