@@ -66,7 +66,7 @@ def _series(plant, arm, seed, probe, name, site, series, steps, spread):
 
 def question(code, arms=ARMS):
     """The question of a code."""
-    return next(each for each in all_questions(arms) if each.CODE == code)
+    return next(each for each in all_questions(arms) if code == each.CODE)
 
 
 def judged(code, evidence, pairs=(PAIR,)):
