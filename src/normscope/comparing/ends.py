@@ -42,8 +42,8 @@ def at_end(name: str, words: str, *, probe: str, logs: bool = False, unit: str =
 
 def last_records(evidence: Evidence, probe: str, name: str, **where: Any) -> pl.DataFrame:
     """Return the records of a name at the last step at which any run has them; ``where`` gives arm and point."""
-    last = evidence.select(probe=probe, name=name)["step"].max()
-    return evidence.select(probe=probe, name=name, **where).filter(pl.col("step") == last)
+    everywhere, found = (evidence.select(probe=probe, name=name, **at) for at in ({}, where))
+    return found.filter(pl.col("step") == everywhere["step"].max()) if found.height else found
 
 
 def gap() -> Quantity:

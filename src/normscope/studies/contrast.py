@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
 from normscope.stats import Decision, alike, decide, interval, no_worse, two_looks
-from normscope.stats.decide import FEWEST_SEEDS, unusable
+from normscope.stats.decide import FEWEST_SEEDS, decide_count, unusable
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
 from normscope.studies.sample import Sample, both_at_limits, neither_arrived, one_arrived
@@ -62,8 +62,7 @@ class Contrast:
         equal_within: Judge that both sides are alike, within this bound: the whole interval lies in it.
         no_worse_than: Judge that the first side is at least as large as the second less this bound.
         exact_within: Judge an identity: the quantity is a relative error, and must lie below this bound in all seeds.
-        counted: Whether the numbers are counts without sampling error: where all seeds agree, they decide by
-            themselves, without a p-value, instead of being no replicates.
+        counted: Whether the numbers are counts, such as bytes: where all seeds agree, they decide, without a p-value.
         premises: What must be the case for the contrast to say anything. A premise that does not hold makes it *not
             measurable*, whichever way its numbers point.
     """
@@ -233,10 +232,10 @@ class Reading:
             return ""
         neither, limits = int(self._neither.sum()), int(self._at_limits.sum())
         count = "all seeds" if left == len(self.values) else f"{left} of {len(self.values)} seeds"
-        if neither == left and (beyond := self.contrast.quantity.beyond):
-            return f"In {count} the runs of both sides {beyond}, so there is no number."
         if neither == left:
-            return f"In {count} neither side reached the target, so there is no number."
+            beyond = self.contrast.quantity.beyond
+            both = f"the runs of both sides {beyond}" if beyond else "neither side reached the target"
+            return f"In {count} {both}, so there is no number."
         if limits == left:
             return f"In {count} both sides lie on the floor or ceiling of the quantity, so there is no number."
         return f"In {count} there is no finite number."
@@ -259,9 +258,7 @@ class Reading:
         if contrast.exact_within is not None:
             return self._judge_identity(contrast.exact_within)
         if contrast.counted and len(self.kept) >= FEWEST_SEEDS and unusable(self.kept):
-            point, bound = float(self.kept.mean()), self.margin(default)
-            beyond = Outcome.HOLDS if point > 0 else Outcome.OPPOSITE
-            return Decision(beyond if abs(point) > bound else Outcome.NO_EFFECT, None)
+            return decide_count(float(self.kept.mean()), self.margin(default))
         if reason := self._nothing_to_judge():
             return Decision(Outcome.NOT_MEASURABLE, None, reason)
         options: dict[str, Any] = {"level": self.evidence.level, "scale": contrast.scale}
@@ -276,17 +273,14 @@ class Reading:
         says_alike = found.outcome is (Outcome.NO_EFFECT if contrast.equal_within is None else Outcome.HOLDS)
         if says_alike and self._either.any():
             count = int(self._either.sum())
-            runs = f"{count} {'run' if count == 1 else 'runs'}"
-            why = f"{runs} {contrast.quantity.beyond or 'ended before the target'}, so the effect is only bounded"
-            return found._replace(outcome=Outcome.UNCLEAR, why=why)
+            runs = f"{count} run{'s' * (count != 1)} {contrast.quantity.beyond or 'ended before the target'}"
+            return found._replace(outcome=Outcome.UNCLEAR, why=f"{runs}, so the effect is only bounded")
         return found
 
     def _nothing_to_judge(self) -> str:
         """Say why the numbers allow no word; empty if they do."""
-        reason = unusable(self.kept)
-        if len(self.kept) < FEWEST_SEEDS and self.missing:
-            return self.missing.rstrip(".")
-        return reason
+        few = len(self.kept) < FEWEST_SEEDS
+        return (few and self.missing.rstrip(".")) or unusable(self.kept)
 
     def _judge_identity(self, bound: float) -> Decision:
         """Judge an identity: *exact* or *false*; without a p-value, for it has no sampling error."""

@@ -146,7 +146,9 @@ class Affine(AbstractQuestion):
 def _start(evidence: Evidence, arm: str, part: str) -> str:
     """Write the mean of gains or shifts at the first step, over layers and seeds."""
     frame = evidence.select(probe=_PROBE, name=f"{part}_mean", arm=arm, **OWN_RATE)
-    return typical(evidence.per_seed(frame.filter(pl.col("step") == frame["step"].min()))) or "their start"
+    if not frame.height:
+        return ""
+    return typical(evidence.per_seed(frame.filter(pl.col("step") == frame["step"].min())))
 
 
 def _most(numbers: Numbers, part: str) -> str:

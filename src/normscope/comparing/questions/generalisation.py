@@ -72,11 +72,12 @@ class Generalisation(AbstractQuestion):
         if evidence.select(probe="evaluation", name="accuracy").height:
             yield Contrast(
                 _ACCURACY,
+                pair.second,  # the sides of the others, so that the measure is all that differs
                 pair.first,
-                pair.second,
                 at=OWN_RATE,
                 conditions={"measure": "accuracy on evaluation data"},
-                labels=(first, second),
+                effect=lambda other, asked: asked - other,
+                labels=(second, first),
                 claim=noise,
                 margin=_POINT,
                 margin_reason=_POINT_REASON,
