@@ -102,7 +102,7 @@ def test_an_arm_that_is_not_watched_is_compared_only_where_there_is_no_other():
     alone = replace(evidence, settings={**evidence.settings, "arms": {k: arms[k] for k in ("own", "population")}})
     alone = replace(alone, frame=alone.frame.filter(pl.col("arm") != "none"))
     verdict = judged("flatness", alone, [replace(aside, headline=True)])
-    assert "no records of two arms" in headline(verdict)
+    assert "has no two arms to compare" in headline(verdict)
 
 
 def test_the_table_has_the_numbers_of_every_arm():

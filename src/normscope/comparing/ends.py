@@ -93,11 +93,11 @@ def is_read(evidence: Evidence, pair: Pair, probe: str) -> bool:
 
 
 def unread(evidence: Evidence, probe: str) -> str:
-    """Say why a probe gives no comparison: it was left out, or no two arms were watched; empty if it does."""
+    """Say why a probe gives no comparison: it was left out, or not two arms were watched; empty if it does."""
     if probe not in evidence.settings["readings"]:
         return f"the probe `{probe}` was left out to keep the budget"
     first, *others = evidence.settings["arms"]
     watched = evidence.select(probe=probe)["arm"].unique().to_list()
     if watched and (first not in watched or not any(arm in watched for arm in others)):
-        return f"the probe `{probe}` has no records of two arms: such as `population` stand aside and are not watched"
+        return f"the probe `{probe}` has no two arms to compare: an arm such as `population` is not watched"
     return ""
