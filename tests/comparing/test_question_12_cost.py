@@ -58,9 +58,8 @@ def test_two_seeds_count_too_few():
 def test_units_are_those_that_people_read():
     evidence = compared({"own": cost(0.003, 3e6), "none": cost(0.002, 2e6)}, spread=0.0)
     (table,) = question("cost").tables(evidence, [PAIR])
-    assert [tuple(map(float, row[1:])) for row in table.rows] == [(3.0, 3.0), (2.0, 2.0)]
-    assert table.columns[1].startswith("Milliseconds")
-    assert table.columns[2].startswith("Megabytes")
+    assert [tuple(map(float, row[1:])) for row in table.rows] == [(3.0, 2.0), (3.0, 2.0)]
+    assert [row[0].partition(" ")[0] for row in table.rows] == ["Milliseconds", "Megabytes"]
 
 
 def test_an_arm_that_stands_aside_costs_nothing_that_matters():
@@ -70,7 +69,7 @@ def test_an_arm_that_stands_aside_costs_nothing_that_matters():
     asked = question("cost", arms)
     assert list(asked.contrasts(evidence, aside)) == []
     (table,) = asked.tables(evidence, [PAIR, aside])
-    assert len(table.rows) == 2
+    assert len(table.columns) == 3
 
 
 def test_steps_that_were_not_timed_are_named():

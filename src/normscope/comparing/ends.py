@@ -4,12 +4,15 @@ A run that ended early has no number: what a probe saw of it before is not how i
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from normscope.comparing.question import Pair
+from normscope.plots import Table
+from normscope.records.answers import capital
 from normscope.studies import Evidence, Quantity
 from normscope.studies.evidence import Floats
 
@@ -76,6 +79,24 @@ def share_of_gap(words: str, *causes: str) -> Quantity:
 
 def _finite(values: Floats) -> Floats:
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def arms_table(
+    title: str, quantities: Sequence[Quantity], evidence: Evidence, arms: Mapping[str, str], caption: str
+) -> Table:
+    """Tabulate quantities at the set-up's own learning rate, a row each, a column an arm.
+
+    Args:
+        title: What the table holds.
+        quantities: What stands in the rows.
+        evidence: The records.
+        arms: Words for the arms that are shown, by name.
+        caption: How to read it.
+    """
+    rows = tuple(
+        (capital(each.words), *(each.text(evidence, arm=arm, **OWN_RATE) for arm in arms)) for each in quantities
+    )
+    return Table(title, ("", *map(capital, arms.values())), rows, caption)
 
 
 def loss_margin(evidence: Evidence, arm: str) -> float:

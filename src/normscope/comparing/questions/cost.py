@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from normscope.comparing.arms import ASIDE
-from normscope.comparing.ends import OWN_RATE, at_end
+from normscope.comparing.ends import OWN_RATE, arms_table, at_end
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure, Table
 from normscope.studies import Contrast, Evidence, Quantity
@@ -90,7 +90,7 @@ class Cost(AbstractQuestion):
         """Tabulate time and memory of a step."""
         if self.lacks(evidence):
             return []
-        rows = {"arm": [arm for arm in self.arms if arm not in ASIDE]}
-        caption = "Geometric means over seeds; one thread."
-        title = "A training step"
-        return [self.grid_table([_TIME, _MEMORY], evidence, rows=rows, at=OWN_RATE, title=title, caption=caption)]
+        arms = {arm: words for arm, words in self.arms.items() if arm not in ASIDE}
+        return [
+            arms_table("A training step", [_TIME, _MEMORY], evidence, arms, "Geometric means over seeds; one thread.")
+        ]

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from normscope.comparing.ends import OWN_RATE, at_end, is_read, last_records, unread
+from normscope.comparing.ends import OWN_RATE, arms_table, at_end, is_read, last_records, unread
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table
 from normscope.records.answers import capital
@@ -102,8 +102,8 @@ class Flatness(AbstractQuestion):
         quantities = [at_end(name, f"{what}, {mode}", probe=_PROBE) for name, what, mode in _MEASURES]
         quantities.append(at_end("converged@train", "share of eigenvalues that converged", probe=_PROBE))
         caption = "Means over seeds at the last step. An eigenvalue that did not converge is a lower bound."
-        rows = {"arm": [arm for arm in self.arms if evidence.select(probe=_PROBE, arm=arm).height]}
-        return [self.grid_table(quantities, evidence, rows=rows, at=OWN_RATE, title="Curvature", caption=caption)]
+        arms = {arm: words for arm, words in self.arms.items() if evidence.select(probe=_PROBE, arm=arm).height}
+        return [arms_table("Curvature", quantities, evidence, arms, caption)]
 
 
 def _depends_on_mode(evidence: Evidence, pair: Pair) -> bool:
