@@ -27,6 +27,7 @@ def log(point, low, high):
         (estimate(-0.12, -0.19, -0.05), "−0.12 (−0.19 to −0.05)"),
         (estimate(0.183, 0.169, 0.198, "value"), "0.183 (0.17 to 0.20)"),
         (estimate(0.3, -INF, INF, "log-ratio"), "×1.35 (no bound)"),
+        (log(14.2, 0.011, 18000), "×14.2 (0 to 18000)"),  # small beside its interval, and yet no rounding of 0
         (estimate(0.3, 0.1, INF), "+0.30 (0.10 to no bound)"),
         (estimate(math.nan, -INF, INF), "not measured"),
         (estimate(-INF, -INF, INF, "log-ratio"), "not measured"),

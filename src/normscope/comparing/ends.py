@@ -4,12 +4,15 @@ A run that ended early has no number: what a probe saw of it before is not how i
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from normscope.comparing.question import Pair
+from normscope.plots import Table
+from normscope.records.answers import capital
 from normscope.studies import Evidence, Quantity
 from normscope.studies.evidence import Floats
 
@@ -42,8 +45,8 @@ def at_end(name: str, words: str, *, probe: str, logs: bool = False, unit: str =
 
 def last_records(evidence: Evidence, probe: str, name: str, **where: Any) -> pl.DataFrame:
     """Return the records of a name at the last step at which any run has them; ``where`` gives arm and point."""
-    last = evidence.select(probe=probe, name=name)["step"].max()
-    return evidence.select(probe=probe, name=name, **where).filter(pl.col("step") == last)
+    everywhere, found = (evidence.select(probe=probe, name=name, **at) for at in ({}, where))
+    return found.filter(pl.col("step") == everywhere["step"].max()) if found.height else found
 
 
 def gap() -> Quantity:
@@ -78,6 +81,24 @@ def _finite(values: Floats) -> Floats:
     return np.where(np.isfinite(values), values, np.nan)
 
 
+def arms_table(
+    title: str, quantities: Sequence[Quantity], evidence: Evidence, arms: Mapping[str, str], caption: str
+) -> Table:
+    """Tabulate quantities at the set-up's own learning rate, a row each, a column an arm.
+
+    Args:
+        title: What the table holds.
+        quantities: What stands in the rows.
+        evidence: The records.
+        arms: Words for the arms that are shown, by name.
+        caption: How to read it.
+    """
+    rows = tuple(
+        (capital(each.words), *(each.text(evidence, arm=arm, **OWN_RATE) for arm in arms)) for each in quantities
+    )
+    return Table(title, ("", *map(capital, arms.values())), rows, caption)
+
+
 def loss_margin(evidence: Evidence, arm: str) -> float:
     """Return the smallest difference of two losses that matters: a share of the loss that an arm begins with."""
     first = evidence.select(probe="training", name="loss", arm=arm, step=0, **OWN_RATE)["value"].abs().mean()
@@ -93,11 +114,11 @@ def is_read(evidence: Evidence, pair: Pair, probe: str) -> bool:
 
 
 def unread(evidence: Evidence, probe: str) -> str:
-    """Say why a probe gives no comparison: it was left out, or no two arms were watched; empty if it does."""
+    """Say why a probe gives no comparison: it was left out, or not two arms were watched; empty if it does."""
     if probe not in evidence.settings["readings"]:
         return f"the probe `{probe}` was left out to keep the budget"
     first, *others = evidence.settings["arms"]
     watched = evidence.select(probe=probe)["arm"].unique().to_list()
     if watched and (first not in watched or not any(arm in watched for arm in others)):
-        return f"the probe `{probe}` has no records of two arms: such as `population` stand aside and are not watched"
+        return f"the probe `{probe}` has no two arms to compare: an arm such as `population` is not watched"
     return ""

@@ -73,8 +73,9 @@ def effect_words(
     base = _decimals(point, low, high)
     decimals = _clear_of(base, (low, high), None if margin is None else factor * natural(margin, estimate.scale))
     middle = number(point) if base is None or decimals is None else _point(point, decimals, max(base + 1, decimals))
-    if abs(point) < 1e-3 * max((abs(end) for end in (low, high) if math.isfinite(end)), default=0.0):
-        middle = "0"  # rounding, beside such an interval
+    ends_seen = (abs(end) for end in (low, high) if math.isfinite(end))
+    if estimate.scale != "log-ratio" and abs(point) < 1e-3 * max(ends_seen, default=0.0):
+        middle = "0"  # rounding, beside such an interval; of a ratio no number is 0
     if estimate.scale == "difference" and point > 0 and middle != UNBOUNDED and comparative is None:
         middle = f"+{middle}"
     if estimate.scale == "log-ratio" and middle != UNBOUNDED:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
 from normscope.stats import Decision, alike, decide, interval, no_worse, two_looks
-from normscope.stats.decide import FEWEST_SEEDS, unusable
-from normscope.studies.every_seed import counted_alike, each_above, exact
+from normscope.stats.decide import FEWEST_SEEDS, decide_count, unusable
+from normscope.studies.every_seed import each_above, exact
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
 from normscope.studies.sample import Sample, both_at_limits, neither_arrived, one_arrived
@@ -65,8 +65,7 @@ class Contrast:
         each_above: Judge that the first side lies above this bound in every seed that was run; nothing is concluded of
             others, so it is a rule for premises.
         exact_within: Judge an identity: the quantity is a relative error, and must lie below this bound in all seeds.
-        counted: Whether the numbers are counts without sampling error: where all seeds agree, they decide by
-            themselves, without a p-value, instead of being no replicates.
+        counted: Whether the numbers are counts, such as bytes: where all seeds agree, they decide, without a p-value.
         premises: What must be the case for the contrast to say anything. A premise that does not hold makes it *not
             measurable*, whichever way its numbers point.
     """
@@ -239,10 +238,10 @@ class Reading:
             return ""
         neither, limits = int(self._neither.sum()), int(self._at_limits.sum())
         count = "all seeds" if left == len(self.values) else f"{left} of {len(self.values)} seeds"
-        if neither == left and (beyond := self.contrast.quantity.beyond):
-            return f"In {count} the runs of both sides {beyond}, so there is no number."
         if neither == left:
-            return f"In {count} neither side reached the target, so there is no number."
+            beyond = self.contrast.quantity.beyond
+            both = f"the runs of both sides {beyond}" if beyond else "neither side reached the target"
+            return f"In {count} {both}, so there is no number."
         if limits == left:
             return f"In {count} both sides lie on the floor or ceiling of the quantity, so there is no number."
         return f"In {count} there is no finite number."
@@ -273,7 +272,7 @@ class Reading:
         if contrast.each_above is not None:
             return each_above(self.values, contrast.each_above, self.missing)
         if contrast.counted and len(self.kept) >= FEWEST_SEEDS and unusable(self.kept):
-            return counted_alike(float(self.kept.mean()), self.margin(default))
+            return decide_count(float(self.kept.mean()), self.margin(default))
         if reason := self._nothing_to_judge():
             return Decision(Outcome.NOT_MEASURABLE, None, reason)
         options: dict[str, Any] = {"level": self.evidence.level, "scale": contrast.scale}
@@ -288,17 +287,14 @@ class Reading:
         says_alike = found.outcome is (Outcome.NO_EFFECT if contrast.equal_within is None else Outcome.HOLDS)
         if says_alike and self._either.any():
             count = int(self._either.sum())
-            runs = f"{count} {'run' if count == 1 else 'runs'}"
-            why = f"{runs} {contrast.quantity.beyond or 'ended before the target'}, so the effect is only bounded"
-            return found._replace(outcome=Outcome.UNCLEAR, why=why)
+            runs = f"{count} run{'s' * (count != 1)} {contrast.quantity.beyond or 'ended before the target'}"
+            return found._replace(outcome=Outcome.UNCLEAR, why=f"{runs}, so the effect is only bounded")
         return found
 
     def _nothing_to_judge(self) -> str:
         """Say why the numbers allow no word; empty if they do."""
-        reason = unusable(self.kept)
-        if len(self.kept) < FEWEST_SEEDS and self.missing:
-            return self.missing.rstrip(".")
-        return reason
+        few = len(self.kept) < FEWEST_SEEDS
+        return (few and self.missing.rstrip(".")) or unusable(self.kept)
 
 
 def unmeasured(level: float, scale: str) -> Estimate:

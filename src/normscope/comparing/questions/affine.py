@@ -39,7 +39,7 @@ class Affine(AbstractQuestion):
 
     CODE = "affine"
     NUMBER = 10
-    ASKS = "are the gains and shifts of the norms (gamma and beta) used, {first}?"
+    ASKS = "does the network {first} use gains and shifts (gamma and beta)?"
     CLAIM = "The gains and shifts of the norms move away from the values that they begin with."
     MARGIN = 0.02
     MARGIN_REASON = "less than half of what the deviation of a batch of 256 samples varies by, 4 %"
@@ -146,7 +146,9 @@ class Affine(AbstractQuestion):
 def _start(evidence: Evidence, arm: str, part: str) -> str:
     """Write the mean of gains or shifts at the first step, over layers and seeds."""
     frame = evidence.select(probe=_PROBE, name=f"{part}_mean", arm=arm, **OWN_RATE)
-    return typical(evidence.per_seed(frame.filter(pl.col("step") == frame["step"].min()))) or "their start"
+    if not frame.height:
+        return ""
+    return typical(evidence.per_seed(frame.filter(pl.col("step") == frame["step"].min())))
 
 
 def _most(numbers: Numbers, part: str) -> str:

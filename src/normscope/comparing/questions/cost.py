@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from normscope.comparing.ends import OWN_RATE, at_end
+from normscope.comparing.arms import ASIDE
+from normscope.comparing.ends import OWN_RATE, arms_table, at_end
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure, Table
 from normscope.studies import Contrast, Evidence, Quantity
@@ -46,7 +47,9 @@ class Cost(AbstractQuestion):
     BOTH_LEARN = False
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
-        """Yield the time of a step, and its memory."""
+        """Yield the time of a step, and its memory; an arm that stands aside costs what its making costs."""
+        if pair.second in ASIDE and not pair.headline:
+            return
         first, second = pair.words
         yield Contrast(
             _TIME,
@@ -87,7 +90,7 @@ class Cost(AbstractQuestion):
         """Tabulate time and memory of a step."""
         if self.lacks(evidence):
             return []
-        rows = {"arm": list(self.arms)}
-        caption = "Geometric means over seeds; one thread."
-        title = "A training step"
-        return [self.grid_table([_TIME, _MEMORY], evidence, rows=rows, at=OWN_RATE, title=title, caption=caption)]
+        arms = {arm: words for arm, words in self.arms.items() if arm not in ASIDE}
+        return [
+            arms_table("A training step", [_TIME, _MEMORY], evidence, arms, "Geometric means over seeds; one thread.")
+        ]

@@ -8,11 +8,11 @@ from normscope.plots import Figure, by_layer
 from normscope.studies import Contrast, Evidence
 
 _PROBE = "saturation"
-#: Record, what it is a share of, and what the condition of its contrast is called; the first that there is decides.
+#: Record, what it is a share of, and under which condition; the first that is not 0 throughout decides.
 _MEASURES = {
-    "silent_share": ("units that are silent", "on the last batch"),
-    "output_tail": ("outputs of tanh and sigmoid that are saturated", "saturated"),
-    "dead_share": ("units that never were active", "since the first step"),
+    "silent_share": ("silent units", "on the last batch"),
+    "output_tail": ("saturated outputs", "tanh and sigmoid"),
+    "dead_share": ("units that were never active", "since the first step"),
 }
 
 
@@ -25,7 +25,8 @@ class DeadUnits(AbstractQuestion):
     ## Method
     Of ReLU and its relatives: the share of units whose input is not positive for any sample of the last batch, which
     decides; and the share that was active at no step that was read, which leaves out units that died on the way. Of
-    tanh and sigmoid: the share of outputs within 1.5 % of their range from an end. Mean over layers.
+    tanh and sigmoid: the share of outputs within 1.5 % of their range from an end, which decides where no rectifier is
+    silent. Mean over layers; a share that is 0 in all arms is left out.
 
     ## Threats
     A unit that is silent on one batch may answer to another: the smaller the batch, the more such units. Activations
@@ -45,7 +46,7 @@ class DeadUnits(AbstractQuestion):
         """Yield the shares that the network's activations have."""
         if not is_read(evidence, pair, _PROBE):
             return
-        for name in _present(evidence) or list(_MEASURES)[:1]:
+        for name in _telling(evidence) or list(_MEASURES)[:1]:
             what, when = _MEASURES[name]
             yield Contrast(
                 at_end(name, f"share of {what}", probe=_PROBE, unit="points"),
@@ -62,27 +63,23 @@ class DeadUnits(AbstractQuestion):
         """Say that there is no activation to hear, or not one dead unit."""
         if why := unread(evidence, _PROBE):
             return why
-        present = _present(evidence)
-        if not present:
+        if not any(evidence.select(probe=_PROBE, name=name).height for name in _MEASURES):
             return "no activation that is a module was heard in this network; functions cannot be heard"
-        if all((last_records(evidence, _PROBE, name, **OWN_RATE)["value"] == 0).all() for name in present):
-            return "in no arm is a single unit dead or saturated"
-        return ""
+        return "" if _telling(evidence) else "in no arm is a single unit dead or saturated"
 
     def figures(self, evidence: Evidence, pairs: Sequence[Pair]) -> Sequence[Figure]:
         """Draw the deciding share by layer."""
         found = []
-        for name in _present(evidence)[:2]:
+        for name in _telling(evidence)[:2]:
             what, when = _MEASURES[name]
             frame = evidence.select(probe=_PROBE, name=name, **OWN_RATE)
-            title = f"Share of {what} {when}, by layer" if name != "output_tail" else f"Share of {what}, by layer"
+            title = f"Share of {what} ({when}), by layer"
             found.append(
                 by_layer(frame, y=name, title=title, slug=f"{name}-by-layer", arms=list(self.arms), labels=self.arms)
             )
         return found
 
 
-def _present(evidence: Evidence) -> list[str]:
-    """Return the measures that were recorded, in order."""
-    names = set(evidence.select(probe=_PROBE)["name"].unique().to_list())
-    return [name for name in _MEASURES if name in names]
+def _telling(evidence: Evidence) -> list[str]:
+    """Return the measures that are not 0 in every arm, in order."""
+    return [name for name in _MEASURES if (last_records(evidence, _PROBE, name, **OWN_RATE)["value"] > 0).any()]

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from normscope.comparing.ends import ALIKE_REASON, OWN_RATE, at_end, gap, loss_margin, share_of_gap
+from normscope.comparing.ends import ALIKE_REASON, OWN_RATE, arms_table, at_end, gap, loss_margin, share_of_gap
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure, Table
-from normscope.records.answers import capital
 from normscope.studies import Contrast, Evidence
 
 #: Causes in the order in which they are changed.
@@ -99,12 +98,8 @@ class EvaluationGap(AbstractQuestion):
     def tables(self, evidence: Evidence, pairs: Sequence[Pair]) -> Sequence[Table]:
         """Tabulate all shares of all arms."""
         present = evidence.select(probe="gap")["name"].unique().to_list()
-        steps = {"train": "Loss of training"}
-        steps |= {cause: f"Through {cause}" for cause in _CAUSES if cause in present} | {"eval": "Loss of evaluation"}
-        rows = []
-        for name, words in steps.items():
-            quantity = at_end(name, words, probe="gap")
-            rows.append((words, *(quantity.text(evidence, arm=arm, **OWN_RATE) for arm in self.arms)))
+        steps = {"train": "loss of training"}
+        steps |= {cause: f"through {cause}" for cause in _CAUSES if cause in present} | {"eval": "loss of evaluation"}
+        quantities = [at_end(name, words, probe="gap") for name, words in steps.items()]
         caption = "Means over seeds at the end. From top to bottom one thing is changed after another."
-        heads = ("", *map(capital, self.arms.values()))
-        return [Table("From training to evaluation", heads, tuple(rows), caption)]
+        return [arms_table("From training to evaluation", quantities, evidence, self.arms, caption)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from normscope.comparing.ends import ALIKE_REASON, OWN_RATE, at_end, loss_margin, share_of_gap
+from normscope.comparing.ends import ALIKE_REASON, OWN_RATE, arms_table, at_end, loss_margin, share_of_gap
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure, Table
 from normscope.studies import Contrast, Evidence
@@ -72,11 +72,12 @@ class Generalisation(AbstractQuestion):
         if evidence.select(probe="evaluation", name="accuracy").height:
             yield Contrast(
                 _ACCURACY,
+                pair.second,  # the sides of the others, so that the measure is all that differs
                 pair.first,
-                pair.second,
                 at=OWN_RATE,
                 conditions={"measure": "accuracy on evaluation data"},
-                labels=(first, second),
+                effect=lambda other, asked: asked - other,
+                labels=(second, first),
                 claim=noise,
                 margin=_POINT,
                 margin_reason=_POINT_REASON,
@@ -113,5 +114,4 @@ class Generalisation(AbstractQuestion):
         caption = "Means over seeds at the end."
         if "own" in self.arms and "population" not in self.arms:
             caption += " What of it is the noise of the batches: ask by `--arms own,none,population`."
-        rows = {"arm": list(self.arms)}
-        return [self.grid_table(quantities, evidence, rows=rows, at=OWN_RATE, title="At the end", caption=caption)]
+        return [arms_table("At the end", quantities, evidence, self.arms, caption)]
