@@ -2,9 +2,9 @@
 
 import shlex
 
-import planted_pages
 import pytest
 
+from kit import planted_pages
 from normscope.comparing.page import command_of, made_arm, write_page
 from normscope.surgery import ArmReport
 
