@@ -4,10 +4,9 @@ import csv
 import dataclasses
 import os
 
-import planted_pages
 import pytest
 
-from kit import compared_pages
+from kit import compared_pages, planted_pages
 from normscope._errors import StoreError, UsageError
 from normscope.comparing.export import KINDS, export
 

@@ -2,9 +2,12 @@
 
 import shlex
 
-import planted_pages
 import pytest
+import torch
+from torch import nn
 
+import normscope
+from kit import planted_pages
 from normscope.comparing.page import command_of, made_arm, write_page
 from normscope.surgery import ArmReport
 
@@ -105,3 +108,30 @@ def test_the_command_asks_for_the_same_again_where_a_command_can(changed, option
 
 def test_the_command_names_the_questions_where_not_all_were_asked():
     assert command_of(config(), ["speed", "shift"]).endswith("--questions speed")
+
+
+def make_case():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    data = torch.utils.data.TensorDataset(torch.randn(16, 3), torch.arange(16) % 2)
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return normscope.Case(model, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), loader,
+                          optimizer)  # fmt: skip
+
+
+def test_a_run_of_one_seed_is_described_wherever_it_is_shown(tmp_path):
+    found = normscope.compare(make_case, seeds=1, steps=3, questions=["speed"], workers=1, out=tmp_path / "run")
+    (answer,) = found.answers_in_order
+    assert answer.described
+    assert answer.sentence.startswith("Described, not judged (1 seed): the training loss is ")
+    assert "no bound" not in answer.sentence
+    assert found.answers()["word"].to_list() == [""]
+    assert found.document()["answers"][0]["word"] is None
+    caption = found.figures(answer)[0].caption
+    assert " with its norms, " in caption
+    assert "with with" not in caption
+    text = found.report().read_text(encoding="utf-8")
+    assert 'class="badge described"' in text
+    assert 'id="again"' not in text  # the function came from Python
+    names = [path.name for path in found.export(tmp_path / "export", ["csv", "latex", "svg"])]
+    assert names == ["answers.csv", "contrasts.csv", "records.csv", "answers.tex", "speed-loss-1-0.svg"]

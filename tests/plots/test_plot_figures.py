@@ -151,6 +151,9 @@ def test_an_arm_has_one_colour_wherever_it_stands():
         assert arm_styles(shown, everyone) == {arm: whole[arm] for arm in order_arms(shown, everyone)}
     assert len({colour for colour, _ in whole.values()}) == 5
     assert arm_styles(["BatchNorm"])["BatchNorm"] == arm_styles(["bn"])["bn"]
+    assert arm_styles(["own", "none"])["own"] == arm_styles(["bn"])["bn"]
+    both = arm_styles(["own", "batch", "none"])
+    assert len({colour for colour, _ in both.values()}) == 3
     assert list(arm_styles(["zeta", "bn", "none"])) == ["none", "bn", "zeta"]
     assert len(arm_styles([f"arm {i}" for i in range(20)])) == 20
 

@@ -1,5 +1,6 @@
 """The page of a comparison as text: tiles, sentences, sections and the words that are not there with too few seeds."""
 
+import dataclasses
 import json
 import re
 
@@ -139,6 +140,20 @@ def verdict_of(code):
 def test_a_word_that_slipped_onto_a_described_page_would_be_seen(page):
     badges = re.findall(r'<span class="badge.*?</span> (.*?)</span>', page, re.S)
     assert set(badges) > {"holds", "opposite"}
+
+
+def test_options_in_answers_are_set_as_code():
+    asked = compared_pages.asked()[0]
+    told = dataclasses.replace(asked, sentence="Not measurable: give several by `--rates`.")
+    page = report.comparison_html(compared_pages.page(asked=(told,)))
+    assert page.count("give several by <code>--rates</code>.") == 2  # in the list, and in the section
+
+
+def test_the_page_says_when_it_was_run_and_how_long_that_took():
+    page = report.comparison_html(compared_pages.page(provenance={"utc": "2026-01-02T03:04:05+00:00"}))
+    made = words_of(part(page, '<section id="made"', "</section>"))
+    assert "all runs, one after the other 8 min 32 s" in made
+    assert "began 2026-01-02 03:04 UTC" in made
 
 
 def test_hostile_strings_stay_text():

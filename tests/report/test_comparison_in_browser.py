@@ -73,7 +73,7 @@ def test_every_word_has_a_colour_that_can_be_read_in_both_themes(opened, written
 
 
 def test_a_question_leads_to_its_section_by_keyboard(opened, written):
-    tab = opened(written)
+    tab = opened(written, reduced_motion="reduce")  # else the way to the link and that to the section are two scrolls
     link = tab.locator(".asked").get_by_role("link", name=compared_pages.ASKS["speed"])
     link.focus()
     tab.keyboard.press("Enter")

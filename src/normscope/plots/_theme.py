@@ -35,7 +35,7 @@ _GROUNDS = {
     "dark": {"ground": "#171b22", "text": "#e8ebf1", "soft": "#aab3c2", "line": "#465062", "grid": "#272e39"},
 }
 _PLAIN = {"none", "standard", "plain", "nonorm", "nobn", "off", "without", "unnormalised", "unnormalized"}
-_BATCH = {"bn", "batch", "batchnorm", "batchnormalization", "batchnormalisation"}
+_BATCH = {"bn", "batch", "batchnorm", "batchnormalization", "batchnormalisation", "own"}  # "own": a network as it is
 _NOISY = {"noisybn", "noisybatch", "noisybatchnorm", "noisy", "bnnoise", "bnnoisy"}
 
 
@@ -110,9 +110,9 @@ def order_arms(present: Iterable[str], arms: Sequence[str] | None = None) -> lis
 def arm_styles(present: Iterable[str], arms: Sequence[str] | None = None) -> dict[str, tuple[str, list[int]]]:
     """Give every arm its colour and dash.
 
-    No normalization is always grey, batch norm blue and noisy batch norm vermilion. The others take what is left in the
-    order of ``arms``: pass the same ``arms`` to all figures of a page and each arm keeps its colour on all of them,
-    also where some are absent.
+    No normalization is always grey, batch norm (or a network as it is) blue and noisy batch norm vermilion. The others
+    take what is left in the order of ``arms``: pass the same ``arms`` to all figures of a page and each arm keeps its
+    colour on all of them, also where some are absent.
 
     Returns:
         (colour, dash) by arm, in the order of ``order_arms``.

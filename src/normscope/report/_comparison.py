@@ -110,7 +110,6 @@ def comparison_html(page: ComparedPage) -> str:
     words = {arm.name: arm.words for arm in page.arms}
     tiles = [_tile(shown, [(words.get(arm, arm), shown["numbers"].get(arm, "")) for arm in page.pair])
              for shown in questions if shown["tile"]]  # fmt: skip
-    took = [("all runs, one after the other", duration(page.seconds))] if page.seconds else []
     levels = sorted({shown["verdict"].effect.level for shown in questions if shown["verdict"]})
     return (
         environment()
@@ -127,7 +126,7 @@ def comparison_html(page: ComparedPage) -> str:
             measured=[shown for shown in questions if any(shown["numbers"].values())],
             judged=[shown for shown in questions if shown["answer"] and not shown["described"]],
             level=" and ".join(f"{level * 100:.3g} %" for level in levels) or "95 %",
-            headline=[*took, *headline(page.provenance, {})],
+            headline=_made(page),
             provenance=list(flat(page.provenance)),
             times=(),
             total=0.0,
@@ -168,6 +167,13 @@ def _tile(shown: Shown, numbers: list[tuple[str, str]]) -> Shown:
         "numbers": numbers if any(number for _, number in numbers) else [],
         "pair": " against ".join(words for words, _ in numbers),
     }
+
+
+def _made(page: ComparedPage) -> list[tuple[str, str]]:
+    """Return the few facts on how the comparison was made."""
+    took = [("all runs, one after the other", duration(page.seconds))] if page.seconds else []
+    began = str(page.provenance.get("utc") or "")[:16].replace("T", " ")
+    return [*took, *headline(page.provenance, {}), *([("began", f"{began} UTC")] if began else [])]
 
 
 def _sentence(note: str) -> str:
