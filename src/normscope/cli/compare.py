@@ -81,13 +81,13 @@ def run_and_print(
         show: Whether the page is opened in the browser.
         settings: As ``normscope.compare`` takes them.
     """
-    import normscope
+    from normscope import comparing
     from normscope.usercode import quiet_stdout
 
     advice = "run the same command again to go on where it stopped"
     with interruptible(advice), progress_bar(as_json) as bars, quiet_stdout():
         progress: Callable[[str, int, int], None] | None = None if bars is None else bars
-        found = normscope.compare(source, out=out, progress=progress, **settings)  # type: ignore[arg-type]
+        found = comparing.compare(source, out=out, progress=progress, **settings)  # type: ignore[arg-type]
     print_comparison(found, as_json, kinds=kinds, show=show)
 
 

@@ -25,13 +25,12 @@ def demo(
 
     The network is that of `normscope example`, on real images. Beside it stands the algebra of the backward pass.
     """
-    import normscope
-    from normscope import verdicts
+    from normscope import comparing, verdicts
     from normscope.records.answers import headline
 
     advice = "run the same command again to go on where it stopped"
     with interruptible(advice), progress_bar(as_json, studies=2) as bars:
-        found = normscope.compare(
+        found = comparing.compare(
             EXAMPLE, seeds=seeds, steps=STEPS, out=out / "comparison", workers=workers, progress=bars
         )
         (judged,), _ = verdicts.run([STUDY], out=out / "studies", seeds=seeds, workers=workers, progress=bars)

@@ -1,7 +1,7 @@
 """``normscope report``."""
 
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +44,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
-    from normscope import comparing, report as pages, seen, studies, verdicts
+    from normscope import report as pages, studies, verdicts
 
     for file in own or ():
         studies.from_file(file)
@@ -52,16 +52,12 @@ def report(
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
         )
-    kind = "scope" if seen.is_scope(run) else "comparison" if comparing.is_comparison(run) else ""
-    if kind:
+    if write := _writer(run):
         unfit = {"--study": own, "--condense": condensed, "--markdown": markdown, "--questions": questions}
         if given := [option for option, value in unfit.items() if value]:
-            raise UsageError(f"{given[0]} is for studies, and {run} is the folder of a {kind}: leave it out")
+            raise UsageError(f"{given[0]} is for studies, and {run} holds none: leave it out")
         target = page or run / "report.html"
-        if kind == "scope":
-            _write_scope(run, target, as_json)
-        else:
-            print_comparison(comparing.Comparison(run), as_json, kinds=[], page=target)
+        write(run, target, as_json)
     elif run.is_file():
         evidence = pages.read(run)  # a file that is no condensed file is refused as such
         if condensed is not None:
@@ -82,6 +78,22 @@ def report(
         write_and_print(runs, target, as_json)
     if show:
         webbrowser.open(target.resolve().as_uri())
+
+
+def _writer(run: Path) -> Callable[[Path, Path, bool], None] | None:
+    """Return what writes the page of a scope's folder, or of a comparison's; None for studies and condensed files."""
+    from normscope import comparing, seen
+
+    if seen.is_scope(run):
+        return _write_scope
+    return _write_comparison if comparing.is_comparison(run) else None
+
+
+def _write_comparison(run: Path, page: Path, as_json: bool) -> None:
+    """Write the page of a comparison's folder, and print its answers."""
+    from normscope.comparing import Comparison
+
+    print_comparison(Comparison(run), as_json, kinds=[], page=page)
 
 
 def _write_scope(run: Path, page: Path, as_json: bool) -> None:
