@@ -25,7 +25,8 @@ def compared(
         seeds: How many.
         steps: Of a run.
         rates: Factors of the learning rate.
-        spread: Standard deviation over seeds of the logarithm of every value; signs, zeros and infinities stay.
+        spread: Standard deviation over seeds of the logarithm of every value; signs, zeros and infinities stay, and so
+            do what is recorded of the model itself and the sizes of outputs.
         readings: The probes that were read, as in ``evidence.settings``; those with values if None.
         diverged: Arms that end in an infinite loss.
     """
@@ -58,9 +59,10 @@ def _series(plant, arm, seed, probe, name, site, series, steps, spread):
     at = (0, steps // 2, end) if several or probe not in ("gap", "cost") else (end,)
     numbers = series if several else [series] * len(at)
     for step, number in zip(at, numbers, strict=True):
+        wobble = 0.0 if probe == "model" or name in ("output_width", "output_positions") else spread
         salt = zlib.crc32(repr((arm, probe, name, site, step)).encode())
         plant.add(
-            arm, seed, name, number * math.exp(jitter(seed, spread, salt)), step=step, probe=probe, site=site, rate=1.0
+            arm, seed, name, number * math.exp(jitter(seed, wobble, salt)), step=step, probe=probe, site=site, rate=1.0
         )
 
 

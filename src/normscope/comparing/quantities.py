@@ -87,3 +87,56 @@ def fall() -> Quantity:
         return np.asarray(falls(evidence, **where) / max([least, *filter(math.isfinite, means)], default=math.nan))
 
     return Quantity("fall of the training loss, as a share of the largest fall", read, unit="%")
+
+
+def not_read(evidence: Evidence, *probes: str) -> str:
+    """Say why probes tell nothing of the arms, in a clause; empty if each was read in two arms at least.
+
+    Args:
+        evidence: The records.
+        probes: Their codes.
+    """
+    for probe in probes:
+        if probe not in evidence.settings["readings"]:
+            return f"the probe {probe} was left out to keep the budget"
+        arms = evidence.select(probe=probe, rate=1.0)["arm"].unique().to_list()
+        if len(arms) < 2:
+            words = [str(evidence.settings["arms"].get(arm, arm)) for arm in arms]
+            return f"the probe {probe} read nothing{f' but {words[0]}' if words else ''}"
+    return ""
+
+
+def read_in(evidence: Evidence, probe: str, *arms: str) -> bool:
+    """Return whether a probe was read in all of some arms; in some arms that stand beside the others none is.
+
+    Args:
+        evidence: The records.
+        probe: Its code.
+        arms: The arms.
+    """
+    read = set(evidence.select(probe=probe, rate=1.0)["arm"].unique().to_list())
+    return read.issuperset(arms)
+
+
+def middle_log(name: str, words: str, *, probe: str) -> Quantity:
+    """Return the logarithm of the median over a run's readings, of a quantity that may be infinite.
+
+    An infinite reading is larger than all others, and the median is a number as long as fewer than half are infinite.
+
+    Args:
+        name: Name of the records.
+        words: What it is.
+        probe: Their probe.
+    """
+
+    def read(evidence: Evidence, **where: Any) -> Floats:
+        found = evidence.select(probe=probe, name=name, **where)
+        return middle_logs(evidence, found)
+
+    return Quantity(words, read, logs=True, record=(probe, name))
+
+
+def middle_logs(evidence: Evidence, frame: pl.DataFrame) -> Floats:
+    """Return per seed the median logarithm of the positive values, infinities among them; NaN where there is none."""
+    kept = frame.filter(pl.col("value").is_not_nan() & (pl.col("value") > 0))
+    return evidence.per_seed(kept, pl.col("value").log().median())

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
 from normscope.stats import Decision, alike, decide, interval, no_worse, two_looks
-from normscope.stats.decide import FEWEST_SEEDS, decide_count, unusable
+from normscope.stats.decide import FEWEST_SEEDS, unusable
+from normscope.studies.every_seed import counted_alike, each_above, exact
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
 from normscope.studies.sample import Sample, both_at_limits, neither_arrived, one_arrived
@@ -61,6 +62,8 @@ class Contrast:
         margin_reason: Why it is that one, in a line; the study's own if empty.
         equal_within: Judge that both sides are alike, within this bound: the whole interval lies in it.
         no_worse_than: Judge that the first side is at least as large as the second less this bound.
+        each_above: Judge that the first side lies above this bound in every seed that was run; nothing is concluded of
+            others, so it is a rule for premises.
         exact_within: Judge an identity: the quantity is a relative error, and must lie below this bound in all seeds.
         counted: Whether the numbers are counts, such as bytes: where all seeds agree, they decide, without a p-value.
         premises: What must be the case for the contrast to say anything. A premise that does not hold makes it *not
@@ -87,16 +90,19 @@ class Contrast:
     margin_reason: str = ""
     equal_within: float | None = None
     no_worse_than: float | None = None
+    each_above: float | None = None
     exact_within: float | None = None
     counted: bool = False
     premises: "tuple[Contrast, ...]" = ()
 
     def __post_init__(self) -> None:
-        bounds = (self.equal_within, self.no_worse_than, self.exact_within)
+        bounds = (self.equal_within, self.no_worse_than, self.each_above, self.exact_within)
         if sum(rule is not None for rule in (self.margin, *bounds)) > 1:
-            raise UsageError("a contrast has one rule: margin, equal_within, no_worse_than or exact_within")
+            raise UsageError("a contrast has one rule: margin, equal_within, no_worse_than, each_above or exact_within")
         if any(bound is not None and not 0 < bound < math.inf for bound in bounds):
-            raise UsageError("equal_within, no_worse_than and exact_within are bounds on a size: they must be positive")
+            raise UsageError(
+                "equal_within, no_worse_than, each_above and exact_within are bounds on a size: they must be positive"
+            )
         if self.margin is not None and not 0 <= self.margin < math.inf:
             raise UsageError(f"the margin of a contrast is {self.margin}: give the smallest size that matters")
         if unknown := [name for name in _PLACE.findall(self.says) if name != "effect"]:
@@ -243,8 +249,8 @@ class Reading:
     def margin(self, default: float) -> float:
         """Return the margin that judges; ``default`` is the study's own."""
         contrast = self.contrast
-        own = (contrast.exact_within, contrast.equal_within, contrast.no_worse_than, contrast.margin)
-        return next((bound for bound in own if bound is not None), default)
+        bounds = (contrast.equal_within, contrast.no_worse_than, contrast.each_above, contrast.exact_within)
+        return next((bound for bound in (*bounds, contrast.margin) if bound is not None), default)
 
     def judge(self, default: float) -> Decision:
         """Return the word and its p-value, by the contrast's rule; premises are the study's to judge.
@@ -256,9 +262,11 @@ class Reading:
         """
         contrast = self.contrast
         if contrast.exact_within is not None:
-            return self._judge_identity(contrast.exact_within)
+            return exact(self.values, contrast.exact_within)
+        if contrast.each_above is not None:
+            return each_above(self.values, contrast.each_above, self.missing)
         if contrast.counted and len(self.kept) >= FEWEST_SEEDS and unusable(self.kept):
-            return decide_count(float(self.kept.mean()), self.margin(default))
+            return counted_alike(float(self.kept.mean()), self.margin(default))
         if reason := self._nothing_to_judge():
             return Decision(Outcome.NOT_MEASURABLE, None, reason)
         options: dict[str, Any] = {"level": self.evidence.level, "scale": contrast.scale}
@@ -281,18 +289,6 @@ class Reading:
         """Say why the numbers allow no word; empty if they do."""
         few = len(self.kept) < FEWEST_SEEDS
         return (few and self.missing.rstrip(".")) or unusable(self.kept)
-
-    def _judge_identity(self, bound: float) -> Decision:
-        """Judge an identity: *exact* or *false*; without a p-value, for it has no sampling error."""
-        if len(self.kept) < len(self.values) or not len(self.kept):
-            return Decision(Outcome.NOT_MEASURABLE, None, "the error is not a number in every seed")
-        below = np.abs(self.kept) < bound
-        if below.all():
-            return Decision(Outcome.EXACT, None)
-        if not below.any():
-            return Decision(Outcome.FALSE, None)
-        why = f"the error lies below {bound:g} in {int(below.sum())} of {len(below)} seeds"
-        return Decision(Outcome.UNCLEAR, None, why)
 
 
 def unmeasured(level: float, scale: str) -> Estimate:
