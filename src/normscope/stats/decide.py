@@ -108,6 +108,18 @@ def _decide_estimate(effect: Estimate, margin: float, level: float | None) -> De
     return Decision(Outcome.UNCLEAR, p, "the interval reaches over the margin")
 
 
+def decide_count(effect: float, margin: float) -> Decision:
+    """Judge a count that has no sampling error, such as bytes: by the number itself, without a p-value.
+
+    Args:
+        effect: Positive in the direction of the claim, the same in every seed.
+        margin: Smallest effect that matters.
+    """
+    if abs(effect) <= margin:
+        return Decision(Outcome.NO_EFFECT, None)
+    return Decision(Outcome.HOLDS if effect > 0 else Outcome.OPPOSITE, None)
+
+
 def alike(values: ArrayLike, bound: float, *, level: float = LEVEL, **options: Any) -> Decision:
     """Judge a claim of the form "the two are alike": *holds* if the whole interval lies within a bound.
 

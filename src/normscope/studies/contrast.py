@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
 from normscope.stats import Decision, alike, decide, interval, no_worse, two_looks
-from normscope.stats.decide import FEWEST_SEEDS, unusable
-from normscope.studies.every_seed import counted_alike, each_above, exact
+from normscope.stats.decide import FEWEST_SEEDS, decide_count, unusable
+from normscope.studies.every_seed import each_above, exact
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
 from normscope.studies.sample import Sample, both_at_limits, neither_arrived, one_arrived
@@ -266,7 +266,7 @@ class Reading:
         if contrast.each_above is not None:
             return each_above(self.values, contrast.each_above, self.missing)
         if contrast.counted and len(self.kept) >= FEWEST_SEEDS and unusable(self.kept):
-            return counted_alike(float(self.kept.mean()), self.margin(default))
+            return decide_count(float(self.kept.mean()), self.margin(default))
         if reason := self._nothing_to_judge():
             return Decision(Outcome.NOT_MEASURABLE, None, reason)
         options: dict[str, Any] = {"level": self.evidence.level, "scale": contrast.scale}

@@ -41,15 +41,3 @@ def each_above(values: Floats, bound: float, missing: str = "") -> Decision:
     if not above:
         return Decision(Outcome.OPPOSITE, None)
     return Decision(Outcome.UNCLEAR, None, f"it does in {above} of {len(values)} seeds")
-
-
-def counted_alike(value: float, margin: float) -> Decision:
-    """Judge a count on which all seeds agree.
-
-    Args:
-        value: The effect that all seeds have.
-        margin: Smallest effect that matters.
-    """
-    if abs(value) <= margin:
-        return Decision(Outcome.NO_EFFECT, None)
-    return Decision(Outcome.HOLDS if value > 0 else Outcome.OPPOSITE, None)
