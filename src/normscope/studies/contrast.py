@@ -112,8 +112,7 @@ class Contrast:
 
     def read(self, evidence: Evidence) -> "Reading":
         """Return the numbers of both sides and the effect of each seed."""
-        nothing = Sample({}, None, None)
-        second = nothing if self.second is None else self._sample(self.second, evidence)
+        second = Sample({}, None, None) if self.second is None else self._sample(self.second, evidence)
         return Reading(self, self._sample(self.first, evidence), second, evidence)
 
     def _sample(self, side: Side, evidence: Evidence) -> "Sample":
@@ -121,9 +120,7 @@ class Contrast:
             return Sample({}, float(side), None)
         where = self.where(side, evidence)
         found = self.quantity.read(evidence, **where)
-        if isinstance(found, Arrivals):
-            return Sample(where, found.steps, found)
-        return Sample(where, found, None)
+        return Sample(where, found.steps, found) if isinstance(found, Arrivals) else Sample(where, found, None)
 
     def where(self, side: Side, evidence: Evidence) -> dict[str, Any]:
         """Return arm and point of a side, with the best values of that arm in place of every ``Best``."""
@@ -249,8 +246,14 @@ class Reading:
     def margin(self, default: float) -> float:
         """Return the margin that judges; ``default`` is the study's own."""
         contrast = self.contrast
-        bounds = (contrast.equal_within, contrast.no_worse_than, contrast.each_above, contrast.exact_within)
-        return next((bound for bound in (*bounds, contrast.margin) if bound is not None), default)
+        own = (
+            contrast.exact_within,
+            contrast.equal_within,
+            contrast.no_worse_than,
+            contrast.each_above,
+            contrast.margin,
+        )
+        return next((bound for bound in own if bound is not None), default)
 
     def judge(self, default: float) -> Decision:
         """Return the word and its p-value, by the contrast's rule; premises are the study's to judge.
