@@ -1,4 +1,4 @@
-"""Arms that stand beside the others for one question: they decide nothing, and have no number where nothing is asked."""
+"""Arms that stand beside the others for one question: they decide nothing, and have no number where none is asked."""
 
 import torch
 from torch import nn

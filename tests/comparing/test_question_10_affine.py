@@ -116,4 +116,4 @@ def test_a_network_without_gains_says_so():
 
 
 def test_a_probe_that_was_left_out_is_named():
-    assert "`affine_drift` was left out to keep the budget" in headline(judged("affine", compared({})))
+    assert "affine_drift was left out to keep the budget" in headline(judged("affine", compared({})))

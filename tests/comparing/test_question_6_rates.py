@@ -1,8 +1,10 @@
 """The question how far the learning rate can go: the rates are known by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from kit.planted_comparison import ARMS, PAIR, compared, judged, question
@@ -106,6 +108,15 @@ def test_a_run_learns_if_its_loss_falls_by_a_tenth_of_the_largest_fall(end, lear
     found = largest_rate(0.1).read(planted({"own": (0.5, 0.5, end), "none": (0.5, 0.5, 0.5)}), arm="own")
     assert isinstance(found, Arrivals)
     assert found.missed.all() if learns else not found.missed.any()
+
+
+def test_a_run_that_diverges_at_its_end_does_not_learn():
+    """Its loss had come down until then."""
+    evidence = planted({"own": (0.5, 0.5, 0.5), "none": (0.5, 0.5, 0.5)})
+    at = (pl.col("name") == "diverged") & (pl.col("arm") == "own") & (pl.col("rate") == 10.0)
+    value = pl.when(at).then(1.0).otherwise(pl.col("value")).alias("value")
+    found = largest_rate(0.1).read(replace(evidence, frame=evidence.frame.with_columns(value)), arm="own")
+    assert not found.missed.any()
 
 
 def test_a_run_without_records_is_no_run_that_learns():

@@ -82,6 +82,14 @@ def test_a_run_that_ended_early_has_no_end():
     assert verdict.effect.point == pytest.approx(math.log(4), abs=0.03)
 
 
+def test_an_arm_in_which_every_run_ended_early_has_no_end_either():
+    evidence = curved(4.0, 16.0)
+    late = (pl.col("probe") == "curvature") & (pl.col("step") > 0) & (pl.col("arm") == "own")
+    verdict = judged("flatness", replace(evidence, frame=evidence.frame.filter(~late)))
+    assert verdict.outcome.value == "not measurable"
+    assert verdict.effect.n == 0
+
+
 def test_both_arms_must_learn():
     verdict = judged("flatness", curved(4.0, 16.0, learn=["own"]))
     assert verdict.outcome.value == "not measurable"
@@ -90,7 +98,7 @@ def test_both_arms_must_learn():
 
 def test_a_probe_that_was_left_out_is_named():
     verdict = judged("flatness", compared({}))
-    assert headline(verdict) == "Not measurable: the probe `curvature` was left out to keep the budget."
+    assert headline(verdict) == "Not measurable: the probe curvature was left out to keep the budget."
 
 
 def test_an_arm_that_is_not_watched_is_compared_only_where_there_is_no_other():
@@ -102,7 +110,7 @@ def test_an_arm_that_is_not_watched_is_compared_only_where_there_is_no_other():
     alone = replace(evidence, settings={**evidence.settings, "arms": {k: arms[k] for k in ("own", "population")}})
     alone = replace(alone, frame=alone.frame.filter(pl.col("arm") != "none"))
     verdict = judged("flatness", alone, [replace(aside, headline=True)])
-    assert "has no two arms to compare" in headline(verdict)
+    assert "the probe curvature read nothing but with its norms" in headline(verdict)
 
 
 def test_the_table_has_the_numbers_of_every_arm():

@@ -66,7 +66,7 @@ def test_without_an_activation_it_says_so():
 
 
 def test_a_probe_that_was_left_out_is_named():
-    assert "`saturation` was left out to keep the budget" in headline(judged("units", compared({})))
+    assert "saturation was left out to keep the budget" in headline(judged("units", compared({})))
 
 
 def test_half_a_point_does_not_matter():

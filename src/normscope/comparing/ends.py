@@ -1,4 +1,4 @@
-"""Quantities at the end of a run, and what is missing where there are none: several questions share them.
+"""Quantities at the end of a run, and how they are tabulated: several questions share them.
 
 A run that ended early has no number: what a probe saw of it before is not how it ended.
 """
@@ -111,14 +111,3 @@ def is_read(evidence: Evidence, pair: Pair, probe: str) -> bool:
     Arms that stand beside the others for one question are not watched.
     """
     return pair.headline or all(evidence.select(probe=probe, arm=arm).height for arm in (pair.first, pair.second))
-
-
-def unread(evidence: Evidence, probe: str) -> str:
-    """Say why a probe gives no comparison: it was left out, or not two arms were watched; empty if it does."""
-    if probe not in evidence.settings["readings"]:
-        return f"the probe `{probe}` was left out to keep the budget"
-    first, *others = evidence.settings["arms"]
-    watched = evidence.select(probe=probe)["arm"].unique().to_list()
-    if watched and (first not in watched or not any(arm in watched for arm in others)):
-        return f"the probe `{probe}` has no two arms to compare: an arm such as `population` is not watched"
-    return ""

@@ -112,8 +112,7 @@ class Contrast:
 
     def read(self, evidence: Evidence) -> "Reading":
         """Return the numbers of both sides and the effect of each seed."""
-        nothing = Sample({}, None, None)
-        second = nothing if self.second is None else self._sample(self.second, evidence)
+        second = Sample({}, None, None) if self.second is None else self._sample(self.second, evidence)
         return Reading(self, self._sample(self.first, evidence), second, evidence)
 
     def _sample(self, side: Side, evidence: Evidence) -> "Sample":
@@ -121,9 +120,7 @@ class Contrast:
             return Sample({}, float(side), None)
         where = self.where(side, evidence)
         found = self.quantity.read(evidence, **where)
-        if isinstance(found, Arrivals):
-            return Sample(where, found.steps, found)
-        return Sample(where, found, None)
+        return Sample(where, found.steps, found) if isinstance(found, Arrivals) else Sample(where, found, None)
 
     def where(self, side: Side, evidence: Evidence) -> dict[str, Any]:
         """Return arm and point of a side, with the best values of that arm in place of every ``Best``."""

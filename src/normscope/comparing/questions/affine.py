@@ -6,8 +6,8 @@ from functools import partial
 
 import polars as pl
 
-from normscope.comparing.ends import OWN_RATE, at_end, last_records, unread
-from normscope.comparing.quantities import end_loss
+from normscope.comparing.ends import OWN_RATE, at_end, last_records
+from normscope.comparing.quantities import end_loss, not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table, by_layer, natural_key, number
 from normscope.studies import Contrast, Evidence, typical
@@ -103,7 +103,7 @@ class Affine(AbstractQuestion):
         """Say that the network has no gains and shifts."""
         first = next(iter(evidence.settings["arms"]))
         if _PROBE not in evidence.settings["readings"]:
-            return unread(evidence, _PROBE)
+            return not_read(evidence, _PROBE)
         if not evidence.select(probe=_PROBE, arm=first).height:
             return f"the network {self.arms.get(first, first)} has no norm with gain and shift"
         return ""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from normscope.comparing.ends import OWN_RATE, at_end, is_read, last_records, unread
+from normscope.comparing.ends import OWN_RATE, at_end, is_read, last_records
+from normscope.comparing.quantities import not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, by_layer
 from normscope.studies import Contrast, Evidence
@@ -61,10 +62,11 @@ class DeadUnits(AbstractQuestion):
 
     def lacks(self, evidence: Evidence) -> str:
         """Say that there is no activation to hear, or not one dead unit."""
-        if why := unread(evidence, _PROBE):
-            return why
-        if not any(evidence.select(probe=_PROBE, name=name).height for name in _MEASURES):
+        heard = any(evidence.select(probe=_PROBE, name=name).height for name in _MEASURES)
+        if _PROBE in evidence.settings["readings"] and not heard:
             return "no activation that is a module was heard in this network; functions cannot be heard"
+        if why := not_read(evidence, _PROBE):
+            return why
         return "" if _telling(evidence) else "in no arm is a single unit dead or saturated"
 
     def figures(self, evidence: Evidence, pairs: Sequence[Pair]) -> Sequence[Figure]:

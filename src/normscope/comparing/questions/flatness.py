@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from normscope.comparing.ends import OWN_RATE, arms_table, at_end, is_read, last_records, unread
+from normscope.comparing.ends import OWN_RATE, arms_table, at_end, is_read, last_records
+from normscope.comparing.quantities import not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table
 from normscope.records.answers import capital
@@ -76,7 +77,7 @@ class Flatness(AbstractQuestion):
 
     def lacks(self, evidence: Evidence) -> str:
         """Say that no curvature was read, or that none is positive."""
-        if why := unread(evidence, _PROBE):
+        if why := not_read(evidence, _PROBE):
             return why
         found = evidence.select(probe=_PROBE, name=_MEASURES[0][0], **OWN_RATE)["value"]
         if not len(found):

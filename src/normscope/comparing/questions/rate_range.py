@@ -159,7 +159,7 @@ def _learns_somewhere(arm: str, words: str, share: float) -> Contrast:
         scale="value",
         claim=f"The network {words} learns at one of the learning rates.",
         says="at the best of them its loss falls by {effect} of the largest fall",
-        margin=share,
+        each_above=share,
         margin_reason=LEARNS_REASON if share == LEARNS else "half of what the best arm reaches",
     )
 
