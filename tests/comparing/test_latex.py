@@ -50,6 +50,7 @@ def test_ascii_is_read_back_as_it_was(text):
 
 
 @given(st.text())
+@example("p-- --- o'' ,,")
 @example("×−Ωé\u00a0中🎉ﬁ\x00\t\n")
 def test_any_text_is_ascii_in_which_nothing_is_a_command(text):
     found = escaped(text)
