@@ -13,7 +13,7 @@ from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
 from normscope.comparing.plan import Plan
 from normscope.comparing.question import AbstractQuestion, Pair
-from normscope.comparing.reading import evidence_of
+from normscope.comparing.reading import CODE, evidence_of
 from normscope.plots import Figure, Table
 from normscope.records import Store, Verdict
 from normscope.records.answers import capital, headline
@@ -26,9 +26,6 @@ from normscope.studies import Evidence
 
 if TYPE_CHECKING:
     import polars as pl
-
-#: What the configuration of a run says that it is.
-CODE = "comparison"
 
 
 class Comparison:
@@ -291,11 +288,3 @@ class Comparison:
             StoreError: The folder cannot be written.
         """
         return export(Path(folder), kinds, self._page(), self.answers(), self.evidence.frame)
-
-
-def is_comparison(folder: Path) -> bool:
-    """Say whether a folder holds a run of a comparison."""
-    try:
-        return bool(Store.open(folder).config.get("kind") == CODE)
-    except StoreError:
-        return False

@@ -1,9 +1,10 @@
 """The records of a comparison as evidence."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normscope._errors import DataError
+from normscope._errors import DataError, StoreError
 from normscope.comparing.cost import read_cost
 from normscope.comparing.plan import Plan
 from normscope.records import Store
@@ -12,6 +13,18 @@ from normscope.studies import Evidence
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+#: What the configuration of a run says that it is.
+CODE = "comparison"
+
+
+def is_comparison(folder: Path) -> bool:
+    """Say whether a folder holds a run of a comparison."""
+    try:
+        return bool(Store.open(folder).config.get("kind") == CODE)
+    except StoreError:
+        return False
 
 
 def evidence_of(

@@ -15,10 +15,11 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
-from normscope.comparing.comparison import CODE, Comparison
+from normscope.comparing.comparison import Comparison
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
 from normscope.comparing.plan import Plan, Progress, Wish, plan_of
+from normscope.comparing.reading import CODE
 from normscope.comparing.training import run_cell
 from normscope.evidence import Case
 from normscope.modules.batches import tensors

@@ -69,9 +69,8 @@ class Recorder:
         attached: Whether hooks of the optimizers end the steps.
 
     Raises:
-        UsageError: A code names no probe, ``every`` is below 1, ``model`` is no module or a scripted one, ``loss_fn``
-            cannot be called, ``optimizer`` is no optimizer, ``start`` is no number of a step, ``cell`` is no name, or
-            a scaler comes without optimizer.
+        UsageError: A code names no probe, ``every`` is below 1, ``model`` is a scripted module, an argument is not of
+            its kind, or a scaler comes without optimizer.
         StoreError: ``record_to`` is a folder that cannot be written or holds another run.
     """
 
@@ -95,17 +94,15 @@ class Recorder:
         check_arguments(model, loss_fn, every, start, scaler, optimizer, record_to)
         self.model, self.loss_fn, self.every, self.scaler = model, loss_fn, int(every), scaler
         self.optimizers = optimizers_of(optimizer)
-        self.sinks = tuple(checked_sinks(sinks))
+        self.sinks, self._observers = tuple(checked_sinks(sinks)), tuple(observers)
         self._probe_set = ProbeSet(chosen_probes(probes), has_loss=loss_fn is not None)
         self.probes = self._probe_set.probes
         self.sink, self.cell, self.index = open_cell(record_to, cell, start, self._claimed_facts())
         self._log = RecordLog(self.sink, self.sinks)
-        self._observers = tuple(observers)
         self._loop = TrainingLoop(model, loss_fn, self.optimizers, scaler, also=tuple(listed(also)))
         self._inside: StepInProgress | None = None
         self._waiting_step: _StepContext | None = None
-        self._tells_cost = tells_cost
-        self.attached = self._updating = False
+        self._tells_cost, self._updating, self.attached = tells_cost, False, False
 
     @property
     def not_read(self) -> dict[str, str]:
@@ -213,7 +210,7 @@ class Recorder:
 
     def set_updating(self, updating: bool) -> None:
         """Note that an optimizer's ``step`` begins or has ended: its closure may evaluate one loss several times."""
-        self._updating = updating  # the pass that begins a step may itself lie inside a closure
+        self._updating = updating  # the pass that begins a step may lie inside a closure
         if self._inside is not None:
             self._inside.set_updating(updating)
 
