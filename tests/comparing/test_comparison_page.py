@@ -74,8 +74,8 @@ def test_an_arm_without_a_report_and_a_report_of_another_form_are_taken_as_they_
 def config(**changed):
     arm = {"words": "", "made_by": "train.py:make_case"}
     arms = [{"name": "own", "does": "own"} | arm, {"name": "none", "does": "none"} | arm]
-    asked = {"steps": None, "seeds": 3, "rates": [1.0], "batches": 8, "budget": None}
-    return {"arms": arms, "asked": asked, "plan": {"seeds": 3, "steps": 200}, "questions": ["speed"], **changed}
+    asked = {"steps": None, "rates": [1.0], "batches": 8, "budget": None}
+    return {"arms": arms, "asked": asked, "plan": {"steps": 200, "questions": ["speed"]}, **changed}
 
 
 def asked(**changed):
@@ -91,7 +91,7 @@ ARM = {"words": "", "does": "own"}
         ({}, ["train.py:make_case", "--seeds", "3"]),
         (asked(rates=[0.3, 1.0, 3.0], batches=4, steps=50),
          ["train.py:make_case", "--seeds", "3", "--steps", "50", "--rates", "0.3,1,3", "--batches", "4"]),
-        (asked(budget=600.0, seeds=None), ["train.py:make_case", "--seeds", "3", "--steps", "200"]),
+        (asked(budget=600.0), ["train.py:make_case", "--seeds", "3", "--steps", "200"]),
         ({"arms": [{"name": n, "does": n, "made_by": "a b.py:f"} for n in ("own", "layer")]},
          ["a b.py:f", "--arms", "own,layer", "--seeds", "3"]),
         ({"arms": [{"name": n, "made_by": f"{n}.py:f", **ARM} for n in ("bn", "plain")]},
@@ -102,12 +102,12 @@ ARM = {"words": "", "does": "own"}
     ],
 )  # fmt: skip
 def test_the_command_asks_for_the_same_again_where_a_command_can(changed, options):
-    command = command_of(config(**changed), ["speed"])
+    command = command_of(config(**changed), 3, ["speed"])
     assert command == ("" if options is None else shlex.join(["normscope", "compare", *options]))
 
 
 def test_the_command_names_the_questions_where_not_all_were_asked():
-    assert command_of(config(), ["speed", "shift"]).endswith("--questions speed")
+    assert command_of(config(), 5, ["speed", "shift"]).endswith("--questions speed")
 
 
 def make_case():

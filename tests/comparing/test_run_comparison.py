@@ -138,8 +138,8 @@ def test_several_factories_are_arms(tmp_path):
     found = ns.compare(
         {"bn": set_ups.make_case, "plain": set_ups.make_case_without_norms}, out=tmp_path, **QUICK | {"seeds": 3}
     )
-    assert list(found.arms.values()) == ["of bn", "of plain"]
-    assert "of bn" in found.answers_in_order[0].sentence
+    assert list(found.arms.values()) == ["in bn", "in plain"]
+    assert "in bn" in found.answers_in_order[0].sentence
 
 
 @pytest.mark.parametrize("make", [set_ups.make_case, set_ups.make_scheduled_case])

@@ -137,7 +137,7 @@ def arms_of(
     if "" not in sources:
         if wanted is not None:
             raise UsageError("several factories are arms themselves: leave --arms out")
-        found = [Arm(name, f"of {name}", factory) for name, factory in sources.items()]
+        found = [Arm(name, f"in {name}", factory) for name, factory in sources.items()]
     else:
         wanted = ("own", "none") if wanted is None else wanted
         named = wanted if isinstance(wanted, Mapping) else {name: name for name in wanted}
