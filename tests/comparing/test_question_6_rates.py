@@ -9,6 +9,7 @@ import pytest
 
 from kit.planted_comparison import ARMS, PAIR, compared, judged, question
 from kit.planted_evidence import Plant, jitter
+from normscope.comparing import Pair
 from normscope.comparing.questions.rate_range import largest_rate
 from normscope.records.answers import headline
 from normscope.studies.evidence import Arrivals
@@ -84,7 +85,17 @@ def test_alike_arms_show_no_effect():
 def test_where_no_arm_fails_larger_rates_are_asked_for():
     verdict = judged("rates", planted({"own": (1.0, 0.5, 0.5), "none": (1.0, 0.6, 0.5)}))
     assert verdict.outcome.value == "not measurable"
-    assert "10 times the set-up's own: give larger ones by `--rates`" in verdict.why
+    assert "10 times the set-up's own, in both arms: give larger ones by `--rates`" in verdict.why
+
+
+def test_larger_rates_are_asked_for_though_a_third_arm_fails():
+    arms = {**ARMS, "layer": "with layer norm"}
+    evidence = planted({"own": (1.0, 0.5, 0.5), "none": (1.0, 0.6, 0.5), "layer": (0.5, 0.5, None)})
+    evidence = replace(evidence, settings={**evidence.settings, "arms": arms})
+    pairs = [PAIR, Pair("own", "layer", (arms["own"], arms["layer"]))]
+    verdict = judged("rates", evidence, pairs)
+    assert verdict.outcome.value == "not measurable"
+    assert "in both arms: give larger ones by `--rates`" in verdict.why
 
 
 def test_one_rate_tells_nothing():

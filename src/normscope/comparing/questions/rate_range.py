@@ -13,6 +13,7 @@ from normscope.comparing.ends import loss_margin
 from normscope.comparing.quantities import LEARNS, LEARNS_REASON, end_loss, falls
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure, Table, curves
+from normscope.records import Verdict
 from normscope.stats import extent
 from normscope.studies import Contrast, Evidence, Quantity
 from normscope.studies.evidence import Arrivals, Floats
@@ -69,16 +70,15 @@ class RateRange(AbstractQuestion):
 
     def lacks(self, evidence: Evidence) -> str:
         """Say that several rates are needed, or larger ones."""
-        rates = _rates(evidence)
-        if len(rates) < 2:
+        if len(_rates(evidence)) < 2:
             return "one learning rate tells of no range: give several by `--rates`, such as 0.1,1,10"
-        found = [largest_rate(LEARNS).read(evidence, arm=arm) for arm in evidence.settings["arms"]]
-        if all(isinstance(each, Arrivals) and each.missed.all() for each in found):
-            return (
-                f"every arm still learns at the largest learning rate that was tried, {rates[-1]:g} times the set-up's "
-                "own: give larger ones by `--rates`"
-            )
-        return ""
+        return _too_low(evidence, list(evidence.settings["arms"]))
+
+    def judge(self, evidence: Evidence, pairs: Sequence[Pair]) -> Verdict:
+        """Return the verdict; where both arms of the headline learn at every rate, it asks for larger ones."""
+        verdict, head = super().judge(evidence, pairs), next(pair for pair in pairs if pair.headline)
+        why = self.lacks(evidence) or _too_low(evidence, [head.first, head.second])
+        return replace(verdict, why=why) if why else verdict
 
     def figures(self, evidence: Evidence, pairs: Sequence[Pair]) -> Sequence[Figure]:
         """Draw the training loss at the end over the learning rate."""
@@ -144,6 +144,17 @@ def largest_rate(share: float) -> Quantity:
         read,
         logs=True,
         beyond="could go beyond the largest rate that was tried",
+    )
+
+
+def _too_low(evidence: Evidence, arms: Sequence[str]) -> str:
+    """Say that some arms learn at the largest rate in all seeds; empty if one of them does not."""
+    found = [largest_rate(LEARNS).read(evidence, arm=arm) for arm in arms]
+    if not all(isinstance(each, Arrivals) and each.missed.all() for each in found):
+        return ""
+    return (
+        f"the network still learns at the largest learning rate that was tried, {_rates(evidence)[-1]:g} times the "
+        f"set-up's own, in {'both' if len(arms) == 2 else 'all'} arms: give larger ones by `--rates`"
     )
 
 
