@@ -1,4 +1,4 @@
-# make demo: set up and answer "what does batch norm do to my gradient?".   make test: set up and run the suite.
+# make demo: set up and answer "what does batch norm do?".   make test: set up and run the suite.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help:
-	@echo "make demo    set up, then run four studies on the digits and write runs/demo/report.html"
+	@echo "make demo    set up, then compare a network with its norms and without; write runs/demo/report.html"
 	@echo "make test    set up, then run the whole test suite"
 	@echo "make lint    ruff, mypy and the import contracts"
 	@echo "make format  let ruff put the code in order"

@@ -134,4 +134,4 @@ def test_a_run_of_one_seed_is_described_wherever_it_is_shown(tmp_path):
     assert 'class="badge described"' in text
     assert 'id="again"' not in text  # the function came from Python
     names = [path.name for path in found.export(tmp_path / "export", ["csv", "latex", "svg"])]
-    assert names == ["answers.csv", "contrasts.csv", "records.csv", "answers.tex", "speed-loss-1-0.svg"]
+    assert names == ["answers.csv", "contrasts.csv", "records.csv", "answers.tex", "speed-training-loss.svg"]

@@ -15,8 +15,8 @@ from normscope.plots import number
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 
 Floats = NDArray[np.float64]
+_BEGIN_CLAUSES = ("with ", "without ", "in ")  # words for an arm that need no "with" before them
 #: Columns of the records that do not tell one cell from another, apart from its seed.
-_BEGIN_CLAUSES = ("with ", "without ", "of ")  # words for an arm that need no "with" before them
 _NOT_OF_A_CELL = ("seed", "step", "probe", "site", "name", "value", "unit")
 
 

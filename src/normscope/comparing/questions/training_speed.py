@@ -1,12 +1,14 @@
 """Question 5: does the network train faster?"""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from normscope.comparing.quantities import end_loss, mean_loss
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure
 from normscope.studies import Best, Contrast, Evidence, last
 
+_DECADE = 10.0  # an axis is logarithmic where losses span as much
 _BY_CHOICE = last("choice_loss", probe="evaluation")
 
 
@@ -58,7 +60,16 @@ class TrainingSpeed(AbstractQuestion):
 
     def figures(self, evidence: Evidence, pairs: Sequence[Pair]) -> Sequence[Figure]:
         """Draw the training loss, and the loss on evaluation data."""
-        found = [self.curves(evidence, "loss", at={"rate": 1.0}, title="Training loss")]
+        found = [self._drawn(evidence, "training", "Training loss")]
         if len(evidence.select(probe="evaluation", name="loss")):
-            found.append(self.curves(evidence, "loss", probe="evaluation", at={"rate": 1.0}, title="Evaluation loss"))
+            said = "In evaluation mode, on every second batch of the evaluation data."
+            found.append(self._drawn(evidence, "evaluation", "Evaluation loss", caption=said))
         return found
+
+    def _drawn(self, evidence: Evidence, probe: str, title: str, **changes: Any) -> Figure:
+        values = evidence.select(probe=probe, name="loss", rate=1.0)["value"].drop_nans()
+        low, high = (float(end) if isinstance(end, float) else 0.0 for end in (values.min(), values.max()))
+        spans = 0 < _DECADE * low <= high
+        return self.curves(
+            evidence, "loss", probe=probe, at={"rate": 1.0}, title=title, slug=f"{probe}-loss", log=spans, **changes
+        )
