@@ -587,7 +587,8 @@ def test_a_step_whose_batch_is_unknown_is_left_out_and_the_next_is_read():
     assert scope.not_read == {}
 
 
-def test_what_a_probe_or_a_sink_draws_is_undone():
+@pytest.mark.parametrize(("probe_draws", "sink_draws"), [(True, False), (False, True)])
+def test_what_a_probe_or_a_sink_draws_is_undone(probe_draws, sink_draws):
     class Drawing(ns.probes.Loss):
         __doc__ = ns.probes.Loss.__doc__
         CODE = "drawing"
@@ -610,7 +611,8 @@ def test_what_a_probe_or_a_sink_draws_is_undone():
         model = make()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         if watched:
-            scope = ns.watch(model, optimizer, probes=[Drawing()], sinks=[Sink()], every=1)
+            probes, sinks = [Drawing() if probe_draws else ns.probes.Loss()], [Sink()] if sink_draws else []
+            scope = ns.watch(model, optimizer, probes=probes, sinks=sinks, every=1)
         plain_loop(model, optimizer, data(3))
         if watched:
             scope.close()

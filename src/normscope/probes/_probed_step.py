@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -31,10 +31,6 @@ from normscope.probes._users_pass import UsersPass
 from normscope.probes._wiring import Wiring
 from normscope.records import Record
 from normscope.usercode import described
-
-if TYPE_CHECKING:
-    pass
-
 
 _SCALER_FOUND = (
     "a gradient scaler steps the optimizer, of which the scope was not told, so gradients and loss of this step carry "
@@ -78,8 +74,7 @@ class ProbedStep:
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
         self.wiring_causes: list[str] = []
-        self.no_batch = ""
-        self._scaler_was_found = False
+        self.no_batch, self._scaler_was_found = "", False
         self.left_out: tuple[Sequence[AbstractProbe], str] | None = None
 
     def begin(self) -> None:
@@ -107,6 +102,11 @@ class ProbedStep:
     def _replays(self, probe: AbstractProbe) -> bool:
         """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
         return probe.replays or (self._compiled and probe in self._step.listening())
+
+    @property
+    def has_foreign_code(self) -> bool:
+        """Whether reading runs code that is not of this package: the loss, or a probe of the user's own."""
+        return any(not type(probe).__module__.startswith("normscope.") or self._replays(probe) for probe in self._due)
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step

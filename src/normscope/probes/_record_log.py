@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from normscope._errors import UsageError
 from normscope.modules.rng import streams_kept
 from normscope.probes._sinks import Delivery, RecordSink, Sink
-from normscope.records import Finding, MemoryStore, Record
+from normscope.records import Finding, MemoryStore, Record, Store
 
 if TYPE_CHECKING:
     import polars
@@ -21,10 +21,14 @@ class RecordLog:
     Args:
         sink: Where the records are kept; None keeps them in memory.
         sinks: Where else they are shown.
+
+    Attributes:
+        has_foreign_sinks: Whether records are handed to anything but the package's own store.
     """
 
     def __init__(self, sink: RecordSink | None, sinks: Sequence[Sink]) -> None:
         self._sink = sink
+        self.has_foreign_sinks = bool(sinks) or not isinstance(sink, (Store, type(None)))
         self._store = None if sink is None else Delivery(sink)
         self._deliveries = [*filter(None, [self._store]), *map(Delivery, sinks)]
         self._records: list[Record] = []

@@ -172,7 +172,8 @@ class Recorder:
             return
         try:
             if inside.probed is not None:
-                with without_autocast(), streams_kept():  # a probe or a sink of the user's own may draw from them
+                foreign = self._log.has_foreign_sinks or inside.probed.has_foreign_code
+                with without_autocast(), streams_kept(foreign):  # only what is foreign may draw from them
                     self._read(inside.probed)
             inside.let_observers_read()
         finally:
