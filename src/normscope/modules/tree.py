@@ -7,18 +7,18 @@ from torch.nn import Module, Parameter
 
 def walk(model: Module) -> list[tuple[str, Module]]:
     """Return every module once with its qualified name, as ``named_modules`` yields them, at a fraction of its time."""
-    seen: set[Module] = set()
     found: list[tuple[str, Module]] = []
-
-    def visit(module: Module, name: str) -> None:
-        seen.add(module)
-        found.append((name, module))
-        for key, child in module._modules.items():
-            if child is not None and child not in seen:
-                visit(child, f"{name}.{key}" if name else key)
-
-    visit(model, "")
+    _visit(model, "", set(), found)
     return found
+
+
+# No function inside ``walk``: it would hold itself and all modules until Python's collector runs.
+def _visit(module: Module, name: str, seen: set[Module], found: list[tuple[str, Module]]) -> None:
+    seen.add(module)
+    found.append((name, module))
+    for key, child in module._modules.items():
+        if child is not None and child not in seen:
+            _visit(child, f"{name}.{key}" if name else key, seen, found)
 
 
 def is_childless(module: Module) -> bool:

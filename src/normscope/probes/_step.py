@@ -286,8 +286,11 @@ class Step(KeptValues):
     def release(self) -> None:
         """Let go of all that was noted; called once the probes have read.
 
-        Readers hold the step, and the step them: Python's collector would leave the copies of many steps in memory.
+        Readers hold the step, and the step them: Python's collector would leave the copies of many steps in memory, and
+        has to search for them. So it is with who takes the failures, who holds the batch.
         """
+        self._report = lambda *_: None
         for kept in (self._listeners, self._notes, self._values, self._changes, self._modules, self._memo):
             kept.clear()
+        self._backward_ends.clear()
         self._memo_of, self._replay, self._tree, self._contents = None, None, None, Contents()
