@@ -172,8 +172,7 @@ class Recorder:
             return
         try:
             if inside.probed is not None:
-                foreign = self._log.has_foreign_sinks or inside.probed.has_foreign_code
-                with without_autocast(), streams_kept(foreign):  # only what is foreign may draw from them
+                with without_autocast(), streams_kept(self._log.has_foreign_sinks or inside.probed.has_foreign_code):
                     self._read(inside.probed)
             inside.let_observers_read()
         finally:
