@@ -231,7 +231,7 @@ def works(small, monkeypatch):
     monkeypatch.chdir(small)
     run = ("--seeds", 2, "--workers", 1, "--out", "run")
     return {
-        ("demo",): ("--seeds", 2, "--workers", 1, "--out", "demo"),
+        ("demo",): ("--seeds", 1, "--workers", 1, "--out", "demo"),
         ("compare",): (
             "setup.py:make_case",
             "--steps",

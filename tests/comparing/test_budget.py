@@ -1,13 +1,13 @@
 """A budget: what is left out, in which order, and that it is kept by what was timed."""
 
-import time
-
 import pytest
 from hypothesis import given, strategies as st
 
 import normscope as ns
 from kit import set_ups
 from normscope._errors import UsageError
+from normscope.comparing import ComparisonWarning, budget
+from normscope.comparing.arms import Factory, arms_of
 from normscope.comparing.budget import Pilot, expected, fullest, seconds_of
 from normscope.comparing.plan import Plan
 
@@ -76,20 +76,39 @@ def test_the_costliest_probe_goes_first():
     assert chosen.readings["descent"]["when"] == "ends"
 
 
-def test_a_comparison_says_what_it_left_out_and_keeps_its_plan(tmp_path):
-    began = time.perf_counter()
-    options = {"budget": 20, "workers": 1, "questions": ["speed"], "out": tmp_path}
-    with pytest.warns(ns.comparing.ComparisonWarning, match="To keep the budget: .* steps a run instead of 200"):
-        found = ns.compare(set_ups.make_slow_case, **options)
-    took = time.perf_counter() - began
-    assert found.plan.seeds >= 3
+@pytest.fixture
+def timed(monkeypatch):
+    """Have every arm be timed with the same planted times: a step takes a second."""
+    monkeypatch.setattr(budget, "pilot_of", lambda arm, plan: Pilot(0.1, 1.0, 0.1, dict.fromkeys(plan.readings, 2.0)))
+
+
+@pytest.mark.usefixtures("timed")
+def test_a_comparison_says_what_it_left_out_and_keeps_its_plan(tmp_path, monkeypatch):
+    options = {"budget": "8min", "workers": 1, "questions": ["speed"], "out": tmp_path}
+    with pytest.warns(
+        ComparisonWarning, match="To keep the budget: .* steps a run instead of 200; 3 seeds instead of 5"
+    ):
+        found = ns.compare(set_ups.make_case, **options)
     assert found.plan.steps < 200
-    again = time.perf_counter()
-    with pytest.warns(ns.comparing.ComparisonWarning, match="To keep the budget"):
-        assert ns.compare(set_ups.make_slow_case, **options).plan == found.plan
-    assert time.perf_counter() - again < took
+    assert found.evidence.seeds == (0, 1, 2)
+    assert any("To keep the budget" in note for note in found.notes)
+    monkeypatch.setattr(budget, "pilot_of", None)  # the plan is that of the run that lies there: nothing is timed anew
+    with pytest.warns(ComparisonWarning, match="To keep the budget"):
+        assert ns.compare(set_ups.make_case, **options).plan == found.plan
 
 
+@pytest.mark.usefixtures("timed")
 def test_a_budget_that_is_too_short_says_what_is_needed(tmp_path):
-    with pytest.raises(UsageError, match=r"a budget of 1 s is too short: at least \d+ s are needed with 1 worker"):
-        ns.compare(set_ups.make_slow_case, budget=1, workers=1, questions=["speed"], out=tmp_path)
+    with pytest.raises(UsageError, match=r"a budget of 60 s is too short: at least \d+ s are needed with 2 workers"):
+        ns.compare(set_ups.make_case, budget="1min", workers=2, questions=["speed"], out=tmp_path)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_the_parts_of_a_run_are_timed():
+    (arm,) = [arm for arm in arms_of({"": Factory(set_ups.make_case)}, None) if arm.name == "own"]
+    readings = {"gradient_flow": {"when": "often", "options": {}}, "curvature": {"when": "ends", "options": {}}}
+    found = budget.pilot_of(arm, Plan(("gradients",), steps=20, readings=readings))
+    assert 0 < found.step < 5
+    assert found.evaluation > 0
+    assert found.readings.keys() == readings.keys()
+    assert found.readings["curvature"] > 3 * found.step

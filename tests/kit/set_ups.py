@@ -1,7 +1,5 @@
 """Small training set-ups, each made anew by a function, as a user hands them to a comparison."""
 
-import time
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -69,18 +67,3 @@ def make_scheduled_case():
 
     train, test = loaders()
     return ns.Case(model, entropy, train, optimizer, test, step=step, averaged=averaged)
-
-
-def make_slow_case():
-    """Make a set-up whose step takes the same time on any machine: it waits."""
-    case = make_case()
-
-    def step(model, batch):
-        time.sleep(0.01)
-        case.optimizer.zero_grad()
-        loss = entropy(model, batch)
-        loss.backward()
-        case.optimizer.step()
-        return loss
-
-    return ns.Case(case.model, entropy, case.loader, case.optimizer, case.eval_loader, step=step)
