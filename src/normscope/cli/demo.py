@@ -29,7 +29,7 @@ def demo(
     from normscope.records.answers import headline
 
     advice = "run the same command again to go on where it stopped"
-    with interruptible(advice), progress_bar(as_json, studies=2) as bars:
+    with interruptible(advice), progress_bar(as_json) as bars:
         found = comparing.compare(
             EXAMPLE, seeds=seeds, steps=STEPS, out=out / "comparison", workers=workers, progress=bars
         )
