@@ -171,7 +171,8 @@ class Comparison:
     def _does_not_learn(self, arm: str) -> str:
         found, head = self._learning(arm), self.pairs[0]
         seeds = f" in every seed ({found.why})" if found.why else ""
-        said = f"The network {self.arms[arm]} does not learn{seeds} within {self.plan.steps} steps: {found.finding}"
+        seen = found.finding if found.effect.point > 0 else "its loss does not fall"
+        said = f"The network {self.arms[arm]} does not learn{seeds} within {self.plan.steps} steps: {seen}"
         if arm in (head.first, head.second):
             return said
         return f"{said}; what is said of learning compares with the network {head.words[1]}"
