@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 
+from kit.browser import CHROMIUM, sync_playwright
 from normscope import cli
 
 # How long an example takes is the machine's matter: a slow or busy one must not fail a law.
@@ -53,3 +54,12 @@ def refuse(run):
         return lines[0]
 
     return refuse
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for the tests that look at pages."""
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()

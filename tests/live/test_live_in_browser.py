@@ -10,20 +10,12 @@ import time
 import pytest
 
 from kit import watched_training
-from kit.browser import CHROMIUM, IN_BROWSER, overflow, sync_playwright, until
+from kit.browser import IN_BROWSER, overflow, until
 from kit.live_run import HOSTILE, begin, rows_of
 from normscope.live import LiveServer
 from normscope.records import Record
 
 pytestmark = IN_BROWSER
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -1,14 +1,6 @@
 import pytest
 
-from kit.browser import CHROMIUM, READY, sync_playwright
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+from kit.browser import READY
 
 
 @pytest.fixture
