@@ -1,10 +1,10 @@
-"""Find any unit: a study, a probe, a layer or a rule; and what studies answer in the evidence of the package."""
+"""Find any unit: study, probe, layer, rule or question; and what studies answer in the evidence of the package."""
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from normscope import layers, probes, rules, studies
+from normscope import comparing, layers, probes, rules, studies
 from normscope._errors import UsageError
 from normscope._unit import Unit, discover, near
 from normscope.layers import AbstractLayer
@@ -12,11 +12,13 @@ from normscope.report import CondensedEvidence, read
 
 
 def unit(name: str) -> Unit | type[Unit]:
-    """Find a study, probe, layer or rule by its code; a rule also by its name, a probe or layer by its class.
+    """Find a study, probe, layer, rule or question of a comparison by its code; some also by name or class.
+
+    A rule is also found by its name, a probe or layer by its class.
 
     Args:
-        name: The name, in any case, with hyphens or underscores; ``study:``, ``probe:``, ``layer:`` or ``rule:`` before
-            it chooses between kinds that share it.
+        name: The name, in any case, with hyphens or underscores; ``study:``, ``probe:``, ``layer:``, ``rule:`` or
+            ``question:`` before it chooses between kinds that share it.
             A name that ends in ``.py`` is the file of a user's own study, which is executed.
 
     Raises:
@@ -29,6 +31,7 @@ def unit(name: str) -> Unit | type[Unit]:
         "probe": {key: probe for probe in probes.all() for key in (probe.CODE, probe.__name__)},
         "layer": {key: layer for layer in discover(layers, AbstractLayer) for key in (layer.CODE, layer.__name__)},
         "rule": {key: rule for rule in rules.all() for key in (rule.CODE, rule.SLUG)},
+        "question": {question.CODE: question for question in comparing.all_questions()},
     }
     kind, _, rest = name.partition(":")
     if rest and kind.strip().lower() in kinds:
@@ -40,8 +43,8 @@ def unit(name: str) -> Unit | type[Unit]:
     if len(having) > 1:
         raise UsageError(f"{name!r} is a {' and a '.join(having)}: say {' or '.join(f'{k}:{name}' for k in having)}")
     if not having:
-        known = [key for units in kinds.values() for key in units]
-        raise UsageError(f"no study, probe, layer or rule is called {name!r}: did you mean {near(name, known)}?")
+        close = near(name, [key for units in kinds.values() for key in units])
+        raise UsageError(f"no study, probe, layer, rule or question is called {name!r}: did you mean {close}?")
     the_unit: Unit | type[Unit]
     (the_unit,) = having.values()
     return the_unit

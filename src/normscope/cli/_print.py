@@ -39,7 +39,7 @@ def print_json(document: Any) -> None:
 
 
 def print_page(heading: Sequence[str], unit: Any) -> None:
-    """Print the page of a study, probe, layer or rule.
+    """Print the page of a study, probe, layer, rule or question.
 
     Args:
         heading: The lines above the page.
@@ -54,7 +54,7 @@ def print_page(heading: Sequence[str], unit: Any) -> None:
 
 
 def print_unit(unit: Any, as_json: bool) -> None:
-    """Print code, title, page and sources of a study, probe, layer or rule."""
+    """Print code, title, page and sources of a study, probe, layer, rule or question."""
     if as_json:
         print_json({"code": unit.CODE, "title": unit.title(), "sources": unit.SOURCES, "page": unit.page()})
     else:

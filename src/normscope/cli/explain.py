@@ -10,10 +10,10 @@ from normscope.cli._words import Json
 
 
 def explain(
-    name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer or a rule.")],
+    name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer, a rule or a question.")],
     as_json: Json = False,
 ) -> None:
-    """Explain a study, a probe, a layer or a rule: its page; of a study first what it answers."""
+    """Print the page of a study, a probe, a layer, a rule, or a question of a comparison; of a study its answer first."""
     from normscope.explain import is_study, unit
 
     found = unit(name)
