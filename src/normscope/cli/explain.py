@@ -13,7 +13,7 @@ def explain(
     name: Annotated[str, typer.Argument(metavar="SLUG", help="A study, a probe, a layer, a rule or a question.")],
     as_json: Json = False,
 ) -> None:
-    """Print the page of a study, a probe, a layer, a rule, or a question of a comparison; of a study its answer first."""
+    """Print the page of a study, probe, layer, rule, or question of a comparison; of a study its answer first."""
     from normscope.explain import is_study, unit
 
     found = unit(name)
