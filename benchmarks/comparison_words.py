@@ -82,8 +82,8 @@ def page(counts: dict[str, Counter[str]], seeds: int, steps: int) -> str:
             f"{comparisons} comparisons of {seeds} seeds, {steps} training steps: a network of three layers with "
             "batch norm, and the same network with its first weights drawn anew. Whatever *holds* or is *opposite* "
             "here is false; the words are corrected by Holm over the questions, so that in at most 5 % of the "
-            f"comparisons any of them is. {total} false words were given in all, {total / comparisons:.3f} a comparison "
-            f"(with chance, up to {bound:.3f} is no more than allowed). "
+            f"comparisons any of them is. {total} false words were given in all, {total / comparisons:.3f} a "
+            f"comparison (with chance, up to {bound:.3f} is no more than allowed). "
             "Made by `python benchmarks/comparison_words.py`.",
             120,
         ),
