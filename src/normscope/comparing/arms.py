@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn import Module
 
 from normscope._errors import UsageError, shown
@@ -50,31 +51,50 @@ class Factory:
         self._source = source
         self.words = source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__)
         self._function: Callable[..., Any] | None = None if isinstance(source, str) else source
+        self._folder = self._folder_now()
+
+    @property
+    def is_in_file(self) -> bool:
+        """Whether the function is given as one in a file, which is executed anew for every comparison."""
+        return isinstance(self._source, str) and Path(self._source.rpartition(":")[0]).is_file()
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function, imported at the first call.
+
+        Raises:
+            UsageError: As of ``open_factory``.
+        """
+        if self._function is None:
+            assert isinstance(self._source, str)
+            self._folder = self._folder_now()  # what is imported may change the working directory
+            self._function = open_factory(self._source)
+        return self._function
 
     def make(self, seed: int) -> Case:
         """Call the function under a seed: all random streams are set by it, and it is given if it is wanted.
 
         Raises:
-            UsageError: As of ``open_factory`` and ``case_made_by``.
+            UsageError: As of ``load`` and ``case_made_by``.
         """
-        if self._function is None:
-            assert isinstance(self._source, str)
-            self._function = open_factory(self._source)
+        function, threads = self.load(), torch.get_num_threads()
         seed_streams(seed)
-        with imports_from(self._folder()):
-            return case_made_by(self._function, self.words.rpartition(":")[2], seed)
+        with imports_from(self._folder):
+            made = case_made_by(function, self.words.rpartition(":")[2], seed)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)  # the last bits of sums depend on it
+        return made
 
     def text(self) -> str:
         """Return the source text that the function stands in; empty if it is not at hand."""
-        function: Any = open_factory(self._source) if isinstance(self._source, str) else self._source
+        function: Any = self.load()
         try:
             return Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_text(encoding="utf-8")
         except (OSError, TypeError, ValueError):
             return ""
 
-    def _folder(self) -> Path:
-        if isinstance(self._source, str) and (path := Path(self._source.rpartition(":")[0])).is_file():
-            return path.resolve().parent
+    def _folder_now(self) -> Path:
+        if isinstance(self._source, str) and self.is_in_file:
+            return Path(self._source.rpartition(":")[0]).resolve().parent
         return Path.cwd()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from normscope._errors import UsageError
 from normscope.comparing.arms import Arm
 from normscope.comparing.evaluation import evaluate
 from normscope.comparing.plan import EVALUATIONS, Plan, Wish
+from normscope.comparing.rates import optimizer_of
 from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
+from normscope.modules.settings import settings_kept
 from normscope.probes import Recorder
 from normscope.report import counted
 from normscope.studies.workers import one_thread
@@ -61,6 +63,11 @@ class Pilot:
         runs = self.making + plan.steps * self.step + (EVALUATIONS + 1 + _GAP) * self.evaluation
         return runs + sum(plan.times(code) * self.readings.get(code, 0.0) for code in plan.readings)
 
+    def scaled(self, factor: float) -> "Pilot":
+        """Return a run that takes so much longer, or shorter, in all parts."""
+        readings = {code: factor * seconds for code, seconds in self.readings.items()}
+        return Pilot(factor * self.making, factor * self.step, factor * self.evaluation, readings)
+
     def plain_seconds(self, plan: Plan) -> float:
         """Return how long a run takes in which no probe is read."""
         return self.seconds(replace(plan, readings={}))
@@ -85,35 +92,46 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
     for probe in [] if arm.aside else plan.probes():
         probe.every = 1
         recorder = Recorder(
-            case.model, case.loss_fn, case.optimizer, [probe], every=1, also=case.also, tells_cost=False
+            case.model, case.loss_fn, optimizer_of(case), [probe], every=1, also=case.also, tells_cost=False
         )
         took = [_timed(steps, recorder.step) for _ in range(2)]  # the first reading also looks around
         readings[probe.CODE] = max(0.0, min(took) - step)
     return Pilot(making, step, evaluation, readings)
 
 
-def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int) -> Plan:
+def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: float, spare: str = "") -> Plan:
     """Return the fullest plan that fits into a budget; the arms are timed for it.
+
+    An arm that the runs may turn out to need counts half: with it the comparison takes a little longer than planned,
+    and without it a little less.
 
     Args:
         plan: What would be run without a budget.
         arms: The arms.
         wish: Its budget, and whether it leaves steps and seeds open.
         workers: Processes.
+        began: When the comparison began, by ``time.perf_counter``.
+        spare: Name of the arm that is like one that may be added; empty if none may.
 
     Raises:
         UsageError: Not even the least fits.
     """
-    began, budget = time.perf_counter(), wish.budget or math.inf
+    budget = wish.budget or math.inf
     with streams_kept(), one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the runs give them again
-        pilots = [pilot_of(arm, plan) for arm in arms]
+        pilots = [_pilot(arm, plan) for arm in arms]
+    pilots += [pilot.scaled(0.5) for arm, pilot in zip(arms, pilots, strict=True) if arm.name == spare]
     spent = time.perf_counter() - began
     found = fullest(plan, pilots, _SHARE * (budget - spent), workers, free=(wish.steps is None, wish.seeds is None))
     if expected(found, pilots, workers) > _SHARE * (budget - spent):
         wanted, count = expected(found, pilots, workers) / _SHARE + spent, counted(workers, "worker")
         raise UsageError(f"a budget of {budget:.0f} s is too short: at least {wanted:.0f} s are needed with {count}")
     return replace(found, left_out=_left_out(plan, found))
+
+
+def _pilot(arm: Arm, plan: Plan) -> Pilot:
+    with settings_kept():
+        return pilot_of(arm, plan)
 
 
 def fullest(plan: Plan, pilots: Sequence[Pilot], seconds: float, workers: int, *, free: tuple[bool, bool]) -> Plan:

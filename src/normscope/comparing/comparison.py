@@ -1,5 +1,6 @@
 """A comparison as it lies in a folder: its records, the words that they give, and its answers in sentences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -15,7 +16,7 @@ from normscope.comparing.plan import Plan
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.comparing.reading import CODE, evidence_of
 from normscope.plots import Figure, Table
-from normscope.records import Store, Verdict
+from normscope.records import Outcome, Store, Verdict
 from normscope.records.answers import capital, headline
 from normscope.records.notebook import card, head, items, paragraph, with_code
 from normscope.records.numbers import UNBOUNDED, counted
@@ -104,9 +105,11 @@ class Comparison:
 
     def _answer(self, question: AbstractQuestion, verdict: Verdict) -> Answer:
         asks = question.asks(self.pairs[0])
-        if not self.described or question.lacks(self.evidence):
+        if not self.described or question.lacks(self.evidence) or not math.isfinite(verdict.effect.point):
             return Answer(question, asks, verdict, headline(verdict))
-        seen = verdict.finding.replace(f" ({UNBOUNDED})", "").rstrip(".")  # one seed has no interval
+        seen = _without_bounds(verdict.finding).rstrip(".")
+        if verdict.effect.point == 0 and verdict.effect.scale == "difference":  # "0 less" is no way to speak
+            seen = f"no difference ({verdict.reason.rstrip('.')})"
         sentence = f"Described, not judged ({counted(len(self.evidence.seeds), 'seed')}): {seen}."
         return Answer(question, asks, verdict, sentence, described=True)
 
@@ -170,8 +173,10 @@ class Comparison:
 
     def _does_not_learn(self, arm: str) -> str:
         found, head = self._learning(arm), self.pairs[0]
-        seeds = f" in every seed ({found.why})" if found.why else ""
-        seen = found.finding if found.effect.point > 0 else "its loss does not fall"
+        unmeasured = found.outcome is Outcome.NOT_MEASURABLE
+        seeds = f" in every seed ({found.why})" if found.why and not unmeasured else ""
+        falls = _without_bounds(found.finding) if found.effect.point > 0 else "its loss does not fall"
+        seen = found.why if unmeasured else falls
         said = f"The network {self.arms[arm]} does not learn{seeds} within {self.plan.steps} steps: {seen}"
         if arm in (head.first, head.second):
             return said
@@ -289,3 +294,8 @@ class Comparison:
             StoreError: The folder cannot be written.
         """
         return export(Path(folder), kinds, self._page(), self.answers(), self.evidence.frame)
+
+
+def _without_bounds(said: str) -> str:
+    """Leave out that an interval has no bound: a single seed has no interval."""
+    return said.replace(f" ({UNBOUNDED})", "")

@@ -12,8 +12,10 @@ from normscope.comparing.arms import Arm
 from normscope.comparing.plan import Plan, Progress
 from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
+from normscope.modules.settings import Settings, settings_kept
 from normscope.records import Record, files
 from normscope.studies.workers import one_thread
+from normscope.usercode import users_code
 
 _FILE = "cost.json"
 _WARM, _ROUNDS = 2, 8
@@ -39,11 +41,20 @@ def measure_cost(arms: Sequence[Arm], plan: Plan, progress: Progress | None = No
     for seed in range(plan.seeds):
         if progress is not None:
             progress("timing steps", seed, plan.seeds)
-        with streams_kept(), one_thread():
-            rows += _costs({arm.name: Steps(arm.make(seed)[0], seed) for arm in arms}, seed)
+        with streams_kept(), one_thread(), settings_kept(), users_code("a training step that is timed"):
+            rows += _costs(_made(arms, seed), seed)
     if progress is not None:
         progress("timing steps", plan.seeds, plan.seeds)
     return rows
+
+
+def _made(arms: Sequence[Arm], seed: int) -> dict[str, Steps]:
+    """Make all arms of a seed; each factory begins from the same settings, and its settings stay while it is timed."""
+    settings, found = Settings(), {}
+    for arm in arms:
+        settings.restore()
+        found[arm.name] = Steps(arm.make(seed)[0], seed)
+    return found
 
 
 def _costs(arms: dict[str, Steps], seed: int) -> list[dict[str, Any]]:

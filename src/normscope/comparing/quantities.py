@@ -27,17 +27,17 @@ def loss_curves(evidence: Evidence, **where: Any) -> Floats:
         where: Arm and point.
 
     Returns:
-        NaN where a seed has no records at all.
+        NaN where a seed has no records at all, or its first loss is no finite number.
     """
     steps = int(evidence.settings["steps"])
     found = np.full((len(evidence.seeds), steps), np.nan)
     curves = evidence.curves(evidence.select(probe="training", name="loss", **where))
     for row, seed in zip(found, evidence.seeds, strict=True):
-        if seed in curves:
+        if seed in curves and math.isfinite(curves[seed][1][0]):
             at, values = curves[seed]
             row[:] = np.inf  # until a value is there
             row[at.astype(int)] = values
-            row[~np.isfinite(row)] = values[0] if math.isfinite(values[0]) else np.nan
+            row[~np.isfinite(row)] = values[0]
             ended = np.flatnonzero(~np.isfinite(values))
             if len(ended):
                 row[int(at[ended[0]]) :] = values[0]
@@ -80,11 +80,13 @@ def fall() -> Quantity:
     def read(evidence: Evidence, **where: Any) -> Floats:
         point = {key: value for key, value in where.items() if key != "arm"}
         present = evidence.select(**point)["arm"].unique().to_list()
-        means = [float(np.nanmean(falls(evidence, arm=arm, **point))) for arm in present]
+        found = {arm: falls(evidence, arm=arm, **point) for arm in present}
+        means = [float(kept.mean()) for each in found.values() if len(kept := each[np.isfinite(each)])]
         firsts = evidence.select(probe="training", name="loss", **point).filter(pl.col("step") == 0)["value"].abs()
         first = firsts.mean()
         least = _LEAST_FALL * float(first) if isinstance(first, float) and math.isfinite(first) else 0.0
-        return np.asarray(falls(evidence, **where) / max([least, *filter(math.isfinite, means)], default=math.nan))
+        own, largest = falls(evidence, **where), max([least, *means])
+        return np.asarray(own / largest) if largest > 0 else np.sign(own)  # a loss that begins at 0 has no share
 
     return Quantity("fall of the training loss, as a share of the largest fall", read, unit="%")
 

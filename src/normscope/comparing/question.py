@@ -1,5 +1,6 @@
 """What every question of a comparison is: contrasts of arms that begin from the same weights, and what they rest on."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from normscope.plots import Figure, Table
 
 When = Literal["often", "some", "ends"]
+_LEARNING = "learning"  # name of the contrast that an arm learns
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,17 @@ class AbstractQuestion(AbstractJudge):
             each_above=LEARNS,
             margin_reason=LEARNS_REASON,
             unit="%",
+            name=_LEARNING,
         )
+
+    def verdict_of(self, contrast: Contrast, evidence: Evidence, *, primary: bool = False) -> Verdict:
+        """Judge one contrast; where no loss falls, a share of the largest fall is not spoken of."""
+        found = super().verdict_of(contrast, evidence, primary=primary)
+        if contrast.name != _LEARNING:
+            return found
+        if not math.isfinite(found.effect.point):
+            return replace(found, why="its loss is no finite number at the first step")
+        return replace(found, finding="its loss does not fall") if found.effect.point <= 0 else found
 
     @property
     def wording(self) -> Wording:

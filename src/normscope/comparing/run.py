@@ -4,7 +4,8 @@ import functools
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,9 @@ from normscope.comparing.find import chosen_questions
 from normscope.comparing.plan import Plan, Progress, Wish, plan_of
 from normscope.comparing.reading import CODE
 from normscope.comparing.training import run_cell
-from normscope.evidence import Case
 from normscope.modules.batches import tensors
 from normscope.modules.rng import streams_kept
+from normscope.modules.settings import settings_kept
 from normscope.records import Cell, Record, Store, provenance
 from normscope.records.json import canonical_form
 from normscope.studies.workers import in_processes, one_thread, worker_count
@@ -79,21 +80,43 @@ def compare(
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
         StoreError: The folder cannot be written, or holds a run of another configuration.
     """
-    made = arms_of(_factories(source), arms)
+    began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, tuple(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
     workers = worker_count(workers)
-    with streams_kept(), one_thread():
-        seen = foresee(made)
-    workers = workers if seen.on_cpu else 1
-    config = _configuration(seen, plan, wish)
-    plan = _known_plan(Path(out), config) or (plan if wish.budget is None else fitted(plan, seen.arms, wish, workers))
-    notes = [*seen.notes, *plan.left_out]
-    chosen = {"plan": plan.as_json(), "reports": seen.reports, "notes": notes}
-    store = Store.create(Path(out), {**config, **chosen} | ({} if wish.budget is None else {"seeds": plan.seeds}))
-    for note in notes:
-        warnings.warn(note, ComparisonWarning, stacklevel=2)
-    return _run_all(store, seen.arms, plan, workers, progress)
+    with _apart(made):
+        with one_thread():
+            seen = foresee(made)
+        workers = workers if seen.on_cpu else 1
+        config = _configuration(seen, plan, wish)
+        if known := _known_plan(Path(out), config):
+            plan = known
+        elif wish.budget is not None:
+            spare = _may_need_rescue(seen.arms)
+            plan = fitted(plan, seen.arms, wish, workers, began=began, spare=spare.name if spare else "")
+        notes = [*seen.notes, *plan.left_out]
+        chosen = {"plan": plan.as_json(), "reports": seen.reports, "notes": notes}
+        store = Store.create(Path(out), {**config, **chosen} | ({} if wish.budget is None else {"seeds": plan.seeds}))
+        for note in notes:
+            warnings.warn(note, ComparisonWarning, stacklevel=2)
+        return _run_all(store, seen.arms, plan, workers, progress)
+
+
+@contextmanager
+def _apart(arms: Sequence[Arm]) -> Iterator[None]:
+    """Import the factories, and leave the process as it was at the end, whatever the user's code sets.
+
+    The settings that a module makes where it is imported stay, as after any import: a later comparison does not import
+    it again.
+    """
+    with streams_kept(), torch.inference_mode(False), torch.enable_grad():
+        for arm in arms:
+            if not arm.factory.is_in_file:
+                arm.factory.load()
+        with settings_kept():
+            for arm in arms:
+                arm.factory.load()
+            yield
 
 
 def _run_all(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> Comparison:
@@ -150,7 +173,8 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
     models: list[Module] = []
     refusals = []
     for arm in arms:
-        case, report = arm.make(0, trial=True)
+        with settings_kept():
+            case, report = arm.make(0, trial=True)
         if any(case.model is other for other in models):
             raise UsageError(
                 f"{arm.factory.words} returned the same model twice: build the model, and what trains it, inside the "
@@ -166,8 +190,7 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
     if len(kept) < 2:
         raise UsageError(f"nothing to compare: {'; '.join(refusals)}")
     notes += [f"{refusal}: left out" for refusal in refusals]
-    again, _ = kept[0].make(1)
-    if _same_start(kept[0].make(0)[0], again):
+    if _begins_alike(kept[0]):
         notes.append(
             "the first weights are the same at every seed, so the seeds differ in the order of batches and in what the "
             "steps draw, no more: where the factory sets a seed itself, let it take an argument called seed"
@@ -176,8 +199,13 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
     return Foreseen(tuple(kept), reports, notes, on_cpu)
 
 
-def _same_start(one: Case, other: Case) -> bool:
-    mine, theirs = (list(case.model.parameters()) for case in (one, other))
+def _begins_alike(arm: Arm) -> bool:
+    """Say whether an arm begins from the same weights at two seeds."""
+    found = []
+    for seed in (0, 1):
+        with settings_kept():
+            found.append(arm.make(seed)[0])
+    mine, theirs = (list(case.model.parameters()) for case in found)
     return len(mine) == len(theirs) and all(map(torch.equal, tensors(mine), tensors(theirs)))
 
 
@@ -209,19 +237,29 @@ def _run(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: 
 def _work(arms: Mapping[str, Arm], plan: Plan, cell: Cell) -> tuple[Cell, list[Record], float]:
     """Run one cell on one thread; leave the caller's global state as it was."""
     began = time.perf_counter()
-    with streams_kept(), one_thread():
-        records = list(run_cell(arms[cell.arm], plan, cell))
+    with streams_kept():
+        for arm in arms.values():  # all, so that what an import sets does not depend on which cells a worker is given
+            arm.factory.load()
+        with one_thread(), settings_kept():
+            records = list(run_cell(arms[cell.arm], plan, cell))
     return cell, records, time.perf_counter() - began
 
 
 def _rescued(found: Comparison, arms: Sequence[Arm]) -> Arm | None:
     """Return the arm with rescaled weights, where the network does not learn without its norms."""
+    none = _may_need_rescue(arms)
+    own = next((arm for arm in arms if arm.surgery == "own" and arm.change is None), None)
+    if none is None or own is None or found.learns(none.name) or not found.learns(own.name):
+        return None
+    return replace(none, name="rescaled", words=WORDS["rescaled"], surgery="rescaled")
+
+
+def _may_need_rescue(arms: Sequence[Arm]) -> Arm | None:
+    """Return the arm without norms beside the network as it is, where none has rescaled weights in their place."""
     by_surgery = {arm.surgery: arm for arm in arms if arm.change is None}
     if not {"own", "none"} <= by_surgery.keys() or "rescaled" in by_surgery:
         return None
-    if found.learns(by_surgery["none"].name) or not found.learns(by_surgery["own"].name):
-        return None
-    return replace(by_surgery["none"], name="rescaled", words=WORDS["rescaled"], surgery="rescaled")
+    return by_surgery["none"]
 
 
 def _factories(source: Source | Mapping[str, Source]) -> dict[str, Factory]:

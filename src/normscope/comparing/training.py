@@ -13,7 +13,7 @@ from normscope.comparing.arms import Arm
 from normscope.comparing.described import batch_record, model_records, order_records, weight_norm
 from normscope.comparing.evaluation import evaluate, gap_records
 from normscope.comparing.plan import Plan
-from normscope.comparing.rates import scale_rates
+from normscope.comparing.rates import optimizer_of, scale_rates
 from normscope.evidence import Case
 from normscope.modules.backward import on_backward
 from normscope.modules.rng import RngState, seed_streams
@@ -84,7 +84,11 @@ class Steps:
         Raises:
             UsageError: The step returns no loss, and calls backward on no scalar.
         """
-        case, batch = self.case, self.next_batch() if batch is None else batch
+        with torch.enable_grad():  # a factory, or who calls it, may have switched gradients off
+            return self._step(self.next_batch() if batch is None else batch)
+
+    def _step(self, batch: Any) -> float:
+        case = self.case
         if case.step is None:
             assert case.optimizer is not None
             case.optimizer.zero_grad()
@@ -112,7 +116,7 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
     steps = Steps(case, cell.seed)
     probes = plan.probes() if watched else []
     options: dict[str, Any] = {"cell": cell.id, "also": case.also, "tells_cost": False}
-    recorder = Recorder(case.model, case.loss_fn, case.optimizer, probes, every=plan.steps, **options)
+    recorder = Recorder(case.model, case.loss_fn, optimizer_of(case), probes, every=plan.steps, **options)
     evaluated = plan.evaluated()
     yield from model_records(case.model, cell.id) if watched else ()
     yield from evaluate(case, plan.batches, cell.id, 0)
@@ -122,7 +126,8 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
         yield from batch_record(batch, cell.id) if watched and index == 0 else ()
         if watched and "descent" in plan.readings and index % plan.every("descent") == 0:
             yield weight_norm(case.model, cell.id, index)
-        with users_code(f"training step {index}"), torch.enable_grad(), recorder.step(batch):
+        doing = f"training step {index} of the arm {cell.arm} (seed {cell.seed})"
+        with users_code(doing), torch.enable_grad(), recorder.step(batch):
             loss = steps.step(batch)
         yield Record(cell.id, index, "training", "", "loss", loss)
         diverged = not math.isfinite(loss)

@@ -8,12 +8,13 @@ teacher) get the same norms. One training step is then tried, and undone, and mu
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.optim import LBFGS, Optimizer
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from normscope._errors import UsageError
@@ -135,17 +136,23 @@ def try_step(case: Case, name: str) -> None:
         try:
             with torch.enable_grad():
                 _step(case, batch)
+        except UsageError:
+            raise
         except Exception as error:
-            where = place_of(error)
+            where = f" ({place})" if (place := place_of(error)) else ""
+            if name == "own":  # nothing was changed
+                raise UsageError(f"the training step fails: {described(error)}{where}") from error
             raise UsageError(
-                f"{name}: the training step fails with the changed model: {described(error)}"
-                f"{f' ({where})' if where else ''}. What rests on the model's parameters or norms by name or number "
-                "must be made from the model when it is used, not in the factory"
+                f"{name}: the training step fails with the changed model: {described(error)}{where}. What rests on the "
+                "model's parameters or norms by name or number must be made from the model when it is used, not in the "
+                "factory"
             ) from error
         moved = [key for key, p in learning.items() if not torch.equal(p.detach(), values[key])]
     if not calls:
         raise UsageError(f"{name}: the step does not call the model that it is given: take the model from its argument")
-    if learning and not moved and (case.optimizer is not None or case.step is not None):
+    trains = case.optimizer is not None or case.step is not None
+    # One step may move nothing: a warm-up from 0, gradients gathered over steps, a scaler that skips the first.
+    if learning and not moved and trains and not _is_held(case, learning.values()):
         raise UsageError(
             f"{name}: a training step moves no parameter of the model: its optimizer holds other parameters. Build the "
             "optimizer in the factory, from the model that the factory returns"
@@ -158,10 +165,25 @@ def _step(case: Case, batch: Any) -> None:
         return
     case.model.zero_grad()
     loss = case.loss_fn(case.model, batch)
-    if isinstance(loss, Tensor) and loss.requires_grad:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise UsageError(f"loss_fn returns {kind}: it must return a scalar tensor")
+    if isinstance(case.optimizer, LBFGS):
+        raise UsageError(
+            "LBFGS needs a closure: give the set-up a step(model, batch) that calls optimizer.step(closure)"
+        )
+    if loss.requires_grad:
         loss.backward()
     if case.optimizer is not None:
         case.optimizer.step()
+
+
+def _is_held(case: Case, parameters: Iterable[Tensor]) -> bool:
+    """Say whether an optimizer that the set-up reaches holds one of some parameters."""
+    wanted = {id(parameter) for parameter in parameters}
+    optimizers = [case.optimizer, *(each for _, each in reached_objects(case))]
+    groups = [group for each in optimizers if isinstance(each, Optimizer) for group in each.param_groups]
+    return any(id(parameter) in wanted for group in groups for parameter in group["params"])
 
 
 @contextlib.contextmanager

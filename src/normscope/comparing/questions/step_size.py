@@ -14,6 +14,8 @@ from normscope.plots import Figure, Table
 from normscope.studies import Contrast, Evidence, Quantity, mean
 from normscope.studies.evidence import Floats
 
+_HALF = 0.5  # of the readings of a run, from which on its median has no bound
+
 SAFE = middle_log("safe_step", "learning rate up to which a step along the gradient lowers the loss", probe="descent")
 TO_SAFE = middle_log("step_to_safe", "learning rate of the set-up over that one", probe="descent")
 RAISED = mean("raised", "share of steps that raised the loss of their own batch", probe="descent")
@@ -127,7 +129,15 @@ class StepSize(AbstractQuestion):
 
     def lacks(self, evidence: Evidence) -> str:
         """Say why the safe step is not known."""
-        return not_read(evidence, "descent")
+        if why := not_read(evidence, "descent"):
+            return why
+        read = [arm for arm in self.arms if read_in(evidence, "descent", arm)]
+        known = [arm for arm in read if np.isfinite(SAFE(evidence, arm=arm, rate=1.0)).any()]
+        bounded = [arm for arm in read if arm not in known and (_unbounded(evidence, arm=arm, rate=1.0) >= _HALF).any()]
+        if len(known) > 1 or not bounded:
+            return ""
+        words = " and ".join(self.arms[arm] for arm in bounded)
+        return f"{words}, the loss does not curve upward along the gradient, so its quadratic model bounds no step"
 
 
 def relative_step() -> Quantity:
