@@ -108,7 +108,7 @@ class Comparison:
         if not self.described or question.lacks(self.evidence) or not math.isfinite(verdict.effect.point):
             return Answer(question, asks, verdict, headline(verdict))
         seen = _without_bounds(verdict.finding).rstrip(".")
-        if verdict.effect.point == 0 and verdict.effect.scale == "difference":  # "0 less" is no way to speak
+        if verdict.effect.point == 0 and verdict.effect.scale != "value":  # "0 less" is no way to speak
             seen = f"no difference ({verdict.reason.rstrip('.')})"
         sentence = f"Described, not judged ({counted(len(self.evidence.seeds), 'seed')}): {seen}."
         return Answer(question, asks, verdict, sentence, described=True)

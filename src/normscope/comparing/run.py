@@ -4,7 +4,7 @@ import functools
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +81,8 @@ def compare(
         StoreError: The folder cannot be written, or holds a run of another configuration.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
-    wish = Wish(steps, seeds, tuple(rates), batches, None if budget is None else seconds_of(budget))
+    rates = tuple(rates) if isinstance(rates, Iterable) else (rates,)
+    wish = Wish(steps, seeds, rates, batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
     workers = worker_count(workers)
     with _apart(made):
