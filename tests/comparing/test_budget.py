@@ -93,3 +93,9 @@ def test_a_comparison_says_what_it_left_out_and_keeps_its_plan(tmp_path):
 def test_a_budget_that_is_too_short_says_what_is_needed(tmp_path):
     with pytest.raises(UsageError, match=r"a budget of 1 s is too short: at least \d+ s are needed with 1 worker"):
         ns.compare(set_ups.make_slow_case, budget=1, workers=1, questions=["speed"], out=tmp_path)
+
+
+@given(pilots, st.floats(0.1, 3.0))
+def test_a_run_that_takes_longer_does_so_in_all_parts(found, factor):
+    for pilot in found:
+        assert pilot.scaled(factor).seconds(PLAN) == pytest.approx(factor * pilot.seconds(PLAN))

@@ -90,11 +90,7 @@ def compare(
             seen = foresee(made)
         workers = workers if seen.on_cpu else 1
         config = _configuration(seen, plan, wish)
-        if known := _known_plan(Path(out), config):
-            plan = known
-        elif wish.budget is not None:
-            spare = _may_need_rescue(seen.arms)
-            plan = fitted(plan, seen.arms, wish, workers, began=began, spare=spare.name if spare else "")
+        plan = _known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
         notes = [*seen.notes, *plan.left_out]
         chosen = {"plan": plan.as_json(), "reports": seen.reports, "notes": notes}
         store = Store.create(Path(out), {**config, **chosen} | ({} if wish.budget is None else {"seeds": plan.seeds}))
@@ -144,6 +140,14 @@ def _configuration(seen: "Foreseen", plan: Plan, wish: Wish) -> dict[str, Any]:
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
         "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
     }
+
+
+def _within_budget(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, began: float) -> Plan:
+    """Return the plan, or the fullest that fits where the user has set a budget."""
+    if wish.budget is None:
+        return plan
+    spare = _may_need_rescue(arms)
+    return fitted(plan, arms, wish, workers, began=began, spare=spare.name if spare else "")
 
 
 class Foreseen(NamedTuple):
