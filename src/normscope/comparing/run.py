@@ -81,8 +81,7 @@ def compare(
         StoreError: The folder cannot be written, or holds a run of another configuration.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
-    rates = tuple(rates) if isinstance(rates, Iterable) else (rates,)
-    wish = Wish(steps, seeds, rates, batches, None if budget is None else seconds_of(budget))
+    wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
     workers = worker_count(workers)
     with _apart(made):
@@ -140,6 +139,10 @@ def _configuration(seen: "Foreseen", plan: Plan, wish: Wish) -> dict[str, Any]:
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
         "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
     }
+
+
+def _several(rates: Sequence[float] | float) -> tuple[float, ...]:
+    return tuple(rates) if isinstance(rates, Iterable) else (rates,)
 
 
 def _within_budget(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, began: float) -> Plan:
