@@ -1,5 +1,7 @@
 """A budget: what is left out, in which order, and that it is kept by what was timed."""
 
+import time
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -9,6 +11,7 @@ from normscope._errors import UsageError
 from normscope.comparing import ComparisonWarning, budget
 from normscope.comparing.arms import Factory, arms_of
 from normscope.comparing.budget import Pilot, expected, fullest, seconds_of
+from normscope.comparing.cells import Clock
 from normscope.comparing.plan import Plan
 
 READINGS = {
@@ -112,3 +115,34 @@ def test_the_parts_of_a_run_are_timed():
     assert found.evaluation > 0
     assert found.readings.keys() == readings.keys()
     assert found.readings["curvature"] > 3 * found.step
+
+
+@given(pilots, st.floats(0.1, 3.0))
+def test_a_run_that_takes_longer_does_so_in_all_parts(found, factor):
+    for pilot in found:
+        assert pilot.scaled(factor).seconds(PLAN) == pytest.approx(factor * pilot.seconds(PLAN))
+
+
+def test_seeds_are_run_as_long_as_the_time_lasts_and_words_have_three(tmp_path, monkeypatch):
+    passed = iter([True, False])
+    monkeypatch.setattr(Clock, "allows", lambda self, seeds, seconds: next(passed))
+    monkeypatch.setattr(
+        budget, "pilot_of", lambda arm, plan: Pilot(1e-3, 1e-3, 1e-3, dict.fromkeys(plan.readings, 0.0))
+    )
+    options = {"budget": "1h", "steps": 3, "workers": 1, "questions": ["speed"], "out": tmp_path}
+    found = ns.compare(set_ups.make_case, **options)
+    assert found.evidence.seeds == (0, 1, 2, 3)
+    assert "4 of the 5 seeds that were planned were run" in str(found)
+    monkeypatch.setattr(Clock, "allows", lambda self, seeds, seconds: True)  # the same again goes on
+    whole = ns.compare(set_ups.make_case, **options)
+    assert whole.evidence.seeds == (0, 1, 2, 3, 4)
+    assert "planned" not in str(whole)
+
+
+def test_a_clock_leaves_time_for_the_arm_that_may_be_added():
+    now = time.perf_counter()
+    assert Clock(now, None).allows(3, 1e9)
+    assert Clock(now, 100.0).allows(3, 90.0)
+    assert not Clock(now, 100.0).allows(3, 99.0)
+    assert not Clock(now, 100.0, rescue=0.5).allows(3, 60.0)  # 60 s, and half of that for each of four seeds
+    assert not Clock(now - 50, 100.0).allows(3, 60.0)

@@ -154,12 +154,16 @@ def arms_of(
     Raises:
         UsageError: No such arm, or fewer than two.
     """
+    if "" in sources and len(sources) > 1:
+        raise UsageError("several factories are arms: name each of them")
     if "" not in sources:
         if wanted is not None:
             raise UsageError("several factories are arms themselves: leave --arms out")
         found = [Arm(name, f"in {name}", factory) for name, factory in sources.items()]
     else:
         wanted = ("own", "none") if wanted is None else wanted
+        if isinstance(wanted, str):
+            raise UsageError(f"arms are a list of names, such as ['own', 'none'], not {wanted!r}")
         named = wanted if isinstance(wanted, Mapping) else {name: name for name in wanted}
         found = [_arm(name, what, sources[""]) for name, what in named.items()]
     if len(found) < 2:
@@ -171,12 +175,12 @@ def _arm(name: str, what: str | Change, factory: Factory) -> Arm:
     if isinstance(what, str):
         if what not in ARMS:
             raise UsageError(f"no arm {what!r}: did you mean {near(what, list(ARMS))}?")
-        return Arm(name, WORDS[what] if name == what else name, factory, what)
+        return Arm(name, WORDS[what] if name == what else f"in the arm {name}", factory, what)
     if not callable(what):
         raise UsageError(
             f"arm {name!r} is {shown(what)}: give a name of surgery.ARMS, or a function that changes a model"
         )
-    return Arm(name, name, factory, "own", what)
+    return Arm(name, f"in the arm {name}", factory, "own", what)
 
 
 def _changed(case: Case, change: Change, name: str) -> Case:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,7 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
     making = time.perf_counter() - began
     steps = Steps(case, 0)
     steps.step()
-    step = min(_timed(steps) for _ in range(4))
+    step = statistics.median(_timed(steps) for _ in range(5))  # what else runs slows the runs down, too
     began = time.perf_counter()
     list(evaluate(case, plan.batches, "", 0))
     evaluation = max(time.perf_counter() - began, step * plan.batches / 3)  # without evaluation data the gap is taken
@@ -125,7 +126,7 @@ def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: 
     found = fullest(plan, pilots, _SHARE * (budget - spent), workers, free=(wish.steps is None, wish.seeds is None))
     if expected(found, pilots, workers) > _SHARE * (budget - spent):
         wanted, count = expected(found, pilots, workers) / _SHARE + spent, counted(workers, "worker")
-        raise UsageError(f"a budget of {budget:.0f} s is too short: at least {wanted:.0f} s are needed with {count}")
+        raise UsageError(f"a budget of {budget:g} s is too short: at least {wanted:.0f} s are needed with {count}")
     return replace(found, left_out=_left_out(plan, found))
 
 

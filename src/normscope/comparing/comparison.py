@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError
 from normscope.comparing.arms import ASIDE, WORDS
+from normscope.comparing.clauses import does_not_learn, without_bounds
 from normscope.comparing.export import KINDS, export
 from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
@@ -16,10 +17,10 @@ from normscope.comparing.plan import Plan
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.comparing.reading import CODE, evidence_of
 from normscope.plots import Figure, Table
-from normscope.records import Outcome, Store, Verdict
+from normscope.records import Store, Verdict
 from normscope.records.answers import capital, headline
 from normscope.records.notebook import card, head, items, paragraph, with_code
-from normscope.records.numbers import UNBOUNDED, counted
+from normscope.records.numbers import counted
 from normscope.report import Section
 from normscope.stats import adjust
 from normscope.stats.decide import FEWEST_SEEDS
@@ -87,12 +88,12 @@ class Comparison:
     def pairs(self) -> tuple[Pair, ...]:
         """The first arm beside each other arm; the pair that decides first.
 
-        Without norms decides where the network learns so, or there is no arm with rescaled weights; else that one. An
-        arm that stands beside the others for one question decides only if there is no other.
+        Without norms decides, unless the network does not learn so and does learn with rescaled weights. An arm that
+        stands beside the others for one question decides only if there is no other.
         """
         first, *others = self.arms
         head = next((arm for arm in others if arm not in ASIDE), others[0])
-        if head == "none" and "rescaled" in others and not self.learns("none"):
+        if head == "none" and "rescaled" in others and not self.learns("none") and self.learns("rescaled"):
             head = "rescaled"
         ordered = [head, *(arm for arm in others if arm != head)]
         return tuple(Pair(first, arm, (self.arms[first], self.arms[arm]), arm == head) for arm in ordered)
@@ -107,8 +108,8 @@ class Comparison:
         asks = question.asks(self.pairs[0])
         if not self.described or question.lacks(self.evidence) or not math.isfinite(verdict.effect.point):
             return Answer(question, asks, verdict, headline(verdict))
-        seen = _without_bounds(verdict.finding).rstrip(".")
-        if verdict.effect.point == 0 and verdict.effect.scale == "difference":  # "0 less" is no way to speak
+        seen = without_bounds(verdict.finding).rstrip(".")
+        if verdict.effect.point == 0 and verdict.effect.scale != "value":  # "0 less" is no way to speak
             seen = f"no difference ({verdict.reason.rstrip('.')})"
         sentence = f"Described, not judged ({counted(len(self.evidence.seeds), 'seed')}): {seen}."
         return Answer(question, asks, verdict, sentence, described=True)
@@ -169,18 +170,15 @@ class Comparison:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader must know: what was left out, and which arms do not learn."""
-        return (*(self._does_not_learn(arm) for arm in self.arms if not self.learns(arm)), *self._notes)
+        learning = {self.arms[arm]: self._learning(arm) for arm in self.arms if not self.learns(arm)}
+        said = [does_not_learn(words, found, self.plan.steps) for words, found in learning.items()]
+        if learning.keys() - set(self.pairs[0].words) and self.pairs[0].words[1] not in learning:
+            said.append(f"What is said of learning compares with the network {self.pairs[0].words[1]}")
+        return (*said, *self._notes, *self._seeds_not_run())
 
-    def _does_not_learn(self, arm: str) -> str:
-        found, head = self._learning(arm), self.pairs[0]
-        unmeasured = found.outcome is Outcome.NOT_MEASURABLE
-        seeds = f" in every seed ({found.why})" if found.why and not unmeasured else ""
-        falls = _without_bounds(found.finding) if found.effect.point > 0 else "its loss does not fall"
-        seen = found.why if unmeasured else falls
-        said = f"The network {self.arms[arm]} does not learn{seeds} within {self.plan.steps} steps: {seen}"
-        if arm in (head.first, head.second):
-            return said
-        return f"{said}; what is said of learning compares with the network {head.words[1]}"
+    def _seeds_not_run(self) -> list[str]:
+        planned, run = self.store.config.get("seeds") or 0, len(self.evidence.seeds)
+        return [f"{run} of the {planned} seeds that were planned were run: there was no time for more"][: run < planned]
 
     @property
     def reports(self) -> Mapping[str, str]:
@@ -294,8 +292,3 @@ class Comparison:
             StoreError: The folder cannot be written.
         """
         return export(Path(folder), kinds, self._page(), self.answers(), self.evidence.frame)
-
-
-def _without_bounds(said: str) -> str:
-    """Leave out that an interval has no bound: a single seed has no interval."""
-    return said.replace(f" ({UNBOUNDED})", "")

@@ -30,6 +30,8 @@ def chosen_questions(
     known = {question.CODE: question for question in all_questions(arms)}
     if codes is None:
         return list(known.values())
+    if isinstance(codes, str):
+        raise UsageError(f"questions are a list of codes, such as ['speed'], not {codes!r}")
     for code in codes:
         if code not in known:
             raise UsageError(f"no question {code!r}: did you mean {near(code, known)}?")

@@ -40,6 +40,11 @@ class Wish:
     budget: float | None = None
 
     def __post_init__(self) -> None:
+        for name, given in (("steps", self.steps), ("seeds", self.seeds), ("batches", self.batches)):
+            if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
+                raise UsageError(f"--{name} is a whole number, not {given!r}")
+        if odd := [rate for rate in self.rates if not isinstance(rate, int | float)]:
+            raise UsageError(f"--rates are numbers, such as 0.3,1,3; got {odd[0]!r}")
         if self.steps is not None and self.steps < 2:
             raise UsageError(f"--steps must be at least 2, got {self.steps}")
         if self.seeds is not None and self.seeds < 1:

@@ -1,10 +1,9 @@
 """Run a comparison: its cells over processes, each complete cell into the store."""
 
-import functools
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +15,18 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
+from normscope.comparing.cells import Clock, run_cells, run_seeds
 from normscope.comparing.comparison import Comparison
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
 from normscope.comparing.plan import Plan, Progress, Wish, plan_of
 from normscope.comparing.reading import CODE
-from normscope.comparing.training import run_cell
 from normscope.modules.batches import tensors
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
-from normscope.records import Cell, Record, Store, provenance
+from normscope.records import Store, provenance
 from normscope.records.json import canonical_form
-from normscope.studies.workers import in_processes, one_thread, worker_count
+from normscope.studies.workers import one_thread, worker_count
 
 Source = str | Callable[..., Any]
 
@@ -81,25 +80,21 @@ def compare(
         StoreError: The folder cannot be written, or holds a run of another configuration.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
-    wish = Wish(steps, seeds, tuple(rates), batches, None if budget is None else seconds_of(budget))
+    wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
     workers = worker_count(workers)
     with _apart(made):
-        with one_thread():
-            seen = foresee(made)
+        seen = foresee(made)
         workers = workers if seen.on_cpu else 1
         config = _configuration(seen, plan, wish)
-        if known := _known_plan(Path(out), config):
-            plan = known
-        elif wish.budget is not None:
-            spare = _may_need_rescue(seen.arms)
-            plan = fitted(plan, seen.arms, wish, workers, began=began, spare=spare.name if spare else "")
+        plan = _known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
         notes = [*seen.notes, *plan.left_out]
-        chosen = {"plan": plan.as_json(), "reports": seen.reports, "notes": notes}
-        store = Store.create(Path(out), {**config, **chosen} | ({} if wish.budget is None else {"seeds": plan.seeds}))
+        seeds = None if wish.budget is None else plan.seeds  # without a budget more can be run later
+        chosen = {"plan": plan.as_json(), "reports": seen.reports, "notes": notes, "seeds": seeds}
+        store = Store.create(Path(out), config | chosen)
         for note in notes:
             warnings.warn(note, ComparisonWarning, stacklevel=2)
-        return _run_all(store, seen.arms, plan, workers, progress)
+        return _run_all(store, seen.arms, plan, workers, progress, Clock(began, wish.budget))
 
 
 @contextmanager
@@ -119,12 +114,16 @@ def _apart(arms: Sequence[Arm]) -> Iterator[None]:
             yield
 
 
-def _run_all(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> Comparison:
+def _run_all(
+    store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None, clock: Clock
+) -> Comparison:
     """Run the arms, then the arm that they turn out to need, then time a step of each."""
-    _run(store, arms, plan, workers, progress)
+    if _may_need_rescue(arms):
+        clock = replace(clock, rescue=1 / len(arms))
+    plan = replace(plan, seeds=run_seeds(store, arms, plan, workers, progress, clock))
     if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
         arms = (*arms, rescued)
-        _run(store, [rescued], plan, workers, progress)
+        run_cells(store, [rescued], plan, workers, progress)
     if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))
     return Comparison(store, seeds=plan.seeds)
@@ -143,6 +142,18 @@ def _configuration(seen: "Foreseen", plan: Plan, wish: Wish) -> dict[str, Any]:
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
         "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
     }
+
+
+def _several(rates: Sequence[float] | float) -> tuple[float, ...]:
+    return tuple(rates) if isinstance(rates, Iterable) else (rates,)
+
+
+def _within_budget(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, began: float) -> Plan:
+    """Return the plan, or the fullest that fits where the user has set a budget."""
+    if wish.budget is None:
+        return plan
+    spare = _may_need_rescue(arms)
+    return fitted(plan, arms, wish, workers, began=began, spare=spare.name if spare else "")
 
 
 class Foreseen(NamedTuple):
@@ -173,7 +184,7 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
     models: list[Module] = []
     refusals = []
     for arm in arms:
-        with settings_kept():
+        with one_thread(), settings_kept():
             case, report = arm.make(0, trial=True)
         if any(case.model is other for other in models):
             raise UsageError(
@@ -203,46 +214,10 @@ def _begins_alike(arm: Arm) -> bool:
     """Say whether an arm begins from the same weights at two seeds."""
     found = []
     for seed in (0, 1):
-        with settings_kept():
+        with one_thread(), settings_kept():
             found.append(arm.make(seed)[0])
     mine, theirs = (list(case.model.parameters()) for case in found)
     return len(mine) == len(theirs) and all(map(torch.equal, tensors(mine), tensors(theirs)))
-
-
-def cells_of(arms: Sequence[Arm], plan: Plan) -> list[Cell]:
-    """List every cell of a run, seed by seed, so that an interrupted run has whole seeds to judge."""
-    fixed = {key: value for key, value in plan.as_json().items() if key not in ("left_out", "rates", "questions")}
-    return [
-        Cell(CODE, arm.name, seed, {"rate": rate}, fixed | {"does": arm.surgery, "made_by": arm.factory.words})
-        for seed in range(plan.seeds)
-        for arm in arms
-        for rate in plan.rates
-    ]
-
-
-def _run(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> None:
-    cells, done = cells_of(arms, plan), store.completed()
-    pending = [cell for cell in cells if cell.id not in done]
-    ready = len(cells) - len(pending)
-    if progress is not None:
-        progress("training runs", ready, len(cells))
-    by_name = {arm.name: arm for arm in arms}
-    for cell, records, seconds in in_processes(functools.partial(_work, by_name, plan), pending, workers):
-        store.write_cell(cell, records, wall_s=seconds)
-        ready += 1
-        if progress is not None:
-            progress("training runs", ready, len(cells))
-
-
-def _work(arms: Mapping[str, Arm], plan: Plan, cell: Cell) -> tuple[Cell, list[Record], float]:
-    """Run one cell on one thread; leave the caller's global state as it was."""
-    began = time.perf_counter()
-    with streams_kept():
-        for arm in arms.values():  # all, so that what an import sets does not depend on which cells a worker is given
-            arm.factory.load()
-        with one_thread(), settings_kept():
-            records = list(run_cell(arms[cell.arm], plan, cell))
-    return cell, records, time.perf_counter() - began
 
 
 def _rescued(found: Comparison, arms: Sequence[Arm]) -> Arm | None:
@@ -278,6 +253,6 @@ def _known_plan(out: Path, wanted: Mapping[str, Any]) -> Plan | None:
     if not (out / "run.json").exists():
         return None
     there = Store.open(out).config
-    if "seeds" not in there or any(there.get(key) != canonical_form(value) for key, value in wanted.items()):
+    if not there.get("seeds") or any(there.get(key) != canonical_form(value) for key, value in wanted.items()):
         return None
     return replace(Plan.from_json(there["plan"]), seeds=there["seeds"])

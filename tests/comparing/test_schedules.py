@@ -1,0 +1,75 @@
+"""Another learning rate scales a schedule as a whole: at every step the rate is the factor times its own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as schedules
+from torch.optim.swa_utils import SWALR
+
+import normscope as ns
+from kit import set_ups
+from normscope.comparing.rates import optimizer_of, scale_rates
+
+MAKE = {
+    "one cycle": lambda o: schedules.OneCycleLR(o, 0.1, total_steps=20),
+    "cosine": lambda o: schedules.CosineAnnealingLR(o, 6, eta_min=0.02),
+    "restarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 4, eta_min=0.02),
+    "cyclic": lambda o: schedules.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "averaged": lambda o: SWALR(o, swa_lr=0.01, anneal_epochs=4),
+    "plateau": lambda o: schedules.ReduceLROnPlateau(o, patience=0, factor=0.5, min_lr=0.02),
+    "polynomial": lambda o: schedules.PolynomialLR(o, 8),
+    "one after another": lambda o: schedules.SequentialLR(
+        o, [schedules.LinearLR(o, 0.1, total_iters=3), schedules.CosineAnnealingLR(o, 6, eta_min=0.02)], [3]
+    ),
+}
+
+
+def rates(name, factor):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    schedule = MAKE[name](optimizer)
+
+    def step(model, batch):
+        optimizer.zero_grad()
+        loss = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        schedule.step(*[1.0] * (name == "plateau"))
+        return loss
+
+    case = ns.Case(model, lambda model, batch: model(batch).square().mean(), [torch.ones(4, 2)], optimizer, step=step)
+    if factor != 1:
+        scale_rates(case, factor)
+    found = []
+    for _ in range(12):
+        found.append(optimizer.param_groups[0]["lr"])
+        case.step(model, case.loader[0])
+    return found
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+def test_a_schedule_is_scaled_as_a_whole(name):
+    own = rates(name, 1)
+    assert len(set(own)) > 2  # it does vary
+    for factor in (0.1, 3.0):
+        assert rates(name, factor) == pytest.approx([factor * rate for rate in own])
+
+
+def test_the_optimizer_of_a_step_is_found():
+    case = set_ups.make_case()
+    mine, other = case.optimizer, torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
+
+    def step(model, batch):
+        mine.step()
+        other.step()
+
+    made = ns.Case(case.model, case.loss_fn, case.loader, step=step)
+    assert optimizer_of(made) is mine
+    second = torch.optim.SGD(case.model.parameters(), 0.1)
+
+    def two(model, batch):
+        mine.step()
+        second.step()
+
+    assert optimizer_of(ns.Case(case.model, case.loss_fn, case.loader, step=two)) is None
