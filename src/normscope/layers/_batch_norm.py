@@ -120,6 +120,8 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
             ValueError: Not the number of axes that this layer takes.
             NonFiniteError: An update was refused, with ``on_bad_update="raise"``.
         """
+        if not isinstance(input, Tensor):  # a tracer's proxy
+            return self.recorded(input, mask=mask, lengths=lengths, population=population)
         self._check_input_dim(input)
         plain = (
             mask is None
