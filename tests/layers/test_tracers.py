@@ -320,9 +320,9 @@ def test_a_wrong_channel_count_is_torchs_error_and_ours(training, options):
 
 
 def test_sizes_that_differ_are_all_named():
+    right, short, long = torch.zeros(3), torch.ones(2), torch.ones(5)
     with pytest.raises(ShapeError, match=r"weight and running_var should each have .*, got shape \(2,\) and \(5,\)"):
-        rows = torch.ones(2), torch.zeros(3), torch.zeros(3), torch.ones(5)
-        batch_norm(torch.randn(4, 3), rows[0], rows[1], running_mean=rows[2], running_var=rows[3])
+        batch_norm(torch.randn(4, 3), short, right, running_mean=right, running_var=long)
 
 
 KINDS = {

@@ -175,7 +175,7 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
         share = 0.0
         if training:
             if self.track_running_stats and not in_backward():
-                share = share_of_batch(self.momentum, seen)
+                share = float(share_of_batch(self.momentum, seen))
             else:  # buffers that were left behind when tracking was switched off stay as they are
                 running_mean = running_var = seen = None
         return batch_norm(

@@ -48,7 +48,7 @@ class AbstractLayer(Module, Unit):
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            return super()._slow_forward(*input, **kwargs)  # type: ignore[misc]
+            return super()._slow_forward(*input, **kwargs)
 
     def __prepare_scriptable__(self) -> Never:
         """Tell ``torch.jit.script``, which asks here first, that it cannot have this layer.
@@ -57,7 +57,7 @@ class AbstractLayer(Module, Unit):
             UsageError: Always.
         """
         raise UsageError(
-            f"{type(self).__name__} of normscope is not written in TorchScript: script a copy of the model with torch's "
-            "own layers (surgery.convert(model, to=\"torch-batch\") for batch norms), or use torch.jit.trace, "
+            f"{type(self).__name__} of normscope is not written in TorchScript: script a copy of the model with "
+            'torch\'s own layers (surgery.convert(model, to="torch-batch") for batch norms), or use torch.jit.trace, '
             "torch.compile or torch.export"
         )

@@ -136,8 +136,12 @@ class AbstractRunningStatistics(_BatchNorm):
         _refuse_unstacked(running_mean, moments)
         where: bool | Tensor = True if again is False else torch.logical_not(torch.as_tensor(again))
         if is_written_out():
-            if self.on_bad_update != "track" or isinstance(moments.count, Tensor):
-                sound = is_sound(moments) if self.on_bad_update != "track" else torch.all(moments.count > 1)
+            sound = None
+            if self.on_bad_update != "track":
+                sound = is_sound(moments)
+            elif isinstance(moments.count, Tensor):
+                sound = (moments.count > 1).all()
+            if sound is not None:
                 where = sound if where is True else sound & where
         elif isinstance(moments.count, Tensor) and not bool((moments.count > 1).all()):
             if bool((moments.count > 0).any()):

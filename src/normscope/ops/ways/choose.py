@@ -73,9 +73,7 @@ def is_written_out() -> bool:
     the forward rightly, where a jvp inside a jvp of any Function comes out as zero; ``torch.jit.trace`` records
     operations, of which a Function is none, and takes what is read from a value for a constant.
     """
-    return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
-    )
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
 
 
 def is_compiling_plainly() -> bool:
