@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 
 import pytest
 import torch
@@ -42,6 +41,15 @@ class Network(nn.Module):
 
     def forward(self, x):
         return self.head(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
+
+
+class MaskedNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNorm1d(3, dtype=F64)
+
+    def forward(self, x, lengths):
+        return self.norm(x, lengths=lengths)
 
 
 def ours(**options):
@@ -112,9 +120,10 @@ def test_a_traced_network_is_the_network(tracer, options):
 
 def test_a_feature_extractor_cuts_at_a_norm():
     model = ours().eval()
-    seen = {}
-    model.layer1.bn2.register_forward_hook(lambda module, args, output: seen.update(right=output))
+    right = []
+    handle = model.layer1.bn2.register_forward_hook(lambda module, args, output: right.append(output.detach()))
     model(images())
+    handle.remove()
     traced = fx.GraphModule(model, Leaves(nn.Conv2d).trace(model))
     (node,) = (node for node in traced.graph.nodes if node.target == "layer1.bn2")
     (last,) = (node for node in traced.graph.nodes if node.op == "output")
@@ -123,7 +132,7 @@ def test_a_feature_extractor_cuts_at_a_norm():
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
-    same(traced(images()), seen["right"])
+    same(traced(images()), right[0])
     assert not any(path.startswith("layer2") for path, _ in traced.named_modules())
 
 
@@ -190,15 +199,7 @@ def test_every_layer_is_one_node(name, tracer):
 
 
 def test_a_mask_is_recorded_with_the_call():
-    class Masked(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = layers.BatchNorm1d(3, dtype=F64)
-
-        def forward(self, x, lengths):
-            return self.norm(x, lengths=lengths)
-
-    model = Masked()
+    model = MaskedNorm()
     traced = fx.symbolic_trace(copy.deepcopy(model))
     x, lengths = torch.randn(4, 3, 5, dtype=F64), torch.tensor([5, 1, 0, 3])
     same(traced(x, lengths), model(x, lengths))
@@ -279,6 +280,30 @@ def test_jit_traces_every_layer(name, training):
 
 
 @QUIET
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_jit_traces_lengths_of_other_batches():
+    model = MaskedNorm()
+    traced = torch.jit.trace(copy.deepcopy(model), (torch.randn(4, 3, 5, dtype=F64), torch.tensor([5, 1, 2, 3])))
+    with torch.no_grad():
+        for buffer, value in traced.named_buffers():
+            value.copy_(model.get_buffer(buffer))
+    x, lengths = torch.randn(6, 3, 7, dtype=F64), torch.tensor([7, 1, 2, 3, 5, 6])
+    same(traced(x, lengths), model(x, lengths))
+    same(dict(traced.named_buffers()), dict(model.named_buffers()))
+
+
+@QUIET
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+def test_standardized_weights_and_scalars_are_recorded():
+    torch.manual_seed(6)
+    conv = layers.weight_standardize(nn.Conv2d(3, 4, 3), torch.relu)
+    model = nn.Sequential(conv, nn.ReLU(), layers.ScalarGain(0.5), layers.ScalarBias()).double()
+    right = model(images())
+    same(torch.jit.trace(model, images())(images()), right)
+    same(fx.symbolic_trace(model)(images()), right)
+
+
+@QUIET
 def test_a_trace_checks_the_shape_of_its_example():
     with pytest.raises(ShapeError, match="running_mean"):
         torch.jit.trace(nn.Sequential(layers.BatchNorm1d(1)), torch.randn(8, 3))
@@ -342,9 +367,7 @@ def test_what_does_not_fit_a_layer_is_a_runtime_error(name):
                 kind(*args)(x)
 
 
-def test_a_traced_model_pickles_and_copies():
+def test_a_traced_model_is_copied():
     model = ours().eval()
     traced = copy.deepcopy(fx.symbolic_trace(model))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        same(traced(images()), model(images()))
+    same(traced(images()), model(images()))
