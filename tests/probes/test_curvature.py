@@ -323,3 +323,73 @@ def test_a_model_without_curvature_and_one_without_gradient():
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UsageError, match="curvature"):
         Curvature(**options)
+
+
+# The share of negative eigenvalues
+
+
+def squares(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def logistic(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """The identity, whose gradient has no gradient: products with the Hessian are differences then."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g
+
+
+def in_bfloat16(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        return squares(lambda x: model(x).float(), batch)
+
+
+def by_differences(model, batch):
+    return squares(lambda x: OnceDifferentiable.apply(model(x)), batch)
+
+
+@pytest.mark.parametrize("depth", [12, 40])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+@pytest.mark.parametrize("loss", [squares, logistic, in_bfloat16, by_differences])
+def test_a_convex_loss_with_flat_directions_has_no_negative_share(loss, offset, depth):
+    """More parameters than samples: most eigenvalues are zero, and their nodes lie on either side of it."""
+    stream = torch.Generator().manual_seed(8)
+    x = torch.randn(20, 45, generator=stream) + offset
+    labels = torch.randint(3, (20,), generator=stream)
+    torch.manual_seed(8)
+    target = labels if loss is logistic else torch.randn(20, 3, generator=stream)
+    probe = Curvature(("density",), modes=("train",), depth=depth)
+    found = read_steps(nn.Linear(45, 3), (x, target), probe, lr=0.01, loss_fn=loss)
+    assert found["", "negative_share@train"] == 0
+
+
+class Saddle(nn.Module):
+    """Half the sum of squares, each with its own factor: these are the eigenvalues, on the axes."""
+
+    def __init__(self, eigenvalues):
+        super().__init__()
+        self.at = nn.Parameter(torch.linspace(-1, 1, len(eigenvalues)))
+        self.register_buffer("eigenvalues", torch.as_tensor(eigenvalues))
+
+    def forward(self, x):
+        return x.mean() * (self.eigenvalues * self.at.square()).sum() / 2
+
+
+@pytest.mark.parametrize("size", [-2.0, -1e-2, -1e-4])
+def test_the_negative_share_of_a_saddle_is_exact(size):
+    """A start of signs has as much of every axis, so that the quadrature has no noise here."""
+    model = Saddle([3.0] * 25 + [0.0] * 40 + [size] * 35)
+    probe = Curvature(("density",), modes=("train",))
+    batch = (torch.ones(4, 1), torch.zeros(4))
+    found = read_steps(model, batch, probe, lr=0.01, loss_fn=lambda model, batch: model(batch[0]))
+    assert found["", "negative_share@train"] == pytest.approx(0.35, abs=1e-3)

@@ -12,7 +12,7 @@ from normscope.probes import _lanczos  # white box: its orthogonalization is swi
 from normscope.probes._hessian import count, drawn, generator
 
 # white box: the estimators are held against matrices that no network has.
-from normscope.probes._lanczos import hutchinson, lanczos, quantiles
+from normscope.probes._lanczos import hutchinson, lanczos, negative_share, quantiles
 
 
 def symmetric(size, seed):
@@ -124,3 +124,19 @@ def test_the_quadrature_converges_to_the_quantiles():
 
     assert error(40, 16) < 0.05
     assert error(40, 16) < error(4, 1)
+
+
+def test_a_node_counts_as_negative_beyond_the_rounding_of_all_products():
+    """Of the norm 2 after 4 products: 4 * 2 * eps * 2."""
+    eps = 1e-7
+    bound = 16 * eps
+
+    def planted(node):
+        return _lanczos.Spectrum(
+            np.empty(0), np.empty(0), [], False, 4, np.array([node, 0.5, 2.0]), np.array([0.3, 0.3, 0.4]), 1.0
+        )
+
+    assert negative_share([planted(-0.9 * bound)], eps) == 0
+    assert negative_share([planted(-1.1 * bound)], eps) == pytest.approx(0.3)
+    assert negative_share([planted(-1.0), planted(1.0)], eps) == pytest.approx(0.15)
+    assert np.isnan(negative_share([planted(-1.0), planted(np.nan)], eps))

@@ -172,6 +172,18 @@ def test_any_call_signature():
     torch.testing.assert_close(model.bn.running_mean, expected)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_fewer_batches_than_asked_for_are_said_so(sequential):
+    model, data = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)), [torch.randn(8, 3) for _ in range(4)]
+    report = surgery.recalibrate(model, data, num_batches=7, sequential=sequential)
+    assert report.notes == ("the loader gave 4 batches of the 7 asked for",)
+    assert "note    the loader gave 4 batches" in str(report)
+    assert model[1].num_batches_tracked == 4
+    for enough in (4, 2, None):
+        assert surgery.recalibrate(model, data, num_batches=enough, sequential=sequential).notes == ()
+    assert surgery.recalibrate(model, data[:1], num_batches=2).notes == ("the loader gave 1 batch of the 2 asked for",)
+
+
 def test_empty_and_unfit_data():
     model = small_convnet()
     before = state_of(model)

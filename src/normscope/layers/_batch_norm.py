@@ -120,6 +120,8 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
             ValueError: Not the number of axes that this layer takes.
             NonFiniteError: An update was refused, with ``on_bad_update="raise"``.
         """
+        if not isinstance(input, Tensor):  # a tracer's proxy
+            return self.recorded(input, mask=mask, lengths=lengths, population=population)
         self._check_input_dim(input)
         plain = (
             mask is None
@@ -173,7 +175,7 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
         share = 0.0
         if training:
             if self.track_running_stats and not in_backward():
-                share = share_of_batch(self.momentum, seen)
+                share = float(share_of_batch(self.momentum, seen))
             else:  # buffers that were left behind when tracking was switched off stay as they are
                 running_mean = running_var = seen = None
         return batch_norm(

@@ -136,10 +136,13 @@ class AbstractRunningStatistics(_BatchNorm):
         _refuse_unstacked(running_mean, moments)
         where: bool | Tensor = True if again is False else torch.logical_not(torch.as_tensor(again))
         if is_written_out():
+            sound = None
             if self.on_bad_update != "track":
-                where = is_sound(moments) & where
+                sound = is_sound(moments)
             elif isinstance(moments.count, Tensor):
-                where = (moments.count > 1).all() & where
+                sound = (moments.count > 1).all()
+            if sound is not None:
+                where = sound if where is True else sound & where
         elif isinstance(moments.count, Tensor) and not bool((moments.count > 1).all()):
             if bool((moments.count > 0).any()):
                 self._refuse("a channel without values", "running statistics left as they were")
@@ -154,11 +157,7 @@ class AbstractRunningStatistics(_BatchNorm):
                 if not bool(where):
                     return
                 where = True
-        share: float | Tensor
-        if self.momentum is None and is_written_out() and seen is not None:
-            share = 1 / (seen + 1).to(moments.mean.dtype)
-        else:
-            share = share_of_batch(self.momentum, seen)
+        share = share_of_batch(self.momentum, seen, moments.mean.dtype)
         var = moments.variance(unbiased=self.unbiased_variance)
         track(running_mean, running_var, moments.mean + moments.low, var, share, where)
         if seen is not None:

@@ -50,4 +50,6 @@ class GroupNorm(AbstractLayer, torch.nn.GroupNorm):
         Raises:
             ShapeError: Not ``num_channels`` channels.
         """
+        if not isinstance(input, Tensor):
+            return self.recorded(input)
         return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)

@@ -6,6 +6,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from normscope.layers._layer import AbstractLayer
 from normscope.ops import ShapeError, instance_norm
+from normscope.ops.statistics import wide
 from normscope.ops.track import share_of_batch
 
 
@@ -26,6 +27,8 @@ class AbstractInstanceNorm(AbstractLayer, _InstanceNorm):
                 channel.
             ValueError: Not the number of axes that this layer takes.
         """
+        if not isinstance(input, Tensor):
+            return self.recorded(input)
         self._check_input_dim(input)
         single = input.dim() == self._get_no_batch_dim()
         x = input.unsqueeze(0) if single else input
@@ -42,7 +45,7 @@ class AbstractInstanceNorm(AbstractLayer, _InstanceNorm):
             running_mean=self.running_mean if self.track_running_stats else None,
             running_var=self.running_var if self.track_running_stats else None,
             use_input_stats=own,
-            momentum=share_of_batch(self.momentum, seen),
+            momentum=share_of_batch(self.momentum, seen, wide(x.dtype)),
         )
         if seen is not None:
             seen.add_(1)

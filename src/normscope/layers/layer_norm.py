@@ -50,4 +50,6 @@ class LayerNorm(AbstractLayer, torch.nn.LayerNorm):
         Raises:
             ShapeError: The last axes are not of ``normalized_shape``.
         """
+        if not isinstance(input, Tensor):
+            return self.recorded(input)
         return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

@@ -8,7 +8,7 @@ from torch.nn import Parameter
 
 from normscope._errors import UsageError
 from normscope.layers._layer import AbstractLayer
-from normscope.ops import lp_norm
+from normscope.ops import ShapeError, lp_norm
 from normscope.ops.lp import ORDERS
 from normscope.ops.statistics import wide
 from normscope.ops.track import share_of_batch
@@ -109,8 +109,10 @@ class LpNorm(AbstractLayer):
         Raises:
             ShapeError: In training, one value a channel; or not one channel for each feature.
         """
+        if not isinstance(input, Tensor):
+            return self.recorded(input)
         if input.ndim < 2 or input.shape[1] != self.num_features:
-            raise UsageError(f"expected an input (N, {self.num_features}, *), got shape {tuple(input.shape)}")
+            raise ShapeError(f"expected an input (N, {self.num_features}, *), got shape {tuple(input.shape)}")
         seen = self.num_batches_tracked
         updates = self.training and seen is not None
         y = lp_norm(
@@ -124,7 +126,7 @@ class LpNorm(AbstractLayer):
             running_mean=self.running_mean,
             running_norm=self.running_norm,
             training=self.training or self.running_norm is None,
-            momentum=share_of_batch(self.momentum, seen) if updates else 0.0,
+            momentum=share_of_batch(self.momentum, seen, wide(input.dtype)) if updates else 0.0,
         )
         if updates and seen is not None:  # only now: a forward that raises is not counted
             seen.add_(1)

@@ -48,4 +48,6 @@ class RMSNorm(AbstractLayer, torch.nn.RMSNorm):
         Raises:
             ShapeError: The last axes are not of ``normalized_shape``.
         """
+        if not isinstance(x, Tensor):
+            return self.recorded(x)
         return rms_norm(x, self.normalized_shape, self.weight, self.eps)

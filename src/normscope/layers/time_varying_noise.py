@@ -5,6 +5,7 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.layers._layer import AbstractLayer
+from normscope.ops import ShapeError
 from normscope.ops.statistics import channelwise
 
 # The generator reads 32 bits of its seed. Streams start a golden-ratio stride apart there, so that the first thousand
@@ -91,12 +92,14 @@ class TimeVaryingNoise(AbstractLayer):
             Values of the same shape and type; outside training ``input`` itself.
 
         Raises:
-            UsageError: The input does not have ``num_features`` channels.
+            ShapeError: The input does not have ``num_features`` channels.
         """
+        if not isinstance(input, Tensor):
+            return self.recorded(input)
         if not self.training:
             return input
         if input.ndim < 2 or input.shape[1] != self.num_features:
-            raise UsageError(f"expected an input (N, {self.num_features}, *), got shape {tuple(input.shape)}")
+            raise ShapeError(f"expected an input (N, {self.num_features}, *), got shape {tuple(input.shape)}")
         s, m = self.noise(input)
         self.draws.add_(1)
         return input * s + m

@@ -78,6 +78,8 @@ class WeightStandardization(AbstractLayer):
         Returns:
             The standardized weights in the type and shape of ``weight``.
         """
+        if not isinstance(weight, Tensor):
+            return self.recorded(weight)
         others = tuple(axis for axis in range(weight.ndim) if axis != self.axis % weight.ndim)
         fan_in = weight.numel() // weight.shape[self.axis]
         standard, _ = standardize(weight, others, self.eps / fan_in)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normscope._errors import UsageError
 from normscope.ops.activation import activate
 from normscope.ops.moments import Moments, merge, merge_all
 from normscope.ops.normalize import normalize
@@ -114,8 +115,9 @@ def batch_norm_given(
     d = x - channelwise(mean.to(dtype), x)
     if x.dtype != dtype:
         weight, bias = (None if p is None else p.to(dtype) for p in (weight, bias))
-    if not torch.is_grad_enabled():
-        # One pass instead of two. Its gradient has no forward derivative, so it is for where there is no gradient.
+    if not torch.is_grad_enabled() and torch._C._get_tracing_state() is None:
+        # One pass instead of two. Its gradient has no forward derivative, so it is for where there is no gradient. A
+        # trace may be run with gradients or without, and torch checks it without: it has the other way always.
         y = F.batch_norm(d, torch.zeros_like(mean, dtype=dtype), var.to(dtype), weight, bias, False, 0.0, eps)
         return y.to(x.dtype)
     scale = (var.to(dtype) + eps).rsqrt()
@@ -145,7 +147,15 @@ def ghost_batch_norm(
     Returns:
         The normalized values in the type of ``x``; and the moments ``(C,)`` of the whole batch, which those of the
         groups merge to exactly, whatever their sizes.
+
+    Raises:
+        UsageError: ``torch.jit.trace`` is recording.
     """
+    if torch._C._get_tracing_state() is not None:
+        raise UsageError(
+            "torch.jit.trace would keep the number of ghost batches that the example has: trace in eval mode, or use "
+            "torch.compile or torch.export"
+        )
     parts = ghost.group_sizes(x.shape[0], group_size, x[0, 0].numel())
     masks = None if mask is None else ghost.split(Masked(mask, x).mask, parts)
     outputs: list[Tensor] = []

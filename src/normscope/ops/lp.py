@@ -29,6 +29,7 @@ from normscope.ops.shapes import ShapeError, check_channels
 from normscope.ops.standardization import affine
 from normscope.ops.statistics import channel_axes, channelwise, shifted
 from normscope.ops.track import track
+from normscope.ops.ways.choose import is_written_out
 
 ORDERS = (1.0, 2.0, math.inf)
 
@@ -165,10 +166,7 @@ def divide(x: Tensor, by: Divisor, eps: float) -> tuple[Tensor, Tensor, Tensor, 
     d, shift = shifted(x)
     if not by.centre and not by.centred:
         shift = torch.zeros_like(shift)
-    # The compiler refuses a jvp of one's own, and fuses the forward by itself; torch.func differentiates and batches
-    # the forward rightly, where a jvp inside a jvp of any Function comes out as zero.
-    written_out = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    y, low, power = (forward if written_out else _Divide.apply)(x.to(d.dtype), shift, by, eps)
+    y, low, power = (forward if is_written_out() else _Divide.apply)(x.to(d.dtype), shift, by, eps)
     return y, shift, low, power
 
 
@@ -208,7 +206,7 @@ def lp_norm(
     running_mean: Tensor | None = None,
     running_norm: Tensor | None = None,
     training: bool = True,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
 ) -> Tensor:
     """Centre each channel and divide it by its average lp norm, then scale and shift it.
 
@@ -249,7 +247,9 @@ def lp_norm(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}: "
             "a value less its own mean is 0; use a larger batch, or call .eval()"
         )
-    factor = gaussian_factor(p, n) if gaussian else 1.0
+    factor = 1.0
+    if gaussian:  # under torch.jit.trace n is a tensor, which no cache is to hold
+        factor = gaussian_factor.__wrapped__(p, n.double()) if isinstance(n, Tensor) else gaussian_factor(p, n)
     y, shift, low, power = divide(x, Divisor(p, True, centred, factor), eps)
     if running_mean is not None or running_norm is not None:
         track(running_mean, running_norm, shift + low.detach(), power.detach().sqrt(), momentum)

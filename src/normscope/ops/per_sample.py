@@ -115,7 +115,7 @@ def instance_norm(
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     use_input_stats: bool = True,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
 ) -> Tensor:
     """Standardize each channel of each sample. Ulyanov et al. (2016), section 2.
 

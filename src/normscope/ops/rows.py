@@ -17,6 +17,7 @@ from normscope.ops.standardization import (
     tangent as channels_tangent,
 )
 from normscope.ops.statistics import shifted
+from normscope.ops.ways.choose import is_written_out
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +101,6 @@ def standardize_rows(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     """
     d = shifted(x[None])[0][0]
     weight, bias = (None if p is None else p.to(d.dtype) for p in (weight, bias))
-    # As for standardize: the compiler and torch.func take the forward as it is written out.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_written_out():
         return forward(d, weight, bias, eps)[0]
     return _Rows.apply(d, weight, bias, eps)

@@ -7,8 +7,12 @@ from torch import Tensor
 from normscope._errors import UsageError
 
 
-class ShapeError(UsageError, ValueError):
-    """A tensor has a shape that cannot be normalized; a ValueError too, as torch raises it."""
+class ShapeError(UsageError, ValueError, RuntimeError):
+    """A tensor has a shape or type that cannot be normalized.
+
+    Torch raises a ValueError for some of these (too few axes, one value a channel) and a RuntimeError for others (not
+    as many channels as the layer has, integers): this is both, so that whoever catches either has it.
+    """
 
 
 class RangeError(UsageError, ValueError):
@@ -26,12 +30,9 @@ def check_rows(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None]) -
     Raises:
         ShapeError: One has another shape.
     """
-    for name, values in zip(names, rows, strict=True):
+    for values in rows:
         if values is not None and values.shape != x.shape[1:2]:
-            raise ShapeError(
-                f"{name} should have one value for each of the {x.shape[1]} channels of an input of shape "
-                f"{tuple(x.shape)}, got shape {tuple(values.shape)}"
-            )
+            raise ShapeError(_misfit(x, names, rows))
 
 
 def check_channels(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None]) -> None:
@@ -39,3 +40,16 @@ def check_channels(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None
     if x.ndim < 2 or not x.is_floating_point():
         raise ShapeError(f"expected floating values (N, C, *), got {x.dtype} of shape {tuple(x.shape)}")
     check_rows(x, names, rows)
+
+
+def _misfit(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None]) -> str:
+    """Name all parameters that do not fit, with their sizes: all of them where it is the input that is wrong."""
+    shapes = {name: tuple(v.shape) for name, v in zip(names, rows, strict=True) if v is not None}
+    wrong = {name: shape for name, shape in shapes.items() if shape != x.shape[1:2]}
+    *others, last = wrong
+    named = f"{', '.join(others)} and {last} should each" if others else f"{last} should"
+    sizes = " and ".join(map(str, dict.fromkeys(wrong.values())))
+    return (
+        f"{named} have one value for each of the {x.shape[1]} channels of an input of shape {tuple(x.shape)}, "
+        f"got shape {sizes}"
+    )

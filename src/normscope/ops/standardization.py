@@ -35,7 +35,9 @@ def forward(
     var = over.average(centred.square(), n)
     rstd = (var + eps).rsqrt()
     y = over.keep(affine(centred * channelwise(rstd, x), weight, bias))
-    return y, mean, rstd, var * (n / ((n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1, 1)))
+    if isinstance(n, Tensor):  # of integers under torch.jit.trace, whose quotient would be float32
+        return y, mean, rstd, var * n / (n - 1).clamp(min=1)
+    return y, mean, rstd, var * (n / max(n - 1, 1))
 
 
 def backward(

@@ -4,21 +4,28 @@ import torch
 from torch import Tensor
 
 from normscope.ops.moments import Moments, merge
+from normscope.ops.ways.choose import is_written_out
 
 
-def share_of_batch(momentum: float | None, batches_before: Tensor | None) -> float:
+def share_of_batch(
+    momentum: float | None, batches_before: Tensor | None, dtype: torch.dtype = torch.float32
+) -> float | Tensor:
     """Return the share that the newest batch gets in the running statistics.
 
     Args:
         momentum: That share, or None for the plain average of all batches.
         batches_before: Batches tracked before this one; read only where ``momentum`` is None.
+        dtype: Of the share, where it is a tensor.
 
     Returns:
-        ``momentum``; else one over the number of batches (0 where they are not counted).
+        ``momentum``; else one over the number of batches (0 where they are not counted), which is a tensor ``()`` where
+        no value can be looked at.
     """
     if momentum is not None:
         return momentum
-    return 0.0 if batches_before is None else 1.0 / (float(batches_before) + 1.0)
+    if batches_before is None:
+        return 0.0
+    return 1 / (batches_before + 1).to(dtype) if is_written_out() else 1.0 / (float(batches_before) + 1.0)
 
 
 def track(

@@ -81,6 +81,15 @@ class Hessian:
     def _unscaled(self, vector: Vector) -> Vector:
         return vector if self._replay.scale == 1 else [part / self._replay.scale for part in vector]
 
+    @property
+    def rounding(self) -> float:
+        r"""Relative rounding of a product: that of the coarsest type in it; its power 2/3 for differences of gradients.
+
+        Those lose :math:`\epsilon |g| / h` and :math:`h^2`, which the step h above makes alike.
+        """
+        eps = max(self._replay.start.conditions.epsilon, *(torch.finfo(part.dtype).eps for part in self.gradient))
+        return eps if self.exact else eps ** (2 / 3)
+
     @staticmethod
     def of(replay: Replay) -> "Hessian":
         """Return the Hessian in the replay's present mode; the next probes that ask get the same object."""

@@ -173,6 +173,29 @@ def quantiles(spectra: Sequence[Spectrum], levels: Sequence[float]) -> NDArray[n
     return np.interp(levels, places, nodes[order])
 
 
+def negative_share(spectra: Sequence[Spectrum], rounding: float) -> float:
+    r"""Return the share of eigenvalues that are negative beyond rounding, by stochastic Lanczos quadrature.
+
+    In exact arithmetic a node is :math:`q^T H q` of a unit vector, so that only an operator with negative eigenvalues
+    has a negative node. In floating point the tridiagonal matrix after k products is that of :math:`H + E` on the
+    basis. A column of E is what a product and its projection lose, a few roundings :math:`\epsilon \lVert H \rVert`
+    (four are allowed here), so :math:`\lVert E \rVert_F \le 4 \sqrt k\, \epsilon \lVert H \rVert`; and no
+    eigenvalue moves by more (Weyl). Zero eigenvalues, of which a singular Hessian has many, come out on either side of
+    zero within this bound: a node counts only below it, with the largest node for the norm. A spectrum whose truly
+    negative part is nearer to zero cannot be told from one that has none.
+
+    Args:
+        spectra: Results of runs from random starts.
+        rounding: Relative rounding :math:`\epsilon` of a product.
+    """
+    shares = []
+    for spectrum in spectra:
+        least = 4 * spectrum.products**0.5 * rounding * np.abs(spectrum.nodes).max()
+        shares.append(float(spectrum.weights[spectrum.nodes < -least].sum() / spectrum.weights.sum()))
+    unknown = any(np.isnan(spectrum.nodes).any() for spectrum in spectra)
+    return float("nan") if unknown else float(np.mean(shares))
+
+
 def hutchinson(samples: Sequence[float]) -> tuple[float, float]:
     """Return the mean of independent samples of a trace and its standard error (NaN for fewer than two)."""
     values = np.asarray(samples, dtype=float)

@@ -59,6 +59,12 @@ class PassConditions:
             self.autocast = now
         self._ran.setdefault(unwrap(called), []).append(now)
 
+    @property
+    def epsilon(self) -> float:
+        """The spacing at 1 of the coarsest type that autocast had a module compute in; 0 where it was off."""
+        every = [self.autocast, *(one for settings in self._ran.values() for one in settings)]
+        return max((torch.finfo(dtype).eps for precision in every for _, dtype in precision), default=0.0)
+
     def set_modes(self) -> None:
         """Put the modules into the noted modes."""
         for module, mode in self.modes:

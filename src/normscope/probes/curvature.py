@@ -22,7 +22,7 @@ from normscope.probes._hessian import (
     whole,
     zeros,
 )
-from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, quantiles
+from normscope.probes._lanczos import Spectrum, hutchinson, lanczos, negative_share, quantiles
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._replay import Replay
 from normscope.probes._start_state import Slot
@@ -53,7 +53,8 @@ class Curvature(AbstractProbe):
       Lanczos run counts as one), and ``trace_error``, its standard error;
     - *gradient*: ``gradient_curvature`` :math:`g^T H g / g^T g`;
     - *density*: ``density_p01``, ``_p10``, ``_p50``, ``_p90``, ``_p99``, quantiles of the eigenvalues, and
-      ``negative_share``, the share below zero, by stochastic Lanczos quadrature;
+      ``negative_share``, the share below :math:`-4\sqrt k\,\epsilon` times the largest in size, by stochastic Lanczos
+      quadrature with k products: what is nearer to zero may be the rounding of zero, as a flat direction's is;
     - *batch*: ``batch_sharpness`` :math:`E_B[g_B^T H_B g_B / g_B^T g_B]`, the mean over ``parts`` equal parts of the
       batch, and ``batch_sharpness_error``, its standard error; left out where a batch cannot be cut. At the full batch
       size it is the mean of ``gradient_curvature`` over steps;
@@ -83,7 +84,8 @@ class Curvature(AbstractProbe):
     running statistics of ``frozen`` are not yet those of the data. Raw eigenvalues and the trace change when a weight
     before batch norm is rescaled, which changes no output: compare networks by the scale-free ``layer_sharpness`` and
     ``adaptive_sharpness``. The latter is a maximum found, not proven. Where an operation has no second derivative,
-    products are differences of gradients, and kinks falsify them.
+    products are differences of gradients, and kinks falsify them. Where a softmax is saturated (probabilities 0 and 1
+    to rounding), H itself is rounding, and ``negative_share`` may be anything.
 
     Args:
         measures: Which of the measures to take.
@@ -192,7 +194,7 @@ class Curvature(AbstractProbe):
             traces += [size * spectrum.first for spectrum in spectra]
             for name, value in zip(LEVELS, quantiles(spectra, tuple(LEVELS.values())), strict=True):
                 yield "", f"density_{name}", float(value)
-            yield "", "negative_share", _negative(spectra)
+            yield "", "negative_share", negative_share(spectra, hessian.rounding)
         if "trace" in self.measures:
             while len(traces) < self.samples:
                 signs = drawn(replay, stream, "signs")
@@ -283,12 +285,6 @@ def _eigenvalues(found: Spectrum) -> Iterator[Value]:
         yield "", "residual" if index == 1 else f"residual_{index}", float(residual)
     yield "", "converged", float(found.converged)
     yield "", "products", float(found.products)
-
-
-def _negative(spectra: Sequence[Spectrum]) -> float:
-    shares = [float(spectrum.weights[spectrum.nodes < 0].sum() / spectrum.weights.sum()) for spectrum in spectra]
-    unknown = any(math.isnan(float(spectrum.nodes[0])) for spectrum in spectra)
-    return math.nan if unknown else math.fsum(shares) / len(shares)
 
 
 def _product(a: Vector, b: Vector) -> float:

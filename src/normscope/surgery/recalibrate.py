@@ -47,6 +47,7 @@ from torch import nn
 from normscope._errors import DataError, UsageError, shown
 from normscope.modules.call import call_batch, set_mode
 from normscope.modules.state import traceless, transaction
+from normscope.records.numbers import counted
 from normscope.surgery._measure import Meter, Pooled, in_step
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import BATCH, Only, Site, norms
@@ -75,7 +76,7 @@ def recalibrate(
         loader: Gives batches, of whatever ``call`` takes.
         call: ``call(model, batch)`` runs the model on a batch. By default a tensor is the input, a tuple or list has
             the input first, a mapping gives keyword arguments; tensors are moved to the model's device.
-        num_batches: How many batches to take; None for all.
+        num_batches: How many batches to take; None for all. Where there are fewer, a note of the report says so.
         only: Which norms: None for all; a predicate of path and module; or names, of which ``*`` stands for anything.
         frozen: Whether frozen norms are recalibrated too. They stay frozen.
         dropout: Whether everything but the norms is in training mode meanwhile: dropout, noise, stochastic depth. Off
@@ -89,8 +90,8 @@ def recalibrate(
     Returns:
         For each norm how far the old statistics were: ``mean_shift`` (largest and, as ``mean_shift_rms``, root mean
         square over channels, in units of the new standard deviation), ``variance_ratio_low`` and ``_high`` (new
-        variance over old), ``count`` (values per channel; the fewest, where a mask has them
-            differ). Norms skipped, and why.
+        variance over old), ``count`` (values per channel; the fewest, where a mask has them differ). Norms skipped, and
+        why. A note, where there were fewer batches than ``num_batches``.
 
     Raises:
         DataError: No batches, or no norm was given at least two values per channel.
@@ -122,11 +123,11 @@ def recalibrate(
             return Report(model, (), tuple(skipped))
         passes = _Passes(inner, loader, call, num_batches, dropout, preserve_rng, progress)
         pooled = _one_by_one(passes, chosen, unbiased) if sequential else _at_once(passes, chosen, unbiased)
-        return _report(model, chosen, pooled, passes.old, skipped)
+        return _report(model, chosen, pooled, passes, skipped)
 
 
 def _report(
-    model: nn.Module, chosen: list[Site], pooled: dict[str, Pooled], old: dict[nn.Module, Any], skipped: list[Skip]
+    model: nn.Module, chosen: list[Site], pooled: dict[str, Pooled], passes: "_Passes", skipped: list[Skip]
 ) -> Report:
     measured = [site for site in chosen if pooled[site.path].moments is not None]
     if not measured:
@@ -136,7 +137,8 @@ def _report(
         for site in chosen
         if site not in measured
     ]
-    return Report(model, tuple(_change(site, pooled[site.path], old) for site in measured), tuple(skipped))
+    done = tuple(_change(site, pooled[site.path], passes.old) for site in measured)
+    return Report(model, done, tuple(skipped), passes.notes())
 
 
 class _Passes:
@@ -156,6 +158,7 @@ class _Passes:
         self.dropout, self.preserve_rng, self.progress = dropout, preserve_rng, progress
         self.old: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         self.order: list[str] = []
+        self.taken = 0
 
     def measure(self, chosen: list[Site], *, first_batch: bool = False, settled: bool = False) -> dict[str, Pooled]:
         """Return the moments of what each chosen norm is given.
@@ -175,7 +178,14 @@ class _Passes:
                 step.batch = number
                 self.call(self.model, batch)
                 step.batches = number + 1
+        self.taken = step.batches
         return step.pooled
+
+    def notes(self) -> tuple[str, ...]:
+        """Say whether the last pass had fewer batches than were asked for."""
+        if self.num_batches is None or self.taken >= self.num_batches:
+            return ()
+        return (f"the loader gave {counted(self.taken, 'batch', 'batches')} of the {self.num_batches} asked for",)
 
     def _modes(self) -> None:
         """Put everything into the mode asked for and each norm into evaluation; the meters choose for their own."""

@@ -70,9 +70,10 @@ def is_written_out() -> bool:
     """Say whether the written-out forward must run: no Function, no kernel, nothing that looks at values.
 
     The compiler refuses a jvp of one's own, and fuses the forward by itself; torch.func differentiates and batches
-    the forward rightly, where a jvp inside a jvp of any Function comes out as zero.
+    the forward rightly, where a jvp inside a jvp of any Function comes out as zero; ``torch.jit.trace`` records
+    operations, of which a Function is none, and takes what is read from a value for a constant.
     """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
 
 
 def is_compiling_plainly() -> bool:
@@ -119,7 +120,7 @@ def plan_at_once(
     asked = _asked.get()
     if asked is not None and asked != "kernel":
         return None
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+    if torch._C._len_torch_dispatch_stack():
         return None
     plan = cpu.plan(x, weight, bias, running_mean, running_var, seen)
     return plan if plan is not None and plan.count > 1 else None
@@ -155,7 +156,7 @@ def why_no_kernel(
         or (running is not None and not (_is_row(running[0], x) and _is_row(running[1], x)))
     ):
         return "weight, bias or running statistics are not dense rows of one number a channel on the input's device"
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
         return "operations are being recorded, and a kernel would not be seen"
     return cpu.why_not() if x.is_cpu else ""
 
@@ -201,6 +202,8 @@ def explain(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
         return Explanation("written_out", _COMPILED)
     if torch._C._are_functorch_transforms_active():
         return Explanation("written_out", "torch.func differentiates and batches the written-out forward")
+    if torch._C._is_tracing():
+        return Explanation("written_out", "torch.jit.trace records the written-out forward")
     if _asked.get() == "written_out":
         return Explanation("written_out", "asked for by normscope.ops.using")
     if reason := why_no_kernel(x, weight, bias):

@@ -19,7 +19,7 @@ from normscope.kernels import cpu, gpu
 from normscope.ops.moments import Moments
 from normscope.ops.standardization import affine, backward, tangent
 from normscope.ops.statistics import channel_axes, channelwise, shifted
-from normscope.ops.ways.choose import differentiated, is_written_out
+from normscope.ops.ways.choose import differentiated
 from normscope.ops.ways.ownership import is_sole_owner
 
 
@@ -89,7 +89,8 @@ def must_be_written_out(x: Tensor, g: Tensor) -> bool:
     """Say whether a backward that is running is differentiated, batched or recorded, so that no kernel may do it."""
     return (
         differentiated(x, g)
-        or is_written_out()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
         or type(g) is not Tensor
         or torch._C._functorch.is_legacy_batchedtensor(g)  # what is_grads_batched uses, no transform to torch.func
     )
