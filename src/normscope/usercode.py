@@ -181,6 +181,17 @@ def _flat(error: BaseException) -> str:
 
 
 @contextmanager
+def no_words() -> Iterator[None]:
+    """Take the words of the command line away while a user's code runs: they are not meant for its own parser."""
+    words = sys.argv
+    sys.argv = words[:1]
+    try:
+        yield
+    finally:
+        sys.argv = words
+
+
+@contextmanager
 def quiet_stdout() -> Iterator[None]:
     """Send standard output to standard error, also that of libraries and child processes, which use descriptor 1."""
     for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope._unit import near
 from normscope.evidence import Case
-from normscope.usercode import imports_from, load_file, load_module, users_code
+from normscope.usercode import imports_from, load_file, load_module, no_words, users_code
 
 _WANTED = (
     "an ns.Case, a tuple (model, loss_fn, loader, optimizer, eval_loader) of which the last two may be left out, a "
@@ -85,7 +85,7 @@ def case_made_by(factory: Callable[..., Any], name: str, seed: int) -> Case:
         UsageError: It wants other arguments, raises, or gives no set-up.
     """
     arguments = _seed_argument(factory, name, seed)
-    with users_code(f"{name}({'' if not arguments else 'seed'})"):
+    with users_code(f"{name}({'' if not arguments else 'seed'})"), no_words():
         made = _case_of(factory(**arguments), name)
     if isinstance(made, Module):
         raise UsageError(
@@ -118,11 +118,17 @@ def _found(words: str) -> Iterator[tuple[Any, str, ModuleType]]:
         found: Any = module
         for part in name.split("."):
             if not hasattr(found, part):
-                known = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
+                known = [key for key, value in vars(found).items() if _may_be_meant(value, module)]
                 hint = f": did you mean {near(part, known)}?" if known else ""
                 raise UsageError(f"{source} has no attribute {part!r}{hint}")
             found = getattr(found, part)
         yield found, name, module
+
+
+def _may_be_meant(value: Any, module: ModuleType) -> bool:
+    """Return whether something in a file may be the factory that a mistyped name means."""
+    own = callable(value) and getattr(value, "__module__", "") == module.__name__
+    return own or isinstance(value, Case | Module | ModuleType)
 
 
 def _is_file(source: str) -> bool:

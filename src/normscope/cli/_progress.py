@@ -58,6 +58,23 @@ def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None]
     return report
 
 
+def lines_of_progress(parts: int = 8) -> Callable[[str, int, int], None]:
+    """Return a function for (part, steps done, steps in all) that writes a line on standard error now and then.
+
+    Args:
+        parts: Lines of each part, at most.
+    """
+    told: dict[str, int] = {}
+
+    def report(part: str, done: int, total: int) -> None:
+        reached = done * parts // total if total else parts
+        if reached > told.get(part, 0):
+            told[part] = reached
+            typer.echo(f"{part}: {done} of {total}", err=True)
+
+    return report
+
+
 @contextmanager
 def progress_bar(quiet: bool, studies: int = 1) -> Iterator["Bars | None"]:
     """Yield a function for (part, steps done, steps in all) that draws bars; None in a pipe, or if ``quiet``."""

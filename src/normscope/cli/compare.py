@@ -1,7 +1,7 @@
 """``normscope compare``."""
 
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +9,7 @@ import typer
 
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_tables, wide
-from normscope.cli._progress import interruptible, progress_bar
+from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
 from normscope.cli._words import Json, Out, Workers
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def compare(
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="Batches of an evaluation.")] = 8,
     out: Out = Path("runs/compare"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete a comparison of another configuration that lies in the folder.")
+    ] = False,
     workers: Workers = None,
     export: Annotated[
         str | None, typer.Option(help="Write these into OUT/export: pdf,svg (figures), csv, latex (tables).")
@@ -63,6 +66,7 @@ def compare(
         "budget": budget,
         "questions": None if questions is None else _split(questions),
         "batches": batches,
+        "fresh": fresh,
         "workers": workers,
     }
     run_and_print(source, out, as_json, kinds=kinds, show=show, **settings)
@@ -85,25 +89,30 @@ def run_and_print(
     from normscope.usercode import quiet_stdout
 
     advice = "run the same command again to go on where it stopped"
-    with interruptible(advice), progress_bar(as_json) as bars, quiet_stdout():
-        progress: Callable[[str, int, int], None] | None = None if bars is None else bars
-        found = comparing.compare(source, out=out, progress=progress, **settings)  # type: ignore[arg-type]
-    print_comparison(found, as_json, kinds=kinds, show=show)
+    with interruptible(advice):
+        with progress_bar(as_json) as bars, quiet_stdout():
+            progress = bars or (None if as_json else lines_of_progress())
+            found = comparing.compare(source, out=out, progress=progress, **settings)  # type: ignore[arg-type]
+        with status_line(as_json) as show_status:
+            if show_status is not None:
+                show_status("judging, and drawing the page")
+            path = found.report()
+        print_comparison(found, as_json, kinds=kinds, page=path, show=show)
 
 
 def print_comparison(
     found: "Comparison", as_json: bool, *, kinds: list[str], page: Path | None = None, show: bool = False
 ) -> None:
-    """Write the page of a comparison, and print its answers and what was written.
+    """Print the answers of a comparison, and what was written.
 
     Args:
         found: The comparison.
         as_json: Whether a JSON document is printed.
         kinds: What is exported, into the folder ``export`` of the run.
-        page: The HTML file to write; that of the run's folder if None.
+        page: The HTML file, if it is written already; else that of the run's folder is.
         show: Whether the page is opened in the browser.
     """
-    path = found.report(page)
+    path = page or found.report()
     exported = found.export(found.path / "export", kinds) if kinds else []
     if as_json:
         print_json({"report": str(path), "exported": [str(each) for each in exported]} | found.document())

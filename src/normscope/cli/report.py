@@ -93,7 +93,8 @@ def _write_comparison(run: Path, page: Path, as_json: bool) -> None:
     """Write the page of a comparison's folder, and print its answers."""
     from normscope.comparing import Comparison
 
-    print_comparison(Comparison(run), as_json, kinds=[], page=page)
+    found = Comparison(run)
+    print_comparison(found, as_json, kinds=[], page=found.report(page))
 
 
 def _write_scope(run: Path, page: Path, as_json: bool) -> None:

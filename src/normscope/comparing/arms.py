@@ -21,7 +21,7 @@ from normscope.usercode import imports_from, users_code
 WORDS: Mapping[str, str] = {
     "own": "with its norms",
     "none": "without norms",
-    "rescaled": "with rescaled weights in place of norms",
+    "rescaled": "without norms but rescaled",
     "batch": "with batch norm",
     "layer": "with layer norm",
     "group": "with group norm",

@@ -1,7 +1,41 @@
 """Clauses of the sentences of a comparison."""
 
-from normscope.records import Outcome, Verdict
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from normscope.comparing.quantities import loss_curves
+from normscope.records import Outcome, Verdict, tried
+from normscope.records.answers import differing, headline, separating, standing
 from normscope.records.numbers import UNBOUNDED
+from normscope.studies import Evidence
+
+_ALONE = re.compile(r"alone this would read '.*' \(p = [^)]*\), but among (\d+) claims judged together p = ([^ ]+) .*")
+_EXCEPTIONS = 2  # other conditions that a sentence names
+
+
+def sentence_of(verdict: Verdict) -> str:
+    """Return the sentence of an answer: its word, what was seen, and the conditions that speak otherwise.
+
+    Args:
+        verdict: The verdict of the question.
+    """
+    if found := _ALONE.fullmatch(verdict.why):
+        why = f"alone it would be clear; among {found[1]} answers together it may be chance (p = {found[2]}, Holm)"
+        verdict = replace(verdict, why=f"{why}: more seeds would tell")
+    said = headline(verdict)
+    if not standing(verdict).startswith("mixed") or separating(verdict):
+        return said
+    others = [each for each in tried(verdict)[1:] if each.outcome.decided and each.outcome is not verdict.outcome]
+    but = "; ".join(f"{each.outcome.value} by {differing(verdict, each)}" for each in others[:_EXCEPTIONS])
+    return f"{said} But {but}."
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words: ``"a"``, ``"a and b"``, ``"a, b and c"``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def does_not_learn(words: str, found: Verdict, steps: int) -> str:
@@ -16,6 +50,21 @@ def does_not_learn(words: str, found: Verdict, steps: int) -> str:
     seeds = f" in every seed ({found.why})" if found.why and not unmeasured else ""
     falls = without_bounds(found.finding) if found.effect.point > 0 else "its loss does not fall"
     return f"The network {words} does not learn{seeds} within {steps} steps: {found.why if unmeasured else falls}"
+
+
+def same_at_all_rates(evidence: Evidence, arm: str, words: str) -> str:
+    """Say that an arm trains alike at all learning rates that were tried; empty if it does not, or one was tried.
+
+    Args:
+        evidence: The records.
+        arm: Its name.
+        words: The arm, as a sentence calls it.
+    """
+    rates = evidence.settings["rates"]
+    curves = [loss_curves(evidence, arm=arm, rate=rate) for rate in rates]
+    if len(rates) < 2 or not all(np.array_equal(curves[0], each, equal_nan=True) for each in curves):
+        return ""
+    return f"The network {words} trains alike at all learning rates: its step sets the learning rate itself"
 
 
 def without_bounds(said: str) -> str:

@@ -1,6 +1,5 @@
 """A comparison as it lies in a folder: its records, the words that they give, and its answers in sentences."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError
+from normscope.comparing.answering import answered
 from normscope.comparing.arms import ASIDE, WORDS
-from normscope.comparing.clauses import does_not_learn, without_bounds
+from normscope.comparing.clauses import does_not_learn, listed, same_at_all_rates
 from normscope.comparing.export import KINDS, export
 from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
@@ -18,9 +18,8 @@ from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.comparing.reading import CODE, evidence_of
 from normscope.plots import Figure, Table
 from normscope.records import Store, Verdict
-from normscope.records.answers import capital, headline
+from normscope.records.answers import capital
 from normscope.records.notebook import card, head, items, paragraph, with_code
-from normscope.records.numbers import counted
 from normscope.report import Section
 from normscope.stats import adjust
 from normscope.stats.decide import FEWEST_SEEDS
@@ -105,14 +104,8 @@ class Comparison:
         return tuple(map(self._answer, self.questions, verdicts))
 
     def _answer(self, question: AbstractQuestion, verdict: Verdict) -> Answer:
-        asks = question.asks(self.pairs[0])
-        if not self.described or question.lacks(self.evidence) or not math.isfinite(verdict.effect.point):
-            return Answer(question, asks, verdict, headline(verdict))
-        seen = without_bounds(verdict.finding).rstrip(".")
-        if verdict.effect.point == 0 and verdict.effect.scale != "value":  # "0 less" is no way to speak
-            seen = f"no difference ({verdict.reason.rstrip('.')})"
-        sentence = f"Described, not judged ({counted(len(self.evidence.seeds), 'seed')}): {seen}."
-        return Answer(question, asks, verdict, sentence, described=True)
+        idle = [arm for arm in (self.pairs[0].first, self.pairs[0].second) if not self.learns(arm)]
+        return answered(question, verdict, self.evidence, self.pairs, [self.arms[arm] for arm in idle])
 
     def answers(self) -> "pl.DataFrame":
         """Return the answers as a frame.
@@ -174,6 +167,7 @@ class Comparison:
         said = [does_not_learn(words, found, self.plan.steps) for words, found in learning.items()]
         if learning.keys() - set(self.pairs[0].words) and self.pairs[0].words[1] not in learning:
             said.append(f"What is said of learning compares with the network {self.pairs[0].words[1]}")
+        said += filter(None, (same_at_all_rates(self.evidence, arm, words) for arm, words in self.arms.items()))
         return (*said, *self._notes, *self._seeds_not_run())
 
     def _seeds_not_run(self) -> list[str]:
@@ -197,8 +191,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """The comparison in a few words."""
-        first, *others = self.arms.values()
-        return f"Your network {first}, and {', '.join(others)}"
+        return f"Your network {listed(list(self.arms.values()))}"
 
     @property
     def lede(self) -> str:

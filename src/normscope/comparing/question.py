@@ -140,7 +140,7 @@ class AbstractQuestion(AbstractJudge):
             at={"rate": 1.0},
             scale="value",
             claim=f"The network {words} learns.",
-            says="its loss falls by {effect} of the largest fall",
+            says="its loss falls by {effect} of the largest fall, over the seeds",
             each_above=LEARNS,
             margin_reason=LEARNS_REASON,
             unit="%",

@@ -19,6 +19,8 @@ from normscope.comparing.cells import Clock, run_cells, run_seeds
 from normscope.comparing.comparison import Comparison
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
+from normscope.comparing.fingerprint import first_step
+from normscope.comparing.folder import opened
 from normscope.comparing.plan import Plan, Progress, Wish, plan_of
 from normscope.comparing.reading import CODE
 from normscope.modules.batches import tensors
@@ -46,30 +48,31 @@ def compare(
     questions: Sequence[str] | None = None,
     batches: int = 8,
     out: str | Path = "runs/compare",
+    fresh: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare a network with its norms and without them, or with others, seed by seed, in the user's own training.
 
-    Every arm of a seed begins from the same weights and is trained on the same batches. A run that was interrupted is
-    taken up where it stopped; its records are the same, bit for bit, and do not depend on ``workers``.
+    Every arm of a seed begins from the same weights and sees the same batches. An interrupted run is taken up where it
+    stopped; its records are the same, bit for bit, and do not depend on ``workers``.
 
     Args:
-        source: A function that makes the training set-up anew at each call and returns what ``check`` takes (an
-            ``ns.Case``, say), or ``"train.py:make_case"``. It is called under the seed, and given the seed if it has an
-            argument of that name. Or several such functions by the name of the arm that each makes.
+        source: A function that makes the training set-up anew at each call and returns what ``check`` takes, or
+            ``"train.py:make_case"``. It is called under the seed, and given the seed if it has an argument of that
+            name. Or several such functions by the name of the arm that each makes.
         arms: Names of ``surgery.ARMS``; or by the name of the arm such a name, or a function that changes the model in
             place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``. Where the network
             does not learn without its norms, the arm ``"rescaled"`` is added.
         seeds: Replicates, seeds 0 to ``seeds - 1``; 5 if left out. Fewer than 3 are described, not judged.
         steps: Training steps of a run; 200 if left out.
-        rates: Factors of the learning rate, for its own best one in each arm.
-        budget: Time that the comparison may take, in seconds or as ``"20min"``; what was not given by ``seeds`` and
-            ``steps`` is chosen so that it fits.
+        rates: Factors of the learning rate, for each arm's own best.
+        budget: Time that it may take, in seconds or as ``"20min"``: steps, seeds and probes are chosen to fit.
         questions: Codes of questions; all if None.
         batches: Batches of an evaluation, at most.
         out: Folder of the run. A run of the same configuration there is continued.
-        workers: Processes; None for one per core, and one in all where the model is on an accelerator.
+        fresh: Whether a comparison of another configuration that lies in the folder is deleted.
+        workers: Processes; None for one per core (one in all where the model is on an accelerator).
         progress: Called with what is done, how much of it is done, and how much there is.
 
     Returns:
@@ -89,9 +92,7 @@ def compare(
         config = _configuration(seen, plan, wish)
         plan = _known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
         notes = [*seen.notes, *plan.left_out]
-        seeds = None if wish.budget is None else plan.seeds  # without a budget more can be run later
-        chosen = {"plan": plan.as_json(), "reports": seen.reports, "notes": notes, "seeds": seeds}
-        store = Store.create(Path(out), config | chosen)
+        store = opened(Path(out), config | _chosen(plan, wish, seen.reports, notes), fresh=fresh)
         for note in notes:
             warnings.warn(note, ComparisonWarning, stacklevel=2)
         return _run_all(store, seen.arms, plan, workers, progress, Clock(began, wish.budget))
@@ -129,6 +130,12 @@ def _run_all(
     return Comparison(store, seeds=plan.seeds)
 
 
+def _chosen(plan: Plan, wish: Wish, reports: Mapping[str, str], notes: Sequence[str]) -> dict[str, Any]:
+    """Return what the plan adds to the configuration; without a budget more seeds can be run later."""
+    seeds = None if wish.budget is None else plan.seeds
+    return {"plan": plan.as_json(), "reports": dict(reports), "notes": list(notes), "seeds": seeds}
+
+
 def _configuration(seen: "Foreseen", plan: Plan, wish: Wish) -> dict[str, Any]:
     """Return what determines a run, but for the plan that is made of it; more seeds may be asked for later."""
     return {
@@ -138,6 +145,7 @@ def _configuration(seen: "Foreseen", plan: Plan, wish: Wish) -> dict[str, Any]:
             for arm in seen.arms
         ],
         "source": hashlib.sha256("".join(arm.factory.text() for arm in seen.arms).encode()).hexdigest()[:16],
+        "start": seen.start,
         "asked": wish.as_json() | {"rates": list(plan.rates), "questions": list(plan.questions)},
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
         "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
@@ -164,12 +172,14 @@ class Foreseen(NamedTuple):
         reports: What was done to make each, in lines, by its name.
         notes: Sentences that a reader must know.
         on_cpu: Whether all models are on the CPU.
+        start: Digest of the first step of the first arm; empty on an accelerator, where it may differ from run to run.
     """
 
     arms: tuple[Arm, ...]
     reports: dict[str, str]
     notes: list[str]
     on_cpu: bool
+    start: str
 
 
 def foresee(arms: Sequence[Arm]) -> Foreseen:
@@ -199,25 +209,31 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
         reports[arm.name] = str(report)
         notes += filter(None, [report.incomplete()])
     if len(kept) < 2:
-        raise UsageError(f"nothing to compare: {'; '.join(refusals)}")
+        raise UsageError(
+            f"nothing to compare: {'; '.join(refusals)}. Networks that you build yourself are compared by a name for "
+            "each: one=train.py:make_one other=train.py:make_other"
+        )
     notes += [f"{refusal}: left out" for refusal in refusals]
-    if _begins_alike(kept[0]):
+    alike, start = _beginning(kept[0])
+    if alike:
         notes.append(
             "the first weights are the same at every seed, so the seeds differ in the order of batches and in what the "
             "steps draw, no more: where the factory sets a seed itself, let it take an argument called seed"
         )
     on_cpu = all(p.device.type == "cpu" for model in models for p in model.parameters())
-    return Foreseen(tuple(kept), reports, notes, on_cpu)
+    return Foreseen(tuple(kept), reports, notes, on_cpu, start if on_cpu else "")
 
 
-def _begins_alike(arm: Arm) -> bool:
-    """Say whether an arm begins from the same weights at two seeds."""
+def _beginning(arm: Arm) -> tuple[bool, str]:
+    """Say whether an arm begins from the same weights at two seeds, and return the digest of its first step."""
     found = []
     for seed in (0, 1):
         with one_thread(), settings_kept():
             found.append(arm.make(seed)[0])
-    mine, theirs = (list(case.model.parameters()) for case in found)
-    return len(mine) == len(theirs) and all(map(torch.equal, tensors(mine), tensors(theirs)))
+    mine, theirs = (tensors([p.detach().clone() for p in case.model.parameters()]) for case in found)
+    with one_thread(), settings_kept():
+        start = first_step(arm.make(0)[0], 0)
+    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs)), start
 
 
 def _rescued(found: Comparison, arms: Sequence[Arm]) -> Arm | None:

@@ -120,6 +120,10 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
     evaluated = plan.evaluated()
     yield from model_records(case.model, cell.id) if watched else ()
     yield from evaluate(case, plan.batches, cell.id, 0)
+    if not any(module.training for module in case.model.modules()):
+        said = "the model is handed over in evaluation mode, and so it is trained: call model.train() in the factory"
+        yield Record(cell.id, 0, "note", "", said, 1.0)
+    before = [parameter.detach().clone() for parameter in case.model.parameters()]
     diverged = False
     for index in range(plan.steps):
         batch = steps.next_batch()
@@ -135,6 +139,11 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
             break
         if index + 1 in evaluated:
             yield from evaluate(case, plan.batches, cell.id, index + 1)
+    if all(map(torch.equal, before, case.model.parameters())) and before:
+        raise UsageError(
+            f"{plan.steps} training steps of the arm {cell.arm} move no parameter of the model: a step(model, batch) "
+            "makes the whole step: zero the gradients, run the loss and its backward pass, and update"
+        )
     yield Record(cell.id, plan.steps, "training", "", "diverged", float(diverged))
     read = recorder.drain()
     yield from read

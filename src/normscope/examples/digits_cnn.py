@@ -53,11 +53,13 @@ def main(epochs: int = 10) -> None:
     case = make_case()
     assert case.optimizer is not None
     scope = ns.watch(case.model, case.optimizer, loss_fn, every=25)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for batch in case.loader:
             case.optimizer.zero_grad()
-            loss_fn(case.model, batch).backward()
+            loss = loss_fn(case.model, batch)
+            loss.backward()
             case.optimizer.step()
+        print(f"epoch {epoch}: loss {loss.item():.3f}")
     print(scope.summary())
 
 

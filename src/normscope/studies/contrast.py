@@ -14,7 +14,7 @@ from normscope._errors import DataError, UsageError
 from normscope.records import Estimate, Outcome
 from normscope.stats import Decision, alike, decide, interval, no_worse, two_looks
 from normscope.stats.decide import FEWEST_SEEDS, decide_count, unusable
-from normscope.studies.every_seed import each_above, exact
+from normscope.studies.every_seed import each_above, exact, span
 from normscope.studies.evidence import Arrivals, Evidence, Floats
 from normscope.studies.quantity import Best, Quantity
 from normscope.studies.sample import Sample, both_at_limits, neither_arrived, one_arrived
@@ -225,7 +225,8 @@ class Reading:
             return Estimate(largest, smallest, largest, self.evidence.level, n, "largest of all seeds", "error", unit)
         if not len(self.kept):
             return replace(unmeasured(self.evidence.level, contrast.scale), unit=unit)
-        return replace(interval(self.kept, scale=contrast.scale, level=self.evidence.level), unit=unit)
+        found = interval(self.kept, scale=contrast.scale, level=self.evidence.level)
+        return replace(found if contrast.each_above is None else span(self.kept), scale=contrast.scale, unit=unit)
 
     @property
     def missing(self) -> str:

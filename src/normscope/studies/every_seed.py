@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from normscope.records import Outcome
+from normscope.records import Estimate, Outcome
 from normscope.stats import Decision
 from normscope.studies.evidence import Floats
 
@@ -41,3 +41,13 @@ def each_above(values: Floats, bound: float, missing: str = "") -> Decision:
     if not above:
         return Decision(Outcome.OPPOSITE, None)
     return Decision(Outcome.UNCLEAR, None, f"it does in {above} of {len(values)} seeds")
+
+
+def span(values: Floats) -> Estimate:
+    """Return the mean of what was seen, from the smallest to the largest seed: no interval, for nothing is concluded.
+
+    Args:
+        values: The values of the seeds that have one.
+    """
+    low, high = float(values.min()), float(values.max())
+    return Estimate(float(values.mean()), low, high, 1.0, len(values), "from the smallest to the largest of all seeds")

@@ -78,8 +78,8 @@ class GradientGrowth(AbstractQuestion):
                 scale="log-ratio",
                 effect=_nearer_to_one,
                 comparative=("less", "more"),
-                says=f"a layer changes the squared gradient {{effect}} {first} than {second}: toward the input it "
-                f"{said[0]} {first}; {second} it {said[1]}",
+                says=f"a layer changes the squared gradient {{effect}} {first} than {second}{_factors(*found)}: "
+                f"toward the input it {said[0]} {first}; {second} it {said[1]}",
                 **common,
             )
             yield Contrast(
@@ -161,3 +161,12 @@ def _fate(logs: Floats, layers_between: int) -> str:
     if whole > _FAR:
         return f"{said} and explodes ({number(whole)} times over {layers_between} layers)"
     return f"{said} and vanishes ({number(whole)} of itself over {layers_between} layers)" if whole < 1 / _FAR else said
+
+
+def _factors(first: Floats, second: Floats) -> str:
+    """Say by what factor each arm changes the squared gradient a layer, up or down: what the effect compares."""
+    both = [np.abs(growth[np.isfinite(growth)]) for growth in (first, second)]
+    if not all(map(len, both)):
+        return ""
+    own, other = (number(math.exp(float(each.mean()))) for each in both)
+    return f" (by the factor {own} against {other}, up or down)"

@@ -1,0 +1,50 @@
+"""How a verdict becomes the answer to a question, in a sentence or two."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from normscope.comparing.clauses import sentence_of, without_bounds
+from normscope.comparing.page import Answer
+from normscope.comparing.question import AbstractQuestion, Pair
+from normscope.records import Outcome, Verdict
+from normscope.records.answers import capital
+from normscope.records.numbers import counted
+from normscope.stats.decide import FEWEST_SEEDS
+from normscope.studies import Evidence
+
+
+def answered(
+    question: AbstractQuestion, verdict: Verdict, evidence: Evidence, pairs: Sequence[Pair], idle: Sequence[str]
+) -> Answer:
+    """Return the answer to a question.
+
+    Args:
+        question: The question.
+        verdict: Its verdict, corrected for the company of the other questions.
+        evidence: The records.
+        pairs: The pairs of arms, the pair that decides first.
+        idle: Words for the arms of that pair that do not learn.
+    """
+    asks, seeds = question.asks(pairs[0]), len(evidence.seeds)
+    if seeds < FEWEST_SEEDS and not question.lacks(evidence) and math.isfinite(verdict.effect.point):
+        seen = without_bounds(verdict.finding).rstrip(".")
+        if verdict.effect.point == 0 and verdict.effect.scale != "value":  # "0 less" is no way to speak
+            seen = f"no difference ({verdict.reason.rstrip('.')})"
+        sentence = f"Described, not judged ({counted(seeds, 'seed')}): {seen}."
+        return Answer(question, asks, verdict, sentence, described=True)
+    if verdict.outcome is Outcome.NOT_MEASURABLE and idle and verdict.why.startswith("a premise is not met"):
+        return Answer(question, asks, verdict, f"Not measurable: the network {' and '.join(idle)} does not learn.")
+    return Answer(question, asks, verdict, f"{sentence_of(verdict)}{_beside(question, evidence, pairs[1:])}")
+
+
+def _beside(question: AbstractQuestion, evidence: Evidence, pairs: Sequence[Pair]) -> str:
+    """Say in short what the pairs give that do not decide, where the question is about their other arm too."""
+    said = []
+    for pair in pairs:
+        first = next(iter(question.contrasts(evidence, pair)), None)
+        if first is not None and pair.second in (first.first, first.second):
+            found = question.judge(evidence, [replace(pair, headline=True)])
+            amount = f", {found.amount}" if found.outcome.decided else ""
+            said.append(f"beside the network {pair.words[1]}: {found.outcome.value}{amount}")
+    return f" {capital('; '.join(said))}." if said else ""
