@@ -5,31 +5,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import Module
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from normscope._errors import NormscopeError
 from normscope.evidence.case import Case
-from normscope.evidence.sandbox import batches, sandbox
+from normscope.evidence.losses import losses, mean_loss
+from normscope.evidence.noise import noisy_modules, quiet, quiet_call
+from normscope.evidence.sandbox import sandbox
 from normscope.modules.call import set_mode
 from normscope.modules.rng import RngState
-from normscope.modules.sites import tracking
+from normscope.modules.sites import is_known_norm, tracking
 from normscope.modules.state import traceless
 from normscope.surgery import recalibrate
 from normscope.usercode import users_code
 
-_NOISE, _BATCH, _DATA, _DOMAIN = "dropout and other noise", "batch statistics", "other data", "domain shift"
-_RUNNING, _AVERAGED = "running statistics", "averaged weights"
+_NOISE, _BATCH, _MODE = "dropout and other noise", "batch statistics", "other code that depends on the mode"
+_DATA, _DOMAIN, _RUNNING, _AVERAGED = "other data", "domain shift", "running statistics", "averaged weights"
 _CAUSES = {
     _NOISE: "they act in training only: no defect",
     _BATCH: "training normalizes each batch by itself: large where batches are small or sorted",
+    _MODE: "beside noise and batch norms, the model or the loss computes something else in eval mode",
     _DATA: "generalisation: the same network on data it was not trained on",
     _DOMAIN: "statistics of the training data do not fit those of evaluation",
     _RUNNING: "running statistics are not those of the data: recalibrate them",
     _AVERAGED: "evaluation uses averaged weights with statistics of their own",
 }
+
+_ROUNDING = 1e-5  # of a loss: by so much other kernels, as of torch's fast path in eval mode, may change it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,11 @@ def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
     """
     found: dict[str, list[torch.Tensor]] = {}
     noted: list[float] = []
+    call = case.loss_fn if dropout else quiet_call(case, noisy_modules(case))
 
     def noting(model: Any, batch: Any) -> Any:
-        loss = case.loss_fn(model, batch)
-        noted.append(float(loss))
+        loss = call(model, batch)
+        noted.append(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
         return loss
 
     with sandbox(case):
@@ -125,10 +128,11 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
     """Take the gap between training and evaluation apart.
 
     From the loss of training batches as they train, one thing is changed after another: dropout and other noise are
-    switched off; norms normalize by statistics of the training data instead of the batch's; data are those of
-    evaluation, at first with statistics of their own; then with those of the training data; then with the running
-    statistics; then the weights are the averaged ones. The steps add up to the gap. The decomposition depends on the
-    order: each share is the increase on top of the steps before it.
+    switched off; norms normalize by statistics of the training data instead of the batch's; all other code is in eval
+    mode too, and the loss is that of evaluation; data are those of evaluation, at first with statistics of their own;
+    then with those of the training data; then with the running statistics; then the weights are the averaged ones. The
+    steps add up to the gap. The decomposition depends on the order: each share is the increase on top of the steps
+    before it.
 
     Args:
         case: With ``eval_loader``; without, the training data are evaluated and no data change.
@@ -140,13 +144,16 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
         UsageError: The loader or the loss raises.
     """
     with sandbox(case):
+        noise = noisy_modules(case)
         # Passes in train mode move the running statistics, whose own share is measured last: they are put back.
         with traceless(case.model, streams=False):
-            train, quiet = _losses_of_training(case, count, statistics)
-        levels = {_NOISE: quiet}
+            train, silent = _losses_of_training(case, count, statistics, noise)
+        levels = {_NOISE: silent}
+        with traceless(case.model, streams=False), quiet(noise):
+            levels |= _losses_by_mode(case, count, statistics)
         set_mode(case.model, False)
         if tracking(case.model):
-            levels |= _losses_by_statistics(case, count, statistics)
+            levels |= _losses_by_data(case, count, statistics)
         elif case.eval_loader is not None:
             levels[_DATA] = _evaluated(case, count)
         last = _evaluated(case, count)
@@ -162,7 +169,9 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None) ->
     return Gap(train, last, tuple(shares), count)
 
 
-def _losses_of_training(case: Case, count: int, statistics: Statistics | None) -> tuple[float, float]:
+def _losses_of_training(
+    case: Case, count: int, statistics: Statistics | None, noise: list[Module]
+) -> tuple[float, float]:
     """Return the loss of training with its noise and without."""
     streams = RngState(case.model)
     known = list(statistics.losses[:count]) if statistics is not None else []
@@ -172,34 +181,54 @@ def _losses_of_training(case: Case, count: int, statistics: Statistics | None) -
         noisy = known = losses(case, case.loader, count)
         streams.restore()
     train = sum(known) / len(known)
-    _without_noise(case.model)
-    # Noise draws from a random stream or depends on a mode. If the first batch gives the same bits with it and without,
-    # from the same state of the streams, then there is none, and the loss is known already: from the pass that took the
-    # statistics, or from the one just made.
-    silent = known is not noisy or losses(case, case.loader, 1) == noisy[:1]
-    return train, train if silent else mean_loss(case, case.loader, count)
+    with quiet(noise):
+        # If the first batch gives the same bits with noise and without, from the same state of the streams, then there
+        # is none, and the loss is known already: from the pass that took the statistics, or from the one just made.
+        silent = known is not noisy or not noise or losses(case, case.loader, 1) == noisy[:1]
+        return train, train if silent else mean_loss(case, case.loader, count)
 
 
-def _losses_by_statistics(case: Case, count: int, statistics: Statistics | None) -> dict[str, float]:
-    """Return the losses where norms normalize by statistics of the training data, and by those of other data."""
+def _losses_by_mode(case: Case, count: int, statistics: Statistics | None) -> dict[str, float]:
+    """Return the losses of training data by their statistics, and then with all code in eval mode."""
+    levels = {}
+    if tracking(case.model):
+        _statistics_of_training(case, count, statistics)
+        for module in case.model.modules():
+            module.training = module.training and not is_known_norm(module)
+        levels[_BATCH] = mean_loss(case, case.loader, count)
+    if case.eval_loss_fn is None:
+        (first,) = losses(case, case.loader, 1)
+        set_mode(case.model, False)
+        (other,) = losses(case, case.loader, 1, evaluation=True)
+        if abs(other - first) <= _ROUNDING * abs(first):
+            return levels
+    set_mode(case.model, False)
+    return levels | {_MODE: mean_loss(case, case.loader, count, evaluation=True)}
+
+
+def _losses_by_data(case: Case, count: int, statistics: Statistics | None) -> dict[str, float]:
+    """Return the losses of the data of evaluation by statistics of their own, and by those of the training data."""
+    if case.eval_loader is None:
+        return {}
+    levels = {}
     with traceless(case.model, streams=False):
-        if statistics is None:
-            _recalibrate(case, case.loader, count, dropout=False, frozen=True)
-        else:
-            _put(case.model, statistics)
-        levels = {_BATCH: mean_loss(case, case.loader, count)}
-        on_other_data = _evaluated(case, count) if case.eval_loader is not None else 0.0
-    if case.eval_loader is not None:
-        with traceless(case.model, streams=False):
-            _recalibrate(case, case.eval_loader, count, dropout=False, frozen=True)
-            levels[_DATA] = _evaluated(case, count)
-        levels[_DOMAIN] = on_other_data
+        _recalibrate(case, case.eval_loader, count, call=case.eval_loss_fn, dropout=False, frozen=True)
+        levels[_DATA] = _evaluated(case, count)
+    with traceless(case.model, streams=False):
+        _statistics_of_training(case, count, statistics)
+        levels[_DOMAIN] = _evaluated(case, count)
     return levels
+
+
+def _statistics_of_training(case: Case, count: int, statistics: Statistics | None) -> None:
+    if statistics is None:
+        statistics = pooled(case, count)
+    _put(case.model, statistics)
 
 
 def _evaluated(case: Case, count: int, *, model: Module | None = None) -> float:
     loader = case.eval_loader if case.eval_loader is not None else case.loader
-    return mean_loss(case, loader, count, model=model)
+    return mean_loss(case, loader, count, model=model, evaluation=True)
 
 
 @torch.no_grad()
@@ -207,31 +236,6 @@ def _put(model: Module, statistics: Statistics) -> None:
     for path, module in tracking(model).items():
         module.running_mean.copy_(statistics.mean[path])
         module.running_var.copy_(statistics.variance[path])
-
-
-def mean_loss(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> float:
-    """Return the mean loss of the first batches, without gradient.
-
-    Raises:
-        UsageError: The loader or the loss raises.
-    """
-    found = losses(case, loader, count, model=model)
-    return sum(found) / len(found)
-
-
-def losses(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> list[float]:
-    """Return the losses of the first batches, without gradient.
-
-    Raises:
-        UsageError: The loader or the loss raises.
-    """
-    found = []
-    what = "eval_loader" if loader is case.eval_loader else "loader"
-    with torch.no_grad():
-        for index, batch in enumerate(batches(loader, count, what=what)):
-            with users_code(f"the loss of batch {index} of the {what}"):
-                found.append(float(case.loss_fn(case.model if model is None else model, batch)))
-    return found
 
 
 def _recalibrate(
@@ -243,10 +247,3 @@ def _recalibrate(
         except NormscopeError as error:
             if "no norm was called" not in str(error) and "two values" not in str(error):
                 raise
-
-
-def _without_noise(model: Module) -> None:
-    """Leave only the norms in the mode of training."""
-    for module in model.modules():
-        if isinstance(module, _DropoutNd) or not isinstance(module, (_BatchNorm, nn.Sequential)):
-            module.training = module.training and isinstance(module, _BatchNorm)

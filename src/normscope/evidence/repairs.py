@@ -5,6 +5,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from normscope.evidence.case import Case
+from normscope.evidence.noise import noisy_modules, quiet_call
 from normscope.records import Finding
 from normscope.surgery import convert, recalibrate
 
@@ -44,7 +45,8 @@ def recalibrate_places(case: Case, finding: Finding, *, frozen: bool = True) -> 
     Returns:
         How many norms were recalibrated.
     """
-    return len(recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=frozen).done)
+    call = quiet_call(case, noisy_modules(case))
+    return len(recalibrate(case.model, case.loader, call, only=list(finding.places), frozen=frozen).done)
 
 
 def loader_anew(loader: Any, **changed: Any) -> DataLoader[Any]:
