@@ -12,6 +12,7 @@ from normscope._errors import NonFiniteError, NormscopeError, UsageError
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
 from normscope.evidence.gap import Gap
+from normscope.evidence.repairs import RefusedFixError
 from normscope.evidence.sandbox import NoBatchError, sandbox
 from normscope.probes import ProbeWarning
 from normscope.records import Finding, Severity, notebook
@@ -226,7 +227,10 @@ def fix(case: Case, findings: Iterable[Finding], *, unsafe: bool = False) -> lis
         elif not (rule.SAFE or unsafe):
             made.append(Fixed(finding, why_not="the fix is unsafe: it changes what the network computes or learns"))
         else:
-            made.append(Fixed(finding, done=rule.repair(case, finding)))
+            try:
+                made.append(Fixed(finding, done=rule.repair(case, finding)))
+            except RefusedFixError as refusal:
+                made.append(Fixed(finding, why_not=str(refusal)))
     return made
 
 

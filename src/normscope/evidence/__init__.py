@@ -24,6 +24,7 @@ from normscope.evidence.passes import (
     take_out as take_out,
 )
 from normscope.evidence.repairs import (
+    RefusedFixError as RefusedFixError,
     convert_places as convert_places,
     loader_anew as loader_anew,
     modules_of as modules_of,
