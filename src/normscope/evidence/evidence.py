@@ -9,8 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.gap import Gap, Statistics, measure_gap, pooled
+from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.passes import example
+from normscope.evidence.pooling import Statistics, pooled
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
 from normscope.evidence.untrained import as_made, has_learnt
@@ -116,7 +117,7 @@ class Evidence:
         """The loss of evaluation less that of training, taken apart."""
         statistics = self.statistics if self.tracking else None
         self._told("the losses of training and evaluation")
-        return measure_gap(self.case, max(1, min(4, self.batches)), statistics)
+        return measure_gap(self.case, max(1, min(4, self.batches)), statistics, untrained=self.untrained)
 
     @cached_property
     def flow(self) -> Search:

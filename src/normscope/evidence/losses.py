@@ -22,7 +22,13 @@ def mean_loss(
 
 
 def losses(
-    case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None, evaluation: bool = False
+    case: Case,
+    loader: Iterable[Any],
+    count: int,
+    *,
+    model: Module | None = None,
+    evaluation: bool = False,
+    what: str = "",
 ) -> list[float]:
     """Return the losses of the first batches.
 
@@ -34,12 +40,13 @@ def losses(
         count: Number of batches.
         model: The model; left out, that of the case.
         evaluation: Whether it is in eval mode.
+        what: What messages call the loader; left out, by its place in the case.
 
     Raises:
         UsageError: The loader or the loss raises.
     """
     found: list[float] = []
-    what = "eval_loader" if loader is case.eval_loader else "loader"
+    what = what or ("eval_loader" if loader is case.eval_loader else "loader")
     for index, batch in enumerate(batches(loader, count, what=what)):
         try:
             with users_code(f"the loss of batch {index} of the {what}"):
