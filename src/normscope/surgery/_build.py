@@ -68,9 +68,8 @@ def build(
         lost = weight is not None or bias is not None
         return nn.Identity(), "gain and shift are lost: to='affine' keeps them" if lost else ""
     if ranks is not None and len(ranks) > 1:
-        raise RefusedError(
-            f"sees inputs of {' and '.join(map(str, sorted(ranks)))} axes: no one norm takes all of them"
-        )
+        axes = " and ".join(map(str, sorted(ranks)))
+        raise RefusedError(f"sees inputs of {axes} axes: no one norm takes all of them")
     if ranks is not None and not ranks:
         raise RefusedError("was not called with the example: its input's layout is not known")
     rank = next(iter(ranks)) if ranks else None
@@ -84,10 +83,7 @@ def build(
     if eps is None:  # torch's RMSNorm: the machine precision of its input, which is taken to be that of its gain
         eps = torch.finfo(torch.get_default_dtype() if weight is None else weight.dtype).eps
     settings = {"eps": eps, **options}
-    taken, detail = 1, ""
-    if to == "group":
-        positions = size // channels if size is not None else None if rank is not None and rank > 2 else 1
-        taken, detail = _groups(channels, groups, positions)
+    taken, detail = _groups(channels, groups, rank, size) if to == "group" else (1, "")
     new, more = _make(to, old, channels, rank, taken, settings, weight, bias, -1 if last else 1, near)
     detail = detail or more
     if _needs_wrap(new, last, rank):
@@ -180,7 +176,7 @@ def _make(
     return new, detail
 
 
-def _groups(channels: int, groups: int | None, positions: int | None) -> tuple[int, str]:
+def _groups(channels: int, groups: int | None, rank: int | None, size: int | None) -> tuple[int, str]:
     """Return the number of groups that is taken, and what is to be said of it.
 
     A norm of few values keeps little but their order: two values become -1 and 1, a sign function. Where the number of
@@ -189,8 +185,10 @@ def _groups(channels: int, groups: int | None, positions: int | None) -> tuple[i
     Args:
         channels: Number of channels.
         groups: The number that was asked for; None to choose it, and then no channel is a group of its own.
-        positions: Positions of a sample; None if there are some, but it is not known how many.
+        rank: Axes of the input; None if that is not known, and it may be ``(N, C)``.
+        size: Values of a sample; None if that is not known.
     """
+    positions = size // channels if size is not None else None if rank is not None and rank > 2 else 1
     if groups is not None and groups < 1:
         raise UsageError(f"groups is a number of groups: give at least 1, not {groups}")
     if positions is not None and channels * positions < FEWEST:

@@ -78,8 +78,8 @@ def convert(
             shapes the norms see. Needed only where the old norm does not say; the model is run once, without a trace.
         dims: Number of positional dimensions of the input (1 for ``(N, C, L)``, 2 for images, 3 for volumes), where
             the old norm does not say and there is no ``example``.
-        groups: For ``"group"``. Left out, it is the largest number up to 32 that leaves each group two channels and
-            eight values; without ``example`` or ``(N, C)`` that is eight channels.
+        groups: For ``"group"``; by default the most up to 32 that leave each two channels and eight values (channels,
+            where positions are not known).
         **options: Passed to the new norm (``eps``, ``momentum``, ``track_running_stats``, ``affine``, and what this
             library's layers offer beyond torch's, such as ``statistics`` and ``group_size``).
 
@@ -96,8 +96,7 @@ def convert(
     """
     if not callable(to) and (not isinstance(to, str) or to not in KINDS):
         raise UsageError(f"to is one of {', '.join(KINDS)}, or a function of the old norm, not {shown(to)}")
-    done: list[Change] = []
-    skipped: list[Skip] = []
+    done, skipped = list[Change](), list[Skip]()
     with transaction(model):
         chosen = norms(model, only)
         near = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
@@ -105,8 +104,8 @@ def convert(
         for site in chosen:
             try:
                 _refuse(site, to, masked=site.path in masked)
-                seen = ranks.get(site.path)
-                new, detail = build(site.module, to, seen, dims, groups, options, near, sizes.get(site.path))
+                size, axes = sizes.get(site.path), ranks.get(site.path)
+                new, detail = build(site.module, to, axes, dims, groups, options, near, size)
                 details = [detail, *_carry(site.module, new, inserted=not callable(to))]
             except RefusedError as refusal:
                 skipped.append(Skip(site.path, str(refusal)))
