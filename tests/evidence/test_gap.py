@@ -144,3 +144,14 @@ def test_a_shuffling_loader_gives_every_loss_the_same_batches():
     loader = DataLoader(data, 16, shuffle=True)
     gap = gap_of(nn.Linear(4, 4), loader, None, loss_fn=lambda model, batch: square(model, batch[0]))
     assert [share.loss for share in gap.shares] == [0.0]
+
+
+def test_sorted_data_of_evaluation_are_not_taken_for_other_data():
+    """The same samples as in training, sorted: all of the gap is how they are batched, over more batches than four."""
+    whole = torch.cat([batch + 6 * index for index, batch in enumerate(normal(batches=8))])
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(2))
+    shuffled, in_order = list(whole[order].split(16)), list(whole.split(16))
+    norm = nn.BatchNorm1d(4, affine=False, track_running_stats=False)
+    gap = gap_of(norm, shuffled, in_order, loss_fn=lambda model, batch: (model(batch) * batch.sign()).mean().neg())
+    assert gap.of("evaluation depends on the batch") == pytest.approx(gap.total, rel=0.3)
+    assert abs(gap.of("other data")) < 0.3 * gap.of("evaluation depends on the batch")

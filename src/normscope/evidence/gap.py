@@ -35,6 +35,8 @@ _RUNNING_OF_NEW = "running statistics are those of a new layer: the network has 
 _RUNNING_HELP = "running statistics are not those of the data, and evaluation is the better for it"
 _ROUNDING = 1e-5  # of a loss: by so much other kernels, as of torch's fast path in eval mode, may change it
 
+_MORE = 4
+
 Levels = dict[str, list[float]]
 
 
@@ -63,7 +65,8 @@ class Gap:
         train: Loss of training batches in the modes of training.
         eval: Loss of evaluation batches in eval mode.
         shares: The steps, in the order in which they are taken.
-        batches: How many batches each loss is the mean over.
+        batches: How many batches each loss is the mean over; up to four times as many of evaluation, where that depends
+            on how data are batched.
     """
 
     train: float
@@ -134,8 +137,12 @@ class _Data:
         self.case, self.count = case, count
         self.training = list(batches(case.loader, count))
         self.evaluation = self.training
-        if case.eval_loader is not None:
-            self.evaluation = list(batches(case.eval_loader, count, what="eval_loader"))
+        self.take_evaluation(count)
+
+    def take_evaluation(self, count: int) -> None:
+        """Evaluate so many batches, where there are data for that."""
+        if self.case.eval_loader is not None:
+            self.evaluation = list(batches(self.case.eval_loader, count, what="eval_loader"))
 
     def trained(self, *, evaluation: bool = False, first: bool = False) -> list[float]:
         """Return the losses of the training data, or that of their first batch."""
@@ -201,6 +208,7 @@ def _losses_by_data(data: _Data, statistics: Statistics | None) -> Levels:
     case, levels = data.case, Levels()
     mixed = None
     if case.eval_loader is not None and depends_on_batch(case, data.evaluation[0]):
+        data.take_evaluation(_MORE * data.count)  # a sorted set shows what is in it only from afar
         mixed = mixed_anew(data.evaluation, data.training[0])
     if tracking(case.model) and case.eval_loader is not None:
         with traceless(case.model, streams=False):
