@@ -163,7 +163,7 @@ def test_averaged_weights_are_written_beside(run, write, tmp_path):
             averaged = copy.deepcopy(model)
             with torch.no_grad():
                 for parameter in averaged.parameters():
-                    parameter.mul_(0.5)
+                    parameter.mul_(3.0)
             return {"model": model, "loss_fn": loss_fn, "loader": data(), "averaged": averaged, "eval_loader": data(2)}
         """
     )

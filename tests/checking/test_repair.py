@@ -72,3 +72,64 @@ def test_tensors_are_compared_by_their_bits():
     assert repair.changed(state, {"a": state["a"], "b": torch.tensor([-0.0])}) == 1
     assert repair.changed(state, {"a": state["a"]}) == 1
     assert repair.changed(state, state | {"b": torch.tensor([1.0]), "c": torch.ones(1)}) == 2
+
+
+def other_means(**options):
+    """Training data of mean 3, and data of evaluation whose statistics the norm has: to recalibrate would harm."""
+    norm = examples.batch_norm(6, mean=0.0, variance=1.0)
+    norm.num_batches_tracked.fill_(1000)
+    evaluation = [examples.two_values(0.0, 1.0 + 0.01 * i, 64, 6) for i in range(3)]
+    loader = [examples.two_values(3.0, 2.0, 64, 6)] * 10
+
+    def loss_fn(model, batch):
+        return (model(batch).square().mean() - 1).square() + 1
+
+    return examples.alone(norm, loader, loss_fn=loss_fn, **{"eval_loader": evaluation} | options)
+
+
+def recalibration_of(case):
+    rule = rules.get("NS102")
+    (note,) = repair.repair(case, [rule.finding("stale", ["0"])], unsafe=True)
+    return note
+
+
+def test_a_fix_that_harms_evaluation_is_taken_back_and_that_is_said():
+    case = other_means()
+    before = repair.states(case)["model"]
+    loaders, norm = (case.loader, case.eval_loader), case.model[0]
+    note = recalibration_of(case)
+    assert note.done == ""
+    assert note.why_not.startswith("recalibrated 1 norm on the training data, and took it back: the loss of evaluation")
+    assert repair.changed(before, repair.states(case)["model"]) == 0
+    assert (case.loader, case.eval_loader) == loaders
+    assert case.model[0] is norm
+    training, evaluation = note.losses
+    assert (training.of, evaluation.of) == ("training", "evaluation")
+    assert training.before == pytest.approx(training.after)
+    assert evaluation.before == pytest.approx(1.0, abs=0.01)
+    assert evaluation.after > 1.2
+
+
+def test_a_fix_that_helps_evaluation_stands_with_its_losses():
+    case = other_means(eval_loader=None)
+    note = recalibration_of(case)
+    assert note.done == "recalibrated 1 norm on the training data"
+    evaluation = note.losses[1]
+    assert evaluation.before > 10
+    assert evaluation.after == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_averaged_weights_are_evaluated_too():
+    case = rules.get("NS107").SICK[1]()  # initial statistics at the averaged weights
+    (note,) = notes_of(case, "NS107")
+    averaged = note.losses[-1]
+    assert note.done
+    assert averaged.of == "evaluation of the averaged weights"
+    assert averaged.after < averaged.before
+
+
+def test_a_conversion_that_would_leave_a_sign_function_is_refused():
+    case = examples.healthy(lambda: examples.mlp(width=6), shape=(12,), size=4)
+    (note,) = notes_of(case, "NS105")
+    assert "6 values a sample" in note.why_not
+    assert note.losses == ()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from normscope.evidence import Case
+from normscope.evidence import Case, Evidence, examples
 from normscope.evidence.gap import measure_gap
 
 EPS = 1e-5
@@ -44,3 +45,113 @@ def loss_by_pooled(batches):
     whole = torch.cat(batches).double()
     ys = [(batch.double() - whole.mean(0)) / (whole.var(0) + EPS).sqrt() for batch in batches]
     return float(torch.stack([(y + 0.3).square().mean() for y in ys]).mean())
+
+
+class ByMode(nn.Module):
+    """Scales by 2 in training and by 3 in eval mode, and is no norm and no dropout."""
+
+    def forward(self, x):
+        return x * (2.0 if self.training else 3.0)
+
+
+class OfTheBatch(nn.Module):
+    """Takes off the mean of the batch in every mode."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class OwnDropout(nn.Module):
+    """Dropout as a function, as networks write it in their forward."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+def square(model, x):
+    return model(x).square().mean()
+
+
+def gap_of(model, loader, eval_loader, *, loss_fn=square, **options):
+    gap = measure_gap(Case(model.train(), loss_fn, loader, eval_loader=eval_loader, **options), 3)
+    assert sum(share.loss for share in gap.shares) == pytest.approx(gap.total, abs=1e-6)
+    return gap
+
+
+def normal(mean=0.0, *, batches=3, size=16):
+    stream = torch.Generator().manual_seed(1)
+    return [torch.randn(size, 4, generator=stream) + mean for _ in range(batches)]
+
+
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm1d(4)])
+def test_code_that_depends_on_the_mode_has_a_share_of_its_own(norm):
+    model = nn.Sequential(*([norm] if norm else []), ByMode())
+    data = normal()
+    gap = gap_of(model, data, data)
+    assert gap.of("dropout and other noise") == 0.0
+    by_pooled = loss_by_pooled_square(data) if norm else loss_of(data)
+    assert gap.of("other code that depends on the mode") == pytest.approx(5 * by_pooled, rel=1e-4)  # 9 - 4
+
+
+def loss_of(batches):
+    return float(torch.stack([batch.double().square().mean() for batch in batches]).mean())
+
+
+def loss_by_pooled_square(batches):
+    whole = torch.cat(batches).double()
+    return loss_of([(batch - whole.mean(0)) / (whole.var(0) + EPS).sqrt() for batch in batches])
+
+
+def test_noise_is_what_draws_random_numbers_whatever_its_class():
+    data = normal(size=4000)
+    for dropout in (nn.Dropout(0.5), OwnDropout()):
+        gap = gap_of(nn.Sequential(dropout, ByMode()), data, data)
+        assert gap.of("dropout and other noise") == pytest.approx(-4 * loss_of(data), rel=0.1)  # E (x b / p)^2 = 2 x^2
+        assert gap.of("other code that depends on the mode") == pytest.approx(5 * loss_of(data), rel=1e-4)
+    gap = gap_of(nn.Sequential(OwnDropout(), nn.BatchNorm1d(4)), data, data)
+    assert [share.cause for share in gap.shares if "mode" in share.cause] == []
+
+
+@pytest.mark.parametrize("norm", [OfTheBatch(), nn.BatchNorm1d(4, affine=False, track_running_stats=False)])
+def test_evaluation_that_depends_on_the_batch_is_told_from_other_data(norm):
+    """Batches of evaluation of one mean each lose it; mixed, they keep their distances. The loss looks at those."""
+    same = normal(batches=4)
+    apart = [batch + 4 * index for index, batch in enumerate(same[:2])]
+
+    def loss_fn(model, batch):
+        return 10 - model(batch).abs().mean()
+
+    gap = gap_of(norm, same, apart, loss_fn=loss_fn)
+    assert abs(gap.of("evaluation depends on the batch")) > 0.1
+    assert gap.of("running statistics") == 0.0
+    for model in (nn.Sequential(nn.BatchNorm1d(4)), nn.GroupNorm(2, 4), nn.Linear(4, 4)):
+        gap = gap_of(model, same, apart, loss_fn=loss_fn)
+        assert "evaluation depends on the batch" not in [share.cause for share in gap.shares]
+
+
+def test_a_network_as_made_is_not_told_to_recalibrate():
+    case = examples.healthy(examples.mlp, trained=0)
+    (said,) = (share.explanation for share in Evidence(case).gap.shares if share.cause == "running statistics")
+    assert "has not been trained" in said
+    assert "recalibrate" not in said
+    case = examples.healthy(examples.mlp, change=lambda model: model[1].running_var.mul_(9.0))
+    (said,) = (share.explanation for share in Evidence(case).gap.shares if share.cause == "running statistics")
+    assert "recalibrate" in said
+
+
+def test_a_shuffling_loader_gives_every_loss_the_same_batches():
+    data = TensorDataset(torch.arange(48.0)[:, None].expand(48, 4).contiguous())
+    loader = DataLoader(data, 16, shuffle=True)
+    gap = gap_of(nn.Linear(4, 4), loader, None, loss_fn=lambda model, batch: square(model, batch[0]))
+    assert [share.loss for share in gap.shares] == [0.0]
+
+
+def test_sorted_data_of_evaluation_are_not_taken_for_other_data():
+    """The same samples as in training, sorted: all of the gap is how they are batched, over more batches than four."""
+    whole = torch.cat([batch + 6 * index for index, batch in enumerate(normal(batches=8))])
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(2))
+    shuffled, in_order = list(whole[order].split(16)), list(whole.split(16))
+    norm = nn.BatchNorm1d(4, affine=False, track_running_stats=False)
+    gap = gap_of(norm, shuffled, in_order, loss_fn=lambda model, batch: (model(batch) * batch.sign()).mean().neg())
+    assert gap.of("evaluation depends on the batch") == pytest.approx(gap.total, rel=0.3)
+    assert abs(gap.of("other data")) < 0.3 * gap.of("evaluation depends on the batch")

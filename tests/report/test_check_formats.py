@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from normscope.records import Finding, Severity
-from normscope.report import Checked, FixNote, GapNote, RuleNote, check_json, check_sarif, check_text
+from normscope.report import Checked, FixNote, GapNote, LossNote, RuleNote, check_json, check_sarif, check_text
 
 HOSTILE = "a[red]b\x1b[31m\n</x>\"'{{1}}\u2028\U0001f600"
 
@@ -45,7 +45,10 @@ FULL = Checked(
     rules=RULES,
     gap=GapNote(1.0, math.inf, 4, (("running statistics", math.inf, "recalibrate"), ("dropout", -0.5, "none"))),
     failed=(("NS110", "KeyError: 'x'"), ("NS113", "KeyError: 'x'")),
-    fixes=(FixNote(WORST, "recalibrated", "", 3, ("momentum of 1 module",)), FixNote(SAFE, why_not="unsafe")),
+    fixes=(
+        FixNote(WORST, "recalibrated", "", 3, ("momentum of 1 module",), (LossNote("evaluation", 2.5, math.nan),)),
+        FixNote(SAFE, why_not="unsafe"),
+    ),
     saved=("x.pt: 3 tensors",),
     notes=("a note",),
     file="net.py",
@@ -77,6 +80,7 @@ def test_text_tells_fixes_failures_notes_and_counts():
     text = check_text(FULL)
     assert "(changed 3 tensors of the state dict and, which no" in text
     assert "not fixed  NS110 double-update at a.b: unsafe" in text
+    assert "of evaluation 2.5 before, nan after" in text
     assert "saved      x.pt: 3 tensors" in text
     assert "not judged NS110, NS113: KeyError: 'x'" in text
     assert "ignored    NS110 double-update at a.b: on purpose" in text
@@ -142,7 +146,8 @@ def test_json_holds_everything_and_is_strict():
     ]
     assert document["gap"]["shares"][0] == {"cause": "running statistics", "loss": "inf", "explanation": "recalibrate"}
     assert document["fixes"][0]["beyond_state_dict"] == ["momentum of 1 module"]
-    assert document["fixes"][1]["why_not"] == "unsafe"
+    assert document["fixes"][0]["losses"] == [{"of": "evaluation", "before": 2.5, "after": "nan"}]
+    assert (document["fixes"][1]["why_not"], document["fixes"][1]["losses"]) == ("unsafe", [])
     assert document["rules"] == ["NS102", "NS110", "NS113", "NS122"]
     assert document["failed"][0] == {"code": "NS110", "why": "KeyError: 'x'"}
     assert json.loads(check_json(EMPTY))["gap"] is None

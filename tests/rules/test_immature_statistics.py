@@ -75,3 +75,25 @@ def test_a_checkpoint_is_judged_by_its_counts_at_the_usual_momentum():
 
 def test_a_recalibrated_model_says_how_many_norms_it_was():
     assert repaired(young(4, 0.1), "NS109") == "recalibrated 1 norm on the training data"
+
+
+@pytest.mark.parametrize(("count", "deviation"), [(60, 1e-3), (90, 1e-4), (35, 0.1)])
+def test_the_initial_variance_outlives_the_count_where_data_are_small(count, deviation):
+    """The moving average of a variance v holds ``left / ((1 - left) v + left)`` of its initial 1, and eps blurs it."""
+    left, variance = 0.9**count, deviation**2 * 32 / 31
+    finding = finding_of(young(count, 0.1, mean=0.01, deviation=deviation), "NS109")
+    assert finding.measured == pytest.approx(left / (left + (1 - left) * variance + 1e-5), rel=1e-3)
+    assert finding.measured > 0.5
+    assert finding.severity is Severity.WARNING
+
+
+@pytest.mark.parametrize(("count", "deviation"), [(60, 0.2), (140, 1e-3), (150, 1e-5), (90, 0.0)])
+def test_small_data_that_the_average_or_eps_has_caught_up_with_are_left(count, deviation):
+    assert is_quiet(young(count, 0.1, mean=0.01, deviation=deviation), "NS109")
+
+
+def test_recalibrated_statistics_of_small_data_are_left():
+    case = young(60, 0.1, mean=0.01, deviation=1e-3)
+    case.model[0].running_mean.fill_(0.01)
+    case.model[0].running_var.fill_(1e-6)
+    assert is_quiet(case, "NS109")

@@ -71,3 +71,47 @@ def test_an_untrained_network_with_evaluation_data_has_no_gap_to_speak_of(net):
 def _weights_that_lead_far_from_initial_statistics(model):
     with torch.no_grad():
         next(model.parameters()).mul_(30)
+
+
+def lagging(factors, *, spread=0.0):
+    """Norms one behind another, whose running variances are those of their data times a factor each.
+
+    Args:
+        factors: One a norm.
+        spread: Standard deviation, over batches, of the share of the outputs in the loss.
+    """
+    several = []
+    for index, factor in enumerate(factors):
+        several.append(examples.batch_norm(variance=factor * 320 / 319 * (9.0 if index == 0 else 1.0), momentum=0.0))
+    signs = [1, -1] * 5
+    loader = [(examples.two_values(1.0, 3.0), 1 + sign * spread) for sign in signs]
+    several[0].running_mean.fill_(1.0)
+
+    def loss_fn(model, batch):
+        return 0.1 + batch[1] * model(batch[0]).square().mean()
+
+    return examples.alone(several[0], loader, then=several[1:], loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize(("factor", "norms"), [(0.8, 6), (0.95, 20), (0.6, 3)])
+def test_lags_that_no_gate_sees_are_found_together_by_their_share_of_the_loss(factor, norms):
+    """Each norm passes on its variance over the factor: the mean square of the output is their product."""
+    case = lagging([factor] * norms)
+    finding = finding_of(case, "NS102")
+    assert list(finding.places) == [str(index) for index in range(norms)]
+    assert finding.measured == pytest.approx((0.1 + factor**-norms) / 1.1, rel=0.01)
+    assert finding.details["running_statistics"] == pytest.approx(factor**-norms - 1, rel=0.07)  # 319 / 320 a norm
+    assert finding.bound == 2.0
+    assert f"lag a little in {norms} norms" in finding.message
+    assert repaired(case, "NS102") == f"recalibrated {norms} norms on the training data"
+    assert is_quiet(case, "NS102")
+
+
+@pytest.mark.parametrize("factors", [[0.9] * 6, [0.7, 1 / 0.7] * 5, [0.51], [1.3] * 12])
+def test_lags_that_cancel_or_cost_little_are_left(factors):
+    assert is_quiet(lagging(factors), "NS102")
+
+
+def test_a_share_within_the_noise_of_the_loss_over_batches_is_left():
+    assert is_quiet(lagging([0.8] * 6, spread=1.5), "NS102")
+    assert not is_quiet(lagging([0.8] * 6, spread=0.3), "NS102")

@@ -145,6 +145,15 @@ def test_a_group_has_two_channels_at_least():
     assert (changed[1].num_groups, changed[3].num_groups) == (4, 32)
 
 
+def test_a_group_of_vectors_in_an_arm_has_eight_values_and_a_norm_of_fewer_stays():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 48), nn.BatchNorm1d(48))
+    changed, report = surgery.arm(model, "group", example=torch.randn(5, 3))
+    assert changed[3].num_groups == 6
+    assert [skip.path for skip in report.left] == ["1"]
+    assert "6 values" in report.left[0].why
+
+
 def test_outputs_in_a_data_class_are_compared():
     class Output:
         def __init__(self, logits):

@@ -192,13 +192,44 @@ def test_groups_that_do_not_divide_take_the_divisor_below(channels, groups):
     assert (str(groups) in report["0"].detail) == (taken != groups)
 
 
-def test_group_norm_of_vectors_never_has_groups_of_one():
-    """With (N, C) a group of one channel is one value, which any norm turns into its shift."""
-    model = nn.Sequential(nn.BatchNorm1d(8))
-    surgery.convert(model, "group", groups=32)
-    assert model[0].num_groups == 4
-    model = nn.Sequential(nn.BatchNorm1d(1))
-    assert "one value" in surgery.convert(model, "group").skipped[0].why
+@pytest.mark.parametrize("groups", [None, 32])
+@pytest.mark.parametrize(("channels", "taken"), [(8, 1), (15, 1), (24, 3), (40, 5), (288, 32), (7, 0), (1, 0)])
+def test_a_group_of_vectors_has_eight_values_at_least(channels, taken, groups):
+    """Of two values a norm leaves the sign of their difference; of one, nothing."""
+    model = nn.Sequential(nn.BatchNorm1d(channels))
+    report = surgery.convert(model, "group", groups=groups)
+    if taken:
+        assert model[0].num_groups == taken
+    else:
+        assert f"{channels} value" in report.skipped[0].why
+        assert type(model[0]) is nn.BatchNorm1d
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "taken"),
+    [(16, 1, 2), (16, 2, 8), (6, 5, 3), (32, 8, 16), (128, 8, 32), (4, 1, 0), (4, 2, 2), (5, 3, 1)],
+)
+def test_a_map_is_told_from_an_instance_and_its_positions_count(channels, side, taken):
+    model, x = nn.Sequential(nn.BatchNorm2d(channels)), torch.randn(3, channels, side, side)
+    report = surgery.convert(model, "group", example=x)
+    assert [norm.num_groups for norm in model if isinstance(norm, nn.GroupNorm)] == [taken] * (taken > 0)
+    assert len(report.skipped) == (taken == 0)
+
+
+def test_groups_of_a_map_of_unknown_size_rest_on_its_channels():
+    for channels, taken in ((4, 1), (16, 2), (512, 32)):
+        model = nn.Sequential(nn.BatchNorm2d(channels))
+        surgery.convert(model, "group")
+        assert model[0].num_groups == taken
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_a_converted_norm_is_no_sign_function(width):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(9, width), nn.BatchNorm1d(width)), torch.randn(50, 9)
+    surgery.convert(model, "group", example=x)
+    out = model(x).detach().abs()
+    assert float(((out - 1).abs() < 0.05).double().mean()) < 0.15  # a normal value: .05
 
 
 def test_layer_norm_needs_to_see_the_layout():

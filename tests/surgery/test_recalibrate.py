@@ -286,3 +286,22 @@ def test_momentum_none_and_biased():
     model.train()(x)
     assert model[0].num_batches_tracked == 3
     assert math.isfinite(model[0].running_mean.sum())
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_call_may_take_gradients_itself_and_no_batch_counts_twice(sequential):
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    batches = [torch.randn(8, 2, generator=torch.Generator().manual_seed(seed)) * 3 + seed for seed in range(3)]
+
+    def force(model, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0]
+
+    report = surgery.recalibrate(model, batches, force, sequential=sequential)
+    whole = torch.cat(batches)
+    assert torch.allclose(model[0].running_mean, whole.mean(0), atol=1e-6)
+    assert torch.allclose(model[0].running_var, whole.var(0), rtol=1e-5)
+    assert report["0"].numbers["count"] == 24
+    assert model[0].num_batches_tracked == 3
+    with pytest.raises(ZeroDivisionError):
+        surgery.recalibrate(model, batches, lambda model, x: 1 / 0)

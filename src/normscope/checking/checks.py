@@ -12,7 +12,8 @@ from normscope._errors import NonFiniteError, NormscopeError, UsageError
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
 from normscope.evidence.gap import Gap
-from normscope.evidence.sandbox import sandbox
+from normscope.evidence.repairs import RefusedFixError
+from normscope.evidence.sandbox import NoBatchError, sandbox
 from normscope.probes import ProbeWarning
 from normscope.records import Finding, Severity, notebook
 from normscope.records.numbers import counted
@@ -28,7 +29,8 @@ class Findings(Sequence[Finding]):
         ignored: Findings that the case or a module says are on purpose, with the reason.
         gap: Where the loss of evaluation comes from; None where it was not measured.
         rules: Codes of the rules that ran.
-        unmeasured: Codes of rules (``"gap"``: the gap) that could not measure, as values were not finite, and why.
+        unmeasured: Codes of rules (``"gap"``: the gap) whose evidence could not be had, and why: values that are not
+            finite, or a pass that raises though the training runs.
         not_run: Codes of rules that were asked for and not run, and why: only where a scope runs them.
     """
 
@@ -104,13 +106,14 @@ def check(
         gap: Whether to take the gap between training and evaluation apart, where the case has evaluation data.
         progress: Called with what is being done, in words.
         on_failure: Called with the code of a rule that could not be judged (``"gap"``: the gap), and what it raised;
-            the others are judged. Left out, it is raised. A mistake in the case's own code is raised in any case.
+            the others are judged. Left out, it is raised. What the case's own code raises in a pass of one rule is
+            told in ``unmeasured``, if the training itself runs.
 
     Returns:
         The findings, worst first; what is ignored on purpose apart.
 
     Raises:
-        UsageError: A code fits no rule, or the case's own code raises, or gives no batch.
+        UsageError: A code fits no rule, or the training raises in its first step, or a loader gives no batch.
 
     Example:
         >>> findings = check(Case(model, loss_fn, loader, optimizer, eval_loader))
@@ -128,14 +131,14 @@ def check(
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
-            for finding in _judged(rule.CODE, partial(rule.examine, evidence), on_failure, unmeasured):
+            for finding in _judged(rule.CODE, partial(rule.examine, evidence), on_failure, unmeasured, evidence):
                 reason = case.ignored(finding.code, finding.places)
                 if reason:
                     ignored.append((finding, reason))
                 else:
                     found.append(finding)
         if gap and case.eval_loader is not None:
-            _judged("gap", lambda: _gap_alone(evidence), on_failure, unmeasured)
+            _judged("gap", lambda: _gap_alone(evidence), on_failure, unmeasured, evidence)
         taken = vars(evidence).get("gap")
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     return Findings(tuple(found), tuple(ignored), taken, tuple(rule.CODE for rule in rules), tuple(unmeasured))
@@ -151,14 +154,19 @@ def _judged(
     look: Callable[[], Iterable[Finding]],
     on_failure: Callable[[str, Exception], None] | None,
     unmeasured: list[tuple[str, str]],
+    evidence: Evidence | None = None,
 ) -> list[Finding]:
     try:
         return list(look())
     except NonFiniteError as error:  # a finding of NS103's: the others cannot measure, and it must be heard
         unmeasured.append((code, str(error)))
         return []
-    except NormscopeError:
-        raise
+    except NormscopeError as error:
+        if evidence is None or isinstance(error, NoBatchError):
+            raise
+        _ = evidence.training  # raises where the set-up itself does not run: then there is nothing to judge
+        unmeasured.append((code, str(error)))
+        return []
     except Exception as error:
         if on_failure is None:
             raise
@@ -219,7 +227,10 @@ def fix(case: Case, findings: Iterable[Finding], *, unsafe: bool = False) -> lis
         elif not (rule.SAFE or unsafe):
             made.append(Fixed(finding, why_not="the fix is unsafe: it changes what the network computes or learns"))
         else:
-            made.append(Fixed(finding, done=rule.repair(case, finding)))
+            try:
+                made.append(Fixed(finding, done=rule.repair(case, finding)))
+            except RefusedFixError as refusal:
+                made.append(Fixed(finding, why_not=str(refusal)))
     return made
 
 

@@ -11,6 +11,7 @@ from torch.nn import Module
 from normscope import checking, evidence
 from normscope._errors import NormscopeError
 from normscope.checking import checkpoint
+from normscope.checking.effect import Before
 from normscope.modules.values import same_bits
 from normscope.records import Finding
 from normscope.records.numbers import counted
@@ -26,14 +27,22 @@ _ABSENT = object()
 def repair(case: evidence.Case, findings: Iterable[Finding], *, unsafe: bool) -> list[FixNote]:
     """Apply the fix of each finding to the case, in place.
 
+    The losses before and after each are told. A fix after which the loss of evaluation is higher by more than its noise
+    over batches is taken back.
+
     Args:
         case: The set-up.
         findings: What was found.
         unsafe: Whether fixes are applied that change what the network computes or how it trains.
     """
     notes = []
+    known = None
     for finding in findings:
-        before = _Before(case)
+        if not finding.fixable or not (finding.safe or unsafe):
+            made = checking.fix(case, [finding], unsafe=unsafe)[0]
+            notes.append(FixNote(finding, why_not=made.why_not))
+            continue
+        before, standing = _Before(case), Before(case, known)
         try:
             made = checking.fix(case, [finding], unsafe=unsafe)[0]
         except KeyboardInterrupt:
@@ -41,9 +50,21 @@ def repair(case: evidence.Case, findings: Iterable[Finding], *, unsafe: bool) ->
         except (Exception, SystemExit) as error:
             why = str(error) if isinstance(error, NormscopeError) else described(error)
             notes.append(FixNote(finding, why_not=f"the fix failed: {why}"))
+            standing.restore()
+            known = None
             continue
-        tensors, beyond = before.changes() if made.done else (0, ())
-        notes.append(FixNote(finding, made.done, made.why_not, tensors, beyond))
+        if not made.done:
+            notes.append(FixNote(finding, why_not=made.why_not))
+            continue
+        known = standing.measured()
+        told, worse = standing.effect(known)
+        if worse:
+            standing.restore()
+            known = None
+            notes.append(FixNote(finding, why_not=f"{made.done}, and took it back: {worse}", losses=told))
+            continue
+        tensors, beyond = before.changes()
+        notes.append(FixNote(finding, made.done, "", tensors, beyond, told))
     return notes
 
 

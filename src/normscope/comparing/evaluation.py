@@ -36,13 +36,15 @@ def evaluate(case: Case, count: int, cell: str, step: int) -> Iterator[Record]:
         return
     seen = _Outputs()
     losses, hits = [], []
-    with sandbox(case), torch.no_grad():
+    with sandbox(case):
         set_mode(case.model, False)
         handle = case.model.register_forward_hook(seen.note)
         for index, batch in enumerate(batches(case.eval_loader, max(count, 2), what="eval_loader")):
-            seen.outputs.clear()
             with users_code(f"the loss of batch {index} of the eval_loader"):
-                losses.append(float(case.loss_fn(case.model, batch)))
+                if not case.tried(evaluation=True):
+                    case.loss_of(case.model, batch, evaluation=True)  # it may have to be taken twice
+                seen.outputs.clear()
+                losses.append(case.loss_of(case.model, batch, evaluation=True))
             hits.append(_accuracy(seen.outputs, batch))
         handle.remove()
     reported = range(0, len(losses), 2)

@@ -8,7 +8,7 @@ from normscope.evidence.arms import (
     reached_objects as reached_objects,
 )
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
-from normscope.evidence.evidence import Evidence as Evidence, as_made as as_made
+from normscope.evidence.evidence import Evidence as Evidence
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
 from normscope.evidence.gap import Gap as Gap, Share as Share
 from normscope.evidence.listening import NormCall as NormCall
@@ -24,6 +24,7 @@ from normscope.evidence.passes import (
     take_out as take_out,
 )
 from normscope.evidence.repairs import (
+    RefusedFixError as RefusedFixError,
     convert_places as convert_places,
     loader_anew as loader_anew,
     modules_of as modules_of,
@@ -35,6 +36,7 @@ from normscope.evidence.sequences import (
     tail_lengths as tail_lengths,
     tail_share as tail_share,
 )
+from normscope.evidence.untrained import as_made as as_made, shifts_differ as shifts_differ
 from normscope.modules.batches import tensors as tensors
 from normscope.modules.call import set_mode as set_mode
 from normscope.modules.sites import is_known_norm as is_known_norm, tracking as tracking

@@ -216,7 +216,7 @@ def _reached(case: Case) -> tuple[Snapshot, str]:
     """Keep the set-up and all that its functions reach; where that cannot be, the set-up alone, and say why."""
     models = [model for model in (case.model, case.averaged) if model is not None]
     optimizers = [] if case.optimizer is None else [case.optimizer]
-    case.reach.set_functions({"loss_fn": case.loss_fn, "step": case.step})
+    case.reach.set_functions(case.functions())
     try:
         return ReachingSnapshot(case.reach, *models, optimizers=optimizers), ""
     except UsageError as error:

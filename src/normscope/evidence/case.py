@@ -8,6 +8,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from normscope._errors import DataError, UsageError
+from normscope.modules.gradients import WithoutGradient
 from normscope.modules.reach import Reach
 from normscope.modules.wrapped import refuse_fixed
 
@@ -23,13 +24,15 @@ class Case:
     Args:
         model: The model, in the modes in which it trains: call ``model.train()`` first, and put what is to stay frozen
             in eval mode after that, as the training loop does.
-        loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that training descends.
+        loss_fn: ``loss_fn(model, batch) -> scalar``, the loss that training descends. It may take gradients itself.
         loader: Training batches, in the order and of the size of training. Iterated several times: a list or a
             ``DataLoader``, not an iterator.
         optimizer: What updates the parameters, if there is one.
         eval_loader: Batches of the data that evaluation uses.
         step: ``step(model, batch)`` makes one training step as the loop does, if it does more than zero the gradients,
             run ``loss_fn`` and its backward pass, and update. Its updates are undone.
+        eval_loss_fn: ``eval_loss_fn(model, batch) -> scalar``, the loss in eval mode, where the model returns something
+            else there than in training, as detectors do; left out, it is ``loss_fn``.
         averaged: The model of averaged weights that is evaluated (EMA, SWA), if there is one.
         exported: What is deployed, if anything: an exported program, a scripted, traced or folded module, or
             an ONNX model.
@@ -56,6 +59,7 @@ class Case:
         eval_loader: Iterable[Any] | None = None,
         *,
         step: TrainStep | None = None,
+        eval_loss_fn: LossFn | None = None,
         averaged: Module | None = None,
         exported: Any = None,
         replicas: Sequence[Module] = (),
@@ -67,6 +71,8 @@ class Case:
         refuse_fixed(model)
         if not callable(loss_fn):
             raise UsageError("Case: loss_fn must be a function loss_fn(model, batch) that returns a scalar")
+        if eval_loss_fn is not None and not callable(eval_loss_fn):
+            raise UsageError("Case: eval_loss_fn must be a function eval_loss_fn(model, batch) that returns a scalar")
         if any(not isinstance(replica, Module) for replica in replicas):
             raise UsageError("Case: replicas must be torch.nn.Modules, one for each other process")
         if optimizer is not None and not hasattr(optimizer, "param_groups"):
@@ -83,10 +89,33 @@ class Case:
         self.model, self.loss_fn, self.loader = model, loss_fn, loader
         self.optimizer, self.eval_loader, self.step = optimizer, eval_loader, step
         self.averaged, self.exported, self.replicas = averaged, exported, tuple(replicas)
-        self.also, self.reach = tuple(also), Reach({"loss_fn": loss_fn, "step": step}, also)
+        self.eval_loss_fn, self.also = eval_loss_fn, tuple(also)
+        self.reach = Reach(self.functions(), also)
+        self._passes = {mode: WithoutGradient() for mode in ("training", "evaluation")}
         self.ignore = dict(ignore or {})
         for code, reason in self.ignore.items():
             _check_reason(code, reason)
+
+    def functions(self) -> dict[str, Callable[..., Any] | None]:
+        """Return the functions of the user's that a pass calls, by the names of their arguments."""
+        return {"loss_fn": self.loss_fn, "step": self.step, "eval_loss_fn": self.eval_loss_fn}
+
+    def tried(self, *, evaluation: bool = False) -> bool:
+        """Whether it is known if the loss takes gradients itself."""
+        return self._passes["evaluation" if evaluation else "training"].sure
+
+    def loss_of(self, model: Any, batch: Any, *, evaluation: bool = False) -> float:
+        """Return the loss of a batch, without gradient unless the loss takes gradients itself.
+
+        Args:
+            model: The model, in the mode that is wanted.
+            batch: The batch.
+            evaluation: Whether the model is in eval mode.
+        """
+        own = self.eval_loss_fn if evaluation and self.eval_loss_fn is not None else self.loss_fn
+        passes = self._passes["evaluation" if evaluation else "training"]
+        found = passes(own, model, batch)
+        return float(found.detach() if isinstance(found, Tensor) else found)
 
     def ignored(self, code: str, places: Iterable[str]) -> str:
         """Return why a finding is not to be reported; empty if it is."""

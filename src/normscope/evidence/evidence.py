@@ -9,10 +9,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
-from normscope.evidence.gap import Gap, Statistics, measure_gap, pooled
+from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.passes import example
+from normscope.evidence.pooling import Statistics, pooled
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
+from normscope.evidence.untrained import as_made, has_learnt
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
 from normscope.surgery.pairs import Search, search
@@ -70,11 +72,15 @@ class Evidence:
 
     @cached_property
     def untrained(self) -> bool:
-        """Whether nothing shows that the model was trained or loaded: norms as made, an optimizer without state."""
-        state = getattr(self.case.optimizer, "state", None)
+        """Whether nothing shows that the model was trained: norms as made, an optimizer without state, no low loss."""
         buffers = {path: dict(module.named_buffers(recurse=False)) for path, module in self.tracking.items()}
-        affine = {path: dict(module.named_parameters(recurse=False)) for path, module in self.norms.items()}
-        return not state and as_made({path: affine[path] | buffers.get(path, {}) for path in affine})
+        if not buffers or getattr(self.case.optimizer, "state", None) or not as_made(buffers):
+            return False
+        parameters = [parameter for module in self.norms.values() for parameter in module.parameters(recurse=False)]
+        if parameters and all(bool((p == 1).all()) or not bool(p.any()) for p in parameters):
+            return True
+        self._told("whether the network has learnt")
+        return not has_learnt(self.case)
 
     @property
     def updating(self) -> dict[str, Any]:
@@ -111,7 +117,7 @@ class Evidence:
         """The loss of evaluation less that of training, taken apart."""
         statistics = self.statistics if self.tracking else None
         self._told("the losses of training and evaluation")
-        return measure_gap(self.case, max(1, min(4, self.batches)), statistics)
+        return measure_gap(self.case, max(1, min(4, self.batches)), statistics, untrained=self.untrained)
 
     @cached_property
     def flow(self) -> Search:
@@ -127,22 +133,3 @@ class Evidence:
                 return search(self.case.model, example(self.case.model, inputs))
             except Exception:  # the call cannot be repeated outside of the loop: what is seen without it has to do
                 return search(self.case.model)
-
-
-def as_made(norms: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether all norms hold what a new layer holds: running mean 0 and variance 1, gain 1 (or 0), shift 0.
-
-    Args:
-        norms: By name of a norm its tensors by name, as a state dict holds them. At least one must have a gain: without
-            any, nothing would show that weights were trained.
-    """
-
-    def initial(name: str, tensor: Any) -> bool:
-        if name == "weight":
-            return bool((tensor == 1).all()) or not bool(tensor.any())
-        if name == "running_var":
-            return bool((tensor == 1).all())
-        return name not in ("bias", "running_mean") or not bool(tensor.any())
-
-    affine = any("weight" in tensors for tensors in norms.values())
-    return affine and all(initial(name, tensor) for kept in norms.values() for name, tensor in kept.items())

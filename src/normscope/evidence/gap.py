@@ -1,35 +1,43 @@
 """Why is eval worse than train? The gap between two losses, taken apart into steps that add up to it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
 from torch.nn import Module
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
-from normscope._errors import NormscopeError
+from normscope.evidence.batchings import depends_on_batch, mixed_anew
 from normscope.evidence.case import Case
+from normscope.evidence.losses import losses
+from normscope.evidence.noise import noisy_modules, quiet
+from normscope.evidence.pooling import Statistics, pooled, put_statistics, recalibrated
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.call import set_mode
 from normscope.modules.rng import RngState
-from normscope.modules.sites import tracking
+from normscope.modules.sites import is_known_norm, tracking
 from normscope.modules.state import traceless
-from normscope.surgery import recalibrate
-from normscope.usercode import users_code
 
-_NOISE, _BATCH, _DATA, _DOMAIN = "dropout and other noise", "batch statistics", "other data", "domain shift"
-_RUNNING, _AVERAGED = "running statistics", "averaged weights"
+_NOISE, _BATCH, _MODE = "dropout and other noise", "batch statistics", "other code that depends on the mode"
+_DATA, _DOMAIN, _RUNNING = "other data", "domain shift", "running statistics"
+_BESIDE, _AVERAGED = "evaluation depends on the batch", "averaged weights"
 _CAUSES = {
     _NOISE: "they act in training only: no defect",
     _BATCH: "training normalizes each batch by itself: large where batches are small or sorted",
+    _MODE: "beside noise and batch norms, the model or the loss computes something else in eval mode",
     _DATA: "generalisation: the same network on data it was not trained on",
     _DOMAIN: "statistics of the training data do not fit those of evaluation",
     _RUNNING: "running statistics are not those of the data: recalibrate them",
+    _BESIDE: "in eval mode the output for a sample changes with the samples beside it: against mixed batches",
     _AVERAGED: "evaluation uses averaged weights with statistics of their own",
 }
+_RUNNING_OF_NEW = "running statistics are those of a new layer: the network has not been trained"
+_RUNNING_HELP = "running statistics are not those of the data, and evaluation is the better for it"
+_ROUNDING = 1e-5  # of a loss: by so much other kernels, as of torch's fast path in eval mode, may change it
+
+_MORE = 4
+
+Levels = dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +48,13 @@ class Share:
         cause: What changes in this step.
         loss: By how much the loss rises through it; negative where it falls.
         explanation: What it means, in a sentence.
+        error: Standard error of ``loss`` over batches, where both losses are of the same batches; else 0.
     """
 
     cause: str
     loss: float
     explanation: str
+    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,8 @@ class Gap:
         train: Loss of training batches in the modes of training.
         eval: Loss of evaluation batches in eval mode.
         shares: The steps, in the order in which they are taken.
-        batches: How many batches each loss is the mean over.
+        batches: How many batches each loss is the mean over; up to four times as many of evaluation, where that depends
+            on how data are batched.
     """
 
     train: float
@@ -72,181 +83,149 @@ class Gap:
         """Return a step's share; 0 if it was not taken."""
         return next((share.loss for share in self.shares if share.cause == cause), 0.0)
 
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Pooled statistics of the norms over training batches, and the state of the buffers beside them.
-
-    Attributes:
-        mean: By qualified name the mean of each channel.
-        variance: Its unbiased variance.
-        shift: Largest distance of the running mean from it, in standard deviations, by channel.
-        ratio: Running variance over it, by channel.
-        losses: Losses of the batches in that pass: noise off, each norm normalizing by the batch.
-    """
-
-    mean: Mapping[str, torch.Tensor]
-    variance: Mapping[str, torch.Tensor]
-    shift: Mapping[str, torch.Tensor]
-    ratio: Mapping[str, torch.Tensor]
-    losses: Sequence[float] = ()
+    def error(self, cause: str) -> float:
+        """Return the standard error of a step's share over batches; 0 if it is not known."""
+        return next((share.error for share in self.shares if share.cause == cause), 0.0)
 
 
-def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
-    """Pool the statistics of what each tracking norm is given, over training batches with the others as in training.
-
-    Raises:
-        UsageError: The loader or the loss raises.
-    """
-    found: dict[str, list[torch.Tensor]] = {}
-    noted: list[float] = []
-
-    def noting(model: Any, batch: Any) -> Any:
-        loss = case.loss_fn(model, batch)
-        noted.append(float(loss))
-        return loss
-
-    with sandbox(case):
-        before = {
-            path: (module.running_mean.clone(), module.running_var.clone())
-            for path, module in tracking(case.model).items()
-        }
-        _recalibrate(case, case.loader, count, call=noting, dropout=dropout, frozen=True)
-        for path, module in tracking(case.model).items():
-            mean, variance = module.running_mean.double().clone(), module.running_var.double().clone()
-            old_mean, old_variance = (part.double() for part in before[path])
-            scale = (variance + module.eps).sqrt()
-            found[path] = [mean, variance, (mean - old_mean) / scale, old_variance / variance.clamp(min=1e-30)]
-    parts = [{path: values[index] for path, values in found.items()} for index in range(4)]
-    return Statistics(parts[0], parts[1], parts[2], parts[3], noted)
-
-
-def measure_gap(case: Case, count: int, statistics: Statistics | None = None) -> Gap:
+def measure_gap(case: Case, count: int, statistics: Statistics | None = None, *, untrained: bool = False) -> Gap:
     """Take the gap between training and evaluation apart.
 
     From the loss of training batches as they train, one thing is changed after another: dropout and other noise are
-    switched off; norms normalize by statistics of the training data instead of the batch's; data are those of
-    evaluation, at first with statistics of their own; then with those of the training data; then with the running
-    statistics; then the weights are the averaged ones. The steps add up to the gap. The decomposition depends on the
-    order: each share is the increase on top of the steps before it.
+    switched off; norms normalize by statistics of the training data instead of the batch's; all other code is in eval
+    mode too, and the loss is that of evaluation; data are those of evaluation, at first with statistics of their own;
+    then with those of the training data; then with the running statistics; then batches are those of evaluation, where
+    what a sample gives depends on the others, and before they were mixed and as large as those of training; then the
+    weights are the averaged ones. The steps add up to the gap. The decomposition depends on the order: each share is
+    the increase on top of the steps before it. Steps that change nothing are left out, but for those of noise and
+    statistics.
 
     Args:
         case: With ``eval_loader``; without, the training data are evaluated and no data change.
         count: Batches a loss.
         statistics: Pooled statistics of the training data, where they are known; else they are taken from ``count``
             batches.
+        untrained: Whether the network is known to be as it was made: it is told so, and not to recalibrate.
 
     Raises:
         UsageError: The loader or the loss raises.
     """
     with sandbox(case):
+        noise = noisy_modules(case)
+        data = _Data(case, count)
         # Passes in train mode move the running statistics, whose own share is measured last: they are put back.
         with traceless(case.model, streams=False):
-            train, quiet = _losses_of_training(case, count, statistics)
-        levels = {_NOISE: quiet}
+            train, silent = _losses_of_training(data, statistics, noise)
+        levels: Levels = {_NOISE: silent}
+        with traceless(case.model, streams=False), quiet(noise):
+            levels |= _losses_by_mode(data, statistics)
         set_mode(case.model, False)
-        if tracking(case.model):
-            levels |= _losses_by_statistics(case, count, statistics)
-        elif case.eval_loader is not None:
-            levels[_DATA] = _evaluated(case, count)
-        last = _evaluated(case, count)
-        if tracking(case.model):
-            levels[_RUNNING] = last
+        levels |= _losses_by_data(data, statistics)
+        last = list(levels.values())[-1]
         if case.averaged is not None:
             set_mode(case.averaged, False)
-            levels[_AVERAGED] = last = _evaluated(case, count, model=case.averaged)
+            levels[_AVERAGED] = last = data.evaluated(model=case.averaged)
     before = [train, *levels.values()]
-    shares = (
-        Share(cause, loss - at, _CAUSES[cause]) for (cause, loss), at in zip(levels.items(), before, strict=False)
-    )
-    return Gap(train, last, tuple(shares), count)
+    shares = (_share(cause, now, then, untrained) for (cause, now), then in zip(levels.items(), before, strict=False))
+    return Gap(_mean(train), _mean(last), tuple(shares), count)
 
 
-def _losses_of_training(case: Case, count: int, statistics: Statistics | None) -> tuple[float, float]:
-    """Return the loss of training with its noise and without."""
-    streams = RngState(case.model)
-    known = list(statistics.losses[:count]) if statistics is not None else []
-    noisy = losses(case, case.loader, 1)
+class _Data:
+    """The batches on which all losses are taken: the same for each, also where a loader shuffles."""
+
+    def __init__(self, case: Case, count: int) -> None:
+        self.case, self.count = case, count
+        self.training = list(batches(case.loader, count))
+        self.evaluation = self.training
+        self.take_evaluation(count)
+
+    def take_evaluation(self, count: int) -> None:
+        """Evaluate so many batches, where there are data for that."""
+        if self.case.eval_loader is not None:
+            self.evaluation = list(batches(self.case.eval_loader, count, what="eval_loader"))
+
+    def trained(self, *, evaluation: bool = False, first: bool = False) -> list[float]:
+        """Return the losses of the training data, or that of their first batch."""
+        return losses(self.case, self.training[:1] if first else self.training, self.count, evaluation=evaluation)
+
+    def evaluated(self, mixed: list[Any] | None = None, *, model: Module | None = None) -> list[float]:
+        """Return the losses of the data of evaluation, as they are or mixed."""
+        chosen = self.evaluation if mixed is None else mixed
+        what = "loader" if self.case.eval_loader is None else "eval_loader"
+        return losses(self.case, chosen, len(chosen), model=model, evaluation=True, what=what)
+
+
+def _share(cause: str, now: list[float], then: list[float], untrained: bool) -> Share:
+    loss, error, explanation = _mean(now) - _mean(then), 0.0, _CAUSES[cause]
+    if cause not in (_DATA, _BESIDE) and len(now) == len(then) > 1 and math.isfinite(loss):
+        rises = [b - a for a, b in zip(then, now, strict=True)]
+        error = math.sqrt(math.fsum((rise - loss) ** 2 for rise in rises) / (len(rises) - 1) / len(rises))
+    if cause == _RUNNING and untrained:
+        explanation = _RUNNING_OF_NEW
+    elif cause == _RUNNING and loss < 0:
+        explanation = _RUNNING_HELP
+    return Share(cause, loss, explanation, error)
+
+
+def _losses_of_training(
+    data: _Data, statistics: Statistics | None, noise: list[Module]
+) -> tuple[list[float], list[float]]:
+    """Return the losses of training with its noise and without."""
+    streams = RngState(data.case.model)
+    known = list(statistics.losses[: data.count]) if statistics is not None else []
+    noisy = data.trained(first=True)
     streams.restore()
     if noisy != known[:1]:
-        noisy = known = losses(case, case.loader, count)
+        noisy = known = data.trained()
         streams.restore()
-    train = sum(known) / len(known)
-    _without_noise(case.model)
-    # Noise draws from a random stream or depends on a mode. If the first batch gives the same bits with it and without,
-    # from the same state of the streams, then there is none, and the loss is known already: from the pass that took the
-    # statistics, or from the one just made.
-    silent = known is not noisy or losses(case, case.loader, 1) == noisy[:1]
-    return train, train if silent else mean_loss(case, case.loader, count)
+    with quiet(noise):
+        # If the first batch gives the same bits with noise and without, from the same state of the streams, then there
+        # is none, and the loss is known already: from the pass that took the statistics, or from the one just made.
+        silent = known is not noisy or not noise or data.trained(first=True) == noisy[:1]
+        return known, known if silent else data.trained()
 
 
-def _losses_by_statistics(case: Case, count: int, statistics: Statistics | None) -> dict[str, float]:
-    """Return the losses where norms normalize by statistics of the training data, and by those of other data."""
-    with traceless(case.model, streams=False):
-        if statistics is None:
-            _recalibrate(case, case.loader, count, dropout=False, frozen=True)
-        else:
-            _put(case.model, statistics)
-        levels = {_BATCH: mean_loss(case, case.loader, count)}
-        on_other_data = _evaluated(case, count) if case.eval_loader is not None else 0.0
-    if case.eval_loader is not None:
+def _losses_by_mode(data: _Data, statistics: Statistics | None) -> Levels:
+    """Return the losses of training data by their statistics, and then with all code in eval mode."""
+    case, levels = data.case, Levels()
+    if tracking(case.model):
+        _statistics_of_training(data, statistics)
+        for module in case.model.modules():
+            module.training = module.training and not is_known_norm(module)
+        levels[_BATCH] = data.trained()
+    if case.eval_loss_fn is None:
+        (first,) = levels.get(_BATCH, [])[:1] or data.trained(first=True)
+        set_mode(case.model, False)
+        (other,) = data.trained(first=True, evaluation=True)
+        if abs(other - first) <= _ROUNDING * abs(first):
+            return levels
+    set_mode(case.model, False)
+    return levels | {_MODE: data.trained(evaluation=True)}
+
+
+def _losses_by_data(data: _Data, statistics: Statistics | None) -> Levels:
+    """Return the losses of evaluation by its own statistics, by those of training, by the running ones, as batched."""
+    case, levels = data.case, Levels()
+    mixed = None
+    if case.eval_loader is not None and depends_on_batch(case, data.evaluation[0]):
+        data.take_evaluation(_MORE * data.count)  # a sorted set shows what is in it only from afar
+        mixed = mixed_anew(data.evaluation, data.training[0])
+    if tracking(case.model) and case.eval_loader is not None:
         with traceless(case.model, streams=False):
-            _recalibrate(case, case.eval_loader, count, dropout=False, frozen=True)
-            levels[_DATA] = _evaluated(case, count)
-        levels[_DOMAIN] = on_other_data
-    return levels
+            chosen = mixed or data.evaluation
+            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True)
+            levels[_DATA] = data.evaluated(mixed)
+        with traceless(case.model, streams=False):
+            _statistics_of_training(data, statistics)
+            levels[_DOMAIN] = data.evaluated(mixed)
+    if tracking(case.model) or case.eval_loader is not None:
+        levels[_RUNNING if tracking(case.model) else _DATA] = data.evaluated(mixed)
+    return levels if mixed is None else levels | {_BESIDE: data.evaluated()}
 
 
-def _evaluated(case: Case, count: int, *, model: Module | None = None) -> float:
-    loader = case.eval_loader if case.eval_loader is not None else case.loader
-    return mean_loss(case, loader, count, model=model)
+def _statistics_of_training(data: _Data, statistics: Statistics | None) -> None:
+    put_statistics(data.case.model, pooled(data.case, data.count) if statistics is None else statistics)
 
 
-@torch.no_grad()
-def _put(model: Module, statistics: Statistics) -> None:
-    for path, module in tracking(model).items():
-        module.running_mean.copy_(statistics.mean[path])
-        module.running_var.copy_(statistics.variance[path])
-
-
-def mean_loss(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> float:
-    """Return the mean loss of the first batches, without gradient.
-
-    Raises:
-        UsageError: The loader or the loss raises.
-    """
-    found = losses(case, loader, count, model=model)
-    return sum(found) / len(found)
-
-
-def losses(case: Case, loader: Iterable[Any], count: int, *, model: Module | None = None) -> list[float]:
-    """Return the losses of the first batches, without gradient.
-
-    Raises:
-        UsageError: The loader or the loss raises.
-    """
-    found = []
-    what = "eval_loader" if loader is case.eval_loader else "loader"
-    with torch.no_grad():
-        for index, batch in enumerate(batches(loader, count, what=what)):
-            with users_code(f"the loss of batch {index} of the {what}"):
-                found.append(float(case.loss_fn(case.model if model is None else model, batch)))
-    return found
-
-
-def _recalibrate(
-    case: Case, loader: Iterable[Any], count: int, *, call: Callable[..., Any] | None = None, **options: Any
-) -> None:
-    with users_code("measuring statistics over the loader"):
-        try:
-            recalibrate(case.model, loader, call or case.loss_fn, num_batches=count, **options)
-        except NormscopeError as error:
-            if "no norm was called" not in str(error) and "two values" not in str(error):
-                raise
-
-
-def _without_noise(model: Module) -> None:
-    """Leave only the norms in the mode of training."""
-    for module in model.modules():
-        if isinstance(module, _DropoutNd) or not isinstance(module, (_BatchNorm, nn.Sequential)):
-            module.training = module.training and isinstance(module, _BatchNorm)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

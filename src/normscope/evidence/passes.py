@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
+from normscope.evidence.losses import is_refused
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.batches import leading_tensor
 from normscope.usercode import users_code
@@ -31,6 +31,8 @@ def look(
     told: Callable[[int], None] | None = None,
 ) -> None:
     """Run the loss on training batches, without gradient and in the modes of training, and look on at some modules.
+
+    A loss that takes gradients itself is first seen to do so at a batch on which nobody looks.
 
     Args:
         case: The set-up; left as it was.
@@ -55,7 +57,18 @@ def look(
         if after is not None and isinstance(output, Tensor):
             after(path, output.detach(), leading_tensor(args))
 
-    with sandbox(case), torch.no_grad(), ExitStack() as hooks:
+    def loss_of(index: int, batch: Any) -> None:
+        try:
+            with users_code(f"the loss of batch {index} of the loader"):
+                case.loss_of(case.model, batch)
+        except UsageError as error:
+            if not index or not is_refused(error):
+                raise
+
+    with sandbox(case), ExitStack() as hooks:
+        if not case.tried():
+            with sandbox(case):
+                loss_of(0, next(batches(case.loader, 1)))
         for path, module in modules.items():
             hooks.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(partial(leave, path)).remove)
@@ -65,8 +78,7 @@ def look(
             for _ in range(repeat):
                 if told is not None:
                     told(index)
-                with users_code(f"the loss of batch {index} of the loader"):
-                    case.loss_fn(case.model, batch)
+                loss_of(index, batch)
 
 
 def example(model: Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:

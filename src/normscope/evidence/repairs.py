@@ -1,10 +1,14 @@
 """What the repairs of several rules do."""
 
+from contextlib import suppress
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from normscope._errors import NormscopeError, UsageError
+from normscope.evidence.arms import example_of
 from normscope.evidence.case import Case
+from normscope.evidence.noise import noisy_modules, quiet_call
 from normscope.records import Finding
 from normscope.surgery import convert, recalibrate
 
@@ -22,6 +26,10 @@ _LOADER_OPTIONS = (
 )
 
 
+class RefusedFixError(NormscopeError):
+    """A fix that cannot be made, or would harm; the message is the reason."""
+
+
 def modules_of(case: Case, finding: Finding) -> list[Any]:
     """Return the modules at the places of a finding."""
     modules = dict(case.model.named_modules())
@@ -29,8 +37,17 @@ def modules_of(case: Case, finding: Finding) -> list[Any]:
 
 
 def convert_places(case: Case, finding: Finding, to: str, **options: Any) -> int:
-    """Convert the norms of a finding as ``surgery.convert`` does, and return how many were."""
-    return len(convert(case.model, to, only=list(finding.places), **options).done)
+    """Convert the norms of a finding as ``surgery.convert`` does, and return how many were.
+
+    Raises:
+        RefusedFixError: None could be.
+    """
+    with suppress(UsageError):  # it may be called with what surgery takes for no example: then its classes have to do
+        options |= {"example": example_of(case)}
+    report = convert(case.model, to, only=list(finding.places), **options)
+    if not report.done:
+        raise RefusedFixError("; ".join(map(str, report.skipped[:3])))
+    return len(report.done)
 
 
 def recalibrate_places(case: Case, finding: Finding, *, frozen: bool = True) -> int:
@@ -44,7 +61,8 @@ def recalibrate_places(case: Case, finding: Finding, *, frozen: bool = True) -> 
     Returns:
         How many norms were recalibrated.
     """
-    return len(recalibrate(case.model, case.loader, case.loss_fn, only=list(finding.places), frozen=frozen).done)
+    call = quiet_call(case, noisy_modules(case))
+    return len(recalibrate(case.model, case.loader, call, only=list(finding.places), frozen=frozen).done)
 
 
 def loader_anew(loader: Any, **changed: Any) -> DataLoader[Any]:

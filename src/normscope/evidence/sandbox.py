@@ -17,6 +17,10 @@ from normscope.modules.wrapped import eagerly, is_compiled
 from normscope.usercode import users_code
 
 
+class NoBatchError(UsageError):
+    """A loader gives no batches, or not to every pass: nothing of its set-up can be judged."""
+
+
 class TraceWarning(UserWarning):
     """Something that the user's functions change could not be put back."""
 
@@ -25,14 +29,14 @@ class TraceWarning(UserWarning):
 def sandbox(case: Case) -> Iterator[None]:
     """Undo at the end, however it ends, whatever happens to models, optimizer, loaders' streams and random streams.
 
-    So is what ``loss_fn`` and ``step`` reach beside them, and every module that runs. What could not be put back is
-    named in one ``TraceWarning``, when the outermost sandbox of a case ends.
+    So is what ``loss_fn``, ``step`` and ``eval_loss_fn`` reach beside them, and every module that runs. What could not
+    be put back is named in one ``TraceWarning``, when the outermost sandbox of a case ends.
 
     Raises:
         UsageError: A parameter lies on the meta device, and so has no value, or is lazy, and so has no shape; or the
             functions take from an iterator.
     """
-    case.reach.set_functions({"loss_fn": case.loss_fn, "step": case.step})
+    case.reach.set_functions(case.functions())
     told = len(case.reach.left)
     outermost, case.reach.open = not case.reach.open, True
     try:
@@ -79,7 +83,8 @@ def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:
     """Yield the first batches of a loader.
 
     Raises:
-        UsageError: It gives none, or an empty one, or raises.
+        NoBatchError: It gives none.
+        UsageError: It gives an empty one, or raises.
     """
     count = 0
     with users_code(f"iterating the {what}"):
@@ -95,7 +100,7 @@ def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:
         yield batch
         count += 1
     if not count:
-        raise UsageError(
+        raise NoBatchError(
             f"the {what} gives no batch, or gave all to an earlier pass: it must begin anew each time it is iterated, "
             "as a list or a DataLoader does"
         )

@@ -50,6 +50,7 @@ from normscope.report.check import (
     Checked as Checked,
     FixNote as FixNote,
     GapNote as GapNote,
+    LossNote as LossNote,
     RuleNote as RuleNote,
     check_json as check_json,
     check_sarif as check_sarif,

@@ -115,7 +115,7 @@ class AveragedWeightsStaleStatistics(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the averaged model."""
         assert case.averaged is not None
-        report = recalibrate(case.averaged, case.loader, case.loss_fn, frozen=True)
+        report = recalibrate(case.averaged, case.loader, case.eval_loss_fn or case.loss_fn, frozen=True)
         return f"recalibrated {counted(len(report.done), 'norm')} of the averaged model"
 
 
@@ -140,5 +140,7 @@ def _initial(ours: Any) -> bool:
 def _off(case: Case, count: int) -> dict[str, float]:
     assert case.averaged is not None
     with sandbox(case):
-        report = recalibrate(case.averaged, case.loader, case.loss_fn, num_batches=count, frozen=True)
+        report = recalibrate(
+            case.averaged, case.loader, case.eval_loss_fn or case.loss_fn, num_batches=count, frozen=True
+        )
         return {_bare(change.path): change.numbers["mean_shift"] for change in report.done}

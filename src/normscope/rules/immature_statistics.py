@@ -16,12 +16,14 @@ from normscope.evidence import (
     examples,
     modules_of,
     recalibrate_places,
+    shifts_differ,
 )
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import recalibrate
 
 _LEFT = 0.05
+_SCALE, _CHANNELS = 0.5, 0.1  # a variance twice that of the data, in a tenth of the channels: the bounds of NS102
 
 
 def _reset(model: nn.Module) -> None:
@@ -65,10 +67,13 @@ class ImmatureStatistics(AbstractRule):
     ## Finds
     A norm that is evaluated with running statistics of which the initial mean 0 and variance 1 make up more than 5 %:
     :math:`(1-m)^{n} > 0.05` for momentum m and n batches tracked, unless they lie nearer to the statistics of the
-    training data than to that mixture (recalibrated ones do, and their count says how many batches that took). An error
-    if they are exactly 0 and 1. A count of 0 with other values is a converted checkpoint, and fits. A network in which
-    nothing shows training is left alone: every norm as made, gain and shift too, and an optimizer without state. A
-    checkpoint alone is judged by its counts: a recalibrated one may be named there.
+    training data than to that mixture (recalibrated ones do, and their count says how many batches that took). Where
+    the data's variance is so small that what is left of the initial 1 is more than half of the running variance (and of
+    eps) in a tenth of the channels, the count does not matter. An error if they are exactly 0 and 1. A count of 0 with
+    other values is a converted checkpoint, and fits. A network in which nothing shows training is left alone: the
+    buffers of every norm as made, counts of 0, an optimizer without state, and gains of 1 (or 0) and shifts of 0, or a
+    loss that is no lower than with the numbers of each parameter in another order. A checkpoint alone is judged by its
+    counts, and by shifts that differ from channel to channel: a recalibrated one may be named there.
 
     ## Why it hurts
     A variance that is still near 1 where the data's is 0.01 has every channel put out a tenth of what it was trained
@@ -111,11 +116,17 @@ class ImmatureStatistics(AbstractRule):
             path: dict(module.named_buffers(recurse=False)) | {"momentum": module.momentum}
             for path, module in evidence.tracking.items()
         }
-        yield from self._of(norms, fixable=True, mixture=lambda path, left: _is_mixture(evidence, path, left))
+
+        def share(path: str, left: float) -> float:
+            """Return what part of the running statistics initial values make up, once the data agree that they do."""
+            most = left if left > _LEFT else _of_small_scale(evidence, path, left)
+            return most if most and _is_mixture(evidence, path, left) else 0.0
+
+        yield from self._of(norms, fixable=True, share=share)
 
     def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
         """Count the batches tracked, at torch's default momentum."""
-        if as_made(norms):
+        if as_made(norms) and not shifts_differ(norms):
             return
         yield from self._of({path: {**found, "momentum": 0.1} for path, found in norms.items()}, fixable=False)
 
@@ -124,7 +135,7 @@ class ImmatureStatistics(AbstractRule):
         norms: Mapping[str, Mapping[str, Any]],
         *,
         fixable: bool,
-        mixture: Callable[[str, float], bool] = lambda path, left: True,
+        share: Callable[[str, float], float] = lambda path, left: left if left > _LEFT else 0.0,
     ) -> Iterable[Finding]:
         initial, young = [], {}
         for path, found in norms.items():
@@ -135,9 +146,8 @@ class ImmatureStatistics(AbstractRule):
             if not bool(mean.any()) and bool((variance == 1).all()):
                 initial.append(path)
             elif isinstance(count, torch.Tensor) and int(count) > 0 and momentum:
-                left = (1 - momentum) ** int(count)
-                if left > _LEFT and mixture(path, left):
-                    young[path] = left
+                young[path] = share(path, (1 - momentum) ** int(count))
+        young = {path: part for path, part in young.items() if part}
         if initial:
             yield self.finding(
                 f"{len(initial)} of {counted(len(norms), 'norm')} still {'has' if len(initial) == 1 else 'have'} the "
@@ -171,6 +181,23 @@ class ImmatureStatistics(AbstractRule):
         for module in modules_of(case, finding):
             module.num_batches_tracked.zero_()  # the values are not a moving average any more
         return f"recalibrated {counted(done, 'norm')} on the training data"
+
+
+def _of_small_scale(evidence: Evidence, path: str, left: float) -> float:
+    """Return the share of the initial variance 1 in the running variance where the data's is so small that it counts.
+
+    It is the median over the channels in which it is more than half, where these are a tenth of all; else 0. A channel
+    that is constant has no scale, and is put out as a constant anyway.
+    """
+    module = evidence.tracking[path]
+    part = left / (module.running_var.double().clamp(min=0) + module.eps)
+    if not float((part > _SCALE).double().mean()) > _CHANNELS:
+        return 0.0
+    mean, variance = evidence.statistics.mean[path], evidence.statistics.variance[path]
+    off = (part > _SCALE) & (variance > 1e-12 * mean.square()) & (variance > 0)
+    if not float(off.double().mean()) > _CHANNELS:
+        return 0.0
+    return min(1.0, float(part[off].median()))
 
 
 def _is_mixture(evidence: Evidence, path: str, left: float) -> bool:

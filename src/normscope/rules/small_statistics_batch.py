@@ -37,7 +37,8 @@ class SmallStatisticsBatch(AbstractRule):
     training normalized by: the loss in evaluation differs from that in training.
 
     ## Fix
-    Unsafe: statistics over groups of channels of one sample (group normalization) in place of the batch's. Others:
+    Unsafe: statistics over groups of channels of one sample (group normalization) in place of the batch's, groups of
+    eight values at least; a norm of fewer values a sample is left. A trained network has to be trained on. Others:
     statistics of all processes (``statistics="sync"``), or corrected by the running ones (``statistics="renorm"``).
     """
 

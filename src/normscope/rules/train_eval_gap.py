@@ -11,6 +11,9 @@ from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _SHIFT, _RATIO, _CHANNELS, _LOSS = 0.5, (0.5, 2.0), 0.1, 1.2
+# Where no norm is off by itself. Running statistics follow weights that move, at some cost: in 43 healthy set-ups of
+# two seeds up to 1.58 times the loss. A share of three standard errors over four batches is chance in 3 of 100.
+_SUM, _ERRORS = 2.0, 3.0
 
 
 def _spoil(model: nn.Module, *, mean: float = 0.0, factor: float = 1.0) -> None:
@@ -40,6 +43,19 @@ def _planted(*, shift: float = 0.0, factor: float = 1.0, off: int = 20, constant
     return examples.alone(norm, [examples.two_values(3.0, 2.0, channels=20)] * 10, loss_fn=loss_fn)
 
 
+def _chain(constant: float, *, norms: int = 8, factor: float = 0.9) -> Case:
+    """Norms one behind another, none of them far off, whose outputs grow by ``1 / factor`` in mean square at each."""
+    pooled = 4.0 * 320 / 319
+    several = [examples.batch_norm(variance=factor * (pooled if index == 0 else 320 / 319)) for index in range(norms)]
+    for norm in several:
+        norm.momentum = 0.0
+
+    def loss_fn(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return examples.mean_square(model, batch) + constant
+
+    return examples.alone(several[0], [examples.two_values(0.0, 2.0)] * 10, then=several[1:], loss_fn=loss_fn)
+
+
 class TrainEvalGap(AbstractRule):
     r"""Running statistics are not those of the data, and evaluation pays for it.
 
@@ -48,8 +64,10 @@ class TrainEvalGap(AbstractRule):
     variance, dropout off, at the present weights. A channel is off if its running mean lies more than 0.5 standard
     deviations from the pooled one, or its running variance outside half to twice the pooled one. A norm is off if more
     than 10 % of its channels are. It is reported if, besides, the loss in eval mode falls to less than 1/1.2 when the
-    pooled statistics are put in the place of the running ones, so that a shift without consequence stays silent. A
-    network in which nothing shows training (every norm as made, an optimizer without state) is left alone.
+    pooled statistics are put in the place of the running ones, so that a shift without consequence stays silent. Where
+    no norm is off by itself, small lags of several norms can still multiply: they are reported together if the loss
+    falls to less than half, and by more than three standard errors of the fall over batches. A network in which nothing
+    shows training (every norm as made, an optimizer without state) is left alone.
 
     ## Why it hurts
     Evaluation normalizes by numbers that the network was not trained with: every following layer gets inputs of
@@ -70,6 +88,7 @@ class TrainEvalGap(AbstractRule):
         partial(examples.healthy, examples.mlp, change=partial(_spoil, mean=2.0)),
         partial(examples.healthy, examples.cnn, change=partial(_spoil, factor=30.0)),
         partial(examples.healthy, examples.residual, change=partial(_spoil, mean=-1.5, factor=0.05)),
+        partial(examples.healthy, examples.mlp, depth=20, change=partial(_spoil, factor=0.7)),
     )
     WELL = (
         partial(examples.healthy, examples.mlp),
@@ -82,6 +101,7 @@ class TrainEvalGap(AbstractRule):
         examples.Near(lambda factor: _planted(factor=factor), found=2.04, quiet=1.96),
         examples.Near(lambda off: _planted(shift=3.0, off=off), found=3, quiet=2),
         examples.Near(lambda constant: _planted(shift=1.0, constant=constant), found=22.0, quiet=24.0),
+        examples.Near(_chain, found=0.3, quiet=0.34),
     )
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
@@ -97,26 +117,31 @@ class TrainEvalGap(AbstractRule):
             if share > _CHANNELS and not evidence.frozen(evidence.tracking[path]):
                 places.append(path)
                 worst, off_most = max(worst, float(shift.max())), max(off_most, share)
-        if not places:
+        together = [path for path, module in evidence.tracking.items() if not evidence.frozen(module)]
+        if not places and len(together) < 2:  # nothing to add up
             return
         gap = evidence.gap
         paid = gap.of("running statistics")
-        with_pooled = gap.eval - paid - gap.of("averaged weights")
+        with_pooled = gap.eval - paid - gap.of("averaged weights") - gap.of("evaluation depends on the batch")
         with_running = with_pooled + paid
         excess = 1 + paid / max(abs(with_pooled), 1e-12)  # of the size of the loss: some losses are negative
-        if not excess > _LOSS:
+        enough = excess > _LOSS if places else excess > _SUM and paid > _ERRORS * gap.error("running statistics")
+        if not enough:
             return
         yield self.finding(
             f"running statistics are not those of the data in {len(places)} of "
             f"{counted(len(evidence.tracking), 'norm')}: up to "
-            f"{off_most:.0%} of a norm's channels are off, a mean by up to {worst:.2g} standard deviations",
-            places,
+            f"{off_most:.0%} of a norm's channels are off, a mean by up to {worst:.2g} standard deviations"
+            if places
+            else f"running statistics lag a little in {counted(len(together), 'norm')}, none of them far, and together "
+            f"they make the loss {excess:.3g} times as high",
+            places or together,
             quantity="loss in eval mode over that with pooled statistics",
             measured=excess,
-            bound=_LOSS,
+            bound=_LOSS if places else _SUM,
             cost=f"the loss in eval mode is {with_running:.4g}; with statistics of the data it is {with_pooled:.4g}",
             fix="put the statistics of the training data in the buffers: normscope.surgery.recalibrate(model, loader)",
-            details={"shift": worst, "channels_off": off_most},
+            details={"shift": worst, "channels_off": off_most, "running_statistics": paid},
         )
 
     def repair(self, case: Case, finding: Finding) -> str:

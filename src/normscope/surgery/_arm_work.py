@@ -109,6 +109,7 @@ class _Eyes:
     def __init__(self) -> None:
         self.inputs: dict[nn.Module, Tensor] = {}
         self.ranks: dict[nn.Module, set[int]] = {}
+        self.sizes: dict[nn.Module, int] = {}
         self.masked: set[nn.Module] = set()
         self.outputs: list[Tensor] = []
         self.evaluated = False
@@ -130,6 +131,8 @@ class _Eyes:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if given:
             self.ranks.setdefault(module, set()).add(given[0].ndim)
+            size = given[0].numel() // max(len(given[0]), 1)
+            self.sizes[module] = min(size, self.sizes.get(module, size))
             if module not in self.inputs and not is_plain(module):
                 self.inputs[module] = given[0][:_SAMPLES].detach().clone()
         if len(given) > 1:

@@ -22,6 +22,9 @@ _TORCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
+FEWEST, MOST = 8, 32  # values of a group, and groups, where they are chosen
+
+
 class RefusedError(Exception):
     """This norm cannot be converted; the message is the reason."""
 
@@ -31,9 +34,10 @@ def build(
     to: str | Builder,
     ranks: set[int] | None,
     dims: int | None,
-    groups: int,
+    groups: int | None,
     options: dict[str, Any],
     near: Any,
+    size: int | None = None,
 ) -> tuple[nn.Module, str]:
     """Make the norm that takes the place of ``old``.
 
@@ -42,9 +46,10 @@ def build(
         to: The kind of the new norm, or a function of the old one; see ``convert``.
         ranks: How many axes the inputs of the old norm were seen to have; None if it was not looked at.
         dims: Number of positional dimensions, where neither the old norm nor ``ranks`` says.
-        groups: Number of groups of a group norm.
+        groups: Number of groups of a group norm; None to choose it.
         options: Passed to the new norm.
         near: A tensor of the model whose dtype and device are taken where the old norm has none.
+        size: Fewest values of a sample that the old norm was seen to be given; None if it was not looked at.
 
     Returns:
         The new norm, and what is to be said of it.
@@ -63,9 +68,8 @@ def build(
         lost = weight is not None or bias is not None
         return nn.Identity(), "gain and shift are lost: to='affine' keeps them" if lost else ""
     if ranks is not None and len(ranks) > 1:
-        raise RefusedError(
-            f"sees inputs of {' and '.join(map(str, sorted(ranks)))} axes: no one norm takes all of them"
-        )
+        axes = " and ".join(map(str, sorted(ranks)))
+        raise RefusedError(f"sees inputs of {axes} axes: no one norm takes all of them")
     if ranks is not None and not ranks:
         raise RefusedError("was not called with the example: its input's layout is not known")
     rank = next(iter(ranks)) if ranks else None
@@ -79,7 +83,9 @@ def build(
     if eps is None:  # torch's RMSNorm: the machine precision of its input, which is taken to be that of its gain
         eps = torch.finfo(torch.get_default_dtype() if weight is None else weight.dtype).eps
     settings = {"eps": eps, **options}
-    new, detail = _make(to, old, channels, rank, groups, settings, weight, bias, -1 if last else 1, near)
+    taken, detail = _groups(channels, groups, rank, size) if to == "group" else (1, "")
+    new, more = _make(to, old, channels, rank, taken, settings, weight, bias, -1 if last else 1, near)
+    detail = detail or more
     if _needs_wrap(new, last, rank):
         return ChannelsLast(new), f"{detail}; on the last axis".strip("; ")
     return new, detail
@@ -143,11 +149,10 @@ def _make(
         kind = nn.LayerNorm
         settings = {"elementwise_affine": affine, **settings}
     elif to in ("group", "layer"):
-        taken, detail = _groups(channels, groups, rank) if to == "group" else (1, "")
         if channels == 1 and rank in (None, 2):
             raise RefusedError("has one channel and, it may be, no positions: one value per statistic")
-        kind, arguments = nn.GroupNorm, (taken, channels)  # type: ignore[assignment]
-        if type(old) is nn.GroupNorm and (old.num_groups, {"eps": old.eps}) == (taken, settings):
+        kind, arguments = nn.GroupNorm, (groups, channels)  # type: ignore[assignment]
+        if type(old) is nn.GroupNorm and (old.num_groups, {"eps": old.eps}) == (groups, settings):
             raise RefusedError("is such a group norm already")
         settings = {"affine": affine, **settings}
     else:
@@ -171,16 +176,38 @@ def _make(
     return new, detail
 
 
-def _groups(channels: int, groups: int, rank: int | None) -> tuple[int, str]:
+def _groups(channels: int, groups: int | None, rank: int | None, size: int | None) -> tuple[int, str]:
     """Return the number of groups that is taken, and what is to be said of it.
 
-    Where the input may be ``(N, C)`` a group of one channel would be one value, which a norm turns into 0.
+    A norm of few values keeps little but their order: two values become -1 and 1, a sign function. Where the number of
+    positions is not known, a chosen number of groups rests on the channels alone, and one that was asked for is taken.
+
+    Args:
+        channels: Number of channels.
+        groups: The number that was asked for; None to choose it, and then no channel is a group of its own.
+        rank: Axes of the input; None if that is not known, and it may be ``(N, C)``.
+        size: Values of a sample; None if that is not known.
     """
-    if groups < 1:
+    positions = size // channels if size is not None else None if rank is not None and rank > 2 else 1
+    if groups is not None and groups < 1:
         raise UsageError(f"groups is a number of groups: give at least 1, not {groups}")
-    most = groups if rank is not None and rank > 2 else max(1, min(groups, channels // 2))
-    taken = max(d for d in range(1, channels + 1) if channels % d == 0 and d <= most)
-    return taken, "" if taken == groups else f"{counted(taken, 'group')}, for {groups} do not fit {channels} channels"
+    if positions is not None and channels * positions < FEWEST:
+        few = counted(channels * positions, "value")
+        raise RefusedError(f"has {few} a sample: a group norm of fewer than {FEWEST} is close to a sign function")
+    divisors = [d for d in range(1, channels + 1) if channels % d == 0 and d <= (MOST if groups is None else groups)]
+
+    def is_enough(number: int) -> bool:
+        if groups is not None:
+            return positions is None or channels // number * positions >= FEWEST
+        return channels // number >= (2 if positions is not None else FEWEST) and (
+            channels // number * (positions or 1) >= FEWEST
+        )
+
+    taken = max((d for d in divisors if is_enough(d)), default=1)
+    if groups is None or taken == groups:
+        return taken, ""
+    why = f"do not fit {channels} channels" if taken == divisors[-1] else f"leave a group fewer than {FEWEST} values"
+    return taken, f"{counted(taken, 'group')}, for {groups} {why}"
 
 
 def _only_eps(to: str, settings: dict[str, Any]) -> float:

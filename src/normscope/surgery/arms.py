@@ -61,7 +61,7 @@ def plan(model: nn.Module, arm: str, *, example: Any = None, seed: int = 0, grou
         example: A batch of input to the model: one input, a tuple of arguments, or a mapping of keyword arguments.
             Without it only the source is read for norms called as functions, and what rests on shapes is refused.
         seed: Of what is drawn for the arm.
-        groups: Of group norms, at most; none has fewer than two channels.
+        groups: Of group norms, at most; no group has fewer than two channels or, as far as is known, eight values.
 
     Raises:
         UsageError: No such arm, or the model raises with the example.
@@ -176,7 +176,8 @@ def _turn_into(work: Work, name: str) -> None:
             now = known.module
             if not _is_already(now, name):
                 _refuse_but_fast_path(known, kind, masked=old in work.eyes.masked)
-                new, detail = build(now, kind, work.eyes.ranks.get(old), None, _groups(work, now), {}, near)
+                ranks, size = work.eyes.ranks.get(old), work.eyes.sizes.get(old)
+                new, detail = build(now, kind, ranks, None, _groups(work, now), {}, near, size)
                 details = [detail, *_carry(now, new, inserted=True)]
                 details = [each.removesuffix(": recalibrate") for each in details]  # training gives them their values
                 known.replace(new)

@@ -27,7 +27,9 @@ What a subclass of another library computes is tried by ``surgery.make_arm``, wh
 
 **What becomes what.** Layer norm of a map ``(N, C, *)`` is ``GroupNorm(1, C)``: one mean and variance a sample, over
 all channels and positions. RMS norm of a map is this room's :class:`RMSNorm` over the same set, with a shift. Groups
-that do not divide the channels are replaced by the largest divisor below, and the report says which.
+that do not divide the channels, or leave a group fewer than eight values, become the largest number below that does and
+leaves enough, and the report says which. A norm of fewer than eight values a sample is refused: a group norm of two
+values leaves the sign of their difference, and a gradient that is near 0 almost everywhere.
 
 The function of the model changes, except between batch norms. New running statistics start at 0 and 1:
 ``surgery.recalibrate`` sets them.
@@ -59,7 +61,7 @@ def convert(
     only: Only = None,
     example: Any = _MISSING,
     dims: int | None = None,
-    groups: int = 32,
+    groups: int | None = None,
     **options: Any,
 ) -> Report:
     """Turn norms into norms of another kind.
@@ -76,7 +78,8 @@ def convert(
             shapes the norms see. Needed only where the old norm does not say; the model is run once, without a trace.
         dims: Number of positional dimensions of the input (1 for ``(N, C, L)``, 2 for images, 3 for volumes), where
             the old norm does not say and there is no ``example``.
-        groups: For ``"group"``.
+        groups: For ``"group"``; by default the most up to 32 that leave each two channels and eight values (channels,
+            where positions are not known).
         **options: Passed to the new norm (``eps``, ``momentum``, ``track_running_stats``, ``affine``, and what this
             library's layers offer beyond torch's, such as ``statistics`` and ``group_size``).
 
@@ -93,16 +96,16 @@ def convert(
     """
     if not callable(to) and (not isinstance(to, str) or to not in KINDS):
         raise UsageError(f"to is one of {', '.join(KINDS)}, or a function of the old norm, not {shown(to)}")
-    done: list[Change] = []
-    skipped: list[Skip] = []
+    done, skipped = list[Change](), list[Skip]()
     with transaction(model):
         chosen = norms(model, only)
         near = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
-        ranks, masked = _ranks(model, chosen, example) if example is not _MISSING else ({}, set())
+        ranks, sizes, masked = _looked(model, chosen, example) if example is not _MISSING else ({}, {}, set())
         for site in chosen:
             try:
                 _refuse(site, to, masked=site.path in masked)
-                new, detail = build(site.module, to, ranks.get(site.path), dims, groups, options, near)
+                size, axes = sizes.get(site.path), ranks.get(site.path)
+                new, detail = build(site.module, to, axes, dims, groups, options, near, size)
                 details = [detail, *_carry(site.module, new, inserted=not callable(to))]
             except RefusedError as refusal:
                 skipped.append(Skip(site.path, str(refusal)))
@@ -129,9 +132,10 @@ def _refuse(site: Site, to: str | Builder, *, masked: bool) -> None:
         raise RefusedError("is called with a mask, lengths or a population, which the new norm takes none of")
 
 
-def _ranks(model: nn.Module, chosen: list[Site], example: Any) -> tuple[dict[str, set[int]], set[str]]:
-    """Run the model once; return how many axes each norm's input has, and which norms are given a mask too."""
+def _looked(model: nn.Module, chosen: list[Site], example: Any) -> tuple[dict[str, set[int]], dict[str, int], set[str]]:
+    """Run the model once; return the axes of each norm's input, a sample's fewest values, and which get a mask too."""
     masked: set[str] = set()
+    sizes: dict[str, int] = {}
     seen: dict[str, set[int]] = {site.path: set() for site in chosen}
     with traceless(model):
         set_mode(model, False)
@@ -140,12 +144,14 @@ def _ranks(model: nn.Module, chosen: list[Site], example: Any) -> tuple[dict[str
             def look(_: nn.Module, args: tuple[Any, ...], kwargs: Any, path: str = site.path) -> None:
                 given = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
                 seen[path].update(x.ndim for x in given[:1])
+                for x in given[:1]:
+                    sizes[path] = min(x.numel() // max(len(x), 1), sizes.get(path, x.numel()))
                 if len(given) > 1:
                     masked.add(path)
 
             site.module.register_forward_pre_hook(look, with_kwargs=True)
         run(model, example)
-    return seen, masked
+    return seen, sizes, masked
 
 
 def _carry(old: nn.Module, new: nn.Module, *, inserted: bool) -> list[str]:

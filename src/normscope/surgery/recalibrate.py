@@ -24,6 +24,9 @@ what the mask lets through: padding does not count. One that is called with a ``
 Options do not enter: renormalized and synchronised norms are measured like all others, merged over processes at the
 end.
 
+**Gradients.** Nothing is recorded for them, unless ``call`` takes gradients itself, as a loss with a gradient penalty
+does: the first batch shows it.
+
 **What is left alone.** Frozen norms (by ``surgery.freeze`` or ``layer.frozen``), and norms in evaluation mode in a
 model that trains (someone put them there); ``frozen=True`` includes both. In a model that is in evaluation mode as a
 whole, the norms are not taken to be frozen. All else is as before: modes, other buffers, gradients, hooks, random
@@ -46,6 +49,7 @@ from torch import nn
 
 from normscope._errors import DataError, UsageError, shown
 from normscope.modules.call import call_batch, set_mode
+from normscope.modules.gradients import WithoutGradient
 from normscope.modules.state import traceless, transaction
 from normscope.records.numbers import counted
 from normscope.surgery._measure import Meter, Pooled, in_step
@@ -159,6 +163,7 @@ class _Passes:
         self.old: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
         self.order: list[str] = []
         self.taken = 0
+        self.without_gradient = WithoutGradient()
 
     def measure(self, chosen: list[Site], *, first_batch: bool = False, settled: bool = False) -> dict[str, Pooled]:
         """Return the moments of what each chosen norm is given.
@@ -169,6 +174,12 @@ class _Passes:
             settled: Whether the norms, too, normalize by their running statistics.
         """
         meters = {site.path: Meter(site.path, site.module, settled=settled) for site in chosen}
+
+        def anew() -> None:
+            for meter in meters.values():
+                meter.moments = None
+            self.order.clear()
+
         with in_step(self.model, meters) as step, traceless(self.model, streams=self.preserve_rng), torch.no_grad():
             self._modes()
             for meter in meters.values():
@@ -176,7 +187,7 @@ class _Passes:
             limit = 1 if first_batch else self.num_batches
             for number, batch in enumerate(self._batches(limit)):
                 step.batch = number
-                self.call(self.model, batch)
+                self.without_gradient(self.call, self.model, batch, again=anew)
                 step.batches = number + 1
         self.taken = step.batches
         return step.pooled

@@ -11,9 +11,11 @@ from normscope.studies import Contrast, Evidence
 _CAUSES = (
     "dropout and other noise",
     "batch statistics",
+    "other code that depends on the mode",
     "other data",
     "domain shift",
     "running statistics",
+    "evaluation depends on the batch",
     "averaged weights",
 )
 #: The claim on each cause that norms bring, and what is said of it.
@@ -38,9 +40,11 @@ class EvaluationGap(AbstractQuestion):
 
     ## Method
     At the end of training one thing is changed after another: dropout and other noise are switched off; norms use
-    statistics of the training data instead of the batch's; the data are those of evaluation, at first with statistics
-    of their own, then with those of the training data; then with the running statistics; then weights are the averaged
-    ones. The shares add up to the gap. A share is judged against nothing in the network as it is.
+    statistics of the training data instead of the batch's; all other code is in eval mode; the data are those of
+    evaluation, at first with statistics of their own, then with those of the training data; then with the running
+    statistics; where outputs depend on the other samples, batches were mixed until then, and are those of evaluation
+    from here on; then weights are the averaged ones. The shares add up to the gap. A share is judged against nothing in
+    the network as it is.
 
     ## Threats
     The shares depend on the order of the changes. Dropout makes the loss of training higher than that of evaluation, so

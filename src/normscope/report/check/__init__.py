@@ -4,6 +4,7 @@ from normscope.report.check.checked import (
     Checked as Checked,
     FixNote as FixNote,
     GapNote as GapNote,
+    LossNote as LossNote,
     RuleNote as RuleNote,
 )
 from normscope.report.check.json import check_json as check_json

@@ -45,6 +45,21 @@ class GapNote:
 
 
 @dataclass(frozen=True, slots=True)
+class LossNote:
+    """A loss before a fix and after it, on the same batches.
+
+    Attributes:
+        of: The loss: ``"training"``, ``"evaluation"`` or ``"evaluation of the averaged weights"``.
+        before: Its mean over some batches before.
+        after: The same after it.
+    """
+
+    of: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class FixNote:
     """The outcome of the fix of one finding.
 
@@ -54,6 +69,7 @@ class FixNote:
         why_not: Why nothing was changed.
         tensors: Tensors of state dicts that it changed, added or took away.
         beyond: Changes that no state dict holds, in words.
+        losses: Losses before and after it; with a fix that was taken back, those after it while it stood.
     """
 
     finding: Finding
@@ -61,6 +77,7 @@ class FixNote:
     why_not: str = ""
     tensors: int = 0
     beyond: tuple[str, ...] = ()
+    losses: tuple[LossNote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ def check_json(checked: Checked) -> str:
                 "why_not": fixed.why_not or None,
                 "state_dict_tensors": fixed.tensors,
                 "beyond_state_dict": list(fixed.beyond),
+                "losses": [{"of": loss.of, "before": loss.before, "after": loss.after} for loss in fixed.losses],
             }
             for fixed in checked.fixes
         ],

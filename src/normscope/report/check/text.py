@@ -121,6 +121,9 @@ def _fixes(console: "Console", checked: Checked) -> None:
             _line(console, "fixed", f"{where}: {fixed.done} ({_kept(fixed)})", style="bold green")
         else:
             _line(console, "not fixed", f"{where}: {fixed.why_not}", style="bold yellow")
+        if fixed.losses:
+            told = (f"of {loss.of} {_number(loss.before)} before, {_number(loss.after)} after" for loss in fixed.losses)
+            _line(console, "loss", "; ".join(told), style="dim")
     for path in checked.saved:
         _line(console, "saved", path, style="bold green")
     console.print()
