@@ -307,9 +307,11 @@ def test_interrupt_ends_in_one_line(run, monkeypatch):
     judging.run = interrupted
     monkeypatch.setitem(sys.modules, "normscope.verdicts", judging)
     monkeypatch.setattr(normscope, "verdicts", judging, raising=False)
-    done = run("demo", code=130)
-    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
-    assert "same command" in done.stderr
+    monkeypatch.setattr(normscope.comparing, "compare", interrupted)
+    for words in (("study", "run", "noisy-batchnorm"), ("demo",), ("compare", "train.py:make_case")):
+        done = run(*words, code=130)
+        assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+        assert "same command" in done.stderr
     monkeypatch.setattr(bench_probes, "measure", interrupted)
     assert "nothing was written" in run("bench", "probes", code=130).stderr
 

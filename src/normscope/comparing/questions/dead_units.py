@@ -64,9 +64,7 @@ class DeadUnits(AbstractQuestion):
         """Say that there is no activation to hear, or not one dead unit."""
         heard = any(evidence.select(probe=_PROBE, name=name).height for name in _MEASURES)
         if _PROBE in evidence.settings["readings"] and not heard:
-            return (
-                "no activation that is a module was heard in this network, and functions cannot be heard: use nn.ReLU()"
-            )
+            return "no activation that is a module was heard in this network; functions cannot be: use nn.ReLU()"
         if why := not_read(evidence, _PROBE):
             return why
         return "" if _telling(evidence) else "in no arm is a single unit dead or saturated"
