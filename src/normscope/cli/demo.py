@@ -13,11 +13,12 @@ from normscope.cli._words import Json, Out, Workers
 EXAMPLE = "normscope.examples.digits_cnn:make_case"
 STUDY = "bn-backward-three-terms"
 STEPS = 200
+RATES = (0.1, 1.0, 10.0)
 
 
 def demo(
     out: Out = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds an arm: the replicates behind every interval.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds an arm: the replicates behind every interval.")] = 6,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +32,7 @@ def demo(
     advice = "run the same command again to go on where it stopped"
     with interruptible(advice), progress_bar(as_json) as bars:
         found = comparing.compare(
-            EXAMPLE, seeds=seeds, steps=STEPS, out=out / "comparison", workers=workers, progress=bars
+            EXAMPLE, seeds=seeds, steps=STEPS, rates=RATES, out=out / "comparison", workers=workers, progress=bars
         )
         (judged,), _ = verdicts.run([STUDY], out=out / "studies", seeds=seeds, workers=workers, progress=bars)
     page = found.report(out / "report.html", beside=[verdicts.section_of(judged)])

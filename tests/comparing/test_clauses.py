@@ -1,0 +1,46 @@
+"""Clauses of a comparison's sentences, and premises that are judged seed by seed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kit.planted_comparison import compared, judged
+from normscope.comparing.clauses import listed, sentence_of
+from normscope.records import Outcome
+from normscope.studies.every_seed import each_above, span
+
+
+@pytest.mark.parametrize(("words", "said"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")])
+def test_words_are_joined(words, said):
+    assert listed(words) == said
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([0.2, 0.3], Outcome.HOLDS),
+        ([0.1, 0.05], Outcome.OPPOSITE),  # the bound itself is not above it
+        ([0.2, 0.05], Outcome.UNCLEAR),
+        ([0.2, np.nan], Outcome.UNCLEAR),
+        ([np.nan, np.nan], Outcome.NOT_MEASURABLE),
+    ],
+)
+def test_a_premise_of_runs_holds_if_every_seed_does(values, word):
+    found = each_above(np.array(values), 0.1)
+    assert found.outcome is word
+    assert found.p_value is None
+
+
+def test_its_range_is_that_of_the_seeds():
+    found = span(np.array([0.3, 0.1, 0.8]))
+    assert (found.low, found.point, found.high, found.n) == (0.1, pytest.approx(0.4), 0.8, 3)
+
+
+def test_what_holm_takes_back_is_said_in_plain_words():
+    costs = {arm: {("cost", "seconds"): 1e-3, ("cost", "bytes"): 1e6} for arm in ("own", "none")}
+    why = "alone this would read 'opposite' (p = 0.022), but among 11 claims judged together p = 0.086 exceeds 0.05"
+    why = f"{why} (Holm)"
+    said = sentence_of(replace(judged("cost", compared(costs)), outcome=Outcome.UNCLEAR, why=why))
+    assert "Alone it would be clear; among 11 answers together it may be chance (p = 0.086, Holm)" in said
+    assert "'opposite'" not in said
