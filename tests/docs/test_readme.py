@@ -25,7 +25,7 @@ def test_its_commands_and_files_exist():
     text = README.read_text(encoding="utf-8")
     for path in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (README.parent / path).is_file(), path
-    known = {"demo", "study", "check", "compare", "example", "report", "explain", "bench", "watch"}
+    known = {"demo", "study", "check", "compare", "example", "report", "explain", "bench", "watch", "rules"}
     named = set(re.findall(r"^normscope (\w+)", text, re.M))
     assert named <= known
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")

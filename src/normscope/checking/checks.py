@@ -1,87 +1,29 @@
 """Check a training set-up by all rules, and repair what was found."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
 
 from normscope._errors import NonFiniteError, NormscopeError, UsageError
-from normscope.evidence.case import Case
+from normscope.checking.findings import Findings, Fixed
+from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence
-from normscope.evidence.gap import Gap
 from normscope.evidence.repairs import RefusedFixError
 from normscope.evidence.sandbox import NoBatchError, sandbox
 from normscope.probes import ProbeWarning
-from normscope.records import Finding, Severity, notebook
-from normscope.records.numbers import counted
+from normscope.records import Finding
 from normscope.rules import chosen, get
 
-
-@dataclass(frozen=True)
-class Findings(Sequence[Finding]):
-    """What a check found, worst first.
-
-    Attributes:
-        found: The findings.
-        ignored: Findings that the case or a module says are on purpose, with the reason.
-        gap: Where the loss of evaluation comes from; None where it was not measured.
-        rules: Codes of the rules that ran.
-        unmeasured: Codes of rules (``"gap"``: the gap) whose evidence could not be had, and why: values that are not
-            finite, or a pass that raises though the training runs.
-        not_run: Codes of rules that were asked for and not run, and why: only where a scope runs them.
-    """
-
-    found: tuple[Finding, ...]
-    ignored: tuple[tuple[Finding, str], ...] = ()
-    gap: Gap | None = None
-    rules: tuple[str, ...] = ()
-    unmeasured: tuple[tuple[str, str], ...] = ()
-    not_run: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.found[index]
-
-    def __iter__(self) -> Iterator[Finding]:
-        return iter(self.found)
-
-    def _repr_html_(self) -> str:
-        """Return the findings for a notebook, and what was not judged and why."""
-        found = f"{counted(len(self.found), 'finding')} of {counted(len(self.rules), 'rule')}"
-        parts = [notebook.paragraph(f"<b>{found}</b>")]
-        if self.found:
-            rows = [(each.severity.value, f"{each.code} {each.message} {_places(each)}") for each in self.found]
-            parts.append(notebook.items(rows))
-        left = [("not judged", f"{code}: {why}") for code, why in (*self.unmeasured, *self.not_run)]
-        left += [("ignored", f"{each.code} {_places(each)}: {reason}") for each, reason in self.ignored]
-        return notebook.card([*parts, notebook.items(left)] if left else parts)
-
-    @property
-    def worst(self) -> Severity | None:
-        """The severity of the worst finding; None if there is none."""
-        return min((finding.severity for finding in self.found), key=lambda severity: severity.rank, default=None)
+Progress = Callable[[str], None]
+OnFailure = Callable[[str, Exception], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """What became of one finding.
-
-    Attributes:
-        finding: The finding.
-        done: What was done; empty if nothing was.
-        why_not: Why nothing was done.
-    """
-
-    finding: Finding
-    done: str = ""
-    why_not: str = ""
-
-
+@overload
 def check(
     case: Case,
     select: Iterable[str] | None = None,
@@ -89,9 +31,29 @@ def check(
     *,
     batches: int = 10,
     gap: bool = True,
-    progress: Callable[[str], None] | None = None,
-    on_failure: Callable[[str, Exception], None] | None = None,
-) -> Findings:
+    progress: Progress | None = None,
+    on_failure: OnFailure | None = None,
+) -> Findings: ...
+
+
+@overload
+def check(
+    case: Module,
+    loss_fn: LossFn,
+    loader: Iterable[Any],
+    optimizer: Optimizer | None = None,
+    eval_loader: Iterable[Any] | None = None,
+    *,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    batches: int = 10,
+    gap: bool = True,
+    progress: Progress | None = None,
+    on_failure: OnFailure | None = None,
+) -> Findings: ...
+
+
+def check(case: Case | Module, *given: Any, **options: Any) -> Findings:
     """Look for defects of normalization in a training set-up.
 
     A few training steps are made and undone, statistics are pooled over some batches, and losses are taken in several
@@ -99,26 +61,44 @@ def check(
     optimizer, modes, hooks, random streams.
 
     Args:
-        case: The set-up.
-        select: Codes, names or beginnings of codes; all rules if None.
-        ignore: Codes, names or beginnings of codes that are left out.
-        batches: Over how many batches statistics are taken.
-        gap: Whether to take the gap between training and evaluation apart, where the case has evaluation data.
-        progress: Called with what is being done, in words.
-        on_failure: Called with the code of a rule that could not be judged (``"gap"``: the gap), and what it raised;
-            the others are judged. Left out, it is raised. What the case's own code raises in a pass of one rule is
-            told in ``unmeasured``, if the training itself runs.
+        case: The set-up; or a model, followed by ``loss_fn``, ``loader`` and, if there are, ``optimizer`` and
+            ``eval_loader``, as of ``Case``.
+        *given: Of a case ``select`` and ``ignore``; of a model the rest of its set-up.
+        **options: ``select``, codes, names or beginnings of codes, all rules if None; ``ignore``, those that are left
+            out; ``batches``, over how many batches statistics are taken (10); ``gap``, whether to take the gap between
+            training and evaluation apart, where there are evaluation data; ``progress``, called with what is being
+            done, in words; ``on_failure``, called with the code of a rule that could not be judged (``"gap"``: the
+            gap), and what it raised, while the others are judged: left out, it is raised.
 
     Returns:
-        The findings, worst first; what is ignored on purpose apart.
+        The findings, worst first; what is ignored on purpose apart. What the case's own code raises in a pass of one
+        rule is told in ``unmeasured``, if the training itself runs.
 
     Raises:
         UsageError: A code fits no rule, or the training raises in its first step, or a loader gives no batch.
 
     Example:
-        >>> findings = check(Case(model, loss_fn, loader, optimizer, eval_loader))
-        >>> [finding.code for finding in findings]
+        >>> print(check(model, loss_fn, loader, optimizer, eval_loader))
+        >>> [finding.code for finding in check(Case(model, loss_fn, loader, optimizer, eval_loader), ["NS1"])]
     """
+    if isinstance(case, Case):
+        return _check(case, *given, **options)
+    set_up = {name: options.pop(name) for name in ("loss_fn", "loader", "optimizer", "eval_loader") if name in options}
+    if len(given) + len(set_up) < 2:
+        raise UsageError("give an ns.Case, or a model with its loss_fn and loader: ns.check(model, loss_fn, loader)")
+    return _check(Case(case, *given, **set_up), **options)
+
+
+def _check(
+    case: Case,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    *,
+    batches: int = 10,
+    gap: bool = True,
+    progress: Progress | None = None,
+    on_failure: OnFailure | None = None,
+) -> Findings:
     rules = chosen(select, ignore)
     if batches < 1:
         raise UsageError(f"batches={batches} must be 1 or more")
@@ -244,10 +224,3 @@ def _norms_of(state: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str,
             path, _, kind = name.rpartition(".")
             found.setdefault(path, {})[kind] = value
     return {path: tensors for path, tensors in found.items() if "running_mean" in tensors or "running_var" in tensors}
-
-
-def _places(finding: Finding) -> str:
-    """Return where a finding shows, in brackets; nothing for the whole model."""
-    named = [f"`{place}`" for place in finding.places[:4] if place]
-    more = f" and {len(finding.places) - 4} more" if len(finding.places) > 4 else ""
-    return f"({', '.join(named)}{more})" if named else ""

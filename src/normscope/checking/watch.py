@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from normscope._errors import NonFiniteError, UsageError
 from normscope.checking.causes import Causes
-from normscope.checking.checks import Findings, chosen
+from normscope.checking.findings import Findings
 from normscope.checking.recent_steps import ParameterGroups, RecentBatches, joined
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence, NotShownError
@@ -25,7 +25,7 @@ from normscope.modules.tree import walk
 from normscope.modules.wrapped import eagerly, is_compiled, rank_of_many, unwrap
 from normscope.probes import GradientFlow, PassConditions, Recorder, Saturation, optimizers_of
 from normscope.records import Finding
-from normscope.rules import AbstractRule
+from normscope.rules import AbstractRule, chosen
 from normscope.usercode import users_code, warn_user
 
 if TYPE_CHECKING:

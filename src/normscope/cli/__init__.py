@@ -11,7 +11,7 @@ import typer
 
 from normscope import __version__
 from normscope._errors import NormscopeError
-from normscope.cli import bench, check, compare, demo, example, explain, report, study, watch
+from normscope.cli import bench, check, compare, demo, example, explain, lists, report, study, watch
 
 _USAGE: Any = typer.BadParameter.__bases__[0]  # the parser raises it for words that do not fit
 
@@ -32,6 +32,9 @@ app.command("check", epilog="Example:  normscope check train.py:make_case --sele
 app.command("example", epilog="Example:  normscope example > train.py")(example.example)
 app.command("report", epilog="Example:  normscope report runs/demo --open")(report.report)
 app.command("watch", epilog="Example:  normscope watch runs/mine --open")(watch.watch)
+app.command("rules", epilog="Example:  normscope rules --json")(lists.rules)
+app.command("probes", epilog="Example:  normscope probes")(lists.probes)
+app.command("layers", epilog="Example:  normscope layers")(lists.layers)
 app.command("explain", epilog="Example:  normscope explain noisy-batchnorm")(explain.explain)
 
 
