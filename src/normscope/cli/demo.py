@@ -13,7 +13,7 @@ from normscope.cli._words import Json, Out, Workers
 EXAMPLE = "normscope.examples.digits_cnn:make_case"
 STUDY = "bn-backward-three-terms"
 STEPS = 200
-RATES = (0.1, 1.0, 10.0)
+RATES = (1.0, 5.0, 25.0, 125.0)
 
 
 def demo(
