@@ -256,3 +256,18 @@ def test_theory_of_batch_norm_is_not_held_against_the_first_layer_and_the_last()
     norms["18"] /= 100.0
     found = layers.theory_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
     assert found.measured == pytest.approx(1.5)
+
+
+def test_theory_of_uneven_weights_is_the_slope_that_they_give():
+    values = chain(PLAIN)
+    sites = list(values["model", "order"])
+    gains = dict(zip(sites, [1.0, 2.0, 2.0, 1.5, 2.0, 2.0, 1 / 3], strict=True))
+    values["model", "weight_gain"] = gains
+    square, norms = 1.0, {sites[-1]: 1.0}
+    for site, behind in zip(sites[-2::-1], sites[:0:-1], strict=True):
+        square *= gains[behind] / 2
+        norms[site] = math.sqrt(square)
+    values["gradient_flow", "output_norm"] = {site: norms[site] for site in sites}
+    found = layers.theory_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
+    assert found.measured == pytest.approx(found.expected)
+    assert found.expected[0] > 0.7  # far from the mean over the layers alone: the last weighs less in a slope

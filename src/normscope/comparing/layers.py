@@ -160,12 +160,28 @@ def theory_of(evidence: Evidence, arm: str, words: str) -> Theory | None:
         expected = np.array([theory("relu", int(batch) if batch > 3 else None) for batch in batches])
         sites, said = sites[1:hidden], "batch norm and ReLU"
     elif _blocks(kinds, ["Linear", "ReLU"]):
-        gains = own.filter((pl.col("name") == "weight_gain") & pl.col("site").is_in(sites[1:]))
-        expected, said = evidence.per_seed(gains, pl.col("value").log().mean().exp()) / 2, "ReLU"
+        gains = own.filter(pl.col("name") == "weight_gain")
+        expected = np.array([_growth_by_gains(gains.filter(pl.col("seed") == seed), sites) for seed in evidence.seeds])
+        said = "ReLU"
     else:
         return None
     measured = _growth_among(evidence, arm, sites)
     return Theory(f"{words} ({said})", measured, expected) if np.isfinite(measured).any() else None
+
+
+def _growth_by_gains(gains: pl.DataFrame, sites: Sequence[str]) -> float:
+    """Return the growth a layer of a plain chain, by least squares as the measured one: a last layer counts as there.
+
+    Args:
+        gains: Mean square of the weights times their number of inputs, by site.
+        sites: The layers, in order.
+    """
+    found = dict(gains.select("site", "value").iter_rows())
+    if len(sites) < _FEWEST or any(site not in found for site in sites[1:]):
+        return math.nan
+    logs = np.log(np.array([found[site] for site in sites[1:]]) / 2)
+    levels = np.append(np.cumsum(logs[::-1])[::-1], 0.0)  # of the squared gradient, above that of the last layer
+    return math.exp(-float(np.polyfit(np.arange(len(levels)), levels, 1)[0]))
 
 
 def _growth_among(evidence: Evidence, arm: str, sites: Sequence[str]) -> Floats:
