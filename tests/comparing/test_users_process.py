@@ -117,3 +117,11 @@ def test_a_comparison_runs_where_gradients_are_off(tmp_path):
     assert found.evidence.select(probe="cost", name="seconds").height == 2
     losses = found.evidence.select(probe="training", name="loss", arm="own")["value"]
     assert losses.n_unique() == 3  # it has trained
+
+
+def test_flags_that_torch_keeps_as_they_are_are_no_error(monkeypatch):
+    settings = Settings()
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)  # as torch's own test suites do
+    settings.restore()
+    monkeypatch.setattr(settings, "_cudnn", (not torch.backends.cudnn.benchmark, True))  # white box: a flag differs
+    settings.restore()

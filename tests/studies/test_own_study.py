@@ -283,8 +283,6 @@ def test_explain_asks_which_where_a_study_and_a_probe_share_a_name(run):
 )
 def test_what_is_wrong_for_all_studies_is_said_once_and_before_anything_runs(run, words, said):
     Path("a_file").write_text("")
-    for command in (("study", "run", "--all"), ("demo",)):
-        if command == ("demo",) and "--preset" in words:  # it has one preset
-            continue
+    for command in (("study", "run", "--all"), ("study", "run", "--demo")):
         assert said in run(*command, *words, code=2)  # one line, which `run` holds it to
         assert sorted(Path().iterdir()) == [Path("a_file")]

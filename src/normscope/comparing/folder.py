@@ -38,7 +38,7 @@ def _make_room(folder: Path, config: Mapping[str, Any], *, fresh: bool) -> None:
     if not (folder / "run.json").exists():
         return
     there = Store.open(folder)
-    if there.config.get("kind") != CODE or (not fresh and _alike(there.config, config)):
+    if there.config.get("kind") != CODE or _alike(there.config, config):
         return
     if not fresh and there.completed():
         reasons = [_CHANGED[key] for key in _CHANGED if there.config.get(key) != canonical_form(config.get(key))]

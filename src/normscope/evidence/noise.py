@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from normscope.evidence.case import Case
 from normscope.evidence.sandbox import batches, sandbox
+from normscope.modules.call import modes_kept
 from normscope.modules.rng import torch_streams
 from normscope.modules.sites import is_known_norm
 from normscope.modules.state import traceless
@@ -47,14 +48,10 @@ def noisy_modules(case: Case) -> list[Module]:
 @contextmanager
 def quiet(noise: list[Module]) -> Iterator[None]:
     """Have modules in eval mode meanwhile, each by itself and without its children."""
-    modes = [(module, module.training) for module in noise]
-    for module in noise:
-        module.training = False
-    try:
+    with modes_kept(noise):
+        for module in noise:
+            module.training = False
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def quiet_call(case: Case, noise: list[Module]) -> Any:

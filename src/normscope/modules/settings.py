@@ -41,6 +41,10 @@ class Settings:
 
     def restore(self) -> None:
         """Put back what differs."""
+        for name, hooks in self._hooks.items():
+            now = getattr(of_all_modules, name, {})
+            for added in [key for key in now if key not in hooks]:
+                del now[added]
         if self._folder and _working_directory() != self._folder:
             with suppress(OSError):  # the folder may be gone
                 os.chdir(self._folder)
@@ -54,12 +58,10 @@ class Settings:
         torch.use_deterministic_algorithms(self._deterministic[0], warn_only=self._deterministic[1])
         if torch.get_float32_matmul_precision() != self._precision:
             torch.set_float32_matmul_precision(self._precision)
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self._cudnn
+        if (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) != self._cudnn:
+            with suppress(RuntimeError):  # where torch has been told to keep these flags as they are
+                torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = self._cudnn
         np.seterr(**self._numpy)
-        for name, hooks in self._hooks.items():
-            now = getattr(of_all_modules, name, {})
-            for added in [key for key in now if key not in hooks]:
-                del now[added]
 
 
 @contextmanager
