@@ -14,6 +14,7 @@ from kit import set_ups
 from normscope.modules.settings import Settings, settings_kept
 
 QUICK = {"seeds": 1, "steps": 3, "workers": 1, "questions": ["speed", "cost"]}
+FLAGS = torch.backends.disable_global_flags.__globals__  # where torch keeps that its flags are locked
 CHANGES = {
     "default dtype": lambda: torch.set_default_dtype(torch.float64),
     "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
@@ -47,7 +48,7 @@ def state():
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_settings_are_put_back(what, monkeypatch):
     # Another test of this process may have imported torch's own test suites, which have these flags kept as they are.
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+    monkeypatch.setitem(FLAGS, "__allow_nonbracketed_mutation_flag", True)
     before = state()
     with settings_kept():
         CHANGES[what]()
@@ -123,7 +124,7 @@ def test_a_comparison_runs_where_gradients_are_off(tmp_path):
 
 def test_flags_that_torch_keeps_as_they_are_are_no_error(monkeypatch):
     settings = Settings()
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)  # as torch's own test suites do
+    monkeypatch.setitem(FLAGS, "__allow_nonbracketed_mutation_flag", False)  # as torch's own test suites do
     settings.restore()
     monkeypatch.setattr(settings, "_cudnn", (not torch.backends.cudnn.benchmark, True))  # white box: a flag differs
     settings.restore()
