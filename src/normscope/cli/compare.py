@@ -1,5 +1,6 @@
 """``normscope compare``."""
 
+import warnings
 import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,7 +91,8 @@ def run_and_print(
 
     advice = "run the same command again to go on where it stopped"
     with interruptible(advice):
-        with progress_bar(as_json) as bars, quiet_stdout():
+        with progress_bar(as_json) as bars, quiet_stdout(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", comparing.ComparisonWarning)  # the notes are printed with the answers
             progress = bars or (None if as_json else lines_of_progress())
             found = comparing.compare(source, out=out, progress=progress, **settings)  # type: ignore[arg-type]
         with status_line(as_json) as show_status:
