@@ -6,6 +6,7 @@ from torch import nn
 
 import normscope as ns
 from normscope._errors import UsageError
+from normscope.checking.target import open_target
 from normscope.evidence import examples
 
 
@@ -40,3 +41,9 @@ def test_findings_are_printed():
 def test_a_model_alone_is_refused(given):
     with pytest.raises(UsageError, match=r"ns\.check\(model, loss_fn, loader\)"):
         ns.check(*parts()[: 1 + given])
+
+
+def test_a_part_of_what_has_no_parts_is_refused_in_one_line(tmp_path):
+    (tmp_path / "train.py").write_text("make = 3\n")
+    with pytest.raises(UsageError, match=r"train\.py has no attribute 'part'$"):
+        open_target(f"{tmp_path / 'train.py'}:make.part")

@@ -8,6 +8,7 @@ import pytest
 from kit.planted_comparison import compared, judged
 from normscope.comparing.clauses import listed, sentence_of
 from normscope.records import Outcome
+from normscope.stats import adjust
 from normscope.studies.every_seed import each_above, span
 
 
@@ -38,9 +39,16 @@ def test_its_range_is_that_of_the_seeds():
 
 
 def test_what_holm_takes_back_is_said_in_plain_words():
-    costs = {arm: {("cost", "seconds"): 1e-3, ("cost", "bytes"): 1e6} for arm in ("own", "none")}
-    why = "alone this would read 'opposite' (p = 0.022), but among 11 claims judged together p = 0.086 exceeds 0.05"
-    why = f"{why} (Holm)"
-    said = sentence_of(replace(judged("cost", compared(costs)), outcome=Outcome.UNCLEAR, why=why))
-    assert "Alone it would be clear; among 11 answers together it may be chance (p = 0.086, Holm)" in said
-    assert "'opposite'" not in said
+    costs = {
+        arm: {("cost", "seconds"): seconds, ("cost", "bytes"): 1e6} for arm, seconds in (("own", 2e-3), ("none", 1e-3))
+    }
+    alone = judged("cost", compared(costs))
+    assert alone.outcome is Outcome.HOLDS
+    doubtful = replace(alone, p_value=0.022)
+    others = [replace(doubtful, p_value=0.2, outcome=Outcome.UNCLEAR) for _ in range(4)]
+    together = adjust([doubtful, *others])[0]
+    assert together.outcome is Outcome.UNCLEAR
+    said = sentence_of(together, doubtful)
+    assert "Alone it would be clear; among all answers together it may be chance (p = 0.11, Holm)" in said
+    assert "'holds'" not in said
+    assert "Alone" not in sentence_of(others[0], others[0])

@@ -125,3 +125,16 @@ def test_arguments_of_another_kind_get_one_line(options, said, tmp_path):
         ns.compare(set_ups.make_case, out=tmp_path, **QUICK | options)
     with pytest.raises(UsageError, match="name each of them"):
         ns.compare({"": set_ups.make_case, "b": set_ups.make_case}, out=tmp_path, **QUICK)
+
+
+def test_a_run_that_diverges_before_any_update_is_no_set_up_that_updates_nothing(tmp_path):
+    def make_case():
+        case = set_ups.make_case()
+
+        def step(model, batch):  # as a gradient scaler does, which skips an update whose gradients are infinite
+            return set_ups.entropy(model, batch) * float("inf")
+
+        return ns.Case(case.model, set_ups.entropy, case.loader, case.optimizer, step=step)
+
+    found = ns.compare(make_case, seeds=1, steps=3, workers=1, questions=["speed"], out=tmp_path)
+    assert found.evidence.select(probe="training", name="diverged")["value"].to_list() == [1.0, 1.0]

@@ -118,7 +118,7 @@ def _found(words: str) -> Iterator[tuple[Any, str, ModuleType]]:
         found: Any = module
         for part in name.split("."):
             if not hasattr(found, part):
-                known = [key for key, value in vars(found).items() if _may_be_meant(value, module)]
+                known = [key for key, value in getattr(found, "__dict__", {}).items() if _may_be_meant(value, module)]
                 hint = f": did you mean {near(part, known)}?" if known else ""
                 raise UsageError(f"{source} has no attribute {part!r}{hint}")
             found = getattr(found, part)

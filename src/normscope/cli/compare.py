@@ -102,32 +102,29 @@ def run_and_print(
         print_comparison(found, as_json, kinds=kinds, page=path, show=show)
 
 
-def print_comparison(
-    found: "Comparison", as_json: bool, *, kinds: list[str], page: Path | None = None, show: bool = False
-) -> None:
+def print_comparison(found: "Comparison", as_json: bool, *, kinds: list[str], page: Path, show: bool = False) -> None:
     """Print the answers of a comparison, and what was written.
 
     Args:
         found: The comparison.
         as_json: Whether a JSON document is printed.
         kinds: What is exported, into the folder ``export`` of the run.
-        page: The HTML file, if it is written already; else that of the run's folder is.
+        page: The HTML file that was written.
         show: Whether the page is opened in the browser.
     """
-    path = page or found.report()
     exported = found.export(found.path / "export", kinds) if kinds else []
     if as_json:
-        print_json({"report": str(path), "exported": [str(each) for each in exported]} | found.document())
+        print_json({"report": str(page), "exported": [str(each) for each in exported]} | found.document())
     else:
         console = wide()
-        for line in (*str(found).splitlines(), "", f"The page with the pictures: {path}"):
+        for line in (*str(found).splitlines(), "", f"The page with the pictures: {page}"):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
         if exported:
             console.print(
                 f"Exported into {found.path / 'export'}: {len(exported)} files", highlight=False, markup=False
             )
     if show:
-        webbrowser.open(path.resolve().as_uri())
+        webbrowser.open(page.resolve().as_uri())
 
 
 def sources(targets: list[str]) -> str | Mapping[str, str]:

@@ -15,7 +15,13 @@ from normscope.studies import Evidence
 
 
 def answered(
-    question: AbstractQuestion, verdict: Verdict, evidence: Evidence, pairs: Sequence[Pair], idle: Sequence[str]
+    question: AbstractQuestion,
+    verdict: Verdict,
+    evidence: Evidence,
+    pairs: Sequence[Pair],
+    idle: Sequence[str],
+    *,
+    alone: Verdict,
 ) -> Answer:
     """Return the answer to a question.
 
@@ -25,6 +31,7 @@ def answered(
         evidence: The records.
         pairs: The pairs of arms, the pair that decides first.
         idle: Words for the arms of that pair that do not learn.
+        alone: The verdict before it was corrected.
     """
     asks, seeds = question.asks(pairs[0]), len(evidence.seeds)
     if seeds < FEWEST_SEEDS and not question.lacks(evidence) and math.isfinite(verdict.effect.point):
@@ -33,9 +40,10 @@ def answered(
             seen = f"no difference ({verdict.reason.rstrip('.')})"
         sentence = f"Described, not judged ({counted(seeds, 'seed')}): {seen}."
         return Answer(question, asks, verdict, sentence, described=True)
-    if verdict.outcome is Outcome.NOT_MEASURABLE and idle and verdict.why.startswith("a premise is not met"):
-        return Answer(question, asks, verdict, f"Not measurable: the network {' and '.join(idle)} does not learn.")
-    return Answer(question, asks, verdict, f"{sentence_of(verdict)}{_beside(question, evidence, pairs[1:])}")
+    if verdict.outcome is Outcome.NOT_MEASURABLE and idle and not all(premise.met for premise in verdict.premises):
+        said = "; ".join(f"the network {words} does not learn" for words in idle)
+        return Answer(question, asks, verdict, f"Not measurable: {said}.")
+    return Answer(question, asks, verdict, f"{sentence_of(verdict, alone)}{_beside(question, evidence, pairs[1:])}")
 
 
 def _beside(question: AbstractQuestion, evidence: Evidence, pairs: Sequence[Pair]) -> str:

@@ -21,13 +21,14 @@ from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.probes import Recorder
-from normscope.report import counted
+from normscope.records.numbers import counted
+from normscope.stats.decide import FEWEST_SEEDS
 from normscope.studies.workers import one_thread
 from normscope.usercode import users_code
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SHARE = 0.85  # of the budget is planned: workers slow each other down, and processes take time to start
-_FEWEST_SEEDS, _FEWEST_STEPS = 3, 30
+_FEWEST_STEPS = 30
 _GAP = 9  # evaluations that the shares of the gap take
 
 
@@ -168,7 +169,7 @@ def _candidates(plan: Plan, pilots: Sequence[Pilot], free: tuple[bool, bool]) ->
         while found[-1].steps > _FEWEST_STEPS:
             found.append(replace(found[-1], steps=max(_FEWEST_STEPS, int(found[-1].steps * 0.8))))
     if seeds_free:
-        while found[-1].seeds > _FEWEST_SEEDS:
+        while found[-1].seeds > FEWEST_SEEDS:
             found.append(replace(found[-1], seeds=found[-1].seeds - 1))
     cost = {code: sum(pilot.readings.get(code, 0.0) for pilot in pilots) for code in plan.readings}
     for code in sorted(cost, key=cost.__getitem__, reverse=True):

@@ -1,6 +1,5 @@
 """Clauses of the sentences of a comparison."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,21 +8,22 @@ import numpy as np
 from normscope.comparing.quantities import loss_curves
 from normscope.records import Outcome, Verdict, tried
 from normscope.records.answers import differing, headline, separating, standing
-from normscope.records.numbers import UNBOUNDED
+from normscope.records.numbers import UNBOUNDED, number
 from normscope.studies import Evidence
 
-_ALONE = re.compile(r"alone this would read '.*' \(p = [^)]*\), but among (\d+) claims judged together p = ([^ ]+) .*")
 _EXCEPTIONS = 2  # other conditions that a sentence names
 
 
-def sentence_of(verdict: Verdict) -> str:
+def sentence_of(verdict: Verdict, alone: Verdict) -> str:
     """Return the sentence of an answer: its word, what was seen, and the conditions that speak otherwise.
 
     Args:
-        verdict: The verdict of the question.
+        verdict: The verdict of the question, corrected by Holm.
+        alone: The verdict before that.
     """
-    if found := _ALONE.fullmatch(verdict.why):
-        why = f"alone it would be clear; among {found[1]} answers together it may be chance (p = {found[2]}, Holm)"
+    if verdict.outcome is not alone.outcome and verdict.adjusted_p is not None:
+        p = number(verdict.adjusted_p)
+        why = f"alone it would be clear; among all answers together it may be chance (p = {p}, Holm)"
         verdict = replace(verdict, why=f"{why}: more seeds would tell")
     said = headline(verdict)
     if not standing(verdict).startswith("mixed") or separating(verdict):
@@ -48,8 +48,8 @@ def does_not_learn(words: str, found: Verdict, steps: int) -> str:
     """
     unmeasured = found.outcome is Outcome.NOT_MEASURABLE
     seeds = f" in every seed ({found.why})" if found.why and not unmeasured else ""
-    falls = without_bounds(found.finding) if found.effect.point > 0 else "its loss does not fall"
-    return f"The network {words} does not learn{seeds} within {steps} steps: {found.why if unmeasured else falls}"
+    seen = found.why if unmeasured else without_bounds(found.finding)
+    return f"The network {words} does not learn{seeds} within {steps} steps: {seen}"
 
 
 def same_at_all_rates(evidence: Evidence, arm: str, words: str) -> str:

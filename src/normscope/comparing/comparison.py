@@ -14,7 +14,7 @@ from normscope.comparing.export import KINDS, export
 from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
 from normscope.comparing.plan import Plan
-from normscope.comparing.question import AbstractQuestion, Pair
+from normscope.comparing.question import Pair
 from normscope.comparing.reading import CODE, evidence_of
 from normscope.plots import Figure, Table
 from normscope.records import Store, Verdict
@@ -100,12 +100,12 @@ class Comparison:
     @cached_property
     def answers_in_order(self) -> tuple[Answer, ...]:
         """The answers, question by question, corrected by Holm for being read together."""
-        verdicts = adjust([question.judge(self.evidence, self.pairs) for question in self.questions])
-        return tuple(map(self._answer, self.questions, verdicts))
-
-    def _answer(self, question: AbstractQuestion, verdict: Verdict) -> Answer:
-        idle = [arm for arm in (self.pairs[0].first, self.pairs[0].second) if not self.learns(arm)]
-        return answered(question, verdict, self.evidence, self.pairs, [self.arms[arm] for arm in idle])
+        alone = [question.judge(self.evidence, self.pairs) for question in self.questions]
+        idle = [self.arms[arm] for arm in (self.pairs[0].first, self.pairs[0].second) if not self.learns(arm)]
+        return tuple(
+            answered(question, together, self.evidence, self.pairs, idle, alone=before)
+            for question, before, together in zip(self.questions, alone, adjust(alone), strict=True)
+        )
 
     def answers(self) -> "pl.DataFrame":
         """Return the answers as a frame.
@@ -273,7 +273,10 @@ class Comparison:
             provenance=self.store.provenance,
             seconds=sum(self.store.wall_times().values()),
             command=command_of(
-                self.store.config, len(self.evidence.seeds), [question.CODE for question in all_questions()]
+                self.store.config,
+                len(self.evidence.seeds),
+                [question.CODE for question in all_questions()],
+                str(self.path),
             ),
         )
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normscope.comparing.plan import Plan
+from normscope.comparing.plan import Plan, Wish
 from normscope.comparing.question import AbstractQuestion
 from normscope.plots import Figure, Table
 from normscope.records import Verdict
 from normscope.records.numbers import counted
 from normscope.report import AskedQuestion, ComparedPage, MadeArm, Section, write_comparison
 
-_BATCHES = 8  # of an evaluation, unless it is said otherwise
+DEFAULT_OUT = "runs/compare"
 _COUNTS = re.compile(r"^\S+: (?P<counts>\d+ changed[^;]*); initial function (?P<begins>.*)$")
 _BEGINS = {"equal": "equal to that of the network as it is", "rescaled": "that of the network as it is, rescaled"}
 _RESCUED = (
@@ -166,13 +166,14 @@ def _summary(counts: str, begins: str) -> str:
     return f"{', '.join(norms) or 'No norm changed'}. {own}"
 
 
-def command_of(config: Mapping[str, Any], seeds: int, all_questions: Sequence[str]) -> str:
+def command_of(config: Mapping[str, Any], seeds: int, all_questions: Sequence[str], out: str = DEFAULT_OUT) -> str:
     """Return the command that runs a comparison again.
 
     Args:
         config: The configuration of its run.
         seeds: How many seeds it has.
         all_questions: Codes of all questions that there are.
+        out: Its folder; left out of the command where it is the one that a command takes by itself.
 
     Returns:
         Empty if a command cannot: a function that came from Python made or changed an arm.
@@ -195,7 +196,8 @@ def command_of(config: Mapping[str, Any], seeds: int, all_questions: Sequence[st
         "--seeds": seeds if seeds != Plan.seeds or fixed else None,
         "--steps": plan["steps"] if fixed else asked["steps"],
         "--rates": ",".join(f"{rate:g}" for rate in asked["rates"]) if len(asked["rates"]) > 1 else None,
-        "--batches": asked["batches"] if asked["batches"] != _BATCHES else None,
+        "--batches": asked["batches"] if asked["batches"] != Wish.batches else None,
+        "--out": out if out != DEFAULT_OUT else None,
         "--questions": ",".join(plan["questions"]) if list(plan["questions"]) != list(all_questions) else None,
     }
     words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]

@@ -139,7 +139,7 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
             break
         if index + 1 in evaluated:
             yield from evaluate(case, plan.batches, cell.id, index + 1)
-    if all(map(torch.equal, before, case.model.parameters())) and before:
+    if before and not diverged and all(map(torch.equal, before, case.model.parameters())):
         raise UsageError(
             f"{plan.steps} training steps of the arm {cell.arm} move no parameter of the model: a step(model, batch) "
             "makes the whole step: zero the gradients, run the loss and its backward pass, and update"

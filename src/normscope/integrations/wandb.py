@@ -54,10 +54,9 @@ class WandbSink:
 
     def finding(self, finding: Finding) -> None:
         """Send an alert."""
-        level = getattr(wandb.AlertLevel, _LEVELS[finding.severity])
         title = f"{finding.code} {finding.slug}"
         # W&B drops alerts of one title that follow one another within a minute, unless it is told to wait less.
-        self.run.alert(title, sentences(finding), level, wait_duration=timedelta(milliseconds=1))
+        self.run.alert(title, sentences(finding), _LEVELS[finding.severity], wait_duration=timedelta(milliseconds=1))
 
     def close(self, report: Path | None = None) -> None:
         """Log the page as an artifact; the run stays open."""
