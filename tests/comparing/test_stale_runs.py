@@ -134,6 +134,14 @@ def test_the_first_step_tells_weights_batches_and_updates_apart():
     def other_data(case):
         case.loader.dataset.tensors[0].mul_(1.001)
 
-    found = [digest(), digest(), *map(digest, (other_weights, other_rate, other_data))]
+    def without_update(case):  # as a schedule that warms up from 0 begins
+        case.optimizer.param_groups[0]["lr"] = 0.0
+
+    def other_data_without_update(case):
+        without_update(case)
+        other_data(case)
+
+    changes = (other_weights, other_rate, other_data, without_update, other_data_without_update)
+    found = [digest(), digest(), *map(digest, changes)]
     assert found[0] == found[1]
-    assert len(set(found)) == 4
+    assert len(set(found)) == 6
