@@ -1,6 +1,6 @@
 """What the rules look at: measured once, shared by all of them, and only if one asks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.evidence.gap import Gap, measure_gap
+from normscope.evidence.losses import mean_loss
 from normscope.evidence.passes import example
-from normscope.evidence.pooling import Statistics, pooled
+from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
 from normscope.evidence.untrained import as_made, has_learnt
+from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
 from normscope.surgery.pairs import Search, search
@@ -118,6 +120,19 @@ class Evidence:
         statistics = self.statistics if self.tracking else None
         self._told("the losses of training and evaluation")
         return measure_gap(self.case, max(1, min(4, self.batches)), statistics, untrained=self.untrained)
+
+    def loss_with_pooled(self, paths: Collection[str]) -> float:
+        """Return the loss of evaluation with pooled statistics in some norms, and the running ones in the others.
+
+        Args:
+            paths: The norms.
+        """
+        case = self.case
+        loader = case.loader if case.eval_loader is None else case.eval_loader
+        with sandbox(case):
+            set_mode(case.model, False)
+            put_statistics(case.model, self.statistics, only=paths)
+            return mean_loss(case, loader, max(1, min(4, self.batches)), evaluation=True)
 
     @cached_property
     def flow(self) -> Search:

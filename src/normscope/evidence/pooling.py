@@ -1,6 +1,6 @@
 """Statistics of the training data, pooled over batches, and how they are put into the norms."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +66,12 @@ def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
 
 
 @torch.no_grad()
-def put_statistics(model: Module, statistics: Statistics) -> None:
-    """Put pooled statistics into the buffers of the norms."""
+def put_statistics(model: Module, statistics: Statistics, *, only: Collection[str] | None = None) -> None:
+    """Put pooled statistics into the buffers of the norms, or of some of them by their paths."""
     for path, module in tracking(model).items():
-        module.running_mean.copy_(statistics.mean[path])
-        module.running_var.copy_(statistics.variance[path])
+        if only is None or path in only:
+            module.running_mean.copy_(statistics.mean[path])
+            module.running_var.copy_(statistics.variance[path])
 
 
 def recalibrated(
