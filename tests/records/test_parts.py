@@ -250,13 +250,21 @@ def test_a_killed_process_leaves_each_flush_once(tmp_path: Path) -> None:
 
 
 def test_several_writers_and_a_reader_at_once(tmp_path: Path) -> None:
-    """The reader sees of each writer a beginning of its steps, each once, and never less than before."""
+    """The reader sees of each writer a beginning of its steps, each once, and never less than before.
+
+    After each look the writers may write ten flushes more, so that they write during each of the next looks, on a
+    machine of any speed.
+    """
     Store.create(tmp_path, {"kind": "scope"})
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=append_steps, args=(str(tmp_path), f"rank{k}", 60)) for k in range(3)]
+    cells = {f"rank{k}": context.Semaphore(1) for k in range(3)}
+    writers = [
+        context.Process(target=append_steps, args=(str(tmp_path), cell, 60, None, leave))
+        for cell, leave in cells.items()
+    ]
     for writer in writers:
         writer.start()
-    seen = dict.fromkeys(("rank0", "rank1", "rank2"), 0)
+    seen = dict.fromkeys(cells, 0)
     looks = 0
     while any(writer.is_alive() for writer in writers):
         frame = Store.open(tmp_path).frame()
@@ -265,6 +273,7 @@ def test_several_writers_and_a_reader_at_once(tmp_path: Path) -> None:
             assert found == list(range(len(found)))
             assert len(found) >= before
             seen[cell] = len(found)
+            cells[cell].release()
         looks += 1
     for writer in writers:
         writer.join()
@@ -289,6 +298,35 @@ def test_a_reader_whose_file_vanished_lists_again(tmp_path: Path) -> None:
 
     assert parts.read_parts(tmp_path, read).height == 2
     assert [len(names) for names in tries] == [2, 1]
+
+
+@pytest.mark.parametrize("merges", [1, 200])
+def test_a_reader_outlasts_a_busy_writer(tmp_path: Path, merges: int) -> None:
+    """Every try but the last meets a part that vanished: their number is no reason to give up."""
+    store = filled(tmp_path, 1)
+    left = iter(range(merges))
+
+    def read(found: list[parts.Part]) -> pl.DataFrame:
+        if next(left, None) is not None:
+            found[0].path.rename(tmp_path / parts.name_of(found[0].writer, 0, found[0].last + 1))
+        return _table.read([part.path for part in found])
+
+    assert parts.read_parts(tmp_path, read).height == 1
+    assert store.frame().height == 1
+
+
+def test_a_reader_that_is_starved_blames_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message must not advise to delete a part that a merge has replaced."""
+    monkeypatch.setattr(parts, "PATIENCE", 0.02)
+    filled(tmp_path, 1)
+
+    def read(found: list[parts.Part]) -> pl.DataFrame:
+        found[0].path.rename(tmp_path / parts.name_of(found[0].writer, 0, found[0].last + 1))
+        return _table.read([part.path for part in found])
+
+    with pytest.raises(StoreError, match="changes faster than it can be read") as caught:
+        parts.read_parts(tmp_path, read)
+    assert "delete" not in str(caught.value)
 
 
 def test_a_listing_during_a_merge_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from normscope.comparing.question import Pair
 from normscope.plots import Table
 from normscope.records.answers import capital
 from normscope.studies import Evidence, Quantity
@@ -103,11 +102,3 @@ def loss_margin(evidence: Evidence, arm: str) -> float:
     """Return the smallest difference of two losses that matters: a share of the loss that an arm begins with."""
     first = evidence.select(probe="training", name="loss", arm=arm, step=0, **OWN_RATE)["value"].abs().mean()
     return ALIKE * float(first) if isinstance(first, float) and math.isfinite(first) else 0.0
-
-
-def is_read(evidence: Evidence, pair: Pair, probe: str) -> bool:
-    """Say whether a pair is to be compared by a probe: it is read in both arms, or the pair decides the question.
-
-    Arms that stand beside the others for one question are not watched.
-    """
-    return pair.headline or all(evidence.select(probe=probe, arm=arm).height for arm in (pair.first, pair.second))

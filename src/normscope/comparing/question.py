@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from normscope.comparing.quantities import LEARNS, LEARNS_REASON, fall
+from normscope.comparing.quantities import LEARNS, LEARNS_REASON, fall, read_in
 from normscope.records import Outcome, Verdict
 from normscope.records.answers import capital
 from normscope.studies import Best, Contrast, Evidence
@@ -50,6 +50,13 @@ class Pair:
     second: str
     words: tuple[str, str]
     headline: bool = False
+
+    def is_read(self, evidence: Evidence, probe: str) -> bool:
+        """Say whether the pair is to be compared by a probe: the probe is read in both arms, or the pair decides.
+
+        In arms that stand beside the others for one question no probe is read.
+        """
+        return self.headline or read_in(evidence, probe, self.first, self.second)
 
 
 class ArmWording(Wording):

@@ -30,6 +30,9 @@ MOST_ROWS = 2_000_000
 
 _NAME = re.compile(r"scope-(?P<time>\d{20})-(?P<writer>[0-9a-f]{12})(-(?P<first>\d{8,})-(?P<last>\d{8,}))?\.parquet")
 _LISTINGS = 20  # tries to find the folder at rest
+#: Seconds for which a reader starts again while parts vanish under it. A busy writer merges every few milliseconds at
+#: worst, and a slow reader must meet a gap between two merges: a number of tries would run out on some machine.
+PATIENCE = 20.0
 
 T = TypeVar("T")
 
@@ -89,16 +92,18 @@ def read_parts(folder: Path, read: Callable[[list[Part]], T]) -> T:
         read: Takes the parts; raises anything when a file is missing.
 
     Raises:
-        StoreError: The folder cannot be read, or keeps changing.
+        StoreError: The folder cannot be read, or its parts keep vanishing for `PATIENCE` seconds.
     """
-    for attempt in range(_LISTINGS):
+    deadline = time.monotonic() + PATIENCE
+    while True:
         parts = list_parts(folder)
         try:
             return read(parts)
         except Exception:
-            if attempt == _LISTINGS - 1 or all(part.path.exists() for part in parts):
+            if all(part.path.exists() for part in parts):
                 raise
-    raise AssertionError("the last attempt returns or raises")
+            if time.monotonic() > deadline:  # no part is damaged: nobody is told to delete anything
+                raise StoreError(f"{folder} changes faster than it can be read; try again in a moment") from None
 
 
 def read_part(part: Part) -> "pl.DataFrame":

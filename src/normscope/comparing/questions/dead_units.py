@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from normscope.comparing.ends import OWN_RATE, at_end, is_read, last_records
+from normscope.comparing.ends import OWN_RATE, at_end, last_records
 from normscope.comparing.quantities import not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, by_layer
@@ -45,7 +45,7 @@ class DeadUnits(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield the shares that the network's activations have."""
-        if not is_read(evidence, pair, _PROBE):
+        if not pair.is_read(evidence, _PROBE):
             return
         for name in _telling(evidence) or list(_MEASURES)[:1]:
             what, when = _MEASURES[name]

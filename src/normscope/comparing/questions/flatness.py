@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from normscope.comparing.ends import OWN_RATE, arms_table, at_end, is_read, last_records
+from normscope.comparing.ends import OWN_RATE, arms_table, at_end, last_records
 from normscope.comparing.quantities import not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table
@@ -57,7 +57,7 @@ class Flatness(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield the largest eigenvalue and the adaptive sharpness, with norms as in training and frozen."""
-        if not is_read(evidence, pair, _PROBE):
+        if not pair.is_read(evidence, _PROBE):
             return
         for name, what, mode in _MEASURES:
             if mode == _FROZEN and not _depends_on_mode(evidence, pair):

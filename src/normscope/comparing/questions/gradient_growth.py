@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from normscope.comparing import layers
-from normscope.comparing.quantities import not_read, read_in
+from normscope.comparing.quantities import not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table, by_layer, curves, number
 from normscope.studies import Contrast, Evidence
@@ -61,7 +61,7 @@ class GradientGrowth(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield how near to 1 the growth is, and how much layers differ, at the first step and after training."""
-        if not pair.headline and not read_in(evidence, "gradient_flow", pair.first, pair.second):
+        if not pair.is_read(evidence, "gradient_flow"):
             return
         first, second = pair.words
         for when, weights in _WEIGHTS.items():

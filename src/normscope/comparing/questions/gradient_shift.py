@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from normscope.comparing.layers import modules_of, order_of
-from normscope.comparing.quantities import not_read, read_in
+from normscope.comparing.quantities import not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, by_layer, curves
 from normscope.studies import Contrast, Evidence, Quantity
@@ -57,7 +57,7 @@ class GradientShift(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield the length of the shift as the source defines it, its other measures, and the path of distributions."""
-        if not pair.headline and not read_in(evidence, "covariate_shift", pair.first, pair.second):
+        if not pair.is_read(evidence, "covariate_shift"):
             return
         first, second = pair.words
         shifts = f"the updates of earlier layers shift the network's gradients {{effect}} {first} than {second}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from normscope.comparing.quantities import not_read, read_in
+from normscope.comparing.quantities import not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table, landscape_band
 from normscope.studies import Contrast, Evidence, Quantity, mean_log
@@ -64,7 +64,7 @@ class Smoothness(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield the range of the loss at the same step sizes, as the source has it; other matchings and measures."""
-        if not pair.headline and not read_in(evidence, "landscape", pair.first, pair.second):
+        if not pair.is_read(evidence, "landscape"):
             return
         first, second = pair.words
         for name, (words, measure, comparative) in _MEASURES.items():

@@ -52,7 +52,7 @@ class StepSize(AbstractQuestion):
 
     def contrasts(self, evidence: Evidence, pair: Pair) -> Iterable[Contrast]:
         """Yield the longest safe step, the same relative to the weights, and the share of steps that raise the loss."""
-        if not pair.headline and not read_in(evidence, "descent", pair.first, pair.second):
+        if not pair.is_read(evidence, "descent"):
             return
         first, second = pair.words
         common: dict[str, Any] = {"at": {"rate": 1.0}, "comparative": ("longer", "shorter"), "scale": "log-ratio"}
