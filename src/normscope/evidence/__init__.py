@@ -8,15 +8,17 @@ from normscope.evidence.arms import (
     reached_objects as reached_objects,
 )
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
-from normscope.evidence.evidence import Evidence as Evidence
+from normscope.evidence.evidence import Evidence as Evidence, NotShownError as NotShownError
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
 from normscope.evidence.gap import Gap as Gap, Share as Share
+from normscope.evidence.influence import Influence as Influence, influence_in_evaluation as influence_in_evaluation
 from normscope.evidence.listening import NormCall as NormCall
 from normscope.evidence.measures import (
     by_update as by_update,
     distance_of_means as distance_of_means,
     of_this_library as of_this_library,
 )
+from normscope.evidence.mixing import Mixing as Mixing
 from normscope.evidence.passes import (
     example as example,
     look as look,
