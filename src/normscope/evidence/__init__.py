@@ -19,6 +19,11 @@ from normscope.evidence.measures import (
     of_this_library as of_this_library,
 )
 from normscope.evidence.mixing import Mixing as Mixing
+from normscope.evidence.modes import (
+    ByMode as ByMode,
+    modules_by_mode as modules_by_mode,
+    written_in_evaluation as written_in_evaluation,
+)
 from normscope.evidence.passes import (
     example as example,
     look as look,
@@ -38,7 +43,7 @@ from normscope.evidence.sequences import (
     tail_lengths as tail_lengths,
     tail_share as tail_share,
 )
-from normscope.evidence.untrained import as_made as as_made, shifts_differ as shifts_differ
+from normscope.evidence.untrained import as_made as as_made, has_learnt as has_learnt, shifts_differ as shifts_differ
 from normscope.modules.batches import tensors as tensors
 from normscope.modules.call import set_mode as set_mode
 from normscope.modules.sites import is_known_norm as is_known_norm, tracking as tracking
