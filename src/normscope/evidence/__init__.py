@@ -8,6 +8,11 @@ from normscope.evidence.arms import (
     reached_objects as reached_objects,
 )
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
+from normscope.evidence.coupling import (
+    Coupling as Coupling,
+    coupling_of as coupling_of,
+    input_gradients as input_gradients,
+)
 from normscope.evidence.evidence import Evidence as Evidence, NotShownError as NotShownError
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
 from normscope.evidence.gap import Gap as Gap, Share as Share
