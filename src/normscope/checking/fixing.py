@@ -18,7 +18,7 @@ from normscope.rules import get
 
 def fix(
     case: Case,
-    findings: Iterable[Finding],
+    findings: Iterable[Finding] | Finding,
     *,
     unsafe: bool = False,
     measure: bool = True,
@@ -43,10 +43,19 @@ def fix(
     Example:
         >>> for made in fix(case, check(case), unsafe=True):
         ...     print(made)
+
+    Raises:
+        UsageError: It is given no case, or what are no findings.
     """
+    if not isinstance(case, Case):
+        raise UsageError(f"fix takes the ns.Case that was checked, not {shown(case)}: fix(Case(model, ...), findings)")
+    wanted = [findings] if isinstance(findings, Finding) else list(findings)
+    for finding in wanted:
+        if not isinstance(finding, Finding):
+            raise UsageError(f"fix takes findings, as check returns them, not {shown(finding)}")
     failures = Failures()
     fixer = Fixer(case, TimeLimit(timeout), failures.note, measure=measure)
-    made = [fixer.fix(finding, unsafe=unsafe) for finding in findings]
+    made = [fixer.fix(finding, unsafe=unsafe) for finding in wanted]
     failures.warn("could not be repaired, and nothing of that was left")
     return made
 
