@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
-from normscope._errors import NormscopeError
+from normscope._errors import NormscopeError, UsageError, shown
 from normscope.checking import effect
 from normscope.checking.findings import Fixed
 from normscope.checking.judging import Failures
