@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from normscope._errors import UsageError
 from normscope.evidence.calls import Call, cast, copied, outermost_calls
 from normscope.evidence.case import Case
-from normscope.evidence.losses import is_refused
+from normscope.evidence.losses import in_eval_mode, is_refused
 from normscope.evidence.mixing import Mixing, mixing_modules
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.batches import finite, tensors
@@ -61,7 +61,7 @@ def influence_in_evaluation(case: Case) -> Influence:
     """Measure the influence in a batch of evaluation; in a batch of training where it cannot be seen in that.
 
     Raises:
-        UsageError: A loader or the loss raises.
+        UsageError: A loader raises.
     """
     seen = Influence()
     for loader, what in ((case.eval_loader, "eval_loader"), (case.loader, "loader")):
@@ -71,9 +71,10 @@ def influence_in_evaluation(case: Case) -> Influence:
         try:
             seen = measure_influence(case, batch)
         except UsageError as error:
-            if what == "loader" or not is_refused(error):
-                raise
-            continue  # a norm without running statistics, and one sample
+            if is_refused(error):  # a norm without running statistics, and one sample
+                seen = Influence(unseen="a batch of evaluation has one sample")
+                continue
+            return Influence(unseen=str(error if case.eval_loss_fn is not None else in_eval_mode(error)))
         if not seen.unseen:
             break
     return seen
