@@ -56,6 +56,11 @@ class Influence:
         """Whether outputs depend on neighbours by more than rounding makes."""
         return self.change > self.bound
 
+    @property
+    def of_samples(self) -> bool:
+        """Whether rows that depend on each other are samples, as far as that can be told: no order, or a batch norm."""
+        return self.as_set or any(one.normalizes for one in self.mixing)
+
 
 def influence_in_evaluation(case: Case) -> Influence:
     """Measure the influence in a batch of evaluation; in a batch of training where it cannot be seen in that.
@@ -137,8 +142,7 @@ class _Repeated:
             if not seen.found:
                 return seen
             lengths = {len(leaf) for leaf in self.batch if leaf.ndim}
-            known = seen.as_set or any(one.normalizes for one in seen.mixing)
-            if self._another_axis_holds_the_samples() or not (known or self.count in lengths):
+            if self._another_axis_holds_the_samples() or not (seen.of_samples or self.count in lengths):
                 return Influence(unseen="the first axis of what the model is given may be none of samples")
             return seen
         finally:
