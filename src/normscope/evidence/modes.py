@@ -149,15 +149,13 @@ def written_in_evaluation(case: Case, count: int) -> Written:
                 found.append(loss_of(batch))
             return found
 
-        before = losses_from(kept)
-        _put(kept)
         for batch in several:
             loss_of(batch)
         moved = [buffer for buffer, old in kept if buffer.is_floating_point() and not same_bits(buffer, old)]
         if not moved:
             return Written()
-        after = losses_from([(buffer, buffer.detach().clone()) for buffer, _ in kept])
-        again = losses_from(kept)
+        now = [(buffer, buffer.detach().clone()) for buffer, _ in kept]
+        before, after, again = losses_from(kept), losses_from(now), losses_from(kept)
     if not all(abs(b - a) <= _EXACT * abs(a) for a, b in zip(before, again, strict=True)):
         return Written()
     buffers: dict[str, tuple[str, ...]] = {}
