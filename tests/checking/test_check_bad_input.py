@@ -101,6 +101,30 @@ def test_a_loader_that_raises_is_one_line_or_a_reason(run, write, place, broken)
     assert f"getting batch {broken} of the {place} raised OSError: disk (setup.py:" in told
 
 
+def test_data_of_evaluation_that_are_gone_are_the_reason_of_what_needs_them_alone(run, write):
+    path = write(
+        """
+        class Once:
+            def __init__(self, batches):
+                self.batches = batches
+            def __iter__(self):
+                while self.batches:
+                    yield self.batches.pop()
+
+        def make():
+            return trained(), loss_fn, data(), None, Once([])
+
+        def make_of_training():
+            return trained(), loss_fn, Once(data(4)), None, data(2)
+        """
+    )
+    document = json.loads(run("check", f"{path}:make", "--json", "--select", "NS103,NS105", code=2).stdout)
+    assert [each["code"] for each in document["failed"]] == ["gap"]
+    assert document["failed"][0]["why"].startswith("the eval_loader gives no batch, or gave all to an earlier pass")
+    done = run("check", f"{path}:make_of_training", "--json", "--select", "NS102,NS105", code=2)
+    assert done.stderr.startswith("normscope: the loader gives no batch, or gave all to an earlier pass")
+
+
 MODELS = {
     "net().to('meta')": "meta device",
     "torch.jit.script(trained())": "traced or scripted and cannot be looked into",
