@@ -106,6 +106,7 @@ def _of_state(
         file=file,
         line=line,
         seconds=time.perf_counter() - began,
+        settings=options.settings.shown,
     )
 
 
@@ -146,6 +147,7 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
         target.file,
         target.line,
         time.perf_counter() - began,
+        options.settings.shown,
     )
 
 
