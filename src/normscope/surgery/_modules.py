@@ -18,11 +18,8 @@ class ChannelAffine(nn.Module):
     def __init__(self, weight: nn.Parameter | None, bias: nn.Parameter | None, axis: int = 1) -> None:
         super().__init__()
         self.axis = axis
-        self.weight, self.bias = weight, bias
-        if weight is None:
-            self.register_parameter("weight", None)
-        if bias is None:
-            self.register_parameter("bias", None)
+        self.register_parameter("weight", weight)
+        self.register_parameter("bias", bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Scale and shift each channel of ``input``."""
