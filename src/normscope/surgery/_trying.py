@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
@@ -38,6 +39,33 @@ def running(module: nn.Module) -> tuple[str, str] | None:
             if prefix and var.startswith(prefix) and vectors[mean].shape == vectors[var].shape:
                 return mean, var
     return None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The running statistics of a norm of any class.
+
+    Attributes:
+        mean: The running mean.
+        var: The running variance.
+        count: How many batches were taken in, where the norm counts.
+        moves: Whether a call in training changes them, as far as a call of a copy shows.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor | None
+    moves: bool
+
+
+def statistics_of(module: nn.Module) -> Statistics | None:
+    """Return the running statistics of a norm of any class, whatever it calls them; None if it keeps none."""
+    names = running(module)
+    if names is None:
+        return None
+    mean, var = (module.get_buffer(name) for name in names)
+    count = module._buffers.get("num_batches_tracked")
+    return Statistics(mean, var, count, moves=updates(module, training=True) is not False)
 
 
 def has_other_statistics(module: nn.Module) -> bool:
@@ -80,7 +108,10 @@ def called(module: nn.Module, x: Tensor, *, training: bool) -> tuple[nn.Module, 
     Returns:
         The copy, and its output; None where it raises, or gives something else than a finite tensor.
     """
-    twin = copy.deepcopy(module)
+    try:
+        twin = copy.deepcopy(module)
+    except Exception:  # it holds a tensor with a history, say
+        return module, None
     for inner in twin.modules():
         for name, value in vars(inner).items():
             if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
@@ -114,7 +145,11 @@ def updates(module: nn.Module, *, training: bool) -> bool | None:
 @torch.no_grad()
 def with_other_values(module: Any) -> Any:
     """Return a copy whose parameters and buffers have other values, without infinities; variances stay positive."""
-    twin, stream = copy.deepcopy(module), torch.Generator().manual_seed(1)
+    stream = torch.Generator().manual_seed(1)
+    try:
+        twin = copy.deepcopy(module)
+    except Exception:  # then it is not called either
+        return module
     for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
         if tensor.is_floating_point():
             values = tensor.double().nan_to_num(1.0, 1.0, 1.0).clamp(-1e3, 1e3).cpu()
