@@ -71,6 +71,7 @@ def build(
         lost = any(getattr(old, name, None) is not None for name in ("weight", "bias"))
         return nn.Identity(), "gain and shift are lost: to='affine' keeps them" if lost else ""
     channels, weight, bias, last, rank = _layout(old, to, ranks, dims)
+    _refuse_signs(to, channels, None if size is None else size // channels if not last else 1, last=last)
     eps = options.get("eps", getattr(old, "eps", None))
     if eps is None:  # torch's RMSNorm: the machine precision of its input, which is taken to be that of its gain
         eps = torch.finfo(torch.get_default_dtype() if weight is None else weight.dtype).eps
@@ -215,7 +216,10 @@ def _groups(channels: int, groups: int | None, rank: int | None, size: int | Non
         raise UsageError(f"groups is a number of groups: give at least 1, not {groups}")
     if positions is not None and channels * positions < FEWEST:
         few = counted(channels * positions, "value")
-        raise RefusedError(f"has {few} a sample: a group norm of fewer than {FEWEST} is close to a sign function")
+        unseen = "" if size is not None or rank == 2 else ", if its input is (N, C): give example= if it is not"
+        raise RefusedError(
+            f"has {few} a sample{unseen}: a group norm of fewer than {FEWEST} is close to a sign function"
+        )
     divisors = [d for d in range(1, channels + 1) if channels % d == 0 and d <= (MOST if groups is None else groups)]
 
     def is_enough(number: int) -> bool:
@@ -230,6 +234,22 @@ def _groups(channels: int, groups: int | None, rank: int | None, size: int | Non
         return taken, ""
     why = f"do not fit {channels} channels" if taken == divisors[-1] else f"leave a group fewer than {FEWEST} values"
     return taken, f"{counted(taken, 'group')}, for {groups} {why}"
+
+
+def _refuse_signs(to: str, channels: int, positions: int | None, *, last: bool) -> None:
+    """Refuse a norm that leaves no more than signs: of two values and their mean, of one and its mean square.
+
+    Args:
+        to: The kind of the new norm.
+        channels: Number of channels.
+        positions: Number of positions; None if that is not known.
+        last: Whether the norm is of each position by itself.
+    """
+    if to not in ("layer", "rms", "instance") or positions is None:
+        return
+    values = (positions if not last else None) if to == "instance" else channels * positions
+    if values is not None and values < (2 if to == "rms" else 3):
+        raise RefusedError(f"has {counted(values, 'value')} a statistic: of so few a norm leaves signs alone")
 
 
 def _only_eps(to: str, settings: dict[str, Any]) -> float:
