@@ -11,6 +11,7 @@ from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
+from normscope.evidence.other_norms import OtherNorm, buffers_of, other_norms
 from normscope.evidence.passes import example
 from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
@@ -76,6 +77,7 @@ class Evidence:
     def untrained(self) -> bool:
         """Whether nothing shows that the model was trained: norms as made, an optimizer without state, no low loss."""
         buffers = {path: dict(module.named_buffers(recurse=False)) for path, module in self.tracking.items()}
+        buffers |= self.buffers_elsewhere(moving=True)
         if not buffers or getattr(self.case.optimizer, "state", None) or not as_made(buffers):
             return False
         parameters = [parameter for module in self.norms.values() for parameter in module.parameters(recurse=False)]
@@ -83,6 +85,19 @@ class Evidence:
             return True
         self._told("whether the network has learnt")
         return not has_learnt(self.case)
+
+    @cached_property
+    def other_norms(self) -> dict[str, OtherNorm]:
+        """The norms of classes of other libraries, or of the user's own, that are none of torch's."""
+        return other_norms(self.case.model)
+
+    def buffers_elsewhere(self, *, moving: bool) -> dict[str, dict[str, Any]]:
+        """Return the running statistics of ``other_norms``, by torch's names of buffers.
+
+        Args:
+            moving: Whether norms are left out that never move them.
+        """
+        return buffers_of(self.other_norms, moving=moving)
 
     @property
     def updating(self) -> dict[str, Any]:

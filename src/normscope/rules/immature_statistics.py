@@ -123,6 +123,10 @@ class ImmatureStatistics(AbstractRule):
             return most if most and _is_mixture(evidence, path, left) else 0.0
 
         yield from self._of(norms, fixable=True, share=share)
+        modules = {path: other.module for path, other in evidence.other_norms.items()}
+        others = evidence.buffers_elsewhere(moving=True)
+        momenta = {path: getattr(modules[path], "momentum", None) for path in others}
+        yield from self._of({path: kept | {"momentum": momenta[path]} for path, kept in others.items()}, fixable=False)
 
     def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
         """Count the batches tracked, at torch's default momentum."""
