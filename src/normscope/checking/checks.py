@@ -109,6 +109,7 @@ def _check(
     unmeasured: list[tuple[str, str]] = []
     with sandbox(case), warnings.catch_warnings():
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
+        evidence.take_modes()
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
             for finding in _judged(rule.CODE, partial(rule.examine, evidence), on_failure, unmeasured, evidence):

@@ -8,7 +8,16 @@ from normscope.evidence.arms import (
     reached_objects as reached_objects,
 )
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
+from normscope.evidence.companions import (
+    Companion as Companion,
+    Gain as Gain,
+    gain_by_recalibration as gain_by_recalibration,
+    gain_of as gain_of,
+    is_copy as is_copy,
+    recalibrate_companion as recalibrate_companion,
+)
 from normscope.evidence.evidence import Evidence as Evidence
+from normscope.evidence.example_companions import with_companion as with_companion
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
 from normscope.evidence.gap import Gap as Gap, Share as Share
 from normscope.evidence.listening import NormCall as NormCall

@@ -80,6 +80,8 @@ class FrozenButDrifting(AbstractRule):
         optimised = evidence.optimised
         drifting = []
         for path, module in evidence.updating.items():
+            if path in evidence.frozen_by_mode or self._is_a_twins(evidence, path):  # NS133 and NS132 speak of these
+                continue
             own = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
             if not own:
                 holder = evidence.modules[path.rpartition(".")[0]]
@@ -104,6 +106,12 @@ class FrozenButDrifting(AbstractRule):
             cost="they normalize by the batch while training, and evaluation meets statistics never trained on",
             fix="freeze them so that model.train() does not undo it: normscope.surgery.freeze(model, only=[...])",
         )
+
+    @staticmethod
+    def _is_a_twins(evidence: Evidence, path: str) -> bool:
+        """Whether a norm lies in a copy of a part that is trained, as a target in one model, and has no gradient."""
+        inside = any(path.startswith(f"{each.name}.") for each in evidence.companions)
+        return inside and not any(call.grad for call in evidence.training.of(path))
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Freeze the norms of the finding."""

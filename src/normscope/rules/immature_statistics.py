@@ -115,6 +115,7 @@ class ImmatureStatistics(AbstractRule):
         norms = {
             path: dict(module.named_buffers(recurse=False)) | {"momentum": module.momentum}
             for path, module in evidence.tracking.items()
+            if path not in evidence.held
         }
 
         def share(path: str, left: float) -> float:

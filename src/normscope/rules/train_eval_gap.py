@@ -116,16 +116,18 @@ class TrainEvalGap(AbstractRule):
         """Hold the buffers against the pooled statistics, then the losses against each other."""
         if not evidence.tracking or evidence.untrained:
             return
+        together = [path for path in evidence.tracking if path not in evidence.held]
+        if not together:
+            return
         seen = evidence.statistics
         places, worst, off_most = [], 0.0, 0.0
-        for path in evidence.tracking:
+        for path in together:
             shift, ratio = seen.shift[path].abs(), seen.ratio[path]
             off = (shift > _SHIFT) | (ratio < _RATIO[0]) | (ratio > _RATIO[1]) | ~torch.isfinite(shift + ratio)
             share = float(off.double().mean())
-            if share > _CHANNELS and not evidence.frozen(evidence.tracking[path]):
+            if share > _CHANNELS:
                 places.append(path)
                 worst, off_most = max(worst, float(shift.max())), max(off_most, share)
-        together = [path for path, module in evidence.tracking.items() if not evidence.frozen(module)]
         if not places and len(together) < 2:  # nothing to add up
             return
         gap = evidence.gap
