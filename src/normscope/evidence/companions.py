@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import Module
@@ -42,7 +42,13 @@ class Gain:
         own: Losses in eval mode of some batches of training with its own running statistics.
         anew: Those of the same batches with the statistics of the training data.
         shift: By path of a norm the largest distance of a running mean from that of the data, in deviations.
+        BOUND: How many times as high a loss is that is a defect: where running statistics follow weights that move,
+            they always lag a little.
+        ERRORS: By how many standard errors over batches it has to be higher.
     """
+
+    BOUND: ClassVar[float] = 1.2
+    ERRORS: ClassVar[float] = 3.0
 
     own: Sequence[float]
     anew: Sequence[float]
@@ -65,6 +71,11 @@ class Gain:
     def excess(self) -> float:
         """How many times as high the loss is: one and ``loss`` over the size of the loss with statistics anew."""
         return 1 + self.loss / max(abs(math.fsum(self.anew) / len(self.anew)), 1e-12)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its own statistics cost more than a lag does, and more than noise over batches."""
+        return self.excess > self.BOUND and self.loss > self.ERRORS * self.error
 
     @property
     def _rises(self) -> list[float]:
