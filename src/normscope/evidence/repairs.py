@@ -72,8 +72,8 @@ def recalibrate_places(case: Case, finding: Finding, *, frozen: bool = True) -> 
     places = [path for path, module in modules.items() if not (trains and not module.training) or _new(module)]
     if not places:
         raise RefusedFixError(
-            "in evaluation mode in a model that trains, so their statistics are to stay: normscope.surgery.freeze holds "
-            "them through model.train()"
+            "in evaluation mode in a model that trains, so their statistics are to stay: normscope.surgery.freeze "
+            "holds them through model.train()"
         )
     call = quiet_call(case, noisy_modules(case))
     return len(recalibrate(case.model, case.loader, call, only=places, frozen=frozen).done)

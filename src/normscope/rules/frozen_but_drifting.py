@@ -45,7 +45,7 @@ class FrozenButDrifting(AbstractRule):
 
     ## Finds
     A few training steps are made. A norm is found if its running statistics change although none of its parameters is
-    trained: its weight and bias have ``requires_grad=False`` or are in no group of the optimizer; of a norm without
+    trained: its weight and bias have ``requires_grad=False`` or are in no group of an optimizer; of a norm without
     weight and bias, the parameters of the module that holds it.
 
     ## Why it hurts
@@ -77,21 +77,15 @@ class FrozenButDrifting(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look which norms count without learning."""
-        optimised = evidence.optimised
-        drifting = []
-        for path, module in evidence.updating.items():
-            if path in evidence.frozen_by_mode or self._is_a_twins(evidence, path):  # NS133 and NS132 speak of these
-                continue
-            own = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
-            if not own:
-                holder = evidence.modules[path.rpartition(".")[0]]
-                own = list(holder.parameters())
-            if own and not any(id(parameter) in optimised for parameter in own):
-                drifting.append(path)
+        drifting = {
+            path
+            for path in evidence.updating.keys() - evidence.frozen_by_mode  # of those NS133 speaks
+            if not any(id(parameter) in evidence.optimised for parameter in _parameters(evidence, path))
+        }
         if not drifting:
             return
-        moved = {call.path for call in evidence.training.calls if call.updated}
-        places = [path for path in drifting if path in moved]
+        moved = {call.path for call in evidence.training.calls if call.updated} & drifting
+        places = [path for path in evidence.updating if path in moved and self._is_untrained(evidence, path)]
         if not places:
             return
         calls = [call for call in evidence.training.calls if call.path in places and call.updated]
@@ -108,12 +102,20 @@ class FrozenButDrifting(AbstractRule):
         )
 
     @staticmethod
-    def _is_a_twins(evidence: Evidence, path: str) -> bool:
-        """Whether a norm lies in a copy of a part that is trained, as a target in one model, and has no gradient."""
+    def _is_untrained(evidence: Evidence, path: str) -> bool:
+        """Whether no other optimizer trains a norm, and it is not a target's in the model, of which NS132 speaks."""
+        if any(id(parameter) in evidence.trained for parameter in _parameters(evidence, path)):
+            return False
         inside = any(path.startswith(f"{each.name}.") for each in evidence.companions)
-        return inside and not any(call.grad for call in evidence.training.of(path))
+        return not inside or any(call.grad for call in evidence.training.of(path))
 
     def repair(self, case: Case, finding: Finding) -> str:
         """Freeze the norms of the finding."""
         report = freeze(case.model, only=list(finding.places))
         return f"froze {counted(len(report.done), 'norm')}"
+
+
+def _parameters(evidence: Evidence, path: str) -> list[nn.Parameter]:
+    """Return the parameters of a norm, or of the module that holds it where it has none."""
+    module = evidence.modules[path]
+    return list(module.parameters(recurse=False)) or list(evidence.modules[path.rpartition(".")[0]].parameters())

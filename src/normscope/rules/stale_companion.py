@@ -70,10 +70,12 @@ def _targeted(net: Any, follow: Callable[[Any, Any], None], *, called: bool = Tr
     case = examples.healthy(net, trained=0)
     companion = copy.deepcopy(case.model).requires_grad_(False).train(mode)
     case = with_companion(case, losses, companion=companion, follow=follow)
+    step, optimizer = case.step, case.optimizer
+    assert step is not None and optimizer is not None
     with torch.enable_grad():
-        for index in range(60):
-            case.step(case.model, case.loader[index % len(case.loader)])  # type: ignore[misc, index]
-    case.optimizer.zero_grad()  # type: ignore[union-attr]
+        for batch in [*case.loader] * 5:
+            step(case.model, batch)
+    optimizer.zero_grad()
     return case
 
 
@@ -130,9 +132,7 @@ class StaleCompanion(AbstractRule):
             partial(_targeted, examples.mlp, _average_parameters),
             ["step.companion.1", "step.companion.4", "step.companion.7"],
         ),
-        examples.Planted(
-            partial(_targeted, examples.cnn, _copy_parameters), ["step.companion.1", "step.companion.5"]
-        ),
+        examples.Planted(partial(_targeted, examples.cnn, _copy_parameters), ["step.companion.1", "step.companion.5"]),
         examples.Planted(
             partial(_targeted, examples.mlp, _copy_parameters, called=False),
             ["step.companion.1", "step.companion.4", "step.companion.7"],
@@ -195,9 +195,13 @@ def _follows(evidence: Evidence, companion: Companion) -> bool:
         return True
     source = tracking(evidence.case.model.get_submodule(companion.part))
     return all(
-        torch.equal(norm.running_mean, source[path].running_mean) or _initial(norm)
+        _same_statistics(norm, source[path]) or _initial(norm)
         for path, norm in tracking(companion.module).items()
     )
+
+
+def _same_statistics(a: Any, b: Any) -> bool:
+    return torch.equal(a.running_mean, b.running_mean) and torch.equal(a.running_var, b.running_var)
 
 
 def _initial(norm: Any) -> bool:
