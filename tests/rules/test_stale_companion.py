@@ -46,7 +46,9 @@ def test_the_loss_with_its_own_statistics_over_that_with_those_of_the_data(facto
     assert finding.measured == pytest.approx(1 / factor, rel=1e-3)
     assert finding.places == ("twin.0",)
     assert f"falls to 1/{finding.measured:.3g}" in finding.message
-    assert repaired(case, "NS131") == "recalibrated 1 norm of the companion on the training data"
+    assert (
+        repaired(case, "NS131") == "recalibrated 1 norm of the companion on the training data: save it with the model"
+    )
     torch.testing.assert_close(twin[0].running_var, torch.full((12,), 4.0 * 320 / 319), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(case.model[0].running_var, torch.full((12,), 4.0 * 320 / 319), rtol=1e-5, atol=1e-5)
     assert is_quiet(case, "NS131")

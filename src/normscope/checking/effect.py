@@ -34,6 +34,7 @@ class Before:
         self._loaders = case.loader, case.eval_loader if case.eval_loader is not None else case.loader
         self._given = {name: getattr(case, name) for name in ("model", "averaged", "exported", "loader", "eval_loader")}
         models = [model for model in (case.model, case.averaged) if model is not None]
+        models += evidence.outer_modules(case.model, evidence.reached_objects(case)).values()
         self._snapshot = Snapshot(*models, optimizers=[] if case.optimizer is None else [case.optimizer])
         self._losses = self.measured() if known is None else known
 

@@ -14,9 +14,10 @@ from normscope.evidence.companions import (
     gain_by_recalibration as gain_by_recalibration,
     gain_of as gain_of,
     is_copy as is_copy,
+    outer_modules as outer_modules,
     recalibrate_companion as recalibrate_companion,
 )
-from normscope.evidence.evidence import Evidence as Evidence
+from normscope.evidence.evidence import Evidence as Evidence, NotShownError as NotShownError
 from normscope.evidence.example_companions import with_companion as with_companion
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
 from normscope.evidence.gap import Gap as Gap, Share as Share

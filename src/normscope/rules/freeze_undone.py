@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normscope.evidence import Case, Evidence, Finding, Severity, examples
+from normscope.evidence import Case, Evidence, Finding, NotShownError, Severity, examples
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 from normscope.surgery import freeze
@@ -104,6 +104,8 @@ class FreezeUndone(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look which norms were in eval mode at first, and are updated."""
+        if evidence.under_way:
+            raise NotShownError("judges the modes in which a model is handed over, before a step: ns.check(...)")
         if not evidence.frozen_by_mode:
             return
         seen = evidence.training

@@ -80,7 +80,7 @@ class FrozenButDrifting(AbstractRule):
         drifting = {
             path
             for path in evidence.updating.keys() - evidence.frozen_by_mode  # of those NS133 speaks
-            if not any(id(parameter) in evidence.optimised for parameter in _parameters(evidence, path))
+            if (own := _parameters(evidence, path)) and not any(id(p) in evidence.optimised for p in own)
         }
         if not drifting:
             return

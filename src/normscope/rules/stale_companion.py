@@ -14,6 +14,7 @@ from normscope.evidence import (
     Evidence,
     Finding,
     Gain,
+    NotShownError,
     Severity,
     examples,
     gain_of,
@@ -71,7 +72,8 @@ def _targeted(net: Any, follow: Callable[[Any, Any], None], *, called: bool = Tr
     companion = copy.deepcopy(case.model).requires_grad_(False).train(mode)
     case = with_companion(case, losses, companion=companion, follow=follow)
     step, optimizer = case.step, case.optimizer
-    assert step is not None and optimizer is not None
+    assert step is not None
+    assert optimizer is not None
     with torch.enable_grad():
         for batch in [*case.loader] * 5:
             step(case.model, batch)
@@ -150,7 +152,9 @@ class StaleCompanion(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Take the statistics of each companion anew, and hold the losses against each other."""
-        if evidence.under_way or evidence.untrained:
+        if evidence.under_way:
+            raise NotShownError("judges second models, which a scope is not given: ns.check(Case(..., step=...))")
+        if evidence.untrained:
             return
         for companion in evidence.companions:
             averaged = evidence.case.averaged
@@ -184,7 +188,7 @@ class StaleCompanion(AbstractRule):
         for companion in Evidence(case).companions:
             if any(place.startswith(f"{companion.name}.") for place in finding.places):
                 done += recalibrate_companion(case, companion)
-        return f"recalibrated {counted(done, 'norm')} of the companion on the training data"
+        return f"recalibrated {counted(done, 'norm')} of the companion on the training data: save it with the model"
 
 
 def _follows(evidence: Evidence, companion: Companion) -> bool:
@@ -195,8 +199,7 @@ def _follows(evidence: Evidence, companion: Companion) -> bool:
         return True
     source = tracking(evidence.case.model.get_submodule(companion.part))
     return all(
-        _same_statistics(norm, source[path]) or _initial(norm)
-        for path, norm in tracking(companion.module).items()
+        _same_statistics(norm, source[path]) or _initial(norm) for path, norm in tracking(companion.module).items()
     )
 
 

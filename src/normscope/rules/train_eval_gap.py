@@ -133,6 +133,9 @@ class TrainEvalGap(AbstractRule):
         gap = evidence.gap
         paid = gap.of("running statistics")
         with_pooled = gap.eval - paid - gap.of("averaged weights") - gap.of("evaluation depends on the batch")
+        if evidence.held:  # their statistics stay: those of the others alone are held against the data
+            with_pooled = evidence.loss_with_pooled(together)
+            paid = evidence.loss_with_pooled(()) - with_pooled
         with_running = with_pooled + paid
         excess = 1 + paid / max(abs(with_pooled), 1e-12)  # of the size of the loss: some losses are negative
         many = excess > _SUM and paid > _ERRORS * gap.error("running statistics")
