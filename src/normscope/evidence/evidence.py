@@ -114,7 +114,7 @@ class Evidence:
         In eval mode as they were handed over, whatever the steps do then; or in all calls by the steps.
         """
         still = self.frozen_by_mode | {path for path, module in self.tracking.items() if self.frozen(module)}
-        if any(map(self.trained_in, self.modules)):
+        if self.updating or any(map(self.trained_in, self.modules)):
             still |= self.tracking.keys() - self.updating.keys()
         return still
 
@@ -178,17 +178,22 @@ class Evidence:
         """The modules that are built as the model is, or as a part of it, and that no optimizer trains."""
         return find_companions(self.case.model, self.outside, self.trained)
 
+    @property
+    def _by_batch(self) -> list[str] | None:
+        """The norms that normalize by the batch in training; None for all, also where training uses none so."""
+        return list(self.updating) if 0 < len(self.updating) < len(self.tracking) else None
+
     @cached_property
     def statistics(self) -> Statistics:
-        """Pooled statistics of every tracking norm over training batches, dropout off."""
+        """Pooled statistics of the norms over training batches, dropout off: of those that update, if there are any."""
         self._told("statistics of the training data")
-        return pooled(self.case, self.batches)
+        return pooled(self.case, self.batches, only=self._by_batch)
 
     @cached_property
     def statistics_with_dropout(self) -> Statistics:
         """The same with dropout and other noise on."""
         self._told("statistics of the training data under dropout")
-        return pooled(self.case, self.batches, dropout=True)
+        return pooled(self.case, self.batches, dropout=True, only=self._by_batch)
 
     @cached_property
     def gap(self) -> Gap:

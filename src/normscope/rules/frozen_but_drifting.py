@@ -46,7 +46,8 @@ class FrozenButDrifting(AbstractRule):
     ## Finds
     A few training steps are made. A norm is found if its running statistics change although none of its parameters is
     trained: its weight and bias have ``requires_grad=False`` or are in no group of an optimizer; of a norm without
-    weight and bias, the parameters of the module that holds it.
+    weight and bias, the parameters of the module that holds it. Of a norm that was handed over in eval mode NS133
+    speaks, and of a target in the model that is a copy of what is trained NS132.
 
     ## Why it hurts
     ``requires_grad=False`` does not touch buffers. A pretrained backbone that is "frozen" so is normalized by its batch

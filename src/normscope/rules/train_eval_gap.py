@@ -74,7 +74,8 @@ class TrainEvalGap(AbstractRule):
     no norm is off by itself, small lags of several norms can still multiply: they are reported together if the loss
     falls to less than half, and by more than three standard errors of the fall over batches; so are all where one or a
     few are off and recalibrating these alone would leave the loss more than twice as high. A network in which nothing
-    shows training (every norm as made, an optimizer without state) is left alone.
+    shows training (every norm as made, an optimizer without state) is left alone; so are norms whose statistics are to
+    stay: frozen ones, and those that are in eval mode, as handed over or in the steps, in a model that trains.
 
     ## Why it hurts
     Evaluation normalizes by numbers that the network was not trained with: every following layer gets inputs of
