@@ -116,6 +116,7 @@ def _check(
     ignored: list[tuple[Finding, str]] = []
     with sandbox(case), warnings.catch_warnings():
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
+        evidence.take_modes()
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
             for finding in judging.findings(rule.CODE, partial(rule.examine, evidence)):

@@ -8,12 +8,22 @@ from normscope.evidence.arms import (
     reached_objects as reached_objects,
 )
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
+from normscope.evidence.companions import (
+    Companion as Companion,
+    Gain as Gain,
+    gain_by_recalibration as gain_by_recalibration,
+    gain_of as gain_of,
+    is_copy as is_copy,
+    outer_modules as outer_modules,
+    recalibrate_companion as recalibrate_companion,
+)
 from normscope.evidence.coupling import (
     Coupling as Coupling,
     coupling_of as coupling_of,
     input_gradients as input_gradients,
 )
 from normscope.evidence.evidence import Evidence as Evidence, NotShownError as NotShownError
+from normscope.evidence.example_companions import with_companion as with_companion
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
 from normscope.evidence.gap import Gap as Gap, Share as Share
 from normscope.evidence.influence import Influence as Influence, influence_in_evaluation as influence_in_evaluation

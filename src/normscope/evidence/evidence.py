@@ -1,14 +1,18 @@
 """What the rules look at: measured once, shared by all of them, and only if one asks."""
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from normscope._errors import UsageError
+from normscope.evidence.arms import reached_objects
 from normscope.evidence.case import Case
+from normscope.evidence.companions import Companion, find_companions, outer_modules
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
 from normscope.evidence.other_norms import OtherNorm, buffers_of, other_norms
@@ -36,6 +40,7 @@ class Evidence:
         modules: Every module by its first qualified name.
         norms: The batch norms among them (``torch``'s kinds and subclasses of theirs), in order of registration.
         tracking: Those that keep running statistics.
+        entry: Whether each module was in train mode as the case was handed over.
         sizes: How many samples the batches of a training that is under way have had, by size; empty in a check.
         under_way: Whether the training is going on: running statistics are still following the weights.
 
@@ -67,6 +72,7 @@ class Evidence:
             path: module for path, module in self.modules.items() if isinstance(module, _BatchNorm)
         }
         self.tracking: dict[str, Any] = tracking(case.model)
+        self.entry = {path: module.training for path, module in self.modules.items()}
         self._told = told or (lambda what: None)
 
     def frozen(self, module: Module) -> bool:
@@ -99,10 +105,59 @@ class Evidence:
         """
         return buffers_of(self.other_norms, moving=moving)
 
-    @property
+    @cached_property
     def updating(self) -> dict[str, Any]:
-        """The norms whose running statistics a training step would change: in train mode, tracking, not frozen."""
-        return {path: module for path, module in self.tracking.items() if module.training and not self.frozen(module)}
+        """The norms whose running statistics training steps change: tracking, not frozen, in train mode in the steps.
+
+        A norm that the steps do not call is taken by the mode in which it was handed over; so are all where no step can
+        be made.
+        """
+        modes: dict[str, bool] = {}
+        with suppress(UsageError):
+            for call in self.training.calls:
+                modes[call.path] = modes.get(call.path, False) or call.training
+        return {
+            path: module
+            for path, module in self.tracking.items()
+            if modes.get(path, self.entry[path]) and not self.frozen(module)
+        }
+
+    @cached_property
+    def held(self) -> set[str]:
+        """The tracking norms whose running statistics are to stay: frozen, or in eval mode in a model that trains.
+
+        In eval mode as they were handed over, whatever the steps do then; or in all calls by the steps.
+        """
+        still = self.frozen_by_mode | {path for path, module in self.tracking.items() if self.frozen(module)}
+        if self.updating or any(map(self.trained_in, self.modules)):
+            still |= self.tracking.keys() - self.updating.keys()
+        return still
+
+    @cached_property
+    def frozen_by_mode(self) -> set[str]:
+        """The tracking norms that were handed over in eval mode, in a model of which another part was in train mode."""
+        if not any(self.entry.values()):
+            return set()
+        return {path for path, module in self.tracking.items() if not self.entry[path] and not self.frozen(module)}
+
+    def trained_in(self, path: str) -> bool:
+        """Whether a module is in train mode in the passes of training that record gradients.
+
+        Where the step is the user's own, it is asked what it does; else the modes are those of the hand-over.
+
+        Args:
+            path: Qualified name of the module.
+        """
+        seen = {}
+        if self.case.step is not None or "training" in vars(self):
+            with suppress(UsageError):
+                seen = self.training.modes
+        return seen.get(path, self.entry[path])
+
+    def take_modes(self) -> None:
+        """Put the model into the modes in which its step trains it, inside a sandbox that puts it back."""
+        for path, mode in {path: self.trained_in(path) for path in self.modules}.items():
+            self.modules[path].training = mode
 
     @cached_property
     def optimised(self) -> set[int]:
@@ -115,19 +170,45 @@ class Evidence:
     def training(self) -> Training:
         """A few steps of training, watched and undone."""
         self._told("training steps")
-        return watch_training(self.case, max(3, min(4, self.batches)))
+        return watch_training(self.case, max(3, min(4, self.batches)), beside=self.outside)
+
+    @cached_property
+    def outside(self) -> dict[str, Module]:
+        """The modules beside the model, by name: the averaged one, and those that the functions of the case reach."""
+        return outer_modules(self.case.model, [("averaged", self.case.averaged), *self._reached])
+
+    @cached_property
+    def _reached(self) -> list[tuple[str, Any]]:
+        return reached_objects(self.case)
+
+    @cached_property
+    def trained(self) -> set[int]:
+        """The ``id`` of every parameter that an optimizer, of the case or reached by its functions, updates."""
+        optimizers = [each for _, each in self._reached if isinstance(each, Optimizer)]
+        held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"] if p.requires_grad}
+        return held | self.optimised
+
+    @cached_property
+    def companions(self) -> list[Companion]:
+        """The modules that are built as the model is, or as a part of it, and that no optimizer trains."""
+        return find_companions(self.case.model, self.outside, self.trained)
+
+    @property
+    def _by_batch(self) -> list[str] | None:
+        """The norms that normalize by the batch in training; None for all, also where training uses none so."""
+        return list(self.updating) if 0 < len(self.updating) < len(self.tracking) else None
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Pooled statistics of every tracking norm over training batches, dropout off."""
+        """Pooled statistics of the norms over training batches, dropout off: of those that update, if there are any."""
         self._told("statistics of the training data")
-        return pooled(self.case, self.batches)
+        return pooled(self.case, self.batches, only=self._by_batch)
 
     @cached_property
     def statistics_with_dropout(self) -> Statistics:
         """The same with dropout and other noise on."""
         self._told("statistics of the training data under dropout")
-        return pooled(self.case, self.batches, dropout=True)
+        return pooled(self.case, self.batches, dropout=True, only=self._by_batch)
 
     @cached_property
     def gap(self) -> Gap:

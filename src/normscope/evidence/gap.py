@@ -229,7 +229,8 @@ def _losses_by_data(data: _Data, statistics: Statistics | None) -> Levels:
     if tracking(case.model) and case.eval_loader is not None:
         with traceless(case.model, streams=False):
             chosen = mixed or data.evaluation
-            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True)
+            only = None if statistics is None else [path for path in tracking(case.model) if path in statistics.mean]
+            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True, only=only)
             levels[_DATA] = data.evaluated(mixed)
         with traceless(case.model, streams=False):
             _statistics_of_training(data, statistics)
