@@ -11,10 +11,12 @@ from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
+from normscope.evidence.moments import Moments, spread_out, take_moments
 from normscope.evidence.passes import example
 from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
+from normscope.evidence.streams import Streams, find_streams
 from normscope.evidence.untrained import as_made, has_learnt
 from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
@@ -133,6 +135,26 @@ class Evidence:
             set_mode(case.model, False)
             put_statistics(case.model, self.statistics, only=paths)
             return mean_loss(case, loader, max(1, min(4, self.batches)), evaluation=True)
+
+    @cached_property
+    def moments(self) -> dict[str, list[Moments]]:
+        """What each norm in train mode is given, call by call, over batches from all along the loader."""
+        self._told("moments of batches")
+        training = {path: module for path, module in self.norms.items() if module.training and not self.frozen(module)}
+        return take_moments(self.case, training, self.looked_at)
+
+    @cached_property
+    def looked_at(self) -> list[int]:
+        """The numbers of the batches that ``moments`` are of."""
+        return spread_out(self.case.loader, max(4, self.batches))
+
+    @cached_property
+    def streams(self) -> Streams | None:
+        """Kinds of batches that alternate in the loader; None if there are none."""
+        return find_streams(
+            {path: calls for path, calls in self.moments.items() if path in self.updating},
+            {path: module.eps for path, module in self.norms.items()},
+        )
 
     @cached_property
     def flow(self) -> Search:
