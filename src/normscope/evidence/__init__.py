@@ -24,7 +24,7 @@ from normscope.evidence.kinds import (
 )
 from normscope.evidence.listening import NormCall as NormCall
 from normscope.evidence.measures import of_this_library as of_this_library
-from normscope.evidence.moments import Moments as Moments
+from normscope.evidence.moments import ALIKE as ALIKE, Moments as Moments, excess_of_means as excess_of_means
 from normscope.evidence.own_statistics import Cost as Cost, cost_of_sharing as cost_of_sharing
 from normscope.evidence.passes import (
     example as example,

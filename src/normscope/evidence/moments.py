@@ -13,6 +13,9 @@ from normscope.evidence.passes import look
 from normscope.evidence.places import Place, Places
 from normscope.modules.channels import channels
 
+#: Variance of batch means, over that of batches drawn at random, up to which batches are held to be alike.
+ALIKE = 5.0
+
 _FURTHEST = 20  # batches that are loaded, at most, for each that is looked at
 
 
@@ -82,3 +85,34 @@ def take_moments(case: Case, norms: Mapping[str, Module], batches: Sequence[int]
 
     look(case, norms, batches, before=see, told=told, places=places)
     return found
+
+
+def excess_of_means(calls: Sequence[Moments], kinds: Mapping[int, int] | None = None) -> tuple[float, float] | None:
+    """Return how many times as much batch means vary as those of samples drawn at random, and their share of variance.
+
+    Both are medians over the channels that vary at all. Means of batches drawn at random vary by the variance of
+    samples over their number.
+
+    Args:
+        calls: Of one place.
+        kinds: By number of the batch its kind; then means are compared within a kind.
+
+    Returns:
+        Both; None where fewer than three means, beyond one for each kind, can be compared.
+    """
+    calls = [call for call in calls if call.samples > 1]
+    groups: dict[int, list[Tensor]] = {}
+    for call in calls:
+        groups.setdefault(0 if kinds is None else kinds.get(call.batch, 0), []).append(call.mean)
+    freedom = len(calls) - len(groups)
+    if freedom < 2:
+        return None
+    size = sum(call.samples for call in calls) / len(calls)
+    within = torch.stack([call.of_means for call in calls]).mean(0)
+    several = [torch.stack(means) for means in groups.values()]
+    between = torch.stack([(means - means.mean(0)).square().sum(0) for means in several]).sum(0) / freedom
+    alive = within + between > 1e-12 * torch.cat(several).square().mean(0).clamp(min=1e-30)
+    if not bool(alive.any()):
+        return None
+    times = float((between / (within / size).clamp(min=1e-30))[alive].median())
+    return times, float((between / (within + between))[alive].median())

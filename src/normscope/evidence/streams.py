@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normscope.evidence.apart import APART, Apart, apart_in_several
-from normscope.evidence.moments import Moments
+from normscope.evidence.moments import ALIKE, Moments, excess_of_means
 from normscope.evidence.places import Place, by_place
 
 _CHANCE, _QUANTILE = 9.0, 0.75
@@ -37,8 +37,8 @@ def find_streams(moments: Mapping[str, Sequence[Moments]], eps: Mapping[str, flo
 
     Two batches are of one kind if, in the upper quartile over channels, the squared difference of their means, and of
     their mean squares about them, is at most nine times what samples drawn at random make it; so are two that others
-    join in such steps. Every kind must have two batches, and the kinds must lie ``APART`` at some norm. Kinds that come
-    one after the other are data in order, and no streams.
+    join in such steps. Every kind must have two batches, whose means differ no more than ``ALIKE`` allows at any norm,
+    and the kinds must lie ``APART`` at some norm. Kinds that come one after the other are data in order, not streams.
 
     Args:
         moments: By norm, what it is given.
@@ -49,11 +49,19 @@ def find_streams(moments: Mapping[str, Sequence[Moments]], eps: Mapping[str, flo
         labels = _labels(several)
         if labels is None or (best is not None and labels == best.of_batch):
             continue
+        if any(_in_order(calls, labels) for calls in moments.values()):
+            continue
         every = {other: _apart(calls, labels, eps[other]) for other, calls in moments.items()}
         found = {other: one for other, one in every.items() if one is not None and one.divergence > APART}
         if path in found and (best is None or _most(found) > _most(best.apart)):
             best = Streams(labels, found)
     return best
+
+
+def _in_order(several: Sequence[Moments], labels: Mapping[int, int]) -> bool:
+    """Whether means differ by more than chance within kinds too: kinds do not explain them."""
+    found = [excess_of_means(calls, labels) for calls in by_place(several).values()]
+    return any(one is not None and one[0] > ALIKE for one in found)
 
 
 def _most(found: Mapping[str, Apart]) -> float:

@@ -5,23 +5,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from normscope.evidence import (
+    ALIKE,
     Case,
     Evidence,
     Finding,
-    Moments,
     Severity,
-    Streams,
-    by_place,
     examples,
     loader_anew,
 )
 from normscope.rules._rule import AbstractRule
-
-_TIMES, _FEWEST = 5.0, 4
 
 
 def _sorted(net: Any, *, shuffle: bool = False, by: str = "class", **options: Any) -> Case:
@@ -94,22 +89,22 @@ class CorrelatedBatches(AbstractRule):
         """Compare the variance of batch means with that of samples."""
         if not evidence.updating:
             return
-        times, share = _excess(evidence)
-        places = [path for path, value in times.items() if value > _TIMES]
+        excess = {path: evidence.excess[path] for path in evidence.updating if path in evidence.excess}
+        places = [path for path, (times, _) in excess.items() if times > ALIKE]
         if not places:
             return
-        worst = max(places, key=times.__getitem__)
+        times, share = max(excess[path] for path in places)
         yield self.finding(
-            f"samples of a batch are alike: the means of batches vary {times[worst]:.3g} times as much as those of "
-            f"shuffled ones would, and {share[worst]:.0%} of the variance lies between batches",
+            f"samples of a batch are alike: the means of batches vary {times:.3g} times as much as those of "
+            f"shuffled ones would, and {share:.0%} of the variance lies between batches",
             places,
             quantity="variance of batch means over that of batches drawn at random, median over channels",
-            measured=times[worst],
-            bound=_TIMES,
+            measured=times,
+            bound=ALIKE,
             cost="what the samples of a batch have in common is normalized away in training, and present in evaluation",
             fix="shuffle: DataLoader(..., shuffle=True), or mix what lies in order before it is batched",
             fixable=_in_order(evidence.case.loader),
-            details={"between_batches": share[worst]},
+            details={"between_batches": share},
         )
 
     def repair(self, case: Case, finding: Finding) -> str:
@@ -125,35 +120,3 @@ def _in_order(loader: Any) -> bool:
         and loader.batch_size is not None
         and type(loader.batch_sampler) is torch.utils.data.BatchSampler
     )
-
-
-def _excess(evidence: Evidence) -> tuple[dict[str, float], dict[str, float]]:
-    """Return by norm how many times too large the variance of batch means is, and its share of all variance."""
-    times, share = {}, {}
-    for path in evidence.updating:
-        calls = [call for call in evidence.moments.get(path, []) if call.samples > 1]
-        found = [_of_place(several, evidence.streams) for several in by_place(calls).values()]
-        known = [one for one in found if one is not None]
-        if known:  # data in order need not show at all places: fakes of a generator are never in order
-            times[path], share[path] = max(known)
-    return times, share
-
-
-def _of_place(calls: list[Moments], streams: Streams | None) -> tuple[float, float] | None:
-    kinds: dict[int, list[Tensor]] = {}
-    for call in calls:
-        kinds.setdefault(0 if streams is None else streams.of_batch.get(call.batch, 0), []).append(call.mean)
-    if len(calls) < _FEWEST or len(calls) - len(kinds) < 2:
-        return None
-    size = sum(call.samples for call in calls) / len(calls)
-    within = torch.stack([call.of_means for call in calls]).mean(0)
-    several = [torch.stack(means) for means in kinds.values()]
-    between = sum(((means - means.mean(0)).square().sum(0) for means in several), torch.zeros(()))
-    between = between / (len(calls) - len(kinds))
-    squares = torch.cat(several).square().mean(0)
-    alive = within + between > 1e-12 * squares.clamp(min=1e-30)
-    if not bool(alive.any()):
-        return None
-    # Means vary by within / size where nothing else tells batches apart.
-    times = float((between / (within / size).clamp(min=1e-30))[alive].median())
-    return times, float((between / (within + between))[alive].median())

@@ -1,6 +1,6 @@
 """Batch statistics that are mostly noise."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normscope import layers
-from normscope.evidence import Case, Evidence, Finding, Severity, by_place, convert_places, examples
+from normscope.evidence import ALIKE, Case, Evidence, Finding, Moments, Severity, by_place, convert_places, examples
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
@@ -74,8 +74,11 @@ class SmallStatisticsBatch(AbstractRule):
             found |= _scatter(path, by_place(calls))
         if any(spread > _SPREAD for spread, _ in found.values()):
             # Four draws of a spread are themselves a guess, and the weights moved between them: look again, longer.
+            in_order = any(times > ALIKE for times, _ in evidence.excess.values())
             for path in [path for path, (spread, _) in found.items() if spread > _SPREAD]:
                 found |= _scatter(path, _alike(evidence, path))
+                if in_order and _by_chance(evidence.moments.get(path, [])) <= _SPREAD:
+                    del found[path]  # batches of one class, or of one day, differ in variance as in all else: NS120
         places = [path for path, (spread, _) in found.items() if spread > _SPREAD]
         if not places or len(places) < max(1, len(found) // 3):  # one layer in many: chance, or a rare channel
             return
@@ -109,6 +112,12 @@ def _alike(evidence: Evidence, path: str) -> dict[Any, list[Any]]:
         stream = 0 if streams is None else streams.of_batch.get(call.batch, 0)
         groups.setdefault((call.place, stream), []).append(call)
     return groups
+
+
+def _by_chance(calls: Sequence[Moments]) -> float:
+    """Return the spread that the samples of each batch let expect, in the largest median over channels of a call."""
+    each = [(call.of_squares / call.samples).sqrt() / call.variance.clamp(min=1e-300) for call in calls]
+    return max((float(one.nanmedian()) for one in each), default=0.0)
 
 
 def _scatter(path: str, groups: Mapping[Any, list[Any]]) -> dict[str, tuple[float, int]]:
