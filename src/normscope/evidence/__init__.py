@@ -32,7 +32,7 @@ from normscope.evidence.passes import (
     replace_module as replace_module,
     take_out as take_out,
 )
-from normscope.evidence.places import Place as Place, by_place as by_place
+from normscope.evidence.places import Place as Place, Places as Places, by_place as by_place
 from normscope.evidence.repairs import (
     RefusedFixError as RefusedFixError,
     convert_places as convert_places,
