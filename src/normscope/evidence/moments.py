@@ -50,9 +50,10 @@ def spread_out(loader: Any, most: int) -> list[int]:
     Data in order show it only from afar. One batch is drawn from each of as many stretches: batches at an even distance
     might all be of one kind where kinds alternate.
     """
-    stretch = max(1, min(length_of(loader) or most, _FURTHEST * most) // most)
-    drawn = torch.randint(stretch, (most,), generator=torch.Generator().manual_seed(0)).tolist()
-    return [index * stretch + offset for index, offset in enumerate(drawn)]
+    reach = max(most, min(length_of(loader) or most, _FURTHEST * most))
+    edges = [index * reach // most for index in range(most + 1)]
+    drawn = torch.rand(most, generator=torch.Generator().manual_seed(0)).tolist()
+    return [start + int(part * (end - start)) for start, end, part in zip(edges[:-1], edges[1:], drawn, strict=True)]
 
 
 def take_moments(case: Case, norms: Mapping[str, Module], batches: Sequence[int]) -> dict[str, list[Moments]]:
