@@ -139,3 +139,11 @@ def test_single_calls_leave_room_for_chance():
 
 def test_constant_channels_are_not_apart():
     assert apart([[call(0, 0)], [call(1e-4, 1e-9)]], 1e-5).divergence < 1e-3
+
+
+def test_of_a_kind_that_does_not_vary_the_mean_is_compared():
+    kinds = [[call(0, 1)], [call(0, 0)]]
+    assert apart(kinds, 1e-5).divergence == 0.0
+    far = [[call(0, 1)] * 2, [call(2, 0)] * 2]
+    assert apart(far, 1e-5).divergence == pytest.approx(math.log(1 + 1) / 2, rel=1e-4)
+    assert apart(far, 1e-5).deviations == pytest.approx(1.0)

@@ -52,7 +52,7 @@ def apart(kinds: Sequence[Sequence[Any]], eps: float) -> Apart:
 
     Each kind weighs as much as it has calls. By how much the calls of one kind differ among themselves, the calls of
     different kinds may differ too: that much is taken off. If no kind has two calls, it is what independent samples of
-    a normal distribution would make, twice.
+    a normal distribution would make, twice. Where a kind varies by less than ``eps``, its mean alone is compared.
 
     Args:
         kinds: For each kind its calls (``NormCall`` or ``Moments``), over several steps.
@@ -75,6 +75,10 @@ def _by_channel(kinds: Sequence[Sequence[Any]], eps: float) -> tuple[Tensor, Ten
     means = [torch.stack([call.mean.double().cpu() for call in kind]) for kind in kinds]
     variances = [torch.stack([call.variance.double().cpu() for call in kind]) + eps for kind in kinds]
     mean, variance = (torch.stack([values.mean(0) for values in several]) for several in (means, variances))
+    # A kind that does not vary at all, as a state before the first step, comes out as a constant with any statistics.
+    varies = variance > 2 * eps
+    usual = (weights * variance * varies).sum(0) / (weights * varies).sum(0).clamp(min=1e-12)
+    variance = torch.where(varies | ~varies.any(0), variance, usual)
     samples = sum(call.samples for kind in kinds for call in kind) / calls
     within = (weights * variance).sum(0)
     between = (weights * (mean - (weights * mean).sum(0)).square()).sum(0)
