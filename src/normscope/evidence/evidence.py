@@ -15,16 +15,21 @@ from normscope.evidence.case import Case
 from normscope.evidence.companions import Companion, find_companions, outer_modules
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
+from normscope.evidence.moments import Moments, excess_of_means, spread_out, take_moments
 from normscope.evidence.other_norms import OtherNorm, buffers_of, other_norms
 from normscope.evidence.passes import example
+from normscope.evidence.places import by_place
 from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
+from normscope.evidence.streams import Streams, find_streams
 from normscope.evidence.untrained import as_made, has_learnt
 from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
 from normscope.surgery.pairs import Search, search
+
+_FEWEST = 4  # batches whose means tell whether they vary too much
 
 
 class NotShownError(UsageError):
@@ -231,6 +236,38 @@ class Evidence:
             set_mode(case.model, False)
             put_statistics(case.model, statistics, only=paths)
             return mean_loss(case, loader, max(1, min(4, self.batches)), evaluation=True)
+
+    @cached_property
+    def moments(self) -> dict[str, list[Moments]]:
+        """What each norm in train mode is given, call by call, over batches from all along the loader."""
+        self._told("moments of batches")
+        training = {path: module for path, module in self.norms.items() if module.training and not self.frozen(module)}
+        return take_moments(self.case, training, self.looked_at)
+
+    @cached_property
+    def excess(self) -> dict[str, tuple[float, float]]:
+        """Return by norm by how much its batch means vary too much: ``excess_of_means``, at the worst of its places."""
+        kinds = None if self.streams is None else self.streams.of_batch
+        found = {}
+        for path, calls in self.moments.items():
+            places = [several for several in by_place(calls).values() if len(several) >= _FEWEST]
+            known = [one for several in places if (one := excess_of_means(several, kinds)) is not None]
+            if known:  # data in order need not show at all places: what a generator makes is never in order
+                found[path] = max(known)
+        return found
+
+    @cached_property
+    def looked_at(self) -> list[int]:
+        """The numbers of the batches that ``moments`` are of."""
+        return spread_out(self.case.loader, max(_FEWEST, self.batches))
+
+    @cached_property
+    def streams(self) -> Streams | None:
+        """Kinds of batches that alternate in the loader; None if there are none."""
+        return find_streams(
+            {path: calls for path, calls in self.moments.items() if path in self.updating},
+            {path: module.eps for path, module in self.norms.items()},
+        )
 
     @cached_property
     def flow(self) -> Search:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope.evidence.places import Place, Places
 from normscope.evidence.sequences import as_sequences, tail_share
 from normscope.modules.batches import finite, kept, leading_tensor, tensors
 from normscope.modules.channels import channels
@@ -31,6 +32,8 @@ class NormCall:
         update: Updates that the optimizer had made before.
         order: Number of the call among all calls of norms.
         forward: Number of forward passes of the whole model that had begun; 0 where only parts of it are called.
+        place: Place of the call in its step: see ``evidence.places``.
+        backward: Number of backward passes through norms that had begun in its step.
         training: Whether the norm was in train mode.
         grad: Whether gradients were recorded.
         recomputed: Whether it happened inside a backward pass, as under activation checkpointing.
@@ -64,6 +67,8 @@ class NormCall:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     forward: int = 0
+    place: Place = (0, 0)
+    backward: int = 0
     stale: bool = False
 
     @property
@@ -143,7 +148,8 @@ class Listener:
     ) -> None:
         self._beside = dict(beside or {})
         self._model, self._optimizers, self._seen, self._on_error = model, optimizers, seen, on_error
-        self._forward = 0
+        self._forward, self._places = 0, Places()
+        self._backward, self._graph = 0, -1
         self._handles: list[Any] = []
         self._open: dict[int, list[tuple[NormCall, list[Tensor]]]] = {}
         self._lead: tuple[int, ...] = ()
@@ -185,6 +191,8 @@ class Listener:
         self._seen.call_logs.append(self._logs)
         self._logs = Counter()
         self._open.clear()
+        self._places.begin_step()
+        self._backward = 0
         self._seen.steps += 1
 
     def _safe(self, hook: Callable[..., None]) -> Callable[..., None]:
@@ -208,6 +216,7 @@ class Listener:
 
     def _note_inputs(self, _module: Module, args: Any, kwargs: Any) -> None:
         self._forward += 1
+        self._places.begin_pass()
         shapes = [leaf.shape for leaf in tensors((args, kwargs)) if leaf.ndim > 1]
         self._lead = tuple(shapes[0]) if shapes else ()
         if self._seen.inputs is None:
@@ -232,7 +241,7 @@ class Listener:
             torch.is_grad_enabled(),
             torch._C._current_graph_task_id() != -1,
         )
-        call.forward = self._forward
+        call.forward, call.place, call.backward = self._forward, self._places.next(path), self._backward
         x = leading_tensor(inputs)
         calls.append(call)
         if x is None or x.ndim < 2 or not x.numel():
@@ -254,13 +263,16 @@ class Listener:
             return
         call, before = self._open[id(module)].pop()
         call.updated = not all(map(same_bits, before, _buffers(module)))
-        if not call.training and isinstance(output, Tensor) and output.requires_grad:
-            back = self._safe(partial(self._back, call, module, _buffers(module)))
-            self._handles.append(output.register_hook(back))
+        if isinstance(output, Tensor) and output.requires_grad:
+            back = partial(self._back, call, module, [] if call.training else _buffers(module))
+            self._handles.append(output.register_hook(self._safe(back)))
 
-    @staticmethod
-    def _back(call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
-        call.stale = call.stale or not all(map(same_bits, then, _buffers(module)))
+    def _back(self, call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
+        graph = torch._C._current_graph_task_id()
+        if graph != self._graph:
+            self._backward, self._graph = self._backward + 1, graph
+        if not call.training:
+            call.stale = call.stale or not all(map(same_bits, then, _buffers(module)))
 
 
 def _buffers(module: Any) -> list[Tensor]:
