@@ -16,6 +16,7 @@ from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
 from normscope.evidence.untrained import as_made, has_learnt
+from normscope.evidence.wiring import Wiring, watch_wiring
 from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
@@ -101,6 +102,12 @@ class Evidence:
         """A few steps of training, watched and undone."""
         self._told("training steps")
         return watch_training(self.case, max(3, min(4, self.batches)))
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """What reads what between norms, layers and non-linearities, and what passes these, over training batches."""
+        self._told("the flow of values")
+        return watch_wiring(self.case, max(1, min(4, self.batches)))
 
     @cached_property
     def statistics(self) -> Statistics:

@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope.evidence import Case, Evidence, Finding, Severity, examples, modules_of
+from normscope.evidence import (
+    Case,
+    Evidence,
+    Finding,
+    NotShownError,
+    Severity,
+    examples,
+    innermost,
+    look,
+    modules_of,
+    sandbox,
+)
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
@@ -91,45 +102,118 @@ class ExplodingDepth(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Fit the growth of the gradients of the first step."""
-        if not evidence.norms:
-            return
-        at_outputs = evidence.training.values("gradient_flow", "output_norm")
+        at_outputs = innermost(evidence.training.values("gradient_flow", "output_norm"))
         of_weights = evidence.training.values("gradient_flow", "norm")
         sites = [site for site in at_outputs if site in of_weights]
         if len(sites) < 3:
             return
-        pairs = [(at_outputs[site], of_weights[site]) for site in sites]
-        if not all(math.isfinite(value) and value > 0 for pair in pairs for value in pair):
+        outputs, weights = [at_outputs[site] for site in sites], [of_weights[site] for site in sites]
+        if not all(math.isfinite(value) and value > 0 for value in (*outputs, *weights)):
             return
-        # The last layer's gradient is the loss's own, the first one's the data's: the rest shows what depth does.
-        ratio = min(median_high(values[:3]) / median_high(values[-4:-1]) for values in zip(*pairs, strict=True))
-        growth = min(_growth(values[1:-1]) for values in zip(*pairs, strict=True)) if len(sites) > _LAYERS + 2 else 0.0
-        steady = growth > _GROWTH and growth ** (len(sites) - 3) > _TOTAL
-        if not (ratio > _RATIO or steady):
-            return
-        modules = evidence.norms
-        young = bool(modules) and all(_as_made(module) for module in modules.values())
+        ratio, growth = (min(pair) for pair in zip(_measured(outputs), _measured(weights), strict=True))
+        words = "those of the first are {:.3g} times those of the last"
+        what = "gradient of the first layers over that of the last"
+        grown = "gradients"
+        if not _explodes(ratio, growth, len(sites)):
+            # Without norms gradients of weights hide it: they are a gradient at the output, which grows toward the
+            # input, times an activation, which grows away from it.
+            ratio, growth = _of_outputs(evidence, sites, outputs)
+            if not _explodes(ratio, growth, len(sites)):
+                return
+            words = "the outputs of the last are {:.3g} times those of the first"
+            what = "output of the last layers over that of the first"
+            grown = "outputs, and gradients toward the input,"
+        steady = _steady(growth, len(sites))
         by_layer = max(growth, ratio ** (1 / len(sites)))
+        norms = evidence.norms
+        young = all(_as_made(module) for module in norms.values())
         yield self.finding(
-            f"over {len(sites)} layers gradients grow by {by_layer:.3g} a layer: those of the first are {ratio:.3g} "
-            "times those of the last",
-            list(modules),
-            quantity="gradient of the first layers over that of the last" if not steady else "growth a layer",
+            f"over {len(sites)} layers {grown} grow by {by_layer:.3g} a layer: {words.format(ratio)}",
+            list(norms) or sites,
+            quantity=what if not steady else "growth a layer",
             measured=growth if steady else ratio,
             bound=_GROWTH if steady else _RATIO,
             cost="no learning rate fits both ends of the network",
-            fix="add skip connections; or start the shifts of the norms at 2",
-            fixable=young,
+            fix="add skip connections; or start the shifts of the norms at 2"
+            if norms
+            else "start with weights that keep the size of what passes (He), add norms, or skip connections",
+            fixable=young and (bool(norms) or grown != "gradients"),
             details={"ratio": ratio, "growth": growth, "layers": float(len(sites))},
         )
 
     @torch.no_grad()
     def repair(self, case: Case, finding: Finding) -> str:
-        """Start the shifts of the norms at 2."""
+        """Start the shifts of the norms at 2; without norms, give each layer weights that keep the size."""
+        if not any(_is_batch_norm(module) for module in modules_of(case, finding)):
+            return _keep_sizes(case, modules_of(case, finding))
         moved = [module for module in modules_of(case, finding) if _as_made(module)]
         for module in moved:
             module.bias.fill_(_SHIFT)
         return f"set the shift of {counted(len(moved), 'norm')} to {_SHIFT:g}"
+
+
+def _is_batch_norm(module: Any) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _keep_sizes(case: Case, layers: Sequence[Any]) -> str:
+    """Divide weights and shifts of each layer, in the order of their use, by the root mean square of its output."""
+    sizes: dict[int, float] = {}
+
+    def divide(module: Any, _args: Any, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor):
+            return None
+        size = sizes.setdefault(id(module), float(output.double().square().mean().sqrt()) or 1.0)
+        return output / size
+
+    with sandbox(case):
+        handles = [layer.register_forward_hook(divide) for layer in layers]
+        try:
+            look(case, {}, 1)
+        finally:
+            for handle in handles:
+                handle.remove()
+    for layer in layers:
+        for parameter in layer.parameters(recurse=False):
+            parameter.div_(sizes.get(id(layer), 1.0))
+    return f"divided weights and shifts of {counted(len(sizes), 'layer')} by the size of what they put out"
+
+
+def _explodes(ratio: float, growth: float, layers: int) -> bool:
+    return ratio > _RATIO or _steady(growth, layers)
+
+
+def _steady(growth: float, layers: int) -> bool:
+    return growth > _GROWTH and growth ** (layers - 3) > _TOTAL
+
+
+def _measured(values: Sequence[float]) -> tuple[float, float]:
+    """Return how much larger the first values are than the last, and by what factor a layer they grow."""
+    # The last layer's gradient is the loss's own, the first one's the data's: the rest shows what depth does.
+    ratio = median_high(values[:3]) / median_high(values[-4:-1])
+    return ratio, _growth(values[1:-1]) if len(values) > _LAYERS + 2 else 0.0
+
+
+def _trend(values: Sequence[float]) -> tuple[float, float]:
+    """Return the same as ``_measured``, with the ratio of a short network from its growth."""
+    ratio, growth = _measured(values)
+    return max(ratio, _growth(values[:-1]) ** (len(values) - 2)) if len(values) > 4 else ratio, growth
+
+
+def _of_outputs(evidence: Evidence, sites: Sequence[str], gradients: Sequence[float]) -> tuple[float, float]:
+    """Return by how much outputs grow away from the input, no more than gradients at them do toward it."""
+    if not _explodes(*_trend(gradients), len(sites)):
+        return 0.0, 0.0
+    try:
+        sizes = [evidence.wiring.sizes.get(site, 0.0) for site in sites]
+    except NotShownError:
+        return 0.0, 0.0
+    if not all(math.isfinite(size) and size > 0 for size in sizes):
+        return 0.0, 0.0
+    if sizes[-1] < _TOTAL * median_high(sizes[:3]):
+        return 0.0, 0.0  # a norm before the last layer has undone it: then size does not matter to a ReLU network
+    ratio, growth = (min(pair) for pair in zip(_trend(gradients), _trend([1 / size for size in sizes]), strict=True))
+    return ratio, growth
 
 
 def _as_made(module: Any) -> bool:
