@@ -123,7 +123,7 @@ def watch_wiring(case: Case, batches: int) -> Wiring:
             leave = module.register_forward_hook(partial(watcher.leave, path), always_call=True)
             stack.callback(leave.remove)
         stack.enter_context(watcher)
-        look(case, {}, batches)
+        look(case, {}, batches, told=watcher.begin)
     return watcher.seen
 
 
@@ -134,6 +134,7 @@ class _Watcher(TorchFunctionMode):
         super().__init__()
         self.seen = Wiring()
         self._stack: list[tuple[str, Module]] = []
+        self._begun = False
         self._inside = 0  # layers and norms are looked at from outside
         self._calls: Counter[str] = Counter()
         self._tags: dict[int, tuple[Any, _Tags]] = {}
@@ -146,10 +147,16 @@ class _Watcher(TorchFunctionMode):
     def _mark(self, tensor: Tensor, tags: _Tags) -> None:
         self._tags[id(tensor)] = weakref.ref(tensor), tags
 
+    def begin(self, _batch: int) -> None:
+        """Begin to look: a pass before shows only whether the loss takes gradients."""
+        self._begun = True
+
     # -- modules ------------------------------------------------------------------------------------------------------
 
     def enter(self, path: str, module: Module, args: Any, kwargs: Any) -> None:
         """Note what a layer or norm reads."""
+        if not self._begun:
+            return
         if not self._stack:
             self._calls.clear()
             self._tags.clear()
@@ -179,6 +186,8 @@ class _Watcher(TorchFunctionMode):
 
     def leave(self, path: str, module: Module, args: Any, output: Any) -> None:
         """Note what a layer or norm has made."""
+        if not self._begun:
+            return
         if self._stack and self._stack[-1][1] is module:
             self._stack.pop()
         if not _is_unit(module):

@@ -71,8 +71,13 @@ class DeadChannel(AbstractRule):
     which more than 5 % of all channels are dead. Gains that are zero exactly (residual branches at initialization,
     pruned channels) are no defect.
 
-    Calibrated over six seeds: planted defects found, 30 of 30; false alarms on 46 healthy set-ups under eight
-    seeds, 0 of 368.
+    Wherever no such norm stands before it, a ReLU, module or function, of which more than 90 % of the units are never
+    above zero in those batches: of 8 units at least, each seen at 64 values or more, and the units that live are active
+    at a tenth of them (a sparse code has many units that few batches do not show). Of fewer units all must be dead, and
+    no gradient may reach anything before them.
+
+    Calibrated over six seeds: planted defects found, 30 of 30, and layers closed by their shifts in networks without
+    norms, DEADRATE; false alarms on HEALTHYRATE.
 
     ## Why it hurts
     Dead channels cost time and memory and learn nothing. A channel that is constant but for rounding is worse: divided
@@ -118,8 +123,8 @@ class DeadChannel(AbstractRule):
         if not closed:
             return
         yield self.finding(
-            f"{counted(len(closed), 'ReLU lets', 'ReLUs let')} hardly anything through: up to {max(closed.values()):.0%} "
-            "of their units are never above zero",
+            f"{counted(len(closed), 'ReLU lets', 'ReLUs let')} hardly anything through: up to "
+            f"{max(closed.values()):.0%} of their units are never above zero",
             list(closed),
             quantity="largest share of an activation's units that are never above zero",
             measured=max(closed.values()),
