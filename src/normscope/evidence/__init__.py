@@ -1,6 +1,7 @@
 """What rules look at: a training set-up, and everything that is measured on it, once. A rule needs no other names."""
 
 from normscope.evidence import examples as examples
+from normscope.evidence.answers import Answer as Answer, answers as answers
 from normscope.evidence.apart import (
     APART as APART,
     Apart as Apart,
@@ -39,7 +40,7 @@ from normscope.evidence.kinds import (
     kinds_of_update as kinds_of_update,
 )
 from normscope.evidence.listening import NormCall as NormCall
-from normscope.evidence.measures import of_this_library as of_this_library
+from normscope.evidence.measures import innermost as innermost, of_this_library as of_this_library
 from normscope.evidence.mixing import Mixing as Mixing
 from normscope.evidence.modes import (
     ByMode as ByMode,
@@ -70,6 +71,7 @@ from normscope.evidence.sequences import (
 )
 from normscope.evidence.streams import Streams as Streams
 from normscope.evidence.untrained import as_made as as_made, has_learnt as has_learnt, shifts_differ as shifts_differ
+from normscope.evidence.wiring import Activation as Activation
 from normscope.modules.batches import tensors as tensors
 from normscope.modules.call import set_mode as set_mode
 from normscope.modules.sites import is_known_norm as is_known_norm, tracking as tracking

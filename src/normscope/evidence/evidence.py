@@ -24,6 +24,7 @@ from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
 from normscope.evidence.streams import Streams, find_streams
 from normscope.evidence.untrained import as_made, has_learnt
+from normscope.evidence.wiring import Wiring, watch_wiring
 from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
@@ -202,6 +203,12 @@ class Evidence:
     def _by_batch(self) -> list[str] | None:
         """The norms that normalize by the batch in training; None for all, also where training uses none so."""
         return list(self.updating) if 0 < len(self.updating) < len(self.tracking) else None
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """What reads what between norms, layers and non-linearities, and what passes these, over training batches."""
+        self._told("the flow of values")
+        return watch_wiring(self.case, max(1, min(4, self.batches)))
 
     @cached_property
     def statistics(self) -> Statistics:
