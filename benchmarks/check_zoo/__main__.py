@@ -1,0 +1,48 @@
+"""How often the rules are right on networks that they were not made on.
+
+python -m benchmarks.check_zoo                  all set-ups, and the page
+python -m benchmarks.check_zoo resnet18 vae     these alone, without the page
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from . import page
+from .list import HEALTHY, PLANTED
+from .measure import measured
+from .speed import resnet18_seconds
+
+
+def main() -> None:
+    """Measure, keep what was measured in ``--out``, write the page."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.check_zoo", description=__doc__)
+    options.add_argument("names", nargs="*")
+    options.add_argument("--out", default="runs/check-zoo")
+    options.add_argument("--no-fixes", action="store_true")
+    options.add_argument("--page", action="store_true", help="only write the page from what was measured")
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    every = {**HEALTHY, **PLANTED}
+    for name in [] if args.page else args.names or every:
+        row = measured(every[name], fixes=not args.no_fixes)
+        part = out / f".{name}.{os.getpid()}"
+        part.write_text(json.dumps(row, indent=1), encoding="utf-8")
+        part.rename(out / f"{name}.json")
+        print(*page.told(every[name], row), sep="\n", flush=True)
+    if not args.names:
+        if not args.page:
+            (out / ".speed").write_text(json.dumps(resnet18_seconds()), encoding="utf-8")
+        rows = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in every}
+        speed = json.loads((out / ".speed").read_text(encoding="utf-8"))
+        page.write(rows, speed, time.strftime("%Y-%m-%d"))
+
+
+if __name__ == "__main__":
+    main()
