@@ -23,6 +23,7 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks.check_zoo", description=__doc__)
     options.add_argument("names", nargs="*")
     options.add_argument("--out", default="runs/check-zoo")
+    options.add_argument("--part", default="1/1", help="K/N: only the K-th of N parts, to share the work by processes")
     options.add_argument("--no-fixes", action="store_true")
     options.add_argument("--page", action="store_true", help="only write the page from what was measured")
     args = options.parse_args()
@@ -30,13 +31,15 @@ def main() -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     every = {**HEALTHY, **PLANTED}
-    for name in [] if args.page else args.names or every:
+    part, parts = map(int, args.part.split("/"))
+    names = [] if args.page else args.names or list(every)[part - 1 :: parts]
+    for name in names:
         row = measured(every[name], fixes=not args.no_fixes)
-        part = out / f".{name}.{os.getpid()}"
-        part.write_text(json.dumps(row, indent=1), encoding="utf-8")
-        part.rename(out / f"{name}.json")
+        fresh = out / f".{name}.{os.getpid()}"
+        fresh.write_text(json.dumps(row, indent=1), encoding="utf-8")
+        fresh.rename(out / f"{name}.json")
         print(*page.told(every[name], row), sep="\n", flush=True)
-    if not args.names:
+    if not args.names and parts == 1:
         if not args.page:
             (out / ".speed").write_text(json.dumps(resnet18_seconds()), encoding="utf-8")
         rows = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in every}

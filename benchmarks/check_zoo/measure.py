@@ -27,7 +27,7 @@ def measured(set_up: SetUp, fixes: bool = True) -> Row:
         case, extra = set_up.make()
         row: Row = {"name": set_up.name, "made": time.perf_counter() - started, "stale": stale(case)}
         before = state(case, extra)
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         try:
             found = ns.check(case)
         except Exception as error:
@@ -36,7 +36,7 @@ def measured(set_up: SetUp, fixes: bool = True) -> Row:
                 f"{type(error).__name__}: {str(error)[:300]} ({where.filename.split('/')[-1]}:{where.lineno})"
             )
             found = ()
-        row["seconds"] = time.perf_counter() - started
+        row["seconds"], row["cpu"] = time.perf_counter() - started, time.process_time() - cpu
         row["trace"] = [name for name, value in state(case, extra).items() if not alike(value, before[name])]
         row["findings"] = [
             {
@@ -180,6 +180,8 @@ def rise(before: list[list[float]], after: list[list[float]]) -> list[float]:
     for a, b in zip(before, after, strict=True):
         count = min(len(a), len(b))
         change = np.subtract(b[:count], a[:count])
+        if not np.isfinite(a).all() and np.isfinite(b).all():
+            change = np.zeros(count)
         error = float(change.std(ddof=1) / math.sqrt(count)) if count > 1 else 0.0
         found.append([float(change.mean()), error, float(np.mean(a))])
     return max(found, key=lambda row: row[0] if row[0] == row[0] else math.inf)

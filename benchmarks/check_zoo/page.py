@@ -141,8 +141,9 @@ def _section(rows: dict[str, Row], speed: dict[str, float], day: str) -> list[st
         f"| fixes made | {len(made)} |",
         f"| worse at once, of these still worse after 20 steps | {worse} |",
         f"| seconds of a check, median and longest | {seconds[len(seconds) // 2]:.1f}, {seconds[-1]:.1f} |",
-        f"| seconds of ResNet-18 at 32x32, 10 batches of 64, one thread | {speed['1']:.1f} |",
-        f"| the same, two threads | {speed['2']:.1f} |",
+        f"| ResNet-18 at 32x32, 10 batches of 64, one thread: seconds of the clock | {speed['wall']:.1f} |",
+        f"| the same, seconds of the processor | {speed['cpu']:.1f} |",
+        f"| ten training steps of it, seconds of the processor | {speed['epoch']:.1f} |",
         "",
         *_table("Wrong findings", ["set-up", "what was said"], [[n, words(f)] for n, f in all_of["wrong"]]),
         *_table("Planted defects", ["defect", "right", "found"], [
