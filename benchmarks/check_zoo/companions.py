@@ -133,6 +133,20 @@ def swa():
     return ns.Case(net, cross_entropy, loader, opt, held, averaged=average)
 
 
+@healthy()
+def swa_with_synchronised_buffers():
+    """AveragedModel without update_bn: torch copies the buffers of the last weights, which are near the average."""
+    net, loader, held = small_cnn().train(), images(seed=1, shift=2.0), images(seed=2, shift=2.0)
+    opt, average = sgd(net, 0.02), torch.optim.swa_utils.AveragedModel(net)
+    train(net, cross_entropy, loader, opt, 60)
+    for batch in loader * 3:
+        opt.zero_grad()
+        cross_entropy(net, batch).backward()
+        opt.step()
+        average.update_parameters(net)
+    return ns.Case(net, cross_entropy, loader, opt, held, averaged=average)
+
+
 def fed_avg(keep_buffers=True, rounds=5, shifts=(0.0, 0.0, 0.0)):
     """Return a client and the server's average of three clients."""
     server = small_cnn(8)

@@ -11,6 +11,7 @@ from . import (  # noqa: F401
     loops,
     other_classifiers,
     planted_modes,
+    planted_norms,
     planted_shapes,
     planted_statistics,
     residual_networks,

@@ -167,23 +167,6 @@ def ema_of_buffers_half_initial():
     return ema(0.99, steps=80, buffers="average", shift=2.0)
 
 
-@planted("NS107", "NS131")
-def swa_without_update_bn():
-    """SWA without update_bn."""
-    net, loader, held = small_cnn().train(), images(seed=1, shift=2.0), images(seed=2, shift=2.0)
-    opt = sgd(net, 0.03)
-    average = torch.optim.swa_utils.AveragedModel(net)
-    for k, batch in enumerate(loader * 10):
-        opt.zero_grad()
-        cross_entropy(net, batch).backward()
-        opt.step()
-        if k == 50:
-            opt.param_groups[0]["lr"] = 0.3
-        if k > 50 and k % 4 == 0:
-            average.update_parameters(net)
-    return ns.Case(net, cross_entropy, loader, opt, held, averaged=average)
-
-
 @planted("NS131", "NS107")
 def target_of_parameters_only():
     """DQN with batch norm: the target gets parameters() every ten steps, never the statistics."""

@@ -15,9 +15,9 @@ from .residual_networks import ResNet, conv_of
 from .sequences import masked_loss, ragged
 
 
-def sorted_evaluation(norm, **options):
+def sorted_evaluation(norm, lr=0.05, **options):
     """Return a classifier evaluated on data that are sorted by class."""
-    case = classifier(mlp(norm=norm), vectors, steps=80, **options)
+    case = classifier(mlp(norm=norm), vectors, steps=80, lr=lr, **options)
     held = vectors(6, 64, seed=2, sort=True, **options)
     return ns.Case(case.model, cross_entropy, case.loader, case.optimizer, held)
 
