@@ -24,6 +24,7 @@ def main() -> None:
     options.add_argument("names", nargs="*")
     options.add_argument("--out", default="runs/check-zoo")
     options.add_argument("--part", default="1/1", help="K/N: only the K-th of N parts, to share the work by processes")
+    options.add_argument("--seed", type=int, default=0, help="of the first weights and of all that is drawn after")
     options.add_argument("--no-fixes", action="store_true")
     options.add_argument("--page", action="store_true", help="only write the page from what was measured")
     args = options.parse_args()
@@ -34,7 +35,7 @@ def main() -> None:
     part, parts = map(int, args.part.split("/"))
     names = [] if args.page else args.names or list(every)[part - 1 :: parts]
     for name in names:
-        row = measured(every[name], fixes=not args.no_fixes)
+        row = measured(every[name], not args.no_fixes, args.seed)
         fresh = out / f".{name}.{os.getpid()}"
         fresh.write_text(json.dumps(row, indent=1), encoding="utf-8")
         fresh.rename(out / f"{name}.json")

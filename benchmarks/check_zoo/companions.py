@@ -50,7 +50,7 @@ def teacher_and_student():
     return distillation()
 
 
-def mean_teacher(copy_buffers=True, teacher_eval=True, shift=0.0):
+def mean_teacher(copy_buffers=True, teacher_eval=True, shift=0.0, brighter=0.0):
     """Return a student and the average of its weights as teacher, consistent on unlabelled images."""
     net = small_cnn(8)
     teacher = copy.deepcopy(net).requires_grad_(False).train(not teacher_eval)
@@ -60,7 +60,7 @@ def mean_teacher(copy_buffers=True, teacher_eval=True, shift=0.0):
         x, y = batch
         scores = model(x + 0.1 * torch.randn_like(x))
         with torch.no_grad():
-            target = teacher(x).softmax(1)
+            target = teacher(x + brighter).softmax(1)
         return F.cross_entropy(scores[: len(y) // 2], y[: len(y) // 2]) + F.mse_loss(scores.softmax(1), target)
 
     def step(model, batch):

@@ -21,14 +21,14 @@ class SetUp:
     Attributes:
         name: The function's name.
         says: What it is, in words.
-        make: Makes the set-up after a short training: the case, and what else its step changes.
+        make: Makes the set-up after a short training, by seed: the case, and what else its step changes.
         right: Codes any of which names the planted defect; empty for a healthy set-up.
         true: Codes of findings that hold although they were not planted, each with the reason.
     """
 
     name: str
     says: str
-    make: Callable[[], tuple[ns.Case, list[Any]]]
+    make: Callable[..., tuple[ns.Case, list[Any]]]
     right: frozenset[str] = frozenset()
     true: Mapping[str, str] = field(default_factory=dict)
 
@@ -37,9 +37,9 @@ HEALTHY: dict[str, SetUp] = {}
 PLANTED: dict[str, SetUp] = {}
 
 
-def _made(function: Callable[[], Any]) -> Callable[[], tuple[ns.Case, list[Any]]]:
-    def make() -> tuple[ns.Case, list[Any]]:
-        torch.manual_seed(0)
+def _made(function: Callable[[], Any]) -> Callable[..., tuple[ns.Case, list[Any]]]:
+    def make(seed: int = 0) -> tuple[ns.Case, list[Any]]:
+        torch.manual_seed(seed)
         made = function()
         return made if isinstance(made, tuple) else (made, [])
 

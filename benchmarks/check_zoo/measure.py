@@ -19,12 +19,12 @@ from .kit import SetUp, train
 Row = dict[str, Any]
 
 
-def measured(set_up: SetUp, fixes: bool = True) -> Row:
+def measured(set_up: SetUp, fixes: bool = True, seed: int = 0) -> Row:
     """Return what a check of a set-up finds and costs, as JSON values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         started = time.perf_counter()
-        case, extra = set_up.make()
+        case, extra = set_up.make(seed)
         row: Row = {"name": set_up.name, "made": time.perf_counter() - started, "stale": stale(case)}
         before = state(case, extra)
         started, cpu = time.perf_counter(), time.process_time()
@@ -48,7 +48,7 @@ def measured(set_up: SetUp, fixes: bool = True) -> Row:
         row["unmeasured"] = [list(pair) for pair in getattr(found, "unmeasured", ())]
         gap = getattr(found, "gap", None)
         row["gap"] = {share.cause: round(share.loss, 4) for share in gap.shares} if gap else {}
-        row["fixes"] = [fixed(set_up, each) for each in found if each.fixable] if fixes else []
+        row["fixes"] = [fixed(set_up, each, seed) for each in found if each.fixable] if fixes else []
     return row
 
 
@@ -131,11 +131,11 @@ def stale(case: ns.Case) -> float | None:
         case.model.zero_grad(set_to_none=True)
 
 
-def fixed(set_up: SetUp, finding: Any) -> Row:
+def fixed(set_up: SetUp, finding: Any, seed: int = 0) -> Row:
     """Return what a fix does to the loss of evaluation, at once and after 20 further steps of both."""
     row: Row = {"code": finding.code, "severity": finding.severity.value}
-    plain, _ = set_up.make()
-    case, _ = set_up.make()
+    plain, _ = set_up.make(seed)
+    case, _ = set_up.make(seed)
     try:
         before = both(plain)
     except Exception as error:
@@ -149,23 +149,22 @@ def fixed(set_up: SetUp, finding: Any) -> Row:
         return row
     try:
         row["at_once"] = rise(before, both(case))
-        torch.manual_seed(1)
-        further(case)
-        after = both(case)
-        row["later"] = later(plain, after)
+        row["later"] = later(plain, case)
     except Exception as error:
-        row["abort"] = f"after the fix: {type(error).__name__}: {str(error)[:300]}"
+        row["abort"] = f"after the fix: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return row
 
 
-def later(plain: ns.Case, after: list[list[float]]) -> list[float]:
+def later(plain: ns.Case, case: ns.Case) -> list[float]:
     """Return the rise of the loss after further steps; of nothing where the set-up that was not repaired raises."""
     try:
         torch.manual_seed(1)
         further(plain)
     except Exception:
         return [0.0, 0.0, float("nan")]
-    return rise(both(plain), after)
+    torch.manual_seed(1)
+    further(case)
+    return rise(both(plain), both(case))
 
 
 def both(case: ns.Case) -> list[list[float]]:

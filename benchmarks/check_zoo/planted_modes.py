@@ -51,8 +51,8 @@ def teacher_in_train_mode():
 
 @planted("NS106", "NS132", NS107="the teacher's statistics are not those of its weights", NS131="the same")
 def mean_teacher_in_train_mode():
-    """Mean teacher under no_grad in train mode, its statistics its own."""
-    return mean_teacher(copy_buffers=False, teacher_eval=False)
+    """Mean teacher under no_grad in train mode, fed brightened images and evaluated on others."""
+    return mean_teacher(copy_buffers=False, teacher_eval=False, brighter=2.0)
 
 
 @planted(
@@ -134,7 +134,9 @@ def detector_with_frozen_backbone():
     return ns.Case(net, loss_fn, data, opt, held, eval_loss_fn=eval_loss_fn)
 
 
-@planted("NS101", NS102="the statistics lag behind the new images")
+@planted(
+    "NS101", NS102="the statistics lag behind the new images", NS109="after 6 steps half of the statistics is initial"
+)
 def torchvision_detector_without_eval_loss():
     """torchvision's detector, frozen by requires_grad, and nobody gave eval_loss_fn."""
     net = TorchvisionDetector().train()
@@ -207,7 +209,7 @@ def exported_in_train_mode():
 
 @planted("NS119")
 def folded_without_eps():
-    """Norms folded into convolutions by hand: gain / sigma with the deviation of the wrong eps, shift forgotten."""
+    """Norms folded into convolutions by hand: without eps, and the running mean is forgotten."""
     case = classifier(small_cnn(8), steps=60)
     net, layers = copy.deepcopy(case.model).eval(), []
     for layer in net:

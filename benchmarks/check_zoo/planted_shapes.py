@@ -64,7 +64,7 @@ def batch_norm_over_time():
 
 @planted("NS123", "NS138", "NS121")
 def decay_on_gains():
-    """Weight decay of .05 with SGD on all parameters, 300 steps: gains shrink."""
+    """Weight decay of .05 with SGD on all parameters, 150 steps: gains shrink."""
     net = small_cnn(8)
     opt = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=0.05)
     return classifier(net, steps=150, optimizer=opt)
@@ -123,7 +123,7 @@ def sigmoid_depth():
 
 @planted("NS121", "NS127")
 def dead_relus():
-    """One step of a rate far too high: all ReLUs of the second layer are dead."""
+    """Biases of the second layer have gone to -30, as after a step of a rate too high: all its ReLUs are dead."""
     net = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
     nn.init.constant_(net[2].bias, -30.0)
     return classifier(net, vectors, steps=30)
@@ -177,7 +177,7 @@ def virtual_batches_of_four():
 
 @planted("NS126")
 def residual_depth_without_norms():
-    """Forty residual branches without norms or scaling: the stream doubles its variance in each."""
+    """Twenty-four residual branches without norms or scaling: the variance of the stream grows in each."""
 
     class Branch(nn.Module):
         def __init__(self):

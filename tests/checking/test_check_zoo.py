@@ -83,7 +83,7 @@ def test_figures_of_the_page(zoo, monkeypatch, tmp_path):
         findings = [
             {"code": c, "severity": s, "message": "m", "cost": "", "fix": "", "places": ["a"]} for c, s in codes
         ]
-        return {"name": name, "findings": findings, "trace": [], "unmeasured": [], "fixes": [], "seconds": 1.0, **more}
+        return {"name": name, "findings": findings, "trace": [], "unmeasured": [], "fixes": [], "cpu": 1.0, **more}
 
     setups = zoo.kit.SetUp
     healthy = {"a": setups("a", "A", None), "b": setups("b", "B", None, true={"NS113": "so it is"})}
