@@ -146,7 +146,7 @@ def place_of(error: BaseException, file: Path | None = None) -> str:
         frames.append((error.filename, error.lineno))
     own = None if file is None else str(file.resolve())
     for name, line in reversed(frames):
-        if name == own or _is_users(name):
+        if name == own or is_users(name):
             return f"{Path(name).name}:{line}"
     return ""
 
@@ -154,9 +154,9 @@ def place_of(error: BaseException, file: Path | None = None) -> str:
 def warn_user(text: str, kind: type[Warning]) -> None:
     """Give a warning at the line of the user's own that is under way, however deep in libraries the call is."""
     depth, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and not _is_users(frame.f_code.co_filename):
+    while frame.f_back is not None and not is_users(frame.f_code.co_filename):
         depth, frame = depth + 1, frame.f_back
-    if not _is_users(frame.f_code.co_filename):
+    if not is_users(frame.f_code.co_filename):
         depth = 2
     warnings.warn(text, kind, stacklevel=depth)
 
@@ -164,11 +164,15 @@ def warn_user(text: str, kind: type[Warning]) -> None:
 def defined_at(function: object) -> str:
     """Return where the user defined a function, as ``train.py:12``; empty if it is not the user's own Python."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code and _is_users(code.co_filename) else ""
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code and is_users(code.co_filename) else ""
 
 
-def _is_users(name: str) -> bool:
-    """Return whether a frame's file lies outside Python's library, installed packages and this package."""
+def is_users(name: str) -> bool:
+    """Return whether a frame's file lies outside Python's library, installed packages and this package.
+
+    Args:
+        name: The path that the frame's code names.
+    """
     return not (name.startswith(("<", *_LIBRARIES)) or "site-packages" in name)
 
 

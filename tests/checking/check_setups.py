@@ -1,4 +1,6 @@
-"""Set-ups as users write them: the text of Python files."""
+"""Set-ups as users write them: the text of Python files; and one that a fix harms."""
+
+from normscope.evidence import examples
 
 NET = """
 import torch
@@ -104,3 +106,16 @@ HOSTILE = {
                 return self.net(x)
         """,
 }
+
+
+def other_means(**options):
+    """Training data of mean 3, and data of evaluation whose statistics the norm has: to recalibrate would harm."""
+    norm = examples.batch_norm(6, mean=0.0, variance=1.0)
+    norm.num_batches_tracked.fill_(1000)
+    evaluation = [examples.two_values(0.0, 1.0 + 0.01 * i, 64, 6) for i in range(3)]
+    loader = [examples.two_values(3.0, 2.0, 64, 6)] * 10
+
+    def loss_fn(model, batch):
+        return (model(batch).square().mean() - 1).square() + 1
+
+    return examples.alone(norm, loader, loss_fn=loss_fn, **{"eval_loader": evaluation} | options)

@@ -194,7 +194,7 @@ def test_an_ignore_needs_a_code_and_a_reason(code, reason):
         evidence.ignore(nn.Identity(), code, reason)
 
 
-def test_a_rule_that_raises_is_told_to_whom_listens_and_else_raised(monkeypatch):
+def test_a_rule_that_raises_is_listed_and_told_to_whom_listens_and_else_warned_of(monkeypatch):
     def broken(self, evidence):
         yield from ()
         raise KeyError("planted")
@@ -206,8 +206,17 @@ def test_a_rule_that_raises_is_told_to_whom_listens_and_else_raised(monkeypatch)
     )
     assert [(code, type(error)) for code, error in told] == [("NS108", KeyError)]
     assert codes(found) == ["NS103"]
-    with pytest.raises(KeyError, match="planted"):
+    (listed,) = found.unmeasured
+    assert listed[0] == "NS108"
+    assert listed[1].startswith("KeyError: 'planted' (test_checks.py:")
+    with pytest.warns(checking.RuleWarning, match="NS108 could not be judged; the others were: NS108: KeyError"):
+        again = checking.check(three_kinds(), ["NS10"], gap=False)
+    assert again.unmeasured == found.unmeasured
+    assert codes(again) == codes(found)
+    assert "not judged: NS108: KeyError: 'planted'" in str(again)
+    with pytest.raises(checking.RuleWarning) as warned:  # where warnings are errors, as in this suite
         checking.check(three_kinds(), ["NS108"], gap=False)
+    assert isinstance(warned.value.__cause__, KeyError)
 
 
 def test_a_rule_that_raises_over_a_checkpoint_is_told_by_its_code(monkeypatch):
@@ -219,7 +228,8 @@ def test_a_rule_that_raises_over_a_checkpoint_is_told_by_its_code(monkeypatch):
     found = checking.check_state(state, on_failure=lambda code, error: told.append((code, type(error))))
     assert told == [("NS103", KeyError)]
     assert len(found.rules) > 1
-    with pytest.raises(KeyError, match="planted"):
+    assert [code for code, _ in found.unmeasured] == ["NS103"]
+    with pytest.raises(checking.RuleWarning, match="NS103 could not be judged"):
         checking.check_state(state)
 
 

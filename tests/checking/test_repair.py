@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from check_setups import other_means
 
 from normscope import checking, rules
 from normscope.checking import repair
@@ -72,19 +73,6 @@ def test_tensors_are_compared_by_their_bits():
     assert repair.changed(state, {"a": state["a"], "b": torch.tensor([-0.0])}) == 1
     assert repair.changed(state, {"a": state["a"]}) == 1
     assert repair.changed(state, state | {"b": torch.tensor([1.0]), "c": torch.ones(1)}) == 2
-
-
-def other_means(**options):
-    """Training data of mean 3, and data of evaluation whose statistics the norm has: to recalibrate would harm."""
-    norm = examples.batch_norm(6, mean=0.0, variance=1.0)
-    norm.num_batches_tracked.fill_(1000)
-    evaluation = [examples.two_values(0.0, 1.0 + 0.01 * i, 64, 6) for i in range(3)]
-    loader = [examples.two_values(3.0, 2.0, 64, 6)] * 10
-
-    def loss_fn(model, batch):
-        return (model(batch).square().mean() - 1).square() + 1
-
-    return examples.alone(norm, loader, loss_fn=loss_fn, **{"eval_loader": evaluation} | options)
 
 
 def recalibration_of(case):

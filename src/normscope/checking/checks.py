@@ -1,4 +1,4 @@
-"""Check a training set-up by all rules, and repair what was found."""
+"""Check a training set-up by all rules."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from normscope._errors import NonFiniteError, NormscopeError, UsageError
-from normscope.checking.findings import Findings, Fixed
+from normscope._errors import UsageError
+from normscope.checking.findings import Findings
+from normscope.checking.judging import Judging, OnFailure
+from normscope.checking.limit import TimeLimit
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence
-from normscope.evidence.repairs import RefusedFixError
-from normscope.evidence.sandbox import NoBatchError, sandbox
+from normscope.evidence.sandbox import sandbox
 from normscope.probes import ProbeWarning
 from normscope.records import Finding
-from normscope.rules import chosen, get
+from normscope.rules import chosen
 
 Progress = Callable[[str], None]
-OnFailure = Callable[[str, Exception], None]
 
 
 @overload
@@ -33,6 +33,7 @@ def check(
     gap: bool = True,
     progress: Progress | None = None,
     on_failure: OnFailure | None = None,
+    timeout: float | None = None,
 ) -> Findings: ...
 
 
@@ -50,6 +51,7 @@ def check(
     gap: bool = True,
     progress: Progress | None = None,
     on_failure: OnFailure | None = None,
+    timeout: float | None = None,
 ) -> Findings: ...
 
 
@@ -67,12 +69,14 @@ def check(case: Case | Module, *given: Any, **options: Any) -> Findings:
         **options: ``select``, codes, names or beginnings of codes, all rules if None; ``ignore``, those that are left
             out; ``batches``, over how many batches statistics are taken (10); ``gap``, whether to take the gap between
             training and evaluation apart, where there are evaluation data; ``progress``, called with what is being
-            done, in words; ``on_failure``, called with the code of a rule that could not be judged (``"gap"``: the
-            gap), and what it raised, while the others are judged: left out, it is raised.
+            done, in words; ``timeout``, seconds that a rule waits for one thing, a measurement or its own passes (no
+            limit): what it can interrupt is said in ``normscope.checking.limit``; ``on_failure``, called with the
+            code of a rule that raised what no rule should (``"gap"``: the gap), and that: left out, a ``RuleWarning``
+            names it.
 
     Returns:
-        The findings, worst first; what is ignored on purpose apart. What the case's own code raises in a pass of one
-        rule is told in ``unmeasured``, if the training itself runs.
+        The findings, worst first; what is ignored on purpose apart. No rule keeps the others from being judged: what
+        is raised in one is told in ``unmeasured``, and a rule that has waited too long in ``not_run``.
 
     Raises:
         UsageError: A code fits no rule, or the training raises in its first step, or a loader gives no batch.
@@ -98,30 +102,41 @@ def _check(
     gap: bool = True,
     progress: Progress | None = None,
     on_failure: OnFailure | None = None,
+    timeout: float | None = None,
 ) -> Findings:
     rules = chosen(select, ignore)
     if batches < 1:
         raise UsageError(f"batches={batches} must be 1 or more")
     told = progress or (lambda what: None)
-    evidence = Evidence(case, batches=batches, told=told)
+    limit = TimeLimit(timeout, told)
+    evidence = Evidence(case, batches=batches, told=limit)
+    judging = Judging(limit, on_failure, basis=lambda: evidence.training)
     found: list[Finding] = []
     ignored: list[tuple[Finding, str]] = []
-    unmeasured: list[tuple[str, str]] = []
     with sandbox(case), warnings.catch_warnings():
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
-            for finding in _judged(rule.CODE, partial(rule.examine, evidence), on_failure, unmeasured, evidence):
+            for finding in judging.findings(rule.CODE, partial(rule.examine, evidence)):
                 reason = case.ignored(finding.code, finding.places)
                 if reason:
                     ignored.append((finding, reason))
                 else:
                     found.append(finding)
         if gap and case.eval_loader is not None:
-            _judged("gap", lambda: _gap_alone(evidence), on_failure, unmeasured, evidence)
+            judging.findings("gap", lambda: _gap_alone(evidence))
         taken = vars(evidence).get("gap")
+    judging.warn()
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
-    return Findings(tuple(found), tuple(ignored), taken, tuple(rule.CODE for rule in rules), tuple(unmeasured))
+    waited = dict(judging.not_run)
+    return Findings(
+        tuple(found),
+        tuple(ignored),
+        taken,
+        tuple(rule.CODE for rule in rules if rule.CODE not in waited),
+        tuple(judging.unmeasured),
+        tuple(judging.not_run),
+    )
 
 
 def _gap_alone(evidence: Evidence) -> list[Finding]:
@@ -129,37 +144,12 @@ def _gap_alone(evidence: Evidence) -> list[Finding]:
     return []
 
 
-def _judged(
-    code: str,
-    look: Callable[[], Iterable[Finding]],
-    on_failure: Callable[[str, Exception], None] | None,
-    unmeasured: list[tuple[str, str]],
-    evidence: Evidence | None = None,
-) -> list[Finding]:
-    try:
-        return list(look())
-    except NonFiniteError as error:  # a finding of NS103's: the others cannot measure, and it must be heard
-        unmeasured.append((code, str(error)))
-        return []
-    except NormscopeError as error:
-        if evidence is None or isinstance(error, NoBatchError):
-            raise
-        _ = evidence.training  # raises where the set-up itself does not run: then there is nothing to judge
-        unmeasured.append((code, str(error)))
-        return []
-    except Exception as error:
-        if on_failure is None:
-            raise
-        on_failure(code, error)
-        return []
-
-
 def check_state(
     state: Mapping[str, Any],
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
     *,
-    on_failure: Callable[[str, Exception], None] | None = None,
+    on_failure: OnFailure | None = None,
 ) -> Findings:
     """Look for the defects that a checkpoint's buffers show.
 
@@ -180,38 +170,12 @@ def check_state(
     if away is not None:
         raise UsageError(f"{away} lies on the meta device and has no value: materialise the model first")
     rules = [rule for rule in chosen(select, ignore) if rule.BUFFERS_ONLY]
-    unmeasured: list[tuple[str, str]] = []
-    found = []
+    judging, found = Judging(TimeLimit(None), on_failure), list[Finding]()
     for rule in rules:
-        found += _judged(rule.CODE, partial(rule.examine_buffers, norms), on_failure, unmeasured)
+        found += judging.findings(rule.CODE, partial(rule.examine_buffers, norms))
+    judging.warn()
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
-    return Findings(tuple(found), rules=tuple(rule.CODE for rule in rules), unmeasured=tuple(unmeasured))
-
-
-def fix(case: Case, findings: Iterable[Finding], *, unsafe: bool = False) -> list[Fixed]:
-    """Repair what was found, in place.
-
-    Args:
-        case: The set-up that was checked.
-        findings: What to repair.
-        unsafe: Whether to make fixes that change what the network computes or how it trains.
-
-    Returns:
-        For each finding what was done, or why nothing was.
-    """
-    made = []
-    for finding in findings:
-        rule = get(finding.code)
-        if not finding.fixable:
-            made.append(Fixed(finding, why_not=f"no mechanical fix: {finding.fix or 'see its page'}"))
-        elif not (rule.SAFE or unsafe):
-            made.append(Fixed(finding, why_not="the fix is unsafe: it changes what the network computes or learns"))
-        else:
-            try:
-                made.append(Fixed(finding, done=rule.repair(case, finding)))
-            except RefusedFixError as refusal:
-                made.append(Fixed(finding, why_not=str(refusal)))
-    return made
+    return Findings(tuple(found), rules=tuple(rule.CODE for rule in rules), unmeasured=tuple(judging.unmeasured))
 
 
 def _norms_of(state: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Tensor]]:

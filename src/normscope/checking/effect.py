@@ -8,6 +8,8 @@ from normscope import evidence
 from normscope._errors import NormscopeError
 from normscope.evidence import Case, set_mode
 from normscope.evidence.losses import losses
+from normscope.evidence.sandbox import streams_of_loaders
+from normscope.modules.rng import RngState
 from normscope.modules.state import Snapshot
 from normscope.records.numbers import counted
 from normscope.report import LossNote
@@ -20,24 +22,21 @@ _STUDENT = {2: 6.3, 3: 2.9, 4: 2.4}  # the 95th percentile of Student's t, by nu
 Losses = dict[str, Sequence[float]]
 
 
-class Before:
-    """A set-up before a fix: its losses by batch, and everything that a fix may change.
+class Measure:
+    """Takes the losses of a set-up, each time on the same batches and from the same state of the random streams.
+
+    A fix may put another loader in its place, and draw from the stream of a loader.
 
     Args:
         case: The set-up.
-        known: Its losses, where they were measured already.
     """
 
-    def __init__(self, case: Case, known: Losses | None = None) -> None:
+    def __init__(self, case: Case) -> None:
         self._case = case
-        # A fix may put another loader in its place: the losses are those of the same batches.
         self._loaders = case.loader, case.eval_loader if case.eval_loader is not None else case.loader
-        self._given = {name: getattr(case, name) for name in ("model", "averaged", "exported", "loader", "eval_loader")}
-        models = [model for model in (case.model, case.averaged) if model is not None]
-        self._snapshot = Snapshot(*models, optimizers=[] if case.optimizer is None else [case.optimizer])
-        self._losses = self.measured() if known is None else known
+        self._streams = RngState(generators=streams_of_loaders(case))
 
-    def measured(self) -> Losses:
+    def losses(self) -> Losses:
         """Return the losses of some batches in training and in evaluation; without those that cannot be had."""
         case = self._case
         found: Losses = {}
@@ -48,6 +47,7 @@ class Before:
             evaluation = name != "training"
             try:
                 with evidence.sandbox(case):
+                    self._streams.restore()
                     if evaluation:
                         set_mode(model, False)
                     loader = self._loaders[evaluation]
@@ -56,27 +56,55 @@ class Before:
                 continue
         return found
 
-    def effect(self, after: Losses) -> tuple[tuple[LossNote, ...], str]:
-        """Return each mean loss before and after, and how the loss of evaluation rose by more than its noise, if so."""
-        notes, worse = [], ""
-        for name, now in after.items():
-            then = self._losses.get(name)
-            if then is None:
-                continue
-            notes.append(LossNote(name, _mean(then), _mean(now)))
-            rise, noise = _mean(now) - _mean(then), _noise(then)
-            if name != "training" and math.isfinite(_mean(then)) and not rise <= noise:
-                worse = (
-                    f"the loss of {name} rose from {_mean(then):.4g} to {_mean(now):.4g}, by more than its noise over "
-                    f"{counted(len(then), 'batch', 'batches')} ({noise:.2g})"
-                )
-        return tuple(notes), worse
+
+class Before:
+    """A set-up before a fix: everything that a fix may change.
+
+    Args:
+        case: The set-up.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._given = {name: getattr(case, name) for name in ("model", "averaged", "exported", "loader", "eval_loader")}
+        models = [model for model in (case.model, case.averaged) if model is not None]
+        optimizers = [] if case.optimizer is None else [case.optimizer]
+        self._snapshot = Snapshot(*models, optimizers=optimizers, generators=streams_of_loaders(case))
 
     def restore(self) -> None:
         """Take back what was done since."""
         for name, value in self._given.items():
             setattr(self._case, name, value)
         self._snapshot.restore()
+
+
+def told(before: Losses, after: Losses) -> tuple[LossNote, ...]:
+    """Return each mean loss before and after."""
+    return tuple(LossNote(name, _mean(then), _mean(after[name])) for name, then in before.items() if name in after)
+
+
+def lost(before: Losses, after: Losses) -> str:
+    """Say which loss can no longer be taken, or is no longer finite; nothing if none."""
+    for name, then in before.items():
+        if name not in after:
+            return f"the loss of {name} can no longer be taken"
+        if math.isfinite(_mean(then)) and not math.isfinite(_mean(after[name])):
+            return f"the loss of {name} is no longer finite"
+    return ""
+
+
+def risen(before: Losses, after: Losses) -> str:
+    """Say which loss of evaluation is higher by more than its noise over batches; nothing if none."""
+    for name, then in before.items():
+        if name == "training" or name not in after:
+            continue
+        was, now, noise = _mean(then), _mean(after[name]), _noise(then)
+        if now - was > noise:
+            over = counted(len(then), "batch", "batches")
+            return (
+                f"the loss of {name} rose from {was:.4g} to {now:.4g}, by more than its noise over {over} ({noise:.2g})"
+            )
+    return ""
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,6 +7,11 @@ from typing import Any
 from normscope.evidence.gap import Gap
 from normscope.records import Finding, Severity, notebook
 from normscope.records.numbers import counted
+from normscope.report import LossNote, loss_words
+
+
+class RuleWarning(UserWarning):
+    """Rules failed by an exception that no rule should raise; everything else goes on."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,9 @@ class Findings(Sequence[Finding]):
         gap: Where the loss of evaluation comes from; None where it was not measured.
         rules: Codes of the rules that ran.
         unmeasured: Codes of rules (``"gap"``: the gap) whose evidence could not be had, and why: values that are not
-            finite, or a pass that raises though the training runs.
-        not_run: Codes of rules that were asked for and not run, and why: only where a scope runs them.
+            finite, a pass that raises though the training runs, or a failure of the rule itself.
+        not_run: Codes of rules that were asked for and not run, and why: they have waited longer than the time limit,
+            or they cannot run in a scope.
     """
 
     found: tuple[Finding, ...]
@@ -70,12 +76,21 @@ class Fixed:
     Attributes:
         finding: The finding.
         done: What was done; empty if nothing was.
-        why_not: Why nothing was done.
+        why_not: Why nothing was done, or why what was done was taken back.
+        losses: Losses on the same batches before and after the fix; with a fix that was taken back, those after it
+            while it stood. Empty where nothing was done, or no loss can be had.
     """
 
     finding: Finding
     done: str = ""
     why_not: str = ""
+    losses: tuple[LossNote, ...] = ()
+
+    def __str__(self) -> str:
+        """Return in a line what was done, or why nothing was, with the losses before and after."""
+        where = f"{self.finding.code} {_places(self.finding)}".rstrip()
+        told = f"fixed {where}: {self.done}" if self.done else f"not fixed {where}: {self.why_not}"
+        return f"{told}; loss {loss_words(self.losses)}" if self.losses else told
 
 
 def _places(finding: Finding) -> str:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from normscope import checking, evidence
-from normscope._errors import NormscopeError
+from normscope import evidence
 from normscope.checking import checkpoint
-from normscope.checking.effect import Before
+from normscope.checking.fixing import Fixer
+from normscope.checking.judging import Failures
+from normscope.checking.limit import TimeLimit
 from normscope.modules.values import same_bits
 from normscope.records import Finding
 from normscope.records.numbers import counted
 from normscope.report import FixNote
-from normscope.usercode import described
 
 # An attribute of a module -> how its change is said; None where another one says it.
 _WORDS = {"training": "the mode", "train": "the freeze", "extra_repr": None, "_before_freeze": None}
@@ -24,47 +24,28 @@ _PLAIN = (bool, int, float, str, type(None))
 _ABSENT = object()
 
 
-def repair(case: evidence.Case, findings: Iterable[Finding], *, unsafe: bool) -> list[FixNote]:
-    """Apply the fix of each finding to the case, in place.
-
-    The losses before and after each are told. A fix after which the loss of evaluation is higher by more than its noise
-    over batches is taken back.
+def repair(
+    case: evidence.Case, findings: Iterable[Finding], *, unsafe: bool, timeout: float | None = None
+) -> list[FixNote]:
+    """Apply the fix of each finding to the case, in place, as ``fixing.fix`` does, and say what a file can keep of it.
 
     Args:
         case: The set-up.
         findings: What was found.
         unsafe: Whether fixes are applied that change what the network computes or how it trains.
+        timeout: Seconds after which a fix is given up and taken back; without end if None.
     """
-    notes = []
-    known = None
+    notes, before = [], _Before(case)
+    failures = Failures(lambda code, error: None)  # each is told in its note
+    fixer = Fixer(case, TimeLimit(timeout), failures.note)
     for finding in findings:
-        if not finding.fixable or not (finding.safe or unsafe):
-            made = checking.fix(case, [finding], unsafe=unsafe)[0]
-            notes.append(FixNote(finding, why_not=made.why_not))
-            continue
-        before, standing = _Before(case), Before(case, known)
-        try:
-            made = checking.fix(case, [finding], unsafe=unsafe)[0]
-        except KeyboardInterrupt:
-            raise
-        except (Exception, SystemExit) as error:
-            why = str(error) if isinstance(error, NormscopeError) else described(error)
-            notes.append(FixNote(finding, why_not=f"the fix failed: {why}"))
-            standing.restore()
-            known = None
-            continue
+        made = fixer.fix(finding, unsafe=unsafe)
         if not made.done:
-            notes.append(FixNote(finding, why_not=made.why_not))
-            continue
-        known = standing.measured()
-        told, worse = standing.effect(known)
-        if worse:
-            standing.restore()
-            known = None
-            notes.append(FixNote(finding, why_not=f"{made.done}, and took it back: {worse}", losses=told))
+            notes.append(FixNote(finding, why_not=made.why_not, losses=made.losses))
             continue
         tensors, beyond = before.changes()
-        notes.append(FixNote(finding, made.done, "", tensors, beyond, told))
+        notes.append(FixNote(finding, made.done, "", tensors, beyond, made.losses))
+        before = _Before(case)
     return notes
 
 

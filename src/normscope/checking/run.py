@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from normscope import checking, evidence, rules
 from normscope._errors import UsageError
 from normscope.checking import checkpoint, repair
+from normscope.checking.limit import TimeLimit
+from normscope.checking.settings import Settings as Settings
 from normscope.checking.target import Target, open_target
 from normscope.report import Checked, FixNote, GapNote, RuleNote
-from normscope.usercode import described, place_of, users_code
+from normscope.usercode import users_code
 
 Told = Callable[[str], None] | None
 
@@ -30,6 +32,8 @@ class Options:
         unsafe: Whether to apply unsafe ones too.
         out: File for the repaired state dict.
         batches: Training batches over which statistics are taken.
+        timeout: Seconds that a rule waits for one thing; without end if None.
+        settings: Reasons for which findings are not reported.
     """
 
     select: Sequence[str] | None = None
@@ -38,6 +42,8 @@ class Options:
     unsafe: bool = False
     out: Path | None = None
     batches: int = 10
+    timeout: float | None = None
+    settings: Settings = field(default_factory=Settings)
 
 
 def check_target(words: str, options: Options, told: Told = None) -> Checked:
@@ -46,7 +52,7 @@ def check_target(words: str, options: Options, told: Told = None) -> Checked:
     Raises:
         UsageError: It gives nothing that can be checked, or something in it raises.
     """
-    rules.chosen(options.select, options.ignore)
+    _some_rules(options)
     if options.out is not None:
         checkpoint.writable(options.out)
     target = open_target(words)
@@ -69,26 +75,33 @@ def check_file(path: Path, options: Options) -> Checked:
         DataError: The file is missing, truncated, or no state dict.
         UsageError: It holds no batch norm, or code.
     """
-    rules.chosen(options.select, options.ignore)
+    _some_rules(options)
     began = time.perf_counter()
     note = "a checkpoint shows buffers only: the other rules need the model and its data, and momentum is taken as 0.1"
     return _of_state(checkpoint.read(path), str(path), options, began, notes=(note,), file=str(path), line=0)
 
 
+def _some_rules(options: Options) -> None:
+    TimeLimit(options.timeout)  # says whether it is one
+    if not rules.chosen(options.select, options.ignore):
+        raise UsageError("no rule is left to run: what is selected is ignored, too")
+
+
 def _of_state(
     state: Any, target: str, options: Options, began: float, *, notes: Sequence[str], file: str, line: int
 ) -> Checked:
-    failed: list[tuple[str, str]] = []
     with users_code("the check"):
-        found = checking.check_state(state, options.select, options.ignore, on_failure=_noting(failed))
+        found = checking.check_state(state, options.select, options.ignore, on_failure=_listed)
+        found = options.settings.apply(found)
     if not found.rules:
         buffers = ", ".join(rule.CODE for rule in rules.all() if rule.BUFFERS_ONLY)
         raise UsageError(f"none of the rules asked for reads buffers alone: {buffers} do")
     return Checked(
         target,
         found.found,
+        found.ignored,
         rules=_notes(found.rules),
-        failed=failed,
+        failed=found.unmeasured,
         notes=notes,
         file=file,
         line=line,
@@ -107,7 +120,7 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
         with users_code("the state dict of the model"):
             before = repair.states(case)
         with users_code("a fix"):
-            fixes = repair.repair(case, found, unsafe=options.unsafe)
+            fixes = repair.repair(case, found, unsafe=options.unsafe, timeout=options.timeout)
         if any(fixed.done for fixed in fixes):
             failed.clear()
             found = _check(case, options, told, failed)
@@ -144,18 +157,15 @@ def _check(case: evidence.Case, options: Options, told: Told, failed: list[tuple
             options.ignore,
             batches=options.batches,
             progress=told,
-            on_failure=_noting(failed),
+            on_failure=_listed,
+            timeout=options.timeout,
         )
-    failed += found.unmeasured
-    return found
+    failed += (*found.unmeasured, *found.not_run)
+    return options.settings.apply(found, case.ignored)
 
 
-def _noting(failed: list[tuple[str, str]]) -> Callable[[str, Exception], None]:
-    def note(code: str, error: Exception) -> None:
-        place = place_of(error)
-        failed.append((code, described(error) + (f" ({place})" if place else "")))
-
-    return note
+def _listed(code: str, error: Exception) -> None:
+    """Give no warning of a rule that failed: the output lists it."""
 
 
 def _notes_on(case: evidence.Case) -> list[str]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from normscope._errors import NonFiniteError, UsageError
 from normscope.checking.causes import Causes
-from normscope.checking.findings import Findings
+from normscope.checking.findings import Findings, RuleWarning
 from normscope.checking.recent_steps import ParameterGroups, RecentBatches, joined
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence, NotShownError
@@ -47,10 +47,6 @@ _WAITING = "synchronised norms of several processes: a pass of one process alone
 
 class FindingWarning(UserWarning):
     """A rule has found a defect while training. Given once a cause; training goes on."""
-
-
-class RuleWarning(UserWarning):
-    """Rules failed while training and are switched off; training goes on."""
 
 
 class Watch:

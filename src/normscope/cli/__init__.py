@@ -11,7 +11,7 @@ import typer
 
 from normscope import __version__
 from normscope._errors import NormscopeError
-from normscope.cli import bench, check, compare, demo, example, explain, lists, report, study, watch
+from normscope.cli import bench, check, compare, completion, demo, example, explain, lists, report, study, watch
 
 _USAGE: Any = typer.BadParameter.__bases__[0]  # the parser raises it for words that do not fit
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     epilog="Start with:  normscope demo",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of all commands below, too
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -35,6 +36,9 @@ app.command("watch", epilog="Example:  normscope watch runs/mine --open")(watch.
 app.command("rules", epilog="Example:  normscope rules --json")(lists.rules)
 app.command("probes", epilog="Example:  normscope probes")(lists.probes)
 app.command("layers", epilog="Example:  normscope layers")(lists.layers)
+app.command("completion", epilog="Example:  normscope completion bash > ~/.normscope-completion.bash")(
+    completion.completion
+)
 app.command("explain", epilog="Example:  normscope explain noisy-batchnorm")(explain.explain)
 
 
@@ -62,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     A mistake of the user's ends in one line on standard error and exit code 2.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    completion.answer_shells()
     try:
         code = app(args=words, prog_name="normscope", standalone_mode=False)
     except NormscopeError as error:
@@ -70,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except _USAGE as error:
         message = error.format_message().rstrip()
         message += "" if message.endswith((".", "?", "!")) else "."
-        if "\n" in message:  # a group without a command answers with its help
+        if message.startswith("Usage:"):  # a group without a command answers with its help
             typer.echo(message, err=True)
         else:
+            message = " ".join(message.split())  # the parser lists choices one a line
             path = error.ctx.command_path if error.ctx else "normscope"
             typer.echo(f"normscope: {message} See `{path} --help`.", err=True)
         raise SystemExit(2) from None

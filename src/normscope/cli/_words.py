@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from normscope._errors import UsageError
+
 Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
 TableOut = Annotated[Path | None, typer.Option("--out", help="Markdown file to write the tables into.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]
@@ -28,8 +30,17 @@ def group(purpose: str, example: str) -> typer.Typer:
 
 
 def codes(given: Sequence[str] | None) -> list[str] | None:
-    """Split options with rules' codes or names at commas, and write codes in capitals; None if none is given."""
+    """Split options with rules' codes or names at commas, and write codes in capitals; None if none is given.
+
+    Raises:
+        UsageError: What is given names nothing.
+    """
     if not given:
         return None
     parts = [part.strip() for words in given for part in words.split(",")]
-    return [part.upper() if part[:2].lower() == "ns" else part for part in parts if part]
+    named = [part.upper() if part[:2].lower() == "ns" else part for part in parts if part]
+    if not named:
+        raise UsageError(
+            f"{', '.join(map(repr, given))} names no rule: give codes or names, such as NS1 or NS102,NS105"
+        )
+    return named

@@ -11,8 +11,10 @@ from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_page, print_text
 from normscope.cli._progress import interruptible, status_line
 from normscope.cli._words import Codes, codes
+from normscope.cli.completion import complete_codes
 
 if TYPE_CHECKING:
+    from normscope.checking.settings import Settings
     from normscope.report import Checked
 
 
@@ -22,6 +24,7 @@ class Format(StrEnum):
     TEXT = "text"
     JSON = "json"
     SARIF = "sarif"
+    GITHUB = "github"
 
 
 class Level(StrEnum):
@@ -41,9 +44,15 @@ def check(
         ),
     ] = None,
     select: Annotated[
-        Codes, typer.Option(help="Only rules whose codes begin so: NS1, NS102,NS105. May be repeated.")
+        Codes,
+        typer.Option(
+            help="Only rules whose codes begin so: NS1, NS102,NS105. May be repeated.", autocompletion=complete_codes
+        ),
     ] = None,
-    ignore: Annotated[Codes, typer.Option(help="Not the rules whose codes begin so. May be repeated.")] = None,
+    ignore: Annotated[
+        Codes,
+        typer.Option(help="Not the rules whose codes begin so. May be repeated.", autocompletion=complete_codes),
+    ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Apply safe fixes, then check again.")] = False,
     unsafe_fixes: Annotated[
         bool, typer.Option("--unsafe-fixes", help="Apply all fixes, also those that change results; then check again.")
@@ -53,7 +62,10 @@ def check(
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    explain: Annotated[str | None, typer.Option(metavar="CODE", help="Print a rule's page and stop.")] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Print a rule's page and stop.", autocompletion=complete_codes),
+    ] = None,
     state_dict: Annotated[
         Path | None,
         typer.Option(
@@ -61,11 +73,26 @@ def check(
         ),
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="Training batches over which statistics are taken.")] = 10,
-    level: Annotated[Level, typer.Option(help="Lowest severity that makes the exit code 1.")] = Level.ERROR,
+    level: Annotated[
+        Level | None, typer.Option(help="Lowest severity that makes the exit code 1.  [default: error]")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Give up a rule that waits longer for a measurement, and a longer fix."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Read the settings from this TOML file instead.")
+    ] = None,
+    no_config: Annotated[bool, typer.Option("--no-config", help="Read no settings.")] = False,
 ) -> None:
     """Look for defects of normalization in a model and how it is trained; prove them with numbers, and repair them.
 
-    A few training steps are made and undone. Exit code 0: nothing at or above the level; 1: findings; 2: misuse.
+    A few training steps are made and undone. Exit code 0: nothing at or above the level; 1: findings; 2: misuse, or a
+    rule that could not be judged.
+
+    Settings: the table [tool.normscope] of the nearest pyproject.toml, from the file's folder upward: select, ignore
+    (a list, or a table of code and reason), level, per-path-ignores (a pattern of modules' paths, then code and
+    reason). Options win over it; reasons stay in force.
     """
     form = Format.JSON if as_json else form
     if explain is not None:
@@ -78,16 +105,23 @@ def check(
         raise UsageError("--out is for what fixes change: give --fix or --unsafe-fixes with it")
     if state_dict is not None and fixing:
         raise UsageError("fixes need the model and its data: give FILE_OR_MODULE:FACTORY instead of --state-dict")
+    if config is not None and no_config:
+        raise UsageError("--config and --no-config exclude each other")
     from normscope.checking import run
     from normscope.usercode import quiet_stdout
 
+    settings = run.Settings() if no_config else _settings(target, config)
+    # Rules that are asked for by name run, also where the file ignores them.
+    given = select is not None
     chosen = run.Options(
-        select=codes(select),
-        ignore=codes(ignore),
+        select=codes(select) if given else settings.select,
+        ignore=codes(ignore) if given or ignore is not None else settings.ignore,
         fix=fixing,
         unsafe=unsafe_fixes,
         out=None if out is None else out.absolute(),
         batches=batches,
+        timeout=timeout,
+        settings=settings,
     )
     with interruptible("nothing was changed"), quiet_stdout(), status_line(form is not Format.TEXT) as show:
         if state_dict is not None:
@@ -95,13 +129,22 @@ def check(
         else:
             checked = run.check_target(target or "", chosen, show)
     print_text(_formatted(checked, form))
-    raise typer.Exit(_exit_code(checked, level))
+    raise typer.Exit(_exit_code(checked, level.value if level is not None else settings.level or Level.ERROR.value))
 
 
-def _exit_code(checked: "Checked", level: Level) -> int:
+def _settings(target: str | None, config: Path | None) -> "Settings":
+    from normscope.checking.settings import settings_for, settings_in
+
+    if config is not None:
+        return settings_in(config)
+    file = Path((target or "").rpartition(":")[0])
+    return settings_for((file if file.is_file() else Path.cwd() / "_").resolve().parent)
+
+
+def _exit_code(checked: "Checked", level: str) -> int:
     from normscope.records import Severity
 
-    most = Severity(level.value).rank
+    most = Severity(level).rank
     if any(finding.severity.rank <= most for finding in checked.findings):
         return 1
     if checked.failed:
@@ -118,6 +161,8 @@ def _formatted(checked: "Checked", form: Format) -> str:
         return report.check_json(checked)
     if form is Format.SARIF:
         return report.check_sarif(checked, version=__version__)
+    if form is Format.GITHUB:
+        return report.check_github(checked)
     from rich.console import Console
 
     terminal = Console()

@@ -8,14 +8,26 @@ from normscope.evidence.arms import (
     reached_objects as reached_objects,
 )
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
-from normscope.evidence.evidence import Evidence as Evidence
+from normscope.evidence.coupling import (
+    Coupling as Coupling,
+    coupling_of as coupling_of,
+    input_gradients as input_gradients,
+)
+from normscope.evidence.evidence import Evidence as Evidence, NotShownError as NotShownError
 from normscope.evidence.exported import Deployed as Deployed, exported_anew as exported_anew, quiet as quiet
 from normscope.evidence.gap import Gap as Gap, Share as Share
+from normscope.evidence.influence import Influence as Influence, influence_in_evaluation as influence_in_evaluation
 from normscope.evidence.listening import NormCall as NormCall
 from normscope.evidence.measures import (
     by_update as by_update,
     distance_of_means as distance_of_means,
     of_this_library as of_this_library,
+)
+from normscope.evidence.mixing import Mixing as Mixing
+from normscope.evidence.modes import (
+    ByMode as ByMode,
+    modules_by_mode as modules_by_mode,
+    written_in_evaluation as written_in_evaluation,
 )
 from normscope.evidence.passes import (
     example as example,
@@ -36,7 +48,7 @@ from normscope.evidence.sequences import (
     tail_lengths as tail_lengths,
     tail_share as tail_share,
 )
-from normscope.evidence.untrained import as_made as as_made, shifts_differ as shifts_differ
+from normscope.evidence.untrained import as_made as as_made, has_learnt as has_learnt, shifts_differ as shifts_differ
 from normscope.modules.batches import tensors as tensors
 from normscope.modules.call import set_mode as set_mode
 from normscope.modules.sites import is_known_norm as is_known_norm, tracking as tracking

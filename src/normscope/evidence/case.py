@@ -11,6 +11,7 @@ from normscope._errors import DataError, UsageError
 from normscope.modules.gradients import WithoutGradient
 from normscope.modules.reach import Reach
 from normscope.modules.wrapped import refuse_fixed
+from normscope.usercode import defined_at
 
 LossFn = Callable[[Any, Any], Tensor]
 TrainStep = Callable[[Module, Any], Any]
@@ -114,7 +115,7 @@ class Case:
         """
         own = self.eval_loss_fn if evaluation and self.eval_loss_fn is not None else self.loss_fn
         passes = self._passes["evaluation" if evaluation else "training"]
-        found = passes(own, model, batch)
+        found = number_of(passes(own, model, batch), own)
         return float(found.detach() if isinstance(found, Tensor) else found)
 
     def ignored(self, code: str, places: Iterable[str]) -> str:
@@ -133,6 +134,34 @@ def length_of(loader: Any) -> int | None:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # a DataLoader has a length only if its data have
         return None
+
+
+def number_of(found: Any, function: Callable[..., Any], *, descended: bool = False) -> Any:
+    """Return what a loss function returned, if it is a number.
+
+    Args:
+        found: What it returned.
+        function: The function.
+        descended: Whether gradients are taken of it.
+
+    Raises:
+        UsageError: It is none; the message says what it is.
+    """
+    wrong = ""
+    if isinstance(found, Tensor):
+        if found.numel() != 1:
+            wrong = f"a tensor of shape {tuple(found.shape)}: it must return one number, such as the mean"
+        elif found.is_complex() or (descended and not found.is_floating_point()):
+            wrong = f"a tensor of {found.dtype}: it must return a real number, of a floating dtype"
+        elif descended and not found.requires_grad:
+            wrong = "a tensor without gradient: leave out detach, item and no_grad"
+    elif descended or isinstance(found, str) or not hasattr(found, "__float__"):
+        what = "None" if found is None else f"an object of type {type(found).__name__}"
+        wrong = f"{what}: it must return the loss alone, a tensor with one number"
+    if wrong:
+        place = defined_at(function)
+        raise UsageError(f"the loss function returned {wrong}" + (f" ({place})" if place else ""))
+    return found
 
 
 def ignore(module: Module, code: str, reason: str) -> Module:

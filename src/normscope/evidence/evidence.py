@@ -117,9 +117,9 @@ class Evidence:
     @cached_property
     def gap(self) -> Gap:
         """The loss of evaluation less that of training, taken apart."""
-        statistics = self.statistics if self.tracking else None
+        statistics, untrained = self.statistics if self.tracking else None, self.untrained
         self._told("the losses of training and evaluation")
-        return measure_gap(self.case, max(1, min(4, self.batches)), statistics, untrained=self.untrained)
+        return measure_gap(self.case, max(1, min(4, self.batches)), statistics, untrained=untrained)
 
     def loss_with_pooled(self, paths: Collection[str]) -> float:
         """Return the loss of evaluation with pooled statistics in some norms, and the running ones in the others.
@@ -129,9 +129,11 @@ class Evidence:
         """
         case = self.case
         loader = case.loader if case.eval_loader is None else case.eval_loader
+        statistics = self.statistics
+        self._told("the loss of evaluation with statistics of the training data")
         with sandbox(case):
             set_mode(case.model, False)
-            put_statistics(case.model, self.statistics, only=paths)
+            put_statistics(case.model, statistics, only=paths)
             return mean_loss(case, loader, max(1, min(4, self.batches)), evaluation=True)
 
     @cached_property

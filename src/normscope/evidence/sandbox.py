@@ -61,15 +61,15 @@ def _undone(case: Case) -> Iterator[None]:
     with (
         torch.set_grad_enabled(torch.is_grad_enabled()),  # both modes are put back at the end, too
         torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
-        undone(case.reach, *models, optimizers=optimizers, generators=_streams(case)),
+        undone(case.reach, *models, optimizers=optimizers, generators=streams_of_loaders(case)),
         # Hooks would have compiled modules compiled anew, and not be called by those that are not.
         eagerly(any(map(is_compiled, models))),
     ):
         yield
 
 
-def _streams(case: Case) -> Iterator[Generator]:
-    """Find the random streams that the loaders draw from, besides torch's own."""
+def streams_of_loaders(case: Case) -> Iterator[Generator]:
+    """Yield the random streams that the loaders of a set-up draw from, besides torch's own."""
     for loader in (case.loader, case.eval_loader):
         sampler = getattr(loader, "sampler", None)
         batch_sampler = getattr(loader, "batch_sampler", None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from normscope._errors import UsageError
-from normscope.evidence.case import Case
+from normscope.evidence.case import Case, number_of
 from normscope.evidence.listening import Listener, NormCall as NormCall, Training as Training
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.batches import finite, tensors
@@ -71,7 +71,8 @@ def _plain(case: Case, loss_fn: Any, batch: Any) -> None:
     else:
         case.model.zero_grad()
     loss = loss_fn(case.model, batch)
+    # Without any it is frozen as a whole: passes are made, and statistics move, but nothing is learnt.
     if any(parameter.requires_grad for parameter in case.model.parameters()):
-        loss.backward()  # else it is frozen as a whole: passes are made, and statistics move, but nothing is learnt
+        number_of(loss, case.loss_fn, descended=True).backward()
     if case.optimizer is not None:
         case.optimizer.step()

@@ -104,15 +104,20 @@ def calls_step_hooks(optimizer: Any) -> bool:
 
 
 def refuse_fixed(model: Module) -> None:
-    """Refuse a module whose code torch holds: its hooks and parameters cannot be reached.
+    """Refuse a module whose code torch holds: its hooks and parameters cannot be reached, or it has no layers.
 
     Raises:
-        UsageError: The model or a module of it is traced or scripted.
+        UsageError: The model or a module of it is traced, scripted or exported.
     """
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        fixed = "traced or scripted" if isinstance(module, torch.jit.ScriptModule) else ""
+        if isinstance(module, torch.fx.GraphModule) and any(
+            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+        ):
+            fixed = "exported"
+        if fixed:
             what = f"its module {name!r}" if name else "the model"
-            raise UsageError(f"{what} is traced or scripted and cannot be looked into: give the module it is made of")
+            raise UsageError(f"{what} is {fixed} and cannot be looked into: give the module it is made of")
 
 
 def rank_of_many() -> int | None:

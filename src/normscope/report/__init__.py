@@ -52,7 +52,9 @@ from normscope.report.check import (
     GapNote as GapNote,
     LossNote as LossNote,
     RuleNote as RuleNote,
+    check_github as check_github,
     check_json as check_json,
     check_sarif as check_sarif,
     check_text as check_text,
+    loss_words as loss_words,
 )

@@ -1,4 +1,4 @@
-"""The findings of a check: as text for a terminal, as JSON, and as SARIF."""
+"""The findings of a check: as text for a terminal, as JSON, as SARIF, and as annotations of GitHub."""
 
 from normscope.report.check.checked import (
     Checked as Checked,
@@ -6,7 +6,9 @@ from normscope.report.check.checked import (
     GapNote as GapNote,
     LossNote as LossNote,
     RuleNote as RuleNote,
+    loss_words as loss_words,
 )
+from normscope.report.check.github import check_github as check_github
 from normscope.report.check.json import check_json as check_json
 from normscope.report.check.sarif import check_sarif as check_sarif
 from normscope.report.check.text import check_text as check_text

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from normscope.records import Finding, Severity
 
+_SHOWN = 3
+
 
 @dataclass(frozen=True, slots=True)
 class RuleNote:
@@ -117,6 +119,51 @@ class Checked:
         return {severity: sum(finding.severity is severity for finding in self.findings) for severity in Severity}
 
 
+def loss_words(losses: Sequence[LossNote]) -> str:
+    """Return losses before and after a fix in words."""
+    return "; ".join(f"of {loss.of} {loss.before:.4g} before, {loss.after:.4g} after" for loss in losses)
+
+
 def place_words(place: str) -> str:
     """Return a place in words: the whole model has no path."""
     return place or "the whole model"
+
+
+def shortened(places: Sequence[str]) -> str:
+    """Return the first places in words, and how many more there are."""
+    shown = [place_words(place) for place in places]
+    if len(shown) <= _SHOWN + 1:  # "and 1 more" is as long as the last place
+        return ", ".join(shown)
+    return f"{', '.join(shown[:_SHOWN])} and {len(shown) - _SHOWN} more"
+
+
+def kept(fixed: FixNote) -> str:
+    """Return what a fix changed that a file can keep, and what else, in words."""
+    tensors = f"{fixed.tensors} {'tensor' if fixed.tensors == 1 else 'tensors'} of the state dict"
+    if not fixed.beyond:
+        return f"changed {tensors}" if fixed.tensors else "changed nothing that is kept"
+    return f"changed {tensors} and, which no state dict holds, {', '.join(fixed.beyond)}"
+
+
+def summary(checked: Checked) -> str:
+    """Return the line of counts."""
+    plural = {Severity.ERROR: "errors", Severity.WARNING: "warnings"}
+    counted = [
+        f"{n} {severity.value if n == 1 else plural.get(severity, severity.value)}"
+        for severity, n in checked.counts().items()
+        if n
+    ]
+    ran = f"{len(checked.rules)} {'rule' if len(checked.rules) == 1 else 'rules'}"
+    took = f" in {checked.seconds:.1f} s" if checked.seconds else ""
+    parts = [f"{', '.join(counted) or 'nothing found'}: {ran} looked at {checked.target}{took}"]
+    if checked.ignored:
+        parts.append(f"{len(checked.ignored)} ignored on purpose")
+    if checked.failed:
+        parts.append(f"{len(checked.failed)} not judged")
+    fixable = [finding for finding in checked.findings if finding.fixable]
+    safe = sum(finding.safe for finding in fixable)
+    if safe:
+        parts.append(f"{safe} fixable with --fix")
+    if len(fixable) > safe:
+        parts.append(f"{len(fixable) - safe} {'more' if safe else 'fixable'} with --unsafe-fixes")
+    return "; ".join(parts)

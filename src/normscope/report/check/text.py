@@ -2,16 +2,14 @@
 
 import io
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from normscope.records import Finding, Severity
-from normscope.report.check.checked import Checked, FixNote, GapNote, place_words
+from normscope.report.check.checked import Checked, GapNote, kept, loss_words, shortened, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SHOWN = 3
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
 _LABEL = 10
 
@@ -56,12 +54,14 @@ def check_text(checked: Checked, *, width: int = 100, color: bool = False) -> st
     for why, codes in reasons.items():
         _line(console, "not judged", f"{', '.join(codes)}: {why}", style="bold red")
     for finding, reason in checked.ignored:
-        _line(console, "ignored", f"{finding.code} {finding.slug} at {_places(finding.places)}: {reason}", style="dim")
+        _line(
+            console, "ignored", f"{finding.code} {finding.slug} at {shortened(finding.places)}: {reason}", style="dim"
+        )
     for note in checked.notes:
         _line(console, "note", note, style="bold")
     if checked.failed or checked.ignored or checked.notes:
         console.print()
-    console.print(_summary(checked), soft_wrap=True)
+    console.print(summary(checked), soft_wrap=True)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
@@ -74,7 +74,7 @@ def _finding(console: "Console", finding: Finding) -> None:
     head.append(f"{finding.slug}: ", style="bold")
     head.append(finding.message)
     _hanging(console, head, 2)
-    _line(console, "at", _places(finding.places), style="cyan")
+    _line(console, "at", shortened(finding.places), style="cyan")
     if finding.measured is not None:
         bound = "" if finding.bound is None else f" (bound: {_number(finding.bound)})"
         _line(console, "measured", f"{finding.quantity or 'value'}: {_number(finding.measured)}{bound}")
@@ -116,54 +116,16 @@ def _gap(console: "Console", gap: GapNote) -> None:
 
 def _fixes(console: "Console", checked: Checked) -> None:
     for fixed in checked.fixes:
-        where = f"{fixed.finding.code} {fixed.finding.slug} at {_places(fixed.finding.places)}"
+        where = f"{fixed.finding.code} {fixed.finding.slug} at {shortened(fixed.finding.places)}"
         if fixed.done:
-            _line(console, "fixed", f"{where}: {fixed.done} ({_kept(fixed)})", style="bold green")
+            _line(console, "fixed", f"{where}: {fixed.done} ({kept(fixed)})", style="bold green")
         else:
             _line(console, "not fixed", f"{where}: {fixed.why_not}", style="bold yellow")
         if fixed.losses:
-            told = (f"of {loss.of} {_number(loss.before)} before, {_number(loss.after)} after" for loss in fixed.losses)
-            _line(console, "loss", "; ".join(told), style="dim")
+            _line(console, "loss", loss_words(fixed.losses), style="dim")
     for path in checked.saved:
         _line(console, "saved", path, style="bold green")
     console.print()
-
-
-def _kept(fixed: FixNote) -> str:
-    tensors = f"{fixed.tensors} {'tensor' if fixed.tensors == 1 else 'tensors'} of the state dict"
-    if not fixed.beyond:
-        return f"changed {tensors}" if fixed.tensors else "changed nothing that is kept"
-    return f"changed {tensors} and, which no state dict holds, {', '.join(fixed.beyond)}"
-
-
-def _summary(checked: Checked) -> str:
-    plural = {Severity.ERROR: "errors", Severity.WARNING: "warnings"}
-    counted = [
-        f"{n} {severity.value if n == 1 else plural.get(severity, severity.value)}"
-        for severity, n in checked.counts().items()
-        if n
-    ]
-    ran = f"{len(checked.rules)} {'rule' if len(checked.rules) == 1 else 'rules'}"
-    took = f" in {checked.seconds:.1f} s" if checked.seconds else ""
-    parts = [f"{', '.join(counted) or 'nothing found'}: {ran} looked at {checked.target}{took}"]
-    if checked.ignored:
-        parts.append(f"{len(checked.ignored)} ignored on purpose")
-    if checked.failed:
-        parts.append(f"{len(checked.failed)} not judged")
-    fixable = [finding for finding in checked.findings if finding.fixable]
-    safe = sum(finding.safe for finding in fixable)
-    if safe:
-        parts.append(f"{safe} fixable with --fix")
-    if len(fixable) > safe:
-        parts.append(f"{len(fixable) - safe} {'more' if safe else 'fixable'} with --unsafe-fixes")
-    return "; ".join(parts)
-
-
-def _places(places: Sequence[str]) -> str:
-    shown = [place_words(place) for place in places]
-    if len(shown) <= _SHOWN + 1:  # "and 1 more" is as long as the last place
-        return ", ".join(shown)
-    return f"{', '.join(shown[:_SHOWN])} and {len(shown) - _SHOWN} more"
 
 
 def _line(console: "Console", label: str, text: str, *, style: str = "") -> None:
