@@ -16,7 +16,7 @@ from torch.nn import Module
 from normscope.evidence.case import Case
 from normscope.evidence.passes import look
 from normscope.modules.hooks import silence
-from normscope.surgery.foreign import norm_sites
+from normscope.surgery import norm_sites
 
 _GAINS = ("weight", "gamma", "gain", "scale", "g", "a_2", "alpha")
 _FACTOR, _CHANGE = 1e4, 1e-3
