@@ -134,6 +134,19 @@ def test_atoms_that_act_on_each_other_are_no_defect(norm):
     assert is_quiet(case_of(examples.seeded(lambda: Molecule(norm))), "NS134")
 
 
+class Standardised(nn.Module):
+    """A norm of the user's own."""
+
+    def forward(self, x):
+        return (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+
+
+def test_norms_of_the_users_own_couple_too_alone_and_beside_torchs():
+    linear = nn.Linear(4, 4)
+    for norms, places in ((Standardised(),), ("1",)), ((Standardised(), nn.Tanh(), nn.BatchNorm1d(4)), ("1", "3")):
+        assert finding_of(case_of(linear, *norms, nn.Tanh(), nn.Linear(4, 1)), "NS134").places == places
+
+
 def test_dropout_and_outputs_without_samples_are_no_obstacle():
     model = examples.seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 1)))
     assert finding_of(case_of(model), "NS134").places == ("2",)

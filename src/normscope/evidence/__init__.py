@@ -45,6 +45,7 @@ from normscope.evidence.mixing import Mixing as Mixing
 from normscope.evidence.modes import (
     ByMode as ByMode,
     modules_by_mode as modules_by_mode,
+    settled_loss as settled_loss,
     written_in_evaluation as written_in_evaluation,
 )
 from normscope.evidence.moments import ALIKE as ALIKE, Moments as Moments, excess_of_means as excess_of_means
