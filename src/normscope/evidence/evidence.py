@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.evidence.arms import reached_objects
 from normscope.evidence.case import Case
-from normscope.evidence.companions import Companion, find_companions, outer_modules
+from normscope.evidence.companions import Companion, Gain, find_companions, gain_of, outer_modules
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
 from normscope.evidence.moments import Moments, excess_of_means, spread_out, take_moments
@@ -198,6 +198,18 @@ class Evidence:
     def companions(self) -> list[Companion]:
         """The modules that are built as the model is, or as a part of it, and that no optimizer trains."""
         return find_companions(self.case.model, self.outside, self.trained)
+
+    def is_costly(self, gain: Gain) -> bool:
+        """Whether a second model's own statistics cost more than a lag does, than noise, and than those of the model.
+
+        Args:
+            gain: What the second model gains by statistics taken anew.
+        """
+        return gain.is_large and gain.excess > gain.BOUND * max(1.0, self._own_gain.excess)
+
+    @cached_property
+    def _own_gain(self) -> Gain:
+        return gain_of(self.case, Companion("", "", self.case.model), self.batches)
 
     @property
     def _by_batch(self) -> list[str] | None:
