@@ -258,10 +258,15 @@ class Evidence:
 
     @cached_property
     def moments(self) -> dict[str, list[Moments]]:
-        """What each norm in train mode is given, call by call, over batches from all along the loader."""
+        """What each norm that training uses is given, call by call, over batches from all along the loader."""
+        updating = self.updating  # also those that a step puts in train mode
         self._told("moments of batches")
-        training = {path: module for path, module in self.norms.items() if module.training and not self.frozen(module)}
-        return take_moments(self.case, training, self.looked_at)
+        used = {
+            path: module
+            for path, module in self.norms.items()
+            if path in updating or (module.training and not self.frozen(module))
+        }
+        return take_moments(self.case, used, self.looked_at)
 
     @cached_property
     def excess(self) -> dict[str, tuple[float, float]]:
