@@ -75,6 +75,21 @@ def test_wherever_a_rule_is_interrupted_nothing_is_changed(timeout):
     assert len(found.rules) + len([code for code, _ in found.not_run if code != "gap"]) == len(ns.rules.all())
 
 
+def test_an_end_of_an_object_is_not_interrupted():
+    """What is raised there, Python prints and forgets: in this suite that is an error."""
+
+    class Slow:
+        def __del__(self):
+            time.sleep(0.4)
+
+    def wait(model):
+        Slow()
+        time.sleep(20)
+
+    found = ns.check(set_up(wait), ["NS105"], timeout=0.1, gap=False)
+    assert [code for code, _ in found.not_run] == ["NS105"]
+
+
 def test_a_limit_that_is_not_reached_changes_no_finding():
     case = set_up(lambda model: None)
     without = ns.check(case)
@@ -95,13 +110,14 @@ alarms = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this syste
 def test_a_timer_of_the_users_own_goes_on():
     heard = []
     before = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
-    kept = signal.setitimer(signal.ITIMER_REAL, 0.2)
+    kept = signal.setitimer(signal.ITIMER_REAL, 600)
     own = signal.getsignal(signal.SIGALRM)
     try:
         with TimeLimit(30).waiting("it"):
             assert signal.getsignal(signal.SIGALRM) is not own
         assert signal.getsignal(signal.SIGALRM) is own
-        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.2
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 600
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
         until = time.monotonic() + 20
         while not heard and time.monotonic() < until:
             time.sleep(0.01)
@@ -128,11 +144,11 @@ def test_an_outer_limit_that_passed_meanwhile_is_heard_afterwards():
 
 
 def test_in_another_thread_a_rule_is_ended_when_it_asks_for_its_next_measurement():
-    limit, found = TimeLimit(0.02), {}
+    limit, found = TimeLimit(0.3), {}
 
     def slow():
         limit("one thing")
-        time.sleep(0.1)
+        time.sleep(0.6)
         limit("another")
         raise AssertionError
 
@@ -147,7 +163,7 @@ def test_in_another_thread_a_rule_is_ended_when_it_asks_for_its_next_measurement
     thread.join()
     ((code, why),) = found["not run"]
     assert code == "NS108"
-    assert why.endswith("took longer than the limit of 0.02 s")
+    assert why.endswith("took longer than the limit of 0.3 s")
 
 
 def test_nobody_on_the_way_takes_it_for_an_error_of_its_own():
