@@ -37,14 +37,15 @@ demo: $(STAMP)
 	$(BIN)/normscope demo
 
 test: $(STAMP)
-	@# One thread a worker: more would have them wait for one another. What needs the extras is for test-extras.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not extras"
+	@# One thread a worker: more would have them wait for one another. What needs the extras, or takes minutes and
+	@# guards what changes rarely, is for test-extras.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not extras and not long"
 
 test-extras: $(EXTRAS)
 	@# The interpreter must be on before Triton is first imported, so the whole process has it. Triton is published for
 	@# Linux on x86-64 alone; elsewhere its tests skip.
 	@schema=$(SARIF)/package/lib/schemas/sarif-2.1.0-rtm.5.json; if test -f $$schema; then export SARIF_SCHEMA=$$schema; fi; \
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m extras
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "extras or long"
 
 # The packages of the extra alone are added: torch and the compiled kernels stay as they are.
 $(EXTRAS): $(STAMP)

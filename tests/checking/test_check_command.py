@@ -187,11 +187,15 @@ def test_every_rule_is_explained(run, rule):
 
 def test_the_table_of_rates(run, tmp_path):
     out = tmp_path / "check.md"
+    out.write_text("# An older table\n\n<!-- start -->\n## Of another program\n<!-- end -->\n", encoding="utf-8")
     result = json.loads(run("bench", "check", "--select", "NS103,NS108", "--json", "--out", out).stdout)
     assert [row["code"] for row in result["rules"]] == ["NS103", "NS108"]
     assert all(row["recall"] == row["precision"] == 1 for row in result["rules"])
     assert result["failed"] == []
-    assert "| NS103 non-finite-statistics | 3 | 3 | 3 | 3 | 1.00 | 1.00 |" in out.read_text(encoding="utf-8")
+    text = out.read_text(encoding="utf-8")
+    assert "| NS103 non-finite-statistics | 3 | 3 | 3 | 3 | 1.00 | 1.00 |" in text
+    assert "older" not in text
+    assert text.endswith("\n\n<!-- start -->\n## Of another program\n<!-- end -->\n")
 
 
 def test_it_runs_as_a_program(write):

@@ -155,3 +155,104 @@ def test_sorted_data_of_evaluation_are_not_taken_for_other_data():
     gap = gap_of(norm, shuffled, in_order, loss_fn=lambda model, batch: (model(batch) * batch.sign()).mean().neg())
     assert gap.of("evaluation depends on the batch") == pytest.approx(gap.total, rel=0.3)
     assert abs(gap.of("other data")) < 0.3 * gap.of("evaluation depends on the batch")
+
+
+class DropoutAndMore(nn.Module):
+    """Calls dropout as a function, and scales by its mode, in one forward."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, x):
+        return self.dropout(x, 0.5, self.training) * (2.0 if self.training else 3.0)
+
+
+def attended(x, p, training):
+    return nn.functional.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], None, p * training)[:, 0]
+
+
+FUNCTIONS = [nn.functional.dropout, torch.dropout, nn.functional.alpha_dropout, nn.functional.dropout1d, attended]
+
+
+@pytest.mark.parametrize("dropout", FUNCTIONS)
+def test_dropout_as_a_function_is_left_out_and_the_code_around_it_keeps_its_mode(dropout):
+    data = normal(size=200)
+    gap = gap_of(DropoutAndMore(dropout), data, data)
+    without = loss_of([dropout(x, 0.5, False) for x in data])
+    assert gap.of("other code that depends on the mode") == pytest.approx(5 * without, rel=1e-4)
+    assert gap.of("dropout and other noise") == pytest.approx(4 * without - gap.train, rel=1e-4)
+    assert gap.train != pytest.approx(4 * without, rel=1e-3)
+
+
+class OwnMask(nn.Module):
+    """Draws a mask by itself, and scales by its mode: the two cannot be told apart."""
+
+    def forward(self, x):
+        return x * (torch.rand_like(x) < 0.5) * 2 if self.training else 3 * x
+
+
+def test_a_share_of_noise_says_where_it_may_be_more_than_noise():
+    data = normal()
+    for module, more in ((OwnMask(), True), (OwnDropout(), False), (nn.Dropout(0.5), False)):
+        (said,) = (share.explanation for share in gap_of(module, data, data).shares if "noise" in share.cause)
+        assert "no defect" in said
+        assert ("OwnMask draw random numbers in code of their own" in said) is more
+
+
+def test_batches_that_cannot_be_mixed_are_not_told_to_be_generalisation_alone():
+    named = [{"x": batch, "name": "a"} for batch in normal()]
+    gap = gap_of(OfTheBatch(), named, named, loss_fn=lambda model, batch: square(model, batch["x"]))
+    (said,) = (share.explanation for share in gap.shares if share.cause == "other data")
+    assert "batches of evaluation, on which outputs depend" in said
+    gap = gap_of(nn.Linear(4, 4), named, named, loss_fn=lambda model, batch: square(model, batch["x"]))
+    assert gap.shares[-1].explanation.startswith("generalisation: ")
+
+
+class Taken(nn.Module):
+    """Reads the rows of a batch one after another, as a tagger reads words."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(4, 4)
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
+def test_rows_in_an_order_are_not_mixed():
+    data = normal()
+    gap = gap_of(examples.seeded(Taken), data, data)
+    assert [share.cause for share in gap.shares] == ["dropout and other noise", "other data"]
+    assert "batches of evaluation, on which outputs depend" in gap.shares[-1].explanation
+
+
+class Drifting(nn.Module):
+    """Adds to what it multiplies by at every call in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kept", torch.ones(()))
+
+    def forward(self, x):
+        if not self.training:
+            self.kept += 0.1
+        return x * self.kept
+
+
+def test_what_an_evaluation_writes_does_not_reach_the_shares_behind_it():
+    """Three batches at 1.1, 1.2 and 1.3, each time that they are evaluated: other data are no part of the gap."""
+    gap = gap_of(Drifting(), [torch.ones(16, 4)] * 3, [torch.ones(16, 4)] * 3)
+    assert gap.of("other code that depends on the mode") == pytest.approx((1.21 + 1.44 + 1.69) / 3 - 1, rel=1e-5)
+    assert gap.of("other data") == pytest.approx(0, abs=1e-6)
+
+
+def test_instance_norm_with_running_statistics_is_no_batch_norm():
+    norm = nn.InstanceNorm1d(4, track_running_stats=True)
+    data = [batch[:, :, None] * torch.arange(1.0, 6.0) for batch in normal()]
+    batch_norm = nn.BatchNorm1d(4)
+    nn.init.constant_(batch_norm.weight, 3.0)
+    for model in (norm, nn.Sequential(batch_norm, norm)):
+        gap = gap_of(model, data, data)
+        assert abs(gap.of("other code that depends on the mode")) > 0.1
+        assert abs(gap.of("batch statistics")) < 1e-3

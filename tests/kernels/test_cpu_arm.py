@@ -21,7 +21,7 @@ OWN = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 # At a lower level: it takes half the time, and what these look for is in every level.
 SANITIZERS = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def flags():

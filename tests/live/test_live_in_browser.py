@@ -119,7 +119,8 @@ def test_the_words_of_a_chart_tell_what_it_shows(watching, opened, tmp_path):
     finding = {"code": "NS101", "severity": "error", "message": "It is so."}
     (tmp_path / "run" / f"findings-{cell}.json").write_text(json.dumps({"findings": [finding]}))
     tab = opened(watching())
-    until(tab, lambda: not tab.query_selector_all(".panel canvas:not([aria-label])"))
+    panels, unnamed = ".panel canvas", ".panel canvas:not([aria-label])"
+    until(tab, lambda: len(tab.query_selector_all(panels)) > 2 and not tab.query_selector_all(unnamed))
     labels = [canvas.get_attribute("aria-label") for canvas in tab.query_selector_all("canvas")]
     assert labels[0] == (
         "Gradient norm ‖∂L/∂W‖₂: 6 places, features.0 to features.5; steps 0 to 100; values from 0.3679 to 3.713"

@@ -94,7 +94,7 @@ PARTS = {
     "exported": ("exported", None),
     "replicas": ("replicas", ()),
 }
-INSTEAD = {("NS102", "evaluation"): "it evaluates the training batches"}
+INSTEAD = dict.fromkeys([("NS102", "evaluation"), ("NS130", "evaluation")], "it evaluates the training batches")
 
 
 @each_rule

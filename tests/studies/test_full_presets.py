@@ -30,6 +30,7 @@ def shrunk(study, preset="full"):
     return settings
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slug", ON_IMAGES)
 def test_a_full_preset_runs_and_is_judged(slug, tmp_path, monkeypatch):
     study = studies.get(slug)

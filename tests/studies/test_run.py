@@ -150,7 +150,6 @@ def alive(pid: int) -> bool:
     [
         (1, signal.SIGKILL, "null"),
         (2, signal.SIGKILL, "null"),
-        (2, signal.SIGINT, "null"),
         (2, signal.SIGINT, "together"),
     ],
 )

@@ -94,6 +94,18 @@ def test_a_failing_sink_is_told_once_and_has_everything_once_it_works_again():
     scope.close()  # no record is missing, so nothing is told
 
 
+def test_a_sink_that_works_again_at_the_end_has_everything():
+    """No further step offers the records once more: closing must."""
+    board = Board(failing=True)
+    scope, model, optimizer = watched(sinks=[board])
+    with pytest.warns(SinkWarning):
+        train(scope, model, optimizer, 2)
+    board.failing = False
+    scope.close()  # no record is missing, so nothing is told
+    assert rows(board.records) == kept(scope)
+    assert {row[0] for row in kept(scope)} == {0, 1}
+
+
 def test_at_the_end_it_is_told_how_much_is_missing():
     board = Board(failing=True)
     scope, model, optimizer = watched(sinks=[board])

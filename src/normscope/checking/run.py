@@ -115,6 +115,7 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
     with users_code("the check"):
         notes = _notes_on(case)
     found = _check(case, options, told, failed)
+    notes += found.notes
     fixes: list[FixNote] = []
     saved: list[str] = []
     if options.fix:

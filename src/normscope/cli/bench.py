@@ -71,11 +71,18 @@ def check(
     with interruptible(_ADVICE), status_line(as_json) as show:
         result = rates.measure(codes(select), progress=show)
     if out is not None:
-        save(out, rates.markdown(result))
+        save(out, rates.markdown(result) + _other_sections(out))
     if as_json:
         print_json(result)
     else:
         print_text("\n".join([rates.text(result).rstrip("\n"), *written(out)]) + "\n")
+
+
+def _other_sections(out: Path) -> str:
+    """Return what other programs have written into a page: from the first comment of HTML on."""
+    text = out.read_text(encoding="utf-8") if out.is_file() else ""
+    at = text.find("\n<!-- ")
+    return text[at:] if at >= 0 else ""
 
 
 def _finish(result: dict[str, Any], page: ModuleType, out: Path | None, as_json: bool) -> None:

@@ -7,15 +7,16 @@ from typing import Any
 
 from torch.nn import Module
 
-from normscope.evidence.batchings import depends_on_batch, mixed_anew
+from normscope.evidence.batchings import mixed_anew
 from normscope.evidence.case import Case
+from normscope.evidence.influence import measure_influence
 from normscope.evidence.losses import losses
-from normscope.evidence.noise import noisy_modules, quiet
+from normscope.evidence.noise import Noise, noisy_modules, quiet
 from normscope.evidence.pooling import Statistics, pooled, put_statistics, recalibrated
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.call import set_mode
 from normscope.modules.rng import RngState
-from normscope.modules.sites import is_known_norm, tracking
+from normscope.modules.sites import tracking
 from normscope.modules.state import traceless
 
 _NOISE, _BATCH, _MODE = "dropout and other noise", "batch statistics", "other code that depends on the mode"
@@ -33,6 +34,8 @@ _CAUSES = {
 }
 _RUNNING_OF_NEW = "running statistics are those of a new layer: the network has not been trained"
 _RUNNING_HELP = "running statistics are not those of the data, and evaluation is the better for it"
+_NOISE_OF_OWN = "{} draw random numbers in code of their own: what else they do by mode is in this share too"
+_DATA_AS_BATCHED = "generalisation, and batches of evaluation, on which outputs depend: their samples are not mixed"
 _ROUNDING = 1e-5  # of a loss: by so much other kernels, as of torch's fast path in eval mode, may change it
 
 _MORE = 4
@@ -113,6 +116,11 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None, *,
     with sandbox(case):
         noise = noisy_modules(case)
         data = _Data(case, count)
+        if noise.own:
+            kinds = ", ".join(sorted({type(module).__name__ for module in noise.own})[:4])
+            data.notes[_NOISE] = f"{_CAUSES[_NOISE]}. {_NOISE_OF_OWN.format(kinds)}"
+        if untrained:
+            data.notes[_RUNNING] = _RUNNING_OF_NEW
         # Passes in train mode move the running statistics, whose own share is measured last: they are put back.
         with traceless(case.model, streams=False):
             train, silent = _losses_of_training(data, statistics, noise)
@@ -126,17 +134,23 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None, *,
             set_mode(case.averaged, False)
             levels[_AVERAGED] = last = data.evaluated(model=case.averaged)
     before = [train, *levels.values()]
-    shares = (_share(cause, now, then, untrained) for (cause, now), then in zip(levels.items(), before, strict=False))
-    return Gap(_mean(train), _mean(last), tuple(shares), count)
+    pairs = zip(levels.items(), before, strict=False)
+    shares = tuple(_share(cause, now, then, data.notes.get(cause, "")) for (cause, now), then in pairs)
+    return Gap(_mean(train), _mean(last), shares, count)
 
 
 class _Data:
-    """The batches on which all losses are taken: the same for each, also where a loader shuffles."""
+    """The batches on which all losses are taken: the same for each, also where a loader shuffles.
+
+    Attributes:
+        notes: By cause what its share means here, where that is more than its cause says.
+    """
 
     def __init__(self, case: Case, count: int) -> None:
         self.case, self.count = case, count
         self.training = list(batches(case.loader, count))
         self.evaluation = self.training
+        self.notes: dict[str, str] = {}
         self.take_evaluation(count)
 
     def take_evaluation(self, count: int) -> None:
@@ -146,30 +160,29 @@ class _Data:
 
     def trained(self, *, evaluation: bool = False, first: bool = False) -> list[float]:
         """Return the losses of the training data, or that of their first batch."""
-        return losses(self.case, self.training[:1] if first else self.training, self.count, evaluation=evaluation)
+        chosen = self.training[:1] if first else self.training
+        with traceless(self.case.model, streams=False):
+            return losses(self.case, chosen, self.count, evaluation=evaluation)
 
     def evaluated(self, mixed: list[Any] | None = None, *, model: Module | None = None) -> list[float]:
-        """Return the losses of the data of evaluation, as they are or mixed."""
+        """Return the losses of the data of evaluation, as they are or mixed; what they write is taken back."""
         chosen = self.evaluation if mixed is None else mixed
         what = "loader" if self.case.eval_loader is None else "eval_loader"
-        return losses(self.case, chosen, len(chosen), model=model, evaluation=True, what=what)
+        with traceless(model or self.case.model, streams=False):
+            return losses(self.case, chosen, len(chosen), model=model, evaluation=True, what=what)
 
 
-def _share(cause: str, now: list[float], then: list[float], untrained: bool) -> Share:
-    loss, error, explanation = _mean(now) - _mean(then), 0.0, _CAUSES[cause]
+def _share(cause: str, now: list[float], then: list[float], note: str) -> Share:
+    loss, error, explanation = _mean(now) - _mean(then), 0.0, note or _CAUSES[cause]
     if cause not in (_DATA, _BESIDE) and len(now) == len(then) > 1 and math.isfinite(loss):
         rises = [b - a for a, b in zip(then, now, strict=True)]
         error = math.sqrt(math.fsum((rise - loss) ** 2 for rise in rises) / (len(rises) - 1) / len(rises))
-    if cause == _RUNNING and untrained:
-        explanation = _RUNNING_OF_NEW
-    elif cause == _RUNNING and loss < 0:
+    if cause == _RUNNING and loss < 0 and not note:
         explanation = _RUNNING_HELP
     return Share(cause, loss, explanation, error)
 
 
-def _losses_of_training(
-    data: _Data, statistics: Statistics | None, noise: list[Module]
-) -> tuple[list[float], list[float]]:
+def _losses_of_training(data: _Data, statistics: Statistics | None, noise: Noise) -> tuple[list[float], list[float]]:
     """Return the losses of training with its noise and without."""
     streams = RngState(data.case.model)
     known = list(statistics.losses[: data.count]) if statistics is not None else []
@@ -181,7 +194,7 @@ def _losses_of_training(
     with quiet(noise):
         # If the first batch gives the same bits with noise and without, from the same state of the streams, then there
         # is none, and the loss is known already: from the pass that took the statistics, or from the one just made.
-        silent = known is not noisy or not noise or data.trained(first=True) == noisy[:1]
+        silent = known is not noisy or not noise.present or data.trained(first=True) == noisy[:1]
         return known, known if silent else data.trained()
 
 
@@ -190,8 +203,8 @@ def _losses_by_mode(data: _Data, statistics: Statistics | None) -> Levels:
     case, levels = data.case, Levels()
     if tracking(case.model):
         _statistics_of_training(data, statistics)
-        for module in case.model.modules():
-            module.training = module.training and not is_known_norm(module)
+        for module in tracking(case.model).values():
+            module.training = False
         levels[_BATCH] = data.trained()
     if case.eval_loss_fn is None:
         (first,) = levels.get(_BATCH, [])[:1] or data.trained(first=True)
@@ -207,13 +220,17 @@ def _losses_by_data(data: _Data, statistics: Statistics | None) -> Levels:
     """Return the losses of evaluation by its own statistics, by those of training, by the running ones, as batched."""
     case, levels = data.case, Levels()
     mixed = None
-    if case.eval_loader is not None and depends_on_batch(case, data.evaluation[0]):
-        data.take_evaluation(_MORE * data.count)  # a sorted set shows what is in it only from afar
-        mixed = mixed_anew(data.evaluation, data.training[0])
+    if case.eval_loader is not None and (seen := measure_influence(case, data.evaluation[0])).found:
+        if seen.of_samples:
+            data.take_evaluation(_MORE * data.count)  # a sorted set shows what is in it only from afar
+            mixed = mixed_anew(data.evaluation, data.training[0])
+        if mixed is None:
+            data.notes[_DATA] = _DATA_AS_BATCHED
     if tracking(case.model) and case.eval_loader is not None:
         with traceless(case.model, streams=False):
             chosen = mixed or data.evaluation
-            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True)
+            only = None if statistics is None else [path for path in tracking(case.model) if path in statistics.mean]
+            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True, only=only)
             levels[_DATA] = data.evaluated(mixed)
         with traceless(case.model, streams=False):
             _statistics_of_training(data, statistics)
