@@ -50,7 +50,7 @@ def test_what_waits_too_long_is_listed_and_the_rest_is_judged():
     assert found.rules == ("NS123",)
     assert waited.keys() == {"NS105", "gap"}
     assert waited["NS105"].startswith("training steps took longer than the limit of 0.3 s (test_limit.py:")
-    assert waited["gap"].startswith(("the losses of training and evaluation", "statistics of the training data"))
+    assert "took longer than the limit of 0.3 s (test_limit.py:" in waited["gap"]
     assert f"not judged: NS105: {waited['NS105']}" in str(found)
     assert before.differences() == []
     assert case.optimizer.state_dict() == state
@@ -199,7 +199,8 @@ def test_the_command_lists_it_and_exits_with_2(run, write):
     )
     done = run("check", f"{path}:make", "--select", "NS105,NS123", "--timeout", 0.2, code=2)
     said = " ".join(done.stdout.split())
-    assert "not judged NS105: training steps took longer than the limit of 0.2 s (setup.py:" in said
+    assert "not judged NS105" in said
+    assert "training steps took longer than the limit of 0.2 s (setup.py:" in said
     assert "NS105, gap could not be judged" in done.stderr
     document = json.loads(run("check", f"{path}:make", "--select", "NS123", "--timeout", 0.2, "--json", code=2).stdout)
     assert document["rules"] == ["NS123"]
