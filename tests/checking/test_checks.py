@@ -277,8 +277,7 @@ def test_a_fix_says_of_each_finding_what_was_done_or_why_not():
     made = checking.fix(case, found[1:2], unsafe=True)
     assert [one.done for one in made] == ["set momentum to 0.01 in 2 norms"]
     assert made[0].why_not == ""
-    odd = examples.alone(rules.get("NS115").NEAR[0].make(1.0).model[0], case.loader)
-    odd.loader = [examples.two_values(1.0, 2.0)] * 3
+    odd = rules.get("NS115").NEAR[0].make(1.0)
     (made,) = checking.fix(odd, checking.check(odd, ["NS115"], gap=False), unsafe=True)
     assert made.why_not.startswith("no mechanical fix: convert with the library")
 

@@ -209,6 +209,24 @@ def test_batches_that_cannot_be_mixed_are_not_told_to_be_generalisation_alone():
     assert gap.shares[-1].explanation.startswith("generalisation: ")
 
 
+class Taken(nn.Module):
+    """Reads the rows of a batch one after another, as a tagger reads words."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRU(4, 4)
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
+def test_rows_in_an_order_are_not_mixed():
+    data = normal()
+    gap = gap_of(examples.seeded(Taken), data, data)
+    assert [share.cause for share in gap.shares] == ["dropout and other noise", "other data"]
+    assert "batches of evaluation, on which outputs depend" in gap.shares[-1].explanation
+
+
 class Drifting(nn.Module):
     """Adds to what it multiplies by at every call in eval mode."""
 

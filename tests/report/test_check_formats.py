@@ -159,7 +159,7 @@ def test_the_keys_of_json_are_those_of_its_version():
     assert set(document) == set(json.loads(check_json(EMPTY)))
     assert set(document) == {
         *("schema", "version", "target", "file", "line", "seconds", "summary", "findings", "ignored", "gap"),
-        *("fixes", "saved", "rules", "failed", "notes"),
+        *("fixes", "saved", "rules", "failed", "notes", "settings"),
     }
     assert set(document["findings"][0]) == {
         *("code", "slug", "severity", "message", "places", "quantity", "measured", "bound"),

@@ -67,3 +67,16 @@ def test_what_it_costs_is_the_loss_of_the_averaged_model_over_that_of_the_traine
     cost = finding_of(case, "NS107").cost
     assert cost.startswith("with them the loss in evaluation is +")
     assert float(cost.split("is +")[1].split()[0]) == pytest.approx(2.0, rel=0.01)  # mean over channels of 2 squared, 0
+
+
+def test_statistics_that_are_neither_copied_nor_initial_are_judged_by_what_they_cost():
+    """Half of the variance doubles the mean square of the output; the parameters are those of the model."""
+    case, pooled = averaged([0.0, 0.0, 0.0])
+    case.averaged[1].running_var.div_(2)
+    finding = finding_of(case, "NS107")
+    assert finding.measured == pytest.approx(2.0, rel=1e-3)
+    assert finding.bound == 1.2
+    assert "neither copied nor initial" in finding.message
+    assert repaired(case, "NS107") == "recalibrated 1 norm of the averaged model"
+    torch.testing.assert_close(case.averaged[1].running_var, torch.full((3,), pooled), rtol=1e-4, atol=1e-5)
+    assert is_quiet(case, "NS107")

@@ -13,7 +13,7 @@ def swinging(shifts, *, size=32, channels=5):
 
 
 @pytest.mark.parametrize(
-    ("shifts", "size"), [([3.0, -3.0] * 5, 8), ([0.0, 9.0, 1.0, 4.0], 32), ([5.0] * 9 + [20.0], 64)]
+    ("shifts", "size"), [([3.0] * 5 + [-3.0] * 5, 8), ([0.0, 9.0, 1.0, 4.0], 32), ([5.0] * 9 + [20.0], 64)]
 )
 def test_the_excess_is_that_of_the_variance_of_means(shifts, size):
     finding = finding_of(swinging(shifts, size=size), "NS120")
@@ -67,6 +67,31 @@ def test_a_loader_in_order_is_looked_at_all_along_and_shuffled_by_the_fix():
 
 
 def test_frozen_norms_are_not_looked_at():
-    case = swinging([3.0, -3.0] * 5, size=8)
+    case = swinging([3.0] * 5 + [-3.0] * 5, size=8)
     case.model.eval()
     assert is_quiet(case, "NS120")
+
+
+def test_two_kinds_in_turn_are_compared_each_with_itself():
+    shifts = [3.0, -3.0] * 5
+    assert is_quiet(swinging(shifts), "NS120")  # two streams, and each as it should be: that is NS135's
+    within = [shift + 2 * index for index, shift in enumerate([9.0] * 5 + [-9.0] * 5)]
+    assert not is_quiet(swinging([a for pair in zip(within[:5], within[5:], strict=True) for a in pair]), "NS120")
+
+
+def test_places_are_compared_each_with_itself():
+    stream = torch.Generator().manual_seed(0)
+    case = examples.alone(examples.batch_norm(5), [torch.randn(32, 5, generator=stream) for _ in range(10)])
+    case.loss_fn = lambda model, batch: model(batch).mean() + model(batch + 9).mean()
+    assert is_quiet(case, "NS120")
+    case.loader = swinging([9.0, 0.0, 1.0, 4.0]).loader
+    finding = finding_of(case, "NS120")
+    assert finding.measured == pytest.approx(finding_of(swinging([9.0, 0.0, 1.0, 4.0]), "NS120").measured, rel=1e-5)
+
+
+def test_data_in_order_at_one_of_two_places_are_found():
+    case = swinging([3.0] * 5 + [-3.0] * 5)
+    expected = finding_of(case, "NS120").measured
+    stream = torch.Generator().manual_seed(0)
+    case.loss_fn = lambda model, batch: model(batch).mean() + model(torch.randn(32, 5, generator=stream)).mean()
+    assert finding_of(case, "NS120").measured == pytest.approx(expected, rel=1e-5)

@@ -66,3 +66,43 @@ def test_a_group_that_is_emptied_goes():
     assert [(len(g["params"]), g["weight_decay"]) for g in case.optimizer.param_groups] == [
         (2, 0.0), (2, 0.9), (2, 0.0), (2, 0.0),
     ]  # fmt: skip
+
+
+def one_norm(kind, *, lr, decay, **options):
+    model = nn.Sequential(examples.batch_norm(3)).train()
+    optimizer = kind(model.parameters(), lr=lr, weight_decay=decay, **options)
+    return Case(model, examples.mean_square, [examples.two_values(1.0, 2.0, 8, 3)] * 3, optimizer)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam, torch.optim.RMSprop])
+@pytest.mark.parametrize(("lr", "decay"), [(0.01, 1e-8), (1e-6, 0.01), (1e-12, 1.0), (0.0, 0.1)])
+def test_a_decay_that_a_step_rounds_away_is_none(kind, lr, decay):
+    assert is_quiet(one_norm(kind, lr=lr, decay=decay), "NS123")
+
+
+def test_the_bound_is_the_decay_that_float32_rounds_away_at_this_learning_rate():
+    finding = finding_of(one_norm(torch.optim.SGD, lr=0.01, decay=1e-3), "NS123")
+    assert finding.bound == pytest.approx(2**-24 / 0.01)
+    assert f"by {1 - torch.exp(torch.tensor(-1.0)):.2g} of themselves in 100,000" in finding.cost  # 0.01 * 0.001 * 1e5
+    gain = torch.ones(1)
+    assert torch.equal(gain * (1 - 0.4 * 2**-24), gain)
+
+
+def test_the_largest_rate_of_a_schedule_counts():
+    case = one_norm(torch.optim.SGD, lr=0.1, decay=1e-4)
+    torch.optim.lr_scheduler.LambdaLR(case.optimizer, lambda step: step / 100)  # warms up: the rate is 0 now
+    assert case.optimizer.param_groups[0]["lr"] == 0
+    assert finding_of(case, "NS123").measured == 1e-4
+
+
+@pytest.mark.parametrize(("kind", "found"), [(torch.optim.Adam, True), (torch.optim.AdamW, False)])
+def test_adam_divides_the_decay_by_the_root_of_the_mean_squared_gradient(kind, found):
+    case = one_norm(kind, lr=1e-3, decay=1e-6)  # 1e-9 a step
+    assert is_quiet(case, "NS123")
+    for parameter in case.model.parameters():
+        case.optimizer.state[parameter] = {
+            "step": torch.tensor(5.0),
+            "exp_avg": torch.zeros(3),
+            "exp_avg_sq": torch.full((3,), 1e-10),  # gradients of 1e-5: a step takes off 1e-4
+        }
+    assert is_quiet(case, "NS123") is not found

@@ -45,6 +45,30 @@ def test_a_checkpoint_of_all_norms_updates_each_twice():
     assert "2 times a step" in finding.message
 
 
+def test_updates_are_those_of_the_norms_in_the_checkpoint():
+    finding = finding_of(checkpointed(3, 6), "NS110")
+    assert (finding.places, finding.measured) == (("4",), 2.0)
+    assert "2 times a step" in finding.message
+
+
+@pytest.mark.parametrize("inside", [1, 2])
+def test_updates_are_counted_for_each_place(inside):
+    """A norm is called twice in a pass, once or twice of it in the checkpoint."""
+    case = examples.healthy(examples.mlp, trained=0)
+    model = case.model
+
+    def forward(x):
+        x = model[1](model[0](x)) if inside == 1 else model[0](x)
+        part = torch.nn.Sequential(*[model[1]] * inside, torch.nn.Tanh())  # what is computed again stops at the end
+        x = part(x) if not torch.is_grad_enabled() else checkpoint(part, x, use_reentrant=False)
+        return model[2:](x)
+
+    model.forward = forward
+    finding = finding_of(case, "NS110")
+    assert finding.measured == 1 + inside / 2
+    assert f"{finding.measured:.2g} times a call" in finding.message
+
+
 def test_a_norm_that_one_pass_calls_twice_is_no_checkpoint():
     case = examples.healthy(examples.mlp, trained=0)
     model = case.model

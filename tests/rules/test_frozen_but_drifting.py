@@ -73,3 +73,17 @@ def test_a_model_that_is_frozen_as_a_whole_drifts_all_the_same():
     model.requires_grad_(False)
     found = checking.check(evidence.Case(model, examples.loss_fn, examples.data((12,)), optimizer))
     assert [finding.code for finding in found] == ["NS101"]
+
+
+def test_parameters_of_another_optimizer_that_the_step_reaches_are_trained():
+    case = examples.healthy(examples.mlp, trained=0)
+    case.optimizer = torch.optim.SGD(list(case.model.parameters())[:-5], lr=0.1)
+    case.step = lambda model, batch: examples.loss_fn(model, batch).backward()
+    assert finding_of(case, "NS101").places == ("7",)
+    case.also = case.reach.also = (torch.optim.SGD(list(case.model.parameters())[-5:], lr=0.1),)
+    assert is_quiet(case, "NS101")
+
+
+def test_a_norm_without_parameters_in_a_model_without_any_is_not_judged():
+    norm = nn.BatchNorm1d(12, affine=False)
+    assert is_quiet(examples.alone(norm, [examples.two_values(3.0, 2.0)] * 4), "NS101")

@@ -88,3 +88,22 @@ def test_a_padded_tail_longer_than_its_bound_matters_only_where_lengths_differ()
     assert checking.check(case, ["NS117"], gap=False)
     case.loader = fixed
     assert not checking.check(case, ["NS117"], gap=False)
+
+
+class Twice(nn.Module):
+    """One norm for sequences, and for their first positions with a tail of its own."""
+
+    def __init__(self, tail):
+        super().__init__()
+        self.norm, self.tail = examples.batch_norm(3), tail
+
+    def forward(self, x):
+        return torch.cat([self.norm(x), self.norm(nn.functional.pad(x[:, :, :8], (0, self.tail)))], 2)
+
+
+def test_tails_are_compared_at_the_same_place():
+    """At each of two places all sequences have the same tail."""
+    x, _ = sequences((16,) * 4)
+    assert is_quiet(Case(Twice(12).train(), examples.mean_square, [x] * 4), "NS117")
+    x, _ = sequences()
+    assert finding_of(Case(Twice(12).train(), examples.mean_square, [x] * 4), "NS117").places == ("norm",)

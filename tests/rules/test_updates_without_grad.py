@@ -28,7 +28,7 @@ def test_the_share_is_that_of_all_updates(extra, places):
     assert list(finding.places) == places
     assert finding.measured == pytest.approx(len(places) / (len(places) + 3))
     assert counted(len(places), "norm changes", "norms change") in finding.message
-    assert f"{finding.measured:.0%} of all updates" in finding.message
+    assert f"{finding.measured:.0%} of all updates of norms that are trained" in finding.message
     assert is_quiet(stepping(extra, grad=True), "NS106")
 
 
@@ -51,3 +51,27 @@ def test_a_pass_without_gradient_in_eval_mode_is_none_of_its_business():
         yield examples.loss_fn(model.train(), batch)
 
     assert is_quiet(examples.stepped(case, losses), "NS106")
+
+
+def test_norms_that_only_run_without_gradient_are_a_teachers_and_spoken_of_by_other_rules():
+    case = examples.healthy(examples.mlp, trained=0)
+
+    def losses(model, batch):
+        with torch.no_grad():
+            hidden = model[:6](batch[0])
+        yield torch.nn.functional.cross_entropy(model[6:](hidden), batch[1])
+
+    assert is_quiet(examples.stepped(case, losses), "NS106")
+
+
+def test_statistics_that_only_passes_without_gradient_make_are_no_mixture():
+    case = examples.healthy(examples.mlp, trained=0)
+
+    def losses(model, batch):
+        with torch.no_grad():
+            model.train()(batch[0])
+        yield examples.loss_fn(model.eval(), batch)
+
+    finding = finding_of(examples.stepped(case, losses), "NS106")
+    assert finding.measured == 1.0
+    assert "on statistics that these passes alone have made" in finding.cost

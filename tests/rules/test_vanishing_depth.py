@@ -52,3 +52,57 @@ def test_the_ratio_of_gradients_is_as_planted(factor, depth):
     assert finding.details["gradient_ratio"] == finding.measured
     assert finding.message == f"gradients of the first layers are {finding.measured:.1e} times those of the last"
     assert not finding.fixable  # there is no activation to put a norm before
+
+
+class Functions(nn.Module):
+    """Layers whose activation is a function in the model's own code."""
+
+    def __init__(self, act, scale, *, gate=False):
+        super().__init__()
+        self.act, self.gate = act, gate
+        self.layers = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+        self.head = nn.Linear(12, 4)
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=scale)
+
+    def forward(self, x):
+        for layer in self.layers:
+            y = self.act(layer(x))
+            x = x * y if self.gate else y
+        return self.head(x)
+
+
+def functions(act, scale, **options):
+    return examples.healthy(lambda: Functions(act, scale, **options), trained=0, shape=(12,))
+
+
+@pytest.mark.parametrize("act", [torch.tanh, torch.sigmoid, torch.Tensor.tanh, nn.functional.sigmoid])
+def test_functions_saturate_as_modules_do_and_are_named_by_their_layers(act):
+    finding = finding_of(functions(act, 20.0), "NS127")
+    assert set(finding.places) <= {"layers.0", "layers.1", "layers.2"}
+    assert finding.measured > 0.5
+    assert not finding.fixable
+
+
+@pytest.mark.parametrize(("scale", "gate"), [(0.3, False), (20.0, True)])
+def test_functions_that_do_not_saturate_and_gates_are_left_in_peace(scale, gate):
+    assert is_quiet(functions(torch.sigmoid, scale, gate=gate), "NS127")
+
+
+@pytest.mark.parametrize("depth", [6, 10])
+def test_outputs_fade_where_gradients_of_weights_are_all_alike(depth):
+    """Orthogonal layers times 0.1: the output of layer l is 0.1^l, its gradient 0.1^(L - l), their product the same."""
+    case = examples.deep_with_scaled_gradients(1.0, depth, norm=False)
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.mul_(0.1)
+    finding = finding_of(case, "NS127")
+    assert finding.measured == pytest.approx(0.1 ** (depth - 2), rel=0.1)
+
+
+def test_a_last_layer_that_starts_at_zero_is_no_vanishing():
+    model = examples.seeded(lambda: nn.Sequential(*[nn.Linear(12, 12) for _ in range(6)], nn.Linear(12, 4)))
+    nn.init.zeros_(model[6].weight)
+    for lr in (0.0, 0.01):
+        case = Case(model, examples.loss_fn, examples.data((12,)), torch.optim.SGD(model.parameters(), lr=lr))
+        assert is_quiet(case, "NS127")

@@ -10,14 +10,14 @@ from kit.public_networks import NETWORKS, FunctionalNorms, network
 from kit.small_convnets import assert_same_state, state_of
 from normscope import layers, surgery
 from normscope._errors import UsageError
-from normscope.surgery.foreign import norm_sites, read
+from normscope.surgery.foreign import read
 from normscope.surgery.functional import watched
 
 KINDS = ["batch", "layer", "group", "rms", "noisy", "population", "frozen"]
 
 
 def norms_left(model):
-    return [site.path for site in norm_sites(model) if read(site.module).is_norm]
+    return [site.path for site in surgery.norm_sites(model) if read(site.module).is_norm]
 
 
 def weights_outside(model, norms):
@@ -26,7 +26,7 @@ def weights_outside(model, norms):
 
 
 def own_norms(model):
-    return [site.module for site in norm_sites(model)]
+    return [site.module for site in surgery.norm_sites(model)]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -6,7 +6,7 @@ from torch import nn
 
 from kit import foreign_norms as foreign
 from normscope import layers, surgery
-from normscope.surgery.foreign import norm_sites, read, stand_in
+from normscope.surgery.foreign import read, stand_in
 
 MAP, TOKENS = (4, 8, 5, 6), (4, 5, 8)
 KNOWN = {
@@ -56,7 +56,7 @@ def test_a_stand_in_computes_the_same_on_the_same_parameters(name, given, traini
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0
     expected = model(x)
-    (site,) = norm_sites(model)
+    (site,) = surgery.norm_sites(model)
     reading = read(norm, x if given else None)
     if name == "PixelNorm" and not given:
         assert reading.is_norm

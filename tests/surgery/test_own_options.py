@@ -124,9 +124,9 @@ def test_options_that_apply_are_kept_and_others_named():
     surgery.convert(model, "ghost", group_size=3, accumulate=1)
     assert (model[1].statistics, model[1].group_size, model[1].accumulate) == ("ghost", 3, 1)
     report = surgery.convert(model, "torch-batch")
-    assert "fused" in report.skipped[0].why
-    report = surgery.convert(model, "batch", activation=None)
-    report = surgery.convert(model, "torch-batch")
+    assert [type(module) for module in model[1].then] == [nn.LeakyReLU]
+    assert model[1].then[0].negative_slope == 0.2
+    assert "LeakyReLU, which stays" in report["1"].detail
     for name in ("on_bad_update", "unbiased_variance", "update_statistics"):
         assert name in report["1"].detail
 

@@ -15,6 +15,7 @@ from normscope.checking.judging import Judging, OnFailure
 from normscope.checking.limit import TimeLimit
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence
+from normscope.evidence.other_norms import notes_on
 from normscope.evidence.sandbox import sandbox
 from normscope.probes import ProbeWarning
 from normscope.records import Finding
@@ -115,6 +116,7 @@ def _check(
     ignored: list[tuple[Finding, str]] = []
     with sandbox(case), warnings.catch_warnings():
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
+        evidence.take_modes()
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
             for finding in judging.findings(rule.CODE, partial(rule.examine, evidence)):
@@ -126,6 +128,7 @@ def _check(
         if gap and case.eval_loader is not None:
             judging.findings("gap", lambda: _gap_alone(evidence))
         taken = vars(evidence).get("gap")
+        notes = notes_on(evidence.other_norms)
     judging.warn()
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     waited = dict(judging.not_run)
@@ -136,6 +139,7 @@ def _check(
         tuple(rule.CODE for rule in rules if rule.CODE not in waited),
         tuple(judging.unmeasured),
         tuple(judging.not_run),
+        notes,
     )
 
 

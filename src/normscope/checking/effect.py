@@ -68,6 +68,7 @@ class Before:
         self._case = case
         self._given = {name: getattr(case, name) for name in ("model", "averaged", "exported", "loader", "eval_loader")}
         models = [model for model in (case.model, case.averaged) if model is not None]
+        models += evidence.outer_modules(case.model, evidence.reached_objects(case)).values()
         optimizers = [] if case.optimizer is None else [case.optimizer]
         self._snapshot = Snapshot(*models, optimizers=optimizers, generators=streams_of_loaders(case))
 

@@ -27,6 +27,7 @@ class Findings(Sequence[Finding]):
             finite, a pass that raises though the training runs, or a failure of the rule itself.
         not_run: Codes of rules that were asked for and not run, and why: they have waited longer than the time limit,
             or they cannot run in a scope.
+        notes: Sentences on the whole model: norms of classes that the rules do not know, say.
     """
 
     found: tuple[Finding, ...]
@@ -35,6 +36,7 @@ class Findings(Sequence[Finding]):
     rules: tuple[str, ...] = ()
     unmeasured: tuple[tuple[str, str], ...] = ()
     not_run: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.found)
@@ -50,7 +52,8 @@ class Findings(Sequence[Finding]):
         lines = [f"{counted(len(self.found), 'finding')} of {counted(len(self.rules), 'rule')}"]
         lines += [f"{each.severity.value} {each.code} {each.message} {_places(each)}".rstrip() for each in self.found]
         lines += [f"not judged: {code}: {why}" for code, why in (*self.unmeasured, *self.not_run)]
-        return "\n".join([*lines, *(f"ignored: {each.code}: {reason}" for each, reason in self.ignored)])
+        lines += [f"ignored: {each.code}: {reason}" for each, reason in self.ignored]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
         """Return the findings for a notebook, and what was not judged and why."""
@@ -61,6 +64,7 @@ class Findings(Sequence[Finding]):
             parts.append(notebook.items(rows))
         left = [("not judged", f"{code}: {why}") for code, why in (*self.unmeasured, *self.not_run)]
         left += [("ignored", f"{each.code} {_places(each)}: {reason}") for each, reason in self.ignored]
+        left += [("note", note) for note in self.notes]
         return notebook.card([*parts, notebook.items(left)] if left else parts)
 
     @property

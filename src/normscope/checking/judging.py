@@ -59,9 +59,10 @@ class Judging:
         except NonFiniteError as error:  # a finding of NS103's: the others cannot measure, and it must be heard
             self.unmeasured.append((code, str(error)))
         except NormscopeError as error:
-            if self._basis is None or isinstance(error, NoBatchError):
+            if isinstance(error, NoBatchError) and error.loader == NoBatchError.loader:
                 raise
-            self._basis()
+            if self._basis is not None:
+                self._basis()
             self.unmeasured.append((code, str(error)))
         return []
 

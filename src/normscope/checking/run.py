@@ -106,6 +106,7 @@ def _of_state(
         file=file,
         line=line,
         seconds=time.perf_counter() - began,
+        settings=options.settings.shown,
     )
 
 
@@ -114,6 +115,7 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
     with users_code("the check"):
         notes = _notes_on(case)
     found = _check(case, options, told, failed)
+    notes += found.notes
     fixes: list[FixNote] = []
     saved: list[str] = []
     if options.fix:
@@ -146,6 +148,7 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
         target.file,
         target.line,
         time.perf_counter() - began,
+        options.settings.shown,
     )
 
 

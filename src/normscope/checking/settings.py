@@ -44,6 +44,14 @@ class Settings:
     level: str | None = None
     reasons: tuple[Reason, ...] = ()
 
+    @property
+    def shown(self) -> str:
+        """The file, relative to where the command was given if it lies below; empty if there is none."""
+        if self.file is None:
+            return ""
+        below = self.file.is_relative_to(Path.cwd())
+        return str(self.file.relative_to(Path.cwd()) if below else self.file)
+
     def reason(self, code: str, place: str) -> str:
         """Return why a finding at a place is not reported; empty if it is."""
         fits = (why for pattern, codes, why in self.reasons if code in codes and fnmatchcase(place, pattern))

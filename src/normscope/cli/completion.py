@@ -45,7 +45,8 @@ def complete_codes(incomplete: str) -> list[tuple[str, str]]:
         incomplete: What is typed so far.
     """
     typed, comma, last = incomplete.rpartition(",")
-    return [(f"{typed}{comma}{code}", slug) for code, slug in sorted(_rules()) if code.startswith(last.upper())]
+    found = [(code, slug) for code, slug in sorted(_rules()) if code.startswith(last.upper())]
+    return [(f"{typed}{comma}{last}{code[len(last) :]}", slug) for code, slug in found]  # shells keep what is typed
 
 
 def _rules() -> Iterator[tuple[str, str]]:

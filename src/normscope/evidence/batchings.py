@@ -1,4 +1,4 @@
-"""Whether what a model gives for a sample in evaluation depends on the samples beside it, and batches mixed anew."""
+"""Batches mixed anew."""
 
 from typing import Any
 
@@ -6,22 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from normscope.evidence.case import Case
-from normscope.evidence.influence import measure_influence
 from normscope.modules.batches import tensors
-
-
-def depends_on_batch(case: Case, batch: Any) -> bool:
-    """Whether outputs in eval mode change with the samples beside each; False where that cannot be seen.
-
-    Args:
-        case: The set-up.
-        batch: A batch of evaluation.
-
-    Raises:
-        UsageError: The loss raises.
-    """
-    return measure_influence(case, batch).found
 
 
 def mixed_anew(taken: list[Any], like: Any) -> list[Any] | None:

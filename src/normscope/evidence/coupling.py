@@ -57,7 +57,8 @@ def input_gradients(case: Case) -> list[Call]:
         taken: list[Tensor] = []
 
         def act() -> None:
-            with users_code("training step 0"), torch.enable_grad(), _Gradients(taken):
+            what = "the loss of batch 0 of the loader" if case.step is None else "training step 0"
+            with users_code(what), torch.enable_grad(), _Gradients(taken):
                 if case.step is not None:
                     case.step(case.model, batch)
                 else:

@@ -1,25 +1,36 @@
 """What the rules look at: measured once, shared by all of them, and only if one asks."""
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from normscope._errors import UsageError
+from normscope.evidence.arms import reached_objects
 from normscope.evidence.case import Case
+from normscope.evidence.companions import Companion, find_companions, outer_modules
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
+from normscope.evidence.moments import Moments, excess_of_means, spread_out, take_moments
+from normscope.evidence.other_norms import OtherNorm, buffers_of, other_norms
 from normscope.evidence.passes import example
+from normscope.evidence.places import by_place
 from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
+from normscope.evidence.streams import Streams, find_streams
 from normscope.evidence.untrained import as_made, has_learnt
+from normscope.evidence.wiring import Wiring, watch_wiring
 from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
 from normscope.surgery.pairs import Search, search
+
+_FEWEST = 4  # batches whose means tell whether they vary too much
 
 
 class NotShownError(UsageError):
@@ -35,6 +46,7 @@ class Evidence:
         modules: Every module by its first qualified name.
         norms: The batch norms among them (``torch``'s kinds and subclasses of theirs), in order of registration.
         tracking: Those that keep running statistics.
+        entry: Whether each module was in train mode as the case was handed over.
         sizes: How many samples the batches of a training that is under way have had, by size; empty in a check.
         under_way: Whether the training is going on: running statistics are still following the weights.
 
@@ -66,6 +78,7 @@ class Evidence:
             path: module for path, module in self.modules.items() if isinstance(module, _BatchNorm)
         }
         self.tracking: dict[str, Any] = tracking(case.model)
+        self.entry = {path: module.training for path, module in self.modules.items()}
         self._told = told or (lambda what: None)
 
     def frozen(self, module: Module) -> bool:
@@ -76,6 +89,7 @@ class Evidence:
     def untrained(self) -> bool:
         """Whether nothing shows that the model was trained: norms as made, an optimizer without state, no low loss."""
         buffers = {path: dict(module.named_buffers(recurse=False)) for path, module in self.tracking.items()}
+        buffers |= self.buffers_elsewhere(moving=True)
         if not buffers or getattr(self.case.optimizer, "state", None) or not as_made(buffers):
             return False
         parameters = [parameter for module in self.norms.values() for parameter in module.parameters(recurse=False)]
@@ -84,10 +98,72 @@ class Evidence:
         self._told("whether the network has learnt")
         return not has_learnt(self.case)
 
-    @property
+    @cached_property
+    def other_norms(self) -> dict[str, OtherNorm]:
+        """The norms of classes of other libraries, or of the user's own, that are none of torch's."""
+        return other_norms(self.case.model)
+
+    def buffers_elsewhere(self, *, moving: bool) -> dict[str, dict[str, Any]]:
+        """Return the running statistics of ``other_norms``, by torch's names of buffers.
+
+        Args:
+            moving: Whether norms are left out that never move them.
+        """
+        return buffers_of(self.other_norms, moving=moving)
+
+    @cached_property
     def updating(self) -> dict[str, Any]:
-        """The norms whose running statistics a training step would change: in train mode, tracking, not frozen."""
-        return {path: module for path, module in self.tracking.items() if module.training and not self.frozen(module)}
+        """The norms whose running statistics training steps change: tracking, not frozen, in train mode in the steps.
+
+        A norm that the steps do not call is taken by the mode in which it was handed over; so are all where no step can
+        be made.
+        """
+        modes: dict[str, bool] = {}
+        with suppress(UsageError):
+            for call in self.training.calls:
+                modes[call.path] = modes.get(call.path, False) or call.training
+        return {
+            path: module
+            for path, module in self.tracking.items()
+            if modes.get(path, self.entry[path]) and not self.frozen(module)
+        }
+
+    @cached_property
+    def held(self) -> set[str]:
+        """The tracking norms whose running statistics are to stay: frozen, or in eval mode in a model that trains.
+
+        In eval mode as they were handed over, whatever the steps do then; or in all calls by the steps.
+        """
+        still = self.frozen_by_mode | {path for path, module in self.tracking.items() if self.frozen(module)}
+        if self.updating or any(map(self.trained_in, self.modules)):
+            still |= self.tracking.keys() - self.updating.keys()
+        return still
+
+    @cached_property
+    def frozen_by_mode(self) -> set[str]:
+        """The tracking norms that were handed over in eval mode, in a model of which another part was in train mode."""
+        if not any(self.entry.values()):
+            return set()
+        return {path for path, module in self.tracking.items() if not self.entry[path] and not self.frozen(module)}
+
+    def trained_in(self, path: str) -> bool:
+        """Whether a module is in train mode in the passes of training that record gradients.
+
+        Where the step is the user's own, it is asked what it does; else the modes are those of the hand-over.
+
+        Args:
+            path: Qualified name of the module.
+        """
+        seen = {}
+        if self.case.step is not None or "training" in vars(self):
+            with suppress(UsageError):
+                seen = self.training.modes
+        return seen.get(path, self.entry[path])
+
+    def take_modes(self) -> None:
+        """Put the model into the modes in which its step trains it, inside a sandbox that puts it back."""
+        for path, mode in {path: self.trained_in(path) for path in self.modules}.items():
+            self.modules[path].training = mode
 
     @cached_property
     def optimised(self) -> set[int]:
@@ -100,19 +176,51 @@ class Evidence:
     def training(self) -> Training:
         """A few steps of training, watched and undone."""
         self._told("training steps")
-        return watch_training(self.case, max(3, min(4, self.batches)))
+        return watch_training(self.case, max(3, min(4, self.batches)), beside=self.outside)
+
+    @cached_property
+    def outside(self) -> dict[str, Module]:
+        """The modules beside the model, by name: the averaged one, and those that the functions of the case reach."""
+        return outer_modules(self.case.model, [("averaged", self.case.averaged), *self._reached])
+
+    @cached_property
+    def _reached(self) -> list[tuple[str, Any]]:
+        return reached_objects(self.case)
+
+    @cached_property
+    def trained(self) -> set[int]:
+        """The ``id`` of every parameter that an optimizer, of the case or reached by its functions, updates."""
+        optimizers = [each for _, each in self._reached if isinstance(each, Optimizer)]
+        held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"] if p.requires_grad}
+        return held | self.optimised
+
+    @cached_property
+    def companions(self) -> list[Companion]:
+        """The modules that are built as the model is, or as a part of it, and that no optimizer trains."""
+        return find_companions(self.case.model, self.outside, self.trained)
+
+    @property
+    def _by_batch(self) -> list[str] | None:
+        """The norms that normalize by the batch in training; None for all, also where training uses none so."""
+        return list(self.updating) if 0 < len(self.updating) < len(self.tracking) else None
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """What reads what between norms, layers and non-linearities, and what passes these, over training batches."""
+        self._told("the flow of values")
+        return watch_wiring(self.case, max(1, min(4, self.batches)))
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Pooled statistics of every tracking norm over training batches, dropout off."""
+        """Pooled statistics of the norms over training batches, dropout off: of those that update, if there are any."""
         self._told("statistics of the training data")
-        return pooled(self.case, self.batches)
+        return pooled(self.case, self.batches, only=self._by_batch)
 
     @cached_property
     def statistics_with_dropout(self) -> Statistics:
         """The same with dropout and other noise on."""
         self._told("statistics of the training data under dropout")
-        return pooled(self.case, self.batches, dropout=True)
+        return pooled(self.case, self.batches, dropout=True, only=self._by_batch)
 
     @cached_property
     def gap(self) -> Gap:
@@ -135,6 +243,38 @@ class Evidence:
             set_mode(case.model, False)
             put_statistics(case.model, statistics, only=paths)
             return mean_loss(case, loader, max(1, min(4, self.batches)), evaluation=True)
+
+    @cached_property
+    def moments(self) -> dict[str, list[Moments]]:
+        """What each norm in train mode is given, call by call, over batches from all along the loader."""
+        self._told("moments of batches")
+        training = {path: module for path, module in self.norms.items() if module.training and not self.frozen(module)}
+        return take_moments(self.case, training, self.looked_at)
+
+    @cached_property
+    def excess(self) -> dict[str, tuple[float, float]]:
+        """Return by norm by how much its batch means vary too much: ``excess_of_means``, at the worst of its places."""
+        kinds = None if self.streams is None else self.streams.of_batch
+        found = {}
+        for path, calls in self.moments.items():
+            places = [several for several in by_place(calls).values() if len(several) >= _FEWEST]
+            known = [one for several in places if (one := excess_of_means(several, kinds)) is not None]
+            if known:  # data in order need not show at all places: what a generator makes is never in order
+                found[path] = max(known)
+        return found
+
+    @cached_property
+    def looked_at(self) -> list[int]:
+        """The numbers of the batches that ``moments`` are of."""
+        return spread_out(self.case.loader, max(_FEWEST, self.batches))
+
+    @cached_property
+    def streams(self) -> Streams | None:
+        """Kinds of batches that alternate in the loader; None if there are none."""
+        return find_streams(
+            {path: calls for path, calls in self.moments.items() if path in self.updating},
+            {path: module.eps for path, module in self.norms.items()},
+        )
 
     @cached_property
     def flow(self) -> Search:

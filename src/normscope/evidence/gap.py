@@ -7,8 +7,9 @@ from typing import Any
 
 from torch.nn import Module
 
-from normscope.evidence.batchings import depends_on_batch, mixed_anew
+from normscope.evidence.batchings import mixed_anew
 from normscope.evidence.case import Case
+from normscope.evidence.influence import measure_influence
 from normscope.evidence.losses import losses
 from normscope.evidence.noise import Noise, noisy_modules, quiet
 from normscope.evidence.pooling import Statistics, pooled, put_statistics, recalibrated
@@ -34,7 +35,7 @@ _CAUSES = {
 _RUNNING_OF_NEW = "running statistics are those of a new layer: the network has not been trained"
 _RUNNING_HELP = "running statistics are not those of the data, and evaluation is the better for it"
 _NOISE_OF_OWN = "{} draw random numbers in code of their own: what else they do by mode is in this share too"
-_DATA_AS_BATCHED = "generalisation, and batches of evaluation, on which outputs depend: their samples cannot be mixed"
+_DATA_AS_BATCHED = "generalisation, and batches of evaluation, on which outputs depend: their samples are not mixed"
 _ROUNDING = 1e-5  # of a loss: by so much other kernels, as of torch's fast path in eval mode, may change it
 
 _MORE = 4
@@ -219,15 +220,17 @@ def _losses_by_data(data: _Data, statistics: Statistics | None) -> Levels:
     """Return the losses of evaluation by its own statistics, by those of training, by the running ones, as batched."""
     case, levels = data.case, Levels()
     mixed = None
-    if case.eval_loader is not None and depends_on_batch(case, data.evaluation[0]):
-        data.take_evaluation(_MORE * data.count)  # a sorted set shows what is in it only from afar
-        mixed = mixed_anew(data.evaluation, data.training[0])
+    if case.eval_loader is not None and (seen := measure_influence(case, data.evaluation[0])).found:
+        if seen.of_samples:
+            data.take_evaluation(_MORE * data.count)  # a sorted set shows what is in it only from afar
+            mixed = mixed_anew(data.evaluation, data.training[0])
         if mixed is None:
             data.notes[_DATA] = _DATA_AS_BATCHED
     if tracking(case.model) and case.eval_loader is not None:
         with traceless(case.model, streams=False):
             chosen = mixed or data.evaluation
-            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True)
+            only = None if statistics is None else [path for path in tracking(case.model) if path in statistics.mean]
+            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True, only=only)
             levels[_DATA] = data.evaluated(mixed)
         with traceless(case.model, streams=False):
             _statistics_of_training(data, statistics)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from normscope._errors import UsageError
 from normscope.evidence.calls import Call, cast, copied, outermost_calls
 from normscope.evidence.case import Case
-from normscope.evidence.losses import is_refused
+from normscope.evidence.losses import in_eval_mode, is_refused
 from normscope.evidence.mixing import Mixing, mixing_modules
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.batches import finite, tensors
@@ -56,12 +56,17 @@ class Influence:
         """Whether outputs depend on neighbours by more than rounding makes."""
         return self.change > self.bound
 
+    @property
+    def of_samples(self) -> bool:
+        """Whether rows that depend on each other are samples, as far as that can be told: no order, or a batch norm."""
+        return self.as_set or any(one.normalizes for one in self.mixing)
+
 
 def influence_in_evaluation(case: Case) -> Influence:
     """Measure the influence in a batch of evaluation; in a batch of training where it cannot be seen in that.
 
     Raises:
-        UsageError: A loader or the loss raises.
+        UsageError: A loader raises.
     """
     seen = Influence()
     for loader, what in ((case.eval_loader, "eval_loader"), (case.loader, "loader")):
@@ -71,9 +76,10 @@ def influence_in_evaluation(case: Case) -> Influence:
         try:
             seen = measure_influence(case, batch)
         except UsageError as error:
-            if what == "loader" or not is_refused(error):
-                raise
-            continue  # a norm without running statistics, and one sample
+            if is_refused(error):  # a norm without running statistics, and one sample
+                seen = Influence(unseen="a batch of evaluation has one sample")
+                continue
+            return Influence(unseen=str(error if case.eval_loss_fn is not None else in_eval_mode(error)))
         if not seen.unseen:
             break
     return seen
@@ -136,8 +142,7 @@ class _Repeated:
             if not seen.found:
                 return seen
             lengths = {len(leaf) for leaf in self.batch if leaf.ndim}
-            known = seen.as_set or any(one.normalizes for one in seen.mixing)
-            if self._another_axis_holds_the_samples() or not (known or self.count in lengths):
+            if self._another_axis_holds_the_samples() or not (seen.of_samples or self.count in lengths):
                 return Influence(unseen="the first axis of what the model is given may be none of samples")
             return seen
         finally:

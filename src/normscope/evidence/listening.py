@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope.evidence.places import Place, Places
 from normscope.evidence.sequences import as_sequences, tail_share
 from normscope.modules.batches import finite, kept, leading_tensor, tensors
 from normscope.modules.channels import channels
@@ -31,6 +32,8 @@ class NormCall:
         update: Updates that the optimizer had made before.
         order: Number of the call among all calls of norms.
         forward: Number of forward passes of the whole model that had begun; 0 where only parts of it are called.
+        place: Place of the call in its step: see ``evidence.places``.
+        backward: Number of backward passes through norms that had begun in its step.
         training: Whether the norm was in train mode.
         grad: Whether gradients were recorded.
         recomputed: Whether it happened inside a backward pass, as under activation checkpointing.
@@ -64,6 +67,8 @@ class NormCall:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     forward: int = 0
+    place: Place = (0, 0)
+    backward: int = 0
     stale: bool = False
 
     @property
@@ -88,6 +93,10 @@ class Training:
             the step; None if there is none.
         batch_broken: Step of the first batch that was itself not finite; None if there is none.
         failed: What a step raised, in one line, if a later one than the first did: then no more were made.
+        modes: By qualified name whether a module that was called with gradients was in train mode; empty where that
+            was not noted.
+        beside: Calls of batch norms of other modules than the model, in order; ``path`` begins with the module's name.
+        moved: The ``id`` of every parameter, of the model and of other modules, that was changed.
     """
 
     calls: list[NormCall] = field(default_factory=list)
@@ -100,6 +109,9 @@ class Training:
     broken: tuple[str, int] | None = None
     batch_broken: int | None = None
     failed: str = ""
+    modes: dict[str, bool] = field(default_factory=dict)
+    beside: list[NormCall] = field(default_factory=list)
+    moved: set[int] = field(default_factory=set)
 
     def of(self, path: str, *, training: bool | None = None) -> list[NormCall]:
         """Return the calls of one norm, of one mode if asked for."""
@@ -121,6 +133,7 @@ class Listener:
         model: The model, out of its wrappers.
         optimizers: Whose updates are counted.
         seen: Where what is heard goes.
+        beside: Other modules than the model, by name, whose norms are listened to.
         on_error: Takes an exception in a hook, after which no more is heard; left out, it is raised in the user's pass.
     """
 
@@ -130,10 +143,13 @@ class Listener:
         optimizers: Sequence[Any],
         seen: Training,
         *,
+        beside: Mapping[str, Module] | None = None,
         on_error: Callable[[Exception], None] | None = None,
     ) -> None:
+        self._beside = dict(beside or {})
         self._model, self._optimizers, self._seen, self._on_error = model, optimizers, seen, on_error
-        self._forward = 0
+        self._forward, self._places = 0, Places()
+        self._backward, self._graph = 0, -1
         self._handles: list[Any] = []
         self._open: dict[int, list[tuple[NormCall, list[Tensor]]]] = {}
         self._lead: tuple[int, ...] = ()
@@ -146,13 +162,20 @@ class Listener:
         keep(self._model.register_forward_pre_hook(Hook(self._safe(self._note_inputs)), with_kwargs=True))
         for path, module in self._model.named_modules():
             if isinstance(module, _BatchNorm):
-                keep(module.register_forward_pre_hook(Hook(self._safe(partial(self._before, path)))))
-                keep(module.register_forward_hook(Hook(self._safe(partial(self._after, path)))))
+                self._listen(path, module, self._seen.calls)
             if next(module.children(), None) is None:
                 keep(module.register_forward_hook(Hook(self._safe(partial(self._log, path)))))
+        for name, other in self._beside.items():
+            for path, module in other.named_modules():
+                if isinstance(module, _BatchNorm):
+                    self._listen(f"{name}.{path}" if path else name, module, self._seen.beside)
         for optimizer in self._optimizers:
             if calls_step_hooks(optimizer):
                 keep(optimizer.register_step_post_hook(self._note_update))
+
+    def _listen(self, path: str, module: Module, calls: list[NormCall]) -> None:
+        self._handles.append(module.register_forward_pre_hook(Hook(self._safe(partial(self._before, path, calls)))))
+        self._handles.append(module.register_forward_hook(Hook(self._safe(partial(self._after, path)))))
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -168,6 +191,8 @@ class Listener:
         self._seen.call_logs.append(self._logs)
         self._logs = Counter()
         self._open.clear()
+        self._places.begin_step()
+        self._backward = 0
         self._seen.steps += 1
 
     def _safe(self, hook: Callable[..., None]) -> Callable[..., None]:
@@ -191,6 +216,7 @@ class Listener:
 
     def _note_inputs(self, _module: Module, args: Any, kwargs: Any) -> None:
         self._forward += 1
+        self._places.begin_pass()
         shapes = [leaf.shape for leaf in tensors((args, kwargs)) if leaf.ndim > 1]
         self._lead = tuple(shapes[0]) if shapes else ()
         if self._seen.inputs is None:
@@ -205,19 +231,19 @@ class Listener:
         elif self._seen.batch_broken is None:  # no module has made it: it arose between them
             self._seen.broken = (f"the code before {path}", self._seen.steps)
 
-    def _before(self, path: str, module: Any, inputs: Any) -> None:
+    def _before(self, path: str, calls: list[NormCall], module: Any, inputs: Any) -> None:
         call = NormCall(
             path,
             self._seen.steps,
             self._seen.updates,
-            len(self._seen.calls),
+            len(calls),
             module.training,
             torch.is_grad_enabled(),
             torch._C._current_graph_task_id() != -1,
         )
-        call.forward = self._forward
+        call.forward, call.place, call.backward = self._forward, self._places.next(path), self._backward
         x = leading_tensor(inputs)
-        self._seen.calls.append(call)
+        calls.append(call)
         if x is None or x.ndim < 2 or not x.numel():
             return
         with torch.no_grad():
@@ -237,13 +263,16 @@ class Listener:
             return
         call, before = self._open[id(module)].pop()
         call.updated = not all(map(same_bits, before, _buffers(module)))
-        if not call.training and isinstance(output, Tensor) and output.requires_grad:
-            back = self._safe(partial(self._back, call, module, _buffers(module)))
-            self._handles.append(output.register_hook(back))
+        if isinstance(output, Tensor) and output.requires_grad:
+            back = partial(self._back, call, module, [] if call.training else _buffers(module))
+            self._handles.append(output.register_hook(self._safe(back)))
 
-    @staticmethod
-    def _back(call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
-        call.stale = call.stale or not all(map(same_bits, then, _buffers(module)))
+    def _back(self, call: NormCall, module: Any, then: Sequence[Tensor], _gradient: Tensor) -> None:
+        graph = torch._C._current_graph_task_id()
+        if graph != self._graph:
+            self._backward, self._graph = self._backward + 1, graph
+        if not call.training:
+            call.stale = call.stale or not all(map(same_bits, then, _buffers(module)))
 
 
 def _buffers(module: Any) -> list[Tensor]:

@@ -56,10 +56,15 @@ def losses(
                 continue
             if not evaluation or case.eval_loss_fn is not None:
                 raise
-            raise UsageError(
-                f"{error}, with the model in eval mode: if it returns something else there, give Case(eval_loss_fn=...)"
-            ) from error.__cause__
+            raise in_eval_mode(error) from error.__cause__
     return found
+
+
+def in_eval_mode(error: UsageError) -> UsageError:
+    """Return an error of a loss with the mode in its words, and what may help."""
+    return UsageError(
+        f"{error}, with the model in eval mode: if it returns something else there, give Case(eval_loss_fn=...)"
+    )
 
 
 def is_refused(error: Exception) -> bool:

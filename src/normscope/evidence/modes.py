@@ -52,9 +52,9 @@ class Written:
     """What evaluation writes.
 
     Attributes:
-        change: By how much the loss of the first batch changes through that, over the loss.
+        change: By how much the loss of a batch changes through that, over the loss, where it changes most.
         before: That loss.
-        after: The loss after other batches were evaluated.
+        after: The loss of the same batch after all were evaluated.
         buffers: By module the names of its buffers that moved.
     """
 
@@ -116,7 +116,7 @@ def modules_by_mode(case: Case, statistics: Statistics | None) -> list[ByMode]:
 
 
 def written_in_evaluation(case: Case, count: int) -> Written:
-    """Return whether evaluating some batches changes the loss of the first, through buffers that it writes.
+    """Return whether evaluating some batches changes the loss of one of them, through buffers that it writes.
 
     The first batch is evaluated once before, since caches are made at first use. A loss that is not the same again
     when the buffers are put back depends on something else, such as a state that is carried from batch to batch: of
@@ -141,22 +141,34 @@ def written_in_evaluation(case: Case, count: int) -> Written:
         loss_of(several[0])
         owners = {id(buffer): (path, name) for path, module in walk(case.model) for name, buffer in _buffers(module)}
         kept = [(buffer, buffer.detach().clone()) for buffer in case.model.buffers()]
-        before = loss_of(several[0])
+
+        def losses_from(values: list[tuple[Tensor, Tensor]]) -> list[float]:
+            found = []
+            for batch in several:
+                _put(values)
+                found.append(loss_of(batch))
+            return found
+
         for batch in several:
             loss_of(batch)
-        buffers: dict[str, tuple[str, ...]] = {}
-        moved = [(buffer, old) for buffer, old in kept if buffer.is_floating_point() and not same_bits(buffer, old)]
-        for path, name in (owners[id(buffer)] for buffer, _ in moved):
-            buffers[path] = (*buffers.get(path, ()), name)
+        moved = [buffer for buffer, old in kept if buffer.is_floating_point() and not same_bits(buffer, old)]
         if not moved:
             return Written()
-        after = loss_of(several[0])
-        for buffer, old in kept:
-            buffer.data.copy_(old)
-        again = loss_of(several[0])
-    if not abs(again - before) <= _EXACT * abs(before):
+        now = [(buffer, buffer.detach().clone()) for buffer, _ in kept]
+        before, after, again = losses_from(kept), losses_from(now), losses_from(kept)
+    if not all(abs(b - a) <= _EXACT * abs(a) for a, b in zip(before, again, strict=True)):
         return Written()
-    return Written(abs(after - before) / max(abs(before), 1e-12), before, after, buffers)
+    buffers: dict[str, tuple[str, ...]] = {}
+    for path, name in (owners[id(buffer)] for buffer in moved):
+        buffers[path] = (*buffers.get(path, ()), name)
+    changes = [abs(b - a) / max(abs(a), 1e-12) for a, b in zip(before, after, strict=True)]
+    most = max(range(len(changes)), key=changes.__getitem__)
+    return Written(changes[most], before[most], after[most], buffers)
+
+
+def _put(values: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in values:
+        buffer.data.copy_(value)
 
 
 def _buffers(module: Module) -> list[tuple[str, Tensor]]:

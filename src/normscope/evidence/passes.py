@@ -1,7 +1,7 @@
 """Forward passes over the user's batches, watched at chosen modules, that leave nothing behind."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.evidence.case import Case
 from normscope.evidence.losses import is_refused
+from normscope.evidence.places import Places
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.batches import leading_tensor
 from normscope.usercode import users_code
@@ -22,13 +23,13 @@ Seen = Callable[[str, Tensor, Any], None]
 def look(
     case: Case,
     modules: Mapping[str, Module],
-    count: int,
+    count: int | Sequence[int],
     *,
     before: Seen | None = None,
     after: Seen | None = None,
-    every: int = 1,
     repeat: int = 1,
     told: Callable[[int], None] | None = None,
+    places: Places | None = None,
 ) -> None:
     """Run the loss on training batches, without gradient and in the modes of training, and look on at some modules.
 
@@ -37,12 +38,12 @@ def look(
     Args:
         case: The set-up; left as it was.
         modules: What to look at, by name.
-        count: Number of batches that are run.
+        count: Number of batches that are run, from the first on; or the numbers of batches, in order.
         before: Called with a module's name, its leading input and all its arguments before its forward.
         after: Called with its name, its output (the first tensor of it) and its leading input.
-        every: Which batches of the loader are run: each so-many-th.
         repeat: How often each is run.
         told: Called with the number of the batch before it is run, each time.
+        places: Told where each run and each pass of the whole model begins.
 
     Raises:
         UsageError: The loader or the loss raises.
@@ -57,28 +58,34 @@ def look(
         if after is not None and isinstance(output, Tensor):
             after(path, output.detach(), leading_tensor(args))
 
-    def loss_of(index: int, batch: Any) -> None:
-        try:
-            with users_code(f"the loss of batch {index} of the loader"):
-                case.loss_of(case.model, batch)
-        except UsageError as error:
-            if not index or not is_refused(error):
-                raise
-
+    wanted = range(count) if isinstance(count, int) else count
     with sandbox(case), ExitStack() as hooks:
         if not case.tried():
             with sandbox(case):
-                loss_of(0, next(batches(case.loader, 1)))
+                _run(case, 0, next(batches(case.loader, 1)))
+        if places is not None:
+            hooks.callback(case.model.register_forward_pre_hook(places.begin_pass).remove)
         for path, module in modules.items():
             hooks.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(partial(leave, path)).remove)
-        for index, batch in enumerate(batches(case.loader, (count - 1) * every + 1)):
-            if index % every:
+        for index, batch in enumerate(batches(case.loader, wanted[-1] + 1)):
+            if index not in wanted:
                 continue
             for _ in range(repeat):
                 if told is not None:
                     told(index)
-                loss_of(index, batch)
+                if places is not None:
+                    places.begin_step()
+                _run(case, index, batch)
+
+
+def _run(case: Case, index: int, batch: Any) -> None:
+    try:
+        with users_code(f"the loss of batch {index} of the loader"):
+            case.loss_of(case.model, batch)
+    except UsageError as error:
+        if not index or not is_refused(error):
+            raise
 
 
 def example(model: Module, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> Any:

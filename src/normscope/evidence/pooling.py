@@ -35,8 +35,15 @@ class Statistics:
     losses: Sequence[float] = ()
 
 
-def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
+def pooled(case: Case, count: int, *, dropout: bool = False, only: Collection[str] | None = None) -> Statistics:
     """Pool the statistics of what each tracking norm is given, over training batches with the others as in training.
+
+    Args:
+        case: The set-up.
+        count: Over how many batches.
+        dropout: Whether dropout and other noise are on.
+        only: The norms that normalize by the batch in training; the others do by their running statistics, and have no
+            part in the result. Left out, all.
 
     Raises:
         UsageError: The loader or the loss raises.
@@ -51,12 +58,11 @@ def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
         return loss
 
     with sandbox(case):
-        before = {
-            path: (module.running_mean.clone(), module.running_var.clone())
-            for path, module in tracking(case.model).items()
-        }
-        recalibrated(case, case.loader, count, call=noting, dropout=dropout, frozen=True)
-        for path, module in tracking(case.model).items():
+        norms = {path: module for path, module in tracking(case.model).items() if only is None or path in only}
+        before = {path: (module.running_mean.clone(), module.running_var.clone()) for path, module in norms.items()}
+        names = None if only is None else list(norms)
+        recalibrated(case, case.loader, count, call=noting, dropout=dropout, frozen=True, only=names)
+        for path, module in norms.items():
             mean, variance = module.running_mean.double().clone(), module.running_var.double().clone()
             old_mean, old_variance = (part.double() for part in before[path])
             scale = (variance + module.eps).sqrt()
@@ -69,7 +75,7 @@ def pooled(case: Case, count: int, *, dropout: bool = False) -> Statistics:
 def put_statistics(model: Module, statistics: Statistics, *, only: Collection[str] | None = None) -> None:
     """Put pooled statistics into the buffers of the norms, or of some of them by their paths."""
     for path, module in tracking(model).items():
-        if only is None or path in only:
+        if path in statistics.mean and (only is None or path in only):
             module.running_mean.copy_(statistics.mean[path])
             module.running_var.copy_(statistics.variance[path])
 

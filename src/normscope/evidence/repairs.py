@@ -53,16 +53,34 @@ def convert_places(case: Case, finding: Finding, to: str, **options: Any) -> int
 def recalibrate_places(case: Case, finding: Finding, *, frozen: bool = True) -> int:
     """Take the running statistics at the places of a finding anew from the training data, noise off.
 
+    A norm in eval mode in a model that trains is left as it is: somebody wants its statistics kept. Those of a new
+    layer, mean 0 and variance 1, are not worth it.
+
     Args:
-        case: The set-up.
+        case: The set-up, in the modes in which it was handed over.
         finding: Its places must be norms.
-        frozen: Whether norms that are frozen are recalibrated too.
+        frozen: Whether norms that are frozen are recalibrated too, where they hold the statistics of a new layer.
 
     Returns:
         How many norms were recalibrated.
+
+    Raises:
+        RefusedFixError: All are to be left as they are.
     """
+    modules = dict(zip(finding.places, modules_of(case, finding), strict=True))
+    trains = any(module.training for module in case.model.modules())
+    places = [path for path, module in modules.items() if not (trains and not module.training) or _new(module)]
+    if not places:
+        raise RefusedFixError(
+            "in evaluation mode in a model that trains, so their statistics are to stay: normscope.surgery.freeze "
+            "holds them through model.train()"
+        )
     call = quiet_call(case, noisy_modules(case))
-    return len(recalibrate(case.model, case.loader, call, only=list(finding.places), frozen=frozen).done)
+    return len(recalibrate(case.model, case.loader, call, only=places, frozen=frozen).done)
+
+
+def _new(module: Any) -> bool:
+    return not bool(module.running_mean.any()) and bool((module.running_var == 1).all())
 
 
 def loader_anew(loader: Any, **changed: Any) -> DataLoader[Any]:

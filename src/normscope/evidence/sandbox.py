@@ -18,7 +18,13 @@ from normscope.usercode import users_code
 
 
 class NoBatchError(UsageError):
-    """A loader gives no batches, or not to every pass: nothing of its set-up can be judged."""
+    """A loader gives no batches, or not to every pass.
+
+    Attributes:
+        loader: What messages call it. Without batches of ``"loader"`` nothing of a set-up can be judged.
+    """
+
+    loader = "loader"
 
 
 class TraceWarning(UserWarning):
@@ -100,10 +106,12 @@ def batches(loader: Any, most: int, *, what: str = "loader") -> Iterator[Any]:
         yield batch
         count += 1
     if not count:
-        raise NoBatchError(
+        error = NoBatchError(
             f"the {what} gives no batch, or gave all to an earlier pass: it must begin anew each time it is iterated, "
             "as a list or a DataLoader does"
         )
+        error.loader = what
+        raise error
 
 
 _END = object()

@@ -1,33 +1,50 @@
 """A few training steps of the user's own, watched at every norm."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from normscope._errors import UsageError
 from normscope.evidence.case import Case, number_of
 from normscope.evidence.listening import Listener, NormCall as NormCall, Training as Training
 from normscope.evidence.sandbox import batches, sandbox
+from normscope.evidence.step_modes import ModesListener
 from normscope.modules.batches import finite, tensors
 from normscope.probes import GradientFlow, Recorder, Saturation
 from normscope.usercode import users_code
 
 
-def watch_training(case: Case, steps: int) -> Training:
+def watch_training(case: Case, steps: int, *, beside: Mapping[str, Module] | None = None) -> Training:
     """Make a few training steps as the user does, look on, and undo them.
+
+    Args:
+        case: The set-up.
+        steps: How many steps.
+        beside: Other modules than the model, by name, whose norms are listened to.
 
     Raises:
         UsageError: The loader, the loss or the step raises.
     """
-    seen = Training()
+    seen, others = Training(), dict(beside or {})
     with sandbox(case):
-        _run(case, seen, steps)
+        parameters = [p for module in (case.model, *others.values()) for p in module.parameters()]
+        before = [_sums(parameter) for parameter in parameters]
+        _run(case, seen, steps, others)
+        seen.moved = {id(p) for p, sums in zip(parameters, before, strict=True) if _sums(p) != sums}
     return seen
 
 
-def _run(case: Case, seen: Training, steps: int) -> None:
+def _sums(parameter: Tensor) -> tuple[float, float]:
+    values = parameter.detach()
+    values = (torch.view_as_real(values) if values.is_complex() else values).double()
+    return float(values.sum()), float(values.abs().sum())
+
+
+def _run(case: Case, seen: Training, steps: int, others: Mapping[str, Module]) -> None:
     losses: list[float] = []
 
     def loss_fn(model: Any, batch: Any) -> Tensor:
@@ -37,9 +54,12 @@ def _run(case: Case, seen: Training, steps: int) -> None:
         return loss
 
     scope = Recorder(case.model, case.loss_fn, case.optimizer, [GradientFlow(), Saturation()], every=1)
-    listener = Listener(case.model, [] if case.optimizer is None else [case.optimizer], seen)
+    optimizers = [] if case.optimizer is None else [case.optimizer]
+    listener = Listener(case.model, optimizers, seen, beside=others)
+    modes = ModesListener(case.model)
     try:
         listener.attach()
+        modes.attach()
         for batch in batches(case.loader, steps):
             if seen.batch_broken is None and not finite(tensors(batch)):
                 seen.batch_broken = seen.steps
@@ -58,6 +78,8 @@ def _run(case: Case, seen: Training, steps: int) -> None:
             listener.step_ended(losses[0] if losses else math.nan)
     finally:
         listener.detach()
+        modes.detach()
+    seen.modes = modes.modes
     seen.updates = seen.updates if case.optimizer is not None else seen.steps
     if case.optimizer is None:
         for call in seen.calls:

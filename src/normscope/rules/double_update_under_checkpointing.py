@@ -88,12 +88,14 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
         if not again:
             return
         places = list(dict.fromkeys(call.path for call in again))
-        each = len([call for call in seen.calls if call.updated and call.path in places]) / len(first)
+        meant = [call for call in seen.calls if call.updated and not call.recomputed and call.path in places]
+        each = 1 + len(again) / len(meant)  # of a call: a pass may call a norm at several places
+        steps = {(call.path, call.step) for call in meant}
         yield self.finding(
             f"{counted(len(places), 'checkpointed norm updates its', 'checkpointed norms update their')} running "
-            f"statistics {each:.2g} times a step",
+            f"statistics {each:.2g} times a {'step' if len(meant) == len(steps) else 'call'}",
             places,
-            quantity="updates of running statistics in a training step",
+            quantity="updates of running statistics for one call in a forward pass",
             measured=each,
             bound=1.0,
             cost="the running statistics forget twice as fast, and are twice as noisy",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope._errors import UsageError
 from normscope.evidence import (
     Case,
     Evidence,
@@ -24,6 +25,7 @@ from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _SHARE = "evaluation depends on the batch"
+_UNPAID = "a sample gets another answer in a batch of another size, in sorted data, or alone"
 
 
 class _LessMean(nn.Module):
@@ -141,8 +143,11 @@ def _why(seen: Influence, places: list[str]) -> str:
 def _cost(evidence: Evidence) -> str:
     """Say what the gap holds of it."""
     if evidence.case.eval_loader is None:
-        return "a sample gets another answer in a batch of another size, in sorted data, or alone"
-    share = evidence.gap.of(_SHARE)
+        return _UNPAID
+    try:
+        share = evidence.gap.of(_SHARE)
+    except UsageError:  # the gap itself says why it cannot be had
+        return _UNPAID
     loss = evidence.gap.eval - evidence.gap.of("averaged weights")
     mixed = f"in mixed batches as large as in training it is {loss - share:.4g}"
     return f"the loss of evaluation as batched is {loss:.4g}; {mixed}"

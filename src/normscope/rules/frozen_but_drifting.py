@@ -45,8 +45,9 @@ class FrozenButDrifting(AbstractRule):
 
     ## Finds
     A few training steps are made. A norm is found if its running statistics change although none of its parameters is
-    trained: its weight and bias have ``requires_grad=False`` or are in no group of the optimizer; of a norm without
-    weight and bias, the parameters of the module that holds it.
+    trained: its weight and bias have ``requires_grad=False`` or are in no group of an optimizer; of a norm without
+    weight and bias, the parameters of the module that holds it. Of a norm that was handed over in eval mode NS133
+    speaks, and of a target in the model that is a copy of what is trained NS132.
 
     ## Why it hurts
     ``requires_grad=False`` does not touch buffers. A pretrained backbone that is "frozen" so is normalized by its batch
@@ -77,19 +78,15 @@ class FrozenButDrifting(AbstractRule):
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look which norms count without learning."""
-        optimised = evidence.optimised
-        drifting = []
-        for path, module in evidence.updating.items():
-            own = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
-            if not own:
-                holder = evidence.modules[path.rpartition(".")[0]]
-                own = list(holder.parameters())
-            if own and not any(id(parameter) in optimised for parameter in own):
-                drifting.append(path)
+        drifting = {
+            path
+            for path in evidence.updating.keys() - evidence.frozen_by_mode  # of those NS133 speaks
+            if (own := _parameters(evidence, path)) and not any(id(p) in evidence.optimised for p in own)
+        }
         if not drifting:
             return
-        moved = {call.path for call in evidence.training.calls if call.updated}
-        places = [path for path in drifting if path in moved]
+        moved = {call.path for call in evidence.training.calls if call.updated} & drifting
+        places = [path for path in evidence.updating if path in moved and self._is_untrained(evidence, path)]
         if not places:
             return
         calls = [call for call in evidence.training.calls if call.path in places and call.updated]
@@ -105,7 +102,21 @@ class FrozenButDrifting(AbstractRule):
             fix="freeze them so that model.train() does not undo it: normscope.surgery.freeze(model, only=[...])",
         )
 
+    @staticmethod
+    def _is_untrained(evidence: Evidence, path: str) -> bool:
+        """Whether no other optimizer trains a norm, and it is not a target's in the model, of which NS132 speaks."""
+        if any(id(parameter) in evidence.trained for parameter in _parameters(evidence, path)):
+            return False
+        inside = any(path.startswith(f"{each.name}.") for each in evidence.companions)
+        return not inside or any(call.grad for call in evidence.training.of(path))
+
     def repair(self, case: Case, finding: Finding) -> str:
         """Freeze the norms of the finding."""
         report = freeze(case.model, only=list(finding.places))
         return f"froze {counted(len(report.done), 'norm')}"
+
+
+def _parameters(evidence: Evidence, path: str) -> list[nn.Parameter]:
+    """Return the parameters of a norm, or of the module that holds it where it has none."""
+    module = evidence.modules[path]
+    return list(module.parameters(recurse=False)) or list(evidence.modules[path.rpartition(".")[0]].parameters())

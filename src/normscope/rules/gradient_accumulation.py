@@ -8,14 +8,16 @@ from torch import Tensor, nn
 
 from normscope import layers
 from normscope.evidence import (
+    APART,
     Case,
     Evidence,
     Finding,
+    NormCall,
     Severity,
-    by_update,
+    apart_in_several,
     convert_places,
-    distance_of_means,
     examples,
+    kinds_of_update,
 )
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
@@ -33,7 +35,7 @@ def _accumulating(net: Any, parts: int, **options: Any) -> Case:
     return examples.stepped(examples.healthy(net, **options), losses)
 
 
-def _micro_batches(size: int) -> Case:
+def _halves(size: int) -> Case:
     """A norm on the data, with two micro-batches of this size in an update."""
 
     def losses(model: Any, batch: Any) -> Iterator[Tensor]:
@@ -49,9 +51,8 @@ class GradientAccumulation(AbstractRule):
     r"""Gradients are accumulated over micro-batches, and each is normalized by itself.
 
     ## Finds
-    Within one step of the optimizer a norm in train mode updates its running statistics k > 1 times on data of one kind
-    (means less than :math:`1 + 2\sqrt{2/n}` standard deviations apart for n values, which leaves room for chance), with
-    fewer than 64 values a channel each time.
+    Within one step of the optimizer a norm in train mode is called for k > 1 micro-batches, each with a backward pass
+    of its own, on data of one kind (not as far apart as NS112 finds), with fewer than 64 values a channel each time.
 
     ## Why it hurts
     Gradients add up over micro-batches; statistics do not. The step is that of the small batch's network, with its
@@ -80,7 +81,7 @@ class GradientAccumulation(AbstractRule):
         partial(_accumulating, examples.cnn, 2),
         partial(_accumulating, examples.mlp, 1),
     )
-    NEAR = (examples.Near(_micro_batches, found=63, quiet=64),)
+    NEAR = (examples.Near(_halves, found=63, quiet=64),)
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Count updates by step of the optimizer."""
@@ -91,13 +92,14 @@ class GradientAccumulation(AbstractRule):
             if getattr(module, "accumulate", 1) not in (None, 1):
                 continue
             calls = evidence.training.of(path, training=True)
-            updates = by_update(call for call in calls if not call.recomputed and call.finite and call.grad)
-            # A norm that one forward pass uses several times does not accumulate: micro-batches have a pass each.
-            several = [kept for kept in map(_one_a_pass, updates) if len(kept) > 1]
+            calls = [call for call in calls if not call.recomputed and call.finite and call.grad]
+            updates = _micro_batches_of(calls)
+            several = [kept for kept in updates if len(kept) > 1]
             if len(several) < max(1, len(updates) // 2):
                 continue
             fewest = min(call.count for calls in several for call in calls)
-            if fewest < _VALUES and max(map(distance_of_means, several)) < 1.0 + 2.0 * (2 / max(fewest, 1)) ** 0.5:
+            families = kinds_of_update(calls)
+            if fewest < _VALUES and not (families and apart_in_several(families, module.eps).divergence > APART):
                 found[path] = max(len(calls) for calls in several), fewest
         if not found:
             return
@@ -122,7 +124,12 @@ class GradientAccumulation(AbstractRule):
         return f"converted {counted(done, 'norm')} to update once for {times} micro-batches"
 
 
-def _one_a_pass(calls: list[Any]) -> list[Any]:
-    if not any(call.forward for call in calls):  # only parts of the model are called: nothing tells passes apart
-        return calls
-    return list({call.forward: call for call in calls}.values())
+def _micro_batches_of(calls: Iterable[NormCall]) -> list[list[NormCall]]:
+    """Return for each update the first call of every micro-batch: each has a backward pass of its own.
+
+    A norm that the graph of one loss uses several times, at several levels or for two views, does not accumulate.
+    """
+    updates: dict[int, dict[tuple[int, int], NormCall]] = {}
+    for call in calls:
+        updates.setdefault(call.update, {}).setdefault((call.step, call.backward), call)
+    return [list(found.values()) for found in updates.values()]

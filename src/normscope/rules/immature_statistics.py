@@ -72,7 +72,8 @@ class ImmatureStatistics(AbstractRule):
     eps) in a tenth of the channels, the count does not matter. An error if they are exactly 0 and 1. A count of 0 with
     other values is a converted checkpoint, and fits. A network in which nothing shows training is left alone: the
     buffers of every norm as made, counts of 0, an optimizer without state, and gains of 1 (or 0) and shifts of 0, or a
-    loss that is no lower than with the numbers of each parameter in another order. A checkpoint alone is judged by its
+    loss that is no lower than with the numbers of each parameter in another order. So is a norm that training and
+    evaluation use alike: frozen, or in eval mode in a model that trains. A checkpoint alone is judged by its
     counts, and by shifts that differ from channel to channel: a recalibrated one may be named there.
 
     ## Why it hurts
@@ -115,6 +116,7 @@ class ImmatureStatistics(AbstractRule):
         norms = {
             path: dict(module.named_buffers(recurse=False)) | {"momentum": module.momentum}
             for path, module in evidence.tracking.items()
+            if path not in evidence.held
         }
 
         def share(path: str, left: float) -> float:
@@ -123,6 +125,10 @@ class ImmatureStatistics(AbstractRule):
             return most if most and _is_mixture(evidence, path, left) else 0.0
 
         yield from self._of(norms, fixable=True, share=share)
+        modules = {path: other.module for path, other in evidence.other_norms.items()}
+        others = evidence.buffers_elsewhere(moving=True)
+        momenta = {path: getattr(modules[path], "momentum", None) for path in others}
+        yield from self._of({path: kept | {"momentum": momenta[path]} for path, kept in others.items()}, fixable=False)
 
     def examine_buffers(self, norms: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
         """Count the batches tracked, at torch's default momentum."""

@@ -18,6 +18,7 @@ from normscope.evidence import (
 )
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
+from normscope.surgery import statistics_of
 
 _HUGE = 1e30
 
@@ -82,9 +83,10 @@ class NonFiniteStatistics(AbstractRule):
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Look at the buffers, then at what a few batches do."""
         buffers = {path: dict(module.named_buffers(recurse=False)) for path, module in evidence.tracking.items()}
-        bad = _bad(buffers)
+        others = evidence.buffers_elsewhere(moving=False)
+        bad = _bad(buffers | others)
         if bad:
-            yield self._of_buffers(bad, len(buffers))
+            yield self._of_buffers(bad, len(buffers) + len(others))
             return
         if not evidence.tracking:
             return
@@ -134,7 +136,10 @@ class NonFiniteStatistics(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Reset the norms of the finding and recalibrate them."""
         for module in modules_of(case, finding):
-            module.reset_running_stats()
+            held = statistics_of(module)
+            assert held is not None
+            held.mean.zero_()
+            held.var.fill_(1)
         return f"reset and recalibrated {counted(recalibrate_places(case, finding), 'norm')} on the training data"
 
 

@@ -12,6 +12,8 @@ from normscope.evidence import (
     Case,
     Evidence,
     Finding,
+    Place,
+    Places,
     Severity,
     as_sequences,
     examples,
@@ -177,8 +179,10 @@ class PaddingInStatistics(AbstractRule):
         padded = {call.path for call in evidence.training.calls if call.training and call.tail > _SHARE}
         if not padded:
             return
-        seen = _tails(evidence, {path: evidence.norms[path] for path in padded})
-        found = {path: one for path, one in seen.items() if one[0] > _SHARE and one[1] > _VARIES}
+        found: dict[str, tuple[float, float, float]] = {}
+        for (path, _), one in _tails(evidence, {path: evidence.norms[path] for path in padded}).items():
+            if one[0] > _SHARE and one[1] > _VARIES:
+                found[path] = max(found.get(path, one), one)
         if not found:
             return
         worst = max(found, key=lambda path: found[path][0])
@@ -197,9 +201,10 @@ class PaddingInStatistics(AbstractRule):
         )
 
 
-def _tails(evidence: Evidence, norms: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Return by norm the share of positions in tails, the spread of tails, and how far they move the mean."""
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+def _tails(evidence: Evidence, norms: dict[str, Any]) -> dict[tuple[str, Place], tuple[float, float, float]]:
+    """Return by norm and place the share of positions in tails, the spread of tails, and how far they move the mean."""
+    seen: dict[tuple[str, Place], list[tuple[Tensor, Tensor]]] = {}
+    places = Places()
     lead: list[tuple[int, ...]] = [()]
 
     def note(_module: Any, args: Any, kwargs: Any) -> None:
@@ -207,22 +212,23 @@ def _tails(evidence: Evidence, norms: dict[str, Any]) -> dict[str, tuple[float, 
         lead[0] = tuple(shapes[0]) if shapes else ()
 
     def see(path: str, x: Tensor, arguments: Any) -> None:
+        place = places.next(path)
         if sum(argument is not None for argument in arguments) > 1:
             return
         views = as_sequences(x, lead[0])
         if views:
-            seen.setdefault(path, []).append(_moved(max(views, key=tail_share)))
+            seen.setdefault((path, place), []).append(_moved(max(views, key=tail_share)))
 
     handle = evidence.case.model.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        look(evidence.case, norms, min(4, evidence.batches), before=see)
+        look(evidence.case, norms, min(4, evidence.batches), before=see, places=places)
     finally:
         handle.remove()
     found = {}
-    for path, several in seen.items():
+    for key, several in seen.items():
         shares = torch.cat([share for share, _ in several])
         shift = torch.stack([shift for _, shift in several]).mean(0).max()
-        found[path] = float(shares.mean()), float(shares.std(correction=0)), float(shift)
+        found[key] = float(shares.mean()), float(shares.std(correction=0)), float(shift)
     return found
 
 

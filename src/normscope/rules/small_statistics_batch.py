@@ -1,6 +1,6 @@
 """Batch statistics that are mostly noise."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normscope import layers
-from normscope.evidence import Case, Evidence, Finding, Severity, convert_places, examples, look
+from normscope.evidence import ALIKE, Case, Evidence, Finding, Moments, Severity, by_place, convert_places, examples
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
@@ -18,7 +18,8 @@ _SPREAD, _CALLS = 0.35, 3
 def _scattering(spread: float) -> Case:
     """A norm on data whose batch variances scatter by a known share, as ten batches show it without bias."""
     swing = spread / (1 + 0.25 / 9.25) / (10 / 9) ** 0.5
-    variances = [1 + swing, 1 - swing] * 5
+    about = torch.linspace(-1, 1, 10)[[0, 9, 1, 8, 2, 7, 3, 6, 4, 5]]  # all differ: two in turn would be two streams
+    variances = (1 + swing * about / about.std(correction=0)).tolist()
     return examples.alone(examples.batch_norm(), [examples.two_values(3.0, variance**0.5) for variance in variances])
 
 
@@ -29,7 +30,9 @@ class SmallStatisticsBatch(AbstractRule):
     For each norm in train mode the batch variance of each channel is taken over a few training batches, and their
     standard deviation over their mean; the median over channels is held against 0.35, which independent normal values
     reach at about 16 a channel (:math:`\sqrt{2/(N-1)}`). With batches that differ little in number of values the bound
-    is met from below 16 samples for dense layers; convolutions have the positions besides, so far as they differ.
+    is met from below 16 samples for dense layers; convolutions have the positions besides, so far as they differ. Calls
+    are compared with those of the same place in other steps, and of the same stream where streams of batches alternate:
+    levels, time steps and kinds of data differ without any noise. Places with as many values a channel count as one.
 
     ## Why it hurts
     Every activation is multiplied by the noise of its batch's standard deviation, and shifted by that of its mean. Some
@@ -65,16 +68,17 @@ class SmallStatisticsBatch(AbstractRule):
             return
         found: dict[str, tuple[float, int]] = {}
         for path, module in evidence.norms.items():
-            calls = [call for call in evidence.training.of(path, training=True) if call.finite and call.count > 1]
-            if len(calls) < _CALLS or getattr(module, "statistics", "batch") not in ("batch", "sync"):
+            if getattr(module, "statistics", "batch") not in ("batch", "sync"):
                 continue
-            spread = _spread([call.variance for call in calls])
-            if spread is not None:
-                found[path] = spread, calls[0].count
+            calls = [call for call in evidence.training.of(path, training=True) if call.finite and call.count > 1]
+            found |= _scatter(path, by_place(calls))
         if any(spread > _SPREAD for spread, _ in found.values()):
             # Four draws of a spread are themselves a guess, and the weights moved between them: look again, longer.
-            again = _again(evidence, [path for path, (spread, _) in found.items() if spread > _SPREAD])
-            found |= {path: (spread, found[path][1]) for path, spread in again.items()}
+            in_order = any(times > ALIKE for times, _ in evidence.excess.values())
+            for path in [path for path, (spread, _) in found.items() if spread > _SPREAD]:
+                found |= _scatter(path, _alike(evidence, path))
+                if in_order and _by_chance(evidence.moments.get(path, [])) <= _SPREAD:
+                    del found[path]  # batches of one class, or of one day, differ in variance as in all else: NS120
         places = [path for path, (spread, _) in found.items() if spread > _SPREAD]
         if not places or len(places) < max(1, len(found) // 3):  # one layer in many: chance, or a rare channel
             return
@@ -100,24 +104,46 @@ class SmallStatisticsBatch(AbstractRule):
         )
 
 
-def _spread(variances: list[Tensor]) -> float | None:
+def _alike(evidence: Evidence, path: str) -> dict[Any, list[Any]]:
+    """Return what a norm is given, in groups of one place and one stream each."""
+    streams = evidence.streams
+    groups: dict[Any, list[Any]] = {}
+    for call in evidence.moments.get(path, []):
+        stream = 0 if streams is None else streams.of_batch.get(call.batch, 0)
+        groups.setdefault((call.place, stream), []).append(call)
+    return groups
+
+
+def _by_chance(calls: Sequence[Moments]) -> float:
+    """Return the spread that the samples of each batch let expect, in the largest median over channels of a call."""
+    each = [(call.of_squares / call.samples).sqrt() / call.variance.clamp(min=1e-300) for call in calls]
+    return max((float(one.nanmedian()) for one in each), default=0.0)
+
+
+def _scatter(path: str, groups: Mapping[Any, list[Any]]) -> dict[str, tuple[float, int]]:
+    """Return by the norm's path the largest spread of groups with as many values a channel, and that number."""
+    by_count: dict[int, list[list[Tensor]]] = {}
+    for calls in groups.values():
+        if len(calls) >= _CALLS:
+            count = int(torch.tensor([call.count for call in calls]).median())
+            by_count.setdefault(count, []).append([call.variance.cpu() for call in calls])
+    spreads = {count: _spread(several) for count, several in by_count.items()}
+    known = [(spread, count) for count, spread in spreads.items() if spread is not None]
+    return {path: max(known)} if known else {}
+
+
+def _spread(groups: list[list[Tensor]]) -> float | None:
     """Return the standard deviation of batch variances over their mean, median over channels that vary at all."""
-    several = torch.stack(variances)
-    mean = several.mean(0)
-    alive = mean > 0
+    squares, freedom = torch.zeros(()), torch.zeros(())
+    for variances in groups:
+        several = torch.stack(variances).double()
+        mean, left = several.mean(0), len(several) - 1
+        alive = mean > 0
+        squares = squares + torch.where(alive, several.var(0) / mean.square().clamp(min=1e-300) * left, 0.0)
+        freedom = freedom + alive * left
+    alive = freedom > 0
     if not bool(alive.any()):
         return None
     # The spread of so few draws is itself biased low: by c4 of their number, 1 - 1 / 4n, for normal values.
-    return float((several.std(0)[alive] / mean[alive] * (1 + 0.25 / (len(variances) - 0.75))).median())
-
-
-def _again(evidence: Evidence, paths: list[str]) -> dict[str, float]:
-    taken: dict[str, list[Tensor]] = {}
-
-    def see(path: str, x: Tensor, _: Any) -> None:
-        if x.ndim > 1 and x.numel() > x.shape[1]:
-            taken.setdefault(path, []).append(x.double().transpose(0, 1).flatten(1).var(1, correction=0))
-
-    look(evidence.case, {path: evidence.norms[path] for path in paths}, max(evidence.batches, _CALLS), before=see)
-    several = {path: _spread(seen) for path, seen in taken.items() if len(seen) >= _CALLS}
-    return {path: spread for path, spread in several.items() if spread is not None}
+    spread = (squares[alive] / freedom[alive]).sqrt() * (1 + 0.25 / (freedom[alive] + 0.25))
+    return float(spread.median())

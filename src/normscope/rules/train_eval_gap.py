@@ -74,7 +74,8 @@ class TrainEvalGap(AbstractRule):
     no norm is off by itself, small lags of several norms can still multiply: they are reported together if the loss
     falls to less than half, and by more than three standard errors of the fall over batches; so are all where one or a
     few are off and recalibrating these alone would leave the loss more than twice as high. A network in which nothing
-    shows training (every norm as made, an optimizer without state) is left alone.
+    shows training (every norm as made, an optimizer without state) is left alone; so are norms whose statistics are to
+    stay: frozen ones, and those that are in eval mode, as handed over or in the steps, in a model that trains.
 
     ## Why it hurts
     Evaluation normalizes by numbers that the network was not trained with: every following layer gets inputs of
@@ -116,21 +117,26 @@ class TrainEvalGap(AbstractRule):
         """Hold the buffers against the pooled statistics, then the losses against each other."""
         if not evidence.tracking or evidence.untrained:
             return
+        together = [path for path in evidence.tracking if path not in evidence.held]
+        if not together:
+            return
         seen = evidence.statistics
         places, worst, off_most = [], 0.0, 0.0
-        for path in evidence.tracking:
+        for path in together:
             shift, ratio = seen.shift[path].abs(), seen.ratio[path]
             off = (shift > _SHIFT) | (ratio < _RATIO[0]) | (ratio > _RATIO[1]) | ~torch.isfinite(shift + ratio)
             share = float(off.double().mean())
-            if share > _CHANNELS and not evidence.frozen(evidence.tracking[path]):
+            if share > _CHANNELS:
                 places.append(path)
                 worst, off_most = max(worst, float(shift.max())), max(off_most, share)
-        together = [path for path, module in evidence.tracking.items() if not evidence.frozen(module)]
         if not places and len(together) < 2:  # nothing to add up
             return
         gap = evidence.gap
         paid = gap.of("running statistics")
         with_pooled = gap.eval - paid - gap.of("averaged weights") - gap.of("evaluation depends on the batch")
+        if evidence.held:  # their statistics stay: those of the others alone are held against the data
+            with_pooled = evidence.loss_with_pooled(together)
+            paid = evidence.loss_with_pooled(()) - with_pooled
         with_running = with_pooled + paid
         excess = 1 + paid / max(abs(with_pooled), 1e-12)  # of the size of the loss: some losses are negative
         many = excess > _SUM and paid > _ERRORS * gap.error("running statistics")

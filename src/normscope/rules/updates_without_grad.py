@@ -43,7 +43,9 @@ class UpdatesWithoutGrad(AbstractRule):
 
     ## Finds
     During a few of the user's own training steps a norm in train mode is called with gradients switched off, outside a
-    backward pass (activation checkpointing runs so, and repeats the pass), and its running statistics change.
+    backward pass (activation checkpointing runs so, and repeats the pass), and its running statistics change; and it is
+    called with gradients too: it is trained in other passes. A norm that is only called without gradient belongs to a
+    teacher, a target or a frozen part, of which NS101 and NS132 speak.
 
     ## Why it hurts
     A pass that only guesses labels, makes targets or logs a metric is meant to leave the model alone.
@@ -78,19 +80,23 @@ class UpdatesWithoutGrad(AbstractRule):
         seen = evidence.training
         # What a re-entrant checkpoint runs without gradient it runs again, with gradient, in the backward pass.
         again = {(call.path, call.step) for call in seen.calls if call.recomputed}
-        calls = (call for call in seen.calls if call.updated and not call.grad)
+        learning = {call.path for call in seen.calls if call.grad}
+        calls = (call for call in seen.calls if call.updated and not call.grad and call.path in learning)
         wrong = [call for call in calls if (call.path, call.step) not in again]
         if not wrong:
             return
         places = list(dict.fromkeys(call.path for call in wrong))
-        share = len(wrong) / max(1, sum(call.updated for call in seen.calls))
+        updates = [call for call in seen.calls if call.updated and call.path in learning]
+        share, mixed = len(wrong) / len(updates), any(call.grad and call.path in places for call in updates)
         yield self.finding(
             f"{counted(len(places), 'norm changes', 'norms change')} running statistics in passes without gradient: "
-            f"{share:.0%} of all updates",
+            f"{share:.0%} of all updates of norms that are trained",
             places,
             quantity="share of updates made without gradient",
             measured=share,
             bound=0.0,
-            cost="evaluation uses a mixture of the statistics of both passes",
+            cost="evaluation uses a mixture of the statistics of both passes"
+            if mixed
+            else "the passes with gradients run in eval mode, on statistics that these passes alone have made",
             fix="put the model in eval mode around the pass under torch.no_grad(), and back after it",
         )

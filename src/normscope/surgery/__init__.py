@@ -5,12 +5,13 @@ Every operation is all or nothing: if it raises, the model is bit for bit what i
 
 from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
 from normscope.surgery._report import Change, Report, Skip
+from normscope.surgery._sites import norm_sites
+from normscope.surgery._trying import Statistics, statistics_of
 from normscope.surgery.arm_report import ArmReport
 from normscope.surgery.arms import ARMS, arm, make_arm, plan
 from normscope.surgery.average_buffers import average_buffers
 from normscope.surgery.convert import convert
 from normscope.surgery.fold import fold
-from normscope.surgery.foreign import norm_sites
 from normscope.surgery.freeze import freeze, is_frozen, unfreeze
 from normscope.surgery.functional import FunctionalNorm, functional_norms
 from normscope.surgery.recalibrate import recalibrate
@@ -26,6 +27,7 @@ __all__ = [
     "RMSNorm",
     "Report",
     "Skip",
+    "Statistics",
     "arm",
     "average_buffers",
     "convert",
@@ -37,6 +39,7 @@ __all__ = [
     "norm_sites",
     "plan",
     "recalibrate",
+    "statistics_of",
     "strip",
     "unfreeze",
 ]

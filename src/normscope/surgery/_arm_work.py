@@ -12,13 +12,11 @@ from normscope.modules.batches import tensors
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless
 from normscope.modules.wrapped import eagerly, is_compiled
-from normscope.surgery._build import RefusedError
 from normscope.surgery._fast_paths import without_fast_paths
-from normscope.surgery._modules import ChannelsFirst
 from normscope.surgery._report import Change, Skip
-from normscope.surgery._sites import Site
+from normscope.surgery._sites import Site, norm_sites
 from normscope.surgery.arm_report import ArmReport, Relation
-from normscope.surgery.foreign import Reading, is_plain, norm_sites, read, stand_in
+from normscope.surgery.foreign import Reading, is_plain, read
 from normscope.surgery.functional import FunctionalNorm, functional_norms
 from normscope.usercode import users_code
 
@@ -43,24 +41,6 @@ class Work:
     left: list[Skip] = field(default_factory=list)
     scaled: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    def inner(self, site: Site) -> tuple[Site, nn.Module | None]:
-        """Put a known norm in a site's place where that is needed; return the known norm's site and what hangs there.
-
-        Raises:
-            RefusedError: It is not known what the norm computes.
-        """
-        reading = self.readings.get(site.module)
-        if reading is None:
-            return site, None
-        new = stand_in(site, reading)
-        if new is None or reading.norm is None:
-            raise RefusedError(reading.why or "is the model itself and cannot be replaced: put it into a Sequential")
-        slots: tuple[tuple[Any, Any], ...] = ((new, "norm"),) if new is not reading.norm else site.slots
-        norm = reading.norm
-        if isinstance(norm, ChannelsFirst):
-            slots, norm = ((norm, "norm"),), norm.norm
-        return Site(site.path, norm, slots), new
 
     def report(self, name: str) -> ArmReport:
         """Return what was done, with the distance of the outputs from those before."""

@@ -29,6 +29,10 @@ class RefusedError(Exception):
     """This norm cannot be converted; the message is the reason."""
 
 
+class AlreadyError(RefusedError):
+    """The norm is of this kind already."""
+
+
 def build(
     old: Any,
     to: str | Builder,
@@ -63,22 +67,11 @@ def build(
         if new is None or new is old:
             raise RefusedError("the given function left it")
         return new, ""
-    weight, bias = (getattr(old, name, None) for name in ("weight", "bias"))
     if to == "none":
-        lost = weight is not None or bias is not None
+        lost = any(getattr(old, name, None) is not None for name in ("weight", "bias"))
         return nn.Identity(), "gain and shift are lost: to='affine' keeps them" if lost else ""
-    if ranks is not None and len(ranks) > 1:
-        axes = " and ".join(map(str, sorted(ranks)))
-        raise RefusedError(f"sees inputs of {axes} axes: no one norm takes all of them")
-    if ranks is not None and not ranks:
-        raise RefusedError("was not called with the example: its input's layout is not known")
-    rank = next(iter(ranks)) if ranks else None
-    last = isinstance(old, (nn.LayerNorm, nn.RMSNorm))
-    if last:
-        channels, weight, bias, last = _of_last_axes(old, to, rank)
-    else:
-        channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
-        rank = _axes(old, rank, dims)
+    channels, weight, bias, last, rank = _layout(old, to, ranks, dims)
+    _refuse_signs(to, channels, None if size is None else size // channels if not last else 1, last=last)
     eps = options.get("eps", getattr(old, "eps", None))
     if eps is None:  # torch's RMSNorm: the machine precision of its input, which is taken to be that of its gain
         eps = torch.finfo(torch.get_default_dtype() if weight is None else weight.dtype).eps
@@ -87,8 +80,25 @@ def build(
     new, more = _make(to, old, channels, rank, taken, settings, weight, bias, -1 if last else 1, near)
     detail = detail or more
     if _needs_wrap(new, last, rank):
-        return ChannelsLast(new), f"{detail}; on the last axis".strip("; ")
+        return ChannelsLast(new), detail
     return new, detail
+
+
+def _layout(old: Any, to: str, ranks: set[int] | None, dims: int | None) -> tuple[int, Any, Any, bool, int | None]:
+    """Return channels, gain, shift, whether channels are last, and how many axes the input has, if that is known."""
+    if ranks is not None and len(ranks) > 1:
+        axes = " and ".join(map(str, sorted(ranks)))
+        raise RefusedError(f"sees inputs of {axes} axes: no one norm takes all of them")
+    if ranks is not None and not ranks:
+        raise RefusedError("was not called with the example: its input's layout is not known")
+    rank = next(iter(ranks)) if ranks else None
+    if isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
+        return *_of_last_axes(old, to, rank), rank
+    if isinstance(old, RMSNorm):
+        channels, last = _of_rms(old, to, rank)
+        return channels, old.weight, old.bias, last, rank
+    channels = old.num_channels if isinstance(old, nn.GroupNorm) else old.num_features
+    return channels, old.weight, old.bias, False, _axes(old, rank, dims)
 
 
 def _axes(old: Any, rank: int | None, dims: int | None) -> int | None:
@@ -106,6 +116,16 @@ def _axes(old: Any, rank: int | None, dims: int | None) -> int | None:
 
 def _needs_wrap(new: nn.Module, last: bool, rank: int | None) -> bool:
     return last and rank != 2 and not isinstance(new, (ChannelAffine, nn.LayerNorm))
+
+
+def _of_rms(old: RMSNorm, to: str, rank: int | None) -> tuple[int, bool]:
+    """Return channels, and whether they are last, of this room's RMS norm."""
+    vector = old.weight if old.weight is not None else old.bias
+    if vector is None:
+        raise RefusedError("does not say how many channels it has")
+    if old.axis == -1 and rank is None and to not in ("rms", "affine", "layer"):
+        raise RefusedError("acts on the last axis, and where the channels are is not known: give an example")
+    return vector.numel(), old.axis == -1
 
 
 def _of_last_axes(old: Any, to: str, rank: int | None) -> tuple[int, Any, Any, bool]:
@@ -144,7 +164,10 @@ def _make(
             weight = nn.Parameter(torch.ones(channels, **place))
         if to == "affine":
             return ChannelAffine(weight, bias, axis), ""
-        return RMSNorm(weight, bias, axis, eps=_only_eps(to, settings)), ""
+        eps = _only_eps(to, settings)
+        if isinstance(old, (nn.RMSNorm, RMSNorm)) and getattr(old, "axis", -1) == axis and eps == old.eps:
+            raise AlreadyError("is such an RMS norm already")
+        return RMSNorm(weight, bias, axis, eps=eps), ""
     if to == "layer" and axis == -1:
         kind = nn.LayerNorm
         settings = {"elementwise_affine": affine, **settings}
@@ -153,7 +176,7 @@ def _make(
             raise RefusedError("has one channel and, it may be, no positions: one value per statistic")
         kind, arguments = nn.GroupNorm, (groups, channels)  # type: ignore[assignment]
         if type(old) is nn.GroupNorm and (old.num_groups, {"eps": old.eps}) == (groups, settings):
-            raise RefusedError("is such a group norm already")
+            raise AlreadyError("is such a group norm already")
         settings = {"affine": affine, **settings}
     else:
         kind, extra = _kind(to, old, rank, anchor, settings)
@@ -193,7 +216,10 @@ def _groups(channels: int, groups: int | None, rank: int | None, size: int | Non
         raise UsageError(f"groups is a number of groups: give at least 1, not {groups}")
     if positions is not None and channels * positions < FEWEST:
         few = counted(channels * positions, "value")
-        raise RefusedError(f"has {few} a sample: a group norm of fewer than {FEWEST} is close to a sign function")
+        unseen = "" if size is not None or rank == 2 else ", if its input is (N, C): give example= if it is not"
+        raise RefusedError(
+            f"has {few} a sample{unseen}: a group norm of fewer than {FEWEST} is close to a sign function"
+        )
     divisors = [d for d in range(1, channels + 1) if channels % d == 0 and d <= (MOST if groups is None else groups)]
 
     def is_enough(number: int) -> bool:
@@ -210,6 +236,22 @@ def _groups(channels: int, groups: int | None, rank: int | None, size: int | Non
     return taken, f"{counted(taken, 'group')}, for {groups} {why}"
 
 
+def _refuse_signs(to: str, channels: int, positions: int | None, *, last: bool) -> None:
+    """Refuse a norm that leaves no more than signs: of two values and their mean, of one and its mean square.
+
+    Args:
+        to: The kind of the new norm.
+        channels: Number of channels.
+        positions: Number of positions; None if that is not known.
+        last: Whether the norm is of each position by itself.
+    """
+    if to not in ("layer", "rms", "instance") or positions is None:
+        return
+    values = (positions if not last else None) if to == "instance" else channels * positions
+    if values is not None and values < (2 if to == "rms" else 3):
+        raise RefusedError(f"has {counted(values, 'value')} a statistic: of so few a norm leaves signs alone")
+
+
 def _only_eps(to: str, settings: dict[str, Any]) -> float:
     if set(settings) - {"eps"}:
         raise UsageError(f"{to!r} takes eps and no other option, not {', '.join(sorted(set(settings) - {'eps'}))}")
@@ -221,7 +263,7 @@ def _kind(to: str, old: nn.Module, rank: int | None, anchor: Any, asked: dict[st
     own = type(old) in OURS or any(name in NAMES and name != "process_group" for name in asked)
     if to == "sync" and anchor is not None and anchor.is_cuda and not own:
         if type(old) is nn.SyncBatchNorm:
-            raise RefusedError("is a synchronised batch norm already")
+            raise AlreadyError("is a synchronised batch norm already")
         return nn.SyncBatchNorm, {}
     declared = BATCH.get(type(old))
     if rank is None and declared is None:

@@ -71,7 +71,7 @@ def flow(model: nn.Module, leaves: Mapping[nn.Module, str], example: Any, missin
                 return way(), ""
         except UnseenError as error:
             why.append(str(error))
-    return None, "; ".join(why) + ("; an example may show more" if example is missing else "")
+    return None, ("give example=: without one " if example is missing else "") + "; ".join(why)
 
 
 def by_fx(model: nn.Module, leaves: Mapping[nn.Module, str]) -> Flow:

@@ -15,21 +15,27 @@ class ChannelAffine(nn.Module):
         axis: The channels' axis: 1 for ``(N, C, *)``, -1 for ``(N, *, C)``.
     """
 
+    weight: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, weight: nn.Parameter | None, bias: nn.Parameter | None, axis: int = 1) -> None:
         super().__init__()
         self.axis = axis
-        self.weight, self.bias = weight, bias
-        if weight is None:
-            self.register_parameter("weight", None)
-        if bias is None:
-            self.register_parameter("bias", None)
+        self.register_parameter("weight", weight)
+        self.register_parameter("bias", bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Scale and shift each channel of ``input``."""
-        y = input
-        if self.weight is not None:
-            y = y * _along(self.weight, input, self.axis)
-        return y if self.bias is None else y + _along(self.bias, input, self.axis)
+        return self._affine(input)
+
+    def _affine(self, x: Tensor) -> Tensor:
+        # The axis is moved, not the gain reshaped: torch.fx traces without a number of axes.
+        y, weight, bias = x.movedim(self.axis, -1), self.weight, self.bias
+        if weight is not None:
+            y = y * weight
+        if bias is not None:
+            y = y + bias
+        return y.movedim(-1, self.axis)
 
     def extra_repr(self) -> str:
         """Show what there is."""
@@ -60,8 +66,13 @@ class RMSNorm(ChannelAffine):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize, scale and shift; the mean square is float32 or wider."""
         wide = input.to(torch.promote_types(input.dtype, torch.float32))
-        axes = tuple(range(1, input.ndim)) if self.axis == 1 else (-1,)
-        return super().forward((wide * (wide.square().mean(axes, keepdim=True) + self.eps).rsqrt()).to(input.dtype))
+        if self.axis == 1:
+            # Samples last, so that a number each goes with them, whatever the number of other axes.
+            size = wide.square().flatten(1).mean(1)
+            y = (wide.movedim(0, -1) * (size + self.eps).rsqrt()).movedim(-1, 0)
+        else:
+            y = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return self._affine(y.to(input.dtype))
 
     def extra_repr(self) -> str:
         """Show what there is."""
@@ -124,7 +135,3 @@ class NormThen(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize, then the rest."""
         return self.then(self.norm(input))
-
-
-def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
-    return values if axis == -1 else values.view(-1, *(1,) * (x.ndim - 2))

@@ -13,6 +13,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from normscope import layers
 from normscope._errors import UsageError, shown
 from normscope.modules.sites import is_known_norm
+from normscope.surgery._modules import ChannelsFirst, NormThen, RMSNorm
+from normscope.surgery._trying import normalizes, running
 
 Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
 
@@ -27,7 +29,8 @@ BATCH: dict[type, int | None] = {
 }
 OURS: tuple[type, ...] = (layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d)
 INSTANCE: dict[type, int | None] = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
-OTHER: tuple[type, ...] = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+OTHER: tuple[type, ...] = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)
+_BEHIND = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.PReLU)
 _FAMILIES = (_BatchNorm, _InstanceNorm, *OTHER)
 
 
@@ -46,8 +49,8 @@ class Site:
     module: nn.Module
     slots: tuple[tuple[Any, Any], ...]
 
-    def replace(self, new: nn.Module) -> None:
-        """Hang ``new`` wherever the module hangs now."""
+    def replace(self, new: nn.Module) -> "Site":
+        """Hang ``new`` wherever the module hangs now, and return the place of ``new``."""
         for parent, name in self.slots:
             # Not setattr: that would go through a parent's own __setattr__, and containers number their children.
             if not isinstance(parent, nn.Module):
@@ -56,6 +59,7 @@ class Site:
                 parent._modules[name] = new
             else:
                 vars(parent)[name] = new
+        return Site(self.path, new, self.slots)
 
 
 def sites(model: nn.Module) -> list[Site]:
@@ -87,8 +91,21 @@ def beside_children(parent: nn.Module) -> Iterator[tuple[nn.Module, Any, Any, st
                     yield held, value, key, f"{name}.{key}"
 
 
+def norm_sites(model: nn.Module) -> list[Site]:
+    """Return all places of a model that may be norms.
+
+    They are torch's and those derived from them, modules that are named a norm or have a running mean and variance, and
+    modules that normalize as far as calls of a copy show.
+
+    Of a norm within another module that is named a norm (a wrapper that turns the axes, say) the inner one counts.
+    """
+    found = [site for site in (*sites(model), *_unregistered(model)) if _may_be_norm(site)]
+    holds = {site.path: [other for other in found if other.path.startswith(f"{site.path}.")] for site in found}
+    return [site for site in found if not holds[site.path] or is_known_norm(site.module)]
+
+
 def norms(model: nn.Module, only: Only = None) -> list[Site]:
-    """Return the norms of a model that ``only`` selects.
+    """Return the norms of a model that ``only`` selects: see ``norm_sites``, without those in plain lists alone.
 
     Args:
         model: The model.
@@ -97,7 +114,8 @@ def norms(model: nn.Module, only: Only = None) -> list[Site]:
     Raises:
         UsageError: A name fits no norm, or is no text.
     """
-    found = [site for site in sites(model) if is_known_norm(site.module)]
+    registered = set(model.modules())
+    found = [site for site in norm_sites(model) if site.module in registered]
     if only is None:
         return found
     if callable(only):
@@ -148,3 +166,32 @@ def keep_hooks(old: nn.Module, new: nn.Module) -> None:
     for name, value in vars(old).items():
         if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")) and name in vars(new):
             vars(new)[name] = value
+
+
+def _unregistered(model: nn.Module) -> Iterator[Site]:
+    """Yield the places of modules that hang in plain lists, dictionaries and attributes only."""
+    known = set(model.modules())
+    for path, parent in list(model.named_modules()):
+        for held, holder, key, name in beside_children(parent):
+            if held in known:
+                continue
+            for inner in sites(held):
+                if inner.module not in known:
+                    known.add(inner.module)
+                    where = ".".join(filter(None, (path, name, inner.path)))
+                    yield Site(where, inner.module, inner.slots or ((holder, key),))
+
+
+def _may_be_norm(site: Site) -> bool:
+    module = site.module
+    if "parametrizations" in site.path.split(".") or isinstance(module, (NormThen, ChannelsFirst)):
+        return False
+    if is_known_norm(module) or isinstance(module, nn.LocalResponseNorm):
+        return True
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return False
+    if any(p.numel() != max(p.shape, default=1) for p in module.parameters()):
+        return False
+    if running(module) is not None or "norm" in type(module).__name__.lower():
+        return True
+    return all(isinstance(child, _BEHIND) for child in module.children()) and normalizes(module)

@@ -28,6 +28,7 @@ from normscope.surgery._report import Change, Skip
 from normscope.surgery._sites import BATCH, OURS, Site, keep_hooks
 from normscope.surgery.arm_report import ArmReport
 from normscope.surgery.convert import _carry, _describe, _refuse
+from normscope.surgery.foreign import known_norm
 from normscope.surgery.freeze import freeze
 from normscope.surgery.recalibrate import recalibrate
 from normscope.surgery.scales import match_scales, output_scales
@@ -124,7 +125,7 @@ def _take_out(work: Work, *, rescale: bool) -> None:
             continue
         old, what = site.module, type(site.module).__name__
         try:
-            site, _ = work.inner(site)
+            site, _ = known_norm(site, work.readings.get(site.module))
         except RefusedError as refusal:
             work.notes.append(f"{site.path}: {refusal}; it is taken out whole")
         prepared.append((site, old, what))
@@ -172,7 +173,7 @@ def _turn_into(work: Work, name: str) -> None:
         try:
             if isinstance(old, nn.LocalResponseNorm):
                 raise RefusedError("has no channels, gain or shift of its own: it can only be taken out")
-            known, stands = work.inner(site)
+            known, stands = known_norm(site, work.readings.get(site.module))
             now = known.module
             if not _is_already(now, name):
                 _refuse_but_fast_path(known, kind, masked=old in work.eyes.masked)
@@ -180,11 +181,9 @@ def _turn_into(work: Work, name: str) -> None:
                 new, detail = build(now, kind, ranks, None, _groups(work, now), {}, near, size)
                 details = [detail, *_carry(now, new, inserted=True)]
                 details = [each.removesuffix(": recalibrate") for each in details]  # training gives them their values
-                known.replace(new)
-                work.changes.append(
-                    Change(site.path, f"{type(old).__name__} -> {_describe(new)}", "; ".join(filter(None, details)))
-                )
-                known = Site(site.path, new, known.slots)
+                known = known.replace(new)
+                what = f"{type(old).__name__} -> {_describe(known.module)}"
+                work.changes.append(Change(site.path, what, "; ".join(filter(None, details))))
             elif stands is not None and name not in ("noisy", "frozen"):
                 site.replace(old)  # nothing to change: the module itself stays
                 known = site

@@ -30,6 +30,7 @@ from normscope.modules.state import transaction
 from normscope.records.numbers import counted
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import norms
+from normscope.surgery._trying import running
 from normscope.surgery.recalibrate import recalibrate
 
 POLICIES = ("recalibrate", "average", "copy")
@@ -100,9 +101,10 @@ def _set(
     done: list[Change] = []
     statistics: set[str] = set()
     for site in norms(target):
-        if getattr(site.module, "running_mean", None) is None or getattr(site.module, "running_var", None) is None:
+        own = running(site.module)
+        if own is None:
             continue
-        names = [f"{site.path}.{name}".lstrip(".") for name in ("running_mean", "running_var", "num_batches_tracked")]
+        names = [f"{site.path}.{name}".lstrip(".") for name in (*own, "num_batches_tracked")]
         statistics.update(names)
         if policy == "average":
             means = torch.stack([held[names[0]].double() for held in theirs])

@@ -12,7 +12,8 @@ before and after as well; if that fails, the pairs are tried one at a time and t
 numbers are in the report.
 
 **What is refused, with the reason in the report.** A norm in training mode, without running statistics, called more
-than once, a subclass; a layer whose output is used twice, that is called twice, is shared, tied, parametrised or
+than once, of a class of its own that computes something else (what is seen to compute the same is folded, and an
+activation behind it stays); a layer whose output is used twice, that is called twice, is shared, tied, parametrised or
 hooked; an activation in between; a linear layer whose last axis is not the norm's channel axis; a norm *before* a
 convolution that pads with zeros (they would have been shifted), unless the shift is zero; a norm before a transposed
 convolution, likewise. Low precision: in bfloat16 and float16 the rounding of the weights alone exceeds the bound.
@@ -32,7 +33,9 @@ from normscope.modules.state import traceless, transaction
 from normscope.surgery import absorb
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import Only, Site, norms
+from normscope.surgery.foreign import readings, with_batch_norms
 from normscope.surgery.freeze import is_frozen
+from normscope.surgery.functional import without_modules
 from normscope.surgery.pairs import MISSING, Pair, Search, search, why_not_fixed
 
 _ORDERS: tuple[Literal["before", "after"], ...] = ("before", "after")
@@ -101,12 +104,19 @@ def fold(model: nn.Module, example: Any = MISSING, *, only: Only = None, bound: 
     with transaction(model):
         chosen = norms(model, only)
         before = _outputs(model, example)
+        placed, left, notes = with_batch_norms(chosen, readings(chosen))
         seen = search(model, example)
-        folded, skipped = _fold_all(chosen, seen, bound)
+        folded, skipped = _fold_all([each.known for each in placed], seen, bound)
         whole = _guilty(model, example, before, folded, skipped, bound)
-    done = tuple(one.change(whole) for one in folded)
-    notes = (f"pairs were found by {seen.flow.seen_by}",) if seen.flow else ()
-    return Report(model, done, tuple(skipped), notes)
+        done = {one.pair.norm.path: one.change(whole) for one in folded}
+        for each in placed:
+            if each.known.path not in done:
+                each.put_back()
+    by_path = {each.known.path: each for each in placed}
+    left += [by_path[skip.path].named(skip) for skip in skipped]
+    notes += (f"pairs were found by {seen.flow.seen_by}",) if seen.flow else ()
+    changes = tuple(by_path[path].named(change) for path, change in done.items())
+    return Report(model, changes, tuple(left), (*notes, *without_modules(model, chosen)))
 
 
 def _fold_all(chosen: list[Site], seen: Search, bound: float) -> tuple[list[_Folded], list[Skip]]:

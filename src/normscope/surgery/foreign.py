@@ -8,27 +8,32 @@ frozen batch norm, ConvNeXt's ``LayerNorm`` a layer norm over the second axis, L
 """
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils.parametrize import is_parametrized
 
-from normscope.modules.rng import torch_streams_kept
-from normscope.modules.sites import is_known_norm
-from normscope.surgery._modules import ChannelsFirst, NormThen, RMSNorm
-from normscope.surgery._sites import BATCH, INSTANCE, OTHER, OURS, Site, beside_children, keep_hooks, sites
-from normscope.surgery.freeze import freeze
+from normscope.surgery._build import RefusedError
+from normscope.surgery._candidates import candidates
+from normscope.surgery._modules import ChannelsFirst, ChannelsLast, NormThen
+from normscope.surgery._report import Change, Skip
+from normscope.surgery._sites import BATCH, INSTANCE, OTHER, OURS, Site, keep_hooks
+from normscope.surgery._trying import (
+    agree,
+    called,
+    channels,
+    ignores_scale,
+    inputs,
+    output,
+    running,
+    with_other_values,
+)
 
-_GAINS = ("weight", "gamma", "gain", "scale", "g", "a_2", "alpha")
-_SHIFTS = ("bias", "beta", "shift", "b", "b_2")
-_EPS = ("eps", "epsilon", "variance_epsilon", "variance_eps", "norm_eps")
-_USUAL_EPS = (1e-5, 1e-6, 1e-8, 1e-12, 1e-3)
-# The largest rank first that a module may take: of a batch (4, C) alone it does not show which axis it takes for C.
-_SHAPES = ((4, "C", 5, 6), (4, 5, "C"), (4, "C", 5), (4, 5, 6, "C"), (3, "C", 4, 5, 6), (4, "C"))
+_Told = TypeVar("_Told", Change, Skip)
 _STRINGS = {"relu": nn.ReLU, "elu": nn.ELU, "identity": nn.Identity, "none": nn.Identity}
 
 
@@ -42,22 +47,14 @@ class Reading:
         why: Without ``norm``: what the module was seen to do.
         is_norm: Whether the module normalizes: a norm was found, its output does not follow the scale of its input, or
             its class is derived from a norm's.
+        axes: How many axes its inputs may have, where nothing says which it is: more than one number.
     """
 
     norm: nn.Module | None
     then: tuple[nn.Module, ...] = ()
     why: str = ""
     is_norm: bool = True
-
-
-def norm_sites(model: nn.Module) -> list[Site]:
-    """Return all places of a model that may be norms: known ones, derived ones, and modules that are named so.
-
-    Of a norm within another module that is named a norm (a wrapper that turns the axes, say) the inner one counts.
-    """
-    found = [site for site in (*sites(model), *_unregistered(model)) if _may_be_norm(site)]
-    holds = {site.path: [other for other in found if other.path.startswith(f"{site.path}.")] for site in found}
-    return [site for site in found if not holds[site.path] or is_known_norm(site.module)]
+    axes: tuple[int, ...] = ()
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -70,6 +67,10 @@ def is_plain(module: nn.Module) -> bool:
 def read(module: Any, given: Tensor | None = None) -> Reading:
     """Find what a norm of another library computes.
 
+    Compared are copies with other values in parameters and buffers, for at a gain of 1 and a shift of 0 many norms are
+    equal. A norm with running statistics is compared in both modes, and its running mean after a call in training too:
+    one that is frozen, or that means the other share by its momentum, is not taken for a plain one.
+
     Args:
         module: The norm; left as it is.
         given: An input that it was seen to have; without it, usual shapes are tried.
@@ -79,23 +80,185 @@ def read(module: Any, given: Tensor | None = None) -> Reading:
     if is_parametrized(module):
         return Reading(None, why="is parametrised (torch.nn.utils.parametrize): remove the parametrisation first")
     derived = isinstance(module, (_BatchNorm, nn.modules.instancenorm._InstanceNorm, *OTHER))
-    then, inputs = following(module), list(_inputs(module, given))
-    sized = given is not None or _channels(module) is not None
-    for x in inputs if sized else ():
-        expected = _output(module, x)
-        for norm in _candidates(module, x) if expected is not None else ():
-            found = _output(NormThen(norm, *then), x, training=module.training)
-            if found is not None and expected is not None and _agree(found, expected):
-                return Reading(_same_mode(norm, module), then)
+    then, tried = following(module), list(inputs(module, given))
+    modes = (module.training, not module.training) if running(module) else (module.training,)
+    sized = given is not None or channels(module) is not None
+    other = with_other_values(module)
+    for x in tried if sized else ():
+        seen = {mode: called(other, x, training=mode) for mode in modes}
+        for index, norm in enumerate(candidates(other, x) if seen[module.training][1] is not None else ()):
+            if _computes_the_same(NormThen(norm, *then), x, seen):
+                norm = next(islice(candidates(module, x), index, None))
+                return Reading(norm.train(module.training), then, axes=_axes(module, norm, tried))
     name = type(module).__name__
     if not sized:
         why = f"{name} does not say how many channels it has: give an example"
-        return Reading(None, then, why, is_norm=any(_ignores_scale(module, x) for x in inputs))
-    if any(_ignores_scale(module, x) for x in inputs):
+        return Reading(None, then, why, is_norm=any(ignores_scale(module, x) for x in tried))
+    if any(ignores_scale(module, x) for x in tried):
         return Reading(None, then, f"{name} normalizes in a way of its own, as none of torch's norms does")
-    if derived:
-        return Reading(None, then, f"{name} is derived from a norm but computes something else: give a callable")
+    if derived or running(module):
+        why = f"{name} {'is derived from' if derived else 'has the statistics of'} a norm but computes something else"
+        return Reading(None, then, why)
     return Reading(None, then, f"{name} is named a norm, but its output follows its input's scale", is_norm=False)
+
+
+def _computes_the_same(norm: NormThen, x: Tensor, seen: Mapping[bool, tuple[nn.Module, Tensor | None]]) -> bool:
+    """Whether a norm puts out the same as was seen in each mode, and counts the same into its running mean."""
+    for training, (theirs, expected) in seen.items():
+        if expected is None:
+            continue
+        mine, found = called(norm, x, training=training)
+        if found is None or not agree(found, expected):
+            return False
+        names = running(theirs)
+        if training and names and not agree(_mean(mine.norm), theirs.get_buffer(names[0])):
+            return False
+    return True
+
+
+def _mean(norm: Any) -> Any:
+    return norm.running_mean
+
+
+def _axes(module: nn.Module, norm: nn.Module, tried: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return how many axes the inputs of a batch norm may have; none where its class or an input says so."""
+    if len(tried) == 1 or not isinstance(norm, tuple(BATCH)):
+        return ()
+    if isinstance(module, tuple(kind for kind, dims in BATCH.items() if dims in (2, 3))):
+        return ()
+    put_out = [(x, output(module, x, training=module.training)) for x in tried]
+    taken = {x.ndim for x, y in put_out if y is not None and y.shape == x.shape}
+    return tuple(sorted(taken)) if len(taken) > 1 else ()
+
+
+def readings(chosen: Iterable[Site], given: Mapping[str, Tensor] | None = None) -> dict[nn.Module, Reading]:
+    """Read the norms of other libraries among some places.
+
+    Args:
+        chosen: The places.
+        given: Inputs that they were seen to have, by path.
+    """
+    return {s.module: read(s.module, (given or {}).get(s.path)) for s in chosen if not is_plain(s.module)}
+
+
+def without_others(chosen: Iterable[Site], read: Mapping[nn.Module, Reading]) -> tuple[list[Site], tuple[str, ...]]:
+    """Return the places of norms, and sentences on modules that are only named so."""
+    kept, notes = list[Site](), list[str]()
+    for site in chosen:
+        reading = read.get(site.module)
+        if reading is None or reading.is_norm:
+            kept.append(site)
+        else:
+            notes.append(f"{site.path}: {reading.why}, so it is taken for none")
+    return kept, tuple(notes)
+
+
+def read_as(reading: Reading) -> str:
+    """Say what a norm of another library was taken for."""
+    parts = [type(part).__name__ for part in (reading.norm, *reading.then) if part is not None]
+    stays = f" and {' and '.join(parts[1:])}, which stays" if parts[1:] else ""
+    return f"read as {parts[0]}{stays}"
+
+
+def known_norm(site: Site, reading: Reading | None) -> tuple[Site, nn.Module | None]:
+    """Put a known norm in a site's place where that is needed.
+
+    Returns:
+        The known norm's site, and what hangs in the place now; None where the site had a known norm.
+
+    Raises:
+        RefusedError: It is not known what the norm computes.
+    """
+    if reading is None:
+        return site, None
+    new = stand_in(site, reading)
+    if new is None or reading.norm is None:
+        raise RefusedError(reading.why or "is the model itself and cannot be replaced: put it into a Sequential")
+    slots: tuple[tuple[Any, Any], ...] = ((new, "norm"),) if new is not reading.norm else site.slots
+    known = Site(site.path, reading.norm, slots)
+    if isinstance(reading.norm, ChannelsFirst):
+        known = _Turned(site.path, reading.norm.norm, slots, reading.norm)
+    return known, new
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A norm, and the known norm that is in its place meanwhile.
+
+    Attributes:
+        old: The place of the norm.
+        known: The place of the known norm; the same where the norm is known.
+    """
+
+    old: Site
+    known: Site
+
+    def put_back(self) -> None:
+        """Hang the norm where it hung."""
+        if self.known is not self.old:
+            self.old.replace(self.old.module)
+
+    def named(self, told: _Told) -> _Told:
+        """Name the norm in what is told of the known norm."""
+        return replace(told, path=self.old.path)
+
+
+def with_batch_norms(
+    chosen: Iterable[Site], found: Mapping[nn.Module, Reading]
+) -> tuple[list[Placed], list[Skip], tuple[str, ...]]:
+    """Put torch's batch norm into the places of other libraries' norms that compute the same.
+
+    Args:
+        chosen: The norms.
+        found: What those of other libraries compute.
+
+    Returns:
+        All norms that are known, and the rest with the reason; sentences on modules that are only named so.
+    """
+    placed, skipped = list[Placed](), list[Skip]()
+    kept, notes = without_others(chosen, found)
+    for site in kept:
+        reading = found.get(site.module)
+        if reading is None:
+            placed.append(Placed(site, site))
+        elif reading.norm is None:
+            skipped.append(Skip(site.path, reading.why))
+        elif is_batch_norm(site, found):
+            placed.append(place(site, reading))
+        elif not site.slots:
+            skipped.append(Skip(site.path, "is the model itself"))
+        else:
+            name = type(site.module).__name__
+            skipped.append(Skip(site.path, f"{name} takes its statistics from each sample: there is no fixed scale"))
+    return placed, skipped, notes
+
+
+def is_batch_norm(site: Site, found: Mapping[nn.Module, Reading]) -> bool:
+    """Whether a norm of another library computes what a batch norm of torch's does, and can be replaced."""
+    reading = found.get(site.module)
+    return bool(site.slots) and reading is not None and isinstance(reading.norm, tuple(BATCH))
+
+
+def place(site: Site, reading: Reading) -> Placed:
+    """Put a known norm into the place of another library's."""
+    known, _ = known_norm(site, reading)
+    path = f"{site.path}.norm" if reading.then else site.path
+    return Placed(site, Site(path, known.module, known.slots))
+
+
+@dataclass(frozen=True)
+class _Turned(Site):
+    """A place of a norm of the last axis within a module that turns the second axis there."""
+
+    turn: ChannelsFirst
+
+    def replace(self, new: nn.Module) -> Site:
+        """Hang ``new`` in the turn; or in the turn's place, where ``new`` needs none or would turn the axis back."""
+        if isinstance(new, (ChannelsLast, nn.Identity)):
+            return super().replace(new.norm if isinstance(new, ChannelsLast) else new)
+        self.turn.norm = new
+        super().replace(self.turn)
+        return Site(self.path, new, ((self.turn, "norm"),))
 
 
 def stand_in(site: Site, reading: Reading) -> nn.Module | None:
@@ -112,20 +275,6 @@ def stand_in(site: Site, reading: Reading) -> nn.Module | None:
     return new
 
 
-def _unregistered(model: nn.Module) -> Iterator[Site]:
-    """Yield the places of modules that hang in plain lists, dictionaries and attributes only."""
-    known = set(model.modules())
-    for path, parent in list(model.named_modules()):
-        for held, holder, key, name in beside_children(parent):
-            if held in known:
-                continue
-            for inner in sites(held):
-                if inner.module not in known:
-                    known.add(inner.module)
-                    where = ".".join(filter(None, (path, name, inner.path)))
-                    yield Site(where, inner.module, inner.slots or ((holder, key),))
-
-
 def following(module: Any) -> tuple[nn.Module, ...]:
     """Return what a norm of another library holds to call after normalizing: dropout, an activation."""
     children = [child for child in module.children() if not isinstance(child, nn.Identity)]
@@ -136,19 +285,6 @@ def following(module: Any) -> tuple[nn.Module, ...]:
             (nn.LeakyReLU(slope),) if named == "leaky_relu" else tuple(_STRINGS[n]() for n in (named,) if n in _STRINGS)
         )
     return tuple(children)
-
-
-def _may_be_norm(site: Site) -> bool:
-    module = site.module
-    if "parametrizations" in site.path.split(".") or isinstance(module, (NormThen, ChannelsFirst)):
-        return False
-    if is_known_norm(module) or isinstance(module, nn.LocalResponseNorm):
-        return True
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return False
-    tracks = {"running_mean", "running_var"} <= module._buffers.keys()
-    named = "norm" in type(module).__name__.lower()
-    return (tracks or named) and all(p.numel() == max(p.shape, default=1) for p in module.parameters())
 
 
 def _without_activation(old: Any) -> Reading:
@@ -162,136 +298,3 @@ def _without_activation(old: Any) -> Reading:
     new.activation = None
     then = nn.ReLU() if old.activation == "relu" else nn.LeakyReLU(old.negative_slope)
     return Reading(new, (then.train(old.training),))
-
-
-def _held(module: Any, names: tuple[str, ...]) -> Any:
-    held = {**module._buffers, **module._parameters}
-    return next((held[name] for name in names if held.get(name) is not None), None)
-
-
-def _inputs(module: Any, given: Tensor | None) -> Iterator[Tensor]:
-    stream = torch.Generator().manual_seed(0)
-    if given is not None and not given.is_nested and given.ndim and given.is_floating_point():
-        # Of its shape, not its values: those may be all zero, where every norm gives its shift.
-        size: Any = (max(4, len(given)), *given.shape[1:])
-        yield torch.randn(size, generator=stream).mul(1.3).add(0.4).to(given)
-        return
-    known = next((t for t in (_held(module, _GAINS), *module.buffers()) if t is not None and t.numel() > 1), None)
-    place = {"dtype": known.dtype, "device": known.device} if known is not None and known.is_floating_point() else {}
-    for shape in _SHAPES:
-        size = tuple((_channels(module) or 7) if n == "C" else n for n in shape)
-        yield torch.randn(size, generator=stream).mul(1.3).add(0.4).to(**place)
-
-
-def _channels(module: Any) -> int | None:
-    """Return how many channels a norm says it has."""
-    known = next((t for t in (_held(module, _GAINS), *module.buffers()) if t is not None and t.numel() > 1), None)
-    said = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
-    return said or (known.numel() if known is not None else None)
-
-
-@torch.no_grad()
-def _output(module: nn.Module, x: Tensor, *, training: bool | None = None, scale: float = 1.0) -> Tensor | None:
-    """Call a copy of a module, its children not training, so that nothing is dropped."""
-    twin = copy.deepcopy(module)
-    mode = module.training if training is None else training
-    for inner in twin.modules():
-        for name, value in vars(inner).items():
-            if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
-                vars(inner)[name] = type(value)()
-        inner.training = False
-    for inner in (twin.norm, *twin.norm.modules()) if isinstance(twin, NormThen) else (twin,):
-        inner.training = mode and "train" not in vars(inner)
-    try:
-        with torch_streams_kept():
-            found = twin(x.clone() * scale)
-    except Exception:
-        return None
-    return found if isinstance(found, Tensor) and found.isfinite().all() else None
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    tolerance = 2e-2 if b.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance)
-
-
-def _ignores_scale(module: nn.Module, x: Tensor) -> bool:
-    """Whether the output stays about as large when the input becomes eight times as large."""
-    small, large = _output(module, x, training=True), _output(module, x, training=True, scale=8.0)
-    if small is None or large is None or small.shape != large.shape:
-        return False
-    return bool(0 < large.double().square().mean() < 4 * small.double().square().mean())
-
-
-def _candidates(module: Any, x: Tensor) -> Iterator[nn.Module]:
-    """Yield the norms that a module may be, on its own parameters and buffers."""
-    gain, shift = _held(module, _GAINS), _held(module, _SHIFTS)
-    for vector in (gain, shift):
-        if vector is not None and vector.numel() != max(vector.shape, default=1):
-            return
-    own = next((getattr(module, name) for name in _EPS if isinstance(getattr(module, name, None), float)), None)
-    for eps in _USUAL_EPS if own is None else (own,):
-        yield from _with_gain(module, x, _vector(gain), _vector(shift), eps)
-        if gain is not None:  # Gemma's gain is kept as its distance from 1
-            yield from _with_gain(module, x, nn.Parameter(gain.detach().flatten() + 1), _vector(shift), eps)
-
-
-def _vector(values: Any) -> Any:
-    if values is None or (isinstance(values, nn.Parameter) and values.ndim == 1):
-        return values
-    learns = isinstance(values, nn.Parameter) and values.requires_grad
-    return nn.Parameter(values.detach().flatten(), requires_grad=learns)
-
-
-def _with_gain(module: Any, x: Tensor, gain: Any, shift: Any, eps: float) -> Iterator[nn.Module]:
-    held = next((t for t in (gain, shift, *module.buffers()) if t is not None), x)
-    place: dict[str, Any] = {"dtype": held.dtype if held.is_floating_point() else x.dtype, "device": x.device}
-    rank, learns = x.ndim, gain is not None or shift is not None
-    if module._buffers.get("running_mean") is not None and 2 <= rank <= 5:
-        size = module.running_mean.numel()
-        kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 2]
-        momentum = getattr(module, "momentum", 0.1)
-        new = kind(
-            size, eps=eps, momentum=momentum if isinstance(momentum, float | None) else 0.1, affine=learns, **place
-        )
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            if name in module._buffers:
-                new._buffers[name] = module._buffers[name]
-        yield _holding(new, gain, shift)
-        if not isinstance(module, _BatchNorm):
-            frozen = kind(size, eps=eps, affine=learns, **place)
-            frozen._buffers.update(new._buffers)
-            yield _frozen(_holding(frozen, gain, shift))
-        return
-    if isinstance(getattr(module, "num_groups", None), int) and rank >= 2:
-        yield _holding(nn.GroupNorm(module.num_groups, x.shape[1], eps=eps, affine=learns, **place), gain, shift)
-        return
-    for axis in (-1, 1) if rank > 2 else (-1,):
-        size = x.shape[axis]
-        if any(v is not None and v.numel() != size for v in (gain, shift)):
-            continue
-        turn = ChannelsFirst if axis == 1 else (lambda norm: norm)
-        yield turn(_holding(nn.LayerNorm(size, eps=eps, elementwise_affine=learns, **place), gain, shift))
-        if shift is None:
-            yield turn(_holding(nn.RMSNorm(size, eps=eps, elementwise_affine=learns, **place), gain, None))
-        else:
-            yield turn(RMSNorm(gain, shift, -1, eps=eps))
-        if axis == 1:
-            yield _holding(nn.GroupNorm(1, size, eps=eps, affine=learns, **place), gain, shift)
-            yield _holding(nn.GroupNorm(size, size, eps=eps, affine=learns, **place), gain, shift)
-
-
-def _holding(new: nn.Module, gain: Any, shift: Any) -> nn.Module:
-    for name, kept in (("weight", gain), ("bias", shift)):
-        if name in new._parameters:
-            new._parameters[name] = kept
-    return new
-
-
-def _frozen(norm: nn.Module) -> nn.Module:
-    freeze(norm)
-    return norm
-
-
-def _same_mode(norm: nn.Module, old: nn.Module) -> nn.Module:
-    return norm.train(old.training)

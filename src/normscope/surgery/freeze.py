@@ -11,7 +11,8 @@ instance by one that remembers the mode asked for and stays in evaluation. That 
 
 **What it does not do.** It cannot stop code that writes ``norm.training = True`` or calls
 ``norm.reset_running_stats()`` (``torch.optim.swa_utils.update_bn`` does the latter; ``surgery.recalibrate`` does
-neither). Norms without running statistics have nothing to freeze but gain and shift.
+neither). Norms without running statistics have nothing to freeze but gain and shift, and those of other libraries that
+never move their statistics are frozen already.
 
 Freezing the statistics alone, or the gain and shift alone, leaves the other half drifting: freezing only the affine
 part is the usual mistake in fine-tuning. A norm whose statistics are still the initial 0 and 1 is frozen all the same,
@@ -26,7 +27,9 @@ from normscope.layers import AbstractBatchNorm
 from normscope.modules.sites import is_known_norm
 from normscope.modules.state import transaction
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._sites import Only, Site, norms
+from normscope.surgery._sites import BATCH, INSTANCE, Only, Site, norms
+from normscope.surgery._trying import ignores_scale, inputs, running, updates
+from normscope.surgery.functional import without_modules
 
 # The attribute of a frozen module that holds the mode last asked for, under "asked", and what parameters required a
 # gradient before, under their names. A plain dictionary, so that a failed operation restores it with the module.
@@ -87,18 +90,36 @@ def freeze(model: nn.Module, *, only: Only = None, affine: bool = False) -> Repo
     done: list[Change] = []
     skipped: list[Skip] = []
     with transaction(model):
-        for site in norms(model, only):
+        chosen = norms(model, only)
+        for site in chosen:
             module = site.module
-            tracks = getattr(module, "running_mean", None) is not None
+            why = _why_not(module)
             if is_frozen(module) and not (affine and _learns(module)):
                 skipped.append(Skip(site.path, "is frozen already"))
-            elif tracks and getattr(module, "track_running_stats", True):
+            elif not why:
                 done.append(_freeze(site, affine))
             elif affine and _learns(module):
                 done.append(_freeze(site, affine, statistics=False))
             else:
-                skipped.append(Skip(site.path, f"{type(module).__name__} has no running statistics to freeze"))
-    return Report(model, tuple(done), tuple(skipped))
+                skipped.append(Skip(site.path, why))
+    return Report(model, tuple(done), tuple(skipped), without_modules(model, chosen))
+
+
+def _why_not(module: Any) -> str:
+    """Say why there are no running statistics to freeze, or nothing if there are."""
+    name = type(module).__name__
+    if running(module) is None and any(
+        "running" in key and value is not None for key, value in module._buffers.items()
+    ):
+        return f"{name} keeps running statistics of its own kind"
+    if running(module) is None or not getattr(module, "track_running_stats", True):
+        return f"{name} has no running statistics to freeze"
+    if type(module) in (*BATCH, *INSTANCE):
+        return ""
+    moved = {training: updates(module, training=training) for training in (True, False)}
+    if moved[False]:
+        return f"{name} updates its running statistics in evaluation too: a mode does not freeze it"
+    return f"{name} is frozen by its class: its running statistics never move" if moved[True] is False else ""
 
 
 def unfreeze(model: nn.Module, *, only: Only = None) -> Report:
@@ -189,10 +210,12 @@ def _freeze(site: Site, affine: bool, *, statistics: bool = True) -> Change:
     return Change(site.path, "frozen: " + ", ".join(parts), detail)
 
 
-def _initial(module: Any) -> bool:
-    mean, var = module.running_mean, module.running_var
+def _initial(module: nn.Module) -> bool:
+    mean, var = (module.get_buffer(name) for name in running(module) or ())
     return bool((mean == 0).all()) and bool((var == 1).all())
 
 
 def _learns(module: nn.Module) -> bool:
-    return is_known_norm(module) and any(p is not None and p.requires_grad for p in module._parameters.values())
+    # GRN, say, is named a norm and is none.
+    norm = is_known_norm(module) or running(module) is not None or any(ignores_scale(module, x) for x in inputs(module))
+    return norm and any(p is not None and p.requires_grad for p in module._parameters.values())

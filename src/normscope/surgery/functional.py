@@ -9,7 +9,7 @@ import ast
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,19 @@ def functional_norms(model: nn.Module, run: Callable[[], Any] | None = None) -> 
             run()
         found |= {(norm.path, norm.line): norm for norm in seen}
     return list(found.values())
+
+
+def without_modules(model: nn.Module, found: Sequence[Any]) -> tuple[str, ...]:
+    """Say which norms of a model are no modules, and that it has no other where none was found.
+
+    Args:
+        model: The model.
+        found: Places of the norms that are modules.
+    """
+    inside = [f"{site.path}." for site in found]
+    calls = [call for call in functional_norms(model) if not any(f"{call.path}.".startswith(path) for path in inside)]
+    notes = [f"{call}: a norm that is called as a function stays as it is" for call in calls]
+    return (*([] if found else ["no module of the model was seen to be a norm"]), *notes)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Search:
         """Return the pair of a norm and the layer before or after it, or why there is none."""
         seen = self.flow
         if seen is None:
-            return f"what the model does was not seen: {self.unseen}"
+            return self.unseen if self.unseen.startswith("give") else f"what the model does was not seen: {self.unseen}"
         if not seen.calls[norm.path]:
             return f"is not called by the model, or only inside a module of torch's ({seen.seen_by})"
         if seen.calls[norm.path] > 1:

@@ -42,6 +42,7 @@ error in one process is raised in all of them.
 """
 
 from collections.abc import Callable, Iterable, Sized
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ from normscope.records.numbers import counted
 from normscope.surgery._measure import Meter, Pooled, in_step
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import BATCH, Only, Site, norms
-from normscope.surgery.freeze import is_frozen
+from normscope.surgery._with_statistics import norms_with_statistics
 
 
 def recalibrate(
@@ -120,14 +121,18 @@ def recalibrate(
     call = call or call_batch
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     with transaction(model):
-        chosen, skipped = _chosen(model, only, frozen)
-        if not chosen:
+        placed, skipped, notes = norms_with_statistics(model, only, frozen)
+        if not placed:
             with in_step(model, {}):
                 _require(loader)
-            return Report(model, (), tuple(skipped))
+            return Report(model, (), tuple(skipped), notes)
         passes = _Passes(inner, loader, call, num_batches, dropout, preserve_rng, progress)
+        chosen = [Site(each.old.path, each.known.module, each.known.slots) for each in placed]
         pooled = _one_by_one(passes, chosen, unbiased) if sequential else _at_once(passes, chosen, unbiased)
-        return _report(model, chosen, pooled, passes, skipped)
+        for each in placed:
+            each.put_back()
+        report = _report(model, chosen, pooled, passes, skipped)
+        return replace(report, notes=(*report.notes, *notes))
 
 
 def _report(
@@ -235,27 +240,6 @@ def _one_by_one(passes: _Passes, chosen: list[Site], unbiased: bool) -> dict[str
         pooled |= passes.measure([by_path[path]], settled=True)
         _write(by_path[path].module, pooled[path], unbiased, passes.old)
     return pooled
-
-
-def _chosen(model: nn.Module, only: Only, frozen: bool) -> tuple[list[Site], list[Skip]]:
-    chosen: list[Site] = []
-    skipped: list[Skip] = []
-    for site in norms(model, only):
-        module = site.module
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if getattr(module, "running_mean", None) is not None:
-                skipped.append(Skip(site.path, "an instance norm's running statistics are averages over samples"))
-            elif only is not None:
-                skipped.append(Skip(site.path, f"{type(module).__name__} has no running statistics"))
-        elif module.running_mean is None or module.running_var is None:
-            skipped.append(Skip(site.path, "has no running statistics"))
-        elif not frozen and is_frozen(module):
-            skipped.append(Skip(site.path, "is frozen: frozen=True recalibrates it"))
-        elif not frozen and model.training and not module.training:
-            skipped.append(Skip(site.path, "is in evaluation mode in a model that trains: frozen=True recalibrates it"))
-        else:
-            chosen.append(site)
-    return chosen, skipped
 
 
 def _require(loader: Iterable[Any]) -> None:

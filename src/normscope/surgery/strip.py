@@ -22,6 +22,8 @@ The result trains, unlike a folded model, for weights differ from those before o
 *gradients* differ is the point of the experiment.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,8 +37,9 @@ from normscope.surgery import absorb
 from normscope.surgery._measure import moments_given
 from normscope.surgery._modules import ChannelAffine, NormThen
 from normscope.surgery._report import Change, Report, Skip
-from normscope.surgery._sites import BATCH, INSTANCE, OTHER, Only, Site, keep_hooks, norms
-from normscope.surgery.foreign import following
+from normscope.surgery._sites import BATCH, Only, Site, keep_hooks, norms
+from normscope.surgery.foreign import Reading, is_batch_norm, place, readings, with_batch_norms, without_others
+from normscope.surgery.functional import without_modules
 from normscope.surgery.pairs import MISSING, Search, search, why_not_fixed
 
 WAYS = (None, "population", "batch", "unit-variance")
@@ -69,35 +72,43 @@ def strip(
         raise UsageError(f"rescale={rescale!r} takes its statistics from data: give an example batch")
     with transaction(model):
         chosen = norms(model, only)
+        found = readings(chosen)
         if rescale in (None, "unit-variance"):
-            return _strip_plainly(model, chosen, example if rescale else MISSING, deviation)
-        return _strip_preserving(model, chosen, example, from_batch=rescale == "batch")
+            report = _strip_plainly(model, chosen, found, example if rescale else MISSING, deviation)
+        else:
+            report = _strip_preserving(model, chosen, found, example, from_batch=rescale == "batch")
+        return replace(report, notes=(*report.notes, *without_modules(model, chosen)))
 
 
-def _strip_plainly(model: nn.Module, chosen: list[Site], example: Any, deviation: float) -> Report:
+def _strip_plainly(
+    model: nn.Module, chosen: list[Site], found: Mapping[nn.Module, Reading], example: Any, deviation: float
+) -> Report:
     done: dict[str, Change] = {}
     skipped: list[Skip] = []
+    chosen, notes = without_others(chosen, found)
+    stand = {site.path: place(site, found[site.module]) for site in chosen if is_batch_norm(site, found)}
     seen = None if example is MISSING else search(model, example)
     linear: dict[nn.Module, Site] = {}
     for site in chosen:
         if not site.slots:
             skipped.append(Skip(site.path, "is the model itself and cannot be taken out of it"))
             continue
-        if activation := getattr(site.module, "activation", None):
-            skipped.append(Skip(site.path, f"has {activation!r} fused into it: apply that outside first"))
-            continue
+        known = stand[site.path].known if site.path in stand else site
         learned = any(p is not None for p in site.module._parameters.values())
         detail = "gain and shift are lost" if learned else ""
         if seen is not None:
-            pair = seen.pair(site, "before") if type(site.module) in BATCH else "is no batch norm"
+            pair = seen.pair(known, "before") if type(known.module) in BATCH else "is no batch norm"
             if isinstance(pair, str):
                 detail = "; ".join(filter(None, (detail, f"no weights were scaled: {pair}")))
             else:
                 linear[pair.linear.module] = site
-        if then := () if type(site.module) in (*BATCH, *INSTANCE, *OTHER) else following(site.module):
+        reading = found.get(site.module)
+        if then := reading.then if reading else ():
             stays = ", ".join(type(part).__name__ for part in then)
             detail = "; ".join(filter(None, (detail, f"{stays} behind it stays")))
-        _identity_for(site, then)
+        if reading is not None and reading.norm is None:
+            detail = "; ".join(filter(None, (detail, f"taken out whole: {reading.why}")))
+        _identity_for(known, () if known is not site else then)
         done[site.path] = Change(site.path, "taken out", detail)
     if linear:
         for site, before in _scale_in_order(model, linear, example, deviation):
@@ -105,7 +116,7 @@ def _strip_plainly(model: nn.Module, chosen: list[Site], example: Any, deviation
             done[site.path] = Change(
                 old.path, old.what, "; ".join(filter(None, (old.detail, "weights scaled"))), {"deviation": before}
             )
-    return Report(model, tuple(done.values()), tuple(skipped))
+    return Report(model, tuple(done.values()), tuple(skipped), notes)
 
 
 def _scale_in_order(
@@ -135,28 +146,32 @@ def _scale_in_order(
     return found
 
 
-def _strip_preserving(model: nn.Module, chosen: list[Site], example: Any, *, from_batch: bool) -> Report:
+def _strip_preserving(
+    model: nn.Module, chosen: list[Site], found: Mapping[nn.Module, Reading], example: Any, *, from_batch: bool
+) -> Report:
     done: list[Change] = []
-    skipped: list[Skip] = []
+    placed, skipped, notes = with_batch_norms(chosen, found)
     seen = search(model, example)
-    taken = _batch_statistics(model, chosen, example) if from_batch else {}
-    for site in chosen:
+    taken = _batch_statistics(model, [each.known for each in placed], example) if from_batch else {}
+    for each in placed:
+        site = each.known
         module: Any = site.module
         why = why_not_fixed(site)
         if from_batch and type(module) in BATCH and site.slots:
             calls = taken.get(site.path, [])
             why = None if len(calls) == 1 else f"is called {len(calls)} times with the example: no one scale fits"
         if why:
-            skipped.append(Skip(site.path, why))
+            skipped.append(Skip(each.old.path, why))
+            each.put_back()
             continue
         mean, var = module.running_mean, module.running_var
         if from_batch:
             mean, var = taken[site.path][0].mean + taken[site.path][0].low, taken[site.path][0].variance()
         s, t = absorb.scale_and_shift(module, mean, var)
         if not (s.isfinite().all() and t.isfinite().all()):
-            raise NonFiniteError(f"{site.path}: its scale or shift is not finite; reset or recalibrate it first")
-        done.append(_absorbed(site, seen, s, t))
-    return Report(model, tuple(done), tuple(skipped))
+            raise NonFiniteError(f"{each.old.path}: its scale or shift is not finite; reset or recalibrate it first")
+        done.append(each.named(_absorbed(site, seen, s, t)))
+    return Report(model, tuple(done), tuple(skipped), notes)
 
 
 def _absorbed(site: Site, seen: Search, s: Tensor, t: Tensor) -> Change:

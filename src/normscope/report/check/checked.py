@@ -99,6 +99,7 @@ class Checked:
         file: The file in which the set-up is made, if there is one.
         line: Line of that file.
         seconds: Time that the check took.
+        settings: The file with settings that were heeded; empty if there is none.
     """
 
     target: str
@@ -113,6 +114,7 @@ class Checked:
     file: str = ""
     line: int = 0
     seconds: float = 0.0
+    settings: str = ""
 
     def counts(self) -> dict[Severity, int]:
         """Return how many findings there are of each severity."""
@@ -156,6 +158,8 @@ def summary(checked: Checked) -> str:
     ran = f"{len(checked.rules)} {'rule' if len(checked.rules) == 1 else 'rules'}"
     took = f" in {checked.seconds:.1f} s" if checked.seconds else ""
     parts = [f"{', '.join(counted) or 'nothing found'}: {ran} looked at {checked.target}{took}"]
+    if checked.settings:
+        parts.append(f"settings of {checked.settings}")
     if checked.ignored:
         parts.append(f"{len(checked.ignored)} ignored on purpose")
     if checked.failed:

@@ -48,6 +48,7 @@ def check_json(checked: Checked) -> str:
         "rules": [rule.code for rule in checked.rules],
         "failed": [{"code": code, "why": why} for code, why in checked.failed],
         "notes": list(checked.notes),
+        "settings": checked.settings or None,
     }
     if checked.gap is not None:
         document["gap"] = {
