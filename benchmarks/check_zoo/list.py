@@ -9,6 +9,7 @@ from . import (  # noqa: F401
     generators,
     language_models,
     loops,
+    near_misses,
     other_classifiers,
     planted_modes,
     planted_norms,
