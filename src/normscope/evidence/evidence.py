@@ -15,10 +15,9 @@ from normscope.evidence.case import Case
 from normscope.evidence.companions import Companion, Gain, find_companions, gain_of, outer_modules
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
-from normscope.evidence.moments import Moments, excess_of_means, spread_out, take_moments
+from normscope.evidence.moments import FEWEST, Moments, spread_out, take_moments, worst_excess
 from normscope.evidence.other_norms import OtherNorm, buffers_of, other_norms
 from normscope.evidence.passes import example
-from normscope.evidence.places import by_place
 from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
@@ -29,8 +28,6 @@ from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
 from normscope.surgery.pairs import Search, search
-
-_FEWEST = 4  # batches whose means tell whether they vary too much
 
 
 class NotShownError(UsageError):
@@ -271,19 +268,12 @@ class Evidence:
     @cached_property
     def excess(self) -> dict[str, tuple[float, float]]:
         """Return by norm by how much its batch means vary too much: ``excess_of_means``, at the worst of its places."""
-        kinds = None if self.streams is None else self.streams.of_batch
-        found = {}
-        for path, calls in self.moments.items():
-            places = [several for several in by_place(calls).values() if len(several) >= _FEWEST]
-            known = [one for several in places if (one := excess_of_means(several, kinds)) is not None]
-            if known:  # data in order need not show at all places: what a generator makes is never in order
-                found[path] = max(known)
-        return found
+        return worst_excess(self.moments, None if self.streams is None else self.streams.of_batch)
 
     @cached_property
     def looked_at(self) -> list[int]:
         """The numbers of the batches that ``moments`` are of."""
-        return spread_out(self.case.loader, max(_FEWEST, self.batches))
+        return spread_out(self.case.loader, max(FEWEST, self.batches))
 
     @cached_property
     def streams(self) -> Streams | None:
