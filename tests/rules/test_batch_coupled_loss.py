@@ -1,5 +1,7 @@
 """Shares of Jacobians by the formula; losses that take gradients by inputs in many ways, and losses that do not."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -72,11 +74,19 @@ def of_mixed_samples(model, batch):
     return difference + (slope.norm(dim=1) - 1).square().mean()
 
 
+def of_a_backward_pass(model, batch):
+    x = batch.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a cycle of references
+        model(x).sum().backward(create_graph=True)
+    return (x.grad.norm(dim=1) - 1).square().mean()
+
+
 def critic():
     return examples.seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1)))
 
 
-@pytest.mark.parametrize("loss_fn", [penalty, of_stacked_columns, of_mixed_samples])
+@pytest.mark.parametrize("loss_fn", [penalty, of_stacked_columns, of_mixed_samples, of_a_backward_pass])
 def test_losses_that_take_gradients_by_inputs_in_any_way_are_seen(loss_fn):
     case = case_of(critic(), loss_fn=loss_fn)
     before = Snapshot(case.model)

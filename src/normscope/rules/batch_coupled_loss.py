@@ -55,12 +55,12 @@ class BatchCoupledLoss(AbstractRule):
     r"""The loss takes gradients by inputs through norms that couple the samples of a batch.
 
     ## Finds
-    In a training step, calls of the model are sought by whose inputs ``torch.autograd.grad(..., create_graph=True)``
-    takes gradients, as penalties on gradients, losses of physics and losses of forces do. Such a call is repeated in
-    the same modes, and the outputs of eight samples are followed back to all inputs. Found is a share of more than 0.1
-    of the lengths of these gradients that belongs to the inputs of other samples, if every module that mixes samples
-    there normalizes by the batch, and, where these are torch's batch norms, if at most a tenth of that share is left
-    with them in eval mode: atoms of a molecule and nodes of a graph are joined on purpose.
+    In a training step, calls of the model are sought by whose inputs gradients are taken with ``create_graph=True``, as
+    penalties on gradients, losses of physics and losses of forces do. Such a call is repeated in the same modes, and
+    the outputs of eight samples are followed back to all inputs. Found is a share of more than 0.1 of the lengths of
+    these gradients that belongs to the inputs of other samples, if every module that mixes samples there normalizes by
+    the batch, and, where these are torch's batch norms, if at most a tenth of that share is left with them in eval
+    mode: atoms of a molecule and nodes of a graph are joined on purpose.
 
     Of losses that compare samples nothing is said: with batch norms in the network a sample's output depends on the
     others, but whether the loss gains by it cannot be seen in gradients.
