@@ -181,7 +181,7 @@ def test_an_exception_in_what_listens_does_not_reach_the_users_pass(monkeypatch)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("NS9", "'NS9' fits no rule: they are NS101 to NS128"),
+        ("NS9", "'NS9' fits no rule: they are NS101 to NS1"),
         (["NS101", "nonsense"], "'nonsense' fits no rule"),
         ("", "rules must be"),
         ([], "rules must be"),
