@@ -7,6 +7,7 @@ from torch import nn
 from kit.findings import finding_of, is_quiet
 from kit.foreign_norms import BatchNormAct2d, GemmaRMSNorm, GlobalResponseNorm, LayerNorm, LlamaRMSNorm, PixelNorm
 from normscope.evidence import Case, answers, examples
+from normscope.records import Severity
 
 
 def on_data(norm, shape, *, scale=1.0, shift=0.0, then=(), size=16):
@@ -79,6 +80,7 @@ def test_the_share_that_eps_leaves_is_var_over_var_plus_eps(norm, variance):
     finding = finding_of(case, "NS138")
     assert finding.measured == pytest.approx(variance / (variance + 1e-5), rel=1e-3)
     assert finding.bound == 0.5
+    assert finding.severity is (Severity.WARNING if variance == 1e-8 else Severity.INFO)
     assert finding.message.startswith("1 norm works below eps: it leaves ")
 
 
