@@ -43,7 +43,7 @@ from normscope.modules.state import Snapshot
         ),
         ("def make():\n    return net(), (lambda m, b: exit()), data()", "SystemExit"),
         ("def make():\n    return net(), (lambda m, b: None), data()", "the loss function returned None: it must"),
-        ("def make():\n    return net(), (lambda m, b: m(b[0])), data()", "it must return the loss alone"),
+        ("def make():\n    return net(), (lambda m, b: m(b[0])), data()", "returned a tensor of shape (32, 3)"),
         ("def make():\n    return net(), loss_fn, [(torch.randn(32, 7), 0)]", "RuntimeError"),
         ("def make():\n    return net(), loss_fn, data(size=0)", "batch 0 of the loader is empty"),
         ("def make():\n    return net(), loss_fn, [None]", "TypeError"),

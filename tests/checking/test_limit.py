@@ -27,7 +27,13 @@ def set_up(wait, **options):
         return model(batch).square().mean()
 
     data = [examples.two_values(1.0, 2.0, 8, 3)] * 4
-    return ns.Case(model, loss_fn, data, torch.optim.SGD(model.parameters(), 0.1), **({"eval_loader": data} | options))
+    return ns.Case(
+        model,
+        loss_fn,
+        data,
+        torch.optim.SGD(model.parameters(), 0.1, weight_decay=0.01),
+        **({"eval_loader": data} | options),
+    )
 
 
 def slow_in_training(model):
@@ -38,13 +44,13 @@ def slow_in_training(model):
 def test_what_waits_too_long_is_listed_and_the_rest_is_judged():
     case = set_up(slow_in_training)
     before, state = Snapshot(case.model), case.optimizer.state_dict()
-    found = ns.check(case, ["NS105", "NS108"], timeout=0.3)
-    assert [finding.code for finding in found] == ["NS108"]
+    found = ns.check(case, ["NS105", "NS123"], timeout=0.3)
+    assert [finding.code for finding in found] == ["NS123"]
     waited = dict(found.not_run)
-    assert found.rules == ("NS108",)
+    assert found.rules == ("NS123",)
     assert waited.keys() == {"NS105", "gap"}
     assert waited["NS105"].startswith("training steps took longer than the limit of 0.3 s (test_limit.py:")
-    assert waited["gap"].startswith(("the losses of training and evaluation", "statistics of the training data"))
+    assert "took longer than the limit of 0.3 s (test_limit.py:" in waited["gap"]
     assert f"not judged: NS105: {waited['NS105']}" in str(found)
     assert before.differences() == []
     assert case.optimizer.state_dict() == state
@@ -75,6 +81,21 @@ def test_wherever_a_rule_is_interrupted_nothing_is_changed(timeout):
     assert len(found.rules) + len([code for code, _ in found.not_run if code != "gap"]) == len(ns.rules.all())
 
 
+def test_an_end_of_an_object_is_not_interrupted():
+    """What is raised there, Python prints and forgets: in this suite that is an error."""
+
+    class Slow:
+        def __del__(self):
+            time.sleep(0.4)
+
+    def wait(model):
+        Slow()
+        time.sleep(20)
+
+    found = ns.check(set_up(wait), ["NS105"], timeout=0.1, gap=False)
+    assert [code for code, _ in found.not_run] == ["NS105"]
+
+
 def test_a_limit_that_is_not_reached_changes_no_finding():
     case = set_up(lambda model: None)
     without = ns.check(case)
@@ -95,13 +116,14 @@ alarms = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this syste
 def test_a_timer_of_the_users_own_goes_on():
     heard = []
     before = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
-    kept = signal.setitimer(signal.ITIMER_REAL, 0.2)
+    kept = signal.setitimer(signal.ITIMER_REAL, 600)
     own = signal.getsignal(signal.SIGALRM)
     try:
         with TimeLimit(30).waiting("it"):
             assert signal.getsignal(signal.SIGALRM) is not own
         assert signal.getsignal(signal.SIGALRM) is own
-        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.2
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 600
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
         until = time.monotonic() + 20
         while not heard and time.monotonic() < until:
             time.sleep(0.01)
@@ -128,11 +150,11 @@ def test_an_outer_limit_that_passed_meanwhile_is_heard_afterwards():
 
 
 def test_in_another_thread_a_rule_is_ended_when_it_asks_for_its_next_measurement():
-    limit, found = TimeLimit(0.02), {}
+    limit, found = TimeLimit(0.3), {}
 
     def slow():
         limit("one thing")
-        time.sleep(0.1)
+        time.sleep(0.6)
         limit("another")
         raise AssertionError
 
@@ -147,7 +169,7 @@ def test_in_another_thread_a_rule_is_ended_when_it_asks_for_its_next_measurement
     thread.join()
     ((code, why),) = found["not run"]
     assert code == "NS108"
-    assert why.endswith("took longer than the limit of 0.02 s")
+    assert why.endswith("took longer than the limit of 0.3 s")
 
 
 def test_nobody_on_the_way_takes_it_for_an_error_of_its_own():
@@ -175,12 +197,13 @@ def test_the_command_lists_it_and_exits_with_2(run, write):
             return ns.Case(trained(), slow, data(), None, data(2))
         """
     )
-    done = run("check", f"{path}:make", "--select", "NS105,NS108", "--timeout", 0.2, code=2)
+    done = run("check", f"{path}:make", "--select", "NS105,NS123", "--timeout", 0.2, code=2)
     said = " ".join(done.stdout.split())
-    assert "not judged NS105: training steps took longer than the limit of 0.2 s (setup.py:" in said
+    assert "not judged NS105" in said
+    assert "training steps took longer than the limit of 0.2 s (setup.py:" in said
     assert "NS105, gap could not be judged" in done.stderr
-    document = json.loads(run("check", f"{path}:make", "--select", "NS108", "--timeout", 0.2, "--json", code=2).stdout)
-    assert document["rules"] == ["NS108"]
+    document = json.loads(run("check", f"{path}:make", "--select", "NS123", "--timeout", 0.2, "--json", code=2).stdout)
+    assert document["rules"] == ["NS123"]
     assert [each["code"] for each in document["failed"]] == ["gap"]
 
 

@@ -1,9 +1,10 @@
-"""What a repair must keep: a model's outputs, its optimizer, its state dict. For tests of rules' fixes."""
+"""What a repair must keep: a model's outputs, its optimizer, its state dict; and ways to train the same otherwise."""
 
 import copy
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 
 def batch_of(case):
@@ -119,3 +120,69 @@ def loads_its_own_state_dict(case):
     for training in (True, False):
         a, b = (outputs(model, case, batch, training=training) for model in (case.model, other))
         assert all(torch.equal(torch.nan_to_num(x), torch.nan_to_num(y)) for x, y in zip(a, b, strict=True))
+
+
+def recompute(case):
+    """Have the case's loss run again in the backward pass, as activation checkpointing does."""
+    inner = case.loss_fn
+
+    def loss(model, batch):
+        root = torch.zeros((), requires_grad=True)
+        return checkpoint(lambda _: inner(model, batch), root, use_reentrant=False)
+
+    case.loss_fn = loss
+
+
+def look_twice(case):
+    """Have the case's loss call the model twice without a gradient before it calls it with one."""
+    inner = case.loss_fn
+
+    def loss(model, batch):
+        with torch.no_grad():
+            inner(model, batch)
+            inner(model, batch)
+        return inner(model, batch)
+
+    case.loss_fn = loss
+
+
+def settings_of(case):
+    """Return what a repair has no cause to touch outside of its places: modes, hooks, and how parameters train."""
+    modules = {path: (module, module.training, _hooks(module)) for path, module in case.model.named_modules()}
+    trains = [(parameter, parameter.requires_grad) for parameter in case.model.parameters()]
+    return modules, trains, _options(case)
+
+
+def settings_are_kept(case, before, places):
+    """Assert that modes, hooks and ``requires_grad`` are as they were, and each parameter's options but its decay.
+
+    Args:
+        case: The set-up, repaired.
+        before: What ``settings_of`` returned before the repair.
+        places: Where the defect was: modes may have changed there.
+    """
+    modules, trains, options = before
+    now = dict(case.model.named_modules())
+    for path, (module, training, hooks) in modules.items():
+        if now.get(path) is not module:
+            continue
+        assert module.training == training or path in places, f"{path or 'the model'} is left in another mode"
+        assert _hooks(module) == hooks, f"{path or 'the model'} is left with other hooks"
+    for parameter, asked in trains:
+        assert parameter.requires_grad == asked, "a parameter is left with another requires_grad"
+    for key, found in _options(case).items():
+        assert found == options.get(key, found), "a parameter trains with other options than before"
+
+
+def _hooks(module):
+    return {name: list(held) for name, held in vars(module).items() if name.endswith("_hooks")}
+
+
+def _options(case):
+    if case.optimizer is None:
+        return {}
+    return {
+        id(parameter): {key: value for key, value in group.items() if key not in ("params", "weight_decay")}
+        for group in case.optimizer.param_groups
+        for parameter in group["params"]
+    }

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kit import foreign_norms, own_norms
 from normscope import layers
 from normscope._errors import UsageError
 from normscope.modules import sites
@@ -40,6 +41,11 @@ MODULES = [
     (nn.CrossMapLRN2d(2), False, False),
     (ScaleNorm(), True, False),
     (NormalizedBlock(), False, False),
+    (own_norms.Standardiser(3), True, False),
+    (own_norms.FrozenBatchNormAct2d(3), True, False),
+    (foreign_norms.ABN(3), True, False),
+    (foreign_norms.Normalize([0.0], [1.0]), True, False),
+    (own_norms.LayerScale(3), False, False),
     (nn.Linear(2, 2), False, False),
 ]
 

@@ -157,3 +157,16 @@ def test_frozen_norms_are_not_looked_at():
     case = in_turn("ABABABABAB", TWO)
     case.model.eval()
     assert is_quiet(case, "NS135")
+
+
+def test_norms_that_the_step_puts_in_train_mode_are_looked_at():
+    case = in_turn("ABABABABAB", TWO)
+    case.model.eval()
+
+    def step(model, batch):
+        model.train()
+        examples.mean_square(model, batch).backward()
+        case.optimizer.step()
+
+    case.step = step
+    assert not is_quiet(case, "NS135")

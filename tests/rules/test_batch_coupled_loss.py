@@ -1,5 +1,7 @@
 """Shares of Jacobians by the formula; losses that take gradients by inputs in many ways, and losses that do not."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -72,11 +74,19 @@ def of_mixed_samples(model, batch):
     return difference + (slope.norm(dim=1) - 1).square().mean()
 
 
+def of_a_backward_pass(model, batch):
+    x = batch.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of a cycle of references
+        model(x).sum().backward(create_graph=True)
+    return (x.grad.norm(dim=1) - 1).square().mean()
+
+
 def critic():
     return examples.seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1)))
 
 
-@pytest.mark.parametrize("loss_fn", [penalty, of_stacked_columns, of_mixed_samples])
+@pytest.mark.parametrize("loss_fn", [penalty, of_stacked_columns, of_mixed_samples, of_a_backward_pass])
 def test_losses_that_take_gradients_by_inputs_in_any_way_are_seen(loss_fn):
     case = case_of(critic(), loss_fn=loss_fn)
     before = Snapshot(case.model)
@@ -132,6 +142,19 @@ class Molecule(nn.Module):
 @pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(8), nn.BatchNorm1d(8)])
 def test_atoms_that_act_on_each_other_are_no_defect(norm):
     assert is_quiet(case_of(examples.seeded(lambda: Molecule(norm))), "NS134")
+
+
+class Standardised(nn.Module):
+    """A norm of the user's own."""
+
+    def forward(self, x):
+        return (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+
+
+def test_norms_of_the_users_own_couple_too_alone_and_beside_torchs():
+    linear = nn.Linear(4, 4)
+    for norms, places in ((Standardised(),), ("1",)), ((Standardised(), nn.Tanh(), nn.BatchNorm1d(4)), ("1", "3")):
+        assert finding_of(case_of(linear, *norms, nn.Tanh(), nn.Linear(4, 1)), "NS134").places == places
 
 
 def test_dropout_and_outputs_without_samples_are_no_obstacle():

@@ -174,3 +174,11 @@ def test_channels_of_convolutions_and_of_the_last_axis_are_told_apart():
 
     case = examples.healthy(Both, trained=0, shape=(3, 9))
     assert finding_of(case, "NS121").places == ("mix",)
+
+
+def test_where_some_units_live_samples_are_counted_and_not_values():
+    case = some_closed(19, size=12)
+    case.loader = [x[:, None].expand(-1, 9, -1).contiguous() for x in case.loader]  # 48 samples, 432 values a unit
+    assert is_quiet(case, "NS121")
+    case.loader = [torch.cat([x, x]) for x in case.loader]
+    assert finding_of(case, "NS121").measured == pytest.approx(0.95)

@@ -20,6 +20,10 @@ WELL = [pytest.param(rule, make, id=f"{rule.CODE}-{i}") for rule in RULES for i,
 each_rule = pytest.mark.parametrize("rule", RULES, ids=[rule.CODE for rule in RULES])
 
 
+def _reads_calls(rule):
+    return "evidence.training" in inspect.getsource(inspect.getmodule(rule))
+
+
 @each_rule
 def test_a_rule_describes_itself(rule):
     page = rule.page()
@@ -87,6 +91,23 @@ def test_a_well_case_is_left_in_peace(rule, make):
     assert before.differences() == []
 
 
+#: Other ways to make the same step, and the one rule that is about it.
+OTHERWISE = {"recomputed": (repairs.recompute, "NS110"), "passes without gradient": (repairs.look_twice, "NS106")}
+
+
+@pytest.mark.parametrize("way", OTHERWISE)
+@pytest.mark.parametrize("rule", [each for each in RULES if _reads_calls(each)], ids=lambda rule: rule.CODE)
+def test_what_recomputes_or_looks_on_is_told_from_what_trains(rule, way):
+    """Calls of a step that are made again in the backward pass, or without a gradient, are no further updates."""
+    change, code = OTHERWISE[way]
+    case = rule.WELL[0]()
+    assert case.step is None, "WELL[0] is trained by its loss, so that the loss can be called in another way"
+    change(case)
+    found = checking.check(case, [rule.CODE], gap=False)
+    assert not found.unmeasured
+    assert [finding.code for finding in found] == [code] * (code == rule.CODE)
+
+
 #: Parts that a case may lack; "loop" and "gradient" are made of what it always has.
 PARTS = {
     "averaged": ("averaged", None),
@@ -137,7 +158,9 @@ def test_a_planted_defect_is_found_where_it_is_and_a_fix_keeps_what_it_says_and_
             state = repairs.give_adam(case) if case.optimizer is not None else {}
             finding = _found_and_left_as_it_was(rule, case, places)
             if rule.fixable():
+                settings = repairs.settings_of(case)
                 changed |= _changed_by_its_fix(rule, case, finding)
+                repairs.settings_are_kept(case, settings, finding.places)
                 repairs.loads_its_own_state_dict(case)
             if rule.fixable() and state:
                 repairs.optimizer_holds_what_it_should(case, held, state)

@@ -36,6 +36,16 @@ def test_calls_and_values_are_counted(parts, size, shape):
     assert not before.equal(case.model[0].running_mean)
 
 
+def test_of_updates_with_more_and_fewer_micro_batches_the_most_are_told():
+    x = examples.two_values(3.0, 2.0, 32, 12)
+
+    def losses(model, batch):
+        return (examples.mean_square(model, part) for part in batch.split(8))
+
+    case = examples.stepped(examples.alone(examples.batch_norm(12), [x, x[:24], x[:24], x]), losses)
+    assert finding_of(case, "NS113").details["calls"] == 4
+
+
 def test_other_kinds_of_data_are_no_micro_batches():
     # Means 0, s, 2 s and 3 s have a variance of 1.25 s^2; with 0.25 of the variance within, NS112 finds two kinds.
     bound = 2.0 * 0.2**0.5

@@ -60,6 +60,16 @@ def test_statistics_that_help_or_fit_are_no_finding():
     assert is_quiet(followed(0.5, batches=1)[0], "NS131")  # one batch shows no noise
 
 
+def test_what_the_model_loses_by_its_own_statistics_is_no_defect_of_its_companion():
+    """Half of the variance in both: NS102 speaks of the model, and a recalibration would help both alike."""
+    case, _ = followed(0.5)
+    case.model[0].running_var.div_(2)
+    assert is_quiet(case, "NS131")
+    case, _ = followed(0.25)
+    case.model[0].running_var.div_(2)  # twice the loss, but its companion's is four times
+    assert finding_of(case, "NS131").measured == pytest.approx(4.0, rel=1e-3)
+
+
 def test_a_module_that_does_not_follow_the_model_is_another_network():
     """A teacher with weights of its own, which no step moves, may well have statistics of other data."""
     unlike = partial(nn.init.constant_, val=0.9)

@@ -8,11 +8,13 @@ back. **Elsewhere** (another thread, Windows) nothing is interrupted: a rule tha
 asks for its next measurement.
 """
 
+import _weakrefset
 import contextlib
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from normscope.usercode import is_users
 _AGAIN = 0.02  # seconds until the next try, where what runs must not be interrupted
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _CALLS = (nn.modules.module.__file__, str(Path(data.__file__).parent))
+_WEAK = (weakref.__file__, _weakrefset.__file__)  # what they or a `__del__` raise, Python prints and forgets
 _BOUNDARIES = ("__enter__", "__exit__", "close")  # of a block: they keep, and put back
 
 
@@ -144,6 +147,8 @@ def _may_end(frame: FrameType | None) -> bool:
     called = False
     while frame is not None and not _is_ours(frame):
         name = frame.f_code.co_filename
+        if name in _WEAK or frame.f_code.co_name == "__del__":
+            return False
         called = called or is_users(name) or name.startswith(_CALLS)
         frame = frame.f_back
     while called and frame is not None and frame.f_code.co_filename != __file__:

@@ -1,6 +1,7 @@
 """What rules look at: a training set-up, and everything that is measured on it, once. A rule needs no other names."""
 
 from normscope.evidence import examples as examples
+from normscope.evidence.activations import Activation as Activation
 from normscope.evidence.answers import Answer as Answer, answers as answers
 from normscope.evidence.apart import (
     APART as APART,
@@ -45,6 +46,7 @@ from normscope.evidence.mixing import Mixing as Mixing
 from normscope.evidence.modes import (
     ByMode as ByMode,
     modules_by_mode as modules_by_mode,
+    settled_loss as settled_loss,
     written_in_evaluation as written_in_evaluation,
 )
 from normscope.evidence.moments import ALIKE as ALIKE, Moments as Moments, excess_of_means as excess_of_means
@@ -71,7 +73,6 @@ from normscope.evidence.sequences import (
 )
 from normscope.evidence.streams import Streams as Streams
 from normscope.evidence.untrained import as_made as as_made, has_learnt as has_learnt, shifts_differ as shifts_differ
-from normscope.evidence.wiring import Activation as Activation
 from normscope.modules.batches import tensors as tensors
 from normscope.modules.call import set_mode as set_mode
 from normscope.modules.sites import is_known_norm as is_known_norm, tracking as tracking

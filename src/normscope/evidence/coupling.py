@@ -43,8 +43,8 @@ class Coupling:
 def input_gradients(case: Case) -> list[Call]:
     """Return the calls of the model in a training step by whose inputs the loss takes gradients that it trains on.
 
-    They are seen where ``torch.autograd.grad`` is called with ``create_graph=True``, by an input of the call or by what
-    the input was made of.
+    They are seen where ``torch.autograd.grad`` or ``backward`` is called with ``create_graph=True``, by an input of the
+    call or by what the input was made of.
 
     Args:
         case: The set-up; left as it was.
@@ -54,11 +54,11 @@ def input_gradients(case: Case) -> list[Call]:
     """
     with sandbox(case):
         (batch,) = batches(case.loader, 1)
-        taken: list[Tensor] = []
+        gradients = _Gradients()
 
         def act() -> None:
             what = "the loss of batch 0 of the loader" if case.step is None else "training step 0"
-            with users_code(what), torch.enable_grad(), _Gradients(taken):
+            with users_code(what), torch.enable_grad(), gradients:
                 if case.step is not None:
                     case.step(case.model, batch)
                 else:
@@ -66,7 +66,9 @@ def input_gradients(case: Case) -> list[Call]:
 
         calls = outermost_calls(case.model, act, most=_CALLS)
         own = set(map(id, case.model.parameters()))
-        by = [tensor for tensor in taken if id(tensor) not in own]
+        by = [tensor for tensor in gradients.by if id(tensor) not in own]
+        if gradients.backward:  # to all that are leaves
+            by += [leaf for call in calls for leaf in call.given if leaf.is_leaf and id(leaf) not in own]
         return [call for call in calls if any(_is_made_of(leaf, by) for leaf in call.given)]
 
 
@@ -95,18 +97,25 @@ def coupling_of(case: Case, call: Call) -> Coupling | None:
 
 
 class _Gradients(TorchFunctionMode):
-    """Keeps the tensors by which gradients are taken that keep their graph."""
+    """Notes gradients that keep their graph.
 
-    def __init__(self, taken: list[Tensor]) -> None:
+    Attributes:
+        by: The tensors by which they were taken.
+        backward: Whether a backward pass has made such.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self._taken = taken
+        self.by: list[Tensor] = []
+        self.backward = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note the tensors and make the call."""
         kwargs = kwargs or {}
         if func is torch.autograd.grad and (kwargs.get("create_graph") or (len(args) > 4 and args[4])):
             by = args[1] if len(args) > 1 else kwargs.get("inputs")
-            self._taken.extend(tensors(by if isinstance(by, Tensor) else list(by)))
+            self.by.extend(tensors(by if isinstance(by, Tensor) else list(by)))
+        self.backward = self.backward or (func is Tensor.backward and bool(kwargs.get("create_graph")))
         return func(*args, **kwargs)
 
 

@@ -12,13 +12,12 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.evidence.arms import reached_objects
 from normscope.evidence.case import Case
-from normscope.evidence.companions import Companion, find_companions, outer_modules
+from normscope.evidence.companions import Companion, Gain, find_companions, gain_of, outer_modules
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
-from normscope.evidence.moments import Moments, excess_of_means, spread_out, take_moments
+from normscope.evidence.moments import FEWEST, Moments, spread_out, take_moments, worst_excess
 from normscope.evidence.other_norms import OtherNorm, buffers_of, other_norms
 from normscope.evidence.passes import example
-from normscope.evidence.places import by_place
 from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
@@ -29,8 +28,6 @@ from normscope.modules.call import set_mode
 from normscope.modules.sites import tracking
 from normscope.surgery import is_frozen
 from normscope.surgery.pairs import Search, search
-
-_FEWEST = 4  # batches whose means tell whether they vary too much
 
 
 class NotShownError(UsageError):
@@ -199,6 +196,18 @@ class Evidence:
         """The modules that are built as the model is, or as a part of it, and that no optimizer trains."""
         return find_companions(self.case.model, self.outside, self.trained)
 
+    def is_costly(self, gain: Gain) -> bool:
+        """Whether a second model's own statistics cost more than a lag does, than noise, and than those of the model.
+
+        Args:
+            gain: What the second model gains by statistics taken anew.
+        """
+        return gain.is_large and gain.excess > gain.BOUND * max(1.0, self._own_gain.excess)
+
+    @cached_property
+    def _own_gain(self) -> Gain:
+        return gain_of(self.case, Companion("", "", self.case.model), self.batches)
+
     @property
     def _by_batch(self) -> list[str] | None:
         """The norms that normalize by the batch in training; None for all, also where training uses none so."""
@@ -246,27 +255,25 @@ class Evidence:
 
     @cached_property
     def moments(self) -> dict[str, list[Moments]]:
-        """What each norm in train mode is given, call by call, over batches from all along the loader."""
+        """What each norm that training uses is given, call by call, over batches from all along the loader."""
+        updating = self.updating  # also those that a step puts in train mode
         self._told("moments of batches")
-        training = {path: module for path, module in self.norms.items() if module.training and not self.frozen(module)}
-        return take_moments(self.case, training, self.looked_at)
+        used = {
+            path: module
+            for path, module in self.norms.items()
+            if path in updating or (module.training and not self.frozen(module))
+        }
+        return take_moments(self.case, used, self.looked_at)
 
     @cached_property
     def excess(self) -> dict[str, tuple[float, float]]:
         """Return by norm by how much its batch means vary too much: ``excess_of_means``, at the worst of its places."""
-        kinds = None if self.streams is None else self.streams.of_batch
-        found = {}
-        for path, calls in self.moments.items():
-            places = [several for several in by_place(calls).values() if len(several) >= _FEWEST]
-            known = [one for several in places if (one := excess_of_means(several, kinds)) is not None]
-            if known:  # data in order need not show at all places: what a generator makes is never in order
-                found[path] = max(known)
-        return found
+        return worst_excess(self.moments, None if self.streams is None else self.streams.of_batch)
 
     @cached_property
     def looked_at(self) -> list[int]:
         """The numbers of the batches that ``moments`` are of."""
-        return spread_out(self.case.loader, max(_FEWEST, self.batches))
+        return spread_out(self.case.loader, max(FEWEST, self.batches))
 
     @cached_property
     def streams(self) -> Streams | None:

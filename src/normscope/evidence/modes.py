@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from normscope.evidence.calls import copied
 from normscope.evidence.case import Case
+from normscope.evidence.losses import losses
 from normscope.evidence.noise import noisy_modules, quiet
 from normscope.evidence.pooling import Statistics, put_statistics
 from normscope.evidence.sandbox import batches, sandbox
@@ -25,6 +26,7 @@ from normscope.modules.values import same_bits
 from normscope.usercode import users_code
 
 _CHANGE = 1e-3  # of the root mean square of an output: torch's fast paths in eval mode stay well below
+_SETTLING, _DIFFERENT = 50, 10  # passes, after which 0.5 % of an average of momentum 0.1 are old, and their batches
 _EXACT = 1e-6  # of a loss that is computed again from the same values
 
 
@@ -113,6 +115,35 @@ def modules_by_mode(case: Case, statistics: Statistics | None) -> list[ByMode]:
             with users_code("the loss of batch 0 of the loader"):
                 case.loss_of(case.model, batch)
     return [_by_mode(path, module, change, written) for path, (module, change) in found.items()]
+
+
+def settled_loss(case: Case, statistics: Statistics | None, count: int) -> float:
+    """Return the training loss in eval mode after passes in train mode that change buffers and no weights.
+
+    By then running statistics of the user's own classes have followed the weights, if anything writes them.
+
+    Args:
+        case: The set-up; left as it was.
+        statistics: Of the training data, for the norms that keep running statistics.
+        count: Batches over which the loss is taken.
+
+    Raises:
+        UsageError: The loader or the loss raises.
+    """
+    with sandbox(case):
+        noise = noisy_modules(case)
+        several = list(batches(case.loader, _DIFFERENT))
+        if statistics is not None and tracking(case.model):
+            put_statistics(case.model, statistics)
+        for module in tracking(case.model).values():
+            module.training = False
+        with quiet(noise):
+            for index in range(_SETTLING):
+                with users_code(f"the loss of batch {index % len(several)} of the loader"):
+                    case.loss_of(case.model, several[index % len(several)])
+        set_mode(case.model, False)
+        found = losses(case, several[:count], count, evaluation=True, what="loader")
+    return sum(found) / len(found)
 
 
 def written_in_evaluation(case: Case, count: int) -> Written:

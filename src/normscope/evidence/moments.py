@@ -10,11 +10,13 @@ from torch.nn import Module
 
 from normscope.evidence.case import Case, length_of
 from normscope.evidence.passes import look
-from normscope.evidence.places import Place, Places
+from normscope.evidence.places import Place, Places, by_place
 from normscope.modules.channels import channels
 
 #: Variance of batch means, over that of batches drawn at random, up to which batches are held to be alike.
 ALIKE = 5.0
+#: Batches whose means tell whether they vary too much.
+FEWEST = 4
 
 _FURTHEST = 20  # batches that are loaded, at most, for each that is looked at
 
@@ -117,3 +119,21 @@ def excess_of_means(calls: Sequence[Moments], kinds: Mapping[int, int] | None = 
         return None
     times = float((between / (within / size).clamp(min=1e-30))[alive].median())
     return times, float((between / (within + between))[alive].median())
+
+
+def worst_excess(
+    moments: Mapping[str, Sequence[Moments]], kinds: Mapping[int, int] | None = None
+) -> dict[str, tuple[float, float]]:
+    """Return by norm ``excess_of_means`` at the worst of its places, where `FEWEST` batches or more are known.
+
+    Args:
+        moments: By norm what it is given.
+        kinds: By number of the batch its kind.
+    """
+    found = {}
+    for path, calls in moments.items():
+        places = [several for several in by_place(calls).values() if len(several) >= FEWEST]
+        known = [one for several in places if (one := excess_of_means(several, kinds)) is not None]
+        if known:  # data in order need not show at all places: what a generator makes is never in order
+            found[path] = max(known)
+    return found

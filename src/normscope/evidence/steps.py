@@ -39,6 +39,9 @@ def watch_training(case: Case, steps: int, *, beside: Mapping[str, Module] | Non
 
 
 def _sums(parameter: Tensor) -> tuple[float, float]:
+    """Return two numbers that tell whether a parameter was changed, without a copy of it."""
+    if parameter.is_meta or parameter.is_quantized or parameter.layout is not torch.strided:
+        return 0.0, 0.0
     values = parameter.detach()
     values = (torch.view_as_real(values) if values.is_complex() else values).double()
     return float(values.sum()), float(values.abs().sum())

@@ -14,14 +14,13 @@ from torch.nn import Module
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from normscope.evidence.activations import Activation, count, count_tails, function_kind
 from normscope.evidence.case import Case
 from normscope.evidence.passes import look
 from normscope.evidence.sandbox import sandbox
 from normscope.modules.batches import leading_tensor, tensors
 from normscope.modules.sites import bears_weight, is_known_norm, normalizes
 
-_RELUS = {"relu", "relu_", "relu6", "relu6_"}
-_TAILS = {"tanh": (-0.97, 0.97), "sigmoid": (0.015, 0.985)}
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "rsub"}
 _PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "where", "lerp", "addcmul", "einsum"}
 _PRODUCTS |= {"matmul", "__matmul__", "bmm", "baddbmm", "scaled_dot_product_attention"}
@@ -29,37 +28,6 @@ _MOVES = {"transpose", "permute", "t", "swapaxes", "swapdims", "movedim", "movea
 _MOVES |= {"__matmul__", "adjoint", "rot90"}
 _SHAPED = {"view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "cat", "concat", "stack"}
 _ON_LAST = (nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
-
-
-@dataclass(slots=True)
-class Activation:
-    """A place at which values pass a ReLU, tanh or sigmoid, over the batches that were looked at.
-
-    Attributes:
-        place: The activation's module; where it is a function, the layer whose output it reads, or the module around.
-        kind: ``"relu"``, ``"tanh"`` or ``"sigmoid"``.
-        is_module: Whether ``place`` is the activation's own module.
-        made_by: The layers and norms whose output it reads.
-        positive: By unit, how many of its outputs were above zero.
-        values: Outputs a unit.
-        rows: Positions of all samples; and ``silent``, those at which no unit was above zero.
-        tails: Outputs within 1.5 % of the range from an end, of ``total``.
-        is_gate: Whether other values are multiplied by the outputs.
-        is_read: Whether a layer or norm reads the outputs.
-    """
-
-    place: str
-    kind: str
-    is_module: bool
-    made_by: frozenset[str]
-    positive: Tensor | None = None
-    values: int = 0
-    rows: int = 0
-    silent: int = 0
-    tails: int = 0
-    total: int = 0
-    is_gate: bool = False
-    is_read: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +208,7 @@ class _Watcher(TorchFunctionMode):
             everything = _joined(tags for _, tags in known)
             own = frozenset() if adds else tags.own
             tags = _Tags(everything.made, own, tags.through, axis, everything.acts)
-            kind = _kind(name, args, kwargs)
+            kind = function_kind(name, args, kwargs)
             if kind and made.ndim > 1:
                 tags = self._activate(kind, made, tags)
             self._mark(made, tags)
@@ -254,39 +222,10 @@ class _Watcher(TorchFunctionMode):
         act = self.seen.activations.setdefault(key, Activation(place, kind, is_module, tags.made))
         y = y.detach()
         if kind == "relu":
-            _count(act, y, y.ndim - 1 if "last" in tags.axis and "second" not in tags.axis else 1, tags.axis)
+            count(act, y, y.ndim - 1 if "last" in tags.axis and "second" not in tags.axis else 1, tags.axis)
         else:
-            low, high = _TAILS[kind]
-            act.tails += int(torch.count_nonzero((y < low) | (y > high)))
-            act.total += y.numel()
+            count_tails(act, y)
         return _Tags(tags.made, tags.own, tags.through, tags.axis, frozenset([key]))
-
-
-def _count(act: Activation, y: Tensor, axis: int, known: frozenset[str]) -> None:
-    if y.ndim == 3 and not known:
-        return  # sequences or channels: nothing says which axis the units are on
-    above = (y > 0).movedim(axis, -1).flatten(0, -2)
-    positive = above.sum(0).cpu()
-    if act.positive is not None and act.positive.shape != positive.shape:
-        return
-    act.positive = positive if act.positive is None else act.positive + positive
-    act.values += len(above)
-    act.rows += len(above)
-    act.silent += int(torch.count_nonzero(~above.any(1)))
-
-
-def _kind(name: str, args: Any, kwargs: Any) -> str:
-    """Return which non-linearity a function is; empty for all others."""
-    if name in _RELUS:
-        return "relu"
-    if name in ("hardtanh", "hardtanh_"):
-        low = kwargs.get("min_val", args[1] if len(args) > 1 else -1.0)
-        return "relu" if low == 0 else ""
-    if name in ("clamp", "clamp_", "clamp_min", "clamp_min_"):
-        low = kwargs.get("min", args[1] if len(args) > 1 else None)
-        high = kwargs.get("max", args[2] if len(args) > 2 else None)
-        return "relu" if isinstance(low, (int, float)) and low == 0 and high is None else ""
-    return name.rstrip("_") if name.rstrip("_") in _TAILS else ""
 
 
 def _keeps(fact: str, given: Tensor, made: Tensor, name: str) -> bool:

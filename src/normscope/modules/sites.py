@@ -18,10 +18,26 @@ _NORMS = (_NormBase, GroupNorm, LayerNorm, LocalResponseNorm)
 def normalizes(module: Module) -> bool:
     """Whether a module normalizes as far as its class tells: torch's kinds, subclasses, childless modules named a norm.
 
+    A module with a running mean and variance counts too, whatever its name: a norm and an activation in one, say.
+
     Asked where a model is only looked at: probes group layers by it, and a norm of the user's own counts too.
     """
     named = "norm" in type(module).__name__.lower() and next(module.children(), None) is None
-    return isinstance(module, _NORMS) or named
+    return isinstance(module, _NORMS) or named or running(module) is not None
+
+
+def running(module: Module) -> tuple[str, str] | None:
+    """Return the names of the buffers that hold a norm's running mean and variance, by whatever names; or None.
+
+    They are told by what they are called, and by being vectors of one length.
+    """
+    vectors = {name: b for name, b in module._buffers.items() if b is not None and b.ndim == 1}
+    for mean in (name for name in vectors if "mean" in name):
+        for var in (name for name in vectors if "var" in name):
+            prefix = mean.partition("mean")[0]
+            if prefix and var.startswith(prefix) and vectors[mean].shape == vectors[var].shape:
+                return mean, var
+    return None
 
 
 def is_known_norm(module: Module) -> bool:

@@ -17,13 +17,14 @@ from normscope.evidence import (
     examples,
     has_learnt,
     modules_by_mode,
+    settled_loss,
     written_in_evaluation,
 )
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
 _CAUSE = "other code that depends on the mode"
-_TIMES, _LAG, _ERRORS = 1.2, 2.0, 3.0
+_TIMES, _LAG, _ERRORS = 1.2, 3.0, 3.0
 _WRITTEN = 1e-4
 _OBSERVERS = "torch.ao.quantization"
 
@@ -100,22 +101,46 @@ def _planted(factor: float, **options: Any) -> Case:
     return examples.alone(_Scaled(factor, **options), loader, eval_loader=loader, then=[weight])
 
 
+def _lagging(factor: float) -> Case:
+    """A norm that follows its data, with a variance that is so many times theirs, and a loss that shows it.
+
+    The network gives back what is normalized, but for a loss of 0.1; in evaluation its output is too large by the root.
+    """
+    norm = _Own(12)
+    norm.mean.fill_(3.0)
+    norm.square.fill_(4.0 * factor)
+    weight = nn.Linear(12, 12, bias=False)
+    nn.init.eye_(weight.weight)
+    signs = torch.tensor([1.0, -1.0] * 6)
+
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        return 0.1 + (model(batch) - (batch - 3.0) / 2.0).square().mean()
+
+    loader = [3.0 + signs * examples.two_values(0.0, 2.0)] * 4
+    return examples.alone(norm, loader, then=[weight], loss_fn=loss_fn, eval_loader=loader)
+
+
 class ModeDependentCode(AbstractRule):
     r"""Beside norms and noise, code computes something else in evaluation, or evaluation changes the model.
 
     ## Finds
     The loss of training batches is taken with dropout and other noise off and batch norms held at statistics of the
     training data, once with all other code in train mode and once in eval mode. Found is a loss that is more than 1.2
-    times as high in eval mode, by more than three standard errors over batches; more than twice where every module
-    that changes has buffers of its own, since running statistics lag behind weights that move, and then only where the
-    network has learnt, or a buffer is written by no training pass. Each module is called by itself with its own flag in
-    train and in eval mode, and those whose outputs differ are named. A loss that is lower in eval mode is no defect
-    (auxiliary heads and penalties end there); where ``eval_loss_fn`` is given, there are two losses, and nothing to
-    compare.
+    times as high in eval mode, by more than three standard errors over batches. Each module is called by itself with
+    its own flag in train and in eval mode, and those whose outputs differ are named. Where they have buffers, 50 passes
+    are made that change buffers and no weights: if more than half of the difference goes with them, running statistics
+    lag behind weights that move, and the loss must be three times as high, in a network that has learnt. A loss that is
+    lower in eval mode is no defect (auxiliary heads and penalties end there); where ``eval_loss_fn`` is given, there
+    are two losses, and nothing to compare.
 
     Besides, a few batches are evaluated, and the loss of each is taken before and after. Found is a change of more than
     0.0001 of a loss that is gone when the buffers are put back which evaluation has written: an information where they
     are those of torch's observers.
+
+    Calibrated over six seeds: planted defects found, 24 of 24; false alarms on 47 healthy set-ups under six seeds, 0 of
+    282. With norms of the user's own in the place of torch's: in 120 healthy trainings at rates up to 0.4, 2, both at
+    0.4 and told as statistics that lag; on 11 networks in the style of public code, 0, and 11 of 11 found where nothing
+    writes the running statistics.
 
     ## Why it hurts
     The network is trained as one function and evaluated as another. A norm of the user's own whose running statistics
@@ -146,7 +171,8 @@ class ModeDependentCode(AbstractRule):
     )
     NEAR = (
         examples.Near(_planted, found=1.1, quiet=1.09),
-        examples.Near(partial(_planted, buffer=True), found=1.42, quiet=1.41),
+        examples.Near(partial(_planted, buffer=True), found=1.1, quiet=1.09),
+        examples.Near(_lagging, found=0.47, quiet=0.485),
         examples.Near(lambda step: _planted(1.0, buffer=True, step=step), found=1.3e-5, quiet=1.2e-5),
     )
 
@@ -168,20 +194,24 @@ class ModeDependentCode(AbstractRule):
         times = 1 + paid / max(abs(trained), 1e-12)
         if times <= _TIMES or not paid > _ERRORS * gap.error(_CAUSE) or not math.isfinite(times):
             return
-        found = modules_by_mode(case, evidence.statistics if evidence.tracking else None)
-        lags = bool(found) and all(one.buffers for one in found)
-        unwritten = any(one.unwritten for one in found)
-        if lags and (times <= _LAG or not (unwritten or has_learnt(case))):
+        statistics = evidence.statistics if evidence.tracking else None
+        found = modules_by_mode(case, statistics)
+        settled, lags = trained + paid, False
+        if any(one.buffers for one in found):
+            settled = settled_loss(case, statistics, gap.batches)
+            lags = settled - trained < paid / 2
+        if lags and (times <= _LAG or not has_learnt(case)):
             return
         yield self.finding(
-            f"with noise off and norms held fixed the training loss is {times:.3g} times as high in eval mode: "
-            f"{_named(found)}",
+            f"with noise off and batch norms held fixed the training loss is {times:.3g} times as high in eval mode: "
+            f"{_named(found, lags)}",
             [one.path for one in found] or [""],
             quantity="training loss with other code in eval mode over that with it in train mode",
             measured=times,
             bound=_LAG if lags else _TIMES,
-            cost=f"the training loss is {trained:.4g} in train mode and {trained + paid:.4g} in eval mode",
-            fix=_fix(found),
+            cost=f"the training loss is {trained:.4g} in train mode and {trained + paid:.4g} in eval mode"
+            + (f"; after passes that write buffers alone it is {settled:.4g} there" if lags else ""),
+            fix=_fix(found, lags),
         )
 
     def _other_values(self, evidence: Evidence) -> Iterable[Finding]:
@@ -206,15 +236,19 @@ class ModeDependentCode(AbstractRule):
         )
 
 
-def _named(found: Sequence[ByMode]) -> str:
+def _named(found: Sequence[ByMode], lags: bool) -> str:
     if not found:
         return "the loss or code that no module holds depends on the mode"
+    if lags:
+        return f"running statistics of {counted(len(found), 'module')} are not those of the data"
     text = f"{counted(len(found), 'module computes', 'modules compute')} something else there"
     unwritten = list(dict.fromkeys(name for one in found for name in one.unwritten))
     return f"{text}, and no training pass writes {', '.join(unwritten[:4])}" if unwritten else text
 
 
-def _fix(found: Sequence[ByMode]) -> str:
+def _fix(found: Sequence[ByMode], lags: bool) -> str:
+    if lags:
+        return "before evaluating, run batches of training in train mode without updates: buffers follow the weights"
     if any(one.unwritten for one in found):
         return "write in training what evaluation reads, or derive the norm from torch's BatchNorm"
     return "compute in eval mode what was trained; where another loss is meant, give Case(eval_loss_fn=...)"

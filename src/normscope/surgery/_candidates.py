@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normscope.modules.sites import running
 from normscope.surgery._modules import ChannelsFirst, RMSNorm
-from normscope.surgery._trying import GAINS, SHIFTS, held, running
+from normscope.surgery._trying import GAINS, SHIFTS, held
 from normscope.surgery.freeze import freeze
 
 _EPS = ("eps", "epsilon", "variance_epsilon", "variance_eps", "norm_eps")

@@ -12,9 +12,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from normscope import layers
 from normscope._errors import UsageError, shown
-from normscope.modules.sites import is_known_norm
+from normscope.modules.sites import is_known_norm, running
 from normscope.surgery._modules import ChannelsFirst, NormThen, RMSNorm
-from normscope.surgery._trying import normalizes, running
+from normscope.surgery._trying import normalizes
 
 Only = Callable[[str, nn.Module], bool] | str | Iterable[str] | None
 

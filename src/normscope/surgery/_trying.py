@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normscope.modules.rng import torch_streams_kept
+from normscope.modules.sites import running
 from normscope.surgery._modules import NormThen
 
 GAINS = ("weight", "gamma", "gain", "scale", "g", "a_2", "alpha")
@@ -25,20 +26,6 @@ def held(module: Any, names: tuple[str, ...]) -> Any:
     """Return the first of a module's own parameters and buffers that has one of some names; None if there is none."""
     known = {**module._buffers, **module._parameters}
     return next((known[name] for name in names if known.get(name) is not None), None)
-
-
-def running(module: nn.Module) -> tuple[str, str] | None:
-    """Return the names of the buffers that hold a norm's running mean and variance, by whatever names; or None.
-
-    They are told by what they are called, and by being vectors of one length.
-    """
-    vectors = {name: b for name, b in module._buffers.items() if b is not None and b.ndim == 1}
-    for mean in (name for name in vectors if "mean" in name):
-        for var in (name for name in vectors if "var" in name):
-            prefix = mean.partition("mean")[0]
-            if prefix and var.startswith(prefix) and vectors[mean].shape == vectors[var].shape:
-                return mean, var
-    return None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normscope.modules.sites import running
 from normscope.records.numbers import counted
 from normscope.surgery._report import Skip
 from normscope.surgery._sites import BATCH, Only, Site, norms
-from normscope.surgery._trying import running, updates
+from normscope.surgery._trying import updates
 from normscope.surgery.foreign import Placed, readings, with_batch_norms
 from normscope.surgery.freeze import is_frozen
 from normscope.surgery.functional import without_modules

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from normscope._errors import DataError, UsageError, shown
+from normscope.modules.sites import running
 from normscope.modules.state import transaction
 from normscope.records.numbers import counted
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import norms
-from normscope.surgery._trying import running
 from normscope.surgery.recalibrate import recalibrate
 
 POLICIES = ("recalibrate", "average", "copy")

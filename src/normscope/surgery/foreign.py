@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils.parametrize import is_parametrized
 
+from normscope.modules.sites import running
 from normscope.surgery._build import RefusedError
 from normscope.surgery._candidates import candidates
 from normscope.surgery._modules import ChannelsFirst, ChannelsLast, NormThen
@@ -29,7 +30,6 @@ from normscope.surgery._trying import (
     ignores_scale,
     inputs,
     output,
-    running,
     with_other_values,
 )
 

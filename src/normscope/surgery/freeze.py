@@ -24,11 +24,11 @@ from typing import Any
 from torch import nn
 
 from normscope.layers import AbstractBatchNorm
-from normscope.modules.sites import is_known_norm
+from normscope.modules.sites import is_known_norm, running
 from normscope.modules.state import transaction
 from normscope.surgery._report import Change, Report, Skip
 from normscope.surgery._sites import BATCH, INSTANCE, Only, Site, norms
-from normscope.surgery._trying import ignores_scale, inputs, running, updates
+from normscope.surgery._trying import ignores_scale, inputs, updates
 from normscope.surgery.functional import without_modules
 
 # The attribute of a frozen module that holds the mode last asked for, under "asked", and what parameters required a
