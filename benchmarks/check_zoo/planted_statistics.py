@@ -122,7 +122,12 @@ def discriminator_of_two_streams():
     return dcgan("d", steps=10)
 
 
-@planted("NS134", NS102="the statistics are those of the stream that comes last, and the loss in eval mode pays")
+@planted(
+    "NS134",
+    NS102="the statistics are those of the stream that comes last, and the loss in eval mode pays",
+    NS112="real, generated and mixed images pass in turn, their standard deviations as 1 to 6",
+    NS136="the same",
+)
 def penalty_through_batch_norm():
     """WGAN-GP whose critic has batch norm: the penalty on each sample's gradient couples the batch."""
     return wgan_gp(nn.BatchNorm2d)
@@ -169,7 +174,7 @@ def micro_batches_of_two():
     return accumulation(net, 2, 16, steps=40, lr=0.02)
 
 
-@planted("NS105", "NS104", NS109="the initial variance of 1 outlives 60 steps where the variance is .002")
+@planted("NS105", "NS104", "NS138", NS109="the initial variance of 1 outlives 60 steps where the variance is .002")
 def pooled_branch_of_two():
     """DeepLab's pooled branch at a batch of two: each norm value is +1 or -1."""
     return segmentation(DeepLab(), size=2, steps=60)
