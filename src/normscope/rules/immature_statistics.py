@@ -76,6 +76,9 @@ class ImmatureStatistics(AbstractRule):
     evaluation use alike: frozen, or in eval mode in a model that trains. A checkpoint alone is judged by its
     counts, and by shifts that differ from channel to channel: a recalibrated one may be named there.
 
+    Norms of classes of other libraries are judged by their counts and by exact initial values, but for those that their
+    class freezes.
+
     ## Why it hurts
     A variance that is still near 1 where the data's is 0.01 has every channel put out a tenth of what it was trained
     to: the loss in evaluation starts far above that of training and comes down only slowly. Small momentum (0.01, for

@@ -46,7 +46,8 @@ class NonFiniteStatistics(AbstractRule):
 
     ## Finds
     A running mean or variance that is NaN, infinite or beyond 1e30, or a variance below zero, in the buffers as they
-    are; or a training batch that makes them so, with the first layer whose output is not finite though its input is.
+    are, of norms of any class; or a training batch that makes them so, with the first layer whose output is not finite
+    though its input is.
 
     ## Why it hurts
     One batch with a NaN leaves the running statistics NaN for ever, however many clean ones follow: an average forgets
