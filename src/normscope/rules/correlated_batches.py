@@ -73,7 +73,7 @@ class CorrelatedBatches(AbstractRule):
     SOURCES = ("arXiv:1502.03167 section 4.2.1: shuffle more thoroughly",)
     SICK = (
         examples.Planted(partial(_sorted, examples.mlp), ["1"]),
-        examples.Planted(partial(_sorted, examples.cnn), ["1"]),
+        examples.Planted(partial(_sorted, examples.cnn, by="time"), ["1"]),
         examples.Planted(partial(_sorted, examples.residual, by="time"), ["stem.1"]),
         examples.Planted(partial(_sorted, examples.sequence), ["norm1"]),
     )
