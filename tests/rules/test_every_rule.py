@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from kit import repairs
 from normscope import checking, rules
+from normscope.evidence import examples
 from normscope.modules.state import Snapshot
 from normscope.records import Severity
 
@@ -100,8 +101,8 @@ OTHERWISE = {"recomputed": (repairs.recompute, "NS110"), "passes without gradien
 def test_what_recomputes_or_looks_on_is_told_from_what_trains(rule, way):
     """Calls of a step that are made again in the backward pass, or without a gradient, are no further updates."""
     change, code = OTHERWISE[way]
-    case = rule.WELL[0]()
-    assert case.step is None, "WELL[0] is trained by its loss, so that the loss can be called in another way"
+    # A case that is trained by its loss, since that can be called in another way.
+    case = next((each for each in (make() for make in rule.WELL) if each.step is None), examples.healthy(examples.mlp))
     change(case)
     found = checking.check(case, [rule.CODE], gap=False)
     assert not found.unmeasured
