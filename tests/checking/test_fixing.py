@@ -182,3 +182,68 @@ def test_its_result_prints_as_a_line():
     )
     (made,) = ns.fix(other_means(), stale())
     assert str(made).startswith("not fixed NS102 (`0`): the fix is unsafe")
+
+
+def with_second_model(step, bias=True):
+    """A model with biases before its norms, and a target of the same form whose values follow it in the step."""
+    torch.manual_seed(0)
+    model, target = (
+        nn.Sequential(nn.Linear(6, 6, bias=bias), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6)) for _ in range(2)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+
+    def training_step(model, batch):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+        step(target, model)
+
+    def loss_fn(model, batch):
+        return (model(batch) - batch).square().mean()
+
+    return ns.Case(model, loss_fn, [torch.randn(32, 6) for _ in range(6)], optimizer, step=training_step), target
+
+
+def copied_by_name(target, model):
+    target.load_state_dict(model.state_dict())
+
+
+@torch.no_grad()
+def averaged_in_order(target, model):
+    for old, new in zip(target.parameters(), model.parameters(), strict=False):
+        if old.shape == new.shape:
+            old.lerp_(new, 0.1)
+
+
+@pytest.mark.parametrize("step", [copied_by_name, averaged_in_order])
+def test_a_fix_that_would_part_a_model_from_its_target_is_taken_back(step):
+    case, target = with_second_model(step)
+    before = Snapshot(case.model, target, optimizers=[case.optimizer])
+    found = list(ns.check(case, ["NS122"]))
+    assert len(found) == 1
+    (made,) = ns.fix(case, found, unsafe=True)
+    assert "and took it back: the model has other parameters now than target" in made.why_not
+    assert before.differences() == []
+
+
+def test_a_second_model_of_other_parameters_is_no_hindrance():
+    case, target = with_second_model(lambda target, model: target(torch.zeros(2, 6)))
+    target[0].bias = None
+    (made,) = ns.fix(case, ns.check(case, ["NS122"]), unsafe=True)
+    assert made.done.startswith("dropped 1 bias")
+
+
+def test_a_fix_after_which_the_step_raises_is_taken_back(monkeypatch):
+    """The step names a parameter that the fix drops, and no second model tells."""
+    case, target = with_second_model(lambda target, model: model[0].bias.detach())
+    target[3] = nn.Identity()
+    before = Snapshot(case.model)
+
+    def mend(case):
+        case.model[0].bias = None
+        return "dropped a bias"
+
+    planted(monkeypatch, mend)
+    (made,) = ns.fix(case, [stale()], unsafe=True)
+    assert "dropped a bias, and took it back: a training step no longer runs: " in made.why_not
+    assert before.differences() == []

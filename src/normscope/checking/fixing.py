@@ -9,6 +9,7 @@ from normscope.checking import effect
 from normscope.checking.findings import Fixed
 from normscope.checking.judging import Failures
 from normscope.checking.limit import OverTimeError, TimeLimit
+from normscope.checking.pairing import Pairing
 from normscope.evidence.case import Case
 from normscope.evidence.evidence import Evidence
 from normscope.evidence.repairs import RefusedFixError
@@ -27,14 +28,16 @@ def fix(
     """Repair what was found, in place, one finding after the other.
 
     The losses of some batches in training and in evaluation are taken before and after each fix. A fix after which the
-    loss of evaluation is higher by more than its noise over batches is taken back, and so is one that fails or after
-    which a loss can no longer be taken. The losses of a network as it was made are told and decide nothing.
+    loss of evaluation is higher by more than its noise over batches is taken back, and so is one that fails, or after
+    which a loss can no longer be taken, a training step no longer runs, or a second model that was built as
+    the model is (a target, averaged weights) no longer has its parameters. The losses of a network as it was made are
+    told and decide nothing.
 
     Args:
         case: The set-up that was checked.
         findings: What to repair.
         unsafe: Whether to make fixes that change what the network computes or how it trains.
-        measure: Whether losses are taken; without them a fix that harms stands.
+        measure: Whether losses are taken, and a step is tried; without that a fix that harms stands.
         timeout: Seconds after which a fix is given up and taken back; without end if None.
 
     Returns:
@@ -92,8 +95,10 @@ class Fixer:
             with self._limit.waiting("the fix"):
                 standing = effect.Before(self._case)
                 before, untrained = self._losses(), self._measure and self._untrained
+                pairing = Pairing(self._case) if self._measure else None
                 done = get(finding.code).repair(self._case, finding)
                 after = self._losses(anew=True) if done else before
+                unfit = pairing.lost() if pairing is not None and done else ""
         except BaseException as error:
             if standing is not None:
                 standing.restore()
@@ -103,7 +108,7 @@ class Fixer:
         if not done:
             return Fixed(finding, why_not="there was nothing left to change")
         told = effect.told(before, after)
-        harm = effect.lost(before, after) or ("" if untrained else effect.risen(before, after))
+        harm = effect.lost(before, after) or unfit or ("" if untrained else effect.risen(before, after))
         if not harm:
             return Fixed(finding, done, losses=told)
         standing.restore()
