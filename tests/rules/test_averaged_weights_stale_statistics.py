@@ -8,6 +8,7 @@ from torch import nn
 
 from kit.findings import finding_of, is_quiet, repaired
 from normscope.evidence import Case, examples
+from normscope.records import Severity
 
 
 def averaged(distances, *, initial=False, size=32, wrapped=False):
@@ -34,6 +35,9 @@ def test_the_distance_is_that_of_the_means_in_deviations(distances, size, wrappe
     finding = finding_of(case, "NS107")
     assert finding.measured == pytest.approx(max(map(abs, distances)), rel=1e-3)
     assert finding.places == ("1",)
+    # The loss is the mean square of what the norm puts out: 1 with its own statistics, 1 + d^2 with those of elsewhere.
+    costs = sum(d * d for d in distances) / len(distances) > 0.01
+    assert finding.severity is (Severity.ERROR if costs else Severity.INFO)
     assert "norm; at its own weights" in finding.message
     assert f"up to {finding.measured:.2g} standard deviations away" in finding.message
     weights = [parameter.clone() for parameter in case.averaged.parameters()]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from kit.findings import finding_of, is_quiet, repaired
 from normscope import checking, surgery
 from normscope.evidence import Case, examples
+from normscope.records import Severity
 
 
 def distilled(teacher, *, grad=False, step=True, loss_fn=None):
@@ -127,3 +128,30 @@ def test_a_target_in_the_model_itself_is_one_finding_and_its_copy_is_not_frozen(
     assert [(finding.code, finding.places) for finding in found] == [("NS132", ("target.1", "target.4"))]
     checking.fix(case, found, unsafe=True)
     assert {path for path, module in model.named_modules() if surgery.is_frozen(module)} == {"target.1", "target.4"}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("rate", [0.0, 0.01])
+def test_an_average_of_the_model_in_train_mode_is_no_more_than_an_information(beside, rate):
+    """As published for Mean Teacher, MoCo and BYOL; a teacher that stands still is meant to be a fixed function."""
+    model = nn.ModuleDict({"online": examples.mlp(depth=2)}).train()
+    target = examples.mlp(depth=2).requires_grad_(False)  # other weights: else there were nothing to learn
+    if not beside:
+        model["target"] = target
+    optimizer = torch.optim.SGD(model["online"].parameters(), 0.1)
+
+    def loss_fn(model, batch):
+        with torch.no_grad():
+            wanted = target(batch[0])
+        return F.mse_loss(model["online"](batch[0]), wanted)
+
+    def step(model, batch):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for old, new in zip(target.parameters(), model["online"].parameters(), strict=True):
+                old.lerp_(new, rate)
+
+    finding = finding_of(Case(model, loss_fn, examples.data((12,)), optimizer, step=step), "NS132")
+    assert finding.severity is (Severity.INFO if rate else Severity.WARNING)

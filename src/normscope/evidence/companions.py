@@ -78,6 +78,12 @@ class Gain:
         return self.excess > self.BOUND and self.loss > self.ERRORS * self.error
 
     @property
+    def matters(self) -> bool:
+        """Whether its own statistics cost 1 % of the loss or more, and more than noise over batches."""
+        noise = 0.0 if len(self._rises) < 2 else self.ERRORS * self.error
+        return self.excess > 1.01 and self.loss > noise
+
+    @property
     def _rises(self) -> list[float]:
         return [own - anew for own, anew in zip(self.own, self.anew, strict=True)]
 

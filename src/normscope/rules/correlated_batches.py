@@ -18,6 +18,8 @@ from normscope.evidence import (
 )
 from normscope.rules._rule import AbstractRule
 
+_SHARE = 0.05  # of the variance: below, what the samples of a large batch have in common is too little to matter
+
 
 def _sorted(net: Any, *, shuffle: bool = False, by: str = "class", **options: Any) -> Case:
     """A loader over data that lie in order: of their class, or of when they were taken."""
@@ -43,14 +45,22 @@ def _swinging(times: float) -> Case:
     return examples.alone(examples.batch_norm(), batches)
 
 
+def _sharing(share: float) -> Case:
+    """A norm on ten batches of 256, of whose variance this share lies between them."""
+    shift = (256 / 255 * share / (1 - share) * 9 / 10) ** 0.5
+    batches = [examples.two_values(3.0 + 2.0 * sign * shift, 2.0, 256) for sign in (1,) * 5 + (-1,) * 5]
+    return examples.alone(examples.batch_norm(), batches)
+
+
 class CorrelatedBatches(AbstractRule):
     r"""Samples of a batch are alike: the loader does not shuffle.
 
     ## Finds
     At each norm that normalizes by the batch, the mean of every sample (over its positions) is taken, over batches from
     all along the loader. For samples drawn at random the variance of batch means is that of samples divided by the size
-    of the batch; found is more than 5 times that, in the median over channels, from 4 batches on. Samples are counted,
-    not positions: those of one image are alike and prove nothing. Batches are compared at the same place, where a norm
+    of the batch; found is more than 5 times that, in the median over channels, from 4 batches on, if more than 5 % of
+    the variance lies between batches: less is seen in large batches, and costs nothing. Samples are counted, not
+    positions: those of one image are alike and prove nothing. Batches are compared at the same place, where a norm
     is called at several (levels, time steps, real and generated data): at each by itself. Where kinds of batches
     alternate (NS135), they are compared within their kind.
 
@@ -83,14 +93,14 @@ class CorrelatedBatches(AbstractRule):
         partial(_sorted, examples.residual, shuffle=True, by="time"),
         partial(examples.healthy, examples.cnn),
     )
-    NEAR = (examples.Near(_swinging, found=5.1, quiet=4.9),)
+    NEAR = (examples.Near(_swinging, found=5.1, quiet=4.9), examples.Near(_sharing, found=0.051, quiet=0.049))
 
     def examine(self, evidence: Evidence) -> Iterable[Finding]:
         """Compare the variance of batch means with that of samples."""
         if not evidence.updating:
             return
         excess = {path: evidence.excess[path] for path in evidence.updating if path in evidence.excess}
-        places = [path for path, (times, _) in excess.items() if times > ALIKE]
+        places = [path for path, (times, share) in excess.items() if times > ALIKE and share > _SHARE]
         if not places:
             return
         times, share = max(excess[path] for path in places)
