@@ -157,7 +157,7 @@ class SharedRNN(nn.Module):
         return self.head(h)
 
 
-@planted("NS136", "NS112")
+@planted("NS136", "NS112", "NS102")
 def norm_shared_by_time_steps():
     """One batch norm for all time steps of a recurrent cell."""
     net = SharedRNN()
