@@ -1,6 +1,7 @@
 """How often the rules are right on networks that they were not made on.
 
 python -m benchmarks.check_zoo                  all set-ups, and the page
+python -m benchmarks.check_zoo --seed 1 --no-fixes    under other first weights; the page counts what is wrong there
 python -m benchmarks.check_zoo resnet18 vae     these alone, without the page
 """
 
@@ -8,7 +9,9 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +19,11 @@ from . import page
 from .list import HEALTHY, PLANTED
 from .measure import measured
 from .speed import resnet18_seconds
+
+
+def _rows(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    files = {name: folder / f"{name}.json" for name in names}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
 def main() -> None:
@@ -29,7 +37,7 @@ def main() -> None:
     options.add_argument("--page", action="store_true", help="only write the page from what was measured")
     args = options.parse_args()
     torch.set_num_threads(1)
-    out = Path(args.out)
+    out = Path(args.out) / (f"seed-{args.seed}" if args.seed else "")
     out.mkdir(parents=True, exist_ok=True)
     every = {**HEALTHY, **PLANTED}
     part, parts = map(int, args.part.split("/"))
@@ -40,12 +48,13 @@ def main() -> None:
         fresh.write_text(json.dumps(row, indent=1), encoding="utf-8")
         fresh.rename(out / f"{name}.json")
         print(*page.told(every[name], row), sep="\n", flush=True)
-    if not args.names and parts == 1:
+    if not args.names and parts == 1 and not args.seed:
         if not args.page:
             (out / ".speed").write_text(json.dumps(resnet18_seconds()), encoding="utf-8")
-        rows = {name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in every}
+        rows = _rows(out, every)
+        seeds = {path.name[5:]: _rows(path, HEALTHY) for path in sorted(out.glob("seed-*"))}
         speed = json.loads((out / ".speed").read_text(encoding="utf-8"))
-        page.write(rows, speed, time.strftime("%Y-%m-%d"))
+        page.write(rows, seeds, speed, time.strftime("%Y-%m-%d"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ PAGE = Path(__file__).parents[1] / "results" / "check.md"
 START = "<!-- check_zoo: written by `python -m benchmarks.check_zoo`; what stands to the end mark is replaced -->"
 END = "<!-- check_zoo: end -->"
 LOUD = ("error", "warning")
+BEFORE = [
+    "Before the rules NS129 to NS138, and before any rule was mended with these findings in view, 82 of 89 healthy",
+    "set-ups were without a wrong error or warning, 37 of 67 defects were found, and precision was .71: later figures",
+    "are not of networks that nobody had seen.",
+]
 
 
 def told(set_up: SetUp, row: Row) -> list[str]:
@@ -70,13 +75,20 @@ def repair(fix: Row) -> str:
     )
 
 
-def write(rows: dict[str, Row], speed: dict[str, float], day: str) -> None:
+def write(rows: dict[str, Row], seeds: dict[str, dict[str, Row]], speed: dict[str, float], day: str) -> None:
     """Replace the section between the marks, or add it."""
     text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(START)
     _, _, tail = rest.partition(END)
-    section = "\n".join(_section(rows, speed, day))
+    section = "\n".join(_section(rows, seeds, speed, day))
     PAGE.write_text(f"{head.rstrip()}\n\n{START}\n{section}\n{END}\n{tail.lstrip()}", encoding="utf-8")
+
+
+def clean(rows: dict[str, Row]) -> int:
+    """Return of how many healthy set-ups no error or warning is wrong."""
+    return sum(
+        not any(judged(HEALTHY[name], each) == "wrong" for each in row["findings"]) for name, row in rows.items()
+    )
 
 
 def numbers(rows: dict[str, Row]) -> dict[str, Any]:
@@ -96,7 +108,7 @@ def numbers(rows: dict[str, Row]) -> dict[str, Any]:
     return {
         "verdicts": verdicts,
         "wrong": wrong,
-        "clean": sum(not any(name == each for each, _ in wrong) for name in HEALTHY),
+        "clean": clean({name: rows[name] for name in HEALTHY}),
         "found": found,
         "recall": sum(bool(codes) for codes in found.values()),
         "aborts": [(name, row["abort"]) for name, row in rows.items() if "abort" in row],
@@ -108,7 +120,7 @@ def numbers(rows: dict[str, Row]) -> dict[str, Any]:
     }
 
 
-def _section(rows: dict[str, Row], speed: dict[str, float], day: str) -> list[str]:
+def _section(rows: dict[str, Row], seeds: dict[str, dict[str, Row]], speed: dict[str, float], day: str) -> list[str]:
     all_of = numbers(rows)
     verdicts, seconds = all_of["verdicts"], all_of["seconds"]
     spoken = sum(verdicts.values())
@@ -128,9 +140,12 @@ def _section(rows: dict[str, Row], speed: dict[str, float], day: str) -> list[st
             120,
         ),
         "",
+        *BEFORE,
+        "",
         "| | |",
         "| --- | ---: |",
         f"| healthy set-ups without a wrong error or warning | {all_of['clean']} of {len(HEALTHY)} |",
+        *[f"| the same with seed {seed} | {clean(part)} of {len(part)} |" for seed, part in seeds.items()],
         f"| planted defects found | {all_of['recall']} of {len(PLANTED)} |",
         f"| errors and warnings in all | {spoken} |",
         f"| of these right, true, wrong | {verdicts['planted']}, {verdicts['true']}, {verdicts['wrong']} |",
@@ -140,6 +155,7 @@ def _section(rows: dict[str, Row], speed: dict[str, float], day: str) -> list[st
         f"| checks that left a trace | {len(all_of['traces'])} of {len(rows)} |",
         f"| fixes made | {len(made)} |",
         f"| worse at once, of these still worse after 20 steps | {worse} |",
+        f"| fixes after which the set-up raises | {sum('abort' in fix for _, fix in all_of['fixes'])} |",
         f"| processor's seconds of a check, median and longest | {seconds[len(seconds) // 2]:.1f}, {seconds[-1]:.1f} |",
         f"| ResNet-18 at 32x32, 10 batches of 64, one thread: seconds of the clock | {speed['wall']:.1f} |",
         f"| the same, seconds of the processor | {speed['cpu']:.1f} |",

@@ -157,11 +157,11 @@ class SharedRNN(nn.Module):
         return self.head(h)
 
 
-@planted("NS136", "NS112")
+@planted("NS136", "NS112", "NS102")
 def norm_shared_by_time_steps():
     """One batch norm for all time steps of a recurrent cell."""
     net = SharedRNN()
-    return classifier(net, waves, size=64, steps=60, optimizer=torch.optim.Adam(net.parameters(), 3e-3))
+    return classifier(net, waves, size=64, steps=300, optimizer=torch.optim.Adam(net.parameters(), 3e-3))
 
 
 @planted("NS105", "NS113")

@@ -104,12 +104,13 @@ def test_figures_of_the_page(zoo, monkeypatch, tmp_path):
 
     monkeypatch.setattr(zoo.page, "PAGE", tmp_path / "check.md")
     zoo.page.PAGE.write_text("# Rates\n\nby construction\n", encoding="utf-8")
-    texts = []
+    texts, speed = [], {"wall": 1.0, "cpu": 1.0, "epoch": 1.0}
     for _ in range(2):
-        zoo.page.write(rows, {"wall": 1.0, "cpu": 1.0, "epoch": 1.0}, "2026-01-01")
+        zoo.page.write(rows, {"1": {"a": rows["a"], "b": rows["b"]}}, speed, "2026-01-01")
         texts.append(zoo.page.PAGE.read_text(encoding="utf-8"))
     assert texts[0] == texts[1]
     assert texts[0].startswith("# Rates\n\nby construction\n\n<!-- check_zoo")
     assert "| precision | 0.50 |" in texts[0]
     assert "| recall | 0.50 |" in texts[0]
+    assert "| the same with seed 1 | 1 of 2 |" in texts[0]
     assert "**missed**" in texts[0]
