@@ -25,7 +25,7 @@ class Pairing:
     def __init__(self, case: Case) -> None:
         self._case = case
         self._form = _form_of(case.model)
-        self._second = {name: each for name, each in _second_models(case) if _form_of(each) == self._form}
+        self._second = dict(_second_models(case, self._form))
         self._ran = not _raised_in_a_step(case)
 
     def lost(self) -> str:
@@ -45,13 +45,15 @@ def _form_of(model: Module) -> Form:
     return tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
 
 
-def _second_models(case: Case) -> Iterator[tuple[str, Module]]:
-    outside = evidence.outer_modules(case.model, evidence.reached_objects(case))
+def _second_models(case: Case, form: Form) -> Iterator[tuple[str, Module]]:
+    """Return the outermost modules of a form beside the model, by name."""
+    objects = evidence.reached_objects(case)
     if case.averaged is not None:
-        outside["the averaged weights"] = case.averaged
-    for name, each in outside.items():
-        for path, inner in each.named_modules():
-            yield f"{name}.{path}".rstrip("."), inner
+        objects.insert(0, ("the averaged weights", case.averaged))
+    for name, each in evidence.outer_modules(case.model, objects).items():
+        found = next((path for path, inner in each.named_modules() if _form_of(inner) == form), None)
+        if found is not None:
+            yield ".".join(filter(None, (name, found))) or "a second model", each.get_submodule(found)
 
 
 def _raised_in_a_step(case: Case) -> str:
