@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from kit.findings import finding_of, is_quiet, repaired
 from normscope import checking, rules
@@ -115,3 +116,29 @@ def test_lags_that_cancel_or_cost_little_are_left(factors):
 def test_a_share_within_the_noise_of_the_loss_over_batches_is_left():
     assert is_quiet(lagging([0.8] * 6, spread=1.5), "NS102")
     assert not is_quiet(lagging([0.8] * 6, spread=0.3), "NS102")
+
+
+class Again(nn.Module):
+    """A norm that one pass calls several times, each time on what it put out."""
+
+    def __init__(self, norm, times):
+        super().__init__()
+        self.norm, self.times = norm, times
+
+    def forward(self, x):
+        for _ in range(self.times):
+            x = self.norm(x)
+        return x
+
+
+@pytest.mark.parametrize(("times", "factor"), [(8, 0.9), (5, 0.8), (12, 0.94)])
+def test_a_lag_of_one_norm_multiplies_from_call_to_call(times, factor):
+    """In evaluation the mean square grows by 1 / factor at each call; in training it is 1 after each."""
+    norm = examples.batch_norm(variance=factor * 320 / 319, momentum=0.0)
+    case = examples.alone(norm, [examples.two_values(0.0, 1.0)] * 10)
+    case.model = Again(norm, times).train()
+    finding = finding_of(case, "NS102")
+    assert finding.measured == pytest.approx(factor**-times, rel=0.05)
+    assert "none of them far, and from call to call that makes the loss" in finding.message
+    case.model.times = 1
+    assert is_quiet(case, "NS102")

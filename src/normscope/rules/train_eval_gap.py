@@ -71,11 +71,12 @@ class TrainEvalGap(AbstractRule):
     deviations from the pooled one, or its running variance outside half to twice the pooled one. A norm is off if more
     than 10 % of its channels are. It is reported if, besides, the loss in eval mode falls to less than 1/1.2 when the
     pooled statistics are put in the place of the running ones, so that a shift without consequence stays silent. Where
-    no norm is off by itself, small lags of several norms can still multiply: they are reported together if the loss
-    falls to less than half, and by more than three standard errors of the fall over batches; so are all where one or a
-    few are off and recalibrating these alone would leave the loss more than twice as high. A network in which nothing
-    shows training (every norm as made, an optimizer without state) is left alone; so are norms whose statistics are to
-    stay: frozen ones, and those that are in eval mode, as handed over or in the steps, in a model that trains.
+    no norm is off by itself, small lags of several norms, or of a norm that a pass calls several times, can still
+    multiply: they are reported together if the loss falls to less than half, and by more than three standard errors of
+    the fall over batches; so are all where one or a few are off and recalibrating these alone would leave the loss more
+    than twice as high. A network in which nothing shows training (every norm as made, an optimizer without state) is
+    left alone; so are norms whose statistics are to stay: frozen ones, and those that are in eval mode, as handed over
+    or in the steps, in a model that trains.
 
     ## Why it hurts
     Evaluation normalizes by numbers that the network was not trained with: every following layer gets inputs of
@@ -129,7 +130,7 @@ class TrainEvalGap(AbstractRule):
             if share > _CHANNELS:
                 places.append(path)
                 worst, off_most = max(worst, float(shift.max())), max(off_most, share)
-        if not places and len(together) < 2:  # nothing to add up
+        if not places and len(together) < 2 and not _is_called_again(evidence):  # nothing to add up
             return
         gap = evidence.gap
         paid = gap.of("running statistics")
@@ -152,7 +153,8 @@ class TrainEvalGap(AbstractRule):
             f"{off_most:.0%} of a norm's channels are off, a mean by up to {worst:.2g} standard deviations"
             if places
             else f"running statistics lag a little in {counted(len(together), 'norm')}, {far or 'none'} of them far, "
-            f"and together they make the loss {excess:.3g} times as high",
+            f"and {'together they make' if len(together) > 1 else 'from call to call that makes'} the loss "
+            f"{excess:.3g} times as high",
             places or together,
             quantity="loss in eval mode over that with pooled statistics",
             measured=excess,
@@ -165,3 +167,8 @@ class TrainEvalGap(AbstractRule):
     def repair(self, case: Case, finding: Finding) -> str:
         """Recalibrate the norms of the finding."""
         return f"recalibrated {counted(recalibrate_places(case, finding), 'norm')} on the training data"
+
+
+def _is_called_again(evidence: Evidence) -> bool:
+    """Whether a pass calls a norm several times, as that of a recurrent network does: a lag goes from call to call."""
+    return any(call.place[1] > 0 for call in evidence.training.calls if call.path in evidence.updating)
