@@ -174,7 +174,7 @@ def _listed(code: str, error: Exception) -> None:
 def _notes_on(case: evidence.Case) -> list[str]:
     norms = [module for module in case.model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
-        return ["the model has no batch norm: most rules have nothing to look at"]
+        return ["the model has no batch norm of torch's kinds: most rules have nothing to look at"]
     notes = []
     if not any(module.training for module in norms):
         notes.append("no norm is in train mode: if that is not how it trains, call model.train() in the factory")
