@@ -247,3 +247,34 @@ def test_a_fix_after_which_the_step_raises_is_taken_back(monkeypatch):
     (made,) = ns.fix(case, [stale()], unsafe=True)
     assert "dropped a bias, and took it back: a training step no longer runs: " in made.why_not
     assert before.differences() == []
+
+
+class Guess(nn.Module):
+    """A number, and how far each batch is from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return (x - self.value).square()
+
+
+@pytest.mark.parametrize("wrapped", [list, lambda batches: DataLoader(batches, batch_size=None)])
+def test_losses_are_taken_from_all_along_data_that_lie_in_order(monkeypatch, wrapped):
+    """A fix that harms the first kind of data and helps the other nine tenths of them stands."""
+    data = [torch.zeros(4)] * 4 + [torch.ones(4)] * 36
+
+    def mend(case):
+        with torch.no_grad():
+            case.model.value.fill_(1.0)
+        return "guessed again"
+
+    planted(monkeypatch, mend)
+    case = ns.Case(Guess(), lambda model, x: model(x).mean(), wrapped(data), eval_loader=wrapped(data))
+    (made,) = ns.fix(case, [stale()], unsafe=True)
+    assert made.done == "guessed again"
+    assert [(loss.of, loss.before > 0.5 > loss.after) for loss in made.losses] == [
+        ("training", True),
+        ("evaluation", True),
+    ]

@@ -1,13 +1,14 @@
 """What a fix does to the losses of a set-up, and the way back from it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from normscope import evidence
 from normscope._errors import NormscopeError
 from normscope.evidence import Case, set_mode
 from normscope.evidence.losses import losses
+from normscope.evidence.moments import spread_out
 from normscope.evidence.sandbox import streams_of_loaders
 from normscope.modules.rng import RngState
 from normscope.modules.state import Snapshot
@@ -22,10 +23,25 @@ _STUDENT = {2: 6.3, 3: 2.9, 4: 2.4}  # the 95th percentile of Student's t, by nu
 Losses = dict[str, Sequence[float]]
 
 
+class _Some:
+    """The batches of a loader that have these numbers: the first of data that lie in order are of one kind."""
+
+    def __init__(self, loader: Iterable[Any], numbers: Sequence[int]) -> None:
+        self._loader, self._numbers = loader, numbers
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self._loader):
+            if number in self._numbers:
+                yield batch
+            if number >= self._numbers[-1]:
+                return
+
+
 class Measure:
     """Takes the losses of a set-up, each time on the same batches and from the same state of the random streams.
 
-    A fix may put another loader in its place, and draw from the stream of a loader.
+    The batches are from all along the loaders. A fix may put another loader in its place, and draw from the stream of a
+    loader.
 
     Args:
         case: The set-up.
@@ -34,6 +50,7 @@ class Measure:
     def __init__(self, case: Case) -> None:
         self._case = case
         self._loaders = case.loader, case.eval_loader if case.eval_loader is not None else case.loader
+        self._spread = [spread_out(loader, _BATCHES) for loader in self._loaders]
         self._streams = RngState(generators=streams_of_loaders(case))
 
     def losses(self) -> Losses:
@@ -50,8 +67,9 @@ class Measure:
                     self._streams.restore()
                     if evaluation:
                         set_mode(model, False)
-                    loader = self._loaders[evaluation]
-                    found[name] = losses(case, loader, _BATCHES, model=model, evaluation=evaluation)
+                    some = _Some(self._loaders[evaluation], self._spread[evaluation])
+                    what = "eval_loader" if evaluation and case.eval_loader is not None else "loader"
+                    found[name] = losses(case, some, _BATCHES, model=model, evaluation=evaluation, what=what)
             except NormscopeError:  # the check itself says what cannot be had
                 continue
         return found
