@@ -184,11 +184,11 @@ def test_its_result_prints_as_a_line():
     assert str(made).startswith("not fixed NS102 (`0`): the fix is unsafe")
 
 
-def with_second_model(step, bias=True):
+def with_second_model(step, width=6):
     """A model with biases before its norms, and a target of the same form whose values follow it in the step."""
     torch.manual_seed(0)
     model, target = (
-        nn.Sequential(nn.Linear(6, 6, bias=bias), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6)) for _ in range(2)
+        nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 6)) for _ in range(2)
     )
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
 
@@ -222,7 +222,7 @@ def test_a_fix_that_would_part_a_model_from_its_target_is_taken_back(step):
     found = list(ns.check(case, ["NS122"]))
     assert len(found) == 1
     (made,) = ns.fix(case, found, unsafe=True)
-    assert "and took it back: the model has other parameters now than target" in made.why_not
+    assert "and took it back: the model has other parameters or buffers now than target" in made.why_not
     assert before.differences() == []
 
 
@@ -278,3 +278,35 @@ def test_losses_are_taken_from_all_along_data_that_lie_in_order(monkeypatch, wra
         ("training", True),
         ("evaluation", True),
     ]
+
+
+def test_statistics_are_taken_anew_before_norms_are_frozen():
+    """The other way round the frozen statistics could no longer be taken anew."""
+    first, last = rules.get("NS102").finding("stale", ["1"]), rules.get("NS101").finding("drifting", ["1"])
+    case = examples.healthy(examples.mlp, change=lambda model: model[1].running_mean.add_(5.0))
+    made = ns.fix(case, [last, first], unsafe=True)
+    assert [each.finding for each in made] == [last, first]
+    assert all(each.done for each in made)
+    assert float(case.model[1].running_mean.abs().max()) < 3
+
+
+def test_a_finding_that_is_given_twice_is_repaired_once():
+    case, _ = with_second_model(lambda target, model: None)
+    (found,) = ns.check(case, ["NS122"])
+    made = ns.fix(case, [found, found], unsafe=True, measure=False)
+    assert [each.done for each in made] == [made[0].done] * 2
+    assert made[0].done.startswith("dropped 1 bias")
+
+
+@pytest.mark.parametrize("given", [None, 3])
+def test_what_are_no_findings_is_refused(given):
+    with pytest.raises(UsageError, match="fix takes findings, as check returns them"):
+        ns.fix(other_means(), given)
+
+
+def test_a_norm_of_another_kind_than_in_the_target_is_taken_back():
+    case, _ = with_second_model(averaged_in_order, width=32)
+    finding = rules.get("NS105").finding("few values", ["1"])
+    (made,) = ns.fix(case, [finding], unsafe=True)
+    assert "and took it back: the model has other parameters or buffers now than target" in made.why_not
+    assert isinstance(case.model[1], nn.BatchNorm1d)

@@ -51,12 +51,48 @@ def test_a_right_fold_and_half_precision_are_left_in_peace():
     assert is_quiet(case, "NS119")
 
 
-def test_a_module_that_still_has_its_norms_is_not_folded():
-    case = folded((0.1, 0.1))
-    case.exported = copy.deepcopy(case.model)
-    with torch.no_grad():
+class Activated(nn.BatchNorm1d):
+    """A norm with the activation after it, as other libraries have."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@torch.no_grad()
+def deployed_otherwise(how):
+    """A model and what is deployed of it, with all its norms in it."""
+    case = folded((0.0, 0.0))
+    case.exported = copy.deepcopy(case.model).eval()
+    if how == "older weights":
         case.exported[0].weight.mul_(2)
+    elif how == "older statistics":
+        case.exported[1].running_mean.add_(1)
+    elif how == "class":  # as a conversion does that makes a norm of the base class
+        activated = Activated(8).train()
+        activated.load_state_dict(case.model[1].state_dict())
+        case.model[1] = activated
+    elif how == "program":
+        case.exported = torch.export.export(case.exported, (case.loader[0],))
+        case.model[3].running_mean.sub_(1)
+    return case
+
+
+@pytest.mark.parametrize(
+    ("how", "places"),
+    [("older weights", ("",)), ("older statistics", ("1",)), ("class", ("1",)), ("program", ("3",))],
+)
+def test_what_is_deployed_without_a_fold_and_is_another_network_is_found(how, places):
+    case = deployed_otherwise(how)
+    finding = finding_of(case, "NS119")
+    assert finding.places == places
+    assert "no norm is folded in it" in finding.message
+    words = repaired(case, "NS119")
+    assert words == "exported the model anew: see case.exported"
     assert is_quiet(case, "NS119")
+
+
+def test_what_is_deployed_as_it_is_is_left_in_peace():
+    assert is_quiet(deployed_otherwise("as it is"), "NS119")
 
 
 @pytest.mark.parametrize("make", rules.get("NS119").SICK)

@@ -1,6 +1,7 @@
 """Recalibrated statistics are those of the data, whatever the split, and nothing else moves."""
 
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -305,3 +306,13 @@ def test_a_call_may_take_gradients_itself_and_no_batch_counts_twice(sequential):
     assert model[0].num_batches_tracked == 3
     with pytest.raises(ZeroDivisionError):
         surgery.recalibrate(model, batches, lambda model, x: 1 / 0)
+
+
+def test_a_name_with_brackets_is_the_name_of_one_norm():
+    """Brackets mean a set of letters in a pattern, and a module may have them in its name."""
+    model = nn.Sequential(OrderedDict((name, nn.BatchNorm1d(4)) for name in ("b0", "b[0]", "b*")))
+    data = [torch.randn(64, 4) + 5 for _ in range(2)]
+    for name in ("b[0]", "b*"):
+        report = surgery.recalibrate(model, data, only=[name])
+        assert [done.path for done in report.done] == [name]
+    assert not model.b0.running_mean.any()

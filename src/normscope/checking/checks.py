@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, overload
 
@@ -12,10 +13,10 @@ from torch.optim import Optimizer
 from normscope._errors import UsageError
 from normscope.checking.findings import Findings
 from normscope.checking.judging import Judging, OnFailure
-from normscope.checking.limit import TimeLimit
+from normscope.checking.limit import OverTimeError, TimeLimit
+from normscope.checking.notes import notes_on
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence
-from normscope.evidence.other_norms import notes_on
 from normscope.evidence.sandbox import sandbox
 from normscope.probes import ProbeWarning
 from normscope.records import Finding
@@ -116,7 +117,8 @@ def _check(
     ignored: list[tuple[Finding, str]] = []
     with sandbox(case), warnings.catch_warnings():
         warnings.simplefilter("ignore", ProbeWarning)  # a probe that cannot read this model leaves its rules silent
-        evidence.take_modes()
+        with suppress(OverTimeError), limit.waiting("training steps"):  # rules that need them are told so
+            evidence.take_modes()
         for rule in rules:
             told(f"{rule.CODE} {rule.SLUG}")
             for finding in judging.findings(rule.CODE, partial(rule.examine, evidence)):
@@ -128,7 +130,7 @@ def _check(
         if gap and case.eval_loader is not None:
             judging.findings("gap", lambda: _gap_alone(evidence))
         taken = vars(evidence).get("gap")
-        notes = notes_on(evidence.other_norms)
+        notes = notes_on(evidence)
     judging.warn()
     found.sort(key=lambda finding: (finding.severity.rank, finding.code))
     waited = dict(judging.not_run)

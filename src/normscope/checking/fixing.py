@@ -25,7 +25,7 @@ def fix(
     measure: bool = True,
     timeout: float | None = None,
 ) -> list[Fixed]:
-    """Repair what was found, in place, one finding after the other.
+    """Repair what was found, in place, one finding after the other; freezes come last.
 
     The losses of some batches in training and in evaluation are taken before and after each fix. A fix after which the
     loss of evaluation is higher by more than its noise over batches is taken back, and so is one that fails, or after
@@ -52,15 +52,25 @@ def fix(
     """
     if not isinstance(case, Case):
         raise UsageError(f"fix takes the ns.Case that was checked, not {shown(case)}: fix(Case(model, ...), findings)")
+    if not isinstance(findings, Finding) and not isinstance(findings, Iterable):
+        raise UsageError(f"fix takes findings, as check returns them, not {shown(findings)}")
     wanted = [findings] if isinstance(findings, Finding) else list(findings)
     for finding in wanted:
         if not isinstance(finding, Finding):
             raise UsageError(f"fix takes findings, as check returns them, not {shown(finding)}")
     failures = Failures()
     fixer = Fixer(case, TimeLimit(timeout), failures.note, measure=measure)
-    made = [fixer.fix(finding, unsafe=unsafe) for finding in wanted]
+    made = {
+        id(finding): fixer.fix(finding, unsafe=unsafe)
+        for finding in in_order({id(each): each for each in wanted}.values())
+    }
     failures.warn("could not be repaired, and nothing of that was left")
-    return made
+    return [made[id(finding)] for finding in wanted]
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings in the order in which they are repaired: statistics are taken anew before norms are frozen."""
+    return sorted(findings, key=lambda finding: get(finding.code).HOLDS)
 
 
 class Fixer:

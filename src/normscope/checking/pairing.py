@@ -16,7 +16,8 @@ class Pairing:
     """A set-up before a fix: the second models that are built as its model is, and whether its step runs.
 
     A target, a teacher or averaged weights take the values of the model name by name, or one after the other. Where a
-    fix drops a parameter of the model alone, the values would go to other parameters, perhaps without an error.
+    fix drops a parameter of the model alone, the values would go to other parameters, perhaps without an error; where
+    it changes the kind of a norm, the second model would compute something else with the same values.
 
     Args:
         case: The set-up.
@@ -34,15 +35,16 @@ class Pairing:
             left = [name for name, each in self._second.items() if _form_of(each) == self._form]
             if left:
                 return (
-                    f"the model has other parameters now than {' and '.join(left)}, which was built as the model is: "
-                    "where the values of one go to the other, change both in the code that builds them"
+                    f"the model has other parameters or buffers now than {' and '.join(left)}, which was built as the "
+                    "model is: where the values of one go to the other, change both in the code that builds them"
                 )
         raised = _raised_in_a_step(self._case) if self._ran else ""
         return f"a training step no longer runs: {raised}" if raised else ""
 
 
 def _form_of(model: Module) -> Form:
-    return tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+    named = (*model.named_parameters(), *model.named_buffers())
+    return tuple((name, tuple(tensor.shape)) for name, tensor in named)
 
 
 def _second_models(case: Case, form: Form) -> Iterator[tuple[str, Module]]:

@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from normscope import evidence
 from normscope.checking import checkpoint
-from normscope.checking.fixing import Fixer
+from normscope.checking.fixing import Fixer, in_order
 from normscope.checking.judging import Failures
 from normscope.checking.limit import TimeLimit
 from normscope.modules.values import same_bits
@@ -38,7 +38,7 @@ def repair(
     notes, before = [], _Before(case)
     failures = Failures(lambda code, error: None)  # each is told in its note
     fixer = Fixer(case, TimeLimit(timeout), failures.note)
-    for finding in findings:
+    for finding in in_order(findings):
         made = fixer.fix(finding, unsafe=unsafe)
         if not made.done:
             notes.append(FixNote(finding, why_not=made.why_not, losses=made.losses))

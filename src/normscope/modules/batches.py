@@ -40,12 +40,17 @@ def tensors(value: Any) -> list[Tensor]:
 
 def finite(values: Sequence[Tensor]) -> bool:
     """Whether every value of every tensor is a finite number."""
+    return all(_is_finite(tensor.detach()) for tensor in values if tensor.device.type != "meta")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    if tensor.is_nested or tensor.dtype.itemsize < 2:  # nested tensors and numbers of eight bits have no sum
+        parts = tensor.unbind() if tensor.is_nested else [tensor.float()]
+        return all(bool(part.isfinite().all()) for part in parts)
     # The sum is finite unless a value is not, or the sum itself overflows: then look at each.
-    return all(
-        not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())) or bool(tensor.isfinite().all())
-        for tensor in values
-        if tensor.device.type != "meta"
-    )
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def leading_tensor(output: Any) -> Tensor | None:

@@ -19,6 +19,8 @@ class AbstractRule(Unit, ABC):
         NEEDS: What it judges by besides the model, its loss and batches: ``"averaged"``, ``"evaluation"``,
             ``"exported"`` or ``"replicas"`` of a case; ``"loop"`` is the user's own training step, ``"gradient"`` what
             flows back in it.
+        HOLDS: Whether its fix holds running statistics where they are: it is made after the fixes of other rules, which
+            may take them anew.
         KEEPS: Which outputs of the model its fix leaves as they were, to rounding: ``"training"``, ``"evaluation"``.
         SICK: Set-ups in which it must find the defect, in three different networks at least: at every batch norm, or
             at the places that an ``examples.Planted`` says.
@@ -32,6 +34,7 @@ class AbstractRule(Unit, ABC):
     SAFE: ClassVar[bool] = False
     BUFFERS_ONLY: ClassVar[bool] = False
     NEEDS: ClassVar[tuple[str, ...]] = ()
+    HOLDS: ClassVar[bool] = False
     KEEPS: ClassVar[tuple[str, ...]] = ()
     SICK: ClassVar[Sequence[Callable[[], Case]]] = ()
     WELL: ClassVar[Sequence[Callable[[], Case]]] = ()

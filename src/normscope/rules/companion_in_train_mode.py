@@ -86,6 +86,7 @@ class CompanionInTrainMode(AbstractRule):
     CODE = "NS132"
     SLUG = "companion-in-train-mode"
     SEVERITY = Severity.WARNING
+    HOLDS = True
     NEEDS = ("loop",)
     KEEPS = ("training", "evaluation")
     SOURCES = ("He et al. 2020, section 3.3", "CuriousAI/mean-teacher#9", "lucidrains/byol-pytorch#31")

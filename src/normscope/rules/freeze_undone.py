@@ -88,6 +88,7 @@ class FreezeUndone(AbstractRule):
     CODE = "NS133"
     SLUG = "freeze-undone"
     SEVERITY = Severity.ERROR
+    HOLDS = True
     NEEDS = ("loop",)
     KEEPS = ("evaluation",)
     SOURCES = ("facebookresearch/maskrcnn-benchmark#267", "pytorch/pytorch#86590")

@@ -62,6 +62,7 @@ class FrozenButDrifting(AbstractRule):
     CODE = "NS101"
     SLUG = "frozen-but-drifting"
     SEVERITY = Severity.ERROR
+    HOLDS = True
     KEEPS = ("evaluation",)
     SOURCES = ("pytorch/pytorch#86590", "pytorch/pytorch#66073", "Lightning-AI/pytorch-lightning#15063")
     SICK = (

@@ -1,6 +1,6 @@
 """Which modules of a model are norms, where they hang, and how one is put in the place of another."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -109,7 +109,8 @@ def norms(model: nn.Module, only: Only = None) -> list[Site]:
 
     Args:
         model: The model.
-        only: None for all; a predicate of path and module; or names, of which ``*`` stands for anything.
+        only: None for all; a predicate of path and module; or names, in which ``*`` stands for anything. A name that a
+            norm has is that norm's alone, whatever letters are in it.
 
     Raises:
         UsageError: A name fits no norm, or is no text.
@@ -121,13 +122,18 @@ def norms(model: nn.Module, only: Only = None) -> list[Site]:
     if callable(only):
         return [site for site in found if only(site.path, site.module)]
     names = list(only) if isinstance(only, Iterable) and not isinstance(only, str) else [only]
+    paths = {site.path for site in found}
     for name in names:
         if not isinstance(name, str):
             raise UsageError(f"only takes names of norms, or a function of path and module, not {shown(name)}")
-        if not any(fnmatchcase(site.path, name) for site in found):
+        if not any(_fits(site.path, name, paths) for site in found):
             near = ", ".join(site.path for site in found[:5]) or "none at all"
             raise UsageError(f"no norm of the model is named {name!r}; there are {near}{' ...' * (len(found) > 5)}")
-    return [site for site in found if any(fnmatchcase(site.path, name) for name in names)]
+    return [site for site in found if any(_fits(site.path, name, paths) for name in names)]
+
+
+def _fits(path: str, name: str, paths: Collection[str]) -> bool:
+    return path == name if name in paths else fnmatchcase(path, name)
 
 
 def why_opaque(module: nn.Module, *, activation: bool = False) -> str | None:
