@@ -7,7 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from kit.findings import finding_of, is_quiet
-from normscope.evidence import examples
+from normscope.evidence import Case, examples
+from normscope.records import Severity
 from normscope.records.numbers import counted
 
 
@@ -75,3 +76,23 @@ def test_statistics_that_only_passes_without_gradient_make_are_no_mixture():
     finding = finding_of(examples.stepped(case, losses), "NS106")
     assert finding.measured == 1.0
     assert "on statistics that these passes alone have made" in finding.cost
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "severity"),
+    [(1.0, 0.0, Severity.INFO), (1.1, 0.2, Severity.INFO), (3.0, 0.0, Severity.ERROR), (1.0, 2.0, Severity.ERROR)],
+)
+def test_other_data_are_an_error_and_the_same_data_an_information(scale, shift, severity):
+    """A norm on the data themselves: it is given values of deviation 1, and in the other pass these times a factor."""
+    model = torch.nn.Sequential(examples.batch_norm(12, mean=0.0, variance=1.0), torch.nn.Linear(12, 4)).train()
+    loader = [(torch.randn(64, 12), torch.randint(4, (64,))) for _ in range(6)]
+    case = Case(model, examples.loss_fn, loader, torch.optim.SGD(model.parameters(), 0.1))
+
+    def losses(model, batch):
+        with torch.no_grad():
+            model(batch[0] * scale + shift)
+        yield examples.loss_fn(model, batch)
+
+    finding = finding_of(examples.stepped(case, losses), "NS106")
+    assert finding.severity is severity
+    assert ("alike" in finding.cost) == (severity is Severity.INFO)

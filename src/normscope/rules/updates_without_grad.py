@@ -1,13 +1,13 @@
 """Running statistics that change where nothing is learnt."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normscope.evidence import Case, Evidence, Finding, Severity, examples
+from normscope.evidence import APART, Case, Evidence, Finding, NormCall, Severity, apart, examples
 from normscope.records.numbers import counted
 from normscope.rules._rule import AbstractRule
 
@@ -45,7 +45,9 @@ class UpdatesWithoutGrad(AbstractRule):
     During a few of the user's own training steps a norm in train mode is called with gradients switched off, outside a
     backward pass (activation checkpointing runs so, and repeats the pass), and its running statistics change; and it is
     called with gradients too: it is trained in other passes. A norm that is only called without gradient belongs to a
-    teacher, a target or a frozen part, of which NS101 and NS132 speak.
+    teacher, a target or a frozen part, of which NS101 and NS132 speak. It is an information where the data of both
+    kinds of pass are alike (a divergence below 0.112, as of two kinds whose means lie one standard deviation apart):
+    then the running statistics are near to those of either.
 
     ## Why it hurts
     A pass that only guesses labels, makes targets or logs a metric is meant to leave the model alone.
@@ -88,6 +90,7 @@ class UpdatesWithoutGrad(AbstractRule):
         places = list(dict.fromkeys(call.path for call in wrong))
         updates = [call for call in seen.calls if call.updated and call.path in learning]
         share, mixed = len(wrong) / len(updates), any(call.grad and call.path in places for call in updates)
+        alike = mixed and all(_are_alike(evidence, path, wrong, updates) for path in places)
         yield self.finding(
             f"{counted(len(places), 'norm changes', 'norms change')} running statistics in passes without gradient: "
             f"{share:.0%} of all updates of norms that are trained",
@@ -95,8 +98,20 @@ class UpdatesWithoutGrad(AbstractRule):
             quantity="share of updates made without gradient",
             measured=share,
             bound=0.0,
-            cost="evaluation uses a mixture of the statistics of both passes"
+            cost="the data of both passes are alike, so that it changes little"
+            if alike
+            else "evaluation uses a mixture of the statistics of both passes"
             if mixed
             else "the passes with gradients run in eval mode, on statistics that these passes alone have made",
             fix="put the model in eval mode around the pass under torch.no_grad(), and back after it",
+            severity=Severity.INFO if alike else None,
         )
+
+
+def _are_alike(evidence: Evidence, path: str, wrong: Sequence[NormCall], updates: Sequence[NormCall]) -> bool:
+    """Whether a norm is given data of one kind in passes without gradient and in those with."""
+    without = [call for call in wrong if call.path == path and call.finite]
+    within = [call for call in updates if call.path == path and call.grad and call.finite]
+    if not without or not within or without[0].mean.shape != within[0].mean.shape or not without[0].mean.numel():
+        return False
+    return apart([without, within], evidence.norms[path].eps).divergence < APART
