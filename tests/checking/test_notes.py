@@ -56,6 +56,26 @@ def test_a_training_that_trains_needs_no_note(step):
     assert ns.check(case).notes == ()
 
 
+@pytest.mark.parametrize("restores", [False, True])
+def test_a_step_that_leaves_the_model_in_eval_mode_is_told(restores):
+    model, loader = parts()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step(model, batch):
+        if restores:
+            model.train()
+        optimizer.zero_grad()
+        examples.loss_fn(model, batch).backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            examples.loss_fn(model, loader[0])
+
+    found = ns.check(ns.Case(model.train(), examples.loss_fn, loader, optimizer, step=step))
+    told = [note for note in found.notes if note.startswith("from training step 1 on all norms ran in eval mode")]
+    assert len(told) == (not restores)
+
+
 def test_a_step_that_hangs_is_given_up():
     model, loader = parts()
     case = ns.Case(model, examples.loss_fn, loader, step=lambda model, batch: time.sleep(1000))

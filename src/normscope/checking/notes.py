@@ -23,4 +23,20 @@ def _on_training(evidence: Evidence, training: Training) -> list[str]:
         held = {id(parameter) for parameter in learning} & evidence.trained
         why = "" if held else ": no optimizer of the set-up holds a parameter of the model that learns"
         notes.append(f"{made} changed no parameter of the model{why}")
+    if left := _left_in_eval_mode(training):
+        notes.append(
+            f"from training step {left} on all norms ran in eval mode: the step leaves the model in eval mode, as after "
+            "a validation, and nothing calls model.train() again"
+        )
     return notes
+
+
+def _left_in_eval_mode(training: Training) -> int:
+    """Return the step from which on no norm is in train mode any more, where the first step had norms in it; or 0."""
+    steps: dict[int, bool] = {}
+    for call in training.calls:
+        if call.grad:
+            steps[call.step] = steps.get(call.step, False) or call.training
+    trained = [step for step, was in steps.items() if was]
+    later = [step for step in steps if trained and step > max(trained)]
+    return min(later) if later and min(trained) == 0 else 0
