@@ -106,3 +106,20 @@ def test_adam_divides_the_decay_by_the_root_of_the_mean_squared_gradient(kind, f
             "exp_avg_sq": torch.full((3,), 1e-10),  # gradients of 1e-5: a step takes off 1e-4
         }
     assert is_quiet(case, "NS123") is not found
+
+
+@pytest.mark.parametrize(("momentum", "dampening"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.0), (0.8, 0.3)])
+def test_the_shrinking_is_that_of_the_optimizer(momentum, dampening):
+    """Torch's own steps on a gain without any gradient but that of the decay."""
+    decay, rate, steps = 0.01, 0.002, 4000
+    norm = nn.LayerNorm(3)
+    options = {"lr": rate, "weight_decay": decay, "momentum": momentum, "dampening": dampening}
+    optimizer = torch.optim.SGD([norm.weight], **options)
+    for _ in range(steps):
+        norm.weight.grad = torch.zeros(3)
+        optimizer.step()
+    share = -float(norm.weight.detach()[0].log()) / steps
+    model = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3))
+    fresh = torch.optim.SGD(model.parameters(), **options)
+    finding = finding_of(Case(model, examples.mean_square, [torch.randn(8, 3)] * 3, fresh), "NS123")
+    assert decay * 2**-24 / finding.bound == pytest.approx(share, rel=0.02)

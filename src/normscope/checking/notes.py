@@ -25,8 +25,8 @@ def _on_training(evidence: Evidence, training: Training) -> list[str]:
         notes.append(f"{made} changed no parameter of the model{why}")
     if left := _left_in_eval_mode(training):
         notes.append(
-            f"from training step {left} on all norms ran in eval mode: the step leaves the model in eval mode, as after "
-            "a validation, and nothing calls model.train() again"
+            f"from training step {left} on all norms ran in eval mode: the step leaves the model in eval mode, as "
+            "after a validation, and nothing calls model.train() again"
         )
     return notes
 

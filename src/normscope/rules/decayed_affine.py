@@ -136,6 +136,9 @@ def _share(optimizer: Any, group: Mapping[str, Any], parameter: torch.Tensor) ->
     """Return what share of a parameter the decay takes off in a step."""
     rates = [float(group[name]) for name in ("lr", "initial_lr", "max_lr") if group.get(name) is not None]
     share = max(rates, default=0.0) * float(group.get("weight_decay") or 0.0)
+    momentum = float(group.get("momentum") or 0.0)
+    if isinstance(optimizer, torch.optim.SGD) and 0 < momentum < 1:  # each step's decay goes on in those that follow
+        share *= (1 - float(group.get("dampening") or 0.0)) / (1 - momentum)
     squares = (getattr(optimizer, "state", None) or {}).get(parameter, {}).get("exp_avg_sq")
     apart = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")
     if apart or not isinstance(squares, torch.Tensor) or not squares.numel():
