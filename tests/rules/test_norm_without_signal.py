@@ -166,3 +166,25 @@ def test_norms_with_running_statistics_are_not_judged():
     assert answers(case) == {}
     case.model.train()
     assert set(answers(case)) == {"0"}
+
+
+class Standardised(nn.Module):
+    """Observations by running statistics, cut off far out, as agents have them; its name says norm, as users' do."""
+
+    def __init__(self, bound):
+        super().__init__()
+        self.bound = bound
+        self.register_buffer("running_mean", torch.zeros(8))
+        self.register_buffer("running_var", torch.ones(8))
+
+    def forward(self, x):
+        if self.training:
+            self.running_mean.lerp_(x.detach().mean(0), 0.01)
+            self.running_var.lerp_(x.detach().var(0), 0.01)
+        y = (x - self.running_mean) / (self.running_var + 1e-8).sqrt()
+        return y if self.bound is None else y.clamp(-self.bound, self.bound)
+
+
+@pytest.mark.parametrize("bound", [None, 5.0, 10.0, 1000.0])
+def test_a_function_that_is_cut_off_far_out_is_no_norm_below_eps(bound):
+    assert is_quiet(on_data(Standardised(bound), (8,)), "NS138")

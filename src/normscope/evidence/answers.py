@@ -21,6 +21,7 @@ from normscope.surgery import norm_sites
 _GAINS = ("weight", "gamma", "gain", "scale", "g", "a_2", "alpha")
 _FACTOR, _CHANGE = 1e4, 1e-3
 _NONE, _FOLLOWS = 1e-4, 1.5  # rounding of a value less itself, times the root of 1 / eps, is below
+_BOUNDED = 0.05, 0.3  # responses far away and at the values themselves, between which a function is cut off
 _VALUES, _SAMPLES, _CALLS = 1 << 17, 8, 3
 
 
@@ -87,6 +88,8 @@ def _answer(module: Module, x: Tensor) -> Answer | None:
             silence(inner)
             if inner is not twin:
                 inner.training = False
+        if _reads_buffers(twin, x):
+            return None
         gain = _gain(twin)
         now = None if gain is None else gain.detach().clone().flatten()
         far = None if gain is None else _without_shift(twin, _large(x))
@@ -115,6 +118,8 @@ def _of(twin: Module, x: Tensor, gain: Tensor | None, far: Tensor | None) -> Ans
     # Two values that are nearly the same may change places: few do, and what they do is no response.
     change = change[moved].abs().clamp(max=2 * _CHANGE * sizes[0])
     response = float(change.mean()) / sizes[0] / _CHANGE
+    if response < _BOUNDED[0] and _response(twin, x, here, noise) > _BOUNDED[1]:
+        return None  # it answers to what it is given and is cut off far from it: it normalizes by no statistics of x
     if gain is None or far is None or gain.numel() < 2:
         return Answer(share, response)
     negative = float((gain < 0).double().mean())
@@ -122,13 +127,45 @@ def _of(twin: Module, x: Tensor, gain: Tensor | None, far: Tensor | None) -> Ans
     return Answer(share, response, float(gain.abs().median()), minority, float(far.abs().median()))
 
 
+def _response(twin: Module, x: Tensor, here: Tensor, noise: Tensor) -> float:
+    """Return the relative change of the output over that of the input at the values as they are."""
+    size, scale = float(here.abs().mean()), float(x.square().mean().sqrt())
+    change = (_without_shift(twin, x + _CHANGE * scale * noise) - here).abs().clamp(max=2 * _CHANGE * size)
+    return float(change.mean()) / max(size, 1e-30) / _CHANGE
+
+
 def _gain(module: Module) -> Tensor | None:
     held = {**module._buffers, **module._parameters}
     return next((tensor for name in _GAINS if (tensor := held.get(name)) is not None), None)
 
 
+def _reads_buffers(twin: Module, x: Tensor) -> bool:
+    """Whether the output depends on running statistics, so that it is no answer to what the norm is given."""
+    gain = _gain(twin)
+    floats = [each for each in twin.buffers() if each.is_floating_point() and each is not gain]
+    if not floats:
+        return False
+    kept = [each.clone() for each in twin.buffers()]
+    here = twin(x.clone())
+    for buffer, value in zip(twin.buffers(), kept, strict=True):
+        buffer.copy_(value)
+    for each in floats:
+        each.mul_(1.5).add_(0.1)
+    moved = twin(x.clone())
+    for buffer, value in zip(twin.buffers(), kept, strict=True):
+        buffer.copy_(value)
+    return float((moved - here).abs().max()) > _CHANGE * float(here.abs().mean())
+
+
 def _without_shift(module: Module, x: Tensor) -> Tensor:
-    return module(x.clone()) - module(torch.zeros_like(x))
+    """Return the output less that for zeros; running statistics are those of before in both calls, and stay."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    outputs = []
+    for values in (x.clone(), torch.zeros_like(x)):
+        outputs.append(module(values))
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return outputs[0] - outputs[1]
 
 
 def _large(x: Tensor) -> Tensor:
