@@ -51,6 +51,9 @@ def joined(steps: Sequence[Training], *, counted: bool = True) -> Training:
             forward = call.forward and forwards + call.forward
             whole.calls.append(replace(call, step=number, update=update, order=len(whole.calls), forward=forward))
         forwards += max((call.forward for call in part.calls), default=0)
+        for graph, (updates, begun) in part.sums.items():
+            whole.sums[graph] = whole.updates + updates, whole.sums_begun + begun
+        whole.sums_begun += part.sums_begun
         whole.updates += part.updates if counted else 1
         whole.call_logs += part.call_logs
         whole.losses += part.losses

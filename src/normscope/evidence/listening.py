@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from normscope.evidence.gradient_sums import GradientSums
 from normscope.evidence.places import Place, Places
 from normscope.evidence.sequences import as_sequences, tail_share
 from normscope.modules.batches import finite, kept, leading_tensor, tensors
@@ -48,6 +49,7 @@ class NormCall:
         dtype: Dtype of the input.
         channels_last: Whether the input lies in memory with its channels last.
         stale: Whether the running statistics had changed between this call in eval mode and its backward pass.
+        graph: Torch's number of the last backward pass through the call; -1 if there was none.
     """
 
     path: str
@@ -70,6 +72,7 @@ class NormCall:
     place: Place = (0, 0)
     backward: int = 0
     stale: bool = False
+    graph: int = -1
 
     @property
     def count(self) -> int:
@@ -97,6 +100,9 @@ class Training:
             was not noted.
         beside: Calls of batch norms of other modules than the model, in order; ``path`` begins with the module's name.
         moved: The ``id`` of every parameter, of the model and of other modules, that was changed.
+        sums: By torch's number of a backward pass that wrote gradients of the optimizer's parameters: the updates that
+            were made before, and the number of the sum of gradients. Passes with the same two accumulate.
+        sums_begun: Number of the last sum; 0 is the sum that was under way before.
     """
 
     calls: list[NormCall] = field(default_factory=list)
@@ -112,6 +118,8 @@ class Training:
     modes: dict[str, bool] = field(default_factory=dict)
     beside: list[NormCall] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)
+    sums: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sums_begun: int = 0
 
     def of(self, path: str, *, training: bool | None = None) -> list[NormCall]:
         """Return the calls of one norm, of one mode if asked for."""
@@ -155,6 +163,7 @@ class Listener:
         self._lead: tuple[int, ...] = ()
         self._logs: Counter[str] = Counter()
         self._failed = False
+        self._sums = GradientSums(self._optimizers, self._note_sum, self._safe)
 
     def attach(self) -> None:
         """Set the hooks."""
@@ -172,6 +181,7 @@ class Listener:
         for optimizer in self._optimizers:
             if calls_step_hooks(optimizer):
                 keep(optimizer.register_step_post_hook(self._note_update))
+        self._sums.attach()
 
     def _listen(self, path: str, module: Module, calls: list[NormCall]) -> None:
         self._handles.append(module.register_forward_pre_hook(Hook(self._safe(partial(self._before, path, calls)))))
@@ -182,6 +192,7 @@ class Listener:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._sums.detach()
         Hook.clear_copies()
         self._open.clear()
 
@@ -213,6 +224,10 @@ class Listener:
 
     def _note_update(self, *_: Any) -> None:
         self._seen.updates += 1
+
+    def _note_sum(self, graph: int, number: int) -> None:
+        self._seen.sums[graph] = self._seen.updates, number
+        self._seen.sums_begun = number
 
     def _note_inputs(self, _module: Module, args: Any, kwargs: Any) -> None:
         self._forward += 1
@@ -271,6 +286,7 @@ class Listener:
         graph = torch._C._current_graph_task_id()
         if graph != self._graph:
             self._backward, self._graph = self._backward + 1, graph
+        call.graph = graph
         if not call.training:
             call.stale = call.stale or not all(map(same_bits, then, _buffers(module)))
 
