@@ -1,5 +1,7 @@
 """What a check does where the evidence of one rule cannot be had: it says so, and the others judge."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -108,3 +110,25 @@ def test_a_loss_may_take_gradients_itself_in_every_pass(net):
     assert {finding.code for finding in plain} <= {finding.code for finding in found}
     assert found.gap.of("averaged weights") != 0
     assert all(parameter.grad is None for parameter in case.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "select", "said"),
+    [
+        ("", "NS130", "without eval_loader both losses are of training batches"),
+        ("", "NS103", "without eval_loader the gap between training and evaluation is not measured"),
+        (", None, loader", "NS103", "as eval_loader is the loader itself, both losses are of training batches"),
+        (", None, list(loader)", "NS103", ""),
+    ],
+)
+def test_a_note_says_of_which_data_the_gap_is(run, write, given, select, said):
+    path = write(f"""
+def make():
+    model, loader = trained(), data()
+    return ns.Case(model, loss_fn, loader{given})
+""")
+    document = json.loads(run("check", f"{path}:make", "--json", "--select", select).stdout)
+    notes = [note for note in document["notes"] if "eval_loader" in note]
+    assert len(notes) == bool(said)
+    assert all(note.startswith(said) for note in notes)
+    assert (document["gap"] is None) is ("not measured" in said)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from normscope import checking, surgery
 from normscope.evidence import Case, Evidence, examples
 from normscope.evidence.gap import measure_gap
 
@@ -130,7 +131,7 @@ def test_evaluation_that_depends_on_the_batch_is_told_from_other_data(norm):
 
 
 def test_a_network_as_made_is_not_told_to_recalibrate():
-    case = examples.healthy(examples.mlp, trained=0)
+    case = examples.healthy(examples.mlp, trained=0, change=lambda model: model[0].weight.data.mul_(30))
     (said,) = (share.explanation for share in Evidence(case).gap.shares if share.cause == "running statistics")
     assert "has not been trained" in said
     assert "recalibrate" not in said
@@ -202,10 +203,11 @@ def test_a_share_of_noise_says_where_it_may_be_more_than_noise():
 
 def test_batches_that_cannot_be_mixed_are_not_told_to_be_generalisation_alone():
     named = [{"x": batch, "name": "a"} for batch in normal()]
-    gap = gap_of(OfTheBatch(), named, named, loss_fn=lambda model, batch: square(model, batch["x"]))
+    other = [batch | {"x": 2 * batch["x"]} for batch in named]
+    gap = gap_of(OfTheBatch(), named, other, loss_fn=lambda model, batch: square(model, batch["x"]))
     (said,) = (share.explanation for share in gap.shares if share.cause == "other data")
     assert "batches of evaluation, on which outputs depend" in said
-    gap = gap_of(nn.Linear(4, 4), named, named, loss_fn=lambda model, batch: square(model, batch["x"]))
+    gap = gap_of(nn.Linear(4, 4), named, other, loss_fn=lambda model, batch: square(model, batch["x"]))
     assert gap.shares[-1].explanation.startswith("generalisation: ")
 
 
@@ -222,7 +224,7 @@ class Taken(nn.Module):
 
 def test_rows_in_an_order_are_not_mixed():
     data = normal()
-    gap = gap_of(examples.seeded(Taken), data, data)
+    gap = gap_of(examples.seeded(Taken), data, [2 * batch for batch in data])
     assert [share.cause for share in gap.shares] == ["dropout and other noise", "other data"]
     assert "batches of evaluation, on which outputs depend" in gap.shares[-1].explanation
 
@@ -256,3 +258,105 @@ def test_instance_norm_with_running_statistics_is_no_batch_norm():
         gap = gap_of(model, data, data)
         assert abs(gap.of("other code that depends on the mode")) > 0.1
         assert abs(gap.of("batch statistics")) < 1e-3
+
+
+def frozen_by_surgery(model):
+    surgery.freeze(model)
+    return square
+
+
+def frozen_by_mode(model):
+    model.eval()
+    return square
+
+
+def frozen_by_the_loss(model):
+    def loss_fn(model, batch):
+        model.eval()
+        return square(model, batch)
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("freeze", [frozen_by_surgery, frozen_by_mode, frozen_by_the_loss])
+def test_norms_that_keep_their_statistics_in_training_have_no_share(freeze):
+    """Data are far from the running statistics, and both modes normalize by these: nothing changes."""
+    norm = nn.BatchNorm1d(4, affine=False)
+    model, data = nn.Sequential(nn.Dropout(0.0), nn.Linear(4, 4), norm), normal(2.0)
+    loss_fn = freeze(norm)
+    case = Case(model, loss_fn, data, eval_loader=list(data))
+    gap = checking.check(case, ["NS103"]).gap
+    assert [share.loss for share in gap.shares] == [0.0] * 5
+    assert {share.explanation for share in gap.shares} == {"this changes nothing here"}
+    if freeze is not frozen_by_the_loss:  # without watched steps, only modes and marks are known
+        assert [share.loss for share in measure_gap(case, 3).shares] == [0.0] * 5
+
+
+class Beside(nn.Module):
+    """Two norms, each of half of the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        return torch.cat([self.first(x[:, :2]), self.second(x[:, 2:])], 1)
+
+
+def test_beside_a_frozen_norm_the_shares_are_those_of_the_other():
+    data, other = normal(2.0), normal(3.0)
+    model = Beside()
+    surgery.freeze(model, only="first")
+    both = measure_gap(Case(model, square, data, eval_loader=other), 3)
+    halves = [[batch[:, 2:] for batch in batches] for batches in (data, other)]
+    alone = measure_gap(Case(nn.BatchNorm1d(2), square, halves[0], eval_loader=halves[1]), 3)
+    for cause in ("batch statistics", "domain shift", "running statistics"):
+        assert both.of(cause) == pytest.approx(alone.of(cause) / 2, rel=1e-4)
+        assert alone.of(cause) != 0
+
+
+@pytest.mark.parametrize("model", [nn.Linear(4, 4), nn.BatchNorm1d(4)])
+def test_the_very_loader_of_training_is_no_other_data(model):
+    loader = DataLoader(torch.cat(normal()), 16, shuffle=True)
+    gap, without = (gap_of(model, loader, other) for other in (loader, None))
+    assert [share.cause for share in gap.shares] == [share.cause for share in without.shares]
+    assert not {"other data", "domain shift"} & {share.cause for share in gap.shares}
+
+
+class Doubled(nn.Module):
+    """Gives twice its input in eval mode."""
+
+    def forward(self, x):
+        return x * (1.0 if self.training else 2.0)
+
+
+@pytest.mark.parametrize(("second", "shown"), [(-0.5, False), (0.3, False), (0.4, True)])
+def test_no_cause_is_named_for_a_share_within_two_errors(second, shown):
+    """The rises of two batches are 1 and another: their error is half of their distance, 0.35 of 0.65, 0.3 of 0.7."""
+    data = [torch.ones(16, 4), torch.full((16, 4), second)]
+    gap = gap_of(Doubled(), data, list(data), loss_fn=lambda model, x: model(x).mean())
+    share = next(share for share in gap.shares if "mode" in share.cause)
+    assert (share.loss, share.error) == (pytest.approx((1 + second) / 2), pytest.approx((1 - second) / 2))
+    assert ("computes something else in eval mode" in share.explanation) is shown
+    assert ("within its noise over batches" in share.explanation) is not shown
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "said"),
+    [
+        (float("nan"), 0.0, "the loss of training is not finite (nan): there is no gap to take apart"),
+        (1.0, float("inf"), "the loss of evaluation is not finite (inf), that of training is (1): it is lost in the"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_said_once_and_not_taken_apart(train, evaluation, said):
+    data = [torch.ones(16, 4)] * 3
+
+    def loss_fn(model, batch):
+        return (model(batch[0]) * 0).sum() + batch[1]
+
+    loaders = [[(x, torch.tensor(value)) for x in data] for value in (train, evaluation)]
+    found = checking.check(Case(nn.Linear(4, 4), loss_fn, loaders[0], eval_loader=loaders[1]), ["NS103"])
+    assert found.gap is None
+    (why,) = found.notes
+    assert why.startswith(said)
+    assert "of training" in why

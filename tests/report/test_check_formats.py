@@ -144,13 +144,23 @@ def test_json_holds_everything_and_is_strict():
     assert document["ignored"] == [
         {"code": "NS110", "slug": "double-update", "places": ["a.b"], "reason": "on purpose"}
     ]
-    assert document["gap"]["shares"][0] == {"cause": "running statistics", "loss": "inf", "explanation": "recalibrate"}
+    share = {"cause": "running statistics", "loss": "inf", "explanation": "recalibrate", "error": None}
+    assert document["gap"]["shares"][0] == share
     assert document["fixes"][0]["beyond_state_dict"] == ["momentum of 1 module"]
     assert document["fixes"][0]["losses"] == [{"of": "evaluation", "before": 2.5, "after": "nan"}]
     assert (document["fixes"][1]["why_not"], document["fixes"][1]["losses"]) == ("unsafe", [])
     assert document["rules"] == ["NS102", "NS110", "NS113", "NS122"]
     assert document["failed"][0] == {"code": "NS110", "why": "KeyError: 'x'"}
     assert json.loads(check_json(EMPTY))["gap"] is None
+
+
+def test_the_error_of_a_share_stands_beside_it_where_it_is_known():
+    shares = (("dropout", -0.5, "none"), ("other data", 0.25, "b"))
+    checked = Checked("t", gap=GapNote(1.0, 0.75, 4, shares, (0.125, 0.0)))
+    lines = [line.split() for line in check_text(checked).splitlines()]
+    assert ["-0.5", "±", "0.12", "dropout", "none"] in lines
+    assert ["+0.25", "other", "data", "b"] in lines
+    assert [share["error"] for share in json.loads(check_json(checked))["gap"]["shares"]] == [0.125, None]
 
 
 def test_the_keys_of_json_are_those_of_its_version():

@@ -142,3 +142,13 @@ def test_a_lag_of_one_norm_multiplies_from_call_to_call(times, factor):
     assert "none of them far, and from call to call that makes the loss" in finding.message
     case.model.times = 1
     assert is_quiet(case, "NS102")
+
+
+def test_a_model_handed_over_in_eval_mode_is_held_against_the_data_all_the_same():
+    """Its training uses no batch statistics, so that the gap has no share of its running ones: the rule takes that."""
+    case, pooled = planted([0.9, 0, -2.0, 0.1])
+    case.model.eval()
+    square = 4.0 / (pooled + 1e-5)
+    found = checking.check(case, ["NS102"])
+    assert found[0].measured == pytest.approx(1 + (0.9**2 + 2.0**2 + 0.1**2) / 4 / (1 + square), rel=1e-4)
+    assert found.gap.of("running statistics") == 0

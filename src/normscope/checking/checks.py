@@ -17,6 +17,7 @@ from normscope.checking.limit import OverTimeError, TimeLimit
 from normscope.checking.notes import notes_on
 from normscope.evidence.case import Case, LossFn
 from normscope.evidence.evidence import Evidence
+from normscope.evidence.gap import Gap
 from normscope.evidence.sandbox import sandbox
 from normscope.probes import ProbeWarning
 from normscope.records import Finding
@@ -137,12 +138,17 @@ def _check(
     return Findings(
         tuple(found),
         tuple(ignored),
-        taken,
+        None if _broken(taken) else taken,
         tuple(rule.CODE for rule in rules if rule.CODE not in waited),
         tuple(judging.unmeasured),
         tuple(judging.not_run),
-        notes,
+        (*notes, *_broken(taken)),
     )
+
+
+def _broken(taken: Gap | None) -> list[str]:
+    """Say that a loss is no number: steps of such a gap would be said to cost one."""
+    return [taken.not_finite] if taken is not None and taken.not_finite else []
 
 
 def _gap_alone(evidence: Evidence) -> list[Finding]:

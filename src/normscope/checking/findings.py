@@ -21,7 +21,8 @@ class Findings(Sequence[Finding]):
     Attributes:
         found: The findings.
         ignored: Findings that the case or a module says are on purpose, with the reason.
-        gap: Where the loss of evaluation comes from; None where it was not measured.
+        gap: Where the loss of evaluation comes from; None where it was not measured, or a loss is not finite: a note
+            says so.
         rules: Codes of the rules that ran.
         unmeasured: Codes of rules (``"gap"``: the gap) whose evidence could not be had, and why: values that are not
             finite, a pass that raises though the training runs, or a failure of the rule itself.

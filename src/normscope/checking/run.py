@@ -113,9 +113,9 @@ def _of_state(
 def _of_case(case: evidence.Case, words: str, target: Target, options: Options, told: Told, began: float) -> Checked:
     failed: list[tuple[str, str]] = []
     with users_code("the check"):
-        notes = _notes_on(case)
+        on_case = _notes_on(case)
     found = _check(case, options, told, failed)
-    notes += found.notes
+    notes: list[str] = []
     fixes: list[FixNote] = []
     saved: list[str] = []
     if options.fix:
@@ -131,10 +131,14 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
             saved, more = repair.save(case, before, options.out)
             notes += more
         notes += _what_is_left_to_do(fixes, options.out, saved)
+    notes = [*on_case, *found.notes, *notes]  # after fixes, those of the second check
+    if not any(code == "gap" for code, _ in failed):
+        notes += _notes_on_gap(case, measured=found.gap is not None)
     gap = None
     if found.gap is not None:
         shares = tuple((share.cause, share.loss, share.explanation) for share in found.gap.shares)
-        gap = GapNote(found.gap.train, found.gap.eval, found.gap.batches, shares)
+        errors = tuple(share.error for share in found.gap.shares)
+        gap = GapNote(found.gap.train, found.gap.eval, found.gap.batches, shares, errors)
     return Checked(
         words,
         found.found,
@@ -178,9 +182,16 @@ def _notes_on(case: evidence.Case) -> list[str]:
     notes = []
     if not any(module.training for module in norms):
         notes.append("no norm is in train mode: if that is not how it trains, call model.train() in the factory")
-    if case.eval_loader is None:
-        notes.append("without eval_loader the gap between training and evaluation is not measured")
     return notes
+
+
+def _notes_on_gap(case: evidence.Case, *, measured: bool) -> list[str]:
+    if case.eval_loader is not None and case.eval_loader is not case.loader:
+        return []
+    why = "without eval_loader" if case.eval_loader is None else "as eval_loader is the loader itself,"
+    if measured:
+        return [f"{why} both losses are of training batches: what other data change is not measured"]
+    return [f"{why} the gap between training and evaluation is not measured"] if case.eval_loader is None else []
 
 
 def _what_is_left_to_do(fixes: Sequence[FixNote], out: Path | None, saved: Sequence[str]) -> list[str]:

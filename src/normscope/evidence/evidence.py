@@ -234,9 +234,10 @@ class Evidence:
     @cached_property
     def gap(self) -> Gap:
         """The loss of evaluation less that of training, taken apart."""
-        statistics, untrained = self.statistics if self.tracking else None, self.untrained
+        only = list(self.updating) if self.tracking else []
+        statistics, untrained = self.statistics if only else None, self.untrained
         self._told("the losses of training and evaluation")
-        return measure_gap(self.case, max(1, min(4, self.batches)), statistics, untrained=untrained)
+        return measure_gap(self.case, max(1, min(4, self.batches)), statistics, untrained=untrained, only=only)
 
     def loss_with_pooled(self, paths: Collection[str]) -> float:
         """Return the loss of evaluation with pooled statistics in some norms, and the running ones in the others.

@@ -1,7 +1,7 @@
 """Why is eval worse than train? The gap between two losses, taken apart into steps that add up to it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from normscope.modules.call import set_mode
 from normscope.modules.rng import RngState
 from normscope.modules.sites import tracking
 from normscope.modules.state import traceless
+from normscope.surgery import is_frozen
 
 _NOISE, _BATCH, _MODE = "dropout and other noise", "batch statistics", "other code that depends on the mode"
 _DATA, _DOMAIN, _RUNNING = "other data", "domain shift", "running statistics"
@@ -36,7 +37,10 @@ _RUNNING_OF_NEW = "running statistics are those of a new layer: the network has 
 _RUNNING_HELP = "running statistics are not those of the data, and evaluation is the better for it"
 _NOISE_OF_OWN = "{} draw random numbers in code of their own: what else they do by mode is in this share too"
 _DATA_AS_BATCHED = "generalisation, and batches of evaluation, on which outputs depend: their samples are not mixed"
+_UNCHANGED = "this changes nothing here"
+_UNCLEAR = "within its noise over batches: no cause is shown"
 _ROUNDING = 1e-5  # of a loss: by so much other kernels, as of torch's fast path in eval mode, may change it
+_ERRORS = 2.0  # standard errors up to which a share may be chance
 
 _MORE = 4
 
@@ -50,7 +54,7 @@ class Share:
     Attributes:
         cause: What changes in this step.
         loss: By how much the loss rises through it; negative where it falls.
-        explanation: What it means, in a sentence.
+        explanation: What it means, in a sentence; no cause where the loss is within two errors, or rounding, of 0.
         error: Standard error of ``loss`` over batches, where both losses are of the same batches; else 0.
     """
 
@@ -82,6 +86,18 @@ class Gap:
         """Return how much higher the loss is in evaluation."""
         return self.eval - self.train
 
+    @property
+    def not_finite(self) -> str:
+        """Say which loss is not finite, and from which step on; nothing if all are finite."""
+        if not math.isfinite(self.train):
+            return f"the loss of training is not finite ({self.train}): there is no gap to take apart"
+        first = next((share.cause for share in self.shares if not math.isfinite(share.loss)), "")
+        if not first:
+            return ""
+        what = "the loss of evaluation" if not math.isfinite(self.eval) else "a loss between training and evaluation"
+        value = "" if math.isfinite(self.eval) else f" ({self.eval})"
+        return f'{what} is not finite{value}, that of training is ({self.train:.4g}): it is lost in the step "{first}"'
+
     def of(self, cause: str) -> float:
         """Return a step's share; 0 if it was not taken."""
         return next((share.loss for share in self.shares if share.cause == cause), 0.0)
@@ -91,7 +107,14 @@ class Gap:
         return next((share.error for share in self.shares if share.cause == cause), 0.0)
 
 
-def measure_gap(case: Case, count: int, statistics: Statistics | None = None, *, untrained: bool = False) -> Gap:
+def measure_gap(
+    case: Case,
+    count: int,
+    statistics: Statistics | None = None,
+    *,
+    untrained: bool = False,
+    only: Collection[str] | None = None,
+) -> Gap:
     """Take the gap between training and evaluation apart.
 
     From the loss of training batches as they train, one thing is changed after another: dropout and other noise are
@@ -104,18 +127,21 @@ def measure_gap(case: Case, count: int, statistics: Statistics | None = None, *,
     statistics.
 
     Args:
-        case: With ``eval_loader``; without, the training data are evaluated and no data change.
+        case: With ``eval_loader``; without, or where it is the loader itself, the training data are evaluated and no
+            data change.
         count: Batches a loss.
         statistics: Pooled statistics of the training data, where they are known; else they are taken from ``count``
             batches.
         untrained: Whether the network is known to be as it was made: it is told so, and not to recalibrate.
+        only: The norms that normalize by the batch in training: the others do by their running statistics all along.
+            Left out, those in train mode that are not frozen.
 
     Raises:
         UsageError: The loader or the loss raises.
     """
     with sandbox(case):
         noise = noisy_modules(case)
-        data = _Data(case, count)
+        data = _Data(case, count, _by_batch(case.model) if only is None else only)
         if noise.own:
             kinds = ", ".join(sorted({type(module).__name__ for module in noise.own})[:4])
             data.notes[_NOISE] = f"{_CAUSES[_NOISE]}. {_NOISE_OF_OWN.format(kinds)}"
@@ -143,11 +169,14 @@ class _Data:
     """The batches on which all losses are taken: the same for each, also where a loader shuffles.
 
     Attributes:
+        only: The norms that normalize by the batch in training.
+        other: Whether the data of evaluation are not those of training.
         notes: By cause what its share means here, where that is more than its cause says.
     """
 
-    def __init__(self, case: Case, count: int) -> None:
-        self.case, self.count = case, count
+    def __init__(self, case: Case, count: int, only: Collection[str]) -> None:
+        self.case, self.count, self.only = case, count, only
+        self.other = case.eval_loader is not None and case.eval_loader is not case.loader
         self.training = list(batches(case.loader, count))
         self.evaluation = self.training
         self.notes: dict[str, str] = {}
@@ -155,7 +184,7 @@ class _Data:
 
     def take_evaluation(self, count: int) -> None:
         """Evaluate so many batches, where there are data for that."""
-        if self.case.eval_loader is not None:
+        if self.other:
             self.evaluation = list(batches(self.case.eval_loader, count, what="eval_loader"))
 
     def trained(self, *, evaluation: bool = False, first: bool = False) -> list[float]:
@@ -167,7 +196,7 @@ class _Data:
     def evaluated(self, mixed: list[Any] | None = None, *, model: Module | None = None) -> list[float]:
         """Return the losses of the data of evaluation, as they are or mixed; what they write is taken back."""
         chosen = self.evaluation if mixed is None else mixed
-        what = "loader" if self.case.eval_loader is None else "eval_loader"
+        what = "eval_loader" if self.other else "loader"
         with traceless(model or self.case.model, streams=False):
             return losses(self.case, chosen, len(chosen), model=model, evaluation=True, what=what)
 
@@ -179,6 +208,10 @@ def _share(cause: str, now: list[float], then: list[float], note: str) -> Share:
         error = math.sqrt(math.fsum((rise - loss) ** 2 for rise in rises) / (len(rises) - 1) / len(rises))
     if cause == _RUNNING and loss < 0 and not note:
         explanation = _RUNNING_HELP
+    if math.isfinite(loss) and abs(loss) <= _ROUNDING * abs(_mean(then)):
+        explanation = _UNCHANGED
+    elif math.isfinite(loss) and abs(loss) <= _ERRORS * error:
+        explanation = _UNCLEAR
     return Share(cause, loss, explanation, error)
 
 
@@ -220,28 +253,35 @@ def _losses_by_data(data: _Data, statistics: Statistics | None) -> Levels:
     """Return the losses of evaluation by its own statistics, by those of training, by the running ones, as batched."""
     case, levels = data.case, Levels()
     mixed = None
-    if case.eval_loader is not None and (seen := measure_influence(case, data.evaluation[0])).found:
+    if data.other and (seen := measure_influence(case, data.evaluation[0])).found:
         if seen.of_samples:
             data.take_evaluation(_MORE * data.count)  # a sorted set shows what is in it only from afar
             mixed = mixed_anew(data.evaluation, data.training[0])
         if mixed is None:
             data.notes[_DATA] = _DATA_AS_BATCHED
-    if tracking(case.model) and case.eval_loader is not None:
+    if tracking(case.model) and data.other:
         with traceless(case.model, streams=False):
             chosen = mixed or data.evaluation
-            only = None if statistics is None else [path for path in tracking(case.model) if path in statistics.mean]
-            recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True, only=only)
+            only = [path for path in tracking(case.model) if path in data.only]
+            if only:
+                recalibrated(case, chosen, len(chosen), call=case.eval_loss_fn, dropout=False, frozen=True, only=only)
             levels[_DATA] = data.evaluated(mixed)
         with traceless(case.model, streams=False):
             _statistics_of_training(data, statistics)
             levels[_DOMAIN] = data.evaluated(mixed)
-    if tracking(case.model) or case.eval_loader is not None:
+    if tracking(case.model) or data.other:
         levels[_RUNNING if tracking(case.model) else _DATA] = data.evaluated(mixed)
     return levels if mixed is None else levels | {_BESIDE: data.evaluated()}
 
 
 def _statistics_of_training(data: _Data, statistics: Statistics | None) -> None:
-    put_statistics(data.case.model, pooled(data.case, data.count) if statistics is None else statistics)
+    if data.only:
+        known = pooled(data.case, data.count, only=data.only) if statistics is None else statistics
+        put_statistics(data.case.model, known, only=data.only)
+
+
+def _by_batch(model: Module) -> list[str]:
+    return [path for path, module in tracking(model).items() if module.training and not is_frozen(module)]
 
 
 def _mean(values: Sequence[float]) -> float:

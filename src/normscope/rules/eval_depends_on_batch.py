@@ -152,6 +152,8 @@ def _cost(evidence: Evidence) -> str:
         share = evidence.gap.of(_SHARE)
     except UsageError:  # the gap itself says why it cannot be had
         return _UNPAID
+    if all(each.cause != _SHARE for each in evidence.gap.shares):  # batches were not mixed: nothing to hold it against
+        return _UNPAID
     loss = evidence.gap.eval - evidence.gap.of("averaged weights")
     mixed = f"in mixed batches as large as in training it is {loss - share:.4g}"
     return f"the loss of evaluation as batched is {loss:.4g}; {mixed}"

@@ -135,7 +135,8 @@ class TrainEvalGap(AbstractRule):
         gap = evidence.gap
         paid = gap.of("running statistics")
         with_pooled = gap.eval - paid - gap.of("averaged weights") - gap.of("evaluation depends on the batch")
-        if evidence.held:  # their statistics stay: those of the others alone are held against the data
+        if evidence.held or len(evidence.updating) < len(together):
+            # The statistics of held norms stay, and the gap leaves those of norms that were handed over in eval mode.
             with_pooled = evidence.loss_with_pooled(together)
             paid = evidence.loss_with_pooled(()) - with_pooled
         with_running = with_pooled + paid

@@ -38,12 +38,19 @@ class GapNote:
         eval: Loss in evaluation.
         batches: How many batches each is the mean over.
         shares: ``(cause, by how much the loss rises, explanation)`` of each step.
+        errors: Standard error of each step's rise over batches; 0 where it is not known, as for all if left out.
     """
 
     train: float
     eval: float
     batches: int
     shares: tuple[tuple[str, float, str], ...] = ()
+    errors: tuple[float, ...] = ()
+
+    def rows(self) -> list[tuple[str, float, str, float]]:
+        """Return the steps, each with its error."""
+        errors = self.errors or (0.0,) * len(self.shares)
+        return [(*share, error) for share, error in zip(self.shares, errors, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

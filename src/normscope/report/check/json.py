@@ -56,8 +56,8 @@ def check_json(checked: Checked) -> str:
             "eval": checked.gap.eval,
             "batches": checked.gap.batches,
             "shares": [
-                {"cause": cause, "loss": loss, "explanation": explanation}
-                for cause, loss, explanation in checked.gap.shares
+                {"cause": cause, "loss": loss, "explanation": explanation, "error": error or None}
+                for cause, loss, explanation, error in checked.gap.rows()
             ],
         }
     return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"

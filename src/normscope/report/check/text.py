@@ -108,8 +108,9 @@ def _gap(console: "Console", gap: GapNote) -> None:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(min_width=14)
     table.add_column(ratio=1, style="dim")
-    for cause, loss, explanation in gap.shares:
-        table.add_row(f"  {loss:+.4g}", Text(cause), Text(explanation))
+    for cause, loss, explanation, error in gap.rows():
+        noise = f" ± {error:.2g}" if error else ""
+        table.add_row(f"  {loss:+.4g}{noise}", Text(cause), Text(explanation))
     console.print(table)
     console.print()
 
