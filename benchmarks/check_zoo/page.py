@@ -20,6 +20,10 @@ BEFORE = [
     "Before the rules NS129 to NS138, and before any rule was mended with these findings in view, 82 of 89 healthy",
     "set-ups were without a wrong error or warning, 37 of 67 defects were found, and precision was .71: later figures",
     "are not of networks that nobody had seen.",
+    "",
+    "Another author then wrote 146 set-ups that are not kept here, 72 healthy and 74 with a defect, and checked each:",
+    "precision was .83 (12 of 71 errors and warnings were wrong) and recall .82 (56 of 68 that did harm); no check",
+    "raised or left a trace, and no fix that stood did harm. Of these findings three wrong ones are mended since.",
 ]
 
 

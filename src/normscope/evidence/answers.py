@@ -21,7 +21,6 @@ from normscope.surgery import norm_sites
 _GAINS = ("weight", "gamma", "gain", "scale", "g", "a_2", "alpha")
 _FACTOR, _CHANGE = 1e4, 1e-3
 _NONE, _FOLLOWS = 1e-4, 1.5  # rounding of a value less itself, times the root of 1 / eps, is below
-_BOUNDED = 0.05, 0.3  # responses far away and at the values themselves, between which a function is cut off
 _VALUES, _SAMPLES, _CALLS = 1 << 17, 8, 3
 
 
@@ -118,20 +117,11 @@ def _of(twin: Module, x: Tensor, gain: Tensor | None, far: Tensor | None) -> Ans
     # Two values that are nearly the same may change places: few do, and what they do is no response.
     change = change[moved].abs().clamp(max=2 * _CHANGE * sizes[0])
     response = float(change.mean()) / sizes[0] / _CHANGE
-    if response < _BOUNDED[0] and _response(twin, x, here, noise) > _BOUNDED[1]:
-        return None  # it answers to what it is given and is cut off far from it: it normalizes by no statistics of x
     if gain is None or far is None or gain.numel() < 2:
         return Answer(share, response)
     negative = float((gain < 0).double().mean())
     minority = min(negative, float((gain > 0).double().mean()))
     return Answer(share, response, float(gain.abs().median()), minority, float(far.abs().median()))
-
-
-def _response(twin: Module, x: Tensor, here: Tensor, noise: Tensor) -> float:
-    """Return the relative change of the output over that of the input at the values as they are."""
-    size, scale = float(here.abs().mean()), float(x.square().mean().sqrt())
-    change = (_without_shift(twin, x + _CHANGE * scale * noise) - here).abs().clamp(max=2 * _CHANGE * size)
-    return float(change.mean()) / max(size, 1e-30) / _CHANGE
 
 
 def _gain(module: Module) -> Tensor | None:
