@@ -96,3 +96,20 @@ def test_a_part_of_a_batch_that_has_no_sum_keeps_no_rule_from_judging(kind):
     loss_fn = lambda model, batch: examples.loss_fn(model, batch[:2])  # noqa: E731
     found = ns.check(model, loss_fn, batches, torch.optim.SGD(model.parameters(), 0.1))
     assert not [why for _, why in found.unmeasured if "sum" in why]
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.GroupNorm])
+def test_a_loss_over_samples_one_by_one_is_judged(norm):
+    """Under ``vmap`` no tensor has values that a hook could read: hooks stand aside, and four rules say what they lack."""
+    model = nn.Sequential(nn.Linear(12, 8), norm(8) if norm is nn.LayerNorm else norm(1, 8), nn.Linear(8, 4))
+    _, loader = parts()
+
+    def loss_fn(model, batch):
+        def of_one(x, y):
+            return nn.functional.cross_entropy(model(x[None]), y[None])
+
+        return torch.func.vmap(of_one)(*batch).mean()
+
+    found = ns.check(model, loss_fn, loader, torch.optim.SGD(model.parameters(), 0.1))
+    assert {code for code, _ in found.unmeasured} <= {"NS121", "NS127", "NS129", "NS137"}
+    assert found.notes == ()

@@ -15,6 +15,7 @@ from normscope.evidence.losses import is_refused
 from normscope.evidence.places import Places
 from normscope.evidence.sandbox import batches, sandbox
 from normscope.modules.batches import leading_tensor
+from normscope.modules.hooks import Hook
 from normscope.usercode import users_code
 
 Seen = Callable[[str, Tensor, Any], None]
@@ -66,8 +67,8 @@ def look(
         if places is not None:
             hooks.callback(case.model.register_forward_pre_hook(places.begin_pass).remove)
         for path, module in modules.items():
-            hooks.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(partial(leave, path)).remove)
+            hooks.callback(module.register_forward_pre_hook(Hook(partial(enter, path)), with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(Hook(partial(leave, path))).remove)
         for index, batch in enumerate(batches(case.loader, wanted[-1] + 1)):
             if index not in wanted:
                 continue

@@ -19,6 +19,7 @@ from normscope.evidence.case import Case
 from normscope.evidence.passes import look
 from normscope.evidence.sandbox import sandbox
 from normscope.modules.batches import leading_tensor, tensors
+from normscope.modules.hooks import under_vmap
 from normscope.modules.sites import bears_weight, is_known_norm, normalizes
 
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "rsub"}
@@ -183,7 +184,7 @@ class _Watcher(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, and pass on what is known of its arguments."""
         output = func(*args, **(kwargs or {}))
-        if self._stack and not self._inside:
+        if self._stack and not self._inside and not under_vmap():
             given = [tensor for tensor in tensors((args, kwargs or {})) if id(tensor) in self._tags]
             if given:
                 self._pass_on(getattr(func, "__name__", ""), args, kwargs or {}, given, output)

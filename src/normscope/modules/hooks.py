@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 from weakref import WeakSet
 
+import torch
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
@@ -38,8 +39,8 @@ class Hook:
         self._act = act
 
     def __call__(self, *args: Any) -> Any:
-        """Call the function."""
-        return None if self._act is None else self._act(*args)
+        """Call the function, but not under ``torch.func.vmap``: no values can be read there."""
+        return None if self._act is None or under_vmap() else self._act(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Have a pickle hold a function that does nothing."""
@@ -63,6 +64,15 @@ class Hook:
                 for key in idle:
                     hooks.pop(key, None)
         Hook._copies.clear()
+
+
+def under_vmap() -> bool:
+    """Whether ``torch.func.vmap`` is at work: then tensors stand for several, and none has values that can be read."""
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is None:  # no transform is at work
+        return False
+    stack = functorch.get_interpreter_stack() or []
+    return any(level.key() == functorch.TransformType.Vmap for level in stack)
 
 
 def silence(module: Module) -> None:
