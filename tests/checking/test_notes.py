@@ -100,7 +100,7 @@ def test_a_part_of_a_batch_that_has_no_sum_keeps_no_rule_from_judging(kind):
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.GroupNorm])
 def test_a_loss_over_samples_one_by_one_is_judged(norm):
-    """Under ``vmap`` no tensor has values that a hook could read: hooks stand aside, and four rules say what they lack."""
+    """Under ``vmap`` no tensor has values that a hook could read: hooks stand aside; four rules say what they lack."""
     model = nn.Sequential(nn.Linear(12, 8), norm(8) if norm is nn.LayerNorm else norm(1, 8), nn.Linear(8, 4))
     _, loader = parts()
 
