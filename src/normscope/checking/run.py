@@ -126,7 +126,8 @@ def _of_case(case: evidence.Case, words: str, target: Target, options: Options, 
         if any(fixed.done for fixed in fixes):
             failed.clear()
             found = _check(case, options, told, failed)
-            notes.append("what is listed is what a second check, after the fixes, still found")
+            still = "what is listed is what a second check, after the fixes, still found"
+            notes.append(still if found.found else "a second check, after the fixes, found nothing more")
         if options.out is not None:
             saved, more = repair.save(case, before, options.out)
             notes += more
