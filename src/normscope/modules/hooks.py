@@ -68,6 +68,8 @@ class Hook:
 
 def under_vmap() -> bool:
     """Whether ``torch.func.vmap`` is at work: then tensors stand for several, and none has values that can be read."""
+    if torch.compiler.is_compiling():  # a compiled wrapper traces hooks, too, and has no way into functorch's stack
+        return False
     functorch = torch._C._functorch
     if functorch.peek_interpreter_stack() is None:  # no transform is at work
         return False
