@@ -1,7 +1,5 @@
 """Whether a set-up still trains after a fix: its step runs, and second models are still built as the model is."""
 
-from collections.abc import Iterator
-
 from torch.nn import Module
 
 from normscope import evidence
@@ -26,7 +24,8 @@ class Pairing:
     def __init__(self, case: Case) -> None:
         self._case = case
         self._form = _form_of(case.model)
-        self._second = dict(_second_models(case, self._form))
+        outside = evidence.Evidence(case).outside
+        self._second = {name: each for name, each in evidence.modules_in(outside) if _form_of(each) == self._form}
         self._ran = not _raised_in_a_step(case)
 
     def lost(self) -> str:
@@ -45,17 +44,6 @@ class Pairing:
 def _form_of(model: Module) -> Form:
     named = (*model.named_parameters(), *model.named_buffers())
     return tuple((name, tuple(tensor.shape)) for name, tensor in named)
-
-
-def _second_models(case: Case, form: Form) -> Iterator[tuple[str, Module]]:
-    """Return the outermost modules of a form beside the model, by name."""
-    objects = evidence.reached_objects(case)
-    if case.averaged is not None:
-        objects.insert(0, ("the averaged weights", case.averaged))
-    for name, each in evidence.outer_modules(case.model, objects).items():
-        found = next((path for path, inner in each.named_modules() if _form_of(inner) == form), None)
-        if found is not None:
-            yield ".".join(filter(None, (name, found))) or "a second model", each.get_submodule(found)
 
 
 def _raised_in_a_step(case: Case) -> str:

@@ -22,6 +22,7 @@ from normscope.evidence.companions import (
     gain_by_recalibration as gain_by_recalibration,
     gain_of as gain_of,
     is_copy as is_copy,
+    modules_in as modules_in,
     outer_modules as outer_modules,
     recalibrate_companion as recalibrate_companion,
 )

@@ -117,7 +117,7 @@ def find_companions(model: Module, outside: Mapping[str, Module], trained: set[i
         if tracking(module) and next(module.children(), None) is not None and _learns(module, trained):
             parts.setdefault(_shape(module), []).append((path, module))
     own = [(path, module) for path, module in model.named_modules() if path]
-    candidates = [*_all_in(outside), *own]
+    candidates = [*modules_in(outside), *own]
     found, taken = [], set[Module]()
     for name, module in candidates:
         if module in taken or _learns(module, trained) or not any(True for _ in module.parameters()):
@@ -218,7 +218,8 @@ def _statistics_of(module: Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield (f"{path}.{name}" if path else name), buffer
 
 
-def _all_in(outside: Mapping[str, Module]) -> Iterator[tuple[str, Module]]:
+def modules_in(outside: Mapping[str, Module]) -> Iterator[tuple[str, Module]]:
+    """Return every module that is or lies in one of several, by name."""
     for name, module in outside.items():
         for path, inner in module.named_modules():
             yield f"{name}.{path}" if path else name, inner

@@ -55,12 +55,6 @@ def statistics_of(module: nn.Module) -> Statistics | None:
     return Statistics(mean, var, count, moves=updates(module, training=True) is not False)
 
 
-def has_other_statistics(module: nn.Module) -> bool:
-    """Whether a module has buffers that run and are no pair of mean and variance: a variance alone, say."""
-    named = (name for name, buffer in module._buffers.items() if buffer is not None)
-    return running(module) is None and any("running" in name or "moving" in name for name in named)
-
-
 def inputs(module: Any, given: Tensor | None = None) -> Iterator[Tensor]:
     """Yield what a module may be called with: of the shape of ``given``, or of usual shapes."""
     stream = torch.Generator().manual_seed(0)
