@@ -275,7 +275,9 @@ def test_a_fix_says_of_each_finding_what_was_done_or_why_not():
     assert [(one.finding.code, one.done) for one in made] == [("NS103", ""), ("NS108", ""), ("NS123", "")]
     assert all("unsafe" in one.why_not for one in made)
     made = checking.fix(case, found[1:2], unsafe=True)
-    assert [one.done for one in made] == ["set momentum to 0.01 in 2 norms"]
+    assert [one.done for one in made] == [
+        "set momentum to 0.01 in 2 norms; the running statistics are as they were: recalibrate them"
+    ]
     assert made[0].why_not == ""
     odd = rules.get("NS115").NEAR[0].make(1.0)
     (made,) = checking.fix(odd, checking.check(odd, ["NS115"], gap=False), unsafe=True)

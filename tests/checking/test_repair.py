@@ -51,7 +51,7 @@ def test_a_fix_that_raises_is_told_and_the_next_is_made(monkeypatch):
     found = checking.check(case, ["NS103", "NS108"], gap=False)
     first, second = repair.repair(case, found, unsafe=True)
     assert first.why_not.startswith("the fix failed: ValueError: two lines")
-    assert second.done == "set momentum to 0.01 in 1 norm"
+    assert second.done.startswith("set momentum to 0.01 in 1 norm;")
 
 
 def test_only_models_whose_state_changed_are_saved(tmp_path):

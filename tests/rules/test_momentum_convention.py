@@ -27,7 +27,7 @@ def test_each_value_is_a_finding_with_its_own_norms_and_its_own_repair():
     assert by_value[0.0].fix.startswith("set momentum to 0.1,")
     assert all(finding.bound == 0.5 for finding in found)
     done = [made.done for made in checking.fix(case, found, unsafe=True)]
-    assert "set momentum to 0.01 in 2 norms" in done
+    assert "set momentum to 0.01 in 2 norms; the running statistics are as they were: recalibrate them" in done
     assert [norm.momentum for norm in case.model] == [0.01, 0.1, 0.1, 0.01, 0.5, None, 0.49, 0.0]
 
 

@@ -86,4 +86,5 @@ class MomentumConvention(AbstractRule):
         new = 0.1 if momentum == 0 else round(1 - momentum, 12)
         for module in modules_of(case, finding):
             module.momentum = new
-        return f"set momentum to {new:g} in {counted(len(finding.places), 'norm')}"
+        norms = counted(len(finding.places), "norm")
+        return f"set momentum to {new:g} in {norms}; the running statistics are as they were: recalibrate them"
