@@ -82,3 +82,18 @@ def test_what_the_steps_move_is_known_by_its_parameters():
     ).training.moved
     assert not {id(parameter) for parameter in frozen.parameters()} & still
     assert {id(parameter) for parameter in target.parameters()} & moved == {id(target[0].weight)}
+
+
+@pytest.mark.parametrize(
+    ("own", "anew", "matters", "is_large"),
+    [
+        ([1.5, 1.5, 1.5], [1.0, 1.0, 1.0], True, True),
+        ([1.05, 1.05, 1.05], [1.0, 1.0, 1.0], True, False),  # less than a lag
+        ([1.005, 1.005, 1.005], [1.0, 1.0, 1.0], False, False),  # less than 1 %
+        ([2.5, 0.5, 1.5], [1.0, 1.0, 1.0], False, False),  # rises of 1.5, -.5, .5: a mean of .5 with an error of .58
+        ([1.5], [1.0], True, False),  # one batch shows no noise
+    ],
+)
+def test_a_gain_counts_beyond_its_noise(own, anew, matters, is_large):
+    gain = Gain(own, anew, {})
+    assert (gain.matters, gain.is_large) == (matters, is_large)

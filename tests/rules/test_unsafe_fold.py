@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from kit.findings import finding_of, is_quiet, repaired
-from normscope import rules, surgery
-from normscope.evidence import Case, examples
+from normscope import checking, rules, surgery
+from normscope.evidence import Case, examples, quiet
 from normscope.records.numbers import counted
 
 
@@ -107,3 +107,11 @@ def test_folding_anew_gives_the_function_of_the_model(make):
     assert words.startswith("folded anew: ")
     again = copy.deepcopy(case.model).eval()
     assert counted(len(surgery.fold(again, x).done), "norm") in words
+
+
+def test_what_was_exported_in_train_mode_is_another_rules():
+    """One cause, one finding: NS128 names the mode, and folds are no part of it."""
+    case = folded((0.0, 0.0))
+    with quiet():
+        case.exported = torch.jit.trace(copy.deepcopy(case.model).train(), case.loader[0], check_trace=False)
+    assert [finding.code for finding in checking.check(case, ["NS119", "NS128"], gap=False)] == ["NS128"]

@@ -137,10 +137,10 @@ class CompanionInTrainMode(AbstractRule):
 
     @staticmethod
     def _follows_the_model(evidence: Evidence, name: str, places: Sequence[str]) -> bool:
-        """Whether steps change its parameters though no optimizer holds them: they are an average of the model's."""
+        """Whether steps change its parameters though nothing is trained through it: they are averages."""
         modules = [evidence.outside[name]] if name else [evidence.modules[path] for path in places]
         own = {id(parameter) for module in modules for parameter in module.parameters()}
-        return bool(own & evidence.training.moved - evidence.trained)
+        return bool(own & evidence.training.moved)
 
     def _of(self, evidence: Evidence, name: str, calls: list[NormCall]) -> Iterable[Finding]:
         with_gradient = {call.path for call in calls if call.grad or call.recomputed}
