@@ -178,16 +178,16 @@ def test_a_crash_at_any_moment_loses_the_last_flush_at_most_and_doubles_nothing(
 
 def test_the_crash_check_catches_a_writer_that_deletes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path, 2)
-    whole = files.write_whole
+    whole = files.write_bytes
 
-    def careless(path: Path, write, *, replace: bool = True) -> bool:
-        if path.name.endswith("00000000-00000002.parquet"):
+    def careless(path: Path, content: bytes, *, replace: bool = True) -> bool:
+        if "-00000000-00000002-" in path.name:
             for part in tmp_path.glob("scope-*.parquet"):
                 part.unlink()
             raise Crash
-        return whole(path, write, replace=replace)
+        return whole(path, content, replace=replace)
 
-    monkeypatch.setattr(files, "write_whole", careless)
+    monkeypatch.setattr(files, "write_bytes", careless)
     store.append([record(2)])
     with pytest.raises(Crash):
         store.flush()

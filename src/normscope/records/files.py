@@ -123,4 +123,22 @@ def alive(pid: int) -> bool:
         return False
     except OSError:  # it lives, but is another user's
         return True
-    return True
+    return _stat(pid)[:1] != ["Z"]  # a process that was killed and whose parent has not asked for it is not alive
+
+
+def process_began(pid: int) -> str:
+    """Return when a process began, in the system's own words; empty where that cannot be known.
+
+    With it a process is told from a later process that was given the same number.
+    """
+    stat = _stat(pid)
+    return stat[19] if len(stat) > 19 else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what Linux tells of a process, from its state on."""
+    try:
+        # Its name comes before, in brackets, and may hold any character.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
