@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
+from normscope.records.addresses import place_of
 from normscope.records.json import canonical
-from normscope.records.places import place_of
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
