@@ -96,8 +96,9 @@ def test_a_comparison_says_what_it_left_out_and_keeps_its_plan(tmp_path, monkeyp
     assert found.evidence.seeds == (0, 1, 2)
     assert any("To keep the budget" in note for note in found.notes)
     monkeypatch.setattr(budget, "pilot_of", None)  # the plan is that of the run that lies there: nothing is timed anew
-    with pytest.warns(ComparisonWarning, match="To keep the budget"):
-        assert ns.compare(set_ups.make_case, **options).plan == found.plan
+    for arms in (None, ["own", "none", "layer"]):
+        with pytest.warns(ComparisonWarning, match="To keep the budget"):
+            assert ns.compare(set_ups.make_case, arms, **options).plan == found.plan
 
 
 @pytest.mark.usefixtures("timed")

@@ -17,6 +17,7 @@ from normscope.comparing.arms import Arm
 from normscope.comparing.evaluation import evaluate
 from normscope.comparing.plan import EVALUATIONS, Plan, Wish
 from normscope.comparing.rates import optimizer_of
+from normscope.comparing.reuse import is_watched
 from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
@@ -91,7 +92,7 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
     list(evaluate(case, plan.batches, "", 0))
     evaluation = max(time.perf_counter() - began, step * plan.batches / 3)  # without evaluation data the gap is taken
     readings = {}
-    for probe in [] if arm.aside else plan.probes():
+    for probe in plan.probes() if is_watched(arm.surgery, 1.0) else []:
         probe.every = 1
         recorder = Recorder(
             case.model, case.loss_fn, optimizer_of(case), [probe], every=1, also=case.also, tells_cost=False

@@ -14,6 +14,7 @@ from normscope.comparing.described import batch_record, model_records, order_rec
 from normscope.comparing.evaluation import evaluate, gap_records
 from normscope.comparing.plan import Plan
 from normscope.comparing.rates import optimizer_of, scale_rates
+from normscope.comparing.reuse import is_watched
 from normscope.evidence import Case
 from normscope.modules.backward import on_backward
 from normscope.modules.rng import RngState, seed_streams
@@ -43,7 +44,7 @@ def run_cell(arm: Arm, plan: Plan, cell: Cell) -> Iterator[Record]:
         scale_rates(case, rate)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield from _records(case, plan, cell, watched=rate == 1.0 and not arm.aside)
+        yield from _records(case, plan, cell, watched=is_watched(arm.surgery, rate))
     for text in dict.fromkeys(str(each.message) for each in caught if _is_ours(each)):
         yield Record(cell.id, 0, "note", "", text, 1.0)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope._errors import StoreError
+from normscope.records.files import write_text
 from normscope.records.json import digest
 
 #: Version of the folder's layout.
@@ -44,6 +45,21 @@ def read_run(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise StoreError(f"{path} has layout {version}, this version reads {FORMAT}; use the version that wrote it")
     return dict(run)
+
+
+def rewrite(folder: Path, config: Mapping[str, Any]) -> None:
+    """Give the run in a folder another configuration; its cells and its provenance stay.
+
+    Args:
+        folder: The run's folder.
+        config: The configuration, in its canonical form.
+
+    Raises:
+        UnreadableRunError: There is no run, or its file is damaged.
+        StoreError: The folder cannot be written.
+    """
+    run = read_run(folder) | {"config": config, "config_hash": digest(config)}
+    write_text(folder / "run.json", text_of(run))
 
 
 def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], limit: int = 4) -> str:
