@@ -10,6 +10,7 @@ import normscope as ns
 from kit import set_ups
 from normscope._errors import StoreError
 from normscope.comparing import Comparison
+from normscope.comparing.described import NOT_CLASSES
 from normscope.comparing.plan import Plan
 from normscope.comparing.reuse import run_of, serving
 
@@ -23,7 +24,7 @@ def compared(out, arms=("own", "none"), make=set_ups.make_case, **options):
 
 def frame_of(found):
     """The records, but for times, names of cells, and what is recorded of the model for the sake of a probe."""
-    of_a_probe = (pl.col("probe") == "model") & pl.col("name").cast(pl.String).is_in(["order", "weight_norm"])
+    of_a_probe = (pl.col("probe") == "model") & pl.col("name").cast(pl.String).is_in(NOT_CLASSES)
     return found.evidence.frame.filter((pl.col("probe") != "cost") & ~of_a_probe).drop("cell")
 
 
