@@ -12,6 +12,7 @@ from normscope.comparing.plan import Plan, Wish
 from normscope.comparing.reuse import CODE
 from normscope.modules.settings import settings_kept
 from normscope.records import Store, provenance
+from normscope.records.addresses import place_of
 from normscope.records.json import canonical_form
 from normscope.studies.workers import one_thread
 
@@ -62,7 +63,7 @@ def starts_of(arms: Sequence[Arm]) -> dict[str, str]:
 
 def known_plan(folder: Path, wanted: Mapping[str, Any]) -> Plan | None:
     """Return the plan that a budget has chosen for the run in a folder, if the same was asked for, of whatever arms."""
-    if not (folder / "run.json").exists():
+    if not place_of(folder).holds("run.json"):
         return None
     there = Store.open(folder).config
     if not there.get("seeds") or there.get("asked") != canonical_form(wanted["asked"]) or why_another(there, wanted):

@@ -1,12 +1,14 @@
 """The folder of a comparison, where runs of the same set-up may lie, or another comparison."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from normscope._errors import StoreError
 from normscope.comparing.reuse import CODE
 from normscope.records import Store
+from normscope.records.addresses import place_of
 from normscope.records.json import canonical_form
 from normscope.records.run_file import rewrite
 
@@ -32,7 +34,7 @@ def opened(folder: Path, config: Mapping[str, Any], *, fresh: bool) -> Store:
     Raises:
         StoreError: A comparison of another set-up lies there, or the folder cannot be written.
     """
-    if (folder / "run.json").exists():
+    if place_of(folder).holds("run.json"):
         there = Store.open(folder)
         if there.config.get("kind") == CODE:
             _take_up(there, config, fresh=fresh)
@@ -41,28 +43,28 @@ def opened(folder: Path, config: Mapping[str, Any], *, fresh: bool) -> Store:
 
 def _take_up(there: Store, config: Mapping[str, Any], *, fresh: bool) -> None:
     """Have the folder take the configuration, or delete what lies there."""
-    folder, why = there.path, why_another(there.config, config) or _other_length(there.config, config)
+    place, why = there.place, why_another(there.config, config) or _other_length(there.config, config)
     if why and not fresh and there.completed():
         raise StoreError(
-            f"{folder} holds another comparison ({why}): choose another folder by --out, or delete what lies there by "
+            f"{place} holds another comparison ({why}): choose another folder by --out, or delete what lies there by "
             "--fresh"
         )
     if why:
-        for pattern in _OURS:
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
+        for name in place.names():
+            if any(fnmatch(name, pattern) for pattern in _OURS):
+                place.delete(name)
         return
     wanted: Any = canonical_form(config)
     if [arm for arm in there.config["arms"] if not arm.get("added")] != wanted["arms"]:
-        (folder / _COST).unlink(missing_ok=True)  # arms are timed in turn with each other
+        place.delete(_COST)  # arms are timed in turn with each other
     if there.config != wanted:
-        rewrite(folder, wanted)
+        rewrite(place, wanted)
 
 
 def with_added(store: Store, arm: Mapping[str, Any]) -> Store:
     """Return the store with an arm in its configuration that the runs have turned out to need."""
     config: Any = canonical_form({**store.config, "arms": [*store.config["arms"], {**arm, "added": True}]})
-    rewrite(store.path, config)
+    rewrite(store.place, config)
     return Store.create(store.path, config)
 
 
