@@ -128,7 +128,7 @@ def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: 
     if expected(found, pilots, workers) > _SHARE * (budget - spent):
         wanted, count = expected(found, pilots, workers) / _SHARE + spent, counted(workers, "worker")
         raise UsageError(f"a budget of {budget:g} s is too short: at least {wanted:.0f} s are needed with {count}")
-    return replace(found, left_out=_left_out(plan, found))
+    return replace(found, left_out=(*plan.left_out, *_left_out(plan, found)))
 
 
 def _pilots(arms: Sequence[Arm], plan: Plan, workers: int) -> list[Pilot]:

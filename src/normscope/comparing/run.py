@@ -16,7 +16,7 @@ from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
 from normscope.comparing.cells import Clock, run_cells, run_seeds
 from normscope.comparing.comparison import Comparison
-from normscope.comparing.configuration import chosen, configuration, known_plan, starts_of
+from normscope.comparing.configuration import chosen, configuration, known_plan, starts_of, within_schedule
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
 from normscope.comparing.folder import opened, with_added
@@ -87,6 +87,7 @@ def compare(
     with _apart(made):
         seen = foresee(made)
         workers = workers if seen.on_cpu else 1
+        plan = within_schedule(plan, wish, seen.longest)
         config = configuration(seen.arms, seen.starts, plan, wish)
         plan = known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
         notes = [*seen.notes, *plan.left_out]
@@ -150,6 +151,7 @@ class Foreseen(NamedTuple):
         notes: Sentences that a reader must know.
         on_cpu: Whether all models are on the CPU.
         starts: Digests of first training steps; none on an accelerator, where they may differ from run to run.
+        longest: Steps after which a schedule ends.
     """
 
     arms: tuple[Arm, ...]
@@ -157,6 +159,7 @@ class Foreseen(NamedTuple):
     notes: list[str]
     on_cpu: bool
     starts: dict[str, str]
+    longest: float
 
 
 def foresee(arms: Sequence[Arm]) -> Foreseen:
@@ -197,7 +200,8 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
             "steps draw, no more: where the factory sets a seed itself, let it take an argument called seed"
         )
     on_cpu = all(p.device.type == "cpu" for model in models for p in model.parameters())
-    return Foreseen(tuple(kept), reports, notes, on_cpu, starts_of(kept) if on_cpu else {})
+    digests, longest = starts_of(kept)
+    return Foreseen(tuple(kept), reports, notes, on_cpu, digests if on_cpu else {}, longest)
 
 
 def _begins_alike(arm: Arm) -> bool:
