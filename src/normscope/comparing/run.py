@@ -87,9 +87,8 @@ def compare(
     with _apart(made):
         seen = foresee(made)
         workers = workers if seen.on_cpu else 1
-        plan = within_schedule(plan, wish, seen.longest)
         config = configuration(seen.arms, seen.starts, plan, wish)
-        plan = known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
+        plan = known_plan(Path(out), config) or _fitted(plan, seen, wish, workers, began)
         notes = [*seen.notes, *plan.left_out]
         store = opened(Path(out), config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
         for note in notes:
@@ -134,12 +133,13 @@ def _several(rates: Sequence[float] | float) -> tuple[float, ...]:
     return tuple(rates) if isinstance(rates, Iterable) else (rates,)
 
 
-def _within_budget(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, began: float) -> Plan:
-    """Return the plan, or the fullest that fits where the user has set a budget."""
+def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, workers: int, began: float) -> Plan:
+    """Return the plan, with no more steps than a schedule has, or the fullest that fits into the user's budget."""
+    plan = within_schedule(plan, wish, seen.longest)
     if wish.budget is None:
         return plan
-    spare = _may_need_rescue(arms)
-    return fitted(plan, arms, wish, workers, began=began, spare=spare.name if spare else "")
+    spare = _may_need_rescue(seen.arms)
+    return fitted(plan, seen.arms, wish, workers, began=began, spare=spare.name if spare else "")
 
 
 class Foreseen(NamedTuple):
