@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,13 @@ class Arm:
     surgery: str = "own"
     change: Change | None = field(default=None)
 
-    @property
-    def aside(self) -> bool:
-        """Whether probes are not read in it."""
-        return self.surgery in ASIDE
+    def as_given(self) -> "Arm":
+        """Return the arm without surgery, with the change of the user's alone."""
+        return replace(self, surgery="own")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the arm as the configuration of a comparison names it."""
+        return {"name": self.name, "words": self.words, "does": self.surgery, "made_by": self.factory.words}
 
     def make(self, seed: int, *, trial: bool = False) -> tuple[Case, ArmReport]:
         """Make the set-up of a seed, with its model changed.

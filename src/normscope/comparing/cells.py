@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from normscope.comparing.arms import Arm
 from normscope.comparing.plan import Plan, Progress
-from normscope.comparing.reading import CODE
+from normscope.comparing.reuse import run_of, serving
 from normscope.comparing.training import run_cell
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
@@ -47,12 +47,8 @@ class Clock:
 
 def cells_of(arms: Sequence[Arm], plan: Plan) -> list[Cell]:
     """List every cell of a run, seed by seed, so that an interrupted run has whole seeds to judge."""
-    fixed = {key: value for key, value in plan.as_json().items() if key not in ("left_out", "rates", "questions")}
     return [
-        Cell(CODE, arm.name, seed, {"rate": rate}, fixed | {"does": arm.surgery, "made_by": arm.factory.words})
-        for seed in range(plan.seeds)
-        for arm in arms
-        for rate in plan.rates
+        run_of(plan, arm.as_json(), seed, rate) for seed in range(plan.seeds) for arm in arms for rate in plan.rates
     ]
 
 
@@ -70,7 +66,7 @@ def run_seeds(
     cells, longest = cells_of(arms, plan), 0.0
     for seed in range(plan.seeds):
         wanted = [cell for cell in cells if cell.seed == seed]
-        complete = store.completed() >= {cell.id for cell in wanted}
+        complete = len(serving(wanted, store.cells())) == len(wanted)
         if not complete and seed >= FEWEST_SEEDS and not clock.allows(seed, longest):
             return seed
         began = time.perf_counter()
@@ -98,7 +94,7 @@ def _run(
 ) -> None:
     """Run cells; ``place`` says how many were complete before these, and how many there are in all."""
     before, total = place
-    done = store.completed()
+    done = serving(cells, store.cells())
     pending = [cell for cell in cells if cell.id not in done]
     ready = before + len(cells) - len(pending)
     if progress is not None:
