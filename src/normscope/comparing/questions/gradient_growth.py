@@ -27,7 +27,7 @@ class GradientGrowth(AbstractQuestion):
     and how much the layers' weights differ in the size of their gradients.
 
     ## Method
-    The growth is the factor by which the mean square of :math:`\partial L / \partial h_l`, the gradient at a layer's
+    The growth is the factor by which the mean square of $\partial L / \partial h_l$, the gradient at a layer's
     output, grows per layer toward the input, from the least-squares slope of its logarithm over the layers in the order
     of their first use. Layers whose outputs differ in the number of positions are not compared with each other, and
     where they differ in width the square is summed over it. The effect is by how much nearer to 1 the growth is, as a
@@ -37,7 +37,7 @@ class GradientGrowth(AbstractQuestion):
 
     Where the records show a chain of linear layers with ReLU between them, a table holds the growth at the first step
     against theory: half of the mean square of the weights times their number of inputs without norms, since ReLU lets
-    half pass (1/6 a layer with torch's initial weights, 1 with He's); :math:`\pi/(\pi-1)` with batch norm, and a little
+    half pass (1/6 a layer with torch's initial weights, 1 with He's); $\pi/(\pi-1)$ with batch norm, and a little
     more in small batches.
 
     ## Threats
