@@ -178,17 +178,16 @@ def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
     """
     installed = {study.CODE: study for study in studies.all()}
     pages = {slug: installed[slug].page() for slug in (study.slug for study in evidence.studies) if slug in installed}
-    kept = evidence.studies
     return write(
         path,
         title=_TITLE,
         sections=sections_of(evidence, pages),
         provenance={
-            name: " and ".join(sorted({str(getattr(study, name)) for study in kept if getattr(study, name)}))
+            name: " and ".join(sorted({str(getattr(study, name)) for study in evidence.studies if getattr(study, name)}))
             for name in ("data", "preset", "device", "normscope", "torch", "cpu", "cores")
         }
         | {"commands": "; ".join(evidence.commands)},
-        times={study.slug: study.seconds for study in kept},
+        times={study.slug: study.seconds for study in evidence.studies},
         lede=evidence.lede,
         sentences=evidence.sentences,
         errata=evidence.errata,
@@ -236,6 +235,7 @@ def section_of(judged: Judged) -> Section:
         command=judged.command,
         topic=study.TOPIC,
         texts=studies.texts().judged_by(study.CODE),
+        address=study.address(),
     )
 
 

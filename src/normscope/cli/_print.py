@@ -52,6 +52,8 @@ def print_page(heading: Sequence[str], unit: Any) -> None:
         lines += ["", title, "-" * len(title), terminal(text)]
     if unit.SOURCES:
         lines += ["", "Sources", "-------", *unit.SOURCES]
+    if address := unit.address():
+        lines += ["", f"On the web: {address}"]
     print_text("\n".join(lines) + "\n")
 
 

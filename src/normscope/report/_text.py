@@ -1,7 +1,7 @@
 r"""From the markup of docstrings to HTML, with everything escaped, and to plain text for a terminal.
 
 Understood: paragraphs, bullet and numbered lists, indented or fenced blocks, ``code``, **strong**, *emphasis*, web
-links, and mathematics as MyST has it: ``$\gamma/\sigma$`` in a line and ``$$...$$`` set apart become readable signs. A role
+links, and mathematics: ``$\gamma/\sigma$`` in a line and ``$$...$$`` set apart become readable signs. A role
 of reStructuredText shows its content as code. What is not understood stands as it was written.
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from normscope._unit import web_page
 from normscope.records import Finding, Severity
 from normscope.records.json import plain
 from normscope.report.check.checked import Checked, RuleNote, place_words
@@ -63,6 +64,8 @@ def _rule(rule: RuleNote) -> dict[str, Any]:
         "defaultConfiguration": {"level": _LEVELS[rule.severity]},
         "properties": {"tags": ["normalization"], "slug": rule.slug, "safeFix": rule.safe},
     }
+    if address := web_page("rules", rule.code):
+        described["helpUri"] = address
     if page:
         described["fullDescription"] = {"text": _words(next(iter(page.values())))}
         described["help"] = {
