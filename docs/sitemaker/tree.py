@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Pages that lie elsewhere than their address on the site says.
 _MOVED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "examples/README.md": "examples.md"}
 _FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ ]*$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(rf"{_FENCE.pattern}|(?<!`)(`+)(?!`).*?(?<!`)\3(?!`)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?P<head>!?\[(?:[^\[\]]|\[[^\]]*\]\([^)]*\))*\]\()(?P<target>[^)\s]+)\)")
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _CODED = re.compile(r"(?<![`\[])`([\w-]+)`(?!`)(?![^\[\]\n]*\]\()")
@@ -68,7 +69,7 @@ def collect() -> Tree:
         tree.pages[path] = _with_unit_links(text, path, linked)
     for path in tree.pages:
         tree.title(path)
-    tree.wrong += _dead_ends(tree)
+    tree.wrong += dead_ends(tree)
     if tree.wrong:
         raise SiteError("; ".join(tree.wrong))
     return tree
@@ -163,15 +164,15 @@ def _relinked(text: str, source: str, addresses: dict[str, str], tree: Tree) -> 
             return match[0]
         return f"{match['head']}{posixpath.relpath(place, here or '.')}{hash_}{anchor})"
 
-    return _outside_fences(text, lambda part: _LINK.sub(fitted, part))
+    return _outside(_CODE, text, lambda part: _LINK.sub(fitted, part))
 
 
-def _outside_fences(text: str, change: Callable[[str], str]) -> str:
-    """Return a text whose parts outside of fenced blocks were changed."""
+def _outside(kept: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
+    """Return a text whose parts outside of a pattern were changed."""
     parts, last = [], 0
-    for fence in _FENCE.finditer(text):
-        parts += [change(text[last : fence.start()]), fence[0]]
-        last = fence.end()
+    for match in kept.finditer(text):
+        parts += [change(text[last : match.start()]), match[0]]
+        last = match.end()
     return "".join([*parts, change(text[last:])])
 
 
@@ -200,15 +201,15 @@ def _with_unit_links(text: str, path: str, linked: dict[str, str]) -> str:
             for line in part.split("\n")
         )
 
-    return _outside_fences(text, each_line)
+    return _outside(_FENCE, text, each_line)
 
 
-def _dead_ends(tree: Tree) -> Iterator[str]:
+def dead_ends(tree: Tree) -> Iterator[str]:
     """Yield a line for each link within the site whose page, file or heading is not there."""
     known = {path: anchors(text) for path, text in tree.pages.items()}
     drawn = re.compile(rf"^{re.escape(evidence.PICTURES)}/[\w-]+\.svg$")
     for path, text in tree.pages.items():
-        for match in _LINK.finditer(prose_of(text)):
+        for match in _LINK.finditer(_CODE.sub("", text)):
             target, _, anchor = match["target"].partition("#")
             if re.match(r"[a-z]+:", target):
                 continue

@@ -183,7 +183,9 @@ def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
         title=_TITLE,
         sections=sections_of(evidence, pages),
         provenance={
-            name: " and ".join(sorted({str(getattr(study, name)) for study in evidence.studies if getattr(study, name)}))
+            name: " and ".join(
+                sorted({str(getattr(study, name)) for study in evidence.studies if getattr(study, name)})
+            )
             for name in ("data", "preset", "device", "normscope", "torch", "cpu", "cores")
         }
         | {"commands": "; ".join(evidence.commands)},

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from normscope._errors import UnitError
 from normscope import _unit, explain, report, verdicts
+from normscope._errors import UnitError
 from normscope._unit import Unit, discover, documentation, near, web_page
 from normscope.records import Finding, Severity
 
@@ -116,7 +116,11 @@ def site(monkeypatch):
 def test_pages_are_on_the_site_that_the_metadata_name(site):
     site("Source, https://a.b/source", "Documentation, https://a.b/docs/")
     assert web_page("rules", "NS103") == "https://a.b/docs/reference/rules/NS103.html"
-    for name, folder in (("vanishing-at-init", "studies"), ("curvature", "probes"), ("question:smoothness", "questions")):
+    for name, folder in (
+        ("vanishing-at-init", "studies"),
+        ("curvature", "probes"),
+        ("question:smoothness", "questions"),
+    ):
         found = explain.unit(name)
         assert found.address() == f"https://a.b/docs/reference/{folder}/{found.CODE}.html"
     assert Documented.address() == ""
