@@ -12,6 +12,7 @@ from sitemaker import api, commands, evidence, units
 ROOT = Path(__file__).resolve().parents[2]
 #: Pages that lie elsewhere than their address on the site says.
 _MOVED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "examples/README.md": "examples.md"}
+_DRAWN = "docs/images/questions/"
 _FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ ]*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(rf"{_FENCE.pattern}|(?<!`)(`+)(?!`).*?(?<!`)\3(?!`)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?P<head>!?\[(?:[^\[\]]|\[[^\]]*\]\([^)]*\))*\]\()(?P<target>[^)\s]+)\)")
@@ -152,7 +153,9 @@ def _relinked(text: str, source: str, addresses: dict[str, str], tree: Tree) -> 
         if not target or re.match(r"[a-z]+:", target):
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-        if path in addresses:
+        if path.startswith(_DRAWN):  # drawn anew for both grounds
+            place = f"{evidence.PICTURES}/{posixpath.basename(path)}"
+        elif path in addresses:
             place = addresses[path]
         elif (ROOT / path).is_file():
             place = path.removeprefix("docs/")

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import normscope as ns
-from sitemaker import api, markup, site, tree, units
+from sitemaker import api, links, markup, site, tree, units
 from sitemaker.tree import SiteError, Tree
 
 
@@ -114,3 +114,16 @@ def test_numbers_of_papers_and_threads_are_links():
         "- [arXiv:1502.03167](https://arxiv.org/abs/1502.03167) section 3\n"
         "- [pytorch/vision#8250](https://github.com/pytorch/vision/issues/8250)"
     )
+
+
+def test_a_faulty_page_is_seen(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html">b</a><a href="a.html#c">c</a><a href="#d" id="d">d</a><a href="https://e.f">e</a>'
+        '<script src="https://g.h/i.js"></script><img src="j.svg">'
+    )
+    assert links.check(tmp_path) == [
+        "a.html loads https://g.h/i.js from elsewhere",
+        "a.html links to b.html, which is not there",
+        "a.html links to a.html#c, a place that is not there",
+        "a.html links to j.svg, which is not there",
+    ]
