@@ -11,7 +11,7 @@ from typing import Any
 
 from normscope._errors import UsageError
 from normscope.plots._theme import theme
-from normscope.records.files import save
+from normscope.records.addresses import save
 from normscope.records.json import plain
 
 _WIDTH = 640  # pixels of a saved figure, axes included

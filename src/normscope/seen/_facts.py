@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError, UsageError
 from normscope.records import Finding, Store, provenance
-from normscope.records.files import save
+from normscope.records.addresses import save
 from normscope.records.json import build, plain
 
 if TYPE_CHECKING:
