@@ -176,20 +176,18 @@ def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
     Raises:
         StoreError: The page cannot be written, or a picture of the file is damaged.
     """
-    installed = {study.CODE: study for study in studies.all()}
-    pages = {slug: installed[slug].page() for slug in (study.slug for study in evidence.studies) if slug in installed}
+    kept = evidence.studies
+    pages = {study.CODE: study.page() for study in studies.all() if study.CODE in {each.slug for each in kept}}
     return write(
         path,
         title=_TITLE,
         sections=sections_of(evidence, pages),
         provenance={
-            name: " and ".join(
-                sorted({str(getattr(study, name)) for study in evidence.studies if getattr(study, name)})
-            )
+            name: " and ".join(sorted({str(getattr(study, name)) for study in kept if getattr(study, name)}))
             for name in ("data", "preset", "device", "normscope", "torch", "cpu", "cores")
         }
         | {"commands": "; ".join(evidence.commands)},
-        times={study.slug: study.seconds for study in evidence.studies},
+        times={study.slug: study.seconds for study in kept},
         lede=evidence.lede,
         sentences=evidence.sentences,
         errata=evidence.errata,

@@ -26,7 +26,10 @@ def test_a_command_that_does_not_fit_is_seen(command):
 
 def test_the_names_in_commands_exist():
     text = "\n".join(command for page in PAGES for command in commands(page.read_text(encoding="utf-8")))
-    named = {option: re.findall(rf"{option}[ =]([\w.,-]+)", text) for option in ("--questions", "--arms", "--select")}
+    named = {
+        option: re.findall(rf"^normscope (?:compare|check) .*{option}[ =]([\w.,-]+)", text, re.MULTILINE)
+        for option in ("--questions", "--arms", "--select")
+    }
     split = {option: {each for value in values for each in value.split(",")} for option, values in named.items()}
     assert split["--questions"] <= {question.CODE for question in comparing.all_questions()}
     assert split["--arms"] <= set(ARMS)
