@@ -64,6 +64,7 @@ def collect() -> Tree:
     for path, text in _generated():
         tree.pages[path] = text
     tree.pages["examples.md"] += _scripts()
+    tree.pages["index.md"] = with_all_guides(tree.pages)
     tree.pages["evidence.md"] = _with_interactive(tree.pages["evidence.md"])
     linked = _unit_links()
     for path, text in tree.pages.items():
@@ -132,6 +133,15 @@ def _scripts() -> str:
         f"\n## {path.name}\n\n```python\n{path.read_text(encoding='utf-8').rstrip()}\n```\n"
         for path in sorted((ROOT / "examples").glob("*.py"))
     )
+
+
+def with_all_guides(pages: dict[str, str]) -> str:
+    """Return the front page, whose list of guides has every page of ``docs`` that no list of it names."""
+    front = pages["index.md"]
+    named = set(re.findall(r"^[\w/-]+$", front, re.MULTILINE))
+    others = [path.removesuffix(".md") for path in pages if "/" not in path and path != "index.md"]
+    head, mark, rest = front.partition(":caption: Guide\n\n")
+    return "".join([head, mark, *(f"{name}\n" for name in sorted(others) if name not in named), rest])
 
 
 def _with_interactive(text: str) -> str:

@@ -60,6 +60,12 @@ def test_every_page_is_reached_from_the_front(pages):
     assert seen == set(pages.pages)
 
 
+def test_a_new_page_is_listed_among_the_guides():
+    front = "# A\n\n```{toctree}\n:caption: Answers\n\nold\n```\n\n```{toctree}\n:caption: Guide\n\nb\n```\n"
+    made = tree.with_all_guides({"index.md": front, "old.md": "", "b.md": "", "new.md": "", "sub/c.md": ""})
+    assert made == front.replace("Guide\n\nb", "Guide\n\nnew\nb")
+
+
 def test_programs_find_every_page_and_read_no_directives(pages):
     listed = site.llms(pages)
     for path, text in pages.pages.items():
