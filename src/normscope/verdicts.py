@@ -176,9 +176,8 @@ def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
     Raises:
         StoreError: The page cannot be written, or a picture of the file is damaged.
     """
-    installed = {study.CODE: study for study in studies.all()}
-    pages = {slug: installed[slug].page() for slug in (study.slug for study in evidence.studies) if slug in installed}
     kept = evidence.studies
+    pages = {study.CODE: study.page() for study in studies.all() if study.CODE in {each.slug for each in kept}}
     return write(
         path,
         title=_TITLE,
@@ -236,6 +235,7 @@ def section_of(judged: Judged) -> Section:
         command=judged.command,
         topic=study.TOPIC,
         texts=studies.texts().judged_by(study.CODE),
+        address=study.address(),
     )
 
 

@@ -32,7 +32,7 @@ class ActivationDistribution(AbstractProbe):
 
     ## Measures
     For each site, over all elements of its output in the user's own forward pass (batch, channels, positions):
-    ``mean``, ``std`` (of the population, divisor :math:`n`), and the percentiles ``p15``, ``p50``, ``p85`` by linear
+    ``mean``, ``std`` (of the population, divisor $n$), and the percentiles ``p15``, ``p50``, ``p85`` by linear
     interpolation. The output of a norm or of a linear or convolutional layer is a pre-activation: the input of
     the following non-linearity. A site that is called several times is pooled over its calls.
 

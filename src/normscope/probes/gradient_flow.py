@@ -34,19 +34,19 @@ class GradientFlow(AbstractProbe):
     ## Measures
     From the user's own pass, for each layer that bears weight (Linear, Conv, ...):
 
-    - ``norm``: :math:`\lVert \partial L / \partial W_l \rVert_2` over the layer's own parameters, as the backward pass
+    - ``norm``: $\lVert \partial L / \partial W_l \rVert_2$ over the layer's own parameters, as the backward pass
       ends and before anything clips it: averaged over the processes that train together, without loss scale, and of the
       last backward pass before the parameters change, so that micro-batches add up. Where an optimizer evaluates a
       closure several times (LBFGS) it is the first evaluation's. Where no backward pass writes ``.grad``, it is read
       right before the update;
     - ``norm_at_update``: the same as the optimizer was handed it, only where that differs: after clipping;
-    - ``output_norm``: root mean square of :math:`\partial L / \partial h_l` over all elements of the layer's output
-      :math:`h_l`, its pre-activation; over all of its calls if it is called several times.
+    - ``output_norm``: root mean square of $\partial L / \partial h_l$ over all elements of the layer's output
+      $h_l$, its pre-activation; over all of its calls if it is called several times.
 
-    For the whole model, ``growth``: :math:`\lambda = \exp(-b)`, with :math:`b` the least-squares slope of the log mean
-    square of :math:`\partial L / \partial h_l` on the layer index :math:`l`: the factor by which the squared gradient
+    For the whole model, ``growth``: $\lambda = \exp(-b)$, with $b$ the least-squares slope of the log mean
+    square of $\partial L / \partial h_l$ on the layer index $l$: the factor by which the squared gradient
     grows per layer on its way to the input. Layers are counted in the order of their first use. For batch norm and
-    ReLU, Gaussian weights and a large batch it is :math:`\pi/(\pi-1) = 1.467` at initialization.
+    ReLU, Gaussian weights and a large batch it is $\pi/(\pi-1) = 1.467$ at initialization.
 
     Only where layers differ in them, for each layer: ``output_width``, the elements of its output at a position
     (features of a linear layer, channels of a convolution), and ``output_positions``, the number of positions as a

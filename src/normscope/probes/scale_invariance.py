@@ -48,21 +48,21 @@ class ScaleInvariance(AbstractProbe):
     r"""Radial gradient, effective learning rate, rotation and norm equilibrium of normalized weights.
 
     ## Measures
-    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient as the
-    backward pass ends, before clipping and without loss scale, :math:`\eta` and :math:`\lambda` the learning rate and
-    weight decay of its parameter group and :math:`\Delta w` the change it really got. If the loss does not depend on
+    For each weight $w$ whose layer's output goes straight into a norm, with $g$ its gradient as the
+    backward pass ends, before clipping and without loss scale, $\eta$ and $\lambda$ the learning rate and
+    weight decay of its parameter group and $\Delta w$ the change it really got. If the loss does not depend on
     the length of w:
 
-    - ``radial_cosine``: :math:`\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)`, 0 but for :math:`\epsilon`;
+    - ``radial_cosine``: $\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)$, 0 but for $\epsilon$;
       and before batch or instance norm ``unit_radial_cosine``, the largest size of the same over output units;
-    - ``weight_norm`` :math:`\lVert w\rVert` and ``effective_lr``: :math:`\eta/\lVert w\rVert^2`;
+    - ``weight_norm`` $\lVert w\rVert$ and ``effective_lr``: $\eta/\lVert w\rVert^2$;
     - ``angle``: the angle in radians between w before and after the update;
-    - ``norm_growth``: :math:`(\lVert w + \Delta w\rVert^2 - \lVert w\rVert^2) / \lVert \Delta w\rVert^2`, 1 where the
+    - ``norm_growth``: $(\lVert w + \Delta w\rVert^2 - \lVert w\rVert^2) / \lVert \Delta w\rVert^2$, 1 where the
       update is orthogonal to the weight (Pythagoras: plain SGD), less with weight decay, any value with momentum;
-    - with plain SGD (momentum :math:`\alpha`, no Nesterov) and :math:`\lambda > 0`, ``equilibrium_ratio``:
-      :math:`\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}` with :math:`\hat G = \lVert g\rVert^2
-      \lVert w\rVert^2` of the gradient that the optimizer was handed, after clipping; and ``angle_ratio``: the angle
-      over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
+    - with plain SGD (momentum $\alpha$, no Nesterov) and $\lambda > 0$, ``equilibrium_ratio``:
+      $\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}$ with $\hat G = \lVert g\rVert^2
+      \lVert w\rVert^2$ of the gradient that the optimizer was handed, after clipping; and ``angle_ratio``: the angle
+      over $\sqrt{2\eta\lambda/(1+\alpha)}$; both tend to 1.
 
     ## Cost
     A copy of the weights, shared with other probes, and a few reductions of their size; none of activations.
@@ -70,8 +70,8 @@ class ScaleInvariance(AbstractProbe):
     ## Reads wrongly when
     Layer and norm are joined by something else than a call: a functional norm, a view between. Name such layers in
     ``sites``; any layer may be named, also to see that its weight is not invariant. After a norm in eval mode the
-    cosine is not 0. :math:`\hat G` is of one step: average the ratio over steps. The equilibrium holds for small
-    :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a constant learning rate.
+    cosine is not 0. $\hat G$ is of one step: average the ratio over steps. The equilibrium holds for small
+    $\eta\lambda$, after more than $1/(4\eta\lambda)$ steps at a constant learning rate.
 
     Args:
         sites: Qualified names of layers; the layers whose output is the input of a norm if None.
