@@ -22,8 +22,8 @@ from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.probes import Recorder
 from normscope.records.numbers import counted
+from normscope.running import one_thread
 from normscope.stats.decide import FEWEST_SEEDS
-from normscope.studies.workers import one_thread
 from normscope.usercode import users_code
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

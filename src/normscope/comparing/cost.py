@@ -14,7 +14,7 @@ from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import Settings, settings_kept
 from normscope.records import Record, files
-from normscope.studies.workers import one_thread
+from normscope.running import one_thread
 from normscope.usercode import users_code
 
 _FILE = "cost.json"

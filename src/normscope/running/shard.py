@@ -1,0 +1,87 @@
+"""A share of a run: several invocations of one command on one folder, each of which runs its own cells."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from normscope._errors import NormscopeError, UsageError
+from normscope.records import Cell, Store
+from normscope.records.numbers import counted
+
+T = TypeVar("T")
+
+
+class IncompleteRunError(NormscopeError):
+    """A shard has run its cells, but cells of other shards are missing, so nothing is judged yet.
+
+    Attributes:
+        shard: The shard, as ``2/3``.
+        ran: Number of its cells, all complete.
+        complete: Number of complete cells of the run.
+        total: Number of cells of the run.
+    """
+
+    def __init__(self, shard: str, ran: int, complete: int, total: int) -> None:
+        super().__init__(
+            f"shard {shard} has run its {counted(ran, 'cell')}; {complete} of {total} cells are complete: the run is "
+            "judged when all are"
+        )
+        self.shard, self.ran, self.complete, self.total = shard, ran, complete, total
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which share of a run an invocation computes.
+
+    Attributes:
+        index: Which share, from 1.
+        count: How many shares there are.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def of(cls, words: "str | Shard | None") -> "Shard":
+        """Read ``"2/3"``; None is the whole run.
+
+        Raises:
+            UsageError: The words are no share.
+        """
+        if isinstance(words, Shard):
+            return words
+        if words is None:
+            return cls(1, 1)
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(words).strip())
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UsageError(f"--shard is K/N with K from 1 to N, such as 2/3; got {str(words)!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def share(self, groups: Sequence[T]) -> list[T]:
+        """Return the groups of this share.
+
+        Args:
+            groups: All groups of the run, complete or not, in an order that every shard lists alike: so shares never
+                overlap, whatever is complete when a shard looks.
+        """
+        return list(groups[self.index - 1 :: self.count])
+
+    def require_all(self, mine: Sequence[Sequence[Cell]], wanted: Sequence[Cell], store: Store) -> None:
+        """Refuse to go on while cells of other shares are missing.
+
+        Args:
+            mine: The groups of this share, all complete.
+            wanted: The cells of the run.
+            store: Its records.
+
+        Raises:
+            IncompleteRunError: Cells are missing.
+        """
+        done = store.completed()
+        complete = sum(cell.id in done for cell in wanted)
+        if complete < len(wanted):
+            raise IncompleteRunError(str(self), sum(map(len, mine)), complete, len(wanted))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
