@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Store, Verdict, provenance
+from normscope.records.places import Folder, place_of
 from normscope.running import Executor, Shard, Work, executor_of, opened
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.cells import Done, Source, groups_of, name_of, own_code, run_group
@@ -166,7 +167,7 @@ def run(
         store = Store.create(Path(out) / study.CODE, _config(study, preset, data, dataset, device, level))
         source = Source(data, dataset.fingerprint(), dataset if where.remote else None)
         doing = functools.partial(run_group, study, source, device)
-        work = Work(doing, name_of, folder=store.path)
+        work = Work(doing, name_of, folder=store.path if isinstance(store.place, Folder) else None)
         look = _Look(Run(study, store), preset, dataset, device, where, work, shard, progress)
         verdict = look.at(seeds)
         if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
@@ -279,10 +280,7 @@ def refuse(
     Shard.of(shard)
     executor_of(executor, workers, device)
     load_data(data)
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make {out}: {error.strerror}; choose another folder") from None
+    place_of(out).prepare("--out")
 
 
 def config_of(store: Store, *, required: bool = True) -> Mapping[str, Any]:
