@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from normscope._errors import UsageError
 from normscope.comparing.arms import Arm
 from normscope.comparing.plan import Plan, Progress
 from normscope.comparing.reading import CODE
@@ -12,8 +13,9 @@ from normscope.comparing.training import run_cell
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.records import Cell, Record, Store
+from normscope.records.places import Folder
+from normscope.running import Executor, LocalExecutor, Shard, Work, one_thread
 from normscope.stats.decide import FEWEST_SEEDS
-from normscope.studies.workers import in_processes, one_thread
 
 _LAST = 0.05  # of a budget is left for the page and for what was not foreseen
 
@@ -56,16 +58,63 @@ def cells_of(arms: Sequence[Arm], plan: Plan) -> list[Cell]:
     ]
 
 
+@dataclass(frozen=True)
+class Engine:
+    """Where the cells of a comparison are run, and which of them.
+
+    Attributes:
+        executor: Where.
+        gpus: GPUs that a cell needs.
+        shard: The share of the cells that is run here; None for all.
+    """
+
+    executor: Executor
+    gpus: int = 0
+    shard: Shard | None = None
+
+    @classmethod
+    def of(cls, executor: Executor, shard: Shard | None, *, on_cpu: bool) -> "Engine":
+        """Return the engine of a comparison; without a cluster, cells on an accelerator are run one after the other.
+
+        Args:
+            executor: Where cells are run.
+            shard: The share of them.
+            on_cpu: Whether all models are on the CPU.
+        """
+        if not on_cpu and isinstance(executor, LocalExecutor) and not executor.remote:
+            executor = LocalExecutor(1)
+        return cls(executor, 0 if on_cpu else 1, shard)
+
+
+def share_of(shard: str | Shard | None, budget: float | None) -> Shard | None:
+    """Return the share of the cells that is run, None for all.
+
+    Raises:
+        UsageError: The words are no share; or there is a budget, which each share would spend on other seeds and steps.
+    """
+    if shard is None:
+        return None
+    if budget is not None:
+        raise UsageError(
+            "--shard goes without --budget: a budget chooses seeds and steps by the time that they take, so the shares "
+            "would be of different runs; choose --seeds and --steps instead"
+        )
+    return Shard.of(shard)
+
+
 def run_seeds(
-    store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None, clock: Clock
+    store: Store, arms: Sequence[Arm], plan: Plan, engine: Engine, progress: Progress | None, clock: Clock
 ) -> int:
     """Run all cells; where time is limited, seed by seed as long as it lasts, but at least as many as words take.
 
     Returns:
         How many seeds there are.
+
+    Raises:
+        IncompleteRunError: Cells of other shards are missing.
     """
     if clock.budget is None:
-        run_cells(store, arms, plan, workers, progress)
+        run_cells(store, arms, plan, engine, progress)
         return plan.seeds
     cells, longest = cells_of(arms, plan), 0.0
     for seed in range(plan.seeds):
@@ -74,17 +123,21 @@ def run_seeds(
         if not complete and seed >= FEWEST_SEEDS and not clock.allows(seed, longest):
             return seed
         began = time.perf_counter()
-        _run(store, arms, plan, wanted, workers, progress, (seed * len(wanted), len(cells)))
+        _run(store, arms, plan, wanted, engine, progress, (seed * len(wanted), len(cells)))
         if not complete:
             took = time.perf_counter() - began
             longest = took if seed <= 1 else max(longest, took)  # processes have started in the first
     return plan.seeds
 
 
-def run_cells(store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None) -> None:
-    """Run the cells that are not complete, in whatever order."""
+def run_cells(store: Store, arms: Sequence[Arm], plan: Plan, engine: Engine, progress: Progress | None) -> None:
+    """Run the cells that are not complete, in whatever order.
+
+    Raises:
+        IncompleteRunError: Cells of other shards are missing.
+    """
     cells = cells_of(arms, plan)
-    _run(store, arms, plan, cells, workers, progress, (0, len(cells)))
+    _run(store, arms, plan, cells, engine, progress, (0, len(cells)))
 
 
 def _run(
@@ -92,23 +145,31 @@ def _run(
     arms: Sequence[Arm],
     plan: Plan,
     cells: Sequence[Cell],
-    workers: int,
+    engine: Engine,
     progress: Progress | None,
     place: tuple[int, int],
 ) -> None:
     """Run cells; ``place`` says how many were complete before these, and how many there are in all."""
     before, total = place
     done = store.completed()
-    pending = [cell for cell in cells if cell.id not in done]
-    ready = before + len(cells) - len(pending)
+    mine = list(cells) if engine.shard is None else engine.shard.share(cells)
+    pending = [cell for cell in mine if cell.id not in done]
+    ready = before + sum(cell.id in done for cell in cells)
     if progress is not None:
         progress("training runs", ready, total)
-    by_name = {arm.name: arm for arm in arms}
-    for cell, records, seconds in in_processes(functools.partial(_work, by_name, plan), pending, workers):
+    doing = functools.partial(_work, {arm.name: arm for arm in arms}, plan)
+    work = Work(doing, _name_of, folder=store.path if isinstance(store.place, Folder) else None)
+    for cell, records, seconds in engine.executor.run(work, pending, gpus=engine.gpus):
         store.write_cell(cell, records, wall_s=seconds)
         ready += 1
         if progress is not None:
             progress("training runs", ready, total)
+    if engine.shard is not None:
+        engine.shard.require_all([[cell] for cell in mine], cells, store)
+
+
+def _name_of(cell: Cell) -> str:
+    return f"arm {cell.arm!r}, seed {cell.seed}, rate {cell.point['rate']:g}"
 
 
 def _work(arms: Mapping[str, Arm], plan: Plan, cell: Cell) -> tuple[Cell, list[Record], float]:

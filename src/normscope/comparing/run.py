@@ -15,7 +15,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
-from normscope.comparing.cells import Clock, run_cells, run_seeds
+from normscope.comparing.cells import Clock, Engine, run_cells, run_seeds, share_of
 from normscope.comparing.comparison import Comparison
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
@@ -29,7 +29,7 @@ from normscope.modules.settings import settings_kept
 from normscope.records import Store, provenance
 from normscope.records.json import canonical_form
 from normscope.records.places import place_of
-from normscope.studies.workers import one_thread, worker_count
+from normscope.running import Executor, Shard, connected, one_thread, worker_count
 
 Source = str | Callable[..., Any]
 
@@ -51,12 +51,15 @@ def compare(
     out: str | Path = "runs/compare",
     fresh: bool = False,
     workers: int | None = None,
+    executor: str | Executor | None = None,
+    shard: str | Shard | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare a network with its norms and without them, or with others, seed by seed, in the user's own training.
 
     Every arm of a seed begins from the same weights and sees the same batches. An interrupted run is taken up where it
-    stopped; its records are the same, bit for bit, and do not depend on ``workers``.
+    stopped; its records are the same, bit for bit, and do not depend on ``workers``, ``executor`` and
+    ``shard``.
 
     Args:
         source: A function that makes the training set-up anew at each call and returns what ``check`` takes, or
@@ -74,6 +77,8 @@ def compare(
         out: Folder of the run. A run of the same configuration there is continued.
         fresh: Whether a comparison of another configuration that lies in the folder is deleted.
         workers: Processes; None for one per core (one in all where the model is on an accelerator).
+        executor: Where cells are run, as ``normscope.studies.run`` takes it. The records are the same.
+        shard: ``"2/3"`` runs the second of three shares of the cells; it goes without a budget.
         progress: Called with what is done, how much of it is done, and how much there is.
 
     Returns:
@@ -82,21 +87,23 @@ def compare(
     Raises:
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
         StoreError: The folder cannot be written, or holds a run of another configuration.
+        IncompleteRunError: The shard has run its cells, but cells of other shards are missing.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
-    workers = worker_count(workers)
-    with _apart(made):
+    share = share_of(shard, wish.budget)
+    with connected(executor, workers) as where, _apart(made):
         seen = foresee(made)
-        workers = workers if seen.on_cpu else 1
+        engine = Engine.of(where, share, on_cpu=seen.on_cpu)
+        workers = worker_count(workers) if seen.on_cpu or where.remote else 1
         config = _configuration(seen, plan, wish)
         plan = _known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
         notes = [*seen.notes, *plan.left_out]
         store = opened(Path(out), config | _chosen(plan, wish, seen.reports, notes), fresh=fresh)
         for note in notes:
             warnings.warn(note, ComparisonWarning, stacklevel=2)
-        return _run_all(store, seen.arms, plan, workers, progress, Clock(began, wish.budget))
+        return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
 
 
 @contextmanager
@@ -117,15 +124,15 @@ def _apart(arms: Sequence[Arm]) -> Iterator[None]:
 
 
 def _run_all(
-    store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None, clock: Clock
+    store: Store, arms: Sequence[Arm], plan: Plan, engine: Engine, progress: Progress | None, clock: Clock
 ) -> Comparison:
     """Run the arms, then the arm that they turn out to need, then time a step of each."""
     if _may_need_rescue(arms):
         clock = replace(clock, rescue=1 / len(arms))
-    plan = replace(plan, seeds=run_seeds(store, arms, plan, workers, progress, clock))
+    plan = replace(plan, seeds=run_seeds(store, arms, plan, engine, progress, clock))
     if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
         arms = (*arms, rescued)
-        run_cells(store, [rescued], plan, workers, progress)
+        run_cells(store, [rescued], plan, engine, progress)
     if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))
     return Comparison(store, seeds=plan.seeds)

@@ -1,6 +1,6 @@
-"""Where the cells of a run are computed: processes of this machine, Ray, SLURM, or several invocations of one command."""
+"""Where the cells of a run are computed: processes of this machine, Ray, SLURM, or several calls of one command."""
 
-from normscope.running.executor import Executor as Executor, executor_of as executor_of, opened as opened
+from normscope.running.executor import Executor as Executor, connected as connected, executor_of as executor_of
 from normscope.running.local import LocalExecutor as LocalExecutor
 from normscope.running.on_ray import RayExecutor as RayExecutor
 from normscope.running.on_slurm import SlurmExecutor as SlurmExecutor

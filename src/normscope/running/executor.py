@@ -73,9 +73,7 @@ def executor_of(given: "str | Executor | None", workers: int | None = None, devi
 
 
 @contextmanager
-def opened(
-    given: "str | Executor | None", workers: int | None = None, device: str = "cpu"
-) -> Iterator[Executor]:
+def connected(given: "str | Executor | None", workers: int | None = None, device: str = "cpu") -> Iterator[Executor]:
     """Yield the executor that a user names, with one connection for all that is run in the block.
 
     Args:

@@ -111,9 +111,7 @@ def _over_processes(work: Work[Task, Result], tasks: Sequence[Task], workers: in
         raise describe_deaths(killed, "fewer --workers leave more memory to each")
 
 
-def _pool(
-    work: Work[Task, Result], tasks: dict[int, Task], workers: int, begun: Path
-) -> Iterator[tuple[int, Result]]:
+def _pool(work: Work[Task, Result], tasks: dict[int, Task], workers: int, begun: Path) -> Iterator[tuple[int, Result]]:
     """Do numbered tasks over processes.
 
     Args:

@@ -95,7 +95,7 @@ class RayExecutor:
 class _Place(NamedTuple):
     """A task under way: its number, and how often a worker has died at it."""
 
-    index: int
+    number: int
     deaths: int = 0
 
 
@@ -122,7 +122,7 @@ class _Flight:
             while waiting or self._under_way:
                 while waiting and len(self._under_way) < most:
                     place = waiting.popleft()
-                    reference = self._remote.remote(self._sealed, pickling.dumps(self._tasks[place.index]))
+                    reference = self._remote.remote(self._sealed, pickling.dumps(self._tasks[place.number]))
                     self._under_way[reference] = place
                 (done,), _ = self._ray.wait(list(self._under_way), num_returns=1)
                 place = self._under_way.pop(done)
@@ -146,11 +146,13 @@ class _Flight:
             return [place]
         if isinstance(error, lost.WorkerCrashedError | lost.OutOfMemoryError):
             if place.deaths == 0:
-                return [_Place(place.index, 1)]
-            self._killed.append(self._work.names(self._tasks[place.index]))
+                return [_Place(place.number, 1)]
+            self._killed.append(self._work.names(self._tasks[place.number]))
             return []
         if "No module named 'normscope" in str(error):
-            raise UsageError("the workers of the Ray cluster lack this version of normscope: install it there") from error
+            raise UsageError(
+                "the workers of the Ray cluster lack this version of normscope: install it there"
+            ) from error
         raise UsageError(f"Ray failed: {described(error)}") from error
 
 

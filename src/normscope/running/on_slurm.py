@@ -112,9 +112,7 @@ class SlurmExecutor:
 class _Jobs:
     """The tasks of one call of `run`: some wait, some are jobs."""
 
-    def __init__(
-        self, executor: Any, sealed: Sealed, work: Work[Any, Any], tasks: Sequence[Any], most: int
-    ) -> None:
+    def __init__(self, executor: Any, sealed: Sealed, work: Work[Any, Any], tasks: Sequence[Any], most: int) -> None:
         self._executor, self._sealed, self._work, self._tasks, self._most = executor, sealed, work, tasks, most
         self._jobs: dict[int, Any] = {}  # by the number of the task
         self._lost: set[int] = set()

@@ -29,8 +29,8 @@ def dumps(value: object) -> bytes:
         found: bytes = _cloudpickle().dumps(value)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"the work cannot be sent to other machines ({described(error)}): leave out what cannot be pickled, or give "
-            "a factory by its path, such as train.py:make_case"
+            f"the work cannot be sent to other machines ({described(error)}): leave out what cannot be pickled, or "
+            "give a factory by its path, such as train.py:make_case"
         ) from error
     return found
 

@@ -20,14 +20,18 @@ class IncompleteRunError(NormscopeError):
         ran: Number of its cells, all complete.
         complete: Number of complete cells of the run.
         total: Number of cells of the run.
+        failed: Number of studies beside it that failed.
     """
 
-    def __init__(self, shard: str, ran: int, complete: int, total: int) -> None:
-        super().__init__(
-            f"shard {shard} has run its {counted(ran, 'cell')}; {complete} of {total} cells are complete: the run is "
-            "judged when all are"
-        )
-        self.shard, self.ran, self.complete, self.total = shard, ran, complete, total
+    def __init__(self, shard: str, ran: int, complete: int, total: int, failed: int = 0) -> None:
+        super().__init__(f"shard {shard} has run its {counted(ran, 'cell')}; {complete} of {total} cells are complete")
+        self.shard, self.ran, self.complete, self.total, self.failed = shard, ran, complete, total, failed
+
+    @classmethod
+    def together(cls, errors: "Sequence[IncompleteRunError]", failed: int) -> "IncompleteRunError":
+        """Return the error of several studies that are incomplete, beside some that failed."""
+        ran, complete, total = (sum(getattr(each, name) for each in errors) for name in ("ran", "complete", "total"))
+        return cls(errors[0].shard, ran, complete, total, failed)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from normscope.studies.contrast import Contrast as Contrast, Reading as Reading
 from normscope.studies.evidence import Arrivals as Arrivals, Evidence as Evidence, typical as typical
 from normscope.studies.experiment import Progress as Progress, presets as presets
 from normscope.studies.find import all as all, from_file as from_file, get as get, load as load, run as run
+from normscope.studies.looks import Looks as Looks
 from normscope.studies.quantity import (
     Best as Best,
     Quantity as Quantity,

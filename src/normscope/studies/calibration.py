@@ -11,7 +11,7 @@ import polars as pl
 
 from normscope._errors import UsageError
 from normscope.records import Outcome, Verdict
-from normscope.running import Executor, Work, opened
+from normscope.running import Executor, Work, connected
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL, adjust, slope_per_seed
 from normscope.studies.contrast import Contrast, Reading
 from normscope.studies.evidence import Arrivals, Evidence, Floats
@@ -122,7 +122,7 @@ def calibrate(
     work = Work(functools.partial(_simulated, studies, seed), _name_of)
     tasks = list(enumerate(cases))
     said: dict[int, Counter[str]] = {}
-    with opened(executor) as where:
+    with connected(executor) as where:
         results = map(work, tasks) if executor is None else where.run(work, tasks)
         for done, (rule, noise, n, truth) in enumerate(cases):
             if progress is not None:

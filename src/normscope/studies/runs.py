@@ -10,7 +10,7 @@ from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Store, Verdict, provenance
 from normscope.records.places import Folder, place_of
-from normscope.running import Executor, Shard, Work, executor_of, opened
+from normscope.running import Executor, Shard, Work, connected, executor_of
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.cells import Done, Source, groups_of, name_of, own_code, run_group
 from normscope.studies.evidence import Evidence
@@ -126,9 +126,9 @@ def run(
 ) -> Verdict:
     """Run a study, or what of it is not yet complete, and judge it.
 
-    The records are the same, bit for bit, whatever ``workers``, ``executor``, ``shard`` and ``seeds`` are and however often the run was
-    interrupted. Where a study trains several seeds at once, it trains seeds 0 to 4, 5 to 9 and so on, though fewer were
-    asked for, and what was not is not kept; records differ from those of a seed alone by rounding.
+    The records are the same, bit for bit, whatever ``workers``, ``executor``, ``shard`` and ``seeds`` are and however
+    often the run was interrupted. Where a study trains several seeds at once, it trains seeds 0 to 4, 5 to 9 and so on,
+    though fewer were asked for, and what was not is not kept; records differ from those of a seed alone by rounding.
 
     Args:
         study: The study.
@@ -159,11 +159,11 @@ def run(
     """
     from normscope.studies.lab.data import load as load_data
 
-    options = {"out": out, "seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
-    refuse([study], **options, executor=executor, shard=shard)
+    options: dict[str, Any] = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
+    refuse([study], out=out, executor=executor, shard=shard, **options)
     dataset = load_data(data)
     level = TWO_LOOKS_LEVEL if extend else LEVEL
-    with opened(executor, workers, device) as where:
+    with connected(executor, workers, device) as where:
         store = Store.create(Path(out) / study.CODE, _config(study, preset, data, dataset, device, level))
         source = Source(data, dataset.fingerprint(), dataset if where.remote else None)
         doing = functools.partial(run_group, study, source, device)
@@ -205,7 +205,7 @@ class _Look:
     dataset: "Dataset"
     device: str
     executor: Executor
-    work: Work[list[Cell], list[Done]]
+    work: Work[Sequence[Cell], list[Done]]
     shard: str | Shard | None
     progress: Progress | None
 
