@@ -18,6 +18,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _ARRAY = 1000  # tasks of an array: SLURM takes 1001 unless its administrator has set MaxArraySize
+_ARRIVES_IN = 15.0  # seconds in which a result appears on a slow file system after its job has ended
 _PAUSE = 1.0  # seconds between two looks at the jobs: each look asks the shared file system
 
 
@@ -115,6 +116,7 @@ class _Jobs:
     def __init__(self, executor: Any, sealed: Sealed, work: Work[Any, Any], tasks: Sequence[Any], most: int) -> None:
         self._executor, self._sealed, self._work, self._tasks, self._most = executor, sealed, work, tasks, most
         self._jobs: dict[int, Any] = {}  # by the number of the task
+        self._ended: dict[int, float] = {}  # since when a job has ended without a result
         self._lost: set[int] = set()
         self._killed: list[str] = []
 
@@ -127,14 +129,11 @@ class _Jobs:
                     self._submit([waiting.popleft() for _ in range(min(len(waiting), self._most - len(self._jobs)))])
                 done = [index for index, job in self._jobs.items() if job.done()]
                 for index in done:
-                    job = self._jobs.pop(index)
-                    try:
-                        result = job.result()
-                    except Exception as error:
-                        waiting.extend(self._again(index, error))
-                    else:
-                        yield result_of(result)
-                if not done:
+                    if self._jobs[index].paths.result_pickle.exists():
+                        yield self._result(self._jobs.pop(index))
+                    elif time.monotonic() - self._ended.setdefault(index, time.monotonic()) > _ARRIVES_IN:
+                        waiting.extend(self._again(index))
+                if not done or self._ended:
                     time.sleep(_PAUSE)
         finally:
             self._cancel()
@@ -149,10 +148,16 @@ class _Jobs:
             raise UsageError(f"cannot submit jobs to SLURM: {described(error)}") from error
         self._jobs |= dict(zip(indices, jobs, strict=True))
 
-    def _again(self, index: int, error: Exception) -> list[int]:
-        """Return the task for another try, or note that it is given up."""
-        if isinstance(error, _submitit().core.utils.FailedJobError):  # the work's own exceptions come as results
+    def _result(self, job: Any) -> Any:
+        try:
+            given = job.result()
+        except Exception as error:  # not of the work: its exceptions come as results
             raise UsageError(f"a job of SLURM cannot do the work: {_last_line(error)}") from error
+        return result_of(given)
+
+    def _again(self, index: int) -> list[int]:
+        """Return a task whose job is lost for another try, or note that it is given up."""
+        del self._jobs[index], self._ended[index]
         if index in self._lost:
             self._killed.append(self._work.names(self._tasks[index]))
             return []
