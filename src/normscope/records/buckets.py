@@ -1,6 +1,7 @@
 """A prefix in a bucket as the place of a run, by obstore: S3, Google Cloud Storage, Azure."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -133,19 +134,28 @@ class Bucket(Place):
             FileNotFoundError: There is no such file.
             StoreError: Anything else.
         """
-        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+        from obstore.exceptions import BaseError
 
         try:
             return ask()
-        except (PermissionDeniedError, UnauthenticatedError):
-            raise StoreError(
-                f"{self.url} refuses: its credentials must allow to list, read, write and delete "
-                f"({_CREDENTIALS[self._scheme]})"
-            ) from None
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error) or "bucket does not exist" in str(error).lower():
+        except (BaseError, OSError, ValueError) as error:  # a file that is not there is an OSError
+            text = str(error)
+            if "NoSuchBucket" in text:
                 raise StoreError(f"{self.url}: there is no such bucket; make it first") from None
-            raise
-        except (BaseError, OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0][:200]
-            raise StoreError(f"{self.url} cannot be reached: {reason}") from None
+            if isinstance(error, FileNotFoundError):
+                raise
+            if re.search(r"status code: 40[13]|Unauthenticated|PermissionDenied", text):
+                raise StoreError(
+                    f"{self.url} refuses: its credentials must allow to list, read, write and delete "
+                    f"({_CREDENTIALS[self._scheme]})"
+                ) from None
+            raise StoreError(f"{self.url} cannot be reached: {_reason(text)}") from None
+
+
+def _reason(text: str) -> str:
+    """Return in a few words why a bucket was not reached, out of an error that repeats the request."""
+    if status := re.search(r"status code: (\d+ [A-Za-z ]+)", text):
+        return f"its server answers {status[1].strip()}"
+    if server := re.search(r"https?://[^/\s]+", text):
+        return f"no answer from {server[0]}"
+    return text.partition("\n")[0][:200]

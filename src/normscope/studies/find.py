@@ -13,7 +13,7 @@ from typing import Any
 from normscope._errors import StoreError, UsageError
 from normscope._unit import discover, near
 from normscope.records import Store, Verdict
-from normscope.records.places import place_of
+from normscope.records.addresses import place_of
 from normscope.running import register_by_value
 from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Store, Verdict, provenance
-from normscope.records.places import Folder, place_of
+from normscope.records.addresses import place_of
+from normscope.records.places import Folder
 from normscope.running import Executor, Shard, Work, connected, executor_of
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.cells import Done, Source, groups_of, name_of, own_code, run_group
