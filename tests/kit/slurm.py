@@ -17,8 +17,8 @@ if "refused" in text:
 array = re.search(r"--array=0-(\d+)", text)
 for index in range(int(array[1]) + 1) if array else [None]:
     job = str(number) if index is None else f"{number}_{index}"
-    names = {"SLURM_JOB_ID": job.replace("_", "0"), "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
-    names |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "node1"}
+    names = {"SLURM_JOB_ID": job.replace("_", "0"), "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}
+    names |= {"SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "node1"}
     if index is not None:
         names |= {"SLURM_ARRAY_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": str(index)}
     else:

@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
-from normscope._errors import UsageError
+from kit import runner_studies
+from normscope._errors import DataError, UsageError
+from normscope.comparing.cells import Engine
 from normscope.running import LocalExecutor, RayExecutor, SlurmExecutor, executor_of
 
 
@@ -65,7 +67,10 @@ def test_a_number_of_workers_below_1_is_refused_everywhere(words, monkeypatch):
     ("words", "says"),
     [
         ("slurm:cluster=local,partiton=long", "no option 'partiton'"),
-        ("slurm:cluster=local,timeout_min=an hour", "timeout_min of the executor slurm is a whole number, not 'an hour'"),
+        (
+            "slurm:cluster=local,timeout_min=an hour",
+            "timeout_min of the executor slurm is a whole number, not 'an hour'",
+        ),
         ("slurm:cluster=local,mem_gb=much", "mem_gb of the executor slurm is a number, not 'much'"),
         ("slurm:cluster=local,qos", "KEY=VALUE"),
         ("slurm:cluster=cloud", "is slurm or local, not 'cloud'"),
@@ -95,3 +100,32 @@ def test_a_device_that_is_not_here_is_refused_only_where_the_work_is_done_here(m
         executor_of("local", 1, "no-such-device")
     monkeypatch.setitem(sys.modules, "ray", sys)
     assert executor_of("ray", None, "no-such-device").remote
+
+
+class Counting:
+    """An executor of the user's own on other machines: it notes what it is asked for."""
+
+    remote = True
+
+    def __init__(self):
+        self.gpus = []
+
+    def run(self, work, tasks, *, gpus=0):
+        self.gpus.append(gpus)
+        yield from ()
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", 0), ("cuda", 1)])
+def test_a_cell_of_a_study_on_a_gpu_asks_for_one_though_this_machine_has_none(device, gpus, tmp_path):
+    executor = Counting()
+    with pytest.raises(DataError, match="no seed is complete"):  # the executor runs nothing
+        runner_studies.Null().run(out=tmp_path, seeds=1, device=device, executor=executor)
+    assert executor.gpus == [gpus]
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_cell_of_a_comparison_on_an_accelerator_asks_for_one(on_cpu):
+    engine = Engine(Counting(), None, 3).on(on_cpu)
+    assert (engine.gpus, engine.workers) == (int(not on_cpu), 3)
+    here = Engine(LocalExecutor(3), None, 3).on(on_cpu)
+    assert here.workers == (3 if on_cpu else 1)  # cells of one machine share its accelerator one after the other

@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 from kit.executed import COMPARISON, paths, records, write_factory, write_own
 from normscope import cli, compare, studies
 from normscope._errors import UsageError
+from normscope.records.files import alive
 from normscope.running import RayExecutor
 
 ray = pytest.importorskip("ray")
@@ -74,7 +75,7 @@ def test_only_the_cells_of_a_killed_node_run_again_and_the_records_are_the_same(
         killed = nodes[0]
         lost = {cell: int(pid) for cell, node, pid in begun() if node == killed.node_id}
         cluster.remove_node(killed, allow_graceful=False)
-        while any(Path(f"/proc/{pid}").exists() for pid in lost.values()):  # a worker ends soon after its node
+        while any(map(alive, lost.values())):  # a worker ends soon after its node
             assert time.monotonic() < limit, "the worker outlives its node"
             time.sleep(0.1)
     finally:
@@ -183,7 +184,7 @@ def test_an_interrupt_ends_the_command_and_the_ray_that_it_started(tmp_path):
         assert process.returncode == 130
         assert said[1].splitlines() == ["normscope: interrupted; run the same command again to go on where it stopped"]
         limit = time.monotonic() + 60
-        while left := [pid for pid in below if Path(f"/proc/{pid}").exists()]:
+        while left := [pid for pid in below if alive(pid)]:
             assert time.monotonic() < limit, left
             time.sleep(0.2)
     finally:

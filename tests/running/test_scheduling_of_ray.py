@@ -148,10 +148,9 @@ def test_a_task_whose_worker_dies_is_tried_once_more_and_then_named_at_the_end(r
 
     killer, once = pickling.dumps(3), pickling.dumps(1)
     found = ray(fate=lambda task, attempt: error() if task == killer or (task == once and attempt == 1) else None)
-    running, results = RayExecutor(2).run(Work(double, "the number {}".format), range(5)), []
+    results = []
     with pytest.raises(UsageError, match="the worker died twice at the number 3"):
-        while True:
-            results.append(next(running))
+        results.extend(RayExecutor(2).run(Work(double, "the number {}".format), range(5)))
     assert sorted(results) == [0, 2, 4, 8]
     assert (found.tries[killer], found.tries[once]) == (2, 2)
 

@@ -2,8 +2,9 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from normscope._errors import UsageError
 from normscope.comparing.arms import Arm
@@ -14,7 +15,7 @@ from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.records import Cell, Record, Store
 from normscope.records.places import Folder
-from normscope.running import Executor, LocalExecutor, Shard, Work, one_thread
+from normscope.running import Executor, LocalExecutor, Shard, Work, connected, one_thread, worker_count
 from normscope.stats.decide import FEWEST_SEEDS
 
 _LAST = 0.05  # of a budget is left for the page and for what was not foreseen
@@ -64,42 +65,49 @@ class Engine:
 
     Attributes:
         executor: Where.
-        gpus: GPUs that a cell needs.
         shard: The share of the cells that is run here; None for all.
+        workers: How many cells are run at a time, as far as it is known.
+        gpus: GPUs that a cell needs.
     """
 
     executor: Executor
+    shard: Shard | None
+    workers: int
     gpus: int = 0
-    shard: Shard | None = None
 
-    @classmethod
-    def of(cls, executor: Executor, shard: Shard | None, *, on_cpu: bool) -> "Engine":
-        """Return the engine of a comparison; without a cluster, cells on an accelerator are run one after the other.
-
-        Args:
-            executor: Where cells are run.
-            shard: The share of them.
-            on_cpu: Whether all models are on the CPU.
-        """
-        if not on_cpu and isinstance(executor, LocalExecutor) and not executor.remote:
-            executor = LocalExecutor(1)
-        return cls(executor, 0 if on_cpu else 1, shard)
+    def on(self, cpu: bool) -> "Engine":
+        """Return the engine for models on the CPU or not: an accelerator of this machine takes one cell at a time."""
+        if cpu:
+            return self
+        if isinstance(self.executor, LocalExecutor) and not self.executor.remote:
+            return Engine(LocalExecutor(1), self.shard, 1, gpus=1)
+        return replace(self, gpus=1)
 
 
-def share_of(shard: str | Shard | None, budget: float | None) -> Shard | None:
-    """Return the share of the cells that is run, None for all.
+@contextmanager
+def engine_for(
+    executor: str | Executor | None, workers: int | None, shard: str | Shard | None, budget: float | None
+) -> Iterator[Engine]:
+    """Yield the engine of a comparison, connected for as long as the block lasts.
+
+    Args:
+        executor: Where cells are run, as `normscope.running.executor_of` takes it.
+        workers: Cells at a time; None for one per core of this machine.
+        shard: The share of the cells; None for all.
+        budget: Seconds that the comparison may take.
 
     Raises:
-        UsageError: The words are no share; or there is a budget, which each share would spend on other seeds and steps.
+        UsageError: There is no such executor or share; or there is a share and a budget, which each share would spend
+            on other seeds and steps.
     """
-    if shard is None:
-        return None
-    if budget is not None:
+    if shard is not None and budget is not None:
         raise UsageError(
             "--shard goes without --budget: a budget chooses seeds and steps by the time that they take, so the shares "
             "would be of different runs; choose --seeds and --steps instead"
         )
-    return Shard.of(shard)
+    share = None if shard is None else Shard.of(shard)
+    with connected(executor, workers) as where:
+        yield Engine(where, share, worker_count(workers))
 
 
 def run_seeds(

@@ -15,7 +15,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
-from normscope.comparing.cells import Clock, Engine, run_cells, run_seeds, share_of
+from normscope.comparing.cells import Clock, Engine, engine_for, run_cells, run_seeds
 from normscope.comparing.comparison import Comparison
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
@@ -26,10 +26,10 @@ from normscope.comparing.reading import CODE
 from normscope.modules.batches import tensors
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
-from normscope.records import Store, provenance
+from normscope.records import Store, driven, provenance
 from normscope.records.addresses import place_of
 from normscope.records.json import canonical_form
-from normscope.running import Executor, Shard, connected, one_thread, worker_count
+from normscope.running import Executor, Shard, one_thread
 
 Source = str | Callable[..., Any]
 
@@ -58,8 +58,7 @@ def compare(
     """Compare a network with its norms and without them, or with others, seed by seed, in the user's own training.
 
     Every arm of a seed begins from the same weights and sees the same batches. An interrupted run is taken up where it
-    stopped; its records are the same, bit for bit, and do not depend on ``workers``, ``executor`` and
-    ``shard``.
+    stopped; its records are the same, bit for bit, and do not depend on ``workers``, ``executor`` and ``shard``.
 
     Args:
         source: A function that makes the training set-up anew at each call and returns what ``check`` takes, or
@@ -81,9 +80,6 @@ def compare(
         shard: ``"2/3"`` runs the second of three shares of the cells; it goes without a budget.
         progress: Called with what is done, how much of it is done, and how much there is.
 
-    Returns:
-        The comparison.
-
     Raises:
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
         StoreError: The folder cannot be written, or holds a run of another configuration.
@@ -92,13 +88,11 @@ def compare(
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
-    share = share_of(shard, wish.budget)
-    with connected(executor, workers) as where, _apart(made):
+    with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
         seen = foresee(made)
-        engine = Engine.of(where, share, on_cpu=seen.on_cpu)
-        workers = worker_count(workers) if seen.on_cpu or where.remote else 1
+        engine = engine.on(seen.on_cpu)
         config = _configuration(seen, plan, wish)
-        plan = _known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
+        plan = _known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, engine.workers, began)
         notes = [*seen.notes, *plan.left_out]
         store = opened(Path(out), config | _chosen(plan, wish, seen.reports, notes), fresh=fresh)
         for note in notes:
@@ -129,10 +123,11 @@ def _run_all(
     """Run the arms, then the arm that they turn out to need, then time a step of each."""
     if _may_need_rescue(arms):
         clock = replace(clock, rescue=1 / len(arms))
-    plan = replace(plan, seeds=run_seeds(store, arms, plan, engine, progress, clock))
-    if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
-        arms = (*arms, rescued)
-        run_cells(store, [rescued], plan, engine, progress)
+    with driven(store.place, engine.shard):
+        plan = replace(plan, seeds=run_seeds(store, arms, plan, engine, progress, clock))
+        if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
+            arms = (*arms, rescued)
+            run_cells(store, [rescued], plan, engine, progress)
     if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))
     return Comparison(store, seeds=plan.seeds)

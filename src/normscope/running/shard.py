@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from normscope._errors import NormscopeError, UsageError
 from normscope.records import Cell, Store
@@ -34,29 +33,26 @@ class IncompleteRunError(NormscopeError):
         return cls(errors[0].shard, ran, complete, total, failed)
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """Which share of a run an invocation computes.
 
     Attributes:
-        index: Which share, from 1.
-        count: How many shares there are.
+        number: Which share, from 1.
+        shares: How many shares there are.
     """
 
-    index: int
-    count: int
+    number: int
+    shares: int
 
     @classmethod
-    def of(cls, words: "str | Shard | None") -> "Shard":
-        """Read ``"2/3"``; None is the whole run.
+    def of(cls, words: "str | Shard") -> "Shard":
+        """Read ``"2/3"``.
 
         Raises:
             UsageError: The words are no share.
         """
         if isinstance(words, Shard):
             return words
-        if words is None:
-            return cls(1, 1)
         found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", str(words).strip())
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UsageError(f"--shard is K/N with K from 1 to N, such as 2/3; got {str(words)!r}")
@@ -69,7 +65,7 @@ class Shard:
             groups: All groups of the run, complete or not, in an order that every shard lists alike: so shares never
                 overlap, whatever is complete when a shard looks.
         """
-        return list(groups[self.index - 1 :: self.count])
+        return list(groups[self.number - 1 :: self.shares])
 
     def require_all(self, mine: Sequence[Sequence[Cell]], wanted: Sequence[Cell], store: Store) -> None:
         """Refuse to go on while cells of other shares are missing.
@@ -88,4 +84,4 @@ class Shard:
             raise IncompleteRunError(str(self), sum(map(len, mine)), complete, len(wanted))
 
     def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+        return f"{self.number}/{self.shares}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
-from normscope.records import Cell, Outcome, Store, Verdict, provenance
+from normscope.records import Cell, Outcome, Store, Verdict, driven, provenance
 from normscope.records.addresses import place_of
 from normscope.records.places import Folder
 from normscope.running import Executor, Shard, Work, connected, executor_of
@@ -164,15 +164,17 @@ def run(
     refuse([study], out=out, executor=executor, shard=shard, **options)
     dataset = load_data(data)
     level = TWO_LOOKS_LEVEL if extend else LEVEL
+    share = None if shard is None else Shard.of(shard)
     with connected(executor, workers, device) as where:
         store = Store.create(Path(out) / study.CODE, _config(study, preset, data, dataset, device, level))
         source = Source(data, dataset.fingerprint(), dataset if where.remote else None)
         doing = functools.partial(run_group, study, source, device)
         work = Work(doing, name_of, folder=store.path if isinstance(store.place, Folder) else None)
-        look = _Look(Run(study, store), preset, dataset, device, where, work, shard, progress)
-        verdict = look.at(seeds)
-        if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
-            verdict = look.at(2 * seeds)
+        look = _Look(Run(study, store), preset, dataset, device, where, work, share, progress)
+        with driven(store.place, share):
+            verdict = look.at(seeds)
+            if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
+                verdict = look.at(2 * seeds)
     return verdict
 
 
@@ -207,7 +209,7 @@ class _Look:
     device: str
     executor: Executor
     work: Work[Sequence[Cell], list[Done]]
-    shard: str | Shard | None
+    shard: Shard | None
     progress: Progress | None
 
     def at(self, count: int) -> Verdict:
@@ -219,7 +221,8 @@ class _Look:
         study, store = self.run
         with own_code(study, "listing the cells of"):
             wanted = study.cells(self.preset, range(count), self.dataset, self.device)
-        mine = Shard.of(self.shard).share(groups_of(study, wanted))
+        groups = groups_of(study, wanted)
+        mine = groups if self.shard is None else self.shard.share(groups)
         done = store.completed()
         pending = [left for group in mine if (left := [cell for cell in group if cell.id not in done])]
         ready = sum(cell.id in done for cell in wanted)
@@ -232,7 +235,7 @@ class _Look:
                 if self.progress is not None:
                     self.progress(ready, len(wanted), cell)
         if self.shard is not None:
-            Shard.of(self.shard).require_all(mine, wanted, store)
+            self.shard.require_all(mine, wanted, store)
         with own_code(study, "judging"):
             return study.judge(self.run.evidence(range(count)))
 
@@ -278,7 +281,8 @@ def refuse(
         if study.SOURCE_PATH:
             with own_code(study, "listing the contrasts of"):
                 study.foresee(settings)
-    Shard.of(shard)
+    if shard is not None:
+        Shard.of(shard)
     executor_of(executor, workers, device)
     load_data(data)
     place_of(out).prepare("--out")
