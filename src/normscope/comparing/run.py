@@ -14,7 +14,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
-from normscope.comparing.cells import Clock, run_cells, run_seeds
+from normscope.comparing.cells import Clock, Engine, engine_for, run_cells, run_seeds
 from normscope.comparing.comparison import Comparison
 from normscope.comparing.configuration import chosen, configuration, known_plan, starts_of, within_schedule
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
@@ -24,8 +24,9 @@ from normscope.comparing.plan import Plan, Progress, Wish, plan_of
 from normscope.modules.batches import tensors
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
-from normscope.records import Store
-from normscope.studies.workers import one_thread, worker_count
+from normscope.records import Store, driven
+from normscope.records.addresses import place_of
+from normscope.running import Executor, Shard, one_thread
 
 Source = str | Callable[..., Any]
 
@@ -47,13 +48,16 @@ def compare(
     out: str | Path = "runs/compare",
     fresh: bool = False,
     workers: int | None = None,
+    executor: str | Executor | None = None,
+    shard: str | Shard | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare a network with its norms and without them, or with others, seed by seed, in the user's own training.
 
     Every arm of a seed begins from the same weights and sees the same batches. An interrupted run is taken up where it
-    stopped; its records are the same, bit for bit, and do not depend on ``workers``. Runs that lie in the folder serve
-    every comparison of the same set-up: with other arms, rates, seeds and questions only what is missing is run.
+    stopped; its records are the same, bit for bit, and do not depend on ``workers``, ``executor`` and ``shard``. Runs
+    that lie in the folder serve every comparison of the same set-up: with other arms, rates, seeds and questions only
+    what is missing is run.
 
     Args:
         source: A function that makes the training set-up anew at each call and returns what ``check`` takes, or
@@ -71,6 +75,8 @@ def compare(
         out: Folder of the run.
         fresh: Whether a comparison of another set-up that lies in the folder is deleted.
         workers: Processes; None for one per core (one in all where the model is on an accelerator).
+        executor: Where cells are run, as ``normscope.studies.run`` takes it. The records are the same.
+        shard: ``"2/3"`` runs the second of three shares of the cells; it goes without a budget.
         progress: Called with what is done, how much of it is done, and how much there is.
 
     Returns:
@@ -78,22 +84,26 @@ def compare(
 
     Raises:
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
-        StoreError: The folder cannot be written, or holds a comparison of another set-up or of another length.
+        StoreError: The folder cannot be written, holds a comparison of another set-up or of another length, or another
+            process is at work on it.
+        IncompleteRunError: The shard has run its cells, but cells of other shards are missing.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
-    workers = worker_count(workers)
-    with _apart(made):
+    place = place_of(out)
+    with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
         seen = foresee(made)
-        workers = workers if seen.on_cpu else 1
+        engine = engine.on(seen.on_cpu)
         config = configuration(seen.arms, seen.starts, plan, wish)
-        plan = known_plan(Path(out), config) or _fitted(plan, seen, wish, workers, began)
+        plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
         notes = [*seen.notes, *plan.left_out]
-        store = opened(Path(out), config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
-        for note in notes:
-            warnings.warn(note, ComparisonWarning, stacklevel=2)
-        return _run_all(store, seen.arms, plan, workers, progress, Clock(began, wish.budget))
+        place.prepare("--out")
+        with driven(place, engine.shard):
+            store = opened(place.path, config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
+            for note in notes:
+                warnings.warn(note, ComparisonWarning, stacklevel=2)
+            return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
 
 
 @contextmanager
@@ -114,15 +124,15 @@ def _apart(arms: Sequence[Arm]) -> Iterator[None]:
 
 
 def _run_all(
-    store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None, clock: Clock
+    store: Store, arms: Sequence[Arm], plan: Plan, engine: Engine, progress: Progress | None, clock: Clock
 ) -> Comparison:
     """Run the arms, then the arm that they turn out to need, then time a step of each."""
     if _may_need_rescue(arms):
         clock = replace(clock, rescue=1 / len(arms))
-    plan = replace(plan, seeds=run_seeds(store, arms, plan, workers, progress, clock))
+    plan = replace(plan, seeds=run_seeds(store, arms, plan, engine, progress, clock))
     if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
         arms = (*arms, rescued)
-        run_cells(store, [rescued], plan, workers, progress)
+        run_cells(store, [rescued], plan, engine, progress)
         store = with_added(store, rescued.as_json())
     if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))
@@ -133,13 +143,14 @@ def _several(rates: Sequence[float] | float) -> tuple[float, ...]:
     return tuple(rates) if isinstance(rates, Iterable) else (rates,)
 
 
-def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, workers: int, began: float) -> Plan:
+def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, engine: Engine, began: float) -> Plan:
     """Return the plan, with no more steps than a schedule has, or the fullest that fits into the user's budget."""
     plan = within_schedule(plan, wish, seen.longest)
     if wish.budget is None:
         return plan
     spare = _may_need_rescue(seen.arms)
-    return fitted(plan, seen.arms, wish, workers, began=began, spare=spare.name if spare else "")
+    named = spare.name if spare else ""
+    return fitted(plan, seen.arms, wish, engine.executor, engine.workers, began=began, spare=named)
 
 
 class Foreseen(NamedTuple):
