@@ -8,13 +8,36 @@ import typer
 
 from normscope._errors import UsageError
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
-TableOut = Annotated[Path | None, typer.Option("--out", help="Markdown file to write the tables into.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]
+#: More seeds, processes, batches or rounds than these are a slip of the hand: they would run for weeks.
+MOST_SEEDS = 10_000
+MOST_WORKERS = 1_024
+MOST_BATCHES = 100_000
+MOST_ROUNDS = 10_000
+
+
+def path(name: str | Path) -> Path:
+    """Return the path that an option names, with ``~`` expanded: a shell does not expand it in ``--out=~/runs``.
+
+    Raises:
+        UsageError: No file can be called so, or the folders above it cannot be entered.
+    """
+    from normscope.records.reading import reached
+
+    return reached(name)
+
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", parser=path, help="Folder for records and the report; an unfinished run is resumed."),
+]
+TableOut = Annotated[Path | None, typer.Option("--out", parser=path, help="Markdown file to write the tables into.")]
+Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="Seeds per arm: the replicates behind every interval.")]
 Preset = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the original's protocol).")]
 Data = Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, or a PATH: folder of idx files, or an npz.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: the cores]")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=MOST_WORKERS, help="Processes, one thread each.  [default: the cores]")
+]
 Codes = list[str] | None
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 

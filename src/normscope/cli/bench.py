@@ -9,7 +9,7 @@ import typer
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_tables, print_text, written
 from normscope.cli._progress import interruptible, progress_bar, status_line
-from normscope.cli._words import Codes, Json, TableOut, codes, group
+from normscope.cli._words import MOST_ROUNDS, Codes, Json, TableOut, codes, group
 
 _ADVICE = "nothing was written"
 
@@ -19,7 +19,9 @@ app = group("What normscope's parts cost, measured on this machine.", "normscope
 @app.command(epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")
 def probes(
     model: Annotated[list[str] | None, typer.Option(help="mlp or vgg; may be repeated.  [default: both]")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; five times as many on a fast model.")] = 12,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=MOST_ROUNDS, help="Interleaved rounds; five times as many on a fast model.")
+    ] = 12,
     case: Annotated[str, typer.Option(help="Only what has this in its name.  [default: all]")] = "",
     out: TableOut = None,
     as_json: Json = False,

@@ -10,7 +10,7 @@ from normscope import __version__
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_page, print_text
 from normscope.cli._progress import interruptible, status_line
-from normscope.cli._words import Codes, codes
+from normscope.cli._words import MOST_BATCHES, Codes, codes, path as users_path
 from normscope.cli.completion import complete_codes
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def check(
         bool, typer.Option("--unsafe-fixes", help="Apply all fixes, also those that change results; then check again.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="After fixes write the state dict here: .safetensors or .pt.")
+        Path | None,
+        typer.Option("--out", parser=users_path, help="After fixes write the state dict here: .safetensors or .pt."),
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -69,10 +70,14 @@ def check(
     state_dict: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Check a checkpoint alone, by the rules that read buffers. Runs no code of it."
+            metavar="FILE",
+            parser=users_path,
+            help="Check a checkpoint alone, by the rules that read buffers. Runs no code of it.",
         ),
     ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Training batches over which statistics are taken.")] = 10,
+    batches: Annotated[
+        int, typer.Option(min=1, max=MOST_BATCHES, help="Training batches over which statistics are taken.")
+    ] = 10,
     level: Annotated[
         Level | None, typer.Option(help="Lowest severity that makes the exit code 1.  [default: error]")
     ] = None,
@@ -81,7 +86,10 @@ def check(
         typer.Option(metavar="SECONDS", help="Give up a rule that waits longer for a measurement, and a longer fix."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Read the settings from this TOML file instead.")
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", parser=users_path, help="Read the settings from this TOML file instead."
+        ),
     ] = None,
     no_config: Annotated[bool, typer.Option("--no-config", help="Read no settings.")] = False,
 ) -> None:

@@ -11,10 +11,14 @@ import typer
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_tables, wide
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
-from normscope.cli._words import Json, Out, Workers
+from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Json, Out, Workers
 
 if TYPE_CHECKING:
     from normscope.comparing import Comparison
+
+#: More steps or learning rates than these are a slip of the hand.
+MOST_STEPS = 10_000_000
+MOST_RATES = 1_000
 
 
 def compare(
@@ -29,8 +33,12 @@ def compare(
     arms: Annotated[
         str | None, typer.Option(help="Arms, separated by commas.  [default: own,none]  --list shows all.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds an arm, the replicates.  [default: 5]")] = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Training steps of a run.  [default: 200]")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEEDS, help="Seeds an arm, the replicates.  [default: 5]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=MOST_STEPS, help="Training steps of a run.  [default: 200]")
+    ] = None,
     rates: Annotated[str, typer.Option(help="Factors of the learning rate, such as 0.3,1,3.")] = "1",
     budget: Annotated[
         str | None, typer.Option(help="Time it may take, such as 20min: steps, seeds and probes are chosen to fit.")
@@ -38,7 +46,7 @@ def compare(
     questions: Annotated[
         str | None, typer.Option(help="Codes of questions, separated by commas.  [default: all]  --list shows all.")
     ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Batches of an evaluation.")] = 8,
+    batches: Annotated[int, typer.Option(min=1, max=MOST_BATCHES, help="Batches of an evaluation.")] = 8,
     out: Out = Path("runs/compare"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete a comparison of another configuration that lies in the folder.")
@@ -159,7 +167,9 @@ def _split(words: str) -> list[str]:
 
 def _numbers(words: str) -> list[float]:
     try:
-        return [float(part) for part in _split(words)]
+        if len(found := [float(part) for part in _split(words)]) <= MOST_RATES:
+            return found
+        raise UsageError(f"--rates takes {MOST_RATES} factors at most, got {len(found)}")
     except ValueError:
         raise UsageError(f"--rates are numbers separated by commas, such as 0.3,1,3; got {words!r}") from None
 

@@ -9,7 +9,7 @@ import typer
 
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, wide, written
-from normscope.cli._words import Json
+from normscope.cli._words import Json, path as users_path
 from normscope.cli.compare import print_comparison
 
 if TYPE_CHECKING:
@@ -20,26 +20,43 @@ if TYPE_CHECKING:
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's or scope's folder, a folder of runs, or a condensed file.")
+        Path,
+        typer.Argument(
+            metavar="RUN", parser=users_path, help="A run's or scope's folder, a folder of runs, or a condensed file."
+        ),
     ],
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     own: Annotated[
-        list[Path] | None, typer.Option("--study", help="File of a study of your own in there; it is executed.")
+        list[Path] | None,
+        typer.Option("--study", parser=users_path, help="File of a study of your own in there; it is executed."),
     ] = None,
     condensed: Annotated[
-        Path | None, typer.Option("--condense", help="JSON file to write the verdicts into, without the records.")
+        Path | None,
+        typer.Option(
+            "--condense", parser=users_path, help="JSON file to write the verdicts into, without the records."
+        ),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option("--markdown", help="Markdown file for the verdicts; between its evidence marks, if it has them."),
+        typer.Option(
+            "--markdown",
+            parser=users_path,
+            help="Markdown file for the verdicts; between its evidence marks, if it has them.",
+        ),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--page", help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]"),
+        typer.Option(
+            "--page",
+            parser=users_path,
+            help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]",
+        ),
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option("--questions", help="Markdown file for the questions that people ask, with answers."),
+        typer.Option(
+            "--questions", parser=users_path, help="Markdown file for the questions that people ask, with answers."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,19 @@ from normscope._errors import UsageError
 from normscope.cli._answers import committed_answers, print_study
 from normscope.cli._print import print_json, print_tables
 from normscope.cli._progress import ending, interruptible, progress_bar
-from normscope.cli._words import Data, Device, Json, Out, Preset, Seeds, Workers, group
+from normscope.cli._words import (
+    MOST_ROUNDS,
+    MOST_SEEDS,
+    Data,
+    Device,
+    Json,
+    Out,
+    Preset,
+    Seeds,
+    Workers,
+    group,
+    path as users_path,
+)
 from normscope.cli.report import write_and_print
 
 if TYPE_CHECKING:
@@ -87,7 +99,9 @@ def run(
 
 
 @app.command(epilog="Example:  normscope study new my_claim.py && normscope study run my_claim.py")
-def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A file that does not exist yet.")]) -> None:
+def new(
+    file: Annotated[Path, typer.Argument(metavar="FILE.py", parser=users_path, help="A file that does not exist yet.")],
+) -> None:
     """Write a template for a study of your own, which runs as it stands."""
     from normscope import studies
 
@@ -97,9 +111,12 @@ def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A file tha
 
 @app.command(epilog="Example:  normscope study calibrate --studies 200 --seeds 5 --seeds 10")
 def calibrate(
-    count: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies for each rule and truth.")] = 1000,
+    count: Annotated[
+        int, typer.Option("--studies", min=20, max=MOST_ROUNDS * 10, help="Simulated studies for each rule and truth.")
+    ] = 1000,
     seeds: Annotated[
-        list[int] | None, typer.Option(min=2, help="Seeds of each; may be given several times. [default: 3 5 10 20]")
+        list[int] | None,
+        typer.Option(min=2, max=MOST_SEEDS, help="Seeds of each; may be given several times. [default: 3 5 10 20]"),
     ] = None,
     as_json: Json = False,
 ) -> None:

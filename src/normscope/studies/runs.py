@@ -46,7 +46,7 @@ class Run(NamedTuple):
             DataError: Not one seed is complete.
         """
         config = config_of(self.store)
-        points = len(list(self.study.grid(config["settings"])))
+        points = len(self.study.points(config["settings"]))
         counts: dict[int, int] = {}
         for cell in self.store.cells():
             counts[cell.seed] = counts.get(cell.seed, 0) + 1
@@ -61,7 +61,7 @@ class Run(NamedTuple):
     def verdict(self) -> Verdict:
         """Judge all complete seeds."""
         with own_code(self.study, "judging"):
-            return self.study.judge(self.evidence())
+            return self.study.judged(self.evidence())
 
     def figures(self) -> Sequence[Figure]:
         """Draw the study's figures from all complete seeds."""
@@ -92,7 +92,7 @@ class Run(NamedTuple):
         """Return whether the first seeds leave a study unclear, or may do so among others."""
         try:
             with own_code(self.study, "judging"):
-                found = self.study.judge(self.evidence(range(seeds)))
+                found = self.study.judged(self.evidence(range(seeds)))
         except DataError:  # an interrupted run, of which none of these is complete
             return False
         corrected = min(1.0, together * (found.p_value or 0.0))  # the most that Holm's correction makes of it
@@ -208,7 +208,7 @@ def run(
                 if progress is not None:
                     progress(ready, len(wanted), cell)
         with own_code(study, "judging"):
-            return study.judge(Run(study, store).evidence(range(count)))
+            return study.judged(Run(study, store).evidence(range(count)))
 
     verdict = look(seeds)
     if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
