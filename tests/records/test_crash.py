@@ -12,7 +12,7 @@ import pytest
 
 from kit import cell_writer
 from kit.cell_writer import CONFIG, ROWS, cell_of, records_of
-from normscope.records import Store, _table, files as _files
+from normscope.records import Store, files as _files
 
 WRITER = cell_writer.__file__
 
@@ -33,10 +33,8 @@ def crash_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 
         return run
 
-    # white box: the places where a process can die between two writes
-    patch.setattr(_table, "write", dying(torn(_table.write)))
-    # white box: a step that a process can die in, likewise
-    patch.setattr(_files, "_put", dying(_files._put))
+    # white box: the step in which a file is written
+    patch.setattr(_files, "_put", dying(torn(_files._put)))
     patch.setattr(_files, "sync", dying(_files.sync))
     patch.setattr(os, "replace", dying(os.replace))
     patch.setattr(os, "link", dying(os.link))
@@ -46,9 +44,9 @@ def crash_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 def torn(write):
     """Leave half a file first, so that a crash during the write leaves one."""
 
-    def run(frame, path):
-        path.write_bytes(b"PAR1 half")
-        write(frame, path)
+    def run(path, content):
+        path.write_bytes(content[: len(content) // 2])
+        write(path, content)
 
     return run
 

@@ -1,6 +1,7 @@
 """Parts of open-ended runs: at any moment and after any crash a reader finds each record once."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 from kit.part_writer import append_steps
 from kit.parts import filled, ranges, record, steps_in
 from normscope._errors import StoreError
-from normscope.records import Record, Store, _table, files, parts
+from normscope.records import Record, Store, files, parts
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,7 @@ class Crash(BaseException):
 
 
 @contextlib.contextmanager
-def dying_at(moment: int, store: Store) -> Iterator[None]:
+def dying_at(moment: int) -> Iterator[None]:
     """Let the step with this number, of all steps that touch the disk, be the last; nothing is tidied up after it."""
     steps = iter(range(10**6))
     dead = False
@@ -129,7 +130,7 @@ def dying_at(moment: int, store: Store) -> Iterator[None]:
                 dead = True
                 raise Crash
             if torn:
-                args[-1].write_bytes(b"PAR1 half")
+                args[0].write_bytes(b"PAR1 half")
                 if next(steps) == moment:
                     dead = True
                     raise Crash
@@ -139,8 +140,8 @@ def dying_at(moment: int, store: Store) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         # white box: the places where a process can die
-        patch.setattr(store._writer, "_write", dying(_table.write, torn=True))
-        patch.setattr(store._writer, "_read", dying(_table.read))
+        patch.setattr(files, "_put", dying(files._put, torn=True))
+        patch.setattr(parts, "read_part", dying(parts.read_part))
         patch.setattr(files, "sync", dying(files.sync))
         patch.setattr(os, "replace", dying(os.replace))
         patch.setattr(Path, "unlink", dying(Path.unlink))
@@ -152,7 +153,7 @@ def test_a_crash_at_any_moment_loses_the_last_flush_at_most_and_doubles_nothing(
     for moment in range(10_000):
         folder = tmp_path / str(moment)
         store = filled(folder, 8)  # parts of 3, 3, 1, 1: the next flush merges twice
-        with dying_at(moment, store):
+        with dying_at(moment):
             try:
                 store.append([record(8)])
                 store.flush()
@@ -177,16 +178,16 @@ def test_a_crash_at_any_moment_loses_the_last_flush_at_most_and_doubles_nothing(
 
 def test_the_crash_check_catches_a_writer_that_deletes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path, 2)
-    whole = files.write_whole
+    whole = files.write_bytes
 
-    def careless(path: Path, write, *, replace: bool = True) -> bool:
-        if path.name.endswith("00000000-00000002.parquet"):
+    def careless(path: Path, content: bytes, *, replace: bool = True) -> bool:
+        if "-00000000-00000002-" in path.name:
             for part in tmp_path.glob("scope-*.parquet"):
                 part.unlink()
             raise Crash
-        return whole(path, write, replace=replace)
+        return whole(path, content, replace=replace)
 
-    monkeypatch.setattr(files, "write_whole", careless)
+    monkeypatch.setattr(files, "write_bytes", careless)
     store.append([record(2)])
     with pytest.raises(Crash):
         store.flush()
@@ -261,6 +262,24 @@ def test_several_writers_and_a_reader_at_once(tmp_path: Path) -> None:
         assert steps_in(tmp_path, cell) == list(range(60))
 
 
+def rows_of(found: list[parts.Part]) -> pl.DataFrame:
+    return pl.concat([parts.read_part(part) for part in found])
+
+
+def write_as(folder: Path, writer: str, flushes: tuple[int, int], frame: pl.DataFrame) -> None:
+    """Write a part of a writer, as a merge does."""
+    content = io.BytesIO()
+    frame.write_parquet(content)
+    part = parts.part_with(folder, writer, flushes, 0, content.getvalue())
+    part.path.write_bytes(content.getvalue())
+
+
+def renamed(part: parts.Part) -> None:
+    """Let a part vanish, and one that covers it and a flush more appear."""
+    write_as(part.path.parent, part.writer, (0, part.last + 1), parts.read_part(part))
+    part.path.unlink()
+
+
 def test_a_reader_whose_file_vanished_lists_again(tmp_path: Path) -> None:
     filled(tmp_path, 2)
     tries = []
@@ -268,11 +287,10 @@ def test_a_reader_whose_file_vanished_lists_again(tmp_path: Path) -> None:
     def read(found: list[parts.Part]) -> pl.DataFrame:
         tries.append([part.path.name for part in found])
         if len(tries) == 1:
-            merged = _table.read([part.path for part in found])
-            _table.write(merged, tmp_path / parts.name_of(found[0].writer, 0, 1))
+            write_as(tmp_path, found[0].writer, (0, 1), rows_of(found))
             for part in found:
                 part.path.unlink()
-        return _table.read([part.path for part in found])
+        return rows_of(found)
 
     assert parts.read_parts(tmp_path, read).height == 2
     assert [len(names) for names in tries] == [2, 1]
@@ -286,8 +304,8 @@ def test_a_reader_outlasts_a_busy_writer(tmp_path: Path, merges: int) -> None:
 
     def read(found: list[parts.Part]) -> pl.DataFrame:
         if next(left, None) is not None:
-            found[0].path.rename(tmp_path / parts.name_of(found[0].writer, 0, found[0].last + 1))
-        return _table.read([part.path for part in found])
+            renamed(found[0])
+        return rows_of(found)
 
     assert parts.read_parts(tmp_path, read).height == 1
     assert store.frame().height == 1
@@ -299,8 +317,8 @@ def test_a_reader_that_is_starved_blames_no_part(tmp_path: Path, monkeypatch: py
     filled(tmp_path, 1)
 
     def read(found: list[parts.Part]) -> pl.DataFrame:
-        found[0].path.rename(tmp_path / parts.name_of(found[0].writer, 0, found[0].last + 1))
-        return _table.read([part.path for part in found])
+        renamed(found[0])
+        return rows_of(found)
 
     with pytest.raises(StoreError, match="changes faster than it can be read") as caught:
         parts.read_parts(tmp_path, read)

@@ -12,7 +12,7 @@ import pytest
 from kit.parts import filled, ranges, record, steps_in
 from kit.unprivileged import folder_of_nobody, unprivileged
 from normscope._errors import StoreError
-from normscope.records import Record, Store, files, parts, store as store_module
+from normscope.records import Record, Store, files, flushing, parts
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_a_failed_flush_whose_file_was_in_place_doubles_nothing(tmp_path: Path, 
 
 
 def test_records_wait_up_to_a_bound(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(store_module, "MOST_WAITING", 5)
+    monkeypatch.setattr(flushing, "MOST_WAITING", 5)
     store = filled(tmp_path, 1)
 
     def full(*_):
@@ -117,7 +117,7 @@ def test_records_wait_up_to_a_bound(tmp_path: Path, monkeypatch) -> None:
 
 def test_tries_come_at_growing_intervals_while_the_disk_fails(tmp_path: Path, monkeypatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(flushing.time, "monotonic", lambda: now)
     store = Store.create(tmp_path, {}, rows=2, seconds=2.0)
     failures = []
 
@@ -136,17 +136,17 @@ def test_tries_come_at_growing_intervals_while_the_disk_fails(tmp_path: Path, mo
 
 def test_flushes_of_a_slow_disk_take_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch) -> None:
     now = 0.0
-    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(flushing.time, "monotonic", lambda: now)
     store = Store.create(tmp_path, {}, seconds=2.0)
-    write, spent = store._writer.write, 0.0
+    write, spent = parts.PartWriter.write, 0.0
 
-    def slow(frame: pl.DataFrame) -> None:
+    def slow(writer: parts.PartWriter, frame: pl.DataFrame) -> None:
         nonlocal now, spent
         now += 0.1
         spent += 0.1
-        write(frame)
+        write(writer, frame)
 
-    monkeypatch.setattr(store._writer, "write", slow)
+    monkeypatch.setattr(parts.PartWriter, "write", slow)
     for step in range(1000):
         now += 0.05
         store.append([record(step)])
@@ -155,16 +155,16 @@ def test_flushes_of_a_slow_disk_take_a_fiftieth_of_the_time(tmp_path: Path, monk
 
 def test_a_single_slow_flush_delays_nothing(tmp_path: Path, monkeypatch) -> None:
     now = 0.0
-    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(flushing.time, "monotonic", lambda: now)
     store = Store.create(tmp_path, {}, seconds=2.0)
-    write, times = store._writer.write, iter([0.5, 0.0, 0.5, 0.0])
+    write, times = parts.PartWriter.write, iter([0.5, 0.0, 0.5, 0.0])
 
-    def slow(frame: pl.DataFrame) -> None:
+    def slow(writer: parts.PartWriter, frame: pl.DataFrame) -> None:
         nonlocal now
         now += next(times)
-        write(frame)
+        write(writer, frame)
 
-    monkeypatch.setattr(store._writer, "write", slow)
+    monkeypatch.setattr(parts.PartWriter, "write", slow)
     for step in range(4):
         store.append([record(step)])
         assert steps_in(tmp_path) == list(range(step + 1))
@@ -213,7 +213,7 @@ def test_what_is_no_record_is_dropped_and_said(tmp_path: Path) -> None:
 
 def test_records_that_wait_are_written_when_the_time_has_come_without_new_records(tmp_path: Path, monkeypatch) -> None:
     now = 0.0
-    monkeypatch.setattr(store_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(flushing.time, "monotonic", lambda: now)
     store = Store.create(tmp_path, {}, seconds=2.0)
     store.append([record(0)])
     store.append([record(1)])

@@ -176,8 +176,9 @@ def test_coordinates_apart_in_case_alone_are_refused(store: Store) -> None:
     for seed, key in enumerate(("lr", "LR")):
         cell = cell_of("bn", seed, **{key: 1})
         store.write_cell(cell, records_of(cell), wall_s=0)
+    assert store.frame()["lr"].to_list() != store.frame()["LR"].to_list()
     with pytest.raises(StoreError, match="case"):
-        store.frame()
+        store.sql("SELECT * FROM records")
 
 
 # -- filters and SQL

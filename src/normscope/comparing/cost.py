@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from normscope._errors import StoreError
 from normscope.bench import peak_bytes
 from normscope.comparing.arms import Arm
 from normscope.comparing.plan import Plan, Progress
 from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import Settings, settings_kept
-from normscope.records import Record, files
+from normscope.records import Record
+from normscope.records.json import loads
+from normscope.records.places import place_of, save
 from normscope.studies.workers import one_thread
 from normscope.usercode import users_code
 
@@ -91,17 +94,17 @@ def has_cost(folder: Path, arms: Sequence[Arm], plan: Plan) -> bool:
 
 def write_cost(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write what was measured into the folder of a run."""
-    files.save(folder / _FILE, json.dumps({"rows": list(rows)}, indent=1) + "\n")
+    save(folder / _FILE, json.dumps({"rows": list(rows)}, indent=1) + "\n")
 
 
 def read_cost(folder: Path) -> list[tuple[str, int, Record]]:
     """Return what was measured as arm, seed and record; nothing where it was not, or the file is damaged."""
     try:
-        rows = json.loads((folder / _FILE).read_text(encoding="utf-8"))["rows"]
+        rows = loads(place_of(folder).read(_FILE))["rows"]
         return [
             (str(row["arm"]), int(row["seed"]), Record("", 0, "cost", "", name, float(row[name])))
             for row in rows
             for name in ("seconds", "bytes")
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
         return []

@@ -1,6 +1,7 @@
 """The folder of a comparison, where another comparison may lie."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from normscope._errors import StoreError
 from normscope.comparing.reading import CODE
 from normscope.records import Store
 from normscope.records.json import canonical_form
+from normscope.records.places import place_of
 
 _CHANGED = {
     "source": "the file of the factory has changed since",
@@ -35,7 +37,8 @@ def opened(folder: Path, config: Mapping[str, Any], *, fresh: bool) -> Store:
 
 
 def _make_room(folder: Path, config: Mapping[str, Any], *, fresh: bool) -> None:
-    if not (folder / "run.json").exists():
+    place = place_of(folder)
+    if not place.holds("run.json"):
         return
     there = Store.open(folder)
     if there.config.get("kind") != CODE or _alike(there.config, config):
@@ -47,9 +50,9 @@ def _make_room(folder: Path, config: Mapping[str, Any], *, fresh: bool) -> None:
             f"{folder} holds another comparison ({said}): choose another folder by --out, or delete what lies there by "
             "--fresh"
         )
-    for pattern in _OURS:
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    for name in place.names():
+        if any(fnmatch(name, pattern) for pattern in _OURS):
+            place.delete(name)
 
 
 def _alike(there: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

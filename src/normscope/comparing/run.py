@@ -28,6 +28,7 @@ from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.records import Store, provenance
 from normscope.records.json import canonical_form
+from normscope.records.places import place_of
 from normscope.studies.workers import one_thread, worker_count
 
 Source = str | Callable[..., Any]
@@ -266,7 +267,7 @@ def _factories(source: Source | Mapping[str, Source]) -> dict[str, Factory]:
 
 def _known_plan(out: Path, wanted: Mapping[str, Any]) -> Plan | None:
     """Return the plan that a budget has chosen for the run that lies in a folder, if the same was asked for."""
-    if not (out / "run.json").exists():
+    if not place_of(out).holds("run.json"):
         return None
     there = Store.open(out).config
     if not there.get("seeds") or any(there.get(key) != canonical_form(value) for key, value in wanted.items()):

@@ -14,7 +14,8 @@ from normscope._errors import NormscopeError, StoreError, UsageError
 from normscope.live.sentences import Compose, Sentences
 from normscope.live.series import SeriesCollection
 from normscope.records import CellClaim, claims
-from normscope.records.parts import Part, list_parts, read_part
+from normscope.records.parts import Part, list_parts, read_part, texts
+from normscope.records.places import place_of, require_folder
 from normscope.records.run_file import read_run
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Follower:
     """
 
     def __init__(self, folder: str | os.PathLike[str], compose: Compose | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = require_folder(folder, "the live page")
         self._sentences = None if compose is None else Sentences(self.folder, compose)
         self._lock = threading.Lock()
         self._looked = float("-inf")
@@ -130,7 +131,7 @@ class Follower:
         return False
 
     def _seen_whole(self, part: Part) -> bool:
-        within = sorted((old.first, old.last) for old, _ in self._parts.values() if part.covers(old))
+        within = sorted((old.first, old.last) for old, _ in self._parts.values() if part.merges(old))
         reached = part.first
         for first, last in within:
             if first <= reached:
@@ -147,7 +148,7 @@ class Follower:
             self._parts[name] = part, signature
             return
         try:
-            frame = read_part(part)
+            frame = texts(read_part(part)).drop_nulls()
         except StoreError:
             if part.path.exists():
                 self._damaged[name] = signature
@@ -247,7 +248,7 @@ def _require_open_ended(folder: Path) -> None:
             more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
             raise UsageError(f"{folder} holds several runs; give the folder of one: {', '.join(runs[:5])}{more}")
         return
-    config: Mapping[str, Any] = read_run(folder)["config"]
+    config: Mapping[str, Any] = read_run(place_of(folder))["config"]
     if "study" in config or "studies" in config:
         raise UsageError(f"{folder} is the run of a study; its page is written by: normscope report {folder}")
 

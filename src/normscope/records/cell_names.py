@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from normscope._errors import UsageError, shown
-from normscope.records import _table, files as _files
-from normscope.records.json import in_words, plain
-from normscope.records.parts import Part, read_parts
+from normscope.records import files as _files
+from normscope.records.json import digest, in_words, loads, plain
+from normscope.records.parts import Part, read_part, read_parts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -189,7 +189,7 @@ def _of_each_part(
 
     def read(parts: list[Part]) -> list[T]:
         return [
-            look(_table.read([part.path], columns).with_columns(pl.col("cell").cast(pl.String)))
+            look(read_part(part, columns).with_columns(pl.col("cell").cast(pl.String)))
             for part in parts
             if claimed or not part.claimed
         ]
@@ -206,13 +206,15 @@ def _path(folder: Path, cell: str) -> Path:
 
 
 def _text(claim: CellClaim) -> str:
-    return json.dumps(plain(claim, in_words), indent=1, default=str) + "\n"
+    told = json.loads(json.dumps(plain(claim, in_words), default=str))  # values without a JSON form are kept as text
+    return json.dumps(told | {"check": digest(told)}, indent=1) + "\n"
 
 
 def _read(path: Path) -> CellClaim:
     cell = path.name[len("scope-") : -len(".json")]
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = loads(path.read_bytes())
+        check = kept.pop("check", None)  # claims of older versions have none
         claim = CellClaim(**kept)
         whole = (
             claim.cell == cell
@@ -221,10 +223,11 @@ def _read(path: Path) -> CellClaim:
             and all(type(number) is int for number in (claim.run, claim.pid))
             and all(number is None or type(number) is int for number in (claim.rank, claim.ranks))
             and isinstance(claim.started, float)
+            and check in (None, digest(kept))
         )
         if whole:
             return claim
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError, UsageError):
         pass
     name, run, rank = _parsed(cell)
     return CellClaim(cell, name, run, rank)

@@ -54,35 +54,12 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool = Tr
 
 def write_text(path: Path, text: str, *, replace: bool = True) -> bool:
     """Write ``text`` whole, as `write_whole` does; lone surrogates, which UTF-8 cannot hold, become ``?``."""
-    content = text.encode("utf-8", "replace")
+    return write_bytes(path, text.encode("utf-8", "replace"), replace=replace)
+
+
+def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> bool:
+    """Write bytes whole, as `write_whole` does."""
     return write_whole(path, lambda temporary: _put(temporary, content), replace=replace)
-
-
-def save(path: str | os.PathLike[str], content: str | bytes) -> Path:
-    """Write a file that a user named; folders above it are made, and an older file is replaced.
-
-    Args:
-        path: The file.
-        content: A text, written as UTF-8, or bytes.
-
-    Returns:
-        The path. The file appears whole or not at all.
-
-    Raises:
-        StoreError: The path is a folder, or cannot be written.
-    """
-    target = Path(path)
-    if target.is_dir():
-        raise StoreError(f"cannot write {target}: it is a folder; name a file in it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror or error}; choose another path") from error
-    if isinstance(content, str):
-        write_text(target, content)
-    else:
-        write_whole(target, lambda temporary: _put(temporary, content))
-    return target
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -146,4 +123,22 @@ def alive(pid: int) -> bool:
         return False
     except OSError:  # it lives, but is another user's
         return True
-    return True
+    return _stat(pid)[:1] != ["Z"]  # a process that was killed and whose parent has not asked for it is not alive
+
+
+def process_began(pid: int) -> str:
+    """Return when a process began, in the system's own words; empty where that cannot be known.
+
+    With it a process is told from a later process that was given the same number.
+    """
+    stat = _stat(pid)
+    return stat[19] if len(stat) > 19 else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what Linux tells of a process, from its state on."""
+    try:
+        # Its name comes before, in brackets, and may hold any character.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -95,6 +95,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()[:16]
 
 
+def loads(text: str | bytes) -> Any:
+    """Return the values of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, not UTF-8, or nested so deeply that it cannot be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def build(kind: Any, value: Any, where: str = "it") -> Any:
     """Make a value of a type from JSON values.
 

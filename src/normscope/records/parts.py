@@ -1,7 +1,9 @@
 """Parts of open-ended runs: how they are named, which of them hold, and how small parts become larger parts.
 
-A part ``scope-TIME-WRITER-FIRST-LAST.parquet`` holds the flushes FIRST to LAST of one writer, counted from 0; TIME is
-when the writer began. When a writer has `FAN_IN` parts of one size it writes one part that covers them, and deletes
+A part ``scope-TIME-WRITER-FIRST-LAST-TRY-DIGEST.parquet`` holds the flushes FIRST to LAST of one writer, counted from
+0; TIME is when the writer began, TRY how often these flushes had failed before, and DIGEST proves what the file holds:
+a part whose content is another, or was written under another name, is refused. When a writer has `FAN_IN` parts of one
+size it writes one part that covers them, and deletes
 them after it is in place. A part that lies within another part of its writer is *covered*: it counts as absent. So a
 reader finds each flush once, at whatever moment the writer works or dies.
 """
@@ -10,13 +12,15 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from normscope._errors import StoreError
 from normscope.records import _table, files as _files
+from normscope.records.marks import content_digest
+from normscope.records.places import Folder
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,7 +32,11 @@ LAG = 8
 #: A part grows no further than so many records: a larger one would be held in memory for each merge.
 MOST_ROWS = 2_000_000
 
-_NAME = re.compile(r"scope-(?P<time>\d{20})-(?P<writer>[0-9a-f]{12})(-(?P<first>\d{8,})-(?P<last>\d{8,}))?\.parquet")
+#: Parts of older versions have no digest, the oldest no numbers.
+_NAME = re.compile(
+    r"scope-(?P<time>\d{20})-(?P<writer>[0-9a-f]{12})"
+    r"(-(?P<first>\d{8,})-(?P<last>\d{8,})(-(?P<again>\d+)-(?P<digest>[0-9a-f]{16}))?)?\.parquet"
+)
 _LISTINGS = 20  # tries to find the folder at rest
 #: Seconds for which a reader starts again while parts vanish under it. A busy writer merges every few milliseconds at
 #: worst, and a slow reader must meet a gap between two merges: a number of tries would run out on some machine.
@@ -46,6 +54,8 @@ class Part:
         writer: Who wrote it: time and number of the writer.
         first: Number of the first flush in it.
         last: Number of the last flush in it.
+        again: How often these flushes had failed before; -1 for a part of an older version.
+        digest: What proves its content; empty for a part of an older version.
         claimed: False for a part of an older version, whose scope left no claim of its cell.
     """
 
@@ -53,6 +63,8 @@ class Part:
     writer: str
     first: int = 0
     last: int = 0
+    again: int = -1
+    digest: str = ""
     claimed: bool = True
 
     @property
@@ -61,18 +73,48 @@ class Part:
         return int(self.writer.partition("-")[0]) / 1e9
 
     def covers(self, other: "Part") -> bool:
-        """Whether the flushes of another part of the same writer are all in this larger one."""
-        return (
-            self.writer == other.writer
-            and self.first <= other.first
-            and other.last <= self.last
-            and (self.first, self.last) != (other.first, other.last)
-        )
+        """Whether the flushes of another part of the same writer are all in this larger or later one."""
+        return self.merges(other) or (self._flushes() == other._flushes() and self.again > other.again)
+
+    def merges(self, other: "Part") -> bool:
+        """Whether another part of the same writer was put into this larger one."""
+        within = self.writer == other.writer and self.first <= other.first and other.last <= self.last
+        return within and self._flushes() != other._flushes()
+
+    def _flushes(self) -> tuple[str, int, int]:
+        return self.writer, self.first, self.last
+
+    def content(self) -> bytes:
+        """Return the file's content.
+
+        Raises:
+            FileNotFoundError: The part is gone.
+            StoreError: It is damaged or cannot be read.
+        """
+        content = Folder(self.path.parent).read(self.path.name)
+        if self.digest and self.digest != content_digest(content, self.path.name.rpartition("-")[0]):
+            raise StoreError(self.damage())
+        return content
+
+    def damage(self) -> str:
+        """Say that the part is damaged, and what to do."""
+        return f"{self.path} is damaged; delete it: its records are lost, all others are read"
 
 
-def name_of(writer: str, first: int, last: int) -> str:
-    """Return the file name of a writer's part with these flushes."""
-    return f"scope-{writer}-{first:08d}-{last:08d}.parquet"
+def part_with(folder: Path, writer: str, flushes: tuple[int, int], again: int, content: bytes) -> Part:
+    """Return the part of a writer that holds a content, under the name that proves it.
+
+    Args:
+        folder: Where it lies, or is to lie.
+        writer: Time and number of its writer.
+        flushes: Numbers of the first and the last flush in it.
+        again: How often these flushes had failed before.
+        content: The file's content.
+    """
+    first, last = flushes
+    name = f"scope-{writer}-{first:08d}-{last:08d}-{again}"
+    digest = content_digest(content, name)
+    return Part(folder / f"{name}-{digest}.parquet", writer, first, last, again, digest)
 
 
 def list_parts(folder: Path) -> list[Part]:
@@ -106,20 +148,29 @@ def read_parts(folder: Path, read: Callable[[list[Part]], T]) -> T:
                 raise StoreError(f"{folder} changes faster than it can be read; try again in a moment") from None
 
 
-def read_part(part: Part) -> "pl.DataFrame":
-    """Return the rows of a part in the order in which they were appended; words are texts.
+def read_part(part: Part, columns: Sequence[str] = _table.PART) -> "pl.DataFrame":
+    """Return the rows of a part in the order in which they were appended.
+
+    Args:
+        part: The part.
+        columns: Those that are wanted.
 
     Raises:
         StoreError: The part is damaged or gone.
     """
+    try:
+        return _table.from_bytes(part.content(), columns)
+    except FileNotFoundError:
+        raise StoreError(f"{part.path} is gone") from None
+    except _table.DamagedError:
+        raise StoreError(part.damage()) from None
+
+
+def texts(frame: "pl.DataFrame") -> "pl.DataFrame":
+    """Return a part's rows with their words as texts."""
     import polars as pl
 
-    kinds = dict.fromkeys(_table.WORDS, pl.String()) | {"step": pl.Int64(), "value": pl.Float64()}
-    try:
-        frame = _table.read([part.path]).select(pl.col(name).cast(kinds[name]) for name in _table.PART)
-    except pl.exceptions.PolarsError as error:
-        raise StoreError(f"{part.path} is no part of a run: {' '.join(str(error).split())}") from None
-    return frame.drop_nulls()
+    return frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
 
 
 def delete_covered(folder: Path) -> None:
@@ -157,12 +208,13 @@ def _part(path: Path, match: re.Match[str]) -> Part:
     writer = f"{match['time']}-{match['writer']}"
     if match["first"] is None:
         return Part(path, writer, claimed=False)
-    return Part(path, writer, int(match["first"]), int(match["last"]))
+    again = -1 if match["again"] is None else int(match["again"])
+    return Part(path, writer, int(match["first"]), int(match["last"]), again, match["digest"] or "")
 
 
 def _marked(parts: list[Part]) -> list[tuple[Part, bool]]:
     """Sort the parts by writer and flush, and say of each whether another covers it."""
-    ordered = sorted(parts, key=lambda part: (part.writer, part.first, -part.last))
+    ordered = sorted(parts, key=lambda part: (part.writer, part.first, -part.last, -part.again))
     marked = []
     widest: Part | None = None
     for part in ordered:  # of one writer, ranges are apart or lie within each other: the widest comes first
@@ -178,45 +230,50 @@ class PartWriter:
 
     Args:
         folder: The run's folder.
-        write: Writes a frame into a parquet file.
-        read: Reads parquet files into one frame.
     """
 
-    def __init__(
-        self, folder: Path, write: "Callable[[pl.DataFrame, Path], None]", read: "Callable[[list[Path]], pl.DataFrame]"
-    ) -> None:
-        self._folder, self._write, self._read = folder, write, read
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._begin()
 
     def _begin(self) -> None:
         self._writer = f"{time.time_ns():020d}-{os.urandom(6).hex()}"
         self._process = os.getpid()
-        self._next = 0
+        self._next = self._failed = 0
         self._levels: list[list[tuple[Part, int]]] = []  # parts of each size that are not merged yet, with their rows
 
     def write(self, frame: "pl.DataFrame") -> None:
         """Write one flush.
 
         A flush that failed is written again under its number, so that records which had reached the disk all the same
-        are not there twice.
+        are not there twice: of two parts of one number the later try holds.
 
         Raises:
             StoreError: The folder cannot be written; nothing is lost but this flush, which may be tried again.
         """
         if os.getpid() != self._process:  # a copy of the writer in a forked process
             self._begin()
-        part = self._made(self._next, self._next)
-        _files.write_whole(part.path, lambda temporary: self._write(frame, temporary))
+        try:
+            part = self._put((self._next, self._next), self._failed, frame)
+        except BaseException:
+            self._failed += 1
+            raise
         self._next += 1
+        self._failed = 0
         self._add(0, part, frame.height)
 
-    @property
-    def next_path(self) -> Path:
-        """Where the next flush is written: a file there is of a flush that failed after all was written."""
-        return self._made(self._next, self._next).path
+    def is_of_a_failed_flush(self, part: Part) -> bool:
+        """Whether a part is of the flush that will be tried again: it failed after all was written."""
+        return part.writer == self._writer and part.first == self._next
 
-    def _made(self, first: int, last: int) -> Part:
-        return Part(self._folder / name_of(self._writer, first, last), self._writer, first, last)
+    def _put(self, flushes: tuple[int, int], again: int, frame: "pl.DataFrame") -> Part:
+        try:
+            content = _table.to_bytes(frame)
+        except StoreError as error:
+            raise StoreError(f"cannot write {self._folder}: {error}") from error
+        part = part_with(self._folder, self._writer, flushes, again, content)
+        _files.write_bytes(part.path, content)
+        return part
 
     def _add(self, level: int, part: Part, rows: int) -> None:
         if level == len(self._levels):
@@ -234,10 +291,9 @@ class PartWriter:
 
     def _merge(self, parts: list[Part]) -> tuple[Part, int] | None:
         """Put one part in the place of several; leave them where it cannot be done, for nothing is lost by that."""
-        covering = self._made(parts[0].first, parts[-1].last)
         try:
-            frame = self._read([part.path for part in parts])
-            _files.write_whole(covering.path, lambda temporary: self._write(frame, temporary))
+            frame = _table.joined(map(read_part, parts))
+            covering = self._put((parts[0].first, parts[-1].last), 0, frame)
         except Exception:
             return None
         for part in parts:

@@ -2,48 +2,66 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from normscope._errors import StoreError
-from normscope.records.json import digest
+from normscope._errors import StoreError, UsageError
+from normscope.records.json import digest, loads
+from normscope.records.places import Place
+from normscope.records.provenance import collect
 
-#: Version of the folder's layout.
-FORMAT = 1
+#: Version of the folder's layout. In the first, nothing proved parts and marks; it is read all the same.
+FORMAT = 2
+_READ = (1, FORMAT)
 
 
 class UnreadableRunError(StoreError):
     """The file ``run.json`` is missing or damaged; records beside it may be whole."""
 
 
+def begun(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``run.json`` of a run that begins now holds.
+
+    Args:
+        config: Its configuration, in canonical form.
+    """
+    return {"format": FORMAT, "config": config, "config_hash": digest(config), "provenance": collect()}
+
+
 def text_of(run: Mapping[str, Any]) -> str:
-    """Return the text of ``run.json``."""
-    return json.dumps(run, indent=1) + "\n"
+    """Return the text of ``run.json``, with a digest of all that it says."""
+    told = {key: value for key, value in run.items() if key != "check"}
+    return json.dumps(told | {"check": digest(told)}, indent=1) + "\n"
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(place: Place) -> dict[str, Any]:
     """Return what ``run.json`` of a run's folder holds.
 
     Raises:
         UnreadableRunError: There is none, or it is damaged.
-        StoreError: It is of another version, or the folder cannot be read.
+        StoreError: It is of another version, or the place cannot be read.
     """
-    path = folder / "run.json"
+    path = place.at("run.json")
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        whole = isinstance(run["config"], dict) and isinstance(run["provenance"], dict) and "config_hash" in run
-        version = run["format"]
+        run = loads(place.read("run.json"))
+        parts = [run["config"], run["provenance"]]
+        version, whole = run["format"], all(isinstance(part, dict) for part in parts) and _is_whole(run)
     except FileNotFoundError:
-        raise UnreadableRunError(f"{folder} holds no run (no run.json); give the folder of a run") from None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        whole, version = False, FORMAT
-    if not whole or (version == FORMAT and digest(run["config"]) != run["config_hash"]):
+        raise UnreadableRunError(f"{place} holds no run (no run.json); give the folder of a run") from None
+    except (ValueError, KeyError, TypeError, UsageError):
+        version, whole = FORMAT, False
+    if version in _READ and not whole:
         raise UnreadableRunError(f"{path} is damaged: put a copy of it back, or record into another folder")
-    if version != FORMAT:
+    if version not in _READ:
         raise StoreError(f"{path} has layout {version}, this version reads {FORMAT}; use the version that wrote it")
     return dict(run)
+
+
+def _is_whole(run: Mapping[str, Any]) -> bool:
+    """Return whether a run file says what was written, as far as its layout can tell."""
+    if digest(run["config"]) != run["config_hash"]:
+        return False
+    told = {key: value for key, value in run.items() if key != "check"}
+    return run["format"] == 1 or run.get("check") == digest(told)
 
 
 def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], limit: int = 4) -> str:

@@ -1,84 +1,75 @@
-"""Where records are kept: a run folder on disk.
+"""Where records are kept: a run in a folder or a bucket.
 
-A run is a folder::
+A run is::
 
     run.json              configuration, its hash, provenance
     part-CELL.parquet     all records of one cell
-    cell-CELL.json        that cell's configuration and wall time: the mark that the cell is complete
+    cell-CELL.json        that cell's configuration, wall time and the part's digest: the mark that the cell is complete
     scope-CELL.json       the claim of an open-ended run on the name of its cell
     scope-....parquet     records of open-ended runs (see `normscope.records.parts`)
 
-Every file is written whole under a temporary name and renamed, the mark after its part. So at any moment a reader, or
-the next start after a crash, finds whole cells and nothing half: a part without its mark is as good as absent. Several
-processes may write different cells into one run at once.
+Every file appears whole or not at all, the mark after its part. So at any moment a reader, or the next start after a
+crash, finds whole cells and nothing half: a part without its mark is as good as absent. What is read is proven: a part,
+a mark or a ``run.json`` that is not what was written is refused by its name. Several processes may write different
+cells into one run at once.
 """
 
 import contextlib
-import json
-import math
 import os
-import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from normscope._errors import NormscopeError, StoreError, UsageError
-from normscope.records import _table, files as _files
+from normscope._errors import StoreError, UsageError
+from normscope.records import _table
 from normscope.records.cell import Cell
-from normscope.records.json import canonical_form, digest
-from normscope.records.parts import Part, PartWriter, delete_covered, read_parts
-from normscope.records.provenance import collect
+from normscope.records.flushing import Flushing
+from normscope.records.json import canonical_form, digest, loads
+from normscope.records.marks import Mark, content_digest
+from normscope.records.parts import Part, delete_covered, read_part, read_parts
+from normscope.records.places import Folder, Place, place_of, require_folder
 from normscope.records.record import Record
-from normscope.records.run_file import FORMAT, UnreadableRunError, differences, read_run, text_of
+from normscope.records.run_file import FORMAT, UnreadableRunError, begun, differences, read_run, text_of
 
 if TYPE_CHECKING:
     import polars as pl
 
-#: Records that wait for a disk that cannot be written, at most; beyond that the oldest are dropped.
-MOST_WAITING = 500_000
-
-_SHARE = 0.02  # of a training's time, at most, goes into flushes
-_LONGEST_PAUSE = 60.0
 _CLAIMED = "how the scope was made"
+_AGAIN = "delete it and run again: its cell is then computed anew"
 
 
 class Store:
-    """A run on disk. Make one with `create`, read one with `open`.
+    """A run on disk or in a bucket. Make one with `create`, read one with `open`.
 
     Attributes:
-        path: The run's folder.
+        place: Where the run's files lie.
+        path: The same as a path.
         config: Configuration of the run, plain JSON.
         provenance: Versions, machine, commit and time of the run's start, as `collect` gave them.
-        lost: How many appended records were dropped since the store was opened, because they could not be written.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], *, writable: bool, rows: int = 20_000, seconds: float = 2.0):
-        self.path = path
+    def __init__(
+        self, place: Place, run: Mapping[str, Any], *, writable: bool, rows: int = 20_000, seconds: float = 2.0
+    ):
+        self.place, self.path = place, place.path
         self.config: Mapping[str, Any] = MappingProxyType(run["config"])
         self.provenance: Mapping[str, Any] = MappingProxyType(run["provenance"])
         self._run = run
+        self._proven = run.get("format") == FORMAT
         self._writable = writable
-        self._rows, self._seconds = rows, seconds
-        self.lost = 0
-        self._buffer: list[Record] = []
-        self._writer = PartWriter(path, _table.write, _table.read)
-        self._due = -math.inf  # the first records are written at once, for who looks on
-        self._took = 0.0  # seconds of the last flush
-        self._failures = 0
-        self._process = os.getpid()
+        self._flushing = Flushing(self.path, self._write_run_again, rows, seconds)
 
     @classmethod
     def create(
         cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, rows: int = 20_000, seconds: float = 2.0
     ) -> "Store":
-        """Start a run in a folder, or take up the run that lies there if its configuration is the same.
+        """Start a run in a folder or bucket, or take up the run that lies there if its configuration is the same.
 
         Scopes share a folder whatever their configurations are, for each has a cell of its own. Left-over files of
         processes that died are removed.
 
         Args:
-            path: The run's folder; made if need be.
+            path: The run's folder, made if need be, or its address in a bucket (``s3://bucket/runs/mine``).
             config: Everything that determines the run's numbers, as JSON values.
             rows: Appended records after which a part is flushed.
             seconds: Seconds after a flush at which the next append flushes again; more where the disk is so slow that
@@ -90,37 +81,32 @@ class Store:
         Raises:
             StoreError: The folder holds a run of another configuration (the message says which keys differ), is a file,
                 cannot be written, or its ``run.json`` is damaged.
-            UsageError: The configuration has no JSON form.
+            UsageError: The configuration has no JSON form, or a scope was to record into a bucket.
         """
-        folder = Path(path)
         wanted = canonical_form(config)
         if not isinstance(wanted, dict):
             raise UsageError("a run's configuration is a mapping of names to values")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise StoreError(f"{folder} is, or lies below, a file; give a folder for the run") from None
-        except OSError as error:
-            raise StoreError(f"cannot make {folder}: {error.strerror}; choose another folder") from None
-        if not (folder / "run.json").exists():
-            run = {"format": FORMAT, "config": wanted, "config_hash": digest(wanted), "provenance": collect()}
+        for_scope = wanted.get("kind") == "scope"
+        place, option = place_of(path), "record_to" if for_scope else "--out"
+        if for_scope:
+            require_folder(path, "a scope, which writes every few seconds,")
+        place.prepare(option)
+        if not place.holds("run.json"):
             # Of several processes that start at once the first wins; the others find their own configuration there.
-            _files.write_text(folder / "run.json", text_of(run), replace=False)
-        there = read_run(folder)
-        of_scopes = there["config"].get("kind") == wanted.get("kind") == "scope"
-        option = "record_to" if wanted.get("kind") == "scope" else "--out"
+            place.write("run.json", text_of(begun(wanted)).encode(), replace=False)
+        there = read_run(place)
+        of_scopes = for_scope and there["config"].get("kind") == "scope"
         if there["config_hash"] != digest(wanted) and not of_scopes:
             raise StoreError(
-                f"{folder} holds a run with another configuration ({differences(there['config'], wanted)}); "
+                f"{place} holds a run with another configuration ({differences(there['config'], wanted)}); "
                 f"choose another {option}, or delete that folder"
             )
-        if not os.access(folder, os.W_OK):
-            raise StoreError(f"{folder} cannot be written; choose another {option}")
-        _files.clean(folder)
-        delete_covered(folder)
+        place.clean()
+        if isinstance(place, Folder):
+            delete_covered(place.path)
         if of_scopes:
             import polars  # noqa: F401  # now, not in the first step that is read
-        return cls(folder, there, writable=True, rows=rows, seconds=seconds)
+        return cls(place, there, writable=True, rows=rows, seconds=seconds)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Store":
@@ -129,12 +115,13 @@ class Store:
         Raises:
             StoreError: There is no run, or its ``run.json`` is damaged.
         """
-        folder = Path(path)
-        if not folder.exists():
-            raise StoreError(f"{folder} does not exist; give the folder of a run")
-        if not folder.is_dir():
-            raise StoreError(f"{folder} is a file; give the folder of a run")
-        return cls(folder, read_run(folder), writable=False)
+        place = place_of(path)
+        if isinstance(place, Folder):
+            if not place.path.exists():
+                raise StoreError(f"{place} does not exist; give the folder of a run")
+            if not place.path.is_dir():
+                raise StoreError(f"{place} is a file; give the folder of a run")
+        return cls(place, read_run(place), writable=False)
 
     @classmethod
     def open_scope(cls, path: str | os.PathLike[str]) -> tuple["Store", list[str]]:
@@ -146,24 +133,26 @@ class Store:
         Raises:
             StoreError: There is no run, or a run of a study whose ``run.json`` is damaged.
         """
-        folder, said = Path(path), []
+        place, said = place_of(path), []
         try:
-            store = cls.open(folder)
+            store = cls.open(path)
         except UnreadableRunError:
-            if not any(folder.glob("scope-*.parquet")):
+            if not any(name.startswith("scope-") and name.endswith(".parquet") for name in place.names()):
                 raise
-            store = cls(folder, {"config": {"kind": "scope"}, "provenance": {}}, writable=False)
-            state = "damaged" if (folder / "run.json").exists() else "missing"
+            store = cls(place, {"config": {"kind": "scope"}, "provenance": {}}, writable=False)
+            state = "damaged" if place.holds("run.json") else "missing"
             said.append(
-                f"{folder / 'run.json'} is {state}: the records are read all the same, what made them is unknown"
+                f"{place.at('run.json')} is {state}: the records are read all the same, what made them is unknown"
             )
-        for claim in sorted(folder.glob("scope-*.json")):
+        for name in place.names():
+            if not (name.startswith("scope-") and name.endswith(".json")):
+                continue
             try:
-                whole = isinstance(json.loads(claim.read_text(encoding="utf-8")), dict)
-            except (OSError, ValueError):
+                whole = isinstance(loads(place.read(name)), dict)
+            except (StoreError, OSError, ValueError):
                 whole = False
             if not whole:
-                said.append(f"{claim} is damaged: the records stand without it, but {_CLAIMED} is unknown")
+                said.append(f"{place.at(name)} is damaged: the records stand without it, but {_CLAIMED} is unknown")
         return store, said
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -184,8 +173,8 @@ class Store:
                 cell.
         """
         self._must_be_writable()
-        part, mark = self._part(cell.id), self._mark(cell.id)
-        if mark.exists() and part.exists():
+        part, mark = _part(cell.id), _mark(cell.id)
+        if self.place.holds(mark) and self.place.holds(part):
             return False
         frame = _table.from_records(records)
         others = set(frame["cell"].unique().cast(str)) - {cell.id}
@@ -193,9 +182,10 @@ class Store:
             raise StoreError(
                 f"records of {min(others)!r} were to be written as cell {cell.id}; give the probes cell={cell.id!r}"
             )
-        _files.write_whole(part, lambda temporary: _table.write(frame, temporary))
-        text = json.dumps({"cell": json.loads(cell.to_json()), "wall_s": float(wall_s), "records": frame.height}) + "\n"
-        _files.write_text(mark, text)
+        content = _table.to_bytes(frame)
+        self.place.write(part, content)
+        said = Mark(cell, float(wall_s), frame.height, content_digest(content))
+        self.place.write(mark, said.to_json().encode())
         return True
 
     def append(self, records: Iterable[Record]) -> None:
@@ -203,21 +193,13 @@ class Store:
 
         A flush comes by itself at the first append, later after ``rows`` records or ``seconds`` seconds (see
         `create`), at `frame`, `sql` and `close`, and at the end of a ``with`` block. After a flush that failed, the
-        records wait in memory, at most `MOST_WAITING` of them, and the next try comes after a pause.
+        records wait in memory, at most `flushing.MOST_WAITING` of them, and the next try comes after a pause.
 
         Raises:
             StoreError: The store is open for reading only, or a flush failed. The store can be used on.
         """
         self._must_be_writable()
-        self._leave_to_the_parent()
-        self._buffer.extend(records)
-        if (surplus := len(self._buffer) - MOST_WAITING) > 0:
-            del self._buffer[:surplus]
-            self.lost += surplus
-        if len(self._buffer) >= self._rows and not self._failures:
-            self.flush()
-        else:
-            self.flush_if_due()
+        self._flushing.append(records)
 
     def flush_if_due(self) -> None:
         """Flush if the time has come and records wait: to be called where no record may come for a while.
@@ -225,8 +207,7 @@ class Store:
         Raises:
             StoreError: The folder cannot be written; the records stay, for another try.
         """
-        if self._buffer and time.monotonic() >= self._due:
-            self.flush()
+        self._flushing.flush_if_due()
 
     def flush(self) -> None:
         """Write the records appended so far as a part of their own.
@@ -234,57 +215,24 @@ class Store:
         Raises:
             StoreError: The folder cannot be written; the records stay, for another try. What is no record is dropped.
         """
-        self._leave_to_the_parent()
-        if not self._buffer:
-            return
-        self._must_be_writable()
-        began = time.monotonic()
-        try:
-            self._write()
-        except StoreError as error:
-            self._failures += 1
-            self._due = time.monotonic() + min(self._seconds * 2**self._failures, _LONGEST_PAUSE)
-            lost = f"; {self.lost} were dropped" if self.lost else ""
-            raise StoreError(f"{error} ({len(self._buffer)} records wait in memory for another try{lost})") from error
-        self._buffer.clear()
-        self._failures = 0
-        now = time.monotonic()
-        # The faster of the last two flushes counts: a single slow flush tells nothing, and the first imports Polars.
-        self._due = now + max(self._seconds, min(now - began, self._took, _LONGEST_PAUSE * _SHARE) / _SHARE)
-        self._took = now - began
-
-    def _write(self) -> None:
-        """Write the buffer, whatever goes wrong is a StoreError."""
-        if not self.path.is_dir():
-            raise StoreError(f"cannot write into {self.path}: the folder is gone; make it again")
-        try:
-            frame = _table.from_records(self._buffer)
-        except StoreError:
-            kept = [record for record in self._buffer if _table.is_record(record)]
-            self.lost += len(self._buffer) - len(kept)
-            self._buffer = kept
-            raise
-        try:
-            if not (self.path / "run.json").exists():  # the folder was made anew
-                _files.write_text(self.path / "run.json", text_of(self._run), replace=False)
-            self._writer.write(frame)
-        except StoreError:
-            raise
-        except Exception as error:
-            raise StoreError(f"cannot write into {self.path}: {type(error).__name__}: {error}") from error
-
-    def _leave_to_the_parent(self) -> None:
-        """Forget, in a forked process, the records that its parent will write."""
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            self._buffer = []
+        self._flushing.flush()
 
     close = flush
 
     @property
+    def lost(self) -> int:
+        """How many appended records were dropped since the store was opened, because they could not be written."""
+        return self._flushing.lost
+
+    @property
     def unwritten(self) -> list[Record]:
         """The appended records that have not reached the disk."""
-        return list(self._buffer)
+        return list(self._flushing.waiting)
+
+    def _write_run_again(self) -> None:
+        """Write ``run.json`` where the folder was made anew."""
+        if not self.place.holds("run.json"):
+            self.place.write("run.json", text_of(self._run).encode(), replace=False)
 
     def __enter__(self) -> "Store":
         return self
@@ -298,9 +246,10 @@ class Store:
 
     def completed(self) -> set[str]:
         """Return the ids of the complete cells. A cell whose part was deleted counts as not complete."""
-        parts = {entry.name for entry in self.path.glob("part-*.parquet")}
-        marked = (entry.name[len("cell-") : -len(".json")] for entry in self.path.glob("cell-*.json"))
-        return {name for name in marked if f"part-{name}.parquet" in parts}
+        names = self.place.names()
+        parts = {name for name in names if name.startswith("part-")}
+        marked = (name[len("cell-") : -len(".json")] for name in names if name.startswith("cell-"))
+        return {name for name in marked if _part(name) in parts}
 
     def cells(self) -> list[Cell]:
         """Return the complete cells, by arm, seed, grid point and id.
@@ -308,7 +257,7 @@ class Store:
         Raises:
             StoreError: The mark of a cell is damaged.
         """
-        return [cell for cell, _ in self._marks()]
+        return [mark.cell for mark in self._marks()]
 
     def wall_times(self) -> dict[str, float]:
         """Return the seconds each complete cell took, by id, in the order of `cells`.
@@ -316,7 +265,7 @@ class Store:
         Raises:
             StoreError: The mark of a cell is damaged.
         """
-        return {cell.id: wall for cell, wall in self._marks()}
+        return {mark.cell.id: mark.wall_s for mark in self._marks()}
 
     def frame(self, *, probe: str | None = None, name: str | None = None, site: str | None = None) -> "pl.DataFrame":
         """Return the records of all complete cells and flushed parts, in an order that does not depend on the writing.
@@ -332,75 +281,85 @@ class Store:
             for records of no cell.
 
         Raises:
-            StoreError: A part or mark is damaged.
+            StoreError: A part or mark is not what was written; the message names it.
         """
-        chosen = {"probe": probe, "name": name, "site": site}
-        kept = {key: value for key, value in chosen.items() if value is not None}
-        where = " WHERE " + " AND ".join(f"{key} = ?" for key in kept) if kept else ""
-        with contextlib.suppress(StoreError):  # what cannot be written can be read all the same
-            self.flush()
-        waiting = [record for record in self._buffer if all(getattr(record, k) == v for k, v in kept.items())]
-        cells, rows = self._query(f"SELECT * FROM records{where}", list(kept.values()))
-        if waiting:
-            import polars as pl
-
-            more = _table.in_memory(_table.from_records(waiting), cells)
-            rows = pl.concat([rows.select(more.columns), more])
-        return _table.ordered(rows, cells)
+        wanted = {"probe": probe, "name": name, "site": site}
+        marks = self._marks()
+        rows = self._rows(marks, {key: value for key, value in wanted.items() if value is not None})
+        return _table.in_memory(rows, [mark.cell for mark in marks])
 
     def sql(self, query: str) -> "pl.DataFrame":
-        """Ask the run in SQL (DuckDB's dialect).
+        """Ask the run in SQL (DuckDB's dialect; needs the extra ``sql``).
 
         Args:
             query: Over the view ``records`` (the columns of `frame`) and the table ``cells`` (cell, arm, seed,
                 coordinates, study, settings, wall_s).
 
         Raises:
-            UsageError: The query is wrong; the message is the database's.
+            UsageError: The query is wrong, and the message is the database's; or DuckDB is not installed.
             StoreError: A part or mark is damaged.
 
         Example:
             ``store.sql("SELECT arm, avg(value) AS loss FROM records WHERE name = 'loss' GROUP BY arm ORDER BY arm")``
         """
-        self.flush()
-        return self._query(query)[1]
+        from normscope.records import _sql
 
-    def _query(self, query: str, parameters: Iterable[Any] = ()) -> tuple[list[Cell], "pl.DataFrame"]:
         marks = self._marks()
-        cells = [cell for cell, _ in marks]
-        walls = {cell.id: wall for cell, wall in marks}
+        walls = {mark.cell.id: mark.wall_s for mark in marks}
+        return _sql.ask(query, self._rows(marks, {}), [mark.cell for mark in marks], walls)
 
-        def read(parts: list[Part]) -> "pl.DataFrame":
-            found = [self._part(cell.id) for cell in cells]
-            found += [part.path for part in parts if part.path != self._writer.next_path]
-            with _table.database(cells, walls, found) as connection:
-                return _table.fetch(connection, query, list(parameters))
+    def _rows(self, marks: list[Mark], kept: Mapping[str, str]) -> "pl.DataFrame":
+        """Return the rows of all parts, and those that wait, which have the values of ``kept``."""
+        with contextlib.suppress(StoreError):  # what cannot be written can be read all the same
+            self.flush()
+        of_cells = [_table.chosen(frame, kept) for frame in self._parts_of(marks)]
 
-        return cells, read_parts(self.path, read)
+        def read(parts: list[Part]) -> "list[pl.DataFrame]":
+            flushed = (part for part in parts if not self._flushing.is_of_a_failed_flush(part))
+            return [_table.chosen(read_part(part), kept) for part in flushed]
 
-    def _marks(self) -> list[tuple[Cell, float]]:
-        found = []
-        for name in self.completed():
-            path = self._mark(name)
+        flushed = read_parts(self.path, read) if isinstance(self.place, Folder) else []
+        return _table.joined([*of_cells, *flushed, _table.chosen(_table.from_records(self.unwritten), kept)])
+
+    def _parts_of(self, marks: list[Mark]) -> "Iterator[pl.DataFrame]":
+        """Yield the rows of each cell's part, proven by its mark."""
+        names = [_part(mark.cell.id) for mark in marks]
+        contents = self.place.read_each(names)
+        for mark, name in zip(marks, names, strict=True):
             try:
-                mark = json.loads(path.read_text(encoding="utf-8"))
-                cell, wall = Cell.from_json(json.dumps(mark["cell"])), float(mark["wall_s"])
-            except (OSError, ValueError, TypeError, KeyError, NormscopeError):
-                cell, wall = None, 0.0
-            if cell is None or cell.id != name:
-                raise StoreError(f"{path} is damaged; delete it and run again: its cell is then computed anew")
-            found.append((cell, wall))
-        return sorted(found, key=lambda mark: (mark[0].arm, mark[0].seed, mark[0].to_json()))
+                content = next(contents)
+                mark.require(content)
+                frame = _table.from_bytes(content)
+                if mark.records is not None and mark.records != frame.height:
+                    raise _table.DamagedError("records are missing or too many")
+            except FileNotFoundError:
+                raise StoreError(f"{self.place.at(name)} is gone; run again: its cell is then computed anew") from None
+            except _table.DamagedError:
+                raise StoreError(f"{self.place.at(name)} is damaged; {_AGAIN}") from None
+            yield frame
 
-    def _part(self, name: str) -> Path:
-        return self.path / f"part-{name}.parquet"
-
-    def _mark(self, name: str) -> Path:
-        return self.path / f"cell-{name}.json"
+    def _marks(self) -> list[Mark]:
+        names = sorted(self.completed())
+        found = []
+        contents = self.place.read_each([_mark(name) for name in names])
+        for name in names:
+            try:
+                found.append(Mark.from_json(next(contents), name, proven=self._proven))
+            except (OSError, _table.DamagedError):
+                raise StoreError(f"{self.place.at(_mark(name))} is damaged; {_AGAIN}") from None
+        return sorted(found, key=lambda mark: (mark.cell.arm, mark.cell.seed, mark.cell.to_json()))
 
     def _must_be_writable(self) -> None:
         if not self._writable:
-            raise StoreError(f"{self.path} is open for reading; open it with Store.create to write")
+            raise StoreError(f"{self.place} is open for reading; open it with Store.create to write")
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self.completed())} complete cells)"
+
+
+def _part(name: str) -> str:
+    return f"part-{name}.parquet"
+
+
+def _mark(name: str) -> str:
+    return f"cell-{name}.json"

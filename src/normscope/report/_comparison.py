@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope.records.answers import capital
-from normscope.records.files import save
+from normscope.records.places import save
 from normscope.report._page import environment, flat, headline, resources
 from normscope.report._sections import Section, duration
 from normscope.report._study import study

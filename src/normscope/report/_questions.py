@@ -9,7 +9,7 @@ from normscope._errors import DataError
 from normscope.plots import Figure
 from normscope.records import Question, Verdict, standing
 from normscope.records.answers import contrast_named
-from normscope.records.files import save
+from normscope.records.places import save
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 
 _NUMBER = re.compile(r"\{([^{}]+)\}")

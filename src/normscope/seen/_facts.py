@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError, UsageError
 from normscope.records import Finding, Store, provenance
-from normscope.records.files import save
 from normscope.records.json import build, plain
+from normscope.records.places import save
 
 if TYPE_CHECKING:
     import polars

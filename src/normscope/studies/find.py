@@ -14,6 +14,7 @@ from typing import Any
 from normscope._errors import StoreError, UsageError, shown
 from normscope._unit import discover, near
 from normscope.records import Store, Verdict
+from normscope.records.places import place_of
 from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy
 from normscope.usercode import load_file, users_code
@@ -97,8 +98,9 @@ def load(folder: str | Path) -> list[Run]:
         UsageError: A run is of a study that this version does not have.
     """
     root = Path(folder)
-    here = (root / "run.json").is_file()
-    folders = [root] if here else sorted(path.parent for path in root.glob("*/run.json"))
+    place = place_of(folder)
+    here = place.holds("run.json")
+    folders = [root] if here else [each.path for each in place.places_with("run.json")]
     runs = []
     for path in folders:
         store = Store.open(path)

@@ -12,6 +12,7 @@ from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
 from normscope.records.json import canonical
+from normscope.records.places import place_of
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
@@ -255,10 +256,7 @@ def refuse(
                 study.foresee(settings)
     worker_count(workers, device)
     load_data(data)
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make {out}: {error.strerror}; choose another folder") from None
+    place_of(out).prepare("--out")
 
 
 def config_of(store: Store, *, required: bool = True) -> Mapping[str, Any]:

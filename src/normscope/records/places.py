@@ -1,0 +1,260 @@
+"""Where the files of a run lie: a folder of this machine, or a prefix in a bucket.
+
+Both keep files by name, each whole or absent. A bucket is given by its address, ``s3://bucket/runs`` (or ``gs``,
+``az``). A `Path` made of an address loses a slash, ``s3:/bucket/runs``, and still means the bucket: so a path can be
+carried through the package, and only the functions that touch files ask `place_of`.
+"""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from normscope._errors import StoreError, UsageError
+from normscope.records import files
+
+#: Kinds of buckets, by the first word of their addresses.
+SCHEMES = ("s3", "gs", "az")
+
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+(?P<rest>.*)", re.DOTALL)
+
+
+class Place(ABC):
+    """Files by name, each whole or absent.
+
+    Attributes:
+        url: How messages name the place: the folder's path or the bucket's address.
+        path: The same as a path, to which names can be joined.
+    """
+
+    url: str
+    path: Path
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted; none where there is no such place.
+
+        Raises:
+            StoreError: The place cannot be listed.
+        """
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StoreError: It cannot be read.
+        """
+
+    def read_each(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Yield the contents of several files, in their order."""
+        yield from map(self.read, names)
+
+    @abstractmethod
+    def write(self, name: str, content: bytes, *, replace: bool = True) -> bool:
+        """Make a file appear at once with its whole content.
+
+        Args:
+            name: Its name.
+            content: All of it.
+            replace: Whether an existing file is replaced; if not, the first of several writers wins.
+
+        Returns:
+            Whether this call's file is the one that lies there now.
+
+        Raises:
+            StoreError: The place cannot be written.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete a file; nothing happens where there is none.
+
+        Raises:
+            StoreError: It cannot be deleted.
+        """
+
+    @abstractmethod
+    def holds(self, name: str) -> bool:
+        """Return whether there is such a file."""
+
+    @abstractmethod
+    def below(self, name: str) -> "Place":
+        """Return the place of that name within this one."""
+
+    @abstractmethod
+    def places_with(self, name: str) -> "list[Place]":
+        """Return the places right within this one that hold a file of a name, sorted."""
+
+    @abstractmethod
+    @abstractmethod
+    def prepare(self, option: str) -> None:
+        """Make the place if need be, and see that it can be written.
+
+        Args:
+            option: How the user named it: ``--out``, for the message.
+
+        Raises:
+            StoreError: It cannot be made or written.
+        """
+
+    @abstractmethod
+    @abstractmethod
+    def clean(self) -> None:
+        """Remove what writers that died have left over."""
+
+    def at(self, name: str) -> str:
+        """Return how a message names a file of the place."""
+        return f"{self.url.rstrip('/')}/{name}"
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class Folder(Place):
+    """A folder of this machine.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.url = path, str(path)
+
+    def names(self) -> list[str]:
+        """See `Place.names`."""
+        try:
+            return sorted(os.listdir(self.path))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path}: {error.strerror or error}") from None
+
+    def read(self, name: str) -> bytes:
+        """See `Place.read`."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path / name}: {error.strerror or error}") from None
+
+    def write(self, name: str, content: bytes, *, replace: bool = True) -> bool:
+        """See `Place.write`."""
+        return files.write_bytes(self.path / name, content, replace=replace)
+
+    def delete(self, name: str) -> None:
+        """See `Place.delete`."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot delete {self.path / name}: {error.strerror or error}") from None
+
+    def holds(self, name: str) -> bool:
+        """See `Place.holds`."""
+        return (self.path / name).exists()
+
+    def below(self, name: str) -> "Folder":
+        """See `Place.below`."""
+        return Folder(self.path / name)
+
+    def places_with(self, name: str) -> list[Place]:
+        """See `Place.places_with`."""
+        return [Folder(self.path / each) for each in self.names() if (self.path / each / name).is_file()]
+
+    def prepare(self, option: str) -> None:
+        """See `Place.prepare`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StoreError(f"{self.path} is, or lies below, a file; give a folder for the run") from None
+        except OSError as error:
+            raise StoreError(f"cannot make {self.path}: {error.strerror}; choose another folder") from None
+        if not os.access(self.path, os.W_OK):
+            raise StoreError(f"{self.path} cannot be written; choose another {option}")
+
+    def clean(self) -> None:
+        """See `Place.clean`."""
+        files.clean(self.path)
+
+
+def place_of(where: str | os.PathLike[str]) -> Place:
+    """Return the place of a folder's path or a bucket's address; ``~`` stands for the user's own folder.
+
+    Args:
+        where: ``runs/mine``, ``file:///data/runs`` or ``s3://bucket/runs``; also as a path, which loses a slash.
+
+    Raises:
+        UsageError: An address of another kind, or of no bucket, or the package for buckets is not installed.
+    """
+    text = os.fspath(where)
+    match = _ADDRESS.fullmatch(text)
+    if match is None or Path(text).exists():  # a folder may have a name like an address's
+        if "\0" in text:
+            raise UsageError(f"{text!r} cannot be the name of a folder: it has a zero byte")
+        try:
+            return Folder(Path(text).expanduser())
+        except RuntimeError:  # a home folder of a user who does not exist
+            return Folder(Path(text))
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    if scheme == "file":
+        return Folder(Path("/" + rest))
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"{scheme}:// is no address that can be written: give a folder, or a bucket as "
+            f"{', '.join(f'{each}://' for each in SCHEMES)}"
+        )
+    from normscope.records.buckets import Bucket
+
+    return Bucket(scheme, rest)
+
+
+def require_folder(where: str | os.PathLike[str], why: str) -> Path:
+    """Return the path of a folder of this machine.
+
+    Args:
+        where: As `place_of` takes it.
+        why: What needs a folder, as the beginning of a sentence.
+
+    Raises:
+        UsageError: It is a bucket's address.
+    """
+    place = place_of(where)
+    if not isinstance(place, Folder):
+        raise UsageError(f"{why} needs a folder of this machine, not {place.url}")
+    return place.path
+
+
+def save(path: str | os.PathLike[str], content: str | bytes) -> Path:
+    """Write a file that a user named; folders above it are made, and an older file is replaced.
+
+    Args:
+        path: The file, in a folder or a bucket.
+        content: A text, written as UTF-8, or bytes.
+
+    Returns:
+        The path. The file appears whole or not at all.
+
+    Raises:
+        StoreError: The path is a folder, or cannot be written.
+    """
+    parent, name = os.path.split(os.fspath(path))
+    place = place_of(parent or ".")
+    if isinstance(place, Folder):
+        target = place.path / name
+        if not name or target.is_dir():
+            raise StoreError(f"cannot write {target}: it is a folder; name a file in it")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {target}: {error.strerror or error}; choose another path") from error
+    place.write(name, content.encode("utf-8", "replace") if isinstance(content, str) else content)
+    return place.path / name
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return how a message names a path: as it is, or as a bucket's address."""
+    place = place_of(path)
+    return os.fspath(path) if isinstance(place, Folder) else place.url
