@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from normscope._errors import NormscopeError, UsageError
 
@@ -217,7 +217,7 @@ def quiet_stdout() -> Iterator[None]:
         if saved >= 0:
             with suppress(OSError):
                 os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
+        with _beside_stderr() as stream, redirect_stdout(stream):
             yield
     finally:
         for stream in (outer, sys.__stdout__):
@@ -227,6 +227,17 @@ def quiet_stdout() -> Iterator[None]:
         if saved >= 0:
             os.dup2(saved, 1)
             os.close(saved)
+
+
+@contextmanager
+def _beside_stderr() -> Iterator[TextIO]:
+    """Yield a stream to where standard error goes: a user's code may close it, and standard error stays open."""
+    try:
+        handle = os.dup(2)
+    except OSError:  # there is no standard error
+        handle = os.open(os.devnull, os.O_WRONLY)
+    with open(handle, "w", buffering=1, errors="backslashreplace") as stream:
+        yield stream
 
 
 @contextmanager
@@ -254,7 +265,7 @@ def exits_told() -> Iterator[None]:
 
 
 def place_of_frame(frame: FrameType | None) -> str:
-    """Return the innermost place in a user's own file among a frame and its callers, as `` (train.py:12)``, or ``""``."""
+    """Return the innermost place in a user's file among a frame and its callers, as `` (train.py:12)``, or ``""``."""
     while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
     return "" if frame is None else f" ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"

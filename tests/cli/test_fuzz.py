@@ -17,6 +17,7 @@ from kit.command_forker import CommandForker
 from kit.damaged_runs import make_runs
 
 SEED = int(os.environ.get("NORMSCOPE_FUZZ_SEED", "1"))
+_PROGRESS = re.compile(r"[\w ,-]+: \d+ of \d+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -50,7 +51,7 @@ def faults(line, ended, before, after):
     found = []
     if ended.code is None:
         found.append("it hangs")
-    elif ended.code not in (0, 1, 2):
+    elif ended.code not in (0, 1, 2) and not (ended.code == 130 and "interrupts" in line.what):
         found.append(f"exit code {ended.code}")
     text = ended.stdout + ended.stderr
     if "Traceback" in text or "Exception ignored" in text:
@@ -58,8 +59,8 @@ def faults(line, ended, before, after):
     if "normscope's own" in text:
         found.append("a fault of its own")
     if ended.code == 2 and not line.terminal and not line.loud:
-        told = [each for each in said if each.startswith("normscope: ")]
-        if len(told) != 1 or len(said) != 1 and not said[0].startswith("Usage"):
+        told = [each for each in said if not _PROGRESS.fullmatch(each)]
+        if len(told) != 1 and not told[:1] == ["Usage: normscope [OPTIONS] COMMAND [ARGS]..."]:
             found.append(f"{len(said)} lines")
     if ended.code in (1, 2) and not text.strip():
         found.append("no word")

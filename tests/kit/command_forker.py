@@ -70,24 +70,13 @@ class CommandForker:
 
 
 def _import_all():
-    from normscope import (
-        builders,
-        checking,
-        cli,
-        comparing,
-        examples,
-        live,
-        probes,
-        report,
-        rules,
-        seen,
-        studies,
-        verdicts,
-    )
+    from normscope import bench, builders, checking, cli, comparing, explain, live, probes, report, rules, seen, studies
+    from normscope import surgery, verdicts, watching
     from normscope.examples import digits_cnn
     from normscope.studies.lab.data import load
 
-    assert [builders, checking, cli, comparing, examples, live, report, seen, verdicts, digits_cnn]
+    assert [bench, builders, checking, cli, comparing, explain, live, report, seen, surgery, verdicts, watching]
+    assert digits_cnn
     load("digits")
     studies.all(), rules.all(), probes.all()
     gc.freeze()  # a collection in a fork would copy the whole heap

@@ -97,9 +97,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _refuse(message: str) -> NoReturn:
     """End with a line on standard error."""
-    if sys.stderr is not None:
-        with suppress(OSError, ValueError):  # the user's code has closed it
-            typer.echo(f"normscope: {one_line(message)}", err=True)
+    line = f"normscope: {one_line(message)}"
+    try:
+        typer.echo(line, err=True)
+    except (OSError, ValueError):  # a user's code has closed the stream
+        with suppress(OSError):
+            os.write(2, f"{line}\n".encode())
     raise SystemExit(2) from None
 
 
@@ -107,6 +110,10 @@ def _unforeseen(error: BaseException) -> str:
     """Return what is said of an exception that nobody has turned into a sentence."""
     if place := place_of(error):
         return f"your code raised {described(error)} ({place})"
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "the current folder is gone: go to another folder, and run the command again"
     if isinstance(error, MemoryError):
         return "this machine has too little memory for it: take fewer or smaller data, layers, seeds or workers"
     frames = traceback.extract_tb(error.__traceback__)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from normscope._errors import one_line, printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -50,6 +52,7 @@ def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None]
         else:
             ended.append(slug)
             line = f"{len(ended)} of {count}: {slug}: {result}, {seconds:.0f} s"
+        line = one_line(line)
         if bars is None:
             typer.echo(line, err=True)
         else:
@@ -70,7 +73,7 @@ def lines_of_progress(parts: int = 8) -> Callable[[str, int, int], None]:
         reached = done * parts // total if total else parts
         if reached > told.get(part, 0):
             told[part] = reached
-            typer.echo(f"{part}: {done} of {total}", err=True)
+            typer.echo(f"{printable(part)}: {done} of {total}", err=True)
 
     return report
 
@@ -112,7 +115,7 @@ def status_line(quiet: bool) -> Iterator[Callable[[str], None] | None]:
     from rich.markup import escape
 
     with Console(stderr=True).status("importing") as status:
-        yield lambda doing: status.update(escape(doing))
+        yield lambda doing: status.update(escape(printable(doing)))
 
 
 @contextmanager

@@ -82,7 +82,9 @@ def check(
 
 def _other_sections(out: Path) -> str:
     """Return what other programs have written into a page: from the first comment of HTML on."""
-    text = out.read_text(encoding="utf-8") if out.is_file() else ""
+    from normscope.records.reading import text_of_file
+
+    text = text_of_file(out) if out.exists() else ""
     at = text.find("\n<!-- ")
     return text[at:] if at >= 0 else ""
 

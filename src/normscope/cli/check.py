@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normscope import __version__
-from normscope._errors import UsageError
+from normscope._errors import UsageError, printable
 from normscope.cli._print import print_json, print_page, print_text
 from normscope.cli._progress import interruptible, status_line
 from normscope.cli._words import MOST_BATCHES, Codes, codes, path as users_path
@@ -170,7 +170,7 @@ def _formatted(checked: "Checked", form: Format) -> str:
     if form is Format.SARIF:
         return report.check_sarif(checked, version=__version__)
     if form is Format.GITHUB:
-        return report.check_github(checked)
+        return printable(report.check_github(checked))
     from rich.console import Console
 
     terminal = Console()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normscope._errors import UsageError
-from normscope.cli._print import print_json, print_tables, wide
+from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
 from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Json, Out, Workers
 
@@ -124,13 +124,9 @@ def print_comparison(found: "Comparison", as_json: bool, *, kinds: list[str], pa
     if as_json:
         print_json({"report": str(page), "exported": [str(each) for each in exported]} | found.document())
     else:
-        console = wide()
-        for line in (*str(found).splitlines(), "", f"The page with the pictures: {page}"):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_lines(*str(found).splitlines(), "", f"The page with the pictures: {page}")
         if exported:
-            console.print(
-                f"Exported into {found.path / 'export'}: {len(exported)} files", highlight=False, markup=False
-            )
+            print_lines(f"Exported into {found.path / 'export'}: {len(exported)} files")
     if show:
         webbrowser.open(page.resolve().as_uri())
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli._print import print_json, wide
+from normscope.cli._print import print_json, print_lines
 from normscope.cli._progress import interruptible, progress_bar
 from normscope.cli._words import MOST_SEEDS, Json, Out, Workers
 
@@ -44,5 +44,4 @@ def demo(
     algebra = ["And the algebra of batch norm's backward pass:", f"    {judged.verdict.claim}"]
     lines = [*str(found).splitlines(), "", *algebra, f"    {headline(judged.verdict)}", ""]
     closing = "Your own network:  normscope example > train.py, then  normscope compare train.py:make_case"
-    for line in (*lines, f"The page with the pictures: {page}", closing):
-        wide().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(*lines, f"The page with the pictures: {page}", closing)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normscope._errors import UsageError
-from normscope.cli._print import print_json, wide, written
+from normscope._errors import UsageError, one_line
+from normscope.cli._print import print_json, print_lines, wide, written
 from normscope.cli._words import Json, path as users_path
 from normscope.cli.compare import print_comparison
 
@@ -62,9 +62,11 @@ def report(
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
     from normscope import report as pages, studies, verdicts
+    from normscope.usercode import quiet_stdout
 
-    for file in own or ():
-        studies.from_file(file)
+    with quiet_stdout():
+        for file in own or ():
+            studies.from_file(file)
     if questions is not None and not run.is_file():
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
@@ -123,8 +125,7 @@ def _write_scope(run: Path, page: Path, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(path)} | seen.document(found))
         return
-    for line in (*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {path}"):
-        wide().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {path}")
 
 
 def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path | None, as_json: bool) -> None:
@@ -141,18 +142,15 @@ def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path |
         print_json(written_to | {"verdicts": found})
         return
     _print_answers(found, path)
-    for line in written(markdown):
-        wide().print(line, highlight=False, soft_wrap=True)
+    print_lines(*written(markdown))
 
 
 def _print_answers(verdicts: "Sequence[Verdict]", path: Path, *lines: str) -> None:
     """Print the table of answers, how many there are of each, and where the page is."""
     from normscope import report as pages
 
-    console = wide()
-    console.print(pages.console(verdicts))
-    for line in (pages.tally(verdicts), *lines, f"The page with the pictures: {path}"):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    wide().print(pages.console(verdicts))
+    print_lines(pages.tally(verdicts), *lines, f"The page with the pictures: {path}")
 
 
 def write_and_print(
@@ -181,4 +179,4 @@ def write_and_print(
         times = f"Time in the studies: {times}{f'; {total:.0f} s in all' if len(runs) > 1 else ''}"
     _print_answers(verdicts, path, *filter(None, [times]))
     for slug, reason in (failed or {}).items():
-        typer.echo(f"normscope: {slug} failed and is not in there: {reason}", err=True)
+        typer.echo(f"normscope: {one_line(f'{slug} failed and is not in there: {reason}')}", err=True)

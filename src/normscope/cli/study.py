@@ -8,7 +8,7 @@ import typer
 
 from normscope._errors import UsageError
 from normscope.cli._answers import committed_answers, print_study
-from normscope.cli._print import print_json, print_tables
+from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import ending, interruptible, progress_bar
 from normscope.cli._words import (
     MOST_ROUNDS,
@@ -106,7 +106,7 @@ def new(
     from normscope import studies
 
     written = studies.new(file)
-    typer.echo(f"Wrote {written}. Run it:  normscope study run {written}")
+    print_lines(f"Wrote {written}. Run it:  normscope study run {written}")
 
 
 @app.command(epilog="Example:  normscope study calibrate --studies 200 --seeds 5 --seeds 10")
@@ -167,10 +167,11 @@ def run_and_report(slugs: Sequence[str], *, out: Path, as_json: bool, **settings
         settings: As ``normscope.studies.run`` takes them.
     """
     from normscope import verdicts
+    from normscope.usercode import quiet_stdout
 
     count = len(set(slugs))
     advice = "run the same command again to go on where it stopped"
-    with interruptible(advice), progress_bar(as_json, studies=count) as bars:
+    with interruptible(advice), progress_bar(as_json, studies=count) as bars, quiet_stdout():
         ended = None if as_json else ending(bars, count)
         runs, failed = verdicts.run(slugs, out=out, progress=bars, ended=ended, **settings)
     write_and_print(runs, out / "report.html", as_json, failed)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli._print import print_text
+from normscope.cli._print import print_lines
 from normscope.cli._words import path as users_path
 
 
@@ -39,7 +39,7 @@ def watch(
         LiveServer(run, host=host, port=port, token=token, compose=compose) as server,
         contextlib.suppress(KeyboardInterrupt),
     ):
-        print_text(f"Watching {run} at {server.url}   (Ctrl-C ends it)\n")
+        print_lines(f"Watching {run} at {server.url}   (Ctrl-C ends it)")
         if show:
             webbrowser.open(server.url)
         server.serve()

@@ -7,6 +7,7 @@ carried through the package, and only the functions that touch files ask `place_
 
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -134,8 +135,11 @@ class Folder(Place):
 
     def read(self, name: str) -> bytes:
         """See `Place.read`."""
+        path = self.path / name
         try:
-            return (self.path / name).read_bytes()
+            if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device might never end
+                raise StoreError(f"cannot read {path}: it is no ordinary file")
+            return path.read_bytes()
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -246,6 +250,8 @@ def save(path: str | os.PathLike[str], content: str | bytes) -> Path:
         target = place.path / name
         if not name or target.is_dir():
             raise StoreError(f"cannot write {target}: it is a folder; name a file in it")
+        if target.exists() and not target.is_file():  # a new file would take the place of the device for all programs
+            raise StoreError(f"cannot write {target}: it is a pipe or a device; name a file")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -10,6 +10,7 @@ from normscope._errors import StoreError
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Sentence, Verdict
 from normscope.records.json import build, plain
+from normscope.records.reading import text_of_file
 from normscope.report._sections import Section, cell
 
 FORMAT = "normscope evidence"
@@ -228,11 +229,7 @@ def read(path: str | Path) -> CondensedEvidence:
     """
     source = Path(path)
     try:
-        document = json.loads(
-            source.read_text(encoding="utf-8"), parse_constant=_refuse, object_pairs_hook=_without_repeats
-        )
-    except OSError as error:
-        raise StoreError(f"cannot read {source}: {error.strerror or error}") from None
+        document = json.loads(text_of_file(source), parse_constant=_refuse, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         raise StoreError(f"{source} is not whole JSON: {_AGAIN}") from None
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from normscope._errors import StoreError, UsageError, shown
-from normscope._unit import discover, near
+from normscope._unit import discover, meant
 from normscope.records import Store, Verdict
 from normscope.records.places import place_of
 from normscope.studies.runs import Run, config_of
@@ -42,7 +42,7 @@ def get(slug: str) -> AbstractStudy:
     found = {study.CODE: study for study in all()} | _OWN
     if slug in found:
         return found[slug]
-    raise UsageError(f"no study is called {slug!r}: did you mean {near(slug, found)}?")
+    raise UsageError(f"no study is called {slug!r}: {meant(slug, found, listed='normscope study list')}")
 
 
 def from_file(path: str | Path) -> AbstractStudy:

@@ -1,4 +1,4 @@
-"""Read arrays out of npz files: by their header first, so that no file can take more memory than it may, or run code."""
+"""Read arrays out of npz files, by their headers first: no file takes more memory than it may, or runs code."""
 
 import math
 import zipfile
