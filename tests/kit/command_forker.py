@@ -70,8 +70,23 @@ class CommandForker:
 
 
 def _import_all():
-    from normscope import bench, builders, checking, cli, comparing, explain, live, probes, report, rules, seen, studies
-    from normscope import surgery, verdicts, watching
+    from normscope import (
+        bench,
+        builders,
+        checking,
+        cli,
+        comparing,
+        explain,
+        live,
+        probes,
+        report,
+        rules,
+        seen,
+        studies,
+        surgery,
+        verdicts,
+        watching,
+    )
     from normscope.examples import digits_cnn
     from normscope.studies.lab.data import load
 
@@ -130,9 +145,10 @@ def _settle(job, out, err):
     folder = Path(job["folder"])
     os.chdir(folder)
     os.umask(0o022)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False, buffering=1 if job["terminal"] else -1)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
+    sys.stdin = os.fdopen(0, closefd=False)
+    buffering = 1 if job["terminal"] else -1
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", buffering, encoding="utf-8", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     os.environ |= {"HOME": str(folder / "home"), "TERM": "dumb", "XDG_CACHE_HOME": str(folder / "home" / ".cache")}
     sys.argv = ["normscope", *job["words"]]
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))

@@ -1,4 +1,4 @@
-"""Files that are not what they should be: data, checkpoints, JSON, TOML. Each maker writes into the path it is given."""
+"""Files that are not what they should be: data, checkpoints, JSON, TOML. Each maker writes into a path."""
 
 import gzip
 import io
@@ -171,7 +171,7 @@ NPZ = {
     "folder": lambda path: path.mkdir(),
     "endless": lambda path: path.symlink_to("/dev/zero"),
     "sparse": lambda path: path.open("wb").truncate(1 << 40),
-}  # fmt: skip
+}
 
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -304,7 +304,7 @@ CHECKPOINTS = {
     "offsets back.safetensors": _safe({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
     "dtype.safetensors": _safe({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
     "fifo.safetensors": lambda path: os.mkfifo(path),
-}  # fmt: skip
+}
 
 # -- settings ---------------------------------------------------------------------------------------------------------
 

@@ -15,25 +15,21 @@ from kit.odd_scripts import SETUP
 from normscope.records.json import digest
 
 
-def make_runs(folder, run):
-    """Make a whole run of each kind in a folder.
+def make_files(folder, run):
+    """Make what is small in a folder: ``my_claim.py``, ``script.py`` and the run ``scope``.
 
     Args:
-        folder: Gets ``my_claim.py`` with its run ``study``, ``script.py`` with its run ``comparison``, ``scope`` and
-            ``condensed.json``.
+        folder: The folder.
         run: Runs a command line in the folder; raises unless it ends well.
     """
     run("study", "new", "my_claim.py")
     claim = folder / "my_claim.py"
     text = claim.read_text(encoding="utf-8")
-    assert '"steps": 100' in text
-    claim.write_text(
-        text.replace('"steps": 100', '"steps": 3').replace('"steps": 1000', '"steps": 4'), encoding="utf-8"
-    )
-    run("study", "run", "my_claim.py", "--seeds", "2", "--workers", "1", "--out", "study")
-    run("report", "study", "--study", "my_claim.py", "--condense", "condensed.json")
+    for old, new in (('"steps": 1000', '"steps": 4'), ('"steps": 100', '"steps": 3')):
+        assert old in text
+        text = text.replace(old, new)
+    claim.write_text(text, encoding="utf-8")
     (folder / "script.py").write_text(SETUP + "\nmake = case\n", encoding="utf-8")
-    run("compare", "script.py:make", *SMALL, "--out", "comparison")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -44,6 +40,13 @@ def make_runs(folder, run):
         optimizer.step()
     scope.detach()
     scope.close()
+
+
+def make_runs(folder, run):
+    """Make the other runs in the folder of `make_files`: of a study, condensed too, and of a comparison."""
+    run("study", "run", "my_claim.py", "--seeds", "2", "--workers", "1", "--out", "study")
+    run("report", "study", "--study", "my_claim.py", "--condense", "condensed.json")
+    run("compare", "script.py:make", *SMALL, "--out", "comparison")
 
 
 #: Options with which a comparison of ``script.py`` ends soon.

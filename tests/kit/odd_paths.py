@@ -4,9 +4,42 @@ import os
 import socket
 
 #: Names that shells, patterns and terminals read in a way of their own.
-NAMES = ["lr=[1]", "a*b", "~", "~nobody", "$HOME", "{a,b}", "%s%n", " ", "-", "--help", "a b", "日本語🦆", "e\u0301", "a\nb",
-         "\x1b[31mred", "\x1b]0;title\x07", "cr\rover", "\udcff\udc80", "nul\0nul", "x" * 300, "a/" * 2500 + "a", "#?&",
-         "con", "..", "../..", ".", "", "/", "./.", "file:///etc/passwd", "s3://bucket/key", "http://[::1", "nan", "0"]  # fmt: skip
+NAMES = [
+    "lr=[1]",
+    "a*b",
+    "~",
+    "~nobody",
+    "$HOME",
+    "{a,b}",
+    "%s%n",
+    " ",
+    "-",
+    "--help",
+    "a b",
+    "日本語🦆",
+    "e\u0301",
+    "a\nb",
+    "\x1b[31mred",
+    "\x1b]0;title\x07",
+    "cr\rover",
+    "\udcff\udc80",
+    "nul\0nul",
+    "x" * 300,
+    "a/" * 2500 + "a",
+    "#?&",
+    "con",
+    "..",
+    "../..",
+    ".",
+    "",
+    "/",
+    "./.",
+    "file:///etc/passwd",
+    "s3://bucket/key",
+    "http://[::1",
+    "nan",
+    "0",
+]
 
 
 def _fifo(path):

@@ -114,6 +114,10 @@ def _unforeseen(error: BaseException) -> str:
         Path.cwd()
     except FileNotFoundError:
         return "the current folder is gone: go to another folder, and run the command again"
+    if isinstance(error, OSError) and error.strerror:  # of a disk, a folder or a file, wherever it was met
+        return (
+            f"cannot use {error.filename}: {error.strerror}" if error.filename else f"{error.strerror}: no work is lost"
+        )
     if isinstance(error, MemoryError):
         return "this machine has too little memory for it: take fewer or smaller data, layers, seeds or workers"
     frames = traceback.extract_tb(error.__traceback__)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -37,6 +37,12 @@ class Bars:
         self._bars.console.print(line, highlight=False, markup=False)
 
 
+def _tell(line: str) -> None:
+    """Write a line on standard error, unless a user's code has closed it."""
+    with suppress(ValueError, OSError):
+        typer.echo(one_line(line), err=True)
+
+
 def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None] | None:
     """Return a function that reports how a study ended, in a line on standard error; None for a single study.
 
@@ -52,11 +58,10 @@ def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None]
         else:
             ended.append(slug)
             line = f"{len(ended)} of {count}: {slug}: {result}, {seconds:.0f} s"
-        line = one_line(line)
         if bars is None:
-            typer.echo(line, err=True)
+            _tell(line)
         else:
-            bars.end(slug, line)
+            bars.end(slug, one_line(line))
 
     return report
 
@@ -73,7 +78,7 @@ def lines_of_progress(parts: int = 8) -> Callable[[str, int, int], None]:
         reached = done * parts // total if total else parts
         if reached > told.get(part, 0):
             told[part] = reached
-            typer.echo(f"{printable(part)}: {done} of {total}", err=True)
+            _tell(f"{part}: {done} of {total}")
 
     return report
 

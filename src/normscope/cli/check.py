@@ -145,7 +145,8 @@ def _settings(target: str | None, config: Path | None) -> "Settings":
 
     if config is not None:
         return settings_in(config)
-    file = Path((target or "").rpartition(":")[0])
+    name = (target or "").rpartition(":")[0]
+    file = users_path(name) if name else Path.cwd()
     return settings_for((file if file.is_file() else Path.cwd() / "_").resolve().parent)
 
 

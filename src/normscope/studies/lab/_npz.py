@@ -15,7 +15,7 @@ from normscope.records.reading import ordinary
 #: Bytes of all arrays of a file together, at most.
 LARGEST = 16 << 30
 #: What is compressed more than so many times, and is larger than `SMALL`, is no data but a trap.
-HIGHEST_RATIO = 250
+HIGHEST_RATIO = 100
 SMALL = 64 << 20
 _HIGHEST_RANK = 4
 
