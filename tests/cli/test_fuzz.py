@@ -140,7 +140,8 @@ def test_a_sample_of_wrong_lines_is_answered_in_a_line(forker, made):
     sample = [
         line for line in quick if "report" in line.words or not {"compare", "run", "demo", "bench"} & {*line.words}
     ]
-    assert not failures(forker, [line for line in sample if line.interrupt is None][:50])
+    found = failures(forker, [line for line in sample if line.interrupt is None][:30])
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -211,6 +212,7 @@ def _end(words):
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError, AttributeError):  # the user's code has closed it, or put another there

@@ -388,7 +388,7 @@ study run my_claim.py --seeds 2 --device cpu:7 --workers 1 --out out
 study run my_claim.py --seeds 2 --workers 1 --out ~/mine
 report ~
 report ~/nothing
-compare script.py:make --out ~nobody/x"""
+compare script.py:make --out ~no-such-user/x"""
 
 
 def _words(made):
@@ -400,7 +400,7 @@ def _words(made):
             text,
             words,
             _usual_files(made),
-            ("out", "home/mine", "runs", "a.py", "class.py", "script.py-report"),
+            ("out", "home/mine", "runs", "a.py", "class.py", ".html"),
             90,
             interrupt=3.0 if serves else None,
         )
@@ -449,8 +449,9 @@ _SUFFIXES = {
 def _paths(chance, made):
     for place in PLACES.replace("{SMALL}", " ".join(SMALL)).splitlines():
         suffix = next((each for part, each in _SUFFIXES.items() if part in place), "")
-        names = chance.sample(odd_paths.NAMES, 8)
-        for name in names:
+        for name in chance.sample(odd_paths.NAMES, 8):
+            if _writes(place) and name in odd_paths.OUTSIDE:
+                continue
             yield _path_line(made, place, name, None, chance.choice(["", suffix]))
         for thing in chance.sample(sorted(odd_paths.THINGS), 9):
             yield _path_line(made, place, thing, odd_paths.THINGS[thing], suffix)

@@ -8,7 +8,7 @@ NAMES = [
     "lr=[1]",
     "a*b",
     "~",
-    "~nobody",
+    "~no-such-user",
     "$HOME",
     "{a,b}",
     "%s%n",
@@ -40,6 +40,9 @@ NAMES = [
     "nan",
     "0",
 ]
+
+#: Those that lead out of the folder, where nothing may be written.
+OUTSIDE = {"..", "../..", "/"}
 
 
 def _fifo(path):

@@ -100,10 +100,6 @@ os.chdir('home')
 import os, shutil
 shutil.rmtree(os.getcwd())
 """,
-    "dies at exit": """\
-import atexit
-atexit.register(lambda: 1 / 0)
-""",
     "empty": "",
     "all": "__all__ = 3\n",
     "getattr": "def __getattr__(name): raise RuntimeError('no ' + name)\n",
