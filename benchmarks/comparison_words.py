@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import normscope as ns
 from normscope.comparing import Comparison
 from normscope.records import Outcome
-from normscope.records.places import save
+from normscope.records.addresses import save
 from normscope.stats import adjust
 from normscope.studies import Evidence
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from normscope import studies
-from normscope._errors import NormscopeError, UsageError, shown
-from normscope.plots import Figure, Table
+from normscope._errors import NormscopeError, UsageError
 from normscope.records import Outcome, Verdict, standing
 from normscope.report import (
     FEW,
@@ -23,8 +22,6 @@ from normscope.report import (
     write,
 )
 from normscope.stats import adjust
-
-T = TypeVar("T")
 
 _SEEDS = 10  # of a run that says no number: the default of `studies.runs.run`
 _TITLE = "What does batch norm do to your network?"
@@ -222,21 +219,12 @@ def _judged(runs: Sequence[studies.Run], seconds: Sequence[float]) -> list[Judge
     return [Judged(*row) for row in zip(runs, verdicts, seconds, commands, strict=True)]
 
 
-def _all_of(kind: type[T], found: Any, method: str) -> tuple[T, ...]:
-    """Return what a method of a user's study gives, all of a kind."""
-    kept = tuple(found)
-    if odd := [each for each in kept if not isinstance(each, kind)]:
-        raise UsageError(f"{method} gives {shown(odd[0])}: it must give instances of normscope.plots.{kind.__name__}")
-    return kept
-
-
 @lru_cache(maxsize=64)
 def section_of(judged: Judged) -> Section:
     """Return the section of a study for a page; cached, for the page and the condensed file both ask."""
     study, evidence = judged.run.study, judged.run.evidence()
     with studies.own_code(study, "drawing"):
-        figures = _all_of(Figure, study.figures(evidence), "figures()")
-        tables = _all_of(Table, study.tables(evidence), "tables()")
+        figures, tables = study.drawn(evidence), study.tabulated(evidence)
     return Section(
         slug=study.CODE,
         title=study.title(),

@@ -17,14 +17,14 @@ from kit import live_run
 from kit.live_run import begin, rows_of
 from normscope._errors import StoreError, UsageError
 from normscope.live import Follower, follower as follower_module, sentences
-from normscope.records import Record, Store, files, parts
+from normscope.records import Record, Store, files, part_writer
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower_module, "PAUSE", 0.0)
-    monkeypatch.setattr(parts, "FAN_IN", 3)
-    monkeypatch.setattr(parts, "LAG", 2)
+    monkeypatch.setattr(part_writer, "FAN_IN", 3)
+    monkeypatch.setattr(part_writer, "LAG", 2)
 
 
 class Viewer:

@@ -12,7 +12,7 @@ from kit.bucket_server import bucket_server, free_port
 from kit.cell_writer import CONFIG, cell_of, records_of
 from normscope._errors import StoreError, UsageError
 from normscope.records import Store, driven
-from normscope.records.places import place_of, save, shown
+from normscope.records.addresses import place_of, save, shown
 
 pytestmark = pytest.mark.extras
 

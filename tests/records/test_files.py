@@ -6,7 +6,7 @@ import pytest
 
 from normscope._errors import StoreError
 from normscope.records import files
-from normscope.records.places import save
+from normscope.records.addresses import save
 
 
 def test_a_name_that_is_taken_stays_taken_without_hard_links(tmp_path, monkeypatch):

@@ -16,14 +16,14 @@ import pytest
 from kit.part_writer import append_steps
 from kit.parts import filled, ranges, record, steps_in
 from normscope._errors import StoreError
-from normscope.records import Record, Store, files, parts
+from normscope.records import Record, Store, files, part_writer, parts
 
 
 @pytest.fixture(autouse=True)
 def small_fan_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three parts of one size become one at once, so that a few flushes show what thousands do elsewhere."""
-    monkeypatch.setattr(parts, "FAN_IN", 3)
-    monkeypatch.setattr(parts, "LAG", 0)
+    monkeypatch.setattr(part_writer, "FAN_IN", 3)
+    monkeypatch.setattr(part_writer, "LAG", 0)
 
 
 # -- compaction
@@ -46,7 +46,7 @@ def test_parts_become_larger_parts(tmp_path: Path, flushes: int) -> None:
 
 
 def test_thousands_of_flushes_leave_few_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "FAN_IN", 64)
+    monkeypatch.setattr(part_writer, "FAN_IN", 64)
     monkeypatch.setattr(files, "sync", lambda _: None)  # only for the time that it takes
     filled(tmp_path, 1000)
     assert len(list(tmp_path.glob("scope-*.parquet"))) == 15 + 1000 - 15 * 64
@@ -54,14 +54,14 @@ def test_thousands_of_flushes_leave_few_parts(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_newest_flushes_stay_by_themselves_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "LAG", 2)
+    monkeypatch.setattr(part_writer, "LAG", 2)
     for flushes, expected in ((4, [1, 1, 1, 1]), (5, [3, 1, 1]), (7, [3, 1, 1, 1, 1]), (11, [9, 1, 1])):
         filled(tmp_path / str(flushes), flushes)
         assert [last - first + 1 for first, last in ranges(tmp_path / str(flushes))] == expected
 
 
 def test_parts_grow_no_further_than_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "MOST_ROWS", 8)
+    monkeypatch.setattr(part_writer, "MOST_ROWS", 8)
     filled(tmp_path, 13)
     assert ranges(tmp_path) == [(0, 2), (3, 5), (6, 8), (9, 11), (12, 12)]
     assert steps_in(tmp_path) == list(range(13))
@@ -141,7 +141,7 @@ def dying_at(moment: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # white box: the places where a process can die
         patch.setattr(files, "_put", dying(files._put, torn=True))
-        patch.setattr(parts, "read_part", dying(parts.read_part))
+        patch.setattr(part_writer, "read_part", dying(parts.read_part))
         patch.setattr(files, "sync", dying(files.sync))
         patch.setattr(os, "replace", dying(os.replace))
         patch.setattr(Path, "unlink", dying(Path.unlink))

@@ -12,14 +12,14 @@ import pytest
 from kit.parts import filled, ranges, record, steps_in
 from kit.unprivileged import folder_of_nobody, unprivileged
 from normscope._errors import StoreError
-from normscope.records import Record, Store, files, flushing, parts
+from normscope.records import Record, Store, files, flushing, part_writer
 
 
 @pytest.fixture(autouse=True)
 def small_fan_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three parts of one size become one at once, so that a few flushes show what thousands do elsewhere."""
-    monkeypatch.setattr(parts, "FAN_IN", 3)
-    monkeypatch.setattr(parts, "LAG", 0)
+    monkeypatch.setattr(part_writer, "FAN_IN", 3)
+    monkeypatch.setattr(part_writer, "LAG", 0)
 
 
 FAILURES = {
@@ -138,15 +138,15 @@ def test_flushes_of_a_slow_disk_take_a_fiftieth_of_the_time(tmp_path: Path, monk
     now = 0.0
     monkeypatch.setattr(flushing.time, "monotonic", lambda: now)
     store = Store.create(tmp_path, {}, seconds=2.0)
-    write, spent = parts.PartWriter.write, 0.0
+    write, spent = part_writer.PartWriter.write, 0.0
 
-    def slow(writer: parts.PartWriter, frame: pl.DataFrame) -> None:
+    def slow(writer: part_writer.PartWriter, frame: pl.DataFrame) -> None:
         nonlocal now, spent
         now += 0.1
         spent += 0.1
         write(writer, frame)
 
-    monkeypatch.setattr(parts.PartWriter, "write", slow)
+    monkeypatch.setattr(part_writer.PartWriter, "write", slow)
     for step in range(1000):
         now += 0.05
         store.append([record(step)])
@@ -157,14 +157,14 @@ def test_a_single_slow_flush_delays_nothing(tmp_path: Path, monkeypatch) -> None
     now = 0.0
     monkeypatch.setattr(flushing.time, "monotonic", lambda: now)
     store = Store.create(tmp_path, {}, seconds=2.0)
-    write, times = parts.PartWriter.write, iter([0.5, 0.0, 0.5, 0.0])
+    write, times = part_writer.PartWriter.write, iter([0.5, 0.0, 0.5, 0.0])
 
-    def slow(writer: parts.PartWriter, frame: pl.DataFrame) -> None:
+    def slow(writer: part_writer.PartWriter, frame: pl.DataFrame) -> None:
         nonlocal now
         now += next(times)
         write(writer, frame)
 
-    monkeypatch.setattr(parts.PartWriter, "write", slow)
+    monkeypatch.setattr(part_writer.PartWriter, "write", slow)
     for step in range(4):
         store.append([record(step)])
         assert steps_in(tmp_path) == list(range(step + 1))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from normscope._errors import StoreError, UsageError
-from normscope.records.places import Folder, place_of, require_folder, save
+from normscope.records.addresses import place_of, require_folder, save
+from normscope.records.places import Folder
 
 
 def test_a_path_is_a_folder_and_a_tilde_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def check(
 ) -> None:
     """Run every rule on set-ups with and without its defect: how much it finds, and how often it is wrong."""
     from normscope.checking import rates
-    from normscope.records.places import save
+    from normscope.records.addresses import save
 
     with interruptible(_ADVICE), status_line(as_json) as show:
         result = rates.measure(codes(select), progress=show)
@@ -91,7 +91,7 @@ def _other_sections(out: Path) -> str:
 
 def _finish(result: dict[str, Any], page: ModuleType, out: Path | None, as_json: bool) -> None:
     """Write the page of a measurement, if a file is named, and print its tables or the measurement itself."""
-    from normscope.records.places import save
+    from normscope.records.addresses import save
 
     if out is not None:
         save(out, page.markdown(result))

@@ -62,11 +62,8 @@ def report(
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
     from normscope import report as pages, studies, verdicts
-    from normscope.usercode import quiet_stdout
 
-    with quiet_stdout():
-        for file in own or ():
-            studies.from_file(file)
+    _load(own or ())
     if questions is not None and not run.is_file():
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
@@ -97,6 +94,16 @@ def report(
         write_and_print(runs, target, as_json)
     if show:
         webbrowser.open(target.resolve().as_uri())
+
+
+def _load(files: Sequence[Path]) -> None:
+    """Execute the files of studies of the user's own, so that their slugs are known."""
+    from normscope import studies
+    from normscope.usercode import quiet_stdout
+
+    with quiet_stdout():
+        for file in files:
+            studies.from_file(file)
 
 
 def _writer(run: Path) -> Callable[[Path, Path, bool], None] | None:

@@ -15,8 +15,8 @@ from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import Settings, settings_kept
 from normscope.records import Record
+from normscope.records.addresses import place_of, save
 from normscope.records.json import loads
-from normscope.records.places import place_of, save
 from normscope.studies.workers import one_thread
 from normscope.usercode import users_code
 

@@ -11,7 +11,7 @@ from normscope.comparing.latex import booktabs
 from normscope.comparing.page import Answer, ComparisonPage
 from normscope.plots import Figure
 from normscope.records import Verdict
-from normscope.records.places import save
+from normscope.records.addresses import save
 from normscope.report import amount_of, described_amount, point_and_interval
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 from normscope._errors import StoreError
 from normscope.comparing.reading import CODE
 from normscope.records import Store
+from normscope.records.addresses import place_of
 from normscope.records.json import canonical_form
-from normscope.records.places import place_of
 
 _CHANGED = {
     "source": "the file of the factory has changed since",

@@ -27,8 +27,8 @@ from normscope.modules.batches import tensors
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.records import Store, provenance
+from normscope.records.addresses import place_of
 from normscope.records.json import canonical_form
-from normscope.records.places import place_of
 from normscope.studies.workers import one_thread, worker_count
 
 Source = str | Callable[..., Any]

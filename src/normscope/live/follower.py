@@ -14,8 +14,8 @@ from normscope._errors import DataError, NormscopeError, StoreError, UsageError
 from normscope.live.sentences import Compose, Sentences
 from normscope.live.series import SeriesCollection
 from normscope.records import CellClaim, claims
+from normscope.records.addresses import place_of, require_folder
 from normscope.records.parts import Part, list_parts, read_part, texts
-from normscope.records.places import place_of, require_folder
 from normscope.records.reading import ordinary
 from normscope.records.run_file import read_run
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from normscope._errors import UsageError
 from normscope.plots._theme import theme
+from normscope.records.addresses import save
 from normscope.records.json import plain
-from normscope.records.places import save
 
 _WIDTH = 640  # pixels of a saved figure, axes included
 _META = "normscope"

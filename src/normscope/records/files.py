@@ -1,6 +1,7 @@
 """Files that are whole or absent: written under a temporary name in the same folder, synced, renamed."""
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 from normscope._errors import StoreError
 
 _TEMPORARY = re.compile(r"^\.tmp-(?P<host>.*)-(?P<pid>\d+)-[0-9a-f]{32}$")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the share of it that is the user's
 
 #: After this many seconds a temporary file of another machine, whose processes cannot be seen, counts as left over.
 STALE = 24 * 3600.0
@@ -45,7 +48,8 @@ def write_whole(path: Path, write: Callable[[Path], None], *, replace: bool = Tr
             return False
         sync(path.parent)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; choose another path") from error
+        advice = "make room, or choose another path" if error.errno in _FULL else "choose another path"
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from normscope._errors import StoreError
 from normscope.records import _table
-from normscope.records.parts import Part, PartWriter
+from normscope.records.part_writer import PartWriter
+from normscope.records.parts import Part
 from normscope.records.record import Record
 
 #: Records that wait for a disk that cannot be written, at most; beyond that the oldest are dropped.

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError, UsageError
 from normscope.records import _table
+from normscope.records.addresses import place_of, require_folder
 from normscope.records.cell import Cell
 from normscope.records.flushing import Flushing
 from normscope.records.json import canonical_form, digest, loads
 from normscope.records.marks import Mark, content_digest
 from normscope.records.parts import Part, delete_covered, read_part, read_parts
-from normscope.records.places import Folder, Place, place_of, require_folder
+from normscope.records.places import Folder, Place
 from normscope.records.record import Record
 from normscope.records.run_file import FORMAT, UnreadableRunError, begun, differences, read_run, text_of
 

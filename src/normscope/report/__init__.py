@@ -3,7 +3,7 @@
 Verdicts without their records go to one small JSON file, and from there to Markdown.
 """
 
-from normscope.records.places import save as save
+from normscope.records.addresses import save as save
 from normscope.report._comparison import (
     AskedQuestion as AskedQuestion,
     ComparedPage as ComparedPage,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from normscope.records.addresses import save
 from normscope.records.answers import capital
-from normscope.records.places import save
 from normscope.report._page import environment, flat, headline, resources
 from normscope.report._sections import Section, duration
 from normscope.report._study import study

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from normscope import plots
 from normscope.records import Erratum, Sentence, Verdict
-from normscope.records.places import save
+from normscope.records.addresses import save
 from normscope.report import _overview, _text
 from normscope.report._overview import FEW
 from normscope.report._sections import Section, duration

@@ -8,8 +8,8 @@ from pathlib import Path
 from normscope._errors import DataError
 from normscope.plots import Figure
 from normscope.records import Question, Verdict, standing
+from normscope.records.addresses import save
 from normscope.records.answers import contrast_named
-from normscope.records.places import save
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 
 _NUMBER = re.compile(r"\{([^{}]+)\}")

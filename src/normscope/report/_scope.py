@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope.plots import Figure
-from normscope.records.places import save
+from normscope.records.addresses import save
 from normscope.report._page import environment, flat, headline, resources
 from normscope.report._sections import Section
 from normscope.report._study import figure, study

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.records import Finding, Store, provenance
+from normscope.records.addresses import save
 from normscope.records.json import build, loads, plain
-from normscope.records.places import save
 from normscope.records.reading import text_of_file
 
 if TYPE_CHECKING:

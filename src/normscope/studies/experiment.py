@@ -3,7 +3,7 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from normscope._errors import UsageError, shown
 from normscope._unit import Unit
@@ -13,6 +13,8 @@ from normscope.studies.evidence import Evidence
 if TYPE_CHECKING:
     from normscope.plots import Figure, Table
     from normscope.studies.lab.data import Dataset
+
+T = TypeVar("T")
 
 #: Called after every cell with (cells complete, cells in all, the cell or None at the start).
 Progress = Callable[[int, int, Cell | None], None]
@@ -154,6 +156,26 @@ class AbstractExperiment(Unit, ABC):
         """Tabulate the numbers behind the figures."""
         return ()
 
+    def drawn(self, evidence: Evidence) -> tuple["Figure", ...]:
+        """Return what `figures` returns, checked, for it may be a user's own.
+
+        Raises:
+            UsageError: Something in it is no figure.
+        """
+        from normscope.plots import Figure
+
+        return _all_of(Figure, self.figures(evidence), f"{self.CODE}: figures()")
+
+    def tabulated(self, evidence: Evidence) -> tuple["Table", ...]:
+        """Return what `tables` returns, checked as `drawn` does.
+
+        Raises:
+            UsageError: Something in it is no table.
+        """
+        from normscope.plots import Table
+
+        return _all_of(Table, self.tables(evidence), f"{self.CODE}: tables()")
+
     def settings(self, preset: str) -> Mapping[str, Any]:
         """Return the settings of a preset.
 
@@ -189,6 +211,13 @@ class AbstractExperiment(Unit, ABC):
             for seed in seeds
             for arm, point in points
         ]
+
+
+def _all_of(kind: type[T], found: Iterable[Any], method: str) -> tuple[T, ...]:
+    kept = tuple(found)
+    if odd := [each for each in kept if not isinstance(each, kind)]:
+        raise UsageError(f"{method} gives {shown(odd[0])}: it must give instances of normscope.plots.{kind.__name__}")
+    return kept
 
 
 def presets(quick: Mapping[str, Any], **others: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 from normscope._errors import StoreError, UsageError, shown
 from normscope._unit import discover, meant
 from normscope.records import Store, Verdict
-from normscope.records.places import place_of
+from normscope.records.addresses import place_of
 from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy
 from normscope.usercode import load_file, users_code

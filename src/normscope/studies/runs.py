@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
+from normscope.records.addresses import place_of
 from normscope.records.json import canonical
-from normscope.records.places import place_of
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
@@ -67,12 +67,12 @@ class Run(NamedTuple):
     def figures(self) -> Sequence[Figure]:
         """Draw the study's figures from all complete seeds."""
         with own_code(self.study, "drawing"):
-            return self.study.figures(self.evidence())
+            return self.study.drawn(self.evidence())
 
     def tables(self) -> Sequence[Table]:
         """Make the study's tables from all complete seeds."""
         with own_code(self.study, "tabulating"):
-            return self.study.tables(self.evidence())
+            return self.study.tabulated(self.evidence())
 
     def asked(self, *, together: int = 1) -> tuple[int, ...]:
         """Return the numbers of seeds that, asked for, come to the seeds that are here.
