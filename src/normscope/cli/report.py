@@ -61,7 +61,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
-    from normscope import report as pages, studies, verdicts
+    from normscope import report as pages, studies
 
     _load(own or ())
     if questions is not None and not run.is_file():
@@ -83,15 +83,8 @@ def report(
             pages.write_questions(questions, studies.texts().questions, evidence)
         _write_condensed(evidence, target, markdown, as_json)
     else:
-        runs = verdicts.load(run)
         target = page or run / "report.html"
-        if condensed is not None or markdown is not None:
-            evidence = verdicts.condense(runs)
-            if condensed is not None:
-                pages.save(condensed, pages.dumps(evidence))
-            if markdown is not None:
-                pages.save(markdown, pages.into(markdown, evidence))
-        write_and_print(runs, target, as_json)
+        _write_runs(run, target, condensed, markdown, as_json)
     if show:
         webbrowser.open(target.resolve().as_uri())
 
@@ -104,6 +97,20 @@ def _load(files: Sequence[Path]) -> None:
     with quiet_stdout():
         for file in files:
             studies.from_file(file)
+
+
+def _write_runs(run: Path, page: Path, condensed: Path | None, markdown: Path | None, as_json: bool) -> None:
+    """Judge the runs of studies in a folder, write their page and what else was asked for, and print their answers."""
+    from normscope import report as pages, verdicts
+
+    runs = verdicts.load(run)
+    if condensed is not None or markdown is not None:
+        evidence = verdicts.condense(runs)
+        if condensed is not None:
+            pages.save(condensed, pages.dumps(evidence))
+        if markdown is not None:
+            pages.save(markdown, pages.into(markdown, evidence))
+    write_and_print(runs, page, as_json)
 
 
 def _writer(run: Path) -> Callable[[Path, Path, bool], None] | None:
