@@ -11,6 +11,7 @@ import re
 import stat
 import sys
 import sysconfig
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -245,9 +246,17 @@ def exits_told() -> Iterator[None]:
     """Have ``os._exit``, called in this process, end it with a line and exit code 2: a user's code may call it.
 
     Nothing could be caught, and the command would end in the middle of its work without a word. Processes that are
-    forked meanwhile end as they like.
+    forked meanwhile end as they like. What ends a thread of the user's is told in a line too, and the work goes on.
     """
-    end, process = os._exit, os.getpid()
+    end, process, thread_died = os._exit, os.getpid(), threading.excepthook
+
+    def thread_told(ended: threading.ExceptHookArgs) -> None:
+        error = ended.exc_value
+        place = place_of(error) if error is not None else ""
+        if error is None or not place:
+            thread_died(ended)
+        else:
+            os.write(2, f"normscope: a thread of your code raised {described(error)} ({place})\n".encode())
 
     def told(status: int) -> NoReturn:
         if os.getpid() == process:
@@ -257,11 +266,11 @@ def exits_told() -> Iterator[None]:
             end(2)
         end(status)
 
-    os._exit = told
+    os._exit, threading.excepthook = told, thread_told
     try:
         yield
     finally:
-        os._exit = end
+        os._exit, threading.excepthook = end, thread_died
 
 
 def place_of_frame(frame: FrameType | None) -> str:

@@ -86,7 +86,7 @@ def faults(line, ended, before, after):
 
 
 def _allowed(name, allowed):
-    return any(name == each or name.startswith(f"{each}/") for each in allowed)
+    return "." in allowed or any(name == each or name.startswith(f"{each}/") for each in allowed)
 
 
 def _listed(folder):

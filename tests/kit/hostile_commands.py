@@ -333,15 +333,19 @@ compare script.py:make --export docx --out out
 compare script.py:make --export , --out out
 compare --list x
 compare --list --json
-compare script.py:make --fresh --out .
 compare script.py:make --batches 1000000000 --steps 3 --seeds 1 --questions speed --workers 1 --out out
 compare script.py:make --workers 1000000000 --steps 3 --seeds 1 --questions speed --out out
 demo x
 demo --seeds 0
 demo --seeds 1000000000
 demo --workers 0
+example
 example x
 example --json
+probes
+probes --json x
+layers
+layers --jsn
 rules x
 rules --json --json
 report

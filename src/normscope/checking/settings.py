@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(text_of_file(path, _LARGEST))
     except RecursionError:
         raise UsageError(f"{path} is no valid TOML: it is nested too deeply") from None
-    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
+    except ValueError as error:  # of TOML, or of a number with thousands of digits
         raise UsageError(f"{path} is no valid TOML: {' '.join(str(error).split())}") from None
 
 

@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = error.ctx.command_path if error.ctx else "normscope"
         _refuse(f"{message} See `{path} --help`.")
     except BaseException as error:
+        if isinstance(error, SystemExit) and not place_of(error):  # of the answers to a shell
+            raise
         if os.environ.get("NORMSCOPE_TRACEBACK"):
             raise
         _refuse(_unforeseen(error))

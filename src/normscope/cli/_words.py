@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +28,30 @@ def path(name: str | Path) -> Path:
     return reached(name)
 
 
+def file_to_write(name: str | Path) -> Path:
+    """Return the path of a file that is written after long work, if it can be written.
+
+    Raises:
+        UsageError: As `path`; or it is no file, or no file can be made there.
+    """
+    file = path(name)
+    above = next(each for each in (file, *file.absolute().parents) if each.exists())
+    fits = file.is_file() if above == file else above.is_dir()
+    if not fits or not os.access(above, os.W_OK):
+        raise UsageError(f"cannot write {file}: name a file in a folder that can be written")
+    return file
+
+
+#: An option that names a file or folder, as `path` reads it.
+path_option = partial(typer.Option, parser=path)
+
 Out = Annotated[
     Path,
-    typer.Option("--out", parser=path, help="Folder for records and the report; an unfinished run is resumed."),
+    path_option("--out", help="Folder for records and the report; an unfinished run is resumed."),
 ]
-TableOut = Annotated[Path | None, typer.Option("--out", parser=path, help="Markdown file to write the tables into.")]
+TableOut = Annotated[
+    Path | None, typer.Option("--out", parser=file_to_write, help="Markdown file to write the tables into.")
+]
 Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="Seeds per arm: the replicates behind every interval.")]
 Preset = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the original's protocol).")]
 Data = Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, or a PATH: folder of idx files, or an npz.")]

@@ -70,10 +70,11 @@ def check(
     from normscope.checking import rates
     from normscope.records.addresses import save
 
+    others = "" if out is None else _other_sections(out)
     with interruptible(_ADVICE), status_line(as_json) as show:
         result = rates.measure(codes(select), progress=show)
     if out is not None:
-        save(out, rates.markdown(result) + _other_sections(out))
+        save(out, rates.markdown(result) + others)
     if as_json:
         print_json(result)
     else:

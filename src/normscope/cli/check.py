@@ -10,7 +10,7 @@ from normscope import __version__
 from normscope._errors import UsageError, printable
 from normscope.cli._print import print_json, print_page, print_text
 from normscope.cli._progress import interruptible, status_line
-from normscope.cli._words import MOST_BATCHES, Codes, codes, path as users_path
+from normscope.cli._words import MOST_BATCHES, Codes, codes, path as users_path, path_option
 from normscope.cli.completion import complete_codes
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def check(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", parser=users_path, help="After fixes write the state dict here: .safetensors or .pt."),
+        path_option("--out", help="After fixes write the state dict here: .safetensors or .pt."),
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,

@@ -9,7 +9,7 @@ import typer
 
 from normscope._errors import UsageError, one_line
 from normscope.cli._print import print_json, print_lines, wide, written
-from normscope.cli._words import Json, path as users_path
+from normscope.cli._words import Json, path as users_path, path_option
 from normscope.cli.compare import print_comparison
 
 if TYPE_CHECKING:
@@ -28,35 +28,23 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     own: Annotated[
         list[Path] | None,
-        typer.Option("--study", parser=users_path, help="File of a study of your own in there; it is executed."),
+        path_option("--study", help="File of a study of your own in there; it is executed."),
     ] = None,
     condensed: Annotated[
         Path | None,
-        typer.Option(
-            "--condense", parser=users_path, help="JSON file to write the verdicts into, without the records."
-        ),
+        path_option("--condense", help="JSON file to write the verdicts into, without the records."),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(
-            "--markdown",
-            parser=users_path,
-            help="Markdown file for the verdicts; between its evidence marks, if it has them.",
-        ),
+        path_option("--markdown", help="Markdown file for the verdicts; between its evidence marks, if it has them."),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option(
-            "--page",
-            parser=users_path,
-            help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]",
-        ),
+        path_option("--page", help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]"),
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option(
-            "--questions", parser=users_path, help="Markdown file for the questions that people ask, with answers."
-        ),
+        path_option("--questions", help="Markdown file for the questions that people ask, with answers."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -62,8 +62,7 @@ def text_of_file(path: Path, largest: int = LARGEST_TEXT) -> str:
         largest: Bytes that it may have.
 
     Raises:
-        DataError: It is no ordinary file, too large, or cannot be read.
-        UnicodeDecodeError: It is not in UTF-8.
+        DataError: It is no ordinary file, too large, not in UTF-8, or cannot be read.
     """
     if ordinary(path) > largest:
         raise DataError(f"cannot read {path}: it is larger than {largest / 1e6:g} MB")
@@ -72,3 +71,5 @@ def text_of_file(path: Path, largest: int = LARGEST_TEXT) -> str:
             return file.read(largest + 1)[:largest].decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"cannot read {path}: it is no text in UTF-8") from None

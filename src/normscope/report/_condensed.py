@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import StoreError
+from normscope._errors import DataError, StoreError
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Sentence, Verdict
 from normscope.records.json import build, plain
@@ -230,6 +230,8 @@ def read(path: str | Path) -> CondensedEvidence:
     source = Path(path)
     try:
         document = json.loads(text_of_file(source), parse_constant=_refuse, object_pairs_hook=_without_repeats)
+    except DataError as error:
+        raise StoreError(str(error)) from None
     except (ValueError, RecursionError):
         raise StoreError(f"{source} is not whole JSON: {_AGAIN}") from None
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:

@@ -23,13 +23,11 @@ def into(path: str | Path, evidence: CondensedEvidence) -> str:
     """Return a file's new text: the whole page, or the old text with the table of verdicts between its marks.
 
     Raises:
-        StoreError: The file cannot be read, or has one mark without the other.
+        DataError: The file cannot be read.
+        StoreError: It has one mark without the other.
     """
     target = Path(path)
-    try:
-        there = text_of_file(target) if target.exists() else ""
-    except ValueError:
-        raise StoreError(f"cannot read {target}: it is no text") from None
+    there = text_of_file(target) if target.exists() else ""
     if BEGIN not in there and END not in there:
         return page(evidence)
     head, begun, rest = there.partition(BEGIN)

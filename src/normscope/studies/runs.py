@@ -201,8 +201,10 @@ def run(
         ready = len(wanted) - len(pending)
         if progress is not None:
             progress(ready, len(wanted), None)
+        with own_code(study, "grouping the cells of"):
+            groups = groups_of(study, pending)
         doing = functools.partial(work, study, data=data, device=device)
-        for group in in_processes(doing, groups_of(study, pending), workers):
+        for group in in_processes(doing, groups, workers):
             for cell, records, seconds in group:
                 store.write_cell(cell, records, wall_s=seconds)
                 ready += 1
