@@ -26,6 +26,7 @@ from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.records import Store, driven
 from normscope.records.addresses import place_of
+from normscope.records.places import Place
 from normscope.running import Executor, Shard, one_thread
 
 Source = str | Callable[..., Any]
@@ -85,23 +86,38 @@ def compare(
     Raises:
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
         StoreError: The folder cannot be written, holds another comparison, or another process is at work on it.
-        IncompleteRunError: The shard has run its cells, but cells of other shards are missing.
+        IncompleteRunError: Cells of other shards are missing.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
-    plan, place = plan_of(chosen_questions(questions), wish), place_of(out)
+    plan = plan_of(chosen_questions(questions), wish)
     with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
-        seen = foresee(made)
-        engine = engine.on(seen.on_cpu)
-        config = configuration(seen.arms, seen.starts, plan, wish)
-        plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
-        notes = [*seen.notes, *plan.left_out]
-        for note in notes:
-            warnings.warn(note, ComparisonWarning, stacklevel=2)
-        place.prepare("--out")
-        with driven(place, engine.shard):  # also while what lies there makes way
-            store = opened(place.path, config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
-            return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
+        return _compared(made, plan, wish, engine, place_of(out), progress, began=began, fresh=fresh)
+
+
+def _compared(
+    made: Sequence[Arm],
+    plan: Plan,
+    wish: Wish,
+    engine: Engine,
+    place: Place,
+    progress: Progress | None,
+    *,
+    began: float,
+    fresh: bool,
+) -> Comparison:
+    """Look at the arms before anything runs, then run them into a place."""
+    seen = foresee(made)
+    engine = engine.on(seen.on_cpu)
+    config = configuration(seen.arms, seen.starts, plan, wish)
+    plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
+    notes = [*seen.notes, *plan.left_out]
+    for note in notes:
+        warnings.warn(note, ComparisonWarning, stacklevel=3)
+    place.prepare("--out")
+    with driven(place, engine.shard):  # also while what lies there makes way
+        store = opened(place.path, config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
+        return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
 
 
 @contextmanager
