@@ -126,6 +126,7 @@ def _short(text: str) -> str:
     text = re.sub(
         r"\b(?:collections\.abc|typing|pathlib|normscope(?:\.\w+)*|torch\.nn\.modules\.module)\.(?=[A-Z])", "", text
     )
+    text = re.sub(r"(: |-> )'([^'\n]+)'", r"\1\2", text.replace("<factory>", "..."))
     return re.sub(r"<(?:function |class )?'?([\w.]+)'?(?: at 0x[0-9a-f]+)?>", r"\1", text)
 
 
