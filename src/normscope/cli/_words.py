@@ -15,6 +15,16 @@ Preset = Annotated[str, typer.Option(help="quick (minutes on two cores) or full 
 Data = Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, or a PATH: folder of idx files, or an npz.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: the cores]")]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        help="Where cells are computed: local, ray, slurm, with options as in ray:address=auto or "
+        "slurm:partition=long,timeout_min=60.  [default: local]"
+    ),
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="K/N", help="Run the K-th of N shares of the cells, such as 2/3, and no more.")
+]
 Codes = list[str] | None
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 

@@ -11,7 +11,8 @@ import typer
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_tables, wide
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
-from normscope.cli._words import Json, Out, Workers
+from normscope.cli._shards import shard_ending
+from normscope.cli._words import Executor, Json, Out, Shard, Workers
 
 if TYPE_CHECKING:
     from normscope.comparing import Comparison
@@ -44,6 +45,8 @@ def compare(
         bool, typer.Option("--fresh", help="Delete a comparison of another configuration that lies in the folder.")
     ] = False,
     workers: Workers = None,
+    executor: Executor = None,
+    shard: Shard = None,
     export: Annotated[
         str | None, typer.Option(help="Write these into OUT/export: pdf,svg (figures), csv, latex (tables).")
     ] = None,
@@ -69,6 +72,8 @@ def compare(
         "batches": batches,
         "fresh": fresh,
         "workers": workers,
+        "executor": executor,
+        "shard": shard,
     }
     run_and_print(source, out, as_json, kinds=kinds, show=show, **settings)
 
@@ -90,7 +95,7 @@ def run_and_print(
     from normscope.usercode import quiet_stdout
 
     advice = "run the same command again to go on where it stopped"
-    with interruptible(advice):
+    with shard_ending(out, as_json), interruptible(advice):
         with progress_bar(as_json) as bars, quiet_stdout(), warnings.catch_warnings():
             warnings.simplefilter("ignore", comparing.ComparisonWarning)  # the notes are printed with the answers
             progress = bars or (None if as_json else lines_of_progress())

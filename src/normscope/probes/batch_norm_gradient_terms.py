@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from normscope.modules.autocast import without_autocast
 from normscope.modules.channels import to_host
-from normscope.modules.contents import Content, Copy, by_channel, is_small, side_by_side
+from normscope.modules.contents import Content, Copy, by_channel, deviations_of, is_small, side_by_side
 from normscope.modules.normalized import sums_gradients
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
@@ -231,7 +231,7 @@ def _sums(calls: Sequence[_Call]) -> np.ndarray:
     """Return the sums over each channel of the gradient, of its square, and of it times the input's deviations."""
     positions = calls[0].content.positions
     g = side_by_side(by_channel(copy.array, positions) for call in calls if (copy := call.gradient) is not None)
-    inputs = side_by_side(call.content.deviations for call in calls)
+    inputs = deviations_of([call.content for call in calls])
     with np.errstate(all="ignore"):
         terms = [g, g * g, g * inputs]
         if positions > 1:

@@ -18,7 +18,8 @@ from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import to_floats, to_host, unit_products
 from normscope.modules.shards import is_distributed
 from normscope.modules.sites import chosen, norms, weight_layers, weights
-from normscope.probes._backward_end import Gradients
+from normscope.probes._backward_end import Gradients, UncountedChanges
+from normscope.probes._norms import norm_of
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes.remarks import (
@@ -91,6 +92,7 @@ class ScaleInvariance(AbstractProbe):
     def __init__(self, sites: Sequence[str] | None = None, *, every: int | None = None) -> None:
         super().__init__(every=every)
         self.sites = None if sites is None else tuple(sites)
+        self._uncounted = UncountedChanges()
 
     def watch(self, step: Step) -> None:
         """Keep the weights, and note whose output is the input of a norm."""
@@ -101,7 +103,8 @@ class ScaleInvariance(AbstractProbe):
         if any(map(is_distributed, notes["weights"].values())):
             raise UsageError(f"{self.CODE} reads whole weights, and here each process holds a part of them")
         notes["norms"], notes["found"], notes["at_update"] = {}, {}, {}
-        notes["gradients"] = gradients = Gradients(notes["weights"].values())
+        thorough = self._uncounted.possible(step.model)
+        notes["gradients"] = gradients = Gradients(notes["weights"].values(), thorough=thorough)
         step.on_backward_end(self, notes["weights"].values(), lambda: self._look(step, gradients.after_backward()))
         step.keep_values(notes["weights"].values())
         made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
@@ -118,9 +121,7 @@ class ScaleInvariance(AbstractProbe):
 
     def _note_lengths(self, step: Step, changed: Sequence[Parameter]) -> None:
         for weight in changed:
-            gradient = _gradient(step, weight)
-            wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-            step.notes(self)["at_update"][id(weight)] = torch.linalg.vector_norm(gradient, dtype=wide)
+            step.notes(self)["at_update"][id(weight)] = norm_of(_gradient(step, weight))
 
     def _look(self, step: Step, found: Sequence[Parameter]) -> None:
         products: dict[int, Any] = step.notes(self)["found"]
@@ -147,6 +148,13 @@ class ScaleInvariance(AbstractProbe):
         handed = dict(zip(at_update, to_floats(list(at_update.values())), strict=True))
         owners = _owners(step)
         sums = _sums([products[id(weight)] for weight in layers.values()])
+        squares = {id(weight): row[2] for weight, row in zip(layers.values(), sums, strict=True)}
+        apart = {
+            key: not math.isclose(handed[key] ** 2, squares[key], rel_tol=1e-4)
+            for key in notes["gradients"].uncounted & squares.keys()
+        }
+        self._uncounted.note(step.model, apart.values())
+        handed = {key: length for key, length in handed.items() if apart.get(key, True)}
         changes = step.changes(list(layers.values()))
         for (site, weight), (inner, w2, g2, unit), change in zip(layers.items(), sums, changes, strict=True):
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
