@@ -110,3 +110,15 @@ def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
 def near(name: str, known: Collection[str]) -> str:
     """Return the known names nearest to an unknown name, joined by "or"; the first few if none is near."""
     return " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:5])
+
+
+def meant(name: str, known: Collection[str], *, listed: str) -> str:
+    """Return what to do about an unknown name: the known names that may be meant, else where all are listed.
+
+    Args:
+        name: The unknown name.
+        known: All names.
+        listed: The command that lists them.
+    """
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"`{listed}` shows all names"

@@ -166,7 +166,7 @@ def section_of(judged: Judged) -> Section:
     """Return the section of a study for a page; cached, for the page and the condensed file both ask."""
     study, evidence = judged.run.study, judged.run.evidence()
     with studies.own_code(study, "drawing"):
-        figures, tables = tuple(study.figures(evidence)), tuple(study.tables(evidence))
+        figures, tables = study.drawn(evidence), study.tabulated(evidence)
     return Section(
         slug=study.CODE,
         title=study.title(),

@@ -33,7 +33,7 @@ class Run:
         self.study = types.SimpleNamespace(
             CODE=slug, CARD=len(slug), TOPIC="topic", CLAIM=f"{slug} holds.", title=lambda: f"About {slug}.",
             SOURCE_PATH="", address=lambda: "", page=lambda: {"Claim": "c"},
-            figures=lambda evidence: [], tables=lambda evidence: [table],
+            drawn=lambda evidence: (), tabulated=lambda evidence: (table,),
         )  # fmt: skip
         self._evidence = types.SimpleNamespace(seeds=tuple(range(seeds)))
 

@@ -8,10 +8,24 @@ import typer
 
 from normscope._errors import UsageError
 from normscope.cli._answers import committed_answers, print_study
-from normscope.cli._print import print_json, print_tables
+from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import ending, interruptible, progress_bar
 from normscope.cli._shards import shard_ending
-from normscope.cli._words import Data, Device, Executor, Json, Out, Preset, Seeds, Shard, Workers, group
+from normscope.cli._words import (
+    MOST_ROUNDS,
+    MOST_SEEDS,
+    Data,
+    Device,
+    Executor,
+    Json,
+    Out,
+    Preset,
+    Seeds,
+    Shard,
+    Workers,
+    group,
+    path as users_path,
+)
 from normscope.cli.report import write_and_print
 
 if TYPE_CHECKING:
@@ -91,19 +105,24 @@ def run(
 
 
 @app.command(epilog="Example:  normscope study new my_claim.py && normscope study run my_claim.py")
-def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A file that does not exist yet.")]) -> None:
+def new(
+    file: Annotated[Path, typer.Argument(metavar="FILE.py", parser=users_path, help="A file that does not exist yet.")],
+) -> None:
     """Write a template for a study of your own, which runs as it stands."""
     from normscope import studies
 
     written = studies.new(file)
-    typer.echo(f"Wrote {written}. Run it:  normscope study run {written}")
+    print_lines(f"Wrote {written}. Run it:  normscope study run {written}")
 
 
 @app.command(epilog="Example:  normscope study calibrate --studies 200 --seeds 5 --seeds 10")
 def calibrate(
-    count: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies for each rule and truth.")] = 1000,
+    count: Annotated[
+        int, typer.Option("--studies", min=20, max=MOST_ROUNDS * 10, help="Simulated studies for each rule and truth.")
+    ] = 1000,
     seeds: Annotated[
-        list[int] | None, typer.Option(min=2, help="Seeds of each; may be given several times. [default: 3 5 10 20]")
+        list[int] | None,
+        typer.Option(min=2, max=MOST_SEEDS, help="Seeds of each; may be given several times. [default: 3 5 10 20]"),
     ] = None,
     executor: Executor = None,
     as_json: Json = False,
@@ -155,10 +174,16 @@ def run_and_report(slugs: Sequence[str], *, out: Path, as_json: bool, **settings
         settings: As ``normscope.studies.run`` takes them.
     """
     from normscope import verdicts
+    from normscope.usercode import quiet_stdout
 
     count = len(set(slugs))
     advice = "run the same command again to go on where it stopped"
-    with shard_ending(out, as_json), interruptible(advice), progress_bar(as_json, studies=count) as bars:
+    with (
+        shard_ending(out, as_json),
+        interruptible(advice),
+        progress_bar(as_json, studies=count) as bars,
+        quiet_stdout(),
+    ):
         ended = None if as_json else ending(bars, count)
         runs, failed = verdicts.run(slugs, out=out, progress=bars, ended=ended, **settings)
     write_and_print(runs, out / "report.html", as_json, failed)

@@ -26,6 +26,7 @@ from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.records import Store, driven
 from normscope.records.addresses import place_of
+from normscope.records.places import Place
 from normscope.running import Executor, Shard, one_thread
 
 Source = str | Callable[..., Any]
@@ -62,10 +63,10 @@ def compare(
     Args:
         source: A function that makes the training set-up anew at each call and returns what ``check`` takes, or
             ``"train.py:make_case"``. It is called under the seed, and given the seed if it has an argument of that
-            name. Or several such functions by the name of the arm that each makes.
+            name. Or several such functions by the name of the arm.
         arms: Names of ``surgery.ARMS``; or by the name of the arm such a name, or a function that changes the model in
-            place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``. Where the network
-            does not learn without its norms, the arm ``"rescaled"`` is added.
+            place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``, with
+            ``"rescaled"`` where the network does not learn without norms.
         seeds: Replicates, seeds 0 to ``seeds - 1``; 5 if left out. Fewer than 3 are described, not judged.
         steps: Training steps of a run; 200 if left out.
         rates: Factors of the learning rate, for each arm's own best.
@@ -75,7 +76,7 @@ def compare(
         out: Folder of the run.
         fresh: Whether a comparison of another set-up that lies in the folder is deleted.
         workers: Processes; None for one per core (one in all where the model is on an accelerator).
-        executor: Where cells are run, as ``normscope.studies.run`` takes it. The records are the same.
+        executor: Where cells are run, as ``normscope.studies.run`` takes it.
         shard: ``"2/3"`` runs the second of three shares of the cells; it goes without a budget.
         progress: Called with what is done, how much of it is done, and how much there is.
 
@@ -84,26 +85,39 @@ def compare(
 
     Raises:
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
-        StoreError: The folder cannot be written, holds a comparison of another set-up or of another length, or another
-            process is at work on it.
-        IncompleteRunError: The shard has run its cells, but cells of other shards are missing.
+        StoreError: The folder cannot be written, holds another comparison, or another process is at work on it.
+        IncompleteRunError: Cells of other shards are missing.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
-    place = place_of(out)
     with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
-        seen = foresee(made)
-        engine = engine.on(seen.on_cpu)
-        config = configuration(seen.arms, seen.starts, plan, wish)
-        plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
-        notes = [*seen.notes, *plan.left_out]
-        place.prepare("--out")
-        with driven(place, engine.shard):
-            store = opened(place.path, config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
-            for note in notes:
-                warnings.warn(note, ComparisonWarning, stacklevel=2)
-            return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
+        return _compared(made, plan, wish, engine, place_of(out), progress, began=began, fresh=fresh)
+
+
+def _compared(
+    made: Sequence[Arm],
+    plan: Plan,
+    wish: Wish,
+    engine: Engine,
+    place: Place,
+    progress: Progress | None,
+    *,
+    began: float,
+    fresh: bool,
+) -> Comparison:
+    """Look at the arms before anything runs, then run them into a place."""
+    seen = foresee(made)
+    engine = engine.on(seen.on_cpu)
+    config = configuration(seen.arms, seen.starts, plan, wish)
+    plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
+    notes = [*seen.notes, *plan.left_out]
+    for note in notes:
+        warnings.warn(note, ComparisonWarning, stacklevel=3)
+    place.prepare("--out")
+    with driven(place, engine.shard):  # also while what lies there makes way
+        store = opened(place.path, config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
+        return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
 
 
 @contextmanager

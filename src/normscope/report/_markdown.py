@@ -9,6 +9,7 @@ from typing import Any
 from normscope._errors import StoreError
 from normscope.records import Sentence, standing
 from normscope.records.answers import capital, contrast_named, headline, outcome_of
+from normscope.records.reading import text_of_file
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 from normscope.report._sections import duration
 from normscope.report._words import amount_of, is_identity, tally
@@ -22,13 +23,11 @@ def into(path: str | Path, evidence: CondensedEvidence) -> str:
     """Return a file's new text: the whole page, or the old text with the table of verdicts between its marks.
 
     Raises:
-        StoreError: The file cannot be read, or has one mark without the other.
+        DataError: The file cannot be read.
+        StoreError: It has one mark without the other.
     """
     target = Path(path)
-    try:
-        there = target.read_text(encoding="utf-8") if target.is_file() else ""
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {target}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    there = text_of_file(target) if target.exists() else ""
     if BEGIN not in there and END not in there:
         return page(evidence)
     head, begun, rest = there.partition(BEGIN)

@@ -44,7 +44,7 @@ class Run(NamedTuple):
             DataError: Not one seed is complete.
         """
         config = config_of(self.store)
-        points = len(list(self.study.grid(config["settings"])))
+        points = len(self.study.points(config["settings"]))
         counts: dict[int, int] = {}
         for cell in self.store.cells():
             counts[cell.seed] = counts.get(cell.seed, 0) + 1
@@ -59,17 +59,17 @@ class Run(NamedTuple):
     def verdict(self) -> Verdict:
         """Judge all complete seeds."""
         with own_code(self.study, "judging"):
-            return self.study.judge(self.evidence())
+            return self.study.judged(self.evidence())
 
     def figures(self) -> Sequence[Figure]:
         """Draw the study's figures from all complete seeds."""
         with own_code(self.study, "drawing"):
-            return self.study.figures(self.evidence())
+            return self.study.drawn(self.evidence())
 
     def tables(self) -> Sequence[Table]:
         """Make the study's tables from all complete seeds."""
         with own_code(self.study, "tabulating"):
-            return self.study.tables(self.evidence())
+            return self.study.tabulated(self.evidence())
 
     def asked(self, *, together: int = 1) -> tuple[int, ...]:
         """Return the numbers of seeds that, asked for, come to the seeds that are here.
@@ -90,7 +90,7 @@ class Run(NamedTuple):
         """Return whether the first seeds leave a study unclear, or may do so among others."""
         try:
             with own_code(self.study, "judging"):
-                found = self.study.judge(self.evidence(range(seeds)))
+                found = self.study.judged(self.evidence(range(seeds)))
         except DataError:  # an interrupted run, of which none of these is complete
             return False
         corrected = min(1.0, together * (found.p_value or 0.0))  # the most that Holm's correction makes of it
@@ -221,7 +221,8 @@ class _Look:
         study, store = self.run
         with own_code(study, "listing the cells of"):
             wanted = study.cells(self.preset, range(count), self.dataset, self.device)
-        groups = groups_of(study, wanted)
+        with own_code(study, "grouping the cells of"):
+            groups = groups_of(study, wanted)
         mine = groups if self.shard is None else self.shard.share(groups)
         done = store.completed()
         pending = [left for group in mine if (left := [cell for cell in group if cell.id not in done])]
@@ -237,7 +238,7 @@ class _Look:
         if self.shard is not None:
             self.shard.require_all(mine, wanted, store.completed())
         with own_code(study, "judging"):
-            return study.judge(self.run.evidence(range(count)))
+            return study.judged(self.run.evidence(range(count)))
 
 
 def refuse(
@@ -294,7 +295,6 @@ def config_of(store: Store, *, required: bool = True) -> Mapping[str, Any]:
     Raises:
         StoreError: The folder holds no run of a study, though ``required`` says so.
     """
-    config: Mapping[str, Any] = store.config
-    if required and "study" not in config:
-        raise StoreError(f"{store.path}: not a run of a study")
-    return config
+    if required and "study" not in store.config:
+        raise StoreError(f"{store.place}: not a run of a study")
+    return store.config
