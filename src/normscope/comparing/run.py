@@ -163,8 +163,8 @@ def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, engine: Engine, began: flo
     if wish.budget is None:
         return plan
     spare = _may_need_rescue(seen.arms)
-    named = spare.name if spare else ""
-    return fitted(plan, seen.arms, wish, engine.executor, engine.workers, began=began, spare=named)
+    options: dict[str, Any] = {"began": began, "spare": spare.name if spare else "", "gpus": engine.gpus}
+    return fitted(plan, seen.arms, wish, engine.executor, engine.workers, **options)
 
 
 class Foreseen(NamedTuple):
