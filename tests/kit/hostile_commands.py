@@ -398,7 +398,7 @@ compare script.py:make --out ~no-such-user/x"""
 def _words(made):
     for text in COMMANDS.split("\n"):
         words = tuple(text.split())
-        serves = words[:2] == ("watch", "scope") and "--port" not in words
+        serves = words[:2] == ("watch", "scope")
         yield Line(
             "words",
             text,
