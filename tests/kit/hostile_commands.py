@@ -283,7 +283,6 @@ check script.py:nothing
 check json:loads
 check sys:exit
 check os:_exit
-check os:abort
 check builtins:input
 check builtins:print
 check this:x
