@@ -12,7 +12,7 @@ from normscope.comparing import ComparisonWarning, budget
 from normscope.comparing.arms import Factory, arms_of
 from normscope.comparing.budget import Pilot, expected, fullest, seconds_of
 from normscope.comparing.cells import Clock
-from normscope.comparing.plan import Plan
+from normscope.comparing.plan import Plan, Wish
 
 READINGS = {
     "gradient_flow": {"when": "often", "options": {}},
@@ -96,14 +96,15 @@ def test_a_comparison_says_what_it_left_out_and_keeps_its_plan(tmp_path, monkeyp
     assert found.evidence.seeds == (0, 1, 2)
     assert any("To keep the budget" in note for note in found.notes)
     monkeypatch.setattr(budget, "pilot_of", None)  # the plan is that of the run that lies there: nothing is timed anew
-    with pytest.warns(ComparisonWarning, match="To keep the budget"):
-        assert ns.compare(set_ups.make_case, **options).plan == found.plan
+    for arms in (None, ["own", "none", "layer"]):
+        with pytest.warns(ComparisonWarning, match="To keep the budget"):
+            assert ns.compare(set_ups.make_case, arms, **options).plan == found.plan
 
 
 @pytest.mark.usefixtures("timed")
 def test_a_budget_that_is_too_short_says_what_is_needed(tmp_path):
-    with pytest.raises(UsageError, match=r"a budget of 60 s is too short: at least \d+ s are needed with 2 workers"):
-        ns.compare(set_ups.make_case, budget="1min", workers=2, questions=["speed"], out=tmp_path)
+    with pytest.raises(UsageError, match=r"a budget of 60 s is too short: at least \d+ s are needed with 1 worker"):
+        ns.compare(set_ups.make_case, budget="1min", workers=1, questions=["speed"], out=tmp_path)
     assert not (tmp_path / "run.json").exists()
 
 
@@ -115,6 +116,35 @@ def test_the_parts_of_a_run_are_timed():
     assert found.evaluation > 0
     assert found.readings.keys() == readings.keys()
     assert found.readings["curvature"] > 3 * found.step
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_arms_are_timed_in_the_processes_that_run_them_and_the_longest_time_counts(workers, monkeypatch):
+    """So that the start of the processes is over before the plan is made, and no guess."""
+    asked, taken = [], iter(range(1, 100))
+
+    class Engine:
+        remote = False
+
+        def run(self, work, tasks, *, gpus=0):
+            asked.append(len(tasks))
+            assert work.names(len(arms)) == f"a trial of arm {arms[0].name!r}"
+            yield from map(work, tasks)
+
+    monkeypatch.setattr(budget, "pilot_of", lambda arm, plan: Pilot(0.0, 1e-4 * next(taken), 0.0, {}))
+    arms = arms_of({"": Factory(set_ups.make_case)}, None)
+    plan = Plan(("speed",), seeds=5)
+    wish = Wish(budget=1e6)
+    chosen = budget.fitted(plan, arms, wish, Engine(), workers, began=time.perf_counter())
+    (tasks,) = asked
+    assert chosen.steps == plan.steps
+    assert tasks >= workers
+    assert tasks % len(arms) == 0
+    # The last times of both arms are the longest: a budget that is short by a little of them leaves steps out.
+    taken = iter(range(1, 100))
+    needed = expected(plan, [Pilot(0.0, 1e-4 * each, 0.0, {}) for each in (tasks - 1, tasks)], workers)
+    short = budget.fitted(plan, arms, Wish(budget=0.9 * needed / 0.85), Engine(), workers, began=time.perf_counter())
+    assert short.steps < plan.steps
 
 
 @given(pilots, st.floats(0.1, 3.0))

@@ -141,60 +141,45 @@ def test_two_figures_show_layers_in_order_and_one_the_growth():
     assert "by the factor 1.47 with its norms, 0.062 without norms" in figures[2].caption
 
 
-def chain(kinds, gain=1 / 3, growth=1.0):
-    """The records of a ``Sequential`` of modules of these classes."""
-    sites = [str(index) for index in range(len(kinds))]
-    linear = [site for site, kind in zip(sites, kinds, strict=True) if kind == "Linear"]
-    values = {("model", "Sequential"): {"": 0.0}, ("model", "batch"): {"": 64.0}}
-    for kind in set(kinds):
-        values["model", kind] = {s: 1.0 + i for i, (s, k) in enumerate(zip(sites, kinds, strict=True)) if k == kind}
-    values["model", "order"] = {site: float(index) for index, site in enumerate(linear)}
-    values["model", "weight_gain"] = dict.fromkeys(linear, gain)
-    values["gradient_flow", "output_norm"] = squared(growth, linear)
-    return values
+def told(levels, measured, *, kind="level_relu", chains=None, widths=None):
+    """The records of layers of which theory tells levels, and of their gradients; both logarithms of squares."""
+    chains = dict.fromkeys(levels, 0.0) if chains is None else chains
+    norms = {site: math.exp(level / 2) for site, level in measured.items()}
+    values = {("model", kind): levels, ("model", "chain"): chains, ("gradient_flow", "output_norm"): norms}
+    values["model", "order"] = {site: float(index) for index, site in enumerate(measured)}
+    return values | ({} if widths is None else {("gradient_flow", "output_width"): widths})
 
 
-PLAIN = ["Linear", "Bypass", "ReLU"] * 6 + ["Linear"]
-NORMED = ["Linear", "BatchNorm1d", "ReLU"] * 6 + ["Linear"]
+def theory(values):
+    return layers.theories_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
 
 
-def theory(kinds, **options):
-    values = chain(kinds, **options)
-    return layers.theory_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
+def test_growth_and_theory_are_slopes_over_the_layers_of_which_theory_speaks():
+    levels = {"a": 0.6, "b": 0.3, "c": 0.0}
+    (found,) = theory(told(levels, {"first": 99.0, "a": 1.0, "b": 0.5, "c": 0.0, "last": -99.0}))
+    assert found.words == "here (ReLU)"
+    assert found.expected == pytest.approx(math.exp(0.3))
+    assert found.measured == pytest.approx(math.exp(0.5))
 
 
-@pytest.mark.parametrize(("gain", "growth"), [(1 / 3, 1 / 6), (2.0, 1.0), (1.0, 0.5)])
-def test_theory_of_a_plain_chain_is_half_its_gain(gain, growth):
-    found = theory(PLAIN, gain=gain, growth=growth)
-    assert found.expected == pytest.approx(growth)
-    assert found.measured == pytest.approx(growth)
+def test_chains_have_levels_of_their_own():
+    levels = {"a": 0.3, "b": 0.0, "c": 0.3, "d": 0.0}
+    squares = {"a": 70.4, "b": 70.0, "c": 0.4, "d": 0.0}
+    (found,) = theory(told(levels, squares, chains={"a": 0.0, "b": 0.0, "c": 1.0, "d": 1.0}))
+    assert found.expected == pytest.approx(math.exp(0.3))
+    assert found.measured == pytest.approx(math.exp(0.4))
 
 
-def test_theory_of_batch_norm_does_not_ask_for_the_weights():
-    assert theory(NORMED, gain=1 / 3).expected == pytest.approx(theory(NORMED, gain=2.0).expected)
-    assert theory(NORMED).expected == pytest.approx(math.pi / (math.pi - 1), rel=0.03)
+def test_layers_of_other_widths_are_held_against_theory_by_the_sum_over_the_width():
+    widths = {"a": 16.0, "b": 4.0, "c": 1.0}
+    (found,) = theory(told({"a": 0.6, "b": 0.3, "c": 0.0}, {"a": 0.0, "b": 0.0, "c": 0.0}, widths=widths))
+    assert found.measured == pytest.approx(4.0)
 
 
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        ["Linear", "Tanh"] * 6 + ["Linear"],
-        ["Linear", "ReLU", "BatchNorm1d"] * 6 + ["Linear"],
-        ["Linear", "LayerNorm", "ReLU"] * 6 + ["Linear"],
-        ["Conv2d", "ReLU"] * 6 + ["Linear"],
-        ["Linear", "ReLU", "Dropout"] * 6 + ["Linear"],
-        ["Linear", "ReLU"],  # no slope
-        [],
-    ],
-)
-def test_of_other_networks_theory_says_nothing(kinds):
-    assert theory(kinds) is None
-
-
-def test_a_network_of_unknown_ways_is_no_chain():
-    values = chain(PLAIN)
-    values["model", "Net"] = values.pop(("model", "Sequential"))  # its forward may do anything
-    assert layers.theory_of(compared({"own": values}, spread=0.0), "own", "here") is None
+def test_too_few_layers_of_a_kind_are_no_slope_and_no_table():
+    values = told({"a": 0.3, "b": 0.0}, {"a": 0.4, "b": 0.0})
+    assert theory(values) == []
+    assert question("gradients").tables(compared({"own": values, "none": values}), [PAIR]) == []
 
 
 def case_of(width=96, depth=7):
@@ -222,11 +207,14 @@ def test_random_chains_follow_their_theory_and_the_records_say_that_they_are_cha
     found = ns.compare(case_of(), seeds=3, steps=2, questions=["gradients"], workers=1, out=tmp_path / "run")
     (table,) = found.tables(found.answers_in_order[0])
     assert [row[0] for row in table.rows] == [
-        "growth a layer with its norms (batch norm and ReLU)",
-        "growth a layer without norms (ReLU)",
+        "with its norms (batch norm and ReLU)",
+        "without norms (ReLU)",
     ]
-    assert [float(row[3]) for row in table.rows] == pytest.approx([1.0, 1.0], abs=0.15)
-    assert float(table.rows[1][2]) == pytest.approx(1 / 6, rel=0.02)
+    assert [float(row[4]) for row in table.rows] == pytest.approx([1.0, 1.0], abs=0.15)
+    assert float(table.rows[1][3]) == pytest.approx(1 / 6, rel=0.02)
+    for row in table.rows:
+        low, high = map(float, row[2].split(" to "))
+        assert low <= float(row[1]) <= high
     # All outputs have one size: the growth is what the probe records.
     for arm in ARMS:
         recorded = found.evidence.select(probe="gradient_flow", name="growth", arm=arm, step=0).sort("seed")["value"]
@@ -247,27 +235,3 @@ def test_the_end_is_the_last_quarter_of_the_steps():
     arm = {("gradient_flow", "output_norm"): {name: [first[name], middle[name], last[name]] for name in NAMES}}
     evidence = compared({"own": arm, "none": arm}, spread=1e-4)
     assert layers.growth("end")(evidence, arm="own", rate=1.0) == pytest.approx(math.log(2.0), abs=1e-3)
-
-
-def test_theory_of_batch_norm_is_not_held_against_the_first_layer_and_the_last():
-    values = chain(NORMED, growth=1.5)
-    norms = values["gradient_flow", "output_norm"]
-    norms["0"] *= 100.0
-    norms["18"] /= 100.0
-    found = layers.theory_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
-    assert found.measured == pytest.approx(1.5)
-
-
-def test_theory_of_uneven_weights_is_the_slope_that_they_give():
-    values = chain(PLAIN)
-    sites = list(values["model", "order"])
-    gains = dict(zip(sites, [1.0, 2.0, 2.0, 1.5, 2.0, 2.0, 1 / 3], strict=True))
-    values["model", "weight_gain"] = gains
-    square, norms = 1.0, {sites[-1]: 1.0}
-    for site, behind in zip(sites[-2::-1], sites[:0:-1], strict=True):
-        square *= gains[behind] / 2
-        norms[site] = math.sqrt(square)
-    values["gradient_flow", "output_norm"] = {site: norms[site] for site in sites}
-    found = layers.theory_of(compared({"own": values, "none": values}, spread=0.0), "own", "here")
-    assert found.measured == pytest.approx(found.expected)
-    assert found.expected[0] > 0.7  # far from the mean over the layers alone: the last weighs less in a slope

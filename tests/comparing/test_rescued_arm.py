@@ -38,3 +38,9 @@ def test_rescaled_weights_decide_where_the_network_learns_with_them_alone(tmp_pa
     assert found.notes[0].startswith("The network without norms does not learn")
     assert "What is said of learning compares with the network without norms but rescaled" in found.notes
     assert "Beside the network without norms: " in found.answers_in_order[0].sentence
+    # Other arms in the same folder have nothing of the arm that was added; the first arms have it again.
+    options = {"seeds": 3, "steps": 40, "workers": 1, "questions": ["speed"], "out": tmp_path}
+    assert list(ns.compare(make_faint_case, ["own", "layer"], **options).arms) == ["own", "layer"]
+    before = set(tmp_path.glob("cell-*.json"))
+    assert list(ns.compare(make_faint_case, **options).arms) == ["own", "none", "rescaled"]
+    assert set(tmp_path.glob("cell-*.json")) == before

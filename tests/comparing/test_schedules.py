@@ -8,6 +8,8 @@ from torch.optim.swa_utils import SWALR
 
 import normscope as ns
 from kit import set_ups
+from normscope._errors import UsageError
+from normscope.comparing import ComparisonWarning
 from normscope.comparing.rates import optimizer_of, scale_rates
 
 MAKE = {
@@ -73,3 +75,45 @@ def test_the_optimizer_of_a_step_is_found():
         second.step()
 
     assert optimizer_of(ns.Case(case.model, case.loss_fn, case.loader, step=two)) is None
+
+
+def make_one_cycle_case(total=12, every=1):
+    """Make a set-up whose schedule ends, and raises where it is stepped beyond its end."""
+    case = set_ups.make_case()
+    schedule = schedules.OneCycleLR(case.optimizer, 0.1, total_steps=total)
+    done = []
+
+    def step(model, batch):
+        case.optimizer.zero_grad()
+        loss = set_ups.entropy(model, batch)
+        loss.backward()
+        case.optimizer.step()
+        done.append(loss)
+        if len(done) % every == 0:
+            schedule.step()
+        return loss
+
+    return ns.Case(case.model, set_ups.entropy, case.loader, step=step)
+
+
+QUICK = {"seeds": 1, "workers": 1, "questions": ["speed"]}
+
+
+def test_more_steps_than_the_schedule_has_are_refused_before_anything_runs(tmp_path):
+    with pytest.raises(UsageError, match=r"ends after 12 steps, and 13 are to be run: give --steps 12, or make"):
+        ns.compare(make_one_cycle_case, steps=13, out=tmp_path, **QUICK)
+    assert not (tmp_path / "run.json").exists()
+    assert ns.compare(make_one_cycle_case, steps=12, out=tmp_path, **QUICK).plan.steps == 12
+
+
+def test_where_no_steps_are_asked_for_there_are_as_many_as_the_schedule_has(tmp_path):
+    with pytest.warns(ComparisonWarning, match="12 steps a run instead of 200, for there the schedule"):
+        found = ns.compare(make_one_cycle_case, out=tmp_path, **QUICK)
+    assert found.plan.steps == 12
+    assert any("12 steps a run instead of 200" in note for note in found.notes)
+
+
+def test_a_schedule_that_is_stepped_now_and_then_is_tried(tmp_path):
+    with pytest.raises(UsageError, match=r"training step 25 of the arm own .* Tried to step 13 times"):
+        ns.compare(lambda: make_one_cycle_case(12, 2), steps=26, out=tmp_path, **QUICK)
+    assert ns.compare(lambda: make_one_cycle_case(12, 2), steps=25, out=tmp_path, **QUICK).plan.steps == 25

@@ -54,11 +54,15 @@ def print_page(heading: Sequence[str], unit: Any) -> None:
         heading: The lines above the page.
         unit: The unit, or its class.
     """
-    lines = list(heading)
+    from normscope.report import terminal
+
+    lines = [terminal(line) for line in heading]
     for title, text in unit.page().items():
-        lines += ["", title, "-" * len(title), text]
+        lines += ["", title, "-" * len(title), terminal(text)]
     if unit.SOURCES:
         lines += ["", "Sources", "-------", *unit.SOURCES]
+    if address := unit.address():
+        lines += ["", f"On the web: {address}"]
     print_lines(*lines)
 
 

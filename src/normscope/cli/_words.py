@@ -59,6 +59,16 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, max=MOST_WORKERS, help="Processes, one thread each.  [default: the cores]")
 ]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        help="Where cells are computed: local, ray, slurm, with options as in ray:address=auto or "
+        "slurm:partition=long,timeout_min=60.  [default: local]"
+    ),
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="K/N", help="Run the K-th of N shares of the cells, such as 2/3, and no more.")
+]
 Codes = list[str] | None
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 

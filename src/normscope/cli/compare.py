@@ -11,7 +11,8 @@ import typer
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
-from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Json, Out, Workers
+from normscope.cli._shards import shard_ending
+from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Executor, Json, Out, Shard, Workers
 
 if TYPE_CHECKING:
     from normscope.comparing import Comparison
@@ -21,15 +22,18 @@ MOST_STEPS = 10_000_000
 MOST_RATES = 1_000
 
 
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE:FACTORY | NAME=FILE:FACTORY...",
+        help="A function that makes the training set-up anew and returns an ns.Case, or a tuple of its arguments; "
+        "or several such functions, each an arm with a name.",
+    ),
+]
+
+
 def compare(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE:FACTORY | NAME=FILE:FACTORY...",
-            help="A function that makes the training set-up anew and returns an ns.Case, or a tuple of its arguments; "
-            "or several such functions, each an arm with a name.",
-        ),
-    ] = None,
+    targets: Targets = None,
     arms: Annotated[
         str | None, typer.Option(help="Arms, separated by commas.  [default: own,none]  --list shows all.")
     ] = None,
@@ -52,6 +56,8 @@ def compare(
         bool, typer.Option("--fresh", help="Delete a comparison of another configuration that lies in the folder.")
     ] = False,
     workers: Workers = None,
+    executor: Executor = None,
+    shard: Shard = None,
     export: Annotated[
         str | None, typer.Option(help="Write these into OUT/export: pdf,svg (figures), csv, latex (tables).")
     ] = None,
@@ -77,6 +83,8 @@ def compare(
         "batches": batches,
         "fresh": fresh,
         "workers": workers,
+        "executor": executor,
+        "shard": shard,
     }
     run_and_print(source, out, as_json, kinds=kinds, show=show, **settings)
 
@@ -98,7 +106,7 @@ def run_and_print(
     from normscope.usercode import quiet_stdout
 
     advice = "run the same command again to go on where it stopped"
-    with interruptible(advice):
+    with shard_ending(out, as_json), interruptible(advice):
         with progress_bar(as_json) as bars, quiet_stdout(), warnings.catch_warnings():
             warnings.simplefilter("ignore", comparing.ComparisonWarning)  # the notes are printed with the answers
             progress = bars or (None if as_json else lines_of_progress())

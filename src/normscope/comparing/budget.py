@@ -1,5 +1,6 @@
 """Fit a comparison into the time that it may take."""
 
+import functools
 import math
 import re
 import statistics
@@ -17,17 +18,18 @@ from normscope.comparing.arms import Arm
 from normscope.comparing.evaluation import evaluate
 from normscope.comparing.plan import EVALUATIONS, Plan, Wish
 from normscope.comparing.rates import optimizer_of
+from normscope.comparing.reuse import is_watched
 from normscope.comparing.training import Steps
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.probes import Recorder
 from normscope.records.numbers import counted
+from normscope.running import Executor, Work, one_thread
 from normscope.stats.decide import FEWEST_SEEDS
-from normscope.studies.workers import one_thread
 from normscope.usercode import users_code
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_SHARE = 0.85  # of the budget is planned: workers slow each other down, and processes take time to start
+_SHARE = 0.85  # of the time that is left is planned: what else runs on the machine may slow the runs down
 _FEWEST_STEPS = 30
 _GAP = 9  # evaluations that the shares of the gap take
 
@@ -91,7 +93,7 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
     list(evaluate(case, plan.batches, "", 0))
     evaluation = max(time.perf_counter() - began, step * plan.batches / 3)  # without evaluation data the gap is taken
     readings = {}
-    for probe in [] if arm.aside else plan.probes():
+    for probe in plan.probes() if is_watched(arm.surgery, 1.0) else []:
         probe.every = 1
         recorder = Recorder(
             case.model, case.loss_fn, optimizer_of(case), [probe], every=1, also=case.also, tells_cost=False
@@ -101,7 +103,9 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
     return Pilot(making, step, evaluation, readings)
 
 
-def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: float, spare: str = "") -> Plan:
+def fitted(
+    plan: Plan, arms: Sequence[Arm], wish: Wish, executor: Executor, workers: int, *, began: float, spare: str = ""
+) -> Plan:
     """Return the fullest plan that fits into a budget; the arms are timed for it.
 
     An arm that the runs may turn out to need counts half: with it the comparison takes a little longer than planned,
@@ -111,7 +115,8 @@ def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: 
         plan: What would be run without a budget.
         arms: The arms.
         wish: Its budget, and whether it leaves steps and seeds open.
-        workers: Processes.
+        executor: Where the arms will be run.
+        workers: How many runs go at a time.
         began: When the comparison began, by ``time.perf_counter``.
         spare: Name of the arm that is like one that may be added; empty if none may.
 
@@ -119,21 +124,37 @@ def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: 
         UsageError: Not even the least fits.
     """
     budget = wish.budget or math.inf
-    with streams_kept(), one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the runs give them again
-        pilots = [_pilot(arm, plan) for arm in arms]
+    pilots = _pilots(arms, plan, executor, workers)
     pilots += [pilot.scaled(0.5) for arm, pilot in zip(arms, pilots, strict=True) if arm.name == spare]
     spent = time.perf_counter() - began
     found = fullest(plan, pilots, _SHARE * (budget - spent), workers, free=(wish.steps is None, wish.seeds is None))
     if expected(found, pilots, workers) > _SHARE * (budget - spent):
         wanted, count = expected(found, pilots, workers) / _SHARE + spent, counted(workers, "worker")
         raise UsageError(f"a budget of {budget:g} s is too short: at least {wanted:.0f} s are needed with {count}")
-    return replace(found, left_out=_left_out(plan, found))
+    return replace(found, left_out=(*plan.left_out, *_left_out(plan, found)))
 
 
-def _pilot(arm: Arm, plan: Plan) -> Pilot:
-    with settings_kept():
-        return pilot_of(arm, plan)
+def _pilots(arms: Sequence[Arm], plan: Plan, executor: Executor, workers: int) -> list[Pilot]:
+    """Time all arms in the processes that will run them, which start for it, and slow each other down as they will.
+
+    Of several times of an arm the longest counts.
+    """
+    tasks = range(len(arms) * (math.ceil(workers / len(arms)) if workers > 1 else 1))
+    found: list[list[Pilot]] = [[] for _ in arms]
+    work = Work(functools.partial(_pilot, arms, plan), lambda task: f"a trial of arm {arms[task % len(arms)].name!r}")
+    for task, pilot in executor.run(work, tasks):
+        found[task % len(arms)].append(pilot)
+    return [max(pilots, key=lambda pilot: pilot.seconds(plan)) for pilots in found]
+
+
+def _pilot(arms: Sequence[Arm], plan: Plan, task: int) -> tuple[int, Pilot]:
+    """Time one arm on one thread; leave the caller's global state as it was."""
+    with streams_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the runs give them again
+        for arm in arms:  # all, as the runs do: what an import sets is then the same in every worker
+            arm.factory.load()
+        with one_thread(), settings_kept():
+            return task, pilot_of(arms[task % len(arms)], plan)
 
 
 def fullest(plan: Plan, pilots: Sequence[Pilot], seconds: float, workers: int, *, free: tuple[bool, bool]) -> Plan:

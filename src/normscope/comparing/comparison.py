@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError
 from normscope.comparing.answering import answered
-from normscope.comparing.arms import ASIDE, WORDS
+from normscope.comparing.arms import ASIDE
 from normscope.comparing.clauses import does_not_learn, listed, same_at_all_rates
 from normscope.comparing.export import KINDS, export
 from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
 from normscope.comparing.plan import Plan
 from normscope.comparing.question import Pair
-from normscope.comparing.reading import CODE, evidence_of
+from normscope.comparing.reading import evidence_of
+from normscope.comparing.reuse import CODE
 from normscope.plots import Figure, Table
 from normscope.records import Store, Verdict
 from normscope.records.answers import capital
@@ -54,10 +55,6 @@ class Comparison:
             raise StoreError(f"{self.path}: not a run of a comparison")
         self.plan = Plan.from_json(config["plan"])
         self.arms: dict[str, str] = {arm["name"]: arm["words"] for arm in config["arms"]}
-        self._base = tuple(self.arms)
-        present = {cell.arm for cell in self.store.cells()}
-        if "rescaled" in present - self.arms.keys():
-            self.arms["rescaled"] = WORDS["rescaled"]
         self._notes: tuple[str, ...] = tuple(config["notes"])
         self.questions = chosen_questions(self.plan.questions, self.arms)
         self._seeds = seeds
@@ -69,7 +66,14 @@ class Comparison:
         Raises:
             DataError: Not one seed is complete.
         """
-        return evidence_of(self.store, self.plan, self.arms, base=self._base, seeds=self._seeds)
+        return evidence_of(self.store, self.plan, self.store.config["arms"], seeds=self._seeds)
+
+    @cached_property
+    def _runs(self) -> list[str]:
+        """Names of the cells whose records are read; other runs may lie in the folder."""
+        import polars as pl
+
+        return self.evidence.frame["cell"].cast(pl.String).unique().to_list()
 
     @property
     def described(self) -> bool:
@@ -185,7 +189,7 @@ class Comparison:
         """What probes and recorder had to say in the runs, each sentence once."""
         import polars as pl
 
-        frame = self.store.frame(probe="note").filter(pl.col("probe") == "note")
+        frame = self.store.frame(probe="note").filter(pl.col("cell").cast(pl.String).is_in(self._runs))
         return tuple(dict.fromkeys(frame.sort("arm", "seed")["name"].cast(pl.String).to_list()))
 
     @property
@@ -271,7 +275,7 @@ class Comparison:
             notes=self.notes,
             said_in_runs=self.said_in_runs,
             provenance=self.store.provenance,
-            seconds=sum(self.store.wall_times().values()),
+            seconds=sum(took for run, took in self.store.wall_times().items() if run in self._runs),
             command=command_of(
                 self.store.config,
                 len(self.evidence.seeds),

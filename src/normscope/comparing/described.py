@@ -4,30 +4,33 @@ Records of the probe ``"model"`` at step 0, by module:
 
 - the name of its class, with the module's place in the order of registration; the model itself is the site ``""``;
 - ``order``: its place in the order of first use, of layers whose gradients were read;
-- ``weight_gain``: mean square of its initial weights times the number of inputs of a unit, of linear layers: 2 is He's
-  scale, 1/3 torch's default.
+- of layers in a chain of which theory knows how gradients grow (``comparing.chains``): ``chain``, the number of the
+  chain, and ``level_relu`` or ``level_norm``, the logarithm of the squared gradient that theory expects.
 
-And under the site ``""``: ``batch``, the number of samples of the first batch; and at the steps at which the length of
-a step is read ``weight_norm``, the norm of all parameters that train, before the step.
+And under the site ``""``, at the steps at which the length of a step is read, ``weight_norm``: the norm of all
+parameters that train, before the step.
 """
 
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch.nn import Linear, Module
+from torch.nn import Module
 
+from normscope.comparing.chains import NORM, RELU, Chains
 from normscope.modules.batches import leading_tensor
 from normscope.records import Record
 
 #: The probe's name of these records.
 MODEL = "model"
+#: Names of the levels of a chain, by what stands behind each of its layers.
+LEVELS = {RELU: "level_relu", NORM: "level_norm"}
 #: Names that are of no class.
-NOT_CLASSES = ("order", "weight_gain", "weight_norm", "batch")
+NOT_CLASSES = ("order", "chain", *LEVELS.values(), "weight_norm")
 
 
 def model_records(model: Module, cell: str) -> Iterator[Record]:
-    """Yield the class of each module, and the scale of the weights of linear layers.
+    """Yield the class of each module.
 
     Args:
         model: The model as training begins.
@@ -35,21 +38,20 @@ def model_records(model: Module, cell: str) -> Iterator[Record]:
     """
     for index, (site, module) in enumerate(model.named_modules()):
         yield Record(cell, 0, MODEL, site, type(module).__name__, index)
-        if isinstance(module, Linear) and module.weight.is_floating_point():
-            weight = module.weight.detach().float()
-            yield Record(cell, 0, MODEL, site, "weight_gain", float(weight.square().mean()) * weight.shape[1])
 
 
-def batch_record(batch: Any, cell: str) -> Iterator[Record]:
-    """Yield how many samples a batch has, if it has a tensor.
+def chain_records(chains: Chains, batch: Any, cell: str) -> Iterator[Record]:
+    """Yield what theory expects of the gradients in the chains of a model, after the first step.
 
     Args:
-        batch: The first batch.
-        cell: Names the record.
+        chains: The chains, which have looked on at the step.
+        batch: Its batch.
+        cell: Names the records.
     """
     leading = leading_tensor(batch)
-    if leading is not None and leading.ndim:
-        yield Record(cell, 0, MODEL, "", "batch", leading.shape[0])
+    for layer in chains.expected(len(leading) if leading is not None and leading.ndim else None):
+        yield Record(cell, 0, MODEL, layer.site, "chain", layer.chain)
+        yield Record(cell, 0, MODEL, layer.site, LEVELS[layer.kind], layer.level)
 
 
 def order_records(records: Iterable[Record], cell: str) -> Iterator[Record]:

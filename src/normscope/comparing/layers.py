@@ -8,20 +8,18 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from normscope.comparing.described import MODEL, NOT_CLASSES
+from normscope.comparing.described import LEVELS, MODEL, NOT_CLASSES
 from normscope.plots import natural_key
 from normscope.probes import Readings
 from normscope.probes.output_sizes import Comparable, comparable
 from normscope.studies import Evidence, Quantity
 from normscope.studies.evidence import Floats
-from normscope.studies.lab.chain import theory
 
 When = Literal["start", "end"]
 #: Of the steps, at the end of a run: what is read there is read several times, for a single batch has its noise.
 LATE = 0.75
 _NAMES = ("output_norm", "output_width", "output_positions")
 _FEWEST = 3  # layers between which theory is held against a slope
-_PASSING = ("Identity", "Bypass", "Flatten")  # hand on what they are given
 
 
 def order_of(evidence: Evidence, **where: Any) -> list[str]:
@@ -133,75 +131,65 @@ class Theory:
     expected: Floats
 
 
-def theory_of(evidence: Evidence, arm: str, words: str) -> Theory | None:
-    """Return what theory says of an arm; None where it says nothing, or the records cannot show that it does.
+def theories_of(evidence: Evidence, arm: str, words: str) -> list[Theory]:
+    """Return what theory says of an arm, for each kind of chain in it; nothing where it has too few layers of a kind.
 
-    Theory is held against chains alone: linear layers with ReLU between them, and batch norm before each ReLU or
-    nowhere. A model is known to be one if all its containers are ``Sequential``; what stands around the one that holds
-    the layers may be of any class, for it changes no gradient from layer to layer within.
-
-    - A plain chain: a unit's gradient is the sum over those of the next layer, times weights. With weights of mean
-      square v and n inputs, ReLU passing half, the square summed over a layer is n v / 2 times that of the next:
-      1/6 for torch's initial weights, v = 1 / (3 n), and 1 for He's.
-    - With batch norm the norm divides by the standard deviation of its input, whose variance is n v Var[ReLU(z)]:
-      (1 / 2) / Var[ReLU(z)] = pi / (pi - 1) in large batches, whatever v (Yang et al. 2019, theorem 8 for small
-      ones). Not of the first layer, whose input is the data, and not of the last, which has no norm behind it.
+    Measured and expected growth are slopes over the same layers: those in chains of linear layers, or of convolutions
+    that keep the number of positions, with ReLU, or batch norm and ReLU, between them.
 
     Args:
         evidence: The records.
         arm: The arm.
         words: What the arm is called.
     """
-    own = evidence.select(probe=MODEL, arm=arm, rate=1.0)
-    chain = _chain(modules_of(evidence, arm))
-    sites, kinds = [site for site, kind in chain if kind == "Linear"], [kind for _, kind in chain]
-    if hidden := _blocks(kinds, ["Linear", "BatchNorm1d", "ReLU"]):
-        batches = evidence.per_seed(own.filter(pl.col("name") == "batch"))
-        expected = np.array([theory("relu", int(batch) if batch > 3 else None) for batch in batches])
-        sites, said = sites[1:hidden], "batch norm and ReLU"
-    elif _blocks(kinds, ["Linear", "ReLU"]):
-        gains = own.filter(pl.col("name") == "weight_gain")
-        expected = np.array([_growth_by_gains(gains.filter(pl.col("seed") == seed), sites) for seed in evidence.seeds])
-        said = "ReLU"
-    else:
-        return None
-    measured = _growth_among(evidence, arm, sites)
-    return Theory(f"{words} ({said})", measured, expected) if np.isfinite(measured).any() else None
-
-
-def _growth_by_gains(gains: pl.DataFrame, sites: Sequence[str]) -> float:
-    """Return the growth a layer of a plain chain, by least squares as the measured one: a last layer counts as there.
-
-    Args:
-        gains: Mean square of the weights times their number of inputs, by site.
-        sites: The layers, in order.
-    """
-    found = dict(gains.select("site", "value").iter_rows())
-    if len(sites) < _FEWEST or any(site not in found for site in sites[1:]):
-        return math.nan
-    logs = np.log(np.array([found[site] for site in sites[1:]]) / 2)
-    levels = np.append(np.cumsum(logs[::-1])[::-1], 0.0)  # of the squared gradient, above that of the last layer
-    return math.exp(-float(np.polyfit(np.arange(len(levels)), levels, 1)[0]))
-
-
-def _growth_among(evidence: Evidence, arm: str, sites: Sequence[str]) -> Floats:
-    """Return the growth a layer at the start among some layers of one number of positions, per seed."""
-    read = _read(evidence, "start", arm=arm, rate=1.0)
-    found = np.full(len(evidence.seeds), math.nan)
-    for index, seed in enumerate(evidence.seeds):
-        values = read[seed].values if seed in read else {}
-        norms = {site: series for site, series in values.get("output_norm", {}).items() if site in sites}
-        widths = {site: series for site, series in values.get("output_width", {}).items() if site in norms}
-        if len(norms) >= _FEWEST:
-            found[index] = math.exp(_growth(Readings({"output_norm": norms, "output_width": widths}, {})))
+    found = []
+    for kind, name in LEVELS.items():
+        told = evidence.select(probe=MODEL, arm=arm, rate=1.0)
+        chains, levels = (
+            told.filter(pl.col("name") == each).select("seed", "site", "value") for each in ("chain", name)
+        )
+        layers = levels.join(chains, on=["seed", "site"], suffix="_of_chain")
+        both = [
+            _growths(layers.filter(pl.col("seed") == seed), _squares(evidence, arm, seed)) for seed in evidence.seeds
+        ]
+        measured, expected = np.array(both, dtype=np.float64).T
+        if np.isfinite(measured).any():
+            found.append(Theory(f"{words} ({kind})", measured, expected))
     return found
 
 
-def _blocks(kinds: Sequence[str], block: Sequence[str]) -> int:
-    """Return how often a block stands in a row, where nothing but a last linear layer stands behind; 0 otherwise."""
-    body = list(kinds[:-1] if kinds[-1:] == ["Linear"] else kinds)
-    count = len(body) // len(block)
-    return count if body == list(block) * count else 0
+def _squares(evidence: Evidence, arm: str, seed: int) -> dict[str, float]:
+    """Return by layer the logarithm of the squared gradient at the start, summed over the width; layers in order."""
+    readings = _read(evidence, "start", arm=arm, rate=1.0).get(seed)
+    if readings is None:
+        return {}
+    widths = readings.first("output_width")
+    norms = {site: series[0][1] for site, series in readings.values.get("output_norm", {}).items()}
+    return {site: 2 * math.log(norm) + math.log(widths.get(site, 1.0)) for site, norm in norms.items() if norm > 0}
+
+
+def _growths(layers: pl.DataFrame, squares: Mapping[str, float]) -> tuple[float, float]:
+    """Return the growth a layer toward the input, measured and expected: a slope that all chains share.
+
+    Args:
+        layers: Columns ``site``, ``value`` (the expected level) and ``value_of_chain`` of a seed.
+        squares: The measured levels by layer, in the order of the layers.
+    """
+    expected = dict(layers.select("site", "value").iter_rows())
+    chains = [
+        [site for site in squares if site in set(part["site"].cast(pl.String))]
+        for _, part in layers.group_by("value_of_chain", maintain_order=True)
+    ]
+    at = [np.arange(len(sites)) - (len(sites) - 1) / 2 for sites in chains]
+    if sum(max(len(sites) - 1, 0) for sites in chains) < _FEWEST - 1:
+        return math.nan, math.nan
+    below = sum(float(places @ places) for places in at)
+    slopes = (
+        sum(float(places @ [of[site] for site in sites]) for places, sites in zip(at, chains, strict=True)) / below
+        for of in (squares, {str(site): level for site, level in expected.items()})
+    )
+    measured, theory = (math.exp(-slope) for slope in slopes)
+    return measured, theory
 
 
 def modules_of(evidence: Evidence, arm: str) -> dict[str, str]:
@@ -209,18 +197,3 @@ def modules_of(evidence: Evidence, arm: str) -> dict[str, str]:
     own = evidence.select(probe=MODEL, arm=arm, rate=1.0)
     told = own.filter(~pl.col("name").is_in(NOT_CLASSES) & (pl.col("seed") == pl.col("seed").min())).sort("value")
     return {str(site): str(name) for site, name in told.select("site", "name").iter_rows()}
-
-
-def _chain(kinds: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the modules of a model that is a sequence, in order; none if it is not known to be a sequence."""
-    inside: dict[str, list[str]] = {site: [] for site in kinds}
-    for site in kinds:
-        if site:
-            inside.setdefault(site.rpartition(".")[0], []).append(site)
-    root = ""
-    while kinds.get(root) != "Sequential" and len(inside.get(root, [])) == 1:
-        root = inside[root][0]
-    within = [site for site in kinds if root == "" or site == root or site.startswith(f"{root}.")]
-    if any(inside[site] and kinds[site] != "Sequential" for site in within):
-        return []
-    return [(site, kinds[site]) for site in within if not inside[site] and kinds[site] not in _PASSING]

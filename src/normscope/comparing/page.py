@@ -178,7 +178,8 @@ def command_of(config: Mapping[str, Any], seeds: int, all_questions: Sequence[st
     Returns:
         Empty if a command cannot: a function that came from Python made or changed an arm.
     """
-    arms, asked, plan = config["arms"], config["asked"], config["plan"]
+    asked, plan = config["asked"], config["plan"]
+    arms = [arm for arm in config["arms"] if not arm.get("added")]
     sources = {arm["name"]: arm["made_by"] for arm in arms}
     if any(":" not in made_by for made_by in sources.values()):
         return ""

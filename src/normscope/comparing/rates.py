@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from normscope._errors import UsageError
 from normscope.evidence import Case, reached_objects
@@ -41,6 +41,12 @@ def scale_rates(case: Case, factor: float) -> None:
                     setattr(scheduler, key, [rate * factor for rate in rates])
                 elif isinstance(rates, int | float):
                     setattr(scheduler, key, rates * factor)
+
+
+def schedules_that_end(case: Case) -> list[OneCycleLR]:
+    """Return the schedules of a set-up that raise when they are stepped beyond their end; others go on for ever."""
+    found = {id(each): each for _, each in reached_objects(case) if isinstance(each, OneCycleLR)}
+    return list(found.values())
 
 
 def _parts(scheduler: LRScheduler) -> Iterator[LRScheduler]:

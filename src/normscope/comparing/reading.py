@@ -1,22 +1,19 @@
 """The records of a comparison as evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normscope._errors import DataError, StoreError
 from normscope.comparing.cost import read_cost
 from normscope.comparing.plan import Plan
+from normscope.comparing.reuse import CODE, run_of, serving
 from normscope.records import Store
 from normscope.stats import LEVEL
 from normscope.studies import Evidence
 
 if TYPE_CHECKING:
     import polars as pl
-
-
-#: What the configuration of a run says that it is.
-CODE = "comparison"
 
 
 def is_comparison(folder: Path) -> bool:
@@ -27,16 +24,15 @@ def is_comparison(folder: Path) -> bool:
         return False
 
 
-def evidence_of(
-    store: Store, plan: Plan, arms: Mapping[str, str], *, base: Sequence[str], seeds: int | None = None
-) -> Evidence:
+def evidence_of(store: Store, plan: Plan, arms: Sequence[Mapping[str, Any]], *, seeds: int | None = None) -> Evidence:
     """Return the records of the seeds of which every cell is complete.
+
+    Other runs that lie in the folder are left alone, and so is what probes have read that the plan does not name.
 
     Args:
         store: The run.
         plan: What was run.
-        arms: Words for the arms, by name.
-        base: The arms that were asked for; an arm that was added later does not make a seed incomplete.
+        arms: The arms as the configuration names them; an arm that was added later does not make a seed incomplete.
         seeds: Only seeds below this number; None for all.
 
     Raises:
@@ -44,18 +40,26 @@ def evidence_of(
     """
     import polars as pl
 
-    counts: dict[int, int] = {}
-    for cell in store.cells():
-        if cell.arm in base and (seeds is None or cell.seed < seeds):
-            counts[cell.seed] = counts.get(cell.seed, 0) + 1
-    whole = sorted(seed for seed, count in counts.items() if count >= len(base) * len(plan.rates))
+    there = store.cells()
+    numbers = sorted({cell.seed for cell in there if seeds is None or cell.seed < seeds})
+    wanted = [(arm, run_of(plan, arm, seed, rate)) for seed in numbers for arm in arms for rate in plan.rates]
+    found = serving([cell for _, cell in wanted], there)
+    missing = {cell.seed for arm, cell in wanted if cell.id not in found and not arm.get("added")}
+    whole = [seed for seed in numbers if seed not in missing]
     if not whole:
         raise DataError(f"{store.path}: no seed is complete yet: run the same comparison again to go on")
-    frame = store.frame().filter(pl.col("seed").is_in(whole) & (pl.col("probe") != "note"))
-    return Evidence(_with_cost(frame, store), {**plan.as_json(), "arms": dict(arms)}, tuple(whole), LEVEL, "")
+    others = {code for cell in found.values() for code in cell.settings["readings"]} - plan.readings.keys()
+    frame = store.frame().filter(
+        pl.col("cell").cast(pl.String).is_in([cell.id for cell in found.values()])
+        & pl.col("seed").is_in(whole)
+        & ~pl.col("probe").cast(pl.String).is_in(["note", *others])
+    )
+    words = {arm["name"]: arm["words"] for arm in arms}
+    frame = _with_cost(frame, store, words, whole)
+    return Evidence(frame, {**plan.as_json(), "arms": words}, tuple(whole), LEVEL, "")
 
 
-def _with_cost(frame: "pl.DataFrame", store: Store) -> "pl.DataFrame":
+def _with_cost(frame: "pl.DataFrame", store: Store, arms: Collection[str], seeds: Collection[int]) -> "pl.DataFrame":
     """Add what a step costs, which lies beside the records because no run repeats it to the last bit."""
     import polars as pl
 
@@ -63,6 +67,7 @@ def _with_cost(frame: "pl.DataFrame", store: Store) -> "pl.DataFrame":
         {"arm": arm, "seed": seed, "rate": 1.0, "step": 0, "probe": record.probe, "site": "", "name": record.name}
         | {"value": record.value, "cell": "", "unit": ""}
         for arm, seed, record in read_cost(store.path)
+        if arm in arms and seed in seeds
     ]
     if not rows:
         return frame

@@ -1,6 +1,5 @@
 """Run a comparison: its cells over processes, each complete cell into the store."""
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,21 +14,20 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
-from normscope.comparing.cells import Clock, run_cells, run_seeds
+from normscope.comparing.cells import Clock, Engine, engine_for, run_cells, run_seeds
 from normscope.comparing.comparison import Comparison
+from normscope.comparing.configuration import chosen, configuration, known_plan, starts_of, within_schedule
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
-from normscope.comparing.fingerprint import first_step
-from normscope.comparing.folder import opened
+from normscope.comparing.folder import opened, with_added
 from normscope.comparing.plan import Plan, Progress, Wish, plan_of
-from normscope.comparing.reading import CODE
 from normscope.modules.batches import tensors
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
-from normscope.records import Store, provenance
+from normscope.records import Store, driven
 from normscope.records.addresses import place_of
-from normscope.records.json import canonical_form
-from normscope.studies.workers import one_thread, worker_count
+from normscope.records.places import Place
+from normscope.running import Executor, Shard, one_thread
 
 Source = str | Callable[..., Any]
 
@@ -51,29 +49,35 @@ def compare(
     out: str | Path = "runs/compare",
     fresh: bool = False,
     workers: int | None = None,
+    executor: str | Executor | None = None,
+    shard: str | Shard | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare a network with its norms and without them, or with others, seed by seed, in the user's own training.
 
     Every arm of a seed begins from the same weights and sees the same batches. An interrupted run is taken up where it
-    stopped; its records are the same, bit for bit, and do not depend on ``workers``.
+    stopped; its records are the same, bit for bit, and do not depend on ``workers``, ``executor`` and ``shard``. Runs
+    that lie in the folder serve every comparison of the same set-up: with other arms, rates, seeds and questions only
+    what is missing is run.
 
     Args:
         source: A function that makes the training set-up anew at each call and returns what ``check`` takes, or
             ``"train.py:make_case"``. It is called under the seed, and given the seed if it has an argument of that
-            name. Or several such functions by the name of the arm that each makes.
+            name. Or several such functions by the name of the arm.
         arms: Names of ``surgery.ARMS``; or by the name of the arm such a name, or a function that changes the model in
-            place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``. Where the network
-            does not learn without its norms, the arm ``"rescaled"`` is added.
+            place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``, with
+            ``"rescaled"`` where the network does not learn without norms.
         seeds: Replicates, seeds 0 to ``seeds - 1``; 5 if left out. Fewer than 3 are described, not judged.
         steps: Training steps of a run; 200 if left out.
         rates: Factors of the learning rate, for each arm's own best.
         budget: Time that it may take, in seconds or as ``"20min"``: steps, seeds and probes are chosen to fit.
         questions: Codes of questions; all if None.
         batches: Batches of an evaluation, at most.
-        out: Folder of the run. A run of the same configuration there is continued.
-        fresh: Whether a comparison of another configuration that lies in the folder is deleted.
+        out: Folder of the run.
+        fresh: Whether a comparison of another set-up that lies in the folder is deleted.
         workers: Processes; None for one per core (one in all where the model is on an accelerator).
+        executor: Where cells are run, as ``normscope.studies.run`` takes it.
+        shard: ``"2/3"`` runs the second of three shares of the cells; it goes without a budget.
         progress: Called with what is done, how much of it is done, and how much there is.
 
     Returns:
@@ -81,22 +85,39 @@ def compare(
 
     Raises:
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
-        StoreError: The folder cannot be written, or holds a run of another configuration.
+        StoreError: The folder cannot be written, holds another comparison, or another process is at work on it.
+        IncompleteRunError: Cells of other shards are missing.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
-    workers = worker_count(workers)
-    with _apart(made):
-        seen = foresee(made)
-        workers = workers if seen.on_cpu else 1
-        config = _configuration(seen, plan, wish)
-        plan = _known_plan(Path(out), config) or _within_budget(plan, seen.arms, wish, workers, began)
-        notes = [*seen.notes, *plan.left_out]
-        store = opened(Path(out), config | _chosen(plan, wish, seen.reports, notes), fresh=fresh)
-        for note in notes:
-            warnings.warn(note, ComparisonWarning, stacklevel=2)
-        return _run_all(store, seen.arms, plan, workers, progress, Clock(began, wish.budget))
+    with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
+        return _compared(made, plan, wish, engine, place_of(out), progress, began=began, fresh=fresh)
+
+
+def _compared(
+    made: Sequence[Arm],
+    plan: Plan,
+    wish: Wish,
+    engine: Engine,
+    place: Place,
+    progress: Progress | None,
+    *,
+    began: float,
+    fresh: bool,
+) -> Comparison:
+    """Look at the arms before anything runs, then run them into a place."""
+    seen = foresee(made)
+    engine = engine.on(seen.on_cpu)
+    config = configuration(seen.arms, seen.starts, plan, wish)
+    plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
+    notes = [*seen.notes, *plan.left_out]
+    for note in notes:
+        warnings.warn(note, ComparisonWarning, stacklevel=3)
+    place.prepare("--out")
+    with driven(place, engine.shard):  # also while what lies there makes way
+        store = opened(place.path, config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
+        return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
 
 
 @contextmanager
@@ -117,52 +138,33 @@ def _apart(arms: Sequence[Arm]) -> Iterator[None]:
 
 
 def _run_all(
-    store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None, clock: Clock
+    store: Store, arms: Sequence[Arm], plan: Plan, engine: Engine, progress: Progress | None, clock: Clock
 ) -> Comparison:
     """Run the arms, then the arm that they turn out to need, then time a step of each."""
     if _may_need_rescue(arms):
         clock = replace(clock, rescue=1 / len(arms))
-    plan = replace(plan, seeds=run_seeds(store, arms, plan, workers, progress, clock))
+    plan = replace(plan, seeds=run_seeds(store, arms, plan, engine, progress, clock))
     if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
         arms = (*arms, rescued)
-        run_cells(store, [rescued], plan, workers, progress)
+        run_cells(store, [rescued], plan, engine, progress)
+        store = with_added(store, rescued.as_json())
     if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))
     return Comparison(store, seeds=plan.seeds)
-
-
-def _chosen(plan: Plan, wish: Wish, reports: Mapping[str, str], notes: Sequence[str]) -> dict[str, Any]:
-    """Return what the plan adds to the configuration; without a budget more seeds can be run later."""
-    seeds = None if wish.budget is None else plan.seeds
-    return {"plan": plan.as_json(), "reports": dict(reports), "notes": list(notes), "seeds": seeds}
-
-
-def _configuration(seen: "Foreseen", plan: Plan, wish: Wish) -> dict[str, Any]:
-    """Return what determines a run, but for the plan that is made of it; more seeds may be asked for later."""
-    return {
-        "kind": CODE,
-        "arms": [
-            {"name": arm.name, "words": arm.words, "does": arm.surgery, "made_by": arm.factory.words}
-            for arm in seen.arms
-        ],
-        "source": hashlib.sha256("".join(arm.factory.text() for arm in seen.arms).encode()).hexdigest()[:16],
-        "start": seen.start,
-        "asked": wish.as_json() | {"rates": list(plan.rates), "questions": list(plan.questions)},
-        # Records of two versions are not replicates of one thing: such a run is refused, not continued.
-        "versions": {name: provenance.version(name) for name in ("normscope", "torch")},
-    }
 
 
 def _several(rates: Sequence[float] | float) -> tuple[float, ...]:
     return tuple(rates) if isinstance(rates, Iterable) else (rates,)
 
 
-def _within_budget(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, began: float) -> Plan:
-    """Return the plan, or the fullest that fits where the user has set a budget."""
+def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, engine: Engine, began: float) -> Plan:
+    """Return the plan, with no more steps than a schedule has, or the fullest that fits into the user's budget."""
+    plan = within_schedule(plan, wish, seen.longest)
     if wish.budget is None:
         return plan
-    spare = _may_need_rescue(arms)
-    return fitted(plan, arms, wish, workers, began=began, spare=spare.name if spare else "")
+    spare = _may_need_rescue(seen.arms)
+    named = spare.name if spare else ""
+    return fitted(plan, seen.arms, wish, engine.executor, engine.workers, began=began, spare=named)
 
 
 class Foreseen(NamedTuple):
@@ -173,14 +175,16 @@ class Foreseen(NamedTuple):
         reports: What was done to make each, in lines, by its name.
         notes: Sentences that a reader must know.
         on_cpu: Whether all models are on the CPU.
-        start: Digest of the first step of the first arm; empty on an accelerator, where it may differ from run to run.
+        starts: Digests of first training steps; none on an accelerator, where they may differ from run to run.
+        longest: Steps after which a schedule ends.
     """
 
     arms: tuple[Arm, ...]
     reports: dict[str, str]
     notes: list[str]
     on_cpu: bool
-    start: str
+    starts: dict[str, str]
+    longest: float
 
 
 def foresee(arms: Sequence[Arm]) -> Foreseen:
@@ -215,26 +219,24 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
             "each: one=train.py:make_one other=train.py:make_other"
         )
     notes += [f"{refusal}: left out" for refusal in refusals]
-    alike, start = _beginning(kept[0])
-    if alike:
+    if _begins_alike(kept[0]):
         notes.append(
             "the first weights are the same at every seed, so the seeds differ in the order of batches and in what the "
             "steps draw, no more: where the factory sets a seed itself, let it take an argument called seed"
         )
     on_cpu = all(p.device.type == "cpu" for model in models for p in model.parameters())
-    return Foreseen(tuple(kept), reports, notes, on_cpu, start if on_cpu else "")
+    digests, longest = starts_of(kept)
+    return Foreseen(tuple(kept), reports, notes, on_cpu, digests if on_cpu else {}, longest)
 
 
-def _beginning(arm: Arm) -> tuple[bool, str]:
-    """Say whether an arm begins from the same weights at two seeds, and return the digest of its first step."""
+def _begins_alike(arm: Arm) -> bool:
+    """Say whether an arm begins from the same weights at two seeds."""
     found = []
     for seed in (0, 1):
         with one_thread(), settings_kept():
             found.append(arm.make(seed)[0])
     mine, theirs = (tensors([p.detach().clone() for p in case.model.parameters()]) for case in found)
-    with one_thread(), settings_kept():
-        start = first_step(arm.make(0)[0], 0)
-    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs)), start
+    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
 
 
 def _rescued(found: Comparison, arms: Sequence[Arm]) -> Arm | None:
@@ -263,13 +265,3 @@ def _factories(source: Source | Mapping[str, Source]) -> dict[str, Factory]:
         f"compare takes a function that makes the set-up anew, or FILE:FACTORY, not an object of type "
         f"{type(source).__name__}"
     )
-
-
-def _known_plan(out: Path, wanted: Mapping[str, Any]) -> Plan | None:
-    """Return the plan that a budget has chosen for the run that lies in a folder, if the same was asked for."""
-    if not place_of(out).holds("run.json"):
-        return None
-    there = Store.open(out).config
-    if not there.get("seeds") or any(there.get(key) != canonical_form(value) for key, value in wanted.items()):
-        return None
-    return replace(Plan.from_json(there["plan"]), seeds=there["seeds"])

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.comparing.arms import Arm
-from normscope.comparing.described import batch_record, model_records, order_records, weight_norm
+from normscope.comparing.chains import Chains
+from normscope.comparing.described import chain_records, model_records, order_records, weight_norm
 from normscope.comparing.evaluation import evaluate, gap_records
 from normscope.comparing.plan import Plan
 from normscope.comparing.rates import optimizer_of, scale_rates
+from normscope.comparing.reuse import is_watched
 from normscope.evidence import Case
 from normscope.modules.backward import on_backward
 from normscope.modules.rng import RngState, seed_streams
@@ -43,7 +46,7 @@ def run_cell(arm: Arm, plan: Plan, cell: Cell) -> Iterator[Record]:
         scale_rates(case, rate)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield from _records(case, plan, cell, watched=rate == 1.0 and not arm.aside)
+        yield from _records(case, plan, cell, watched=is_watched(arm.surgery, rate))
     for text in dict.fromkeys(str(each.message) for each in caught if _is_ours(each)):
         yield Record(cell.id, 0, "note", "", text, 1.0)
 
@@ -124,15 +127,17 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
         said = "the model is handed over in evaluation mode, and so it is trained: call model.train() in the factory"
         yield Record(cell.id, 0, "note", "", said, 1.0)
     before = [parameter.detach().clone() for parameter in case.model.parameters()]
+    chains = Chains(case.model) if watched and "gradient_flow" in plan.readings else None
     diverged = False
     for index in range(plan.steps):
         batch = steps.next_batch()
-        yield from batch_record(batch, cell.id) if watched and index == 0 else ()
         if watched and "descent" in plan.readings and index % plan.every("descent") == 0:
             yield weight_norm(case.model, cell.id, index)
         doing = f"training step {index} of the arm {cell.arm} (seed {cell.seed})"
-        with users_code(doing), torch.enable_grad(), recorder.step(batch):
+        first = chains if chains is not None and index == 0 else nullcontext()
+        with users_code(doing), torch.enable_grad(), recorder.step(batch), first:
             loss = steps.step(batch)
+        yield from chain_records(chains, batch, cell.id) if chains is not None and index == 0 else ()
         yield Record(cell.id, index, "training", "", "loss", loss)
         diverged = not math.isfinite(loss)
         if diverged:

@@ -56,6 +56,21 @@ def read_run(place: Place) -> dict[str, Any]:
     return dict(run)
 
 
+def rewrite(place: Place, config: Mapping[str, Any]) -> None:
+    """Give the run in a place another configuration; its cells and its provenance stay.
+
+    Args:
+        place: Where the run lies.
+        config: The configuration, in its canonical form.
+
+    Raises:
+        UnreadableRunError: There is no run, or its file is damaged.
+        StoreError: The place cannot be written.
+    """
+    run = read_run(place) | {"config": config, "config_hash": digest(config)}
+    place.write("run.json", text_of(run).encode())
+
+
 def _is_whole(run: Mapping[str, Any]) -> bool:
     """Return whether a run file says what was written, as far as its layout can tell."""
     if digest(run["config"]) != run["config_hash"]:

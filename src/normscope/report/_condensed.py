@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from normscope._errors import DataError, StoreError
+from normscope._unit import web_page
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Sentence, Verdict
 from normscope.records.json import build, plain
@@ -193,6 +194,7 @@ def sections_of(evidence: CondensedEvidence, pages: Mapping[str, Mapping[str, st
             command=study.command,
             topic=study.topic,
             texts=study.texts,
+            address=web_page("studies", study.slug) if study.slug in pages else "",
         )
         for study in evidence.studies
     ]

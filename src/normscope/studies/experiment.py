@@ -127,7 +127,7 @@ class AbstractExperiment(Unit, ABC):
         """Run cells that differ in their seed only, and yield each with the records of ``run_cell``, to rounding.
 
         Args:
-            cells: Always the same seeds in company, whichever of them were asked for (``SEEDS_AT_ONCE`` in ``runs``).
+            cells: Always the same seeds in company, whichever of them were asked for (``SEEDS_AT_ONCE`` in ``cells``).
             data: As ``run_cell`` takes it.
             device: Where.
         """

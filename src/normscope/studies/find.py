@@ -1,7 +1,6 @@
 """Find studies by slug, users' own by file, and runs by folder."""
 
 import hashlib
-import importlib
 import inspect
 import math
 import re
@@ -15,6 +14,7 @@ from normscope._errors import StoreError, UsageError, shown
 from normscope._unit import discover, meant
 from normscope.records import Store, Verdict
 from normscope.records.addresses import place_of
+from normscope.running import register_by_value
 from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy
 from normscope.usercode import load_file, users_code
@@ -71,7 +71,7 @@ def from_file(path: str | Path) -> AbstractStudy:
     _complete(kind, file)
     folder = file.resolve().parent
     beside = [sys.modules[name] for name in set(sys.modules) - before]
-    _by_value(module, *(found for found in beside if _lies_in(found, folder)))
+    register_by_value(module, *(found for found in beside if _lies_in(found, folder)))
     kind.SOURCE_FILE = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     kind.SOURCE_PATH = str(file.resolve())
     with users_code(f"making {kind.__name__}", file):
@@ -141,16 +141,6 @@ def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
             "before its run: take the old file, or run the new one with another --out"
         )
     return study
-
-
-def _by_value(*modules: ModuleType) -> None:
-    """Have worker processes get a file's classes by value: they cannot import a file that lies anywhere."""
-    try:  # joblib has a copy of its own in older versions
-        pickler = importlib.import_module("joblib.externals.cloudpickle")
-    except ImportError:
-        pickler = importlib.import_module("cloudpickle")
-    for module in modules:
-        pickler.register_pickle_by_value(module)
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:

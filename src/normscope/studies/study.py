@@ -12,6 +12,7 @@ import numpy as np
 
 from normscope._errors import UsageError
 from normscope.records import Verdict
+from normscope.running import Executor, Shard
 from normscope.studies import figures
 from normscope.studies.contrast import Contrast
 from normscope.studies.evidence import Evidence
@@ -184,6 +185,8 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
         data: str = "digits",
         device: str = "cpu",
         workers: int | None = None,
+        executor: str | Executor | None = None,
+        shard: str | Shard | None = None,
         extend: bool = False,
         progress: Progress | None = None,
     ) -> Verdict:
@@ -196,6 +199,8 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
             data=data,
             device=device,
             workers=workers,
+            executor=executor,
+            shard=shard,
             extend=extend,
             progress=progress,
         )
