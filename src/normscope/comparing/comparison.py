@@ -53,7 +53,7 @@ class Comparison:
         self.path = self.store.path
         config = self.store.config
         if config.get("kind") != CODE:
-            raise StoreError(f"{self.path}: not a run of a comparison")
+            raise StoreError(f"{self.store.place}: not a run of a comparison")
         self.plan = Plan.from_json(config["plan"])
         self.arms: dict[str, str] = {arm["name"]: arm["words"] for arm in config["arms"]}
         self._notes: tuple[str, ...] = tuple(config["notes"])

@@ -90,9 +90,9 @@ def compare(
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
-    plan = plan_of(chosen_questions(questions), wish)
+    plan, place = plan_of(chosen_questions(questions), wish), place_of(out)
     with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
-        return _compared(made, plan, wish, engine, place_of(out), progress, began=began, fresh=fresh)
+        return _compared(made, plan, wish, engine, place, progress, began=began, fresh=fresh)
 
 
 def _compared(
