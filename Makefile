@@ -6,22 +6,24 @@ STAMP := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 SARIF := $(VENV)/sarif
 MUTATION := $(VENV)/.mutation
+DOCS := $(VENV)/.docs
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-extras test-machines lint format mutants clean
+.PHONY: setup demo docs test test-extras test-machines lint format mutants clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make demo    set up, then compare a network with its norms and without; write runs/demo/report.html"
 	@echo "make test    set up, then run the whole test suite"
+	@echo "make docs    set up, then make the documentation site: build/docs/index.html"
 	@echo "make lint    ruff, mypy and the import contracts"
 	@echo "make format  let ruff put the code in order"
 	@echo "make mutants ROOM=stats  which small faults in a room do its tests miss? (ARGS=--help says more)"
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
 	@echo "make clean   remove .venv and caches; runs/ stays"
-	@echo "make test-extras    add ONNX, trainers and loggers (Lightning, Accelerate, TensorBoard, W&B, MLflow; 320 MB) and on"
-	@echo "                    Linux x86-64 Triton (286 MB) to .venv, then run the tests that need them"
+	@echo "make test-extras    add ONNX, trainers and loggers (Lightning, Accelerate, TensorBoard, W&B, MLflow; 320 MB), Sphinx"
+	@echo "                    (60 MB) and on Linux x86-64 Triton (286 MB) to .venv, then run the tests that need them"
 	@echo "make test-machines  run the tests that train (marker trains) as other CPUs would: three instruction sets,"
 	@echo "                    one thread and two; TESTS=path limits them to a folder or file"
 
@@ -36,12 +38,22 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/normscope demo
 
+docs: $(DOCS)
+	PYTHONPATH=docs $(BIN)/python -m sitemaker build/docs
+
+$(DOCS): $(STAMP)
+	@# The packages of the extra alone are added, as for test-extras.
+	$(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > $@.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $@.txt
+	@touch $@
+
 test: $(STAMP)
 	@# One thread a worker: more would have them wait for one another. What needs the extras, or takes minutes and
 	@# guards what changes rarely, is for test-extras.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not extras and not long"
 
-test-extras: $(EXTRAS)
+test-extras: $(EXTRAS) $(DOCS)
 	@# The interpreter must be on before Triton is first imported, so the whole process has it. Triton is published for
 	@# Linux on x86-64 alone; elsewhere its tests skip.
 	@schema=$(SARIF)/package/lib/schemas/sarif-2.1.0-rtm.5.json; if test -f $$schema; then export SARIF_SCHEMA=$$schema; fi; \

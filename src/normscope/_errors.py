@@ -31,3 +31,21 @@ def shown(value: object) -> str:
     A tensor or a model would put all that it holds into the message.
     """
     return repr(value) if isinstance(value, str | int | float | None) else f"an object of type {type(value).__name__}"
+
+
+def one_line(text: str, *, longest: int = 1000) -> str:
+    """Return a text as one line for a terminal: line breaks are spaces, and what a terminal would obey is escaped.
+
+    Args:
+        text: The text; parts of it may be a user's.
+        longest: Characters that are kept; of a longer text the middle is left out.
+    """
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[: longest // 2]} ... {line[-longest // 3 :]}"
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters and lone surrogates as escapes; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

@@ -2,14 +2,17 @@
 
 import difflib
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Collection, Iterator
+from functools import cache
 from types import ModuleType
 from typing import ClassVar, TypeVar
 
 from normscope._errors import UnitError
 
+_FOLDERS = {"comparing": "questions"}  # of the site; any other room's units are in a folder of its own name
 T = TypeVar("T", bound="Unit")
 
 
@@ -32,6 +35,16 @@ class Unit:
         return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
 
     @classmethod
+    def address(cls) -> str:
+        """Return the address of the unit's page on the documentation site, as ``web_page`` does.
+
+        Returns:
+            Empty for a unit of the user's own, too: it has no page.
+        """
+        package, room = f"{cls.__module__}.".split(".")[:2]
+        return web_page(_FOLDERS.get(room, room), cls.CODE) if package == __package__ else ""
+
+    @classmethod
     def page(cls) -> dict[str, str]:
         """Split the docstring at its ``## `` headings.
 
@@ -50,6 +63,32 @@ class Unit:
                 f'on a line of its own, such as "## {missing[0]}", with text below it'
             )
         return page
+
+
+def web_page(folder: str, code: str) -> str:
+    """Return the address of a unit's page on the documentation site.
+
+    Args:
+        folder: Of the site's reference: ``"rules"``, ``"studies"``, ``"probes"``, ``"layers"``, ``"questions"``.
+        code: The unit's code.
+
+    Returns:
+        Empty where the metadata of the package name no site: its address stands there alone, as "Documentation" among
+        the project's URLs.
+    """
+    site = documentation()
+    return f"{site}/reference/{folder}/{code}.html" if site else ""
+
+
+@cache
+def documentation() -> str:
+    """Return the address of the documentation site without a slash at its end; empty where there is none."""
+    try:
+        urls = importlib.metadata.metadata("normscope").get_all("Project-URL") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    named = {name.strip().lower(): url.strip() for name, _, url in (entry.partition(",") for entry in urls)}
+    return named.get("documentation", "").rstrip("/")
 
 
 def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
@@ -71,3 +110,15 @@ def discover(room: ModuleType, kind: type[T]) -> Iterator[type[T]]:
 def near(name: str, known: Collection[str]) -> str:
     """Return the known names nearest to an unknown name, joined by "or"; the first few if none is near."""
     return " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:5])
+
+
+def meant(name: str, known: Collection[str], *, listed: str) -> str:
+    """Return what to do about an unknown name: the known names that may be meant, else where all are listed.
+
+    Args:
+        name: The unknown name.
+        known: All names.
+        listed: The command that lists them.
+    """
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"`{listed}` shows all names"

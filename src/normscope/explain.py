@@ -6,9 +6,18 @@ from typing import Any
 
 from normscope import comparing, layers, probes, rules, studies
 from normscope._errors import UsageError
-from normscope._unit import Unit, discover, near
+from normscope._unit import Unit, discover, meant
 from normscope.layers import AbstractLayer
 from normscope.report import CondensedEvidence, read
+
+#: The command that lists the units of a kind.
+_LISTS = {
+    "study": "normscope study list",
+    "probe": "normscope probes",
+    "layer": "normscope layers",
+    "rule": "normscope rules",
+    "question": "normscope compare --list",
+}
 
 
 def unit(name: str) -> Unit | type[Unit]:
@@ -43,8 +52,10 @@ def unit(name: str) -> Unit | type[Unit]:
     if len(having) > 1:
         raise UsageError(f"{name!r} is a {' and a '.join(having)}: say {' or '.join(f'{k}:{name}' for k in having)}")
     if not having:
-        close = near(name, [key for units in kinds.values() for key in units])
-        raise UsageError(f"no study, probe, layer, rule or question is called {name!r}: did you mean {close}?")
+        first, *others = kinds
+        asked = f"{', '.join([first, *others[:-1]])} or {others[-1]}" if others else first
+        advice = meant(name, [key for units in kinds.values() for key in units], listed=_LISTS[first])
+        raise UsageError(f"no {asked} is called {name!r}: {advice}")
     the_unit: Unit | type[Unit]
     (the_unit,) = having.values()
     return the_unit

@@ -8,18 +8,22 @@ import importlib
 import importlib.util
 import os
 import re
+import stat
 import sys
 import sysconfig
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
+from typing import NoReturn, TextIO
 
 from normscope._errors import NormscopeError, UsageError
 
+_LARGEST_FILE = 10_000_000  # bytes
 _LONGEST = 300  # characters of an exception's message that are kept
 _LIBRARIES = (str(Path(__file__).parent) + os.sep, sysconfig.get_path("stdlib") + os.sep)
 
@@ -38,9 +42,13 @@ def load_file(path: str | Path) -> ModuleType:
     """
     file = Path(path)
     try:
-        file.open("rb").close()
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror or error}") from None
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UsageError(f"cannot read {file}: it is no file")
+        with file.open("rb") as opened:
+            if len(opened.read(_LARGEST_FILE + 1)) > _LARGEST_FILE:
+                raise UsageError(f"cannot read {file}: it is too large for a file of Python")
+    except (OSError, ValueError) as error:  # a ValueError for a name that no file can have
+        raise UsageError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
     name = "normscope_user_" + re.sub(r"\W", "_", file.stem)
     spec = importlib.util.spec_from_file_location(name, file, loader=SourceFileLoader(name, str(file.resolve())))
     assert spec is not None
@@ -117,9 +125,9 @@ def users_code(doing: str, file: Path | None = None) -> Iterator[None]:
         if place and place not in str(error):
             raise type(error)(f"{_flat(error)} ({place})") from cause
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         place = place_of(error, file)
         raise UsageError(f"{doing} raised {described(error)}{f' ({place})' if place else ''}") from error
 
@@ -210,7 +218,7 @@ def quiet_stdout() -> Iterator[None]:
         if saved >= 0:
             with suppress(OSError):
                 os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
+        with _beside_stderr() as stream, redirect_stdout(stream):
             yield
     finally:
         for stream in (outer, sys.__stdout__):
@@ -220,3 +228,53 @@ def quiet_stdout() -> Iterator[None]:
         if saved >= 0:
             os.dup2(saved, 1)
             os.close(saved)
+
+
+@contextmanager
+def _beside_stderr() -> Iterator[TextIO]:
+    """Yield a stream to where standard error goes: a user's code may close it, and standard error stays open."""
+    try:
+        handle = os.dup(2)
+    except OSError:  # there is no standard error
+        handle = os.open(os.devnull, os.O_WRONLY)
+    with open(handle, "w", buffering=1, errors="backslashreplace") as stream:
+        yield stream
+
+
+@contextmanager
+def exits_told() -> Iterator[None]:
+    """Have ``os._exit``, called in this process, end it with a line and exit code 2: a user's code may call it.
+
+    Nothing could be caught, and the command would end in the middle of its work without a word. Processes that are
+    forked meanwhile end as they like. What ends a thread of the user's is told in a line too, and the work goes on.
+    """
+    end, process, thread_died = os._exit, os.getpid(), threading.excepthook
+
+    def thread_told(ended: threading.ExceptHookArgs) -> None:
+        error = ended.exc_value
+        place = place_of(error) if error is not None else ""
+        if error is None or not place:
+            thread_died(ended)
+        else:
+            os.write(2, f"normscope: a thread of your code raised {described(error)} ({place})\n".encode())
+
+    def told(status: int) -> NoReturn:
+        if os.getpid() == process:
+            place = place_of_frame(sys._getframe(1))
+            with suppress(OSError):
+                os.write(2, f"normscope: your code ended the program by os._exit({status}){place}\n".encode())
+            end(2)
+        end(status)
+
+    os._exit, threading.excepthook = told, thread_told
+    try:
+        yield
+    finally:
+        os._exit, threading.excepthook = end, thread_died
+
+
+def place_of_frame(frame: FrameType | None) -> str:
+    """Return the innermost place in a user's file among a frame and its callers, as `` (train.py:12)``, or ``""``."""
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "" if frame is None else f" ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"

@@ -1,16 +1,15 @@
 """Studies that are judged together: run or loaded, written as a page or condensed into a file."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from normscope import studies
-from normscope._errors import NormscopeError, UsageError
-from normscope.records import Outcome, Verdict, standing
+from normscope._errors import UsageError
+from normscope.records import Verdict
 from normscope.report import (
     FEW,
     CondensedEvidence,
@@ -21,9 +20,9 @@ from normscope.report import (
     theory_rows,
     write,
 )
+from normscope.running import connected
 from normscope.stats import adjust
 
-_SEEDS = 10  # of a run that says no number: the default of `studies.runs.run`
 _TITLE = "What does batch norm do to your network?"
 _COMMITTED = "src/normscope/studies/data/evidence.json"  # shipped with the package; `explain.committed` reads it
 
@@ -69,75 +68,19 @@ def run(
         UsageError: A slug names no study, or an option is wrong; nothing has run then. Or no study ended well.
         DataError: The data cannot be read; nothing has run then.
         StoreError: The folder cannot be made; nothing has run then.
+        IncompleteRunError: A shard has run its cells, but cells of other shards are missing.
     """
     chosen = [studies.get(slug) for slug in dict.fromkeys(slugs)]
     studies.refuse(chosen, out=out, **settings)
-    looks = _Looks(out, progress, ended, settings)
-    for study in chosen:
-        looks.look(study, alone=len(chosen) == 1)
-    for study in looks.left_open(chosen) if settings.get("extend") else ():
-        looks.look(study, second=True, alone=len(chosen) == 1)
+    with connected(settings.get("executor"), settings.get("workers"), settings.get("device", "cpu")) as where:
+        looks = studies.Looks(out, progress, ended, settings | {"executor": where})
+        looks.at(chosen)
     ran = [study.CODE for study in chosen if study.CODE in looks.verdicts]
     if not ran:
         slug, reason = next(iter(looks.failed.items()))
         raise UsageError(f"none of the {len(chosen)} studies ended well; the first, {slug}: {reason}")
     seconds = [looks.seconds[slug] for slug in ran]
     return _judged([studies.load(out / slug)[0] for slug in ran], seconds), looks.failed
-
-
-@dataclass(slots=True)
-class _Looks:
-    """Studies under way: what each came to, and how long it took.
-
-    A run that may be extended takes a second look at the studies that are unclear once all are judged together.
-    """
-
-    out: Path
-    progress: Callable[[str, int, int], None] | None
-    ended: Callable[[str, str, float], None] | None
-    settings: dict[str, Any]
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def look(self, study: studies.AbstractStudy, *, second: bool = False, alone: bool = False) -> None:
-        """Run a study, and keep its verdict or its error.
-
-        Args:
-            study: The study.
-            second: Whether it runs twice as many seeds.
-            alone: Whether its error is raised.
-        """
-        slug, began = study.CODE, time.perf_counter()
-        settings = dict(self.settings)
-        if settings.get("extend"):
-            settings |= {"look_twice": False, "seeds": settings.get("seeds", _SEEDS) * (2 if second else 1)}
-        try:
-            verdict = studies.runs.run(study, out=self.out, progress=_cells_of(slug, self.progress), **settings)
-        except Exception as error:
-            if alone:
-                raise
-            kind = "" if isinstance(error, NormscopeError) else f"{type(error).__name__}: "
-            self.failed[slug] = f"{kind}{error}".partition("\n")[0]
-            self.verdicts.pop(slug, None)
-            result = f"failed: {self.failed[slug]}"
-        else:
-            self.verdicts[slug] = verdict
-            result = f"{standing(verdict)}, before Holm's correction{', second look' if second else ''}"
-        self.seconds[slug] = self.seconds.get(slug, 0.0) + (seconds := time.perf_counter() - began)
-        if self.ended is not None:
-            self.ended(slug, result, seconds)
-
-    def left_open(self, chosen: Sequence[studies.AbstractStudy]) -> list[studies.AbstractStudy]:
-        """Return the studies that are unclear among the others, after the first look."""
-        ran = [study for study in chosen if study.CODE in self.verdicts]
-        together = adjust([self.verdicts[study.CODE] for study in ran])
-        return [study for study, verdict in zip(ran, together, strict=True) if verdict.outcome is Outcome.UNCLEAR]
-
-
-def _cells_of(slug: str, progress: Callable[[str, int, int], None] | None) -> studies.Progress | None:
-    """Return the progress of one study's cells, told with its slug."""
-    return None if progress is None else lambda done, total, cell: progress(slug, done, total)
 
 
 def load(folder: Path) -> list[Judged]:
@@ -176,9 +119,8 @@ def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
     Raises:
         StoreError: The page cannot be written, or a picture of the file is damaged.
     """
-    installed = {study.CODE: study for study in studies.all()}
-    pages = {slug: installed[slug].page() for slug in (study.slug for study in evidence.studies) if slug in installed}
     kept = evidence.studies
+    pages = {study.CODE: study.page() for study in studies.all() if study.CODE in {each.slug for each in kept}}
     return write(
         path,
         title=_TITLE,
@@ -224,7 +166,7 @@ def section_of(judged: Judged) -> Section:
     """Return the section of a study for a page; cached, for the page and the condensed file both ask."""
     study, evidence = judged.run.study, judged.run.evidence()
     with studies.own_code(study, "drawing"):
-        figures, tables = tuple(study.figures(evidence)), tuple(study.tables(evidence))
+        figures, tables = study.drawn(evidence), study.tabulated(evidence)
     return Section(
         slug=study.CODE,
         title=study.title(),
@@ -236,6 +178,7 @@ def section_of(judged: Judged) -> Section:
         command=judged.command,
         topic=study.TOPIC,
         texts=studies.texts().judged_by(study.CODE),
+        address=study.address(),
     )
 
 

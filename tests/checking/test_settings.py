@@ -170,7 +170,7 @@ def test_other_mistakes_with_files_are_one_line(refuse, project, tmp_path):
     (tmp_path / "src" / "pyproject.toml").write_text("[tool.other]\n")
     assert "has no table [tool.normscope]" in refuse(target, "--config", tmp_path / "src" / "pyproject.toml")
     (tmp_path / "latin.toml").write_bytes("# caf\xe9\n".encode("latin-1"))
-    assert "is no valid TOML" in refuse(target, "--config", tmp_path / "latin.toml")
+    assert "is no text in UTF-8" in refuse(target, "--config", tmp_path / "latin.toml")
     (tmp_path / "ruff.toml").write_text("line-length = 120\n")
     assert "there is no setting 'line-length'" in refuse(target, "--config", tmp_path / "ruff.toml")
 

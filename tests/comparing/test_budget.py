@@ -123,24 +123,27 @@ def test_arms_are_timed_in_the_processes_that_run_them_and_the_longest_time_coun
     """So that the start of the processes is over before the plan is made, and no guess."""
     asked, taken = [], iter(range(1, 100))
 
-    def in_processes(work, tasks, count):
-        asked.append((len(tasks), count))
-        yield from map(work, tasks)
+    class Engine:
+        remote = False
 
-    monkeypatch.setattr(budget, "in_processes", in_processes)
+        def run(self, work, tasks, *, gpus=0):
+            asked.append(len(tasks))
+            assert work.names(len(arms)) == f"a trial of arm {arms[0].name!r}"
+            yield from map(work, tasks)
+
     monkeypatch.setattr(budget, "pilot_of", lambda arm, plan: Pilot(0.0, 1e-4 * next(taken), 0.0, {}))
     arms = arms_of({"": Factory(set_ups.make_case)}, None)
     plan = Plan(("speed",), seeds=5)
     wish = Wish(budget=1e6)
-    chosen = budget.fitted(plan, arms, wish, workers, began=time.perf_counter())
-    ((tasks, count),) = asked
-    assert (count, chosen.steps) == (workers, plan.steps)
+    chosen = budget.fitted(plan, arms, wish, Engine(), workers, began=time.perf_counter())
+    (tasks,) = asked
+    assert chosen.steps == plan.steps
     assert tasks >= workers
     assert tasks % len(arms) == 0
     # The last times of both arms are the longest: a budget that is short by a little of them leaves steps out.
     taken = iter(range(1, 100))
     needed = expected(plan, [Pilot(0.0, 1e-4 * each, 0.0, {}) for each in (tasks - 1, tasks)], workers)
-    short = budget.fitted(plan, arms, Wish(budget=0.9 * needed / 0.85), workers, began=time.perf_counter())
+    short = budget.fitted(plan, arms, Wish(budget=0.9 * needed / 0.85), Engine(), workers, began=time.perf_counter())
     assert short.steps < plan.steps
 
 

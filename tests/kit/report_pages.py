@@ -143,11 +143,11 @@ PAGE = {
     "Claim": "Along the gradient the loss varies less.",
     "Method": (
         "Arms `none`, `bn`, `noisy-bn` are paired by seed.\n\nAt each probe, on the same batch:\n\n"
-        "- step :math:`s \\in [\\frac{1}{2}, 4]\\eta`;\n- the **range** of the loss;\n"
+        "- step $s \\in [\\frac{1}{2}, 4]\\eta$;\n- the **range** of the loss;\n"
         "- the ``gradient_difference`` of :class:`~normscope.probes.Landscape`.\n\n"
         "    normscope study show landscape-smoothness"
     ),
-    "Prediction": "Supported at the same step; :math:`\\lambda_{max} \\approx 2/\\eta` decides the rest.",
+    "Prediction": "Supported at the same step; $\\lambda_{max} \\approx 2/\\eta$ decides the rest.",
     "Threats": "1. The step is confounded with the gradient's scale.\n2. Small networks: *reversed* in shallow ones.",
 }  # fmt: skip
 

@@ -71,16 +71,17 @@ def run_small(slug, out, seeds=2, **changes):
 
 def cell_records(slug, arm, point=None, seed=0, **changes):
     """Run one cell of a study on the digits and return its records."""
+    from normscope.studies.cells import Source, run_group
     from normscope.studies.lab.data import load
-    from normscope.studies.runs import work
 
     study = studies.get(slug)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(study), "PRESETS", {"quick": settings(slug, **changes)})
-        cells = study.cells("quick", [seed], load("digits"))
+        data = load("digits")
+        cells = study.cells("quick", [seed], data)
     fits = [cell for cell in cells if cell.arm == arm and all(cell.point[k] == v for k, v in (point or {}).items())]
     assert fits, f"{slug} has no cell {arm} {point}: {sorted({(c.arm, str(c.point)) for c in cells})}"
-    return work(study, fits[:1], "digits", "cpu")[0][1]
+    return run_group(study, Source("digits", data.fingerprint()), "cpu", fits[:1])[0][1]
 
 
 def values(records, name, probe=None, site=None):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 
-from normscope.modules.hooks import HOOKS, forward_replaced, no_global_hooks, silence
+from normscope.modules.hooks import HOOKS, ForwardHooks, forward_replaced, no_global_hooks, silence
 
 
 def test_every_kind_of_hook_is_silenced():
@@ -64,3 +64,26 @@ def test_a_forward_is_replaced_and_comes_back():
         raise ArithmeticError
     assert "forward" not in vars(plain)
     assert vars(shadowed)["forward"] is own
+
+
+def test_hooks_that_come_off_together_are_called_as_torch_calls_its_own():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Identity())
+    theirs, ours = [], []
+    for module in net:
+        module.register_forward_pre_hook(lambda *given: theirs.append(given), with_kwargs=True)
+        module.register_forward_hook(lambda *given: theirs.append(given))
+    held = [[{**vars(module)[kind]} for kind in HOOKS] for module in net]
+    hooks = ForwardHooks()
+    for module in net:
+        hooks.add_before(module, lambda *given: ours.append(given))
+        hooks.add_after(module, lambda *given: ours.append(given))
+    net(torch.ones(1, 2))
+    net[0](input=torch.ones(1, 2))
+    assert len(ours) == len(theirs) == 6
+    for own, other in zip(ours, theirs, strict=True):
+        assert all(a is b or a == b for a, b in zip(own, other, strict=True))
+    assert set(ours[-2][2]) == {"input"}
+    hooks.remove()
+    assert [[{**vars(module)[kind]} for kind in HOOKS] for module in net] == held
+    net(torch.ones(1, 2))
+    assert len(ours) == 6

@@ -20,7 +20,6 @@ SOURCE = Path(normscope.__file__).parent
 STREAMS = {"set_rng_state", "set_rng_state_all", "setstate", "set_state", "fork_rng"}
 STATE = {"data", "grad", "training", "requires_grad", "__class__", "running_mean", "running_var"}
 TABLES = {"_parameters", "_buffers"}
-OWED = ["studies/workers.py"]  # forks torch's stream by hand; this list may only get shorter
 
 
 def restores(code):
@@ -88,8 +87,7 @@ def test_no_other_room_restores_state():
     files = [path for path in sorted(SOURCE.rglob("*.py")) if path.relative_to(SOURCE).parts[0] != "modules"]
     assert len(files) > 200
     found = [f"{path.relative_to(SOURCE)}:{line} {what}" for path in files for line, what in restores(path.read_text())]
-    assert [line for line in found if not line.startswith(tuple(OWED))] == []
-    assert all(any(line.startswith(file) for line in found) for file in OWED), "mended: take it off the list"
+    assert found == []
 
 
 @pytest.mark.parametrize(

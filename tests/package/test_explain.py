@@ -68,7 +68,7 @@ def test_case_hyphens_and_underscores_do_not_matter(typed, code):
 def test_a_name_that_two_kinds_share_is_asked_about():
     with pytest.raises(UsageError, match="say study:conditioning or probe:conditioning"):
         unit("conditioning")
-    with pytest.raises(UsageError, match="did you mean"):
+    with pytest.raises(UsageError, match="no probe is called 'noisy-batchnorm': `normscope probes` shows all names"):
         unit("probe:noisy-batchnorm")  # a study
     with pytest.raises(UsageError, match="say study:CONDITIONING or probe:CONDITIONING"):
         unit("CONDITIONING")

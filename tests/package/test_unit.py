@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import pytest
 
+from normscope import _unit, explain, report, verdicts
 from normscope._errors import UnitError
-from normscope._unit import Unit, discover, near
+from normscope._unit import Unit, discover, documentation, near, web_page
+from normscope.records import Finding, Severity
 
 
 class Documented(Unit):
@@ -96,3 +98,48 @@ def test_near_names_are_offered_and_the_first_few_where_none_is_near():
     assert near("noisy-batchnrm", known) == "noisy-batchnorm"
     assert near("xyzzyq", known) == "apple or bird or cat or conditioning or dog"
     assert near("x", types.MappingProxyType({"b": 1, "a": 2})) == "a or b"
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """Plant the URLs in the metadata of the package."""
+
+    def planted(*urls):
+        metadata = types.SimpleNamespace(get_all=lambda name: list(urls) or None)
+        monkeypatch.setattr(_unit.importlib.metadata, "metadata", lambda name: metadata)
+        documentation.cache_clear()
+
+    yield planted
+    documentation.cache_clear()
+
+
+def test_pages_are_on_the_site_that_the_metadata_name(site):
+    site("Source, https://a.b/source", "Documentation, https://a.b/docs/")
+    assert web_page("rules", "NS103") == "https://a.b/docs/reference/rules/NS103.html"
+    for name, folder in (
+        ("vanishing-at-init", "studies"),
+        ("curvature", "probes"),
+        ("question:smoothness", "questions"),
+    ):
+        found = explain.unit(name)
+        assert found.address() == f"https://a.b/docs/reference/{folder}/{found.CODE}.html"
+    assert Documented.address() == ""
+
+
+def test_no_host_is_invented(site):
+    for urls in ((), ("Source, https://a.b/source",)):
+        site(*urls)
+        assert web_page("rules", "NS103") == explain.unit("NS103").address() == ""
+
+
+def test_a_command_a_finding_and_a_page_lead_to_the_site(site, run, tmp_path):
+    site("Documentation, https://a.b/docs")
+    assert run("explain", "NS103").stdout.endswith("On the web: https://a.b/docs/reference/rules/NS103.html\n")
+    finding = Finding("NS103", "slug", Severity.ERROR, "bad", ("layer",))
+    checked = report.Checked(target="t", findings=(finding,), rules=())
+    assert "--explain NS103 or https://a.b/docs/reference/rules/NS103.html" in report.check_text(checked)
+    page = verdicts.write_condensed(explain.committed(), tmp_path / "page.html").read_text(encoding="utf-8")
+    assert 'href="https://a.b/docs/reference/studies/vanishing-at-init.html"' in page
+    site()
+    assert "On the web" not in run("explain", "NS103").stdout
+    assert " or https" not in report.check_text(checked)

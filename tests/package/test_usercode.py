@@ -1,13 +1,14 @@
 """A user's file is loaded with everything it may rest on, and whatever it raises is one line with its place."""
 
 import os
+import subprocess
 import sys
 import textwrap
 
 import pytest
 
 from normscope._errors import StoreError, UsageError
-from normscope.usercode import described, imports_from, load_file, load_module, place_of, users_code
+from normscope.usercode import described, imports_from, load_file, load_module, place_of, quiet_stdout, users_code
 
 
 @pytest.fixture
@@ -83,6 +84,8 @@ def test_a_file_that_is_changed_within_a_second_is_read_again(write):
         ("class Bad(Exception):\n    def __str__(self):\n        raise ValueError\nraise Bad\n", "raised Bad (setup_"),
         ("raise ValueError('a' * 1000)\n", f"ValueError: {'a' * 300}... (setup_of_mine.py:1)"),
         ("raise ValueError\n", "raised ValueError (setup_of_mine.py:1)"),
+        ("class Halt(BaseException): ...\nraise Halt(4)\n", "raised Halt: 4 (setup_of_mine.py:2)"),
+        ("raise BaseExceptionGroup('all', [KeyboardInterrupt()])\n", "(setup_of_mine.py:1)"),
     ],
 )
 def test_what_a_file_raises_is_one_line_with_its_place(write, code, said):
@@ -115,6 +118,48 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     assert "cannot read" in refused(tmp_path)
     (tmp_path / "file").write_text("")
     assert "cannot read" in refused(tmp_path / "file" / "below.py")
+    assert "cannot read" in refused(tmp_path / "nul\0.py")
+    os.mkfifo(tmp_path / "pipe.py")
+    assert "it is no file" in refused(tmp_path / "pipe.py")
+    with (tmp_path / "huge.py").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "too large" in refused(tmp_path / "huge.py")
+
+
+EXITS = """
+import os, sys
+from normscope.usercode import exits_told, load_file
+with exits_told():
+    load_file(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("import os\n\nos._exit(0)\n", 2, "ended the program by os._exit(0) (setup_of_mine.py:3)"),
+        ("from os import _exit as leave\nleave(7)\n", 2, "os._exit(7) (setup_of_mine.py:2)"),
+        ("import os\nif os.fork() == 0:\n    os._exit(9)\nprint(os.waitstatus_to_exitcode(os.wait()[1]))\n", 0, ""),
+    ],
+)
+def test_a_process_that_a_users_file_ends_says_so(write, code, status, said):
+    words = [sys.executable, "-c", EXITS, str(write(code))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert done.stderr.count("\n") == (1 if said else 0)
+    assert said in done.stderr
+    assert done.stdout == ("" if said else "9\n")
+
+
+def test_a_stream_that_the_users_code_closes_is_not_the_programs(capfd):
+    with quiet_stdout():
+        print("before")
+        sys.stdout.close()
+    print("after")
+    print("also after", file=sys.stderr)
+    told = capfd.readouterr()
+    assert told.out == "after\n"
+    assert told.err == "before\nalso after\n"
 
 
 def test_the_packages_own_errors_pass_with_the_place_of_their_cause(write):

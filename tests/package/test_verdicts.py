@@ -32,7 +32,8 @@ class Run:
         table = Table("Against theory", columns, (("g", 1.5, "1.4", "1.07"),))
         self.study = types.SimpleNamespace(
             CODE=slug, CARD=len(slug), TOPIC="topic", CLAIM=f"{slug} holds.", title=lambda: f"About {slug}.",
-            SOURCE_PATH="", page=lambda: {"Claim": "c"}, figures=lambda evidence: [], tables=lambda evidence: [table],
+            SOURCE_PATH="", address=lambda: "", page=lambda: {"Claim": "c"},
+            drawn=lambda evidence: (), tabulated=lambda evidence: (table,),
         )  # fmt: skip
         self._evidence = types.SimpleNamespace(seeds=tuple(range(seeds)))
 

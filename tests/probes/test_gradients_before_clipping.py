@@ -92,8 +92,36 @@ def test_what_clipping_does_not_change_is_recorded_once_and_without_clipping_com
             nn.utils.clip_grad_norm_(model.parameters(), bound)
         optimizer.step()
 
-    assert read(model, optimizer, block, steps=1).keys() == {"norm"}
-    assert calls == ([6] if bound is None else [6, 6, 6])  # the second is the clipping's own
+    assert read(model, optimizer, block, steps=2).keys() == {"norm"}
+    # The first step looks at all gradients twice, for changes that torch does not count. The clipping has a call, too.
+    assert calls == ([6, 6, 6] if bound is None else [6, 6, 6] * 2)
+
+
+@pytest.mark.parametrize("write", ["data", "detached-array", "alias"])
+def test_changes_that_torch_does_not_count_are_seen(write):
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    seen = {}
+
+    def block():
+        optimizer.zero_grad()
+        loss_fn(model, batch()).backward()
+        seen["before"] = norms(model)
+        for parameter in model[2].parameters():
+            version = parameter.grad._version
+            if write == "data":
+                parameter.grad.data.clamp_(-0.01, 0.01)
+            elif write == "alias":
+                torch.from_numpy(parameter.grad.numpy()).mul_(0.1)
+            else:
+                parameter.grad.numpy()[:] *= 0.1
+            assert parameter.grad._version == version
+        seen["after"] = norms(model)
+        optimizer.step()
+
+    found = read(model, optimizer, block)
+    assert found == {"norm": near(seen["before"]), "norm_at_update": {"2": near(seen["after"]["2"])}}
+    assert seen["after"]["2"] < 0.5 * seen["before"]["2"]
 
 
 def test_only_the_layers_that_were_changed_have_a_second_norm():

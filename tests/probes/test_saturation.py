@@ -184,3 +184,33 @@ def test_one_rectifier_on_several_widths_counts_the_units_of_each():
     found = read(model, lambda m, b: m(b).sum(), torch.randn(64, 4), Saturation())
     assert found["relu", "silent_share"] == pytest.approx(2 / 8)
     assert found["relu", "dead_share"] == pytest.approx(2 / 8)
+
+
+@pytest.mark.parametrize("change", ["data", "in-place"])
+def test_an_input_that_was_changed_since_a_layer_made_it_is_read_as_it_is(change):
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.relu = nn.Linear(3, 4), nn.ReLU()
+            self.made = None
+
+        def forward(self, x):
+            h = self.linear(x)
+            self.made = h.detach().clone()
+            if change == "data":
+                h.data = 1 - h.data  # of which torch keeps no count
+            else:
+                h.neg_().add_(1)
+            return self.relu(h)
+
+    torch.manual_seed(0)
+    model = Changing()
+    x = torch.randn(50, 3)
+    # Two probes: the other reads the output of the layer.
+    recorder = Recorder(model, probes=["activation_distribution", Saturation()], every=1)
+    with recorder.step(x):
+        model(x).mean().backward()
+    values = {(record.site, record.name): record.value for record in recorder.drain()}
+    assert values["linear", "mean"] == pytest.approx(float(model.made.mean()))
+    assert values["relu", "inactive_share"] == pytest.approx(float((1 - model.made <= 0).float().mean()))
+    assert float((model.made <= 0).float().mean()) != pytest.approx(values["relu", "inactive_share"])

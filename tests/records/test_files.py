@@ -50,7 +50,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(os if step == "replace" else files, step, full)
     with pytest.raises(
-        StoreError, match=r"cannot write .*file: No space left on device; choose another path"
+        StoreError, match=r"cannot write .*file: No space left on device; make room, or choose another path"
     ) as caught:
         save(path, "new")
     assert "\n" not in str(caught.value)

@@ -140,9 +140,34 @@ def test_order_of_writing_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_order_check_catches_an_unsorted_frame(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(_table, "ordered", lambda frame, cells: frame.select(_table.columns(cells)))
+    monkeypatch.setattr(_table, "ordered", lambda frame, cells: frame)
     straight = filled(tmp_path / "a", grid())
     assert not filled(tmp_path / "b", grid()[::-1], random.Random(1)).equals(straight)
+
+
+WORDS = st.sampled_from(["", "a", "B", "ab", "a.b", "layer10", "layer9", "ü", "~", "a\n"])
+ROWS = st.tuples(st.integers(-3, 3), WORDS, WORDS, WORDS, st.sampled_from([-1.0, 0.0, 1.5, math.inf]), WORDS)
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.tuples(st.integers(0, 4), ROWS), max_size=30), packed=st.booleans())
+def test_the_order_is_that_of_a_sort_by_the_words(rows, packed: bool) -> None:
+    """Also where the words are too many for one whole number; cells of no mark come first, by name."""
+    cells = [cell_of(arm, seed, lr=lr) for arm, seed, lr in (("b", 1, 10), ("b", 0, 2), ("a", 1, 2))]
+    names = [*(cell.id for cell in cells), "run.a", "zz"]
+    records = [Record(names[cell], *row) for cell, row in rows]
+    place = {cell.id: (1, cell.arm, cell.seed, cell.point["lr"]) for cell in cells}
+    wanted = sorted(
+        records, key=lambda r: (place.get(r.cell, (0,)), r.cell, r.probe, r.site, r.name, r.step, r.value, r.unit)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if not packed:
+            patch.setattr(_table, "MOST_KEYS", 0)
+        frame = _table.in_memory(_table.from_records(records), cells)
+    assert frame.select("cell", "step", "probe", "site", "name", "value", "unit").rows() == [
+        (r.cell, r.step, r.probe, r.site, r.name, r.value, r.unit) for r in wanted
+    ]
+    assert frame["arm"].to_list() == [place[r.cell][1] if r.cell in place else None for r in wanted]
 
 
 def test_parts_of_a_rerun_are_the_same_bytes(tmp_path: Path) -> None:
@@ -305,7 +330,7 @@ def test_a_failed_flush_keeps_the_records(store: Store, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(StoreError, match="No space left on device; choose another path"):
+        with pytest.raises(StoreError, match="No space left on device; make room, or choose another path"):
             store.append([Record("scope", 0, "p", "", "n", 1.0)])
     assert store.frame().height == 1
 

@@ -310,7 +310,7 @@ def test_a_page_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
          '<p><a href="https://a.b/c" rel="noopener noreferrer">x</a> [y](javascript:z)</p>'),
         ("t:\n\n    code <b>\n      in", "<p>t:</p>\n<pre><code>code &lt;b&gt;\n  in</code></pre>"),
         ("```py\na\n\nb\n```\nc", "<pre><code>a\n\nb</code></pre>\n<p>c</p>"),
-        (":math:`\\frac{\\gamma}{\\sigma+1}x^2_i`",
+        ("$\\frac{\\gamma}{\\sigma+1}x^2_i$",
          '<p><span class="math">γ/(σ+1)x<sup>2</sup><sub>i</sub></span></p>'),
         ("<b>&", "<p>&lt;b&gt;&amp;</p>"),
         ("", ""),

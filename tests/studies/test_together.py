@@ -4,8 +4,8 @@ import pytest
 
 from kit.small_studies import SMALL, settings
 from normscope import studies
+from normscope.studies.cells import SEEDS_AT_ONCE, groups_of
 from normscope.studies.lab.data import load
-from normscope.studies.runs import SEEDS_AT_ONCE, groups_of
 
 #: Steps are few and rates small enough, in small, that roundings of float32 do not grow.
 RTOL = 2e-3

@@ -58,7 +58,7 @@ def test_get_finds_and_unknown_slugs_name_the_nearest():
     with pytest.raises(UsageError, match="noisy-batchnorm") as caught:
         studies.get("noisy-batch-norm")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="did you mean"):
+    with pytest.raises(UsageError, match="no study is called 'zzz': `normscope study list` shows all names"):
         studies.get("zzz")
 
 

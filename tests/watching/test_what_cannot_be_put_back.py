@@ -110,6 +110,38 @@ def test_what_is_too_large_to_be_copied_is_named_once_it_was_written(write, monk
     assert f"put back: {'array' if write == 'array' else 'value of bank'}. Name" in message
 
 
+@pytest.mark.parametrize("write", ["in place", "through data", "array"])
+def test_what_is_large_and_written_only_later_is_named_then(write, monkeypatch):
+    monkeypatch.setattr(reaching, "LARGE", 100)  # white box: small things are large
+    bank, array, calls = torch.zeros(9000, 4), np.zeros((9000, 4)), Heard()
+
+    def loss_fn(model, batch):
+        calls.append(1)
+        out = model(batch[0])
+        if calls.count() > begins:
+            if write == "array":
+                array[:16] += out.detach().numpy()
+            else:
+                (bank if write == "in place" else bank.data)[:16] += out.detach()
+        return (out - bank[:16] - torch.from_numpy(array[:16]).float()).square().mean()
+
+    torch.manual_seed(0)
+    loop, heard = Loop(net(), loss_fn), []
+    scope = ns.Scope(loop.model, loss_fn, loop.optimizer, ["descent"], every=1)
+    begins = 10**9
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in batches():
+            with scope.step(batch):
+                loop.step(loop.model, batch)
+            heard.append([str(warning.message) for warning in caught if warning.category is ProbeWarning])
+            begins = 0 if len(heard) == 2 else begins
+    assert heard[:2] == [[], []]
+    ((message,),) = heard[2:3]
+    assert "'descent' failed at step 2" in message
+    assert f"put back: {'array' if write == 'array' else 'value of bank'}. Name" in message
+
+
 def test_what_is_large_and_only_read_is_copied_once_and_then_watched(monkeypatch):
     monkeypatch.setattr(reaching, "LARGE", 100)  # white box: small things are large
     copied = []

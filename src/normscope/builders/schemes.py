@@ -2,15 +2,15 @@ r"""What keeps the signal of a deep residual network in bounds: a norm in each b
 
 The *signal* is the mean square of the residual stream over batch, units and positions. A branch's layers are drawn so
 that each keeps it (He et al., 2015, eq. 10: variance 2 over the fan-in, for ReLU); then the stream, 1 after the stem,
-is after :math:`l` blocks at
+is after $l$ blocks at
 
 ======================  =====================  ===============================================================
 scheme                  signal                 because
 ======================  =====================  ===============================================================
-none                    :math:`2^l`            a branch adds as much as the stream has
-batch, layer, group     :math:`l + 1`          a branch adds 1 whatever the stream has: a share of 1/(l+1)
+none                    $2^l$            a branch adds as much as the stream has
+batch, layer, group     $l + 1$          a branch adds 1 whatever the stream has: a share of 1/(l+1)
 fixup, skipinit, rezero 1                      a branch adds 0
-nf                      :math:`1 + \alpha^2 l` a branch adds :math:`\alpha^2`, whatever the stream has
+nf                      $1 + \alpha^2 l$ a branch adds $\alpha^2$, whatever the stream has
 ======================  =====================  ===============================================================
 
 in the limit of wide layers (De & Smith, 2020, section 2; Brock, De & Smith, 2021, section 3).
@@ -35,7 +35,7 @@ class Scheme:
         scalar_biases: Whether there is a scalar bias before each activation and each layer.
         activation_first: Whether a branch's activations come before its layers; else after them.
         zero_ends: Whether the last layer of each branch, and the classifier, are 0 at first, and the other layers of a
-            branch are drawn smaller by :math:`L^{-1/(2m-2)}`, with ``L`` branches of ``m`` layers.
+            branch are drawn smaller by $L^{-1/(2m-2)}$, with ``L`` branches of ``m`` layers.
         standardized: Whether the weights of the branches are standardized, each activation is multiplied by the gain
             that gives it variance 1, and each branch's input divided by the predicted standard deviation.
     """

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.records.files import write_whole
+from normscope.records.reading import ordinary
 from normscope.usercode import described
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -26,6 +27,7 @@ def read(path: Path) -> Mapping[str, Any]:
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder: give a file with a state dict")
+    ordinary(path)
     try:
         with path.open("rb") as file:
             head = file.read(9)

@@ -16,10 +16,12 @@ from normscope._errors import UsageError
 from normscope._unit import near
 from normscope.checking.findings import Findings
 from normscope.records import Finding, Severity
+from normscope.records.reading import text_of_file
 from normscope.rules import chosen
 
 _PATHS = "per-path-ignores"
 _KEYS = ("select", "ignore", "level", _PATHS)
+_LARGEST = 10_000_000  # bytes of a file of settings
 _FILE = "pyproject.toml"
 _LEVELS = tuple(severity.value for severity in Severity)
 _REASONS = 'a table of code and reason, such as {NS105 = "small batches on purpose"}'
@@ -108,10 +110,10 @@ def settings_in(path: Path) -> Settings:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text_of_file(path, _LARGEST))
+    except RecursionError:
+        raise UsageError(f"{path} is no valid TOML: it is nested too deeply") from None
+    except ValueError as error:  # of TOML, or of a number with thousands of digits
         raise UsageError(f"{path} is no valid TOML: {' '.join(str(error).split())}") from None
 
 

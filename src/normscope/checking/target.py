@@ -13,6 +13,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope._unit import near
 from normscope.evidence import Case
+from normscope.records.reading import reached
 from normscope.usercode import imports_from, load_file, load_module, no_words, users_code
 
 _WANTED = (
@@ -112,12 +113,14 @@ def _found(words: str) -> Iterator[tuple[Any, str, ModuleType]]:
     source, colon, name = words.rpartition(":")
     if not colon or not source or not name:
         raise UsageError(f"{words!r} names no factory: give FILE_OR_MODULE:FACTORY, such as train.py:make_case")
-    is_file = _is_file(source)
-    with imports_from(Path(source).resolve().parent if is_file else Path.cwd()):  # a factory may import when called
-        module = load_file(source) if is_file else load_module(source)
+    file = _file_of(source)
+    with imports_from(Path.cwd() if file is None else file.resolve().parent):  # a factory may import when called
+        module = load_module(source) if file is None else load_file(file)
         found: Any = module
         for part in name.split("."):
-            if not hasattr(found, part):
+            with users_code(f"looking up {part} in {source}"):
+                there = hasattr(found, part)
+            if not there:
                 known = [key for key, value in getattr(found, "__dict__", {}).items() if _may_be_meant(value, module)]
                 hint = f": did you mean {near(part, known)}?" if known else ""
                 raise UsageError(f"{source} has no attribute {part!r}{hint}")
@@ -131,15 +134,18 @@ def _may_be_meant(value: Any, module: ModuleType) -> bool:
     return own or isinstance(value, Case | Module | ModuleType)
 
 
-def _is_file(source: str) -> bool:
-    path = Path(source)
+def _file_of(source: str) -> Path | None:
+    """Return the file that a target names; None if it names a module."""
+    path = reached(source)
     if path.is_dir():
         raise UsageError(f"{source} is a folder: give a Python file in it, or the name of a module")
     if path.is_file():
-        return True
+        return path
+    if path.exists():
+        raise UsageError(f"cannot read {source}: it is a pipe or a device, no file")
     if path.suffix == ".py" or len(path.parts) > 1:
         raise UsageError(f"there is no file {source}")
-    return False
+    return None
 
 
 def _takes_nothing(factory: Any, name: str) -> None:

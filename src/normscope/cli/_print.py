@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from normscope._errors import UsageError
+from normscope._errors import UsageError, printable
 
 
 def print_text(text: str) -> None:
@@ -18,8 +18,7 @@ def print_text(text: str) -> None:
     Raises:
         UsageError: There is no standard output, or it cannot be written.
     """
-    if sys.stdout is None:
-        raise UsageError("there is no standard output to print to")
+    _require_stdout()
     encoding = sys.stdout.encoding or "utf-8"
     try:
         typer.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False)
@@ -29,6 +28,16 @@ def print_text(text: str) -> None:
         with suppress(OSError, ValueError):
             sys.stdout.close()  # the rest of its buffer would fail again when the program ends
         raise UsageError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def _require_stdout() -> None:
+    if sys.stdout is None or sys.stdout.closed:  # a user's code may have closed it
+        raise UsageError("there is no standard output to print to")
+
+
+def print_lines(*lines: str) -> None:
+    """Print lines of text that may hold names of a user's: what a terminal would obey is escaped."""
+    print_text("".join(f"{printable(line)}\n" for line in lines))
 
 
 def print_json(document: Any) -> None:
@@ -45,12 +54,16 @@ def print_page(heading: Sequence[str], unit: Any) -> None:
         heading: The lines above the page.
         unit: The unit, or its class.
     """
-    lines = list(heading)
+    from normscope.report import terminal
+
+    lines = [terminal(line) for line in heading]
     for title, text in unit.page().items():
-        lines += ["", title, "-" * len(title), text]
+        lines += ["", title, "-" * len(title), terminal(text)]
     if unit.SOURCES:
         lines += ["", "Sources", "-------", *unit.SOURCES]
-    print_text("\n".join(lines) + "\n")
+    if address := unit.address():
+        lines += ["", f"On the web: {address}"]
+    print_lines(*lines)
 
 
 def print_unit(unit: Any, as_json: bool) -> None:
@@ -66,21 +79,21 @@ def print_tables(tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
     console = wide()
     for columns, rows in tables:
         console.print(table(columns, rows))
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+    print_lines(*lines)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     """Return a table for `wide` to print; long cells fold, but for names in the first column, which are copied."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD)
     names = all(row[0] and " " not in row[0] for row in rows)
     for index, column in enumerate(columns):
         made.add_column(column, overflow="fold", no_wrap=names and index == 0)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 
@@ -88,6 +101,7 @@ def wide() -> Any:
     """Return a console: as wide as the terminal, 100 columns in a pipe."""
     from rich.console import Console
 
+    _require_stdout()
     return Console(width=None if sys.stdout.isatty() else 100)
 
 

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
+
+from normscope._errors import one_line, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,6 +37,17 @@ class Bars:
         self._bars.console.print(line, highlight=False, markup=False)
 
 
+def _is_terminal() -> bool:
+    """Return whether standard error is a terminal; a user's code may have closed it."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
+def _tell(line: str) -> None:
+    """Write a line on standard error, unless a user's code has closed it."""
+    with suppress(ValueError, OSError):
+        typer.echo(one_line(line), err=True)
+
+
 def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None] | None:
     """Return a function that reports how a study ended, in a line on standard error; None for a single study.
 
@@ -51,9 +64,9 @@ def ending(bars: "Bars | None", count: int) -> Callable[[str, str, float], None]
             ended.append(slug)
             line = f"{len(ended)} of {count}: {slug}: {result}, {seconds:.0f} s"
         if bars is None:
-            typer.echo(line, err=True)
+            _tell(line)
         else:
-            bars.end(slug, line)
+            bars.end(slug, one_line(line))
 
     return report
 
@@ -70,7 +83,7 @@ def lines_of_progress(parts: int = 8) -> Callable[[str, int, int], None]:
         reached = done * parts // total if total else parts
         if reached > told.get(part, 0):
             told[part] = reached
-            typer.echo(f"{part}: {done} of {total}", err=True)
+            _tell(f"{part}: {done} of {total}")
 
     return report
 
@@ -78,7 +91,7 @@ def lines_of_progress(parts: int = 8) -> Callable[[str, int, int], None]:
 @contextmanager
 def progress_bar(quiet: bool, studies: int = 1) -> Iterator["Bars | None"]:
     """Yield a function for (part, steps done, steps in all) that draws bars; None in a pipe, or if ``quiet``."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _is_terminal():
         yield None
         return
     from rich.console import Console
@@ -105,14 +118,14 @@ def progress_bar(quiet: bool, studies: int = 1) -> Iterator["Bars | None"]:
 @contextmanager
 def status_line(quiet: bool) -> Iterator[Callable[[str], None] | None]:
     """Yield a function that shows what is being done in a line that changes; None in a pipe, or if ``quiet``."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _is_terminal():
         yield None
         return
     from rich.console import Console
     from rich.markup import escape
 
     with Console(stderr=True).status("importing") as status:
-        yield lambda doing: status.update(escape(doing))
+        yield lambda doing: status.update(escape(printable(doing)))
 
 
 @contextmanager

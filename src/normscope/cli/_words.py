@@ -1,6 +1,8 @@
 """Options that several commands share."""
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +10,65 @@ import typer
 
 from normscope._errors import UsageError
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for records and the report; an unfinished run is resumed.")]
-TableOut = Annotated[Path | None, typer.Option("--out", help="Markdown file to write the tables into.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Seeds per arm: the replicates behind every interval.")]
+#: More seeds, processes, batches or rounds than these are a slip of the hand: they would run for weeks.
+MOST_SEEDS = 10_000
+MOST_WORKERS = 1_024
+MOST_BATCHES = 100_000
+MOST_ROUNDS = 10_000
+
+
+def path(name: str | Path) -> Path:
+    """Return the path that an option names, with ``~`` expanded: a shell does not expand it in ``--out=~/runs``.
+
+    Raises:
+        UsageError: No file can be called so, or the folders above it cannot be entered.
+    """
+    from normscope.records.reading import reached
+
+    return reached(name)
+
+
+def file_to_write(name: str | Path) -> Path:
+    """Return the path of a file that is written after long work, if it can be written.
+
+    Raises:
+        UsageError: As `path`; or it is no file, or no file can be made there.
+    """
+    file = path(name)
+    above = next(each for each in (file, *file.absolute().parents) if each.exists())
+    fits = file.is_file() if above == file else above.is_dir()
+    if not fits or not os.access(above, os.W_OK):
+        raise UsageError(f"cannot write {file}: name a file in a folder that can be written")
+    return file
+
+
+#: An option that names a file or folder, as `path` reads it.
+path_option = partial(typer.Option, parser=path)
+
+Out = Annotated[
+    Path,
+    path_option("--out", help="Folder for records and the report; an unfinished run is resumed."),
+]
+TableOut = Annotated[
+    Path | None, typer.Option("--out", parser=file_to_write, help="Markdown file to write the tables into.")
+]
+Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="Seeds per arm: the replicates behind every interval.")]
 Preset = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the original's protocol).")]
 Data = Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, or a PATH: folder of idx files, or an npz.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes, one thread each.  [default: the cores]")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=MOST_WORKERS, help="Processes, one thread each.  [default: the cores]")
+]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        help="Where cells are computed: local, ray, slurm, with options as in ray:address=auto or "
+        "slurm:partition=long,timeout_min=60.  [default: local]"
+    ),
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="K/N", help="Run the K-th of N shares of the cells, such as 2/3, and no more.")
+]
 Codes = list[str] | None
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 

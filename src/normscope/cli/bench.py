@@ -9,7 +9,7 @@ import typer
 from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_tables, print_text, written
 from normscope.cli._progress import interruptible, progress_bar, status_line
-from normscope.cli._words import Codes, Json, TableOut, codes, group
+from normscope.cli._words import MOST_ROUNDS, Codes, Json, TableOut, codes, group
 
 _ADVICE = "nothing was written"
 
@@ -19,7 +19,9 @@ app = group("What normscope's parts cost, measured on this machine.", "normscope
 @app.command(epilog="Example:  normscope bench probes --out benchmarks/results/probes.md")
 def probes(
     model: Annotated[list[str] | None, typer.Option(help="mlp or vgg; may be repeated.  [default: both]")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; five times as many on a fast model.")] = 12,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=MOST_ROUNDS, help="Interleaved rounds; five times as many on a fast model.")
+    ] = 12,
     case: Annotated[str, typer.Option(help="Only what has this in its name.  [default: all]")] = "",
     out: TableOut = None,
     as_json: Json = False,
@@ -68,10 +70,11 @@ def check(
     from normscope.checking import rates
     from normscope.records.addresses import save
 
+    others = "" if out is None else _other_sections(out)
     with interruptible(_ADVICE), status_line(as_json) as show:
         result = rates.measure(codes(select), progress=show)
     if out is not None:
-        save(out, rates.markdown(result) + _other_sections(out))
+        save(out, rates.markdown(result) + others)
     if as_json:
         print_json(result)
     else:
@@ -80,7 +83,9 @@ def check(
 
 def _other_sections(out: Path) -> str:
     """Return what other programs have written into a page: from the first comment of HTML on."""
-    text = out.read_text(encoding="utf-8") if out.is_file() else ""
+    from normscope.records.reading import text_of_file
+
+    text = text_of_file(out) if out.exists() else ""
     at = text.find("\n<!-- ")
     return text[at:] if at >= 0 else ""
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normscope import __version__
-from normscope._errors import UsageError
+from normscope._errors import UsageError, printable
 from normscope.cli._print import print_json, print_page, print_text
 from normscope.cli._progress import interruptible, status_line
-from normscope.cli._words import Codes, codes
+from normscope.cli._words import MOST_BATCHES, Codes, codes, path as users_path, path_option
 from normscope.cli.completion import complete_codes
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def check(
         bool, typer.Option("--unsafe-fixes", help="Apply all fixes, also those that change results; then check again.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="After fixes write the state dict here: .safetensors or .pt.")
+        Path | None,
+        path_option("--out", help="After fixes write the state dict here: .safetensors or .pt."),
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="Format of the output.")] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -69,10 +70,14 @@ def check(
     state_dict: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Check a checkpoint alone, by the rules that read buffers. Runs no code of it."
+            metavar="FILE",
+            parser=users_path,
+            help="Check a checkpoint alone, by the rules that read buffers. Runs no code of it.",
         ),
     ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Training batches over which statistics are taken.")] = 10,
+    batches: Annotated[
+        int, typer.Option(min=1, max=MOST_BATCHES, help="Training batches over which statistics are taken.")
+    ] = 10,
     level: Annotated[
         Level | None, typer.Option(help="Lowest severity that makes the exit code 1.  [default: error]")
     ] = None,
@@ -81,7 +86,10 @@ def check(
         typer.Option(metavar="SECONDS", help="Give up a rule that waits longer for a measurement, and a longer fix."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Read the settings from this TOML file instead.")
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", parser=users_path, help="Read the settings from this TOML file instead."
+        ),
     ] = None,
     no_config: Annotated[bool, typer.Option("--no-config", help="Read no settings.")] = False,
 ) -> None:
@@ -137,7 +145,8 @@ def _settings(target: str | None, config: Path | None) -> "Settings":
 
     if config is not None:
         return settings_in(config)
-    file = Path((target or "").rpartition(":")[0])
+    name = (target or "").rpartition(":")[0]
+    file = users_path(name) if name else Path.cwd()
     return settings_for((file if file.is_file() else Path.cwd() / "_").resolve().parent)
 
 
@@ -162,7 +171,7 @@ def _formatted(checked: "Checked", form: Format) -> str:
     if form is Format.SARIF:
         return report.check_sarif(checked, version=__version__)
     if form is Format.GITHUB:
-        return report.check_github(checked)
+        return printable(report.check_github(checked))
     from rich.console import Console
 
     terminal = Console()

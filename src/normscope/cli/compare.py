@@ -10,28 +10,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope._errors import UsageError
-from normscope.cli._print import print_json, print_tables, wide
+from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
-from normscope.cli._words import Json, Out, Workers
+from normscope.cli._shards import shard_ending
+from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Executor, Json, Out, Shard, Workers
 
 if TYPE_CHECKING:
     from normscope.comparing import Comparison
 
+#: More steps or learning rates than these are a slip of the hand.
+MOST_STEPS = 10_000_000
+MOST_RATES = 1_000
+
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE:FACTORY | NAME=FILE:FACTORY...",
+        help="A function that makes the training set-up anew and returns an ns.Case, or a tuple of its arguments; "
+        "or several such functions, each an arm with a name.",
+    ),
+]
+
 
 def compare(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE:FACTORY | NAME=FILE:FACTORY...",
-            help="A function that makes the training set-up anew and returns an ns.Case, or a tuple of its arguments; "
-            "or several such functions, each an arm with a name.",
-        ),
-    ] = None,
+    targets: Targets = None,
     arms: Annotated[
         str | None, typer.Option(help="Arms, separated by commas.  [default: own,none]  --list shows all.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds an arm, the replicates.  [default: 5]")] = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Training steps of a run.  [default: 200]")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEEDS, help="Seeds an arm, the replicates.  [default: 5]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=MOST_STEPS, help="Training steps of a run.  [default: 200]")
+    ] = None,
     rates: Annotated[str, typer.Option(help="Factors of the learning rate, such as 0.3,1,3.")] = "1",
     budget: Annotated[
         str | None, typer.Option(help="Time it may take, such as 20min: steps, seeds and probes are chosen to fit.")
@@ -39,12 +51,14 @@ def compare(
     questions: Annotated[
         str | None, typer.Option(help="Codes of questions, separated by commas.  [default: all]  --list shows all.")
     ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Batches of an evaluation.")] = 8,
+    batches: Annotated[int, typer.Option(min=1, max=MOST_BATCHES, help="Batches of an evaluation.")] = 8,
     out: Out = Path("runs/compare"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete a comparison of another configuration that lies in the folder.")
     ] = False,
     workers: Workers = None,
+    executor: Executor = None,
+    shard: Shard = None,
     export: Annotated[
         str | None, typer.Option(help="Write these into OUT/export: pdf,svg (figures), csv, latex (tables).")
     ] = None,
@@ -70,6 +84,8 @@ def compare(
         "batches": batches,
         "fresh": fresh,
         "workers": workers,
+        "executor": executor,
+        "shard": shard,
     }
     run_and_print(source, out, as_json, kinds=kinds, show=show, **settings)
 
@@ -91,7 +107,7 @@ def run_and_print(
     from normscope.usercode import quiet_stdout
 
     advice = "run the same command again to go on where it stopped"
-    with interruptible(advice):
+    with shard_ending(out, as_json), interruptible(advice):
         with progress_bar(as_json) as bars, quiet_stdout(), _notes_told(comparing.ComparisonWarning, as_json):
             progress = bars or (None if as_json else lines_of_progress())
             found = comparing.compare(source, out=out, progress=progress, **settings)  # type: ignore[arg-type]
@@ -133,13 +149,9 @@ def print_comparison(found: "Comparison", as_json: bool, *, kinds: list[str], pa
     if as_json:
         print_json({"report": str(page), "exported": [str(each) for each in exported]} | found.document())
     else:
-        console = wide()
-        for line in (*str(found).splitlines(), "", f"The page with the pictures: {page}"):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_lines(*str(found).splitlines(), "", f"The page with the pictures: {page}")
         if exported:
-            console.print(
-                f"Exported into {found.path / 'export'}: {len(exported)} files", highlight=False, markup=False
-            )
+            print_lines(f"Exported into {found.path / 'export'}: {len(exported)} files")
     if show:
         webbrowser.open(page.resolve().as_uri())
 
@@ -176,7 +188,9 @@ def _split(words: str) -> list[str]:
 
 def _numbers(words: str) -> list[float]:
     try:
-        return [float(part) for part in _split(words)]
+        if len(found := [float(part) for part in _split(words)]) <= MOST_RATES:
+            return found
+        raise UsageError(f"--rates takes {MOST_RATES} factors at most, got {len(found)}")
     except ValueError:
         raise UsageError(f"--rates are numbers separated by commas, such as 0.3,1,3; got {words!r}") from None
 

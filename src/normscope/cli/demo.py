@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli._print import print_json, wide
+from normscope.cli._print import print_json, print_lines
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar
-from normscope.cli._words import Json, Out, Workers
+from normscope.cli._words import MOST_SEEDS, Json, Out, Workers
 
 #: The training script of the demo, which `normscope example` prints, and the study that stands beside it: algebra.
 EXAMPLE = "normscope.examples.digits_cnn:make_case"
@@ -18,7 +18,9 @@ RATES = (1.0, 5.0, 25.0, 125.0)
 
 def demo(
     out: Out = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds an arm: the replicates behind every interval.")] = 6,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=MOST_SEEDS, help="Seeds an arm: the replicates behind every interval.")
+    ] = 6,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -43,5 +45,4 @@ def demo(
     algebra = ["And the algebra of batch norm's backward pass:", f"    {judged.verdict.claim}"]
     lines = [*str(found).splitlines(), "", *algebra, f"    {headline(judged.verdict)}", ""]
     closing = "Your own network:  normscope example > train.py, then  normscope compare train.py:make_case"
-    for line in (*lines, f"The page with the pictures: {page}", closing):
-        wide().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(*lines, f"The page with the pictures: {page}", closing)

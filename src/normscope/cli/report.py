@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normscope._errors import UsageError
-from normscope.cli._print import print_json, wide, written
-from normscope.cli._words import Json
+from normscope._errors import UsageError, one_line
+from normscope.cli._print import print_json, print_lines, wide, written
+from normscope.cli._words import Json, path as users_path, path_option
 from normscope.cli.compare import print_comparison
 
 if TYPE_CHECKING:
@@ -20,34 +20,38 @@ if TYPE_CHECKING:
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's or scope's folder, a folder of runs, or a condensed file.")
+        Path,
+        typer.Argument(
+            metavar="RUN", parser=users_path, help="A run's or scope's folder, a folder of runs, or a condensed file."
+        ),
     ],
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     own: Annotated[
-        list[Path] | None, typer.Option("--study", help="File of a study of your own in there; it is executed.")
+        list[Path] | None,
+        path_option("--study", help="File of a study of your own in there; it is executed."),
     ] = None,
     condensed: Annotated[
-        Path | None, typer.Option("--condense", help="JSON file to write the verdicts into, without the records.")
+        Path | None,
+        path_option("--condense", help="JSON file to write the verdicts into, without the records."),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option("--markdown", help="Markdown file for the verdicts; between its evidence marks, if it has them."),
+        path_option("--markdown", help="Markdown file for the verdicts; between its evidence marks, if it has them."),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--page", help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]"),
+        path_option("--page", help="HTML file to write.  [default: RUN/report.html, or beside the condensed file]"),
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option("--questions", help="Markdown file for the questions that people ask, with answers."),
+        path_option("--questions", help="Markdown file for the questions that people ask, with answers."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
-    from normscope import report as pages, studies, verdicts
+    from normscope import report as pages, studies
 
-    for file in own or ():
-        studies.from_file(file)
+    _load(own or ())
     if questions is not None and not run.is_file():
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
@@ -67,17 +71,34 @@ def report(
             pages.write_questions(questions, studies.texts().questions, evidence)
         _write_condensed(evidence, target, markdown, as_json)
     else:
-        runs = verdicts.load(run)
         target = page or run / "report.html"
-        if condensed is not None or markdown is not None:
-            evidence = verdicts.condense(runs)
-            if condensed is not None:
-                pages.save(condensed, pages.dumps(evidence))
-            if markdown is not None:
-                pages.save(markdown, pages.into(markdown, evidence))
-        write_and_print(runs, target, as_json)
+        _write_runs(run, target, condensed, markdown, as_json)
     if show:
         webbrowser.open(target.resolve().as_uri())
+
+
+def _load(files: Sequence[Path]) -> None:
+    """Execute the files of studies of the user's own, so that their slugs are known."""
+    from normscope import studies
+    from normscope.usercode import quiet_stdout
+
+    with quiet_stdout():
+        for file in files:
+            studies.from_file(file)
+
+
+def _write_runs(run: Path, page: Path, condensed: Path | None, markdown: Path | None, as_json: bool) -> None:
+    """Judge the runs of studies in a folder, write their page and what else was asked for, and print their answers."""
+    from normscope import report as pages, verdicts
+
+    runs = verdicts.load(run)
+    if condensed is not None or markdown is not None:
+        evidence = verdicts.condense(runs)
+        if condensed is not None:
+            pages.save(condensed, pages.dumps(evidence))
+        if markdown is not None:
+            pages.save(markdown, pages.into(markdown, evidence))
+    write_and_print(runs, page, as_json)
 
 
 def _writer(run: Path) -> Callable[[Path, Path, bool], None] | None:
@@ -106,8 +127,7 @@ def _write_scope(run: Path, page: Path, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(path)} | seen.document(found))
         return
-    for line in (*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {path}"):
-        wide().print(line, highlight=False, soft_wrap=True, markup=False)
+    print_lines(*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {path}")
 
 
 def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path | None, as_json: bool) -> None:
@@ -124,18 +144,15 @@ def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path |
         print_json(written_to | {"verdicts": found})
         return
     _print_answers(found, path)
-    for line in written(markdown):
-        wide().print(line, highlight=False, soft_wrap=True)
+    print_lines(*written(markdown))
 
 
 def _print_answers(verdicts: "Sequence[Verdict]", path: Path, *lines: str) -> None:
     """Print the table of answers, how many there are of each, and where the page is."""
     from normscope import report as pages
 
-    console = wide()
-    console.print(pages.console(verdicts))
-    for line in (pages.tally(verdicts), *lines, f"The page with the pictures: {path}"):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    wide().print(pages.console(verdicts))
+    print_lines(pages.tally(verdicts), *lines, f"The page with the pictures: {path}")
 
 
 def write_and_print(
@@ -164,4 +181,4 @@ def write_and_print(
         times = f"Time in the studies: {times}{f'; {total:.0f} s in all' if len(runs) > 1 else ''}"
     _print_answers(verdicts, path, *filter(None, [times]))
     for slug, reason in (failed or {}).items():
-        typer.echo(f"normscope: {slug} failed and is not in there: {reason}", err=True)
+        typer.echo(f"normscope: {one_line(f'{slug} failed and is not in there: {reason}')}", err=True)

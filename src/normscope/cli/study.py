@@ -8,9 +8,24 @@ import typer
 
 from normscope._errors import UsageError
 from normscope.cli._answers import committed_answers, print_study
-from normscope.cli._print import print_json, print_tables
+from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import ending, interruptible, progress_bar
-from normscope.cli._words import Data, Device, Json, Out, Preset, Seeds, Workers, group
+from normscope.cli._shards import shard_ending
+from normscope.cli._words import (
+    MOST_ROUNDS,
+    MOST_SEEDS,
+    Data,
+    Device,
+    Executor,
+    Json,
+    Out,
+    Preset,
+    Seeds,
+    Shard,
+    Workers,
+    group,
+    path as users_path,
+)
 from normscope.cli.report import write_and_print
 
 if TYPE_CHECKING:
@@ -69,6 +84,8 @@ def run(
     data: Data = "digits",
     device: Device = "cpu",
     workers: Workers = None,
+    executor: Executor = None,
+    shard: Shard = None,
     extend: Annotated[
         bool,
         typer.Option("--extend", help="Run as many seeds again where unclear, at the level that pays for it."),
@@ -83,24 +100,31 @@ def run(
         raise UsageError("name the studies to run, or say --all or --demo; `normscope study list` shows them")
     chosen = [unit.CODE for unit in studies.all()] if run_all else list(DEMO if run_demo else slugs or ())
     settings = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
+    settings |= {"executor": executor, "shard": shard}
     run_and_report(chosen, **settings, extend=extend, out=out, as_json=as_json)
 
 
 @app.command(epilog="Example:  normscope study new my_claim.py && normscope study run my_claim.py")
-def new(file: Annotated[Path, typer.Argument(metavar="FILE.py", help="A file that does not exist yet.")]) -> None:
+def new(
+    file: Annotated[Path, typer.Argument(metavar="FILE.py", parser=users_path, help="A file that does not exist yet.")],
+) -> None:
     """Write a template for a study of your own, which runs as it stands."""
     from normscope import studies
 
     written = studies.new(file)
-    typer.echo(f"Wrote {written}. Run it:  normscope study run {written}")
+    print_lines(f"Wrote {written}. Run it:  normscope study run {written}")
 
 
 @app.command(epilog="Example:  normscope study calibrate --studies 200 --seeds 5 --seeds 10")
 def calibrate(
-    count: Annotated[int, typer.Option("--studies", min=20, help="Simulated studies for each rule and truth.")] = 1000,
+    count: Annotated[
+        int, typer.Option("--studies", min=20, max=MOST_ROUNDS * 10, help="Simulated studies for each rule and truth.")
+    ] = 1000,
     seeds: Annotated[
-        list[int] | None, typer.Option(min=2, help="Seeds of each; may be given several times. [default: 3 5 10 20]")
+        list[int] | None,
+        typer.Option(min=2, max=MOST_SEEDS, help="Seeds of each; may be given several times. [default: 3 5 10 20]"),
     ] = None,
+    executor: Executor = None,
     as_json: Json = False,
 ) -> None:
     """Simulate studies whose truth is known, and show how often each word is false, and the power of the rules."""
@@ -109,7 +133,7 @@ def calibrate(
     numbers = tuple(seeds or studies.calibration.SEEDS)
     with progress_bar(as_json) as bars:
         step = None if bars is None else lambda done, total: bars("simulated studies", done, total)
-        rates = list(studies.calibrate(studies=count, seeds=numbers, progress=step))
+        rates = list(studies.calibrate(studies=count, seeds=numbers, executor=executor, progress=step))
     if as_json:
         document = {"studies": count, "rates": [rate._asdict() for rate in rates], "off": sum(r.off for r in rates)}
         print_json(document)
@@ -150,10 +174,16 @@ def run_and_report(slugs: Sequence[str], *, out: Path, as_json: bool, **settings
         settings: As ``normscope.studies.run`` takes them.
     """
     from normscope import verdicts
+    from normscope.usercode import quiet_stdout
 
     count = len(set(slugs))
     advice = "run the same command again to go on where it stopped"
-    with interruptible(advice), progress_bar(as_json, studies=count) as bars:
+    with (
+        shard_ending(out, as_json),
+        interruptible(advice),
+        progress_bar(as_json, studies=count) as bars,
+        quiet_stdout(),
+    ):
         ended = None if as_json else ending(bars, count)
         runs, failed = verdicts.run(slugs, out=out, progress=bars, ended=ended, **settings)
     write_and_print(runs, out / "report.html", as_json, failed)

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from normscope.cli._print import print_text
+from normscope.cli._print import print_lines
+from normscope.cli._words import path as users_path
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a scope records to, now or later.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", parser=users_path, help="The folder that a scope records to, now or later.")
+    ],
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of the page.  [default: 7117, or another that is free]")
     ] = None,
@@ -36,7 +39,7 @@ def watch(
         LiveServer(run, host=host, port=port, token=token, compose=compose) as server,
         contextlib.suppress(KeyboardInterrupt),
     ):
-        print_text(f"Watching {run} at {server.url}   (Ctrl-C ends it)\n")
+        print_lines(f"Watching {run} at {server.url}   (Ctrl-C ends it)")
         if show:
             webbrowser.open(server.url)
         server.serve()

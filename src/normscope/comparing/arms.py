@@ -1,6 +1,8 @@
 """The arms of a comparison: each a function that makes a training set-up anew, and what is done to its model."""
 
+import hashlib
 import inspect
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,6 +54,8 @@ class Factory:
         self.words = source if isinstance(source, str) else getattr(source, "__qualname__", type(source).__name__)
         self._function: Callable[..., Any] | None = None if isinstance(source, str) else source
         self._folder = self._folder_now()
+        self._file = Path(str(source).rpartition(":")[0]).resolve() if self.is_in_file else None
+        self._digest = ""  # of the file that was loaded first, by which a worker knows it
 
     @property
     def is_in_file(self) -> bool:
@@ -62,10 +66,14 @@ class Factory:
         """Return the function, imported at the first call.
 
         Raises:
-            UsageError: As of ``open_factory``.
+            UsageError: As of ``open_factory``; or, in a worker, the file is not there or is not that of the run.
         """
         if self._function is None:
             assert isinstance(self._source, str)
+            if self._digest and self._file is not None:
+                self._source = self._found_by_worker(self._file)
+            elif self._file is not None and self._file.is_file():
+                self._digest = _digest_of(self._file)
             self._folder = self._folder_now()  # what is imported may change the working directory
             self._function = open_factory(self._source)
         return self._function
@@ -98,8 +106,36 @@ class Factory:
         return Path.cwd()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what was loaded: a worker loads the file itself."""
+        """Leave out what was loaded: a worker loads the file itself, if it is the file of the run."""
         return {**vars(self), "_function": None if isinstance(self._source, str) else self._function}
+
+    def _found_by_worker(self, there: Path) -> str:
+        """Return the words with the path of the file in this worker: the same, or relative to the working directory.
+
+        Args:
+            there: The path in the process that sends the work.
+
+        Raises:
+            UsageError: There is no such file, or another.
+        """
+        given, _, name = str(self._source).rpartition(":")
+        file = next((path for path in (there, Path(given)) if path.is_file()), None)
+        host = platform.node()
+        if file is None:
+            raise UsageError(
+                f"a worker on {host} has no file {given}: its folder must be shared with the workers, or shipped "
+                "(`ray job submit --working-dir .`)"
+            )
+        if _digest_of(file) != self._digest:
+            raise UsageError(
+                f"a worker on {host} reads another {given} than the run began with: the file was changed, or an old "
+                "copy lies there"
+            )
+        return f"{file}:{name}"
+
+
+def _digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

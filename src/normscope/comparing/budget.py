@@ -24,8 +24,8 @@ from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.probes import Recorder
 from normscope.records.numbers import counted
+from normscope.running import Executor, Work, one_thread
 from normscope.stats.decide import FEWEST_SEEDS
-from normscope.studies.workers import in_processes, one_thread
 from normscope.usercode import users_code
 
 _UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -103,7 +103,17 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
     return Pilot(making, step, evaluation, readings)
 
 
-def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: float, spare: str = "") -> Plan:
+def fitted(
+    plan: Plan,
+    arms: Sequence[Arm],
+    wish: Wish,
+    executor: Executor,
+    workers: int,
+    *,
+    began: float,
+    spare: str = "",
+    gpus: int = 0,
+) -> Plan:
     """Return the fullest plan that fits into a budget; the arms are timed for it.
 
     An arm that the runs may turn out to need counts half: with it the comparison takes a little longer than planned,
@@ -113,15 +123,17 @@ def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: 
         plan: What would be run without a budget.
         arms: The arms.
         wish: Its budget, and whether it leaves steps and seeds open.
-        workers: Processes.
+        executor: Where the arms will be run.
+        workers: How many runs go at a time.
         began: When the comparison began, by ``time.perf_counter``.
         spare: Name of the arm that is like one that may be added; empty if none may.
+        gpus: GPUs that a run needs.
 
     Raises:
         UsageError: Not even the least fits.
     """
     budget = wish.budget or math.inf
-    pilots = _pilots(arms, plan, workers)
+    pilots = _pilots(arms, plan, executor, workers, gpus)
     pilots += [pilot.scaled(0.5) for arm, pilot in zip(arms, pilots, strict=True) if arm.name == spare]
     spent = time.perf_counter() - began
     found = fullest(plan, pilots, _SHARE * (budget - spent), workers, free=(wish.steps is None, wish.seeds is None))
@@ -131,14 +143,15 @@ def fitted(plan: Plan, arms: Sequence[Arm], wish: Wish, workers: int, *, began: 
     return replace(found, left_out=(*plan.left_out, *_left_out(plan, found)))
 
 
-def _pilots(arms: Sequence[Arm], plan: Plan, workers: int) -> list[Pilot]:
+def _pilots(arms: Sequence[Arm], plan: Plan, executor: Executor, workers: int, gpus: int) -> list[Pilot]:
     """Time all arms in the processes that will run them, which start for it, and slow each other down as they will.
 
     Of several times of an arm the longest counts.
     """
     tasks = range(len(arms) * (math.ceil(workers / len(arms)) if workers > 1 else 1))
     found: list[list[Pilot]] = [[] for _ in arms]
-    for task, pilot in in_processes(functools.partial(_pilot, arms, plan), tasks, workers):
+    work = Work(functools.partial(_pilot, arms, plan), lambda task: f"a trial of arm {arms[task % len(arms)].name!r}")
+    for task, pilot in executor.run(work, tasks, gpus=gpus):
         found[task % len(arms)].append(pilot)
     return [max(pilots, key=lambda pilot: pilot.seconds(plan)) for pilots in found]
 

@@ -18,7 +18,7 @@ from normscope.modules.settings import settings_kept
 from normscope.records import Store, provenance
 from normscope.records.addresses import place_of
 from normscope.records.json import canonical_form
-from normscope.studies.workers import one_thread
+from normscope.running import one_thread
 
 _FEWEST_STEPS = 2
 

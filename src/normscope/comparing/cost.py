@@ -17,7 +17,7 @@ from normscope.modules.settings import Settings, settings_kept
 from normscope.records import Record
 from normscope.records.addresses import place_of, save
 from normscope.records.json import loads
-from normscope.studies.workers import one_thread
+from normscope.running import one_thread
 from normscope.usercode import users_code
 
 _FILE = "cost.json"

@@ -14,7 +14,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
-from normscope.comparing.cells import Clock, run_cells, run_seeds
+from normscope.comparing.cells import Clock, Engine, engine_for, run_cells, run_seeds
 from normscope.comparing.comparison import Comparison
 from normscope.comparing.configuration import chosen, configuration, known_plan, starts_of, within_schedule
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
@@ -24,8 +24,10 @@ from normscope.comparing.plan import Plan, Progress, Wish, plan_of
 from normscope.modules.batches import tensors
 from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
-from normscope.records import Store
-from normscope.studies.workers import one_thread, worker_count
+from normscope.records import Store, driven
+from normscope.records.addresses import place_of
+from normscope.records.places import Place
+from normscope.running import Executor, Shard, one_thread
 
 Source = str | Callable[..., Any]
 
@@ -47,21 +49,24 @@ def compare(
     out: str | Path = "runs/compare",
     fresh: bool = False,
     workers: int | None = None,
+    executor: str | Executor | None = None,
+    shard: str | Shard | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare a network with its norms and without them, or with others, seed by seed, in the user's own training.
 
     Every arm of a seed begins from the same weights and sees the same batches. An interrupted run is taken up where it
-    stopped; its records are the same, bit for bit, and do not depend on ``workers``. Runs that lie in the folder serve
-    every comparison of the same set-up: with other arms, rates, seeds and questions only what is missing is run.
+    stopped; its records are the same, bit for bit, and do not depend on ``workers``, ``executor`` and ``shard``. Runs
+    that lie in the folder serve every comparison of the same set-up: with other arms, rates, seeds and questions only
+    what is missing is run.
 
     Args:
         source: A function that makes the training set-up anew at each call and returns what ``check`` takes, or
             ``"train.py:make_case"``. It is called under the seed, and given the seed if it has an argument of that
-            name. Or several such functions by the name of the arm that each makes.
+            name. Or several such functions by the name of the arm.
         arms: Names of ``surgery.ARMS``; or by the name of the arm such a name, or a function that changes the model in
-            place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``. Where the network
-            does not learn without its norms, the arm ``"rescaled"`` is added.
+            place (the set-up, if its argument is called ``case``). None for ``"own"`` and ``"none"``, with
+            ``"rescaled"`` where the network does not learn without norms.
         seeds: Replicates, seeds 0 to ``seeds - 1``; 5 if left out. Fewer than 3 are described, not judged.
         steps: Training steps of a run; 200 if left out.
         rates: Factors of the learning rate, for each arm's own best.
@@ -71,6 +76,8 @@ def compare(
         out: Folder of the run.
         fresh: Whether a comparison of another set-up that lies in the folder is deleted.
         workers: Processes; None for one per core (one in all where the model is on an accelerator).
+        executor: Where cells are run, as ``normscope.studies.run`` takes it.
+        shard: ``"2/3"`` runs the second of three shares of the cells; it goes without a budget.
         progress: Called with what is done, how much of it is done, and how much there is.
 
     Returns:
@@ -78,22 +85,39 @@ def compare(
 
     Raises:
         UsageError: An arm cannot be made, the network has no norms, the user's code raises, or numbers make no sense.
-        StoreError: The folder cannot be written, or holds a comparison of another set-up or of another length.
+        StoreError: The folder cannot be written, holds another comparison, or another process is at work on it.
+        IncompleteRunError: Cells of other shards are missing.
     """
     began, made = time.perf_counter(), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
-    workers = worker_count(workers)
-    with _apart(made):
-        seen = foresee(made, plan)
-        workers = workers if seen.on_cpu else 1
-        config = configuration(seen.arms, seen.starts, plan, wish)
-        plan = known_plan(Path(out), config) or _fitted(plan, seen, wish, workers, began)
-        notes = [*seen.notes, *plan.left_out]
-        store = opened(Path(out), config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
-        for note in notes:
-            warnings.warn(note, ComparisonWarning, stacklevel=2)
-        return _run_all(store, seen.arms, plan, workers, progress, Clock(began, wish.budget))
+    with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
+        return _compared(made, plan, wish, engine, place_of(out), progress, began=began, fresh=fresh)
+
+
+def _compared(
+    made: Sequence[Arm],
+    plan: Plan,
+    wish: Wish,
+    engine: Engine,
+    place: Place,
+    progress: Progress | None,
+    *,
+    began: float,
+    fresh: bool,
+) -> Comparison:
+    """Look at the arms before anything runs, then run them into a place."""
+    seen = foresee(made, plan)
+    engine = engine.on(seen.on_cpu)
+    config = configuration(seen.arms, seen.starts, plan, wish)
+    plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
+    notes = [*seen.notes, *plan.left_out]
+    for note in notes:
+        warnings.warn(note, ComparisonWarning, stacklevel=3)
+    place.prepare("--out")
+    with driven(place, engine.shard):  # also while what lies there makes way
+        store = opened(place.path, config | chosen(plan, wish, seen.reports, notes), fresh=fresh)
+        return _run_all(store, seen.arms, plan, engine, progress, Clock(began, wish.budget))
 
 
 @contextmanager
@@ -114,15 +138,15 @@ def _apart(arms: Sequence[Arm]) -> Iterator[None]:
 
 
 def _run_all(
-    store: Store, arms: Sequence[Arm], plan: Plan, workers: int, progress: Progress | None, clock: Clock
+    store: Store, arms: Sequence[Arm], plan: Plan, engine: Engine, progress: Progress | None, clock: Clock
 ) -> Comparison:
     """Run the arms, then the arm that they turn out to need, then time a step of each."""
     if _may_need_rescue(arms):
         clock = replace(clock, rescue=1 / len(arms))
-    plan = replace(plan, seeds=run_seeds(store, arms, plan, workers, progress, clock))
+    plan = replace(plan, seeds=run_seeds(store, arms, plan, engine, progress, clock))
     if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
         arms = (*arms, rescued)
-        run_cells(store, [rescued], plan, workers, progress)
+        run_cells(store, [rescued], plan, engine, progress)
         store = with_added(store, rescued.as_json())
     if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))
@@ -133,13 +157,14 @@ def _several(rates: Sequence[float] | float) -> tuple[float, ...]:
     return tuple(rates) if isinstance(rates, Iterable) else (rates,)
 
 
-def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, workers: int, began: float) -> Plan:
+def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, engine: Engine, began: float) -> Plan:
     """Return the plan, with no more steps than a schedule has, or the fullest that fits into the user's budget."""
     plan = within_schedule(plan, wish, seen.longest)
     if wish.budget is None:
         return plan
     spare = _may_need_rescue(seen.arms)
-    return fitted(plan, seen.arms, wish, workers, began=began, spare=spare.name if spare else "")
+    options: dict[str, Any] = {"began": began, "spare": spare.name if spare else "", "gpus": engine.gpus}
+    return fitted(plan, seen.arms, wish, engine.executor, engine.workers, **options)
 
 
 class Foreseen(NamedTuple):

@@ -1,14 +1,14 @@
 r"""How far apart kinds of data lie that one norm is given, by what shared statistics do to them.
 
 Training normalizes kind i by its own mean and variance, and puts out mean 0 and variance 1. Evaluation normalizes all
-by the statistics of the mixture, with variance :math:`V = \bar v + \mathrm{var}(\mu_i)` by the law of total variance,
-and puts out mean :math:`(\mu_i - \bar\mu)/\sqrt V` and variance :math:`v_i/V`. The Kullback-Leibler divergence of the
-second normal distribution from the first is :math:`(m^2 + v - 1 - \ln v)/2`; its mean over the kinds is
+by the statistics of the mixture, with variance $V = \bar v + \mathrm{var}(\mu_i)$ by the law of total variance,
+and puts out mean $(\mu_i - \bar\mu)/\sqrt V$ and variance $v_i/V$. The Kullback-Leibler divergence of the
+second normal distribution from the first is $(m^2 + v - 1 - \ln v)/2$; its mean over the kinds is
 
-.. math:: D = \tfrac12 \left(\ln V - \overline{\ln v_i}\right),
+$$D = \tfrac12 \left(\ln V - \overline{\ln v_i}\right),$$
 
 as mean squares and variances add up to 1. Two kinds whose means lie one standard deviation apart, and two whose
-deviations are as 1 to 2, both have :math:`D = \tfrac12 \ln \tfrac54 = 0.112`.
+deviations are as 1 to 2, both have $D = \tfrac12 \ln \tfrac54 = 0.112$.
 """
 
 import math

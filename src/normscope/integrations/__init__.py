@@ -6,6 +6,9 @@ to ``normscope.watch(..., sinks=[...])`` and has three methods: ``append(records
 """
 
 import re
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
 
 from normscope._errors import UsageError
 from normscope.records import Finding, Record
@@ -19,6 +22,18 @@ def missing(package: str) -> UsageError:
     return UsageError(
         f'normscope.integrations.{package} needs a package that is not installed: pip install "normscope[{package}]"'
     )
+
+
+def installed(package: str, *names: str) -> Any:
+    """Return the first module of these names that is installed, by which an integration reaches its package.
+
+    Raises:
+        UsageError: None is; the message says how to install the package.
+    """
+    for name in names:
+        with suppress(ModuleNotFoundError):
+            return import_module(name)
+    raise missing(package)
 
 
 def allowed(name: str) -> str:

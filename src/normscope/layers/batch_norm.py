@@ -9,7 +9,7 @@ class BatchNorm1d(AbstractBatchNorm, torch.nn.BatchNorm1d):
     r"""Batch normalization of vectors ``(N, C)`` or sequences ``(N, C, L)``.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ per channel.
 
     ## Statistics
     In training the mean and biased variance of the channel over the batch ``N`` and, if present, the length ``L``;
@@ -44,7 +44,7 @@ class BatchNorm2d(AbstractBatchNorm, torch.nn.BatchNorm2d):
     r"""Batch normalization of images ``(N, C, H, W)``.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ per channel.
 
     ## Statistics
     In training the mean and biased variance of the channel over the batch ``N`` and all positions ``H, W``; outside it
@@ -79,7 +79,7 @@ class BatchNorm3d(AbstractBatchNorm, torch.nn.BatchNorm3d):
     r"""Batch normalization of volumes ``(N, C, D, H, W)``.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ per channel.
 
     ## Statistics
     In training the mean and biased variance of the channel over the batch ``N`` and all positions ``D, H, W``; outside

@@ -11,10 +11,10 @@ class GroupNorm(AbstractLayer, torch.nn.GroupNorm):
     r"""Group normalization: each group of neighbouring channels of each sample by itself.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ per channel.
 
     ## Statistics
-    Mean and biased variance over the :math:`C/G` channels of a group and all positions, in training and outside it: a
+    Mean and biased variance over the $C/G$ channels of a group and all positions, in training and outside it: a
     sample's output does not depend on the others. One group is layer normalization over channels and positions with a
     gain per channel; as many groups as channels, instance normalization. float32 or wider whatever the input, and right
     where a mean is large beside its standard deviation.

@@ -56,7 +56,7 @@ class InstanceNorm1d(AbstractInstanceNorm, torch.nn.InstanceNorm1d):
     r"""Instance normalization of sequences ``(N, C, L)``.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ per channel.
 
     ## Statistics
     Mean and biased variance of each channel of each sample over the length ``L``, in training and outside it, unless
@@ -90,7 +90,7 @@ class InstanceNorm2d(AbstractInstanceNorm, torch.nn.InstanceNorm2d):
     r"""Instance normalization of images ``(N, C, H, W)``.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ per channel.
 
     ## Statistics
     Mean and biased variance of each channel of each sample over all positions, in training and outside it, unless
@@ -122,7 +122,7 @@ class InstanceNorm3d(AbstractInstanceNorm, torch.nn.InstanceNorm3d):
     r"""Instance normalization of volumes ``(N, C, D, H, W)``.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` per channel.
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ per channel.
 
     ## Statistics
     Mean and biased variance of each channel of each sample over all positions, in training and outside it, unless

@@ -11,7 +11,7 @@ class LayerNorm(AbstractLayer, torch.nn.LayerNorm):
     r"""Layer normalization: each sample by itself, over its last axes.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta`, a :math:`\gamma` and a :math:`\beta` for each
+    $y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$, a $\gamma$ and a $\beta$ for each
     element of ``normalized_shape``.
 
     ## Statistics

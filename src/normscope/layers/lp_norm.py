@@ -18,14 +18,14 @@ class LpNorm(AbstractLayer):
     r"""Lp normalization: centre, and divide by the average lp norm instead of the standard deviation.
 
     ## Formula
-    :math:`y = \gamma (x - \mu) / \sqrt{s^2 + \epsilon} + \beta` with :math:`s = \langle |x|^p \rangle^{1/p}` for
-    :math:`p = 1, 2` and :math:`s = \max |x|` for :math:`p = \infty`: the norm is that of the values as they come,
+    $y = \gamma (x - \mu) / \sqrt{s^2 + \epsilon} + \beta$ with $s = \langle |x|^p \rangle^{1/p}$ for
+    $p = 1, 2$ and $s = \max |x|$ for $p = \infty$: the norm is that of the values as they come,
     *before* the mean is taken off, so that nothing holds the variance of the output at 1.
 
-    With ``centred=True`` the norm is that of :math:`x - \mu`; for :math:`p = 2` this is batch normalization. With
+    With ``centred=True`` the norm is that of $x - \mu$; for $p = 2$ this is batch normalization. With
     ``gaussian=True`` it is also multiplied by what makes it the standard deviation of Gaussian values:
-    :math:`\sqrt{\pi/2}` for :math:`p = 1`; for the maximum over :math:`n` values one over its expectation, which grows
-    as :math:`\sqrt{2 \ln n}`. Both together are the variants of Hoffer et al. (who average the ten largest values where
+    $\sqrt{\pi/2}$ for $p = 1$; for the maximum over $n$ values one over its expectation, which grows
+    as $\sqrt{2 \ln n}$. Both together are the variants of Hoffer et al. (who average the ten largest values where
     this takes the maximum, with a constant for that).
 
     ## Statistics
@@ -33,7 +33,7 @@ class LpNorm(AbstractLayer):
     (of the norm itself, in units of the input). float32 or wider whatever the input.
 
     ## Invariances
-    In training: scaling a channel by a positive number while its norm is large beside :math:`\sqrt\epsilon`. With
+    In training: scaling a channel by a positive number while its norm is large beside $\sqrt\epsilon$. With
     ``centred=True`` also adding a constant to a channel; without it, that changes the output's scale. The gradient at
     the input sums to zero over each channel only where the latter holds, and is orthogonal to it in either case.
 

@@ -11,7 +11,7 @@ class RMSNorm(AbstractLayer, torch.nn.RMSNorm):
     r"""RMS normalization: layer normalization without the mean.
 
     ## Formula
-    :math:`y = \gamma\, x / \sqrt{\langle x^2 \rangle + \epsilon}`, a :math:`\gamma` for each element of
+    $y = \gamma\, x / \sqrt{\langle x^2 \rangle + \epsilon}$, a $\gamma$ for each element of
     ``normalized_shape``.
 
     ## Statistics

@@ -11,18 +11,18 @@ class ScalarGain(AbstractLayer):
     r"""Scalar gain: the whole tensor times one number.
 
     ## Formula
-    :math:`y = \alpha x`.
+    $y = \alpha x$.
 
     ## Statistics
     None are taken.
 
     ## Invariances
-    None; linear in the input. At :math:`\alpha = 0` the branch that ends in it is silent and receives no gradient, and
-    :math:`\alpha` itself receives the correlation of the branch's output with the gradient.
+    None; linear in the input. At $\alpha = 0$ the branch that ends in it is silent and receives no gradient, and
+    $\alpha$ itself receives the correlation of the branch's output with the gradient.
 
     Args:
-        init: :math:`\alpha` at first.
-        learn: Whether :math:`\alpha` is a parameter; else it is a buffer.
+        init: $\alpha$ at first.
+        learn: Whether $\alpha$ is a parameter; else it is a buffer.
     """
 
     CODE = "scalar_gain"
@@ -51,7 +51,7 @@ class ScalarBias(AbstractLayer):
     r"""Scalar bias: the whole tensor plus one number, 0 at first.
 
     ## Formula
-    :math:`y = x + b`.
+    $y = x + b$.
 
     ## Statistics
     None are taken.

@@ -17,16 +17,16 @@ class TimeVaryingNoise(AbstractLayer):
     r"""Time-varying noise: a covariate shift made on purpose.
 
     ## Formula
-    At every training forward :math:`a_{ij} \leftarrow s_{ij}\, a_{ij} + m_{ij}`, sample :math:`i`, channel :math:`j`:
+    At every training forward $a_{ij} \leftarrow s_{ij}\, a_{ij} + m_{ij}$, sample $i$, channel $j$:
 
-    .. math:: \mu_j \sim U(-n_\mu, n_\mu), \quad \sigma_j \sim U(1, n_\sigma), \quad
-              m_{ij} \sim U(\mu_j - r_\mu, \mu_j + r_\mu), \quad s_{ij} \sim N(\sigma_j, r_\sigma).
+    $$\mu_j \sim U(-n_\mu, n_\mu), \quad \sigma_j \sim U(1, n_\sigma), \quad
+    m_{ij} \sim U(\mu_j - r_\mu, \mu_j + r_\mu), \quad s_{ij} \sim N(\sigma_j, r_\sigma).$$
 
-    A ``strength`` :math:`k` other than 1 scales the deviation from no noise: :math:`1 + k(s_{ij} - 1)` and
-    :math:`k\, m_{ij}`. :math:`r_\sigma` is a standard deviation. Outside training the layer is the identity.
+    A ``strength`` $k$ other than 1 scales the deviation from no noise: $1 + k(s_{ij} - 1)$ and
+    $k\, m_{ij}$. $r_\sigma$ is a standard deviation. Outside training the layer is the identity.
 
     ## Statistics
-    None are taken. Positions count as samples: each gets noise of its own around its channel's :math:`\mu_j, \sigma_j`.
+    None are taken. Positions count as samples: each gets noise of its own around its channel's $\mu_j, \sigma_j$.
     The noise is a function of ``seed`` and of the buffer ``draws``, the number of noisy forwards so far: restoring the
     buffers replays the same noise, on any device, and torch's global random state is neither read nor moved.
 
@@ -35,15 +35,15 @@ class TimeVaryingNoise(AbstractLayer):
 
     Args:
         num_features: Channels ``C``.
-        mean_bound: :math:`n_\mu`, in units of the input (standard deviations, after a batch norm).
-        scale_bound: :math:`n_\sigma`, at least 1.
-        sample_mean_spread: :math:`r_\mu`, in units of the input.
-        sample_scale_spread: :math:`r_\sigma`.
+        mean_bound: $n_\mu$, in units of the input (standard deviations, after a batch norm).
+        scale_bound: $n_\sigma$, at least 1.
+        sample_mean_spread: $r_\mu$, in units of the input.
+        sample_scale_spread: $r_\sigma$.
         seed: Names the stream of noise; two layers of one network should have two.
-        strength: :math:`k`; 0 for no noise, 1 as published.
-        mean: Whether there is :math:`m`; else it is 0.
-        scale: Whether there is :math:`s`; else it is 1.
-        per_sample: Whether samples differ; else :math:`m_{ij} = \mu_j` and :math:`s_{ij} = \sigma_j`, a pure shift.
+        strength: $k$; 0 for no noise, 1 as published.
+        mean: Whether there is $m$; else it is 0.
+        scale: Whether there is $s$; else it is 1.
+        per_sample: Whether samples differ; else $m_{ij} = \mu_j$ and $s_{ij} = \sigma_j$, a pure shift.
     """
 
     CODE = "time_varying_noise"

@@ -18,21 +18,21 @@ class WeightStandardization(AbstractLayer):
     r"""Weight standardization: each unit's incoming weights have mean 0 and a fixed norm.
 
     ## Formula
-    Of the :math:`N` weights into one output unit, with their mean :math:`\mu` and biased variance :math:`\sigma^2`,
+    Of the $N$ weights into one output unit, with their mean $\mu$ and biased variance $\sigma^2$,
 
-    .. math:: \hat W = g\, (W - \mu) / \sqrt{N \sigma^2 + \epsilon},
+    $$\hat W = g\, (W - \mu) / \sqrt{N \sigma^2 + \epsilon},$$
 
-    so that inputs of equal mean and unit variance give outputs of mean 0 and variance :math:`g^2`. Where the inputs are
-    :math:`\phi(z)` of Gaussian :math:`z`, the gain :math:`g = \mathrm{Var}[\phi(z)]^{-1/2}` keeps the variance at 1:
-    :math:`\sqrt{2/(1 - 1/\pi)}` for ReLU. With ``scaled=False`` there is no :math:`N`: each weight has variance
-    :math:`g^2`, and the norm that follows has to take care of the fan-in.
+    so that inputs of equal mean and unit variance give outputs of mean 0 and variance $g^2$. Where the inputs are
+    $\phi(z)$ of Gaussian $z$, the gain $g = \mathrm{Var}[\phi(z)]^{-1/2}$ keeps the variance at 1:
+    $\sqrt{2/(1 - 1/\pi)}$ for ReLU. With ``scaled=False`` there is no $N$: each weight has variance
+    $g^2$, and the norm that follows has to take care of the fan-in.
 
     ## Statistics
     Of the weights, none of the data: training and evaluation are one, and so are all batch sizes. float32 or wider
     whatever the type of the weights.
 
     ## Invariances
-    Adding a constant to all weights into a unit, and scaling them by a positive number while :math:`N \sigma^2` is
+    Adding a constant to all weights into a unit, and scaling them by a positive number while $N \sigma^2$ is
     large beside ``eps``. The gradient at the weights is orthogonal to both.
 
     Weight normalization, which divides by the norm and leaves the mean, is torch's own, and re-exported here as
@@ -40,11 +40,11 @@ class WeightStandardization(AbstractLayer):
 
     Args:
         units: Output units; None where no gain is learned.
-        gain: :math:`g`.
+        gain: $g$.
         scaled: Whether the fan-in is divided out.
-        eps: Added to :math:`N \sigma^2`.
+        eps: Added to $N \sigma^2$.
         axis: Axis of the weights that counts output units.
-        learn_gain: Whether :math:`g` is multiplied by a factor per unit to learn, 1 at first (``factor``).
+        learn_gain: Whether $g$ is multiplied by a factor per unit to learn, 1 at first (``factor``).
     """
 
     CODE = "weight_standardization"

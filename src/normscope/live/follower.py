@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope._errors import NormscopeError, StoreError, UsageError
+from normscope._errors import DataError, NormscopeError, StoreError, UsageError
 from normscope.live.sentences import Compose, Sentences
 from normscope.live.series import SeriesCollection
 from normscope.records import CellClaim, claims
 from normscope.records.addresses import place_of, require_folder
 from normscope.records.parts import Part, list_parts, read_part, texts
+from normscope.records.reading import ordinary
 from normscope.records.run_file import read_run
 
 if TYPE_CHECKING:
@@ -263,9 +264,10 @@ def _signature(path: Path) -> Signature | None:
 
 def _text_of(path: Path) -> str:
     try:
+        ordinary(path)
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(_LARGEST_TEXT)
-    except OSError:
+    except (OSError, DataError):
         return ""
 
 

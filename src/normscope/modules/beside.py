@@ -3,14 +3,18 @@
 import operator
 import random
 import zlib
+from itertools import count
 from types import GeneratorType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from normscope.modules.rng import repr_state
+
+_READ = 1024  # numbers of a large tensor or array that are read where not all are
+_PRIME = 1_000_003  # a step from begin to begin that meets all places in turn
 
 
 class Kept(Protocol):
@@ -96,22 +100,26 @@ class Mark:
         name: How messages call it.
         value: The tensor, array or object.
         thorough: Whether the whole memory of a tensor or array is read, which sees also what is written past the
-            version counter, by ``.data`` say.
+            version counter, by ``.data`` say. Else numbers at even distances are read, at other places in every mark,
+            so that what is written again and again is seen sooner or later.
     """
 
-    __slots__ = ("_mark", "_thorough", "_value", "name")
+    __slots__ = ("_begin", "_mark", "_thorough", "_value", "name")
+    _turns: ClassVar["count[int]"] = count()
 
     def __init__(self, name: str, value: Any, *, thorough: bool = False) -> None:
         self.name, self._value, self._thorough = name, value, thorough
+        self._begin = next(self._turns) * _PRIME
         self._mark = self._now()
 
     def _now(self) -> Any:
         value = self._value
         if isinstance(value, Tensor):
             version = 0 if value.is_inference() else value._version
-            return version, value.shape, _checksum(value) if self._thorough else None
+            words = _words(value)
+            return version, value.shape, None if words is None else int(words[self._places(len(words))].sum())
         if isinstance(value, np.ndarray):
-            return value.shape, zlib.crc32(value.tobytes()) if self._thorough else None
+            return value.shape, zlib.crc32(value.flat[self._places(value.size)].tobytes())
         if isinstance(value, GeneratorType):
             frame = value.gi_frame
             return None if frame is None else (frame.f_lasti, {key: id(held) for key, held in frame.f_locals.items()})
@@ -120,14 +128,18 @@ class Mark:
         except Exception:  # an object that cannot be asked now shows nothing
             return None
 
+    def _places(self, size: int) -> slice:
+        stride = 1 if self._thorough else max(1, size // _READ)
+        return slice(self._begin % stride, None, stride)
+
     def moved(self) -> bool:
         """Whether the thing was changed."""
         return self._now() != self._mark
 
 
-def _checksum(tensor: Tensor) -> int | None:
+def _words(tensor: Tensor) -> Tensor | None:
+    """Return the bits of a tensor as whole numbers; None if they do not lie row by row."""
     plain = tensor.detach()
     if plain.layout != torch.strided or plain.is_meta or plain.element_size() > 8 or not plain.is_contiguous():
         return None
-    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()]
-    return int(plain.reshape(-1).view(words).sum())
+    return plain.reshape(-1).view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[plain.element_size()])

@@ -6,7 +6,7 @@ reduced while it is at hand, and not copied.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -201,6 +201,17 @@ def by_channel(array: Array, positions: int) -> Array:
     if positions > 1:
         return array.reshape(*array.shape[:2], positions)
     return array if array.ndim == 2 else array.reshape(array.shape[:2])
+
+
+def deviations_of(contents: Sequence[Content]) -> Array:
+    """Return the deviations of small batches of one shape side by side: as they lie, if they lie so in their group."""
+    first, last = contents[0], contents[-1]
+    if all(
+        content.group is first.group and content.columns.stop == following.columns.start
+        for content, following in pairwise(contents)
+    ) and (last.group.values is not None):
+        return last.group.values[:, first.columns.start : last.columns.stop]
+    return side_by_side(content.deviations for content in contents)
 
 
 def side_by_side(arrays: Iterable[Array]) -> Array:

@@ -1,13 +1,16 @@
 """Processes whose passes must keep in step, since the model exchanges values in them."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, SyncBatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from normscope._errors import UsageError
 from normscope.modules.wrapped import rank_of_many
 
 PATIENCE = timedelta(minutes=2)
@@ -109,6 +112,29 @@ class Processes:
             torch.distributed.all_reduce(total, group=self._group)
             found.append(total / torch.distributed.get_world_size(self._group))
         return found
+
+
+class _RefusingExchanges(TorchDispatchMode):
+    """Raises before any operation by which processes exchange values, whatever function of torch has led to it."""
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation.namespace in ("c10d", "_c10d_functional"):
+            raise UsageError(
+                f"loss_fn exchanges values with other processes ({operation.__name__.partition('.')[0].strip('_')}), "
+                "and would wait for them wherever it is evaluated again: give a loss_fn of this process's own batch"
+            )
+        return operation(*args, **(kwargs or {}))
+
+
+def refusing_exchanges() -> AbstractContextManager[Any]:
+    """Return a context in which no value may be sent to other processes.
+
+    Every operation takes longer in it.
+
+    Raises:
+        UsageError: In the block, before anything is sent.
+    """
+    return nullcontext() if rank_of_many() is None else _RefusingExchanges()
 
 
 def exchanging(modules: Iterable[tuple[Module, bool]]) -> list[Any]:

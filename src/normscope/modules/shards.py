@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 SHARDED = (
     "parameters are sharded over processes (FSDP), and each holds only a part of them: what reads whole weights or "
     "evaluates the loss again cannot be read"
 )
+
+_WHOLE = (Tensor, Parameter)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -20,7 +22,9 @@ def local(tensor: Tensor) -> Tensor:
 
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is a view of one that lies on several processes."""
-    return type(tensor) is not Tensor and hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+    if type(tensor) in _WHOLE:  # asked of every parameter several times a step
+        return False
+    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
 def sharded(model: Module) -> str:

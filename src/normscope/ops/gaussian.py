@@ -26,7 +26,7 @@ class GaussianMoments(NamedTuple):
 
     @property
     def gain(self) -> float:
-        r"""What the activation is multiplied by to have variance 1: :math:`\sqrt{2/(1-1/\pi)}` for ReLU."""
+        r"""What the activation is multiplied by to have variance 1: $\sqrt{2/(1-1/\pi)}$ for ReLU."""
         return 1 / math.sqrt(self.variance)
 
 

@@ -1,17 +1,17 @@
 r"""Centre each channel and divide it by a norm: lp normalization, and RMS normalization without the centring.
 
-Each channel of ``(N, C, *)`` has :math:`n` elements; angle brackets are their mean, bars are cotangents. The norm is
-taken of :math:`b`, which is :math:`x` as it comes or :math:`x - \mu`, and is an average: independent of :math:`n`.
+Each channel of ``(N, C, *)`` has $n$ elements; angle brackets are their mean, bars are cotangents. The norm is
+taken of $b$, which is $x$ as it comes or $x - \mu$, and is an average: independent of $n$.
 
-.. math:: y = (x - \mu)\, r, \qquad r = (s^2 + \epsilon)^{-1/2}, \qquad
-          s = k \langle |b|^p \rangle^{1/p} \;\text{ or }\; k \max |b|,
+$$y = (x - \mu)\, r, \qquad r = (s^2 + \epsilon)^{-1/2}, \qquad
+s = k \langle |b|^p \rangle^{1/p} \;\text{ or }\; k \max |b|,$$
 
-.. math:: \bar x = r (\bar y - \langle \bar y \rangle) + 2 q \Bigl(\overline{s^2} - \tfrac12 r^3
-          \textstyle\sum \bar y\, (x - \mu)\Bigr) + \bar\mu / n, \qquad q = \tfrac12\, \partial s^2 / \partial x .
+$$\bar x = r (\bar y - \langle \bar y \rangle) + 2 q \Bigl(\overline{s^2} - \tfrac12 r^3
+\textstyle\sum \bar y\, (x - \mu)\Bigr) + \bar\mu / n, \qquad q = \tfrac12\, \partial s^2 / \partial x .$$
 
-For :math:`p = 1`, :math:`n q = k^2 \langle |b| \rangle\, \mathrm{sign}\, b`; for 2, :math:`n q = k^2 b`; for the
-maximum, :math:`q = k^2 b` shared among the elements that attain it, and 0 elsewhere. Where :math:`b = x - \mu`, the
-mean of :math:`q` is taken off. With :math:`p = 2` and :math:`b = x - \mu` this is batch normalization.
+For $p = 1$, $n q = k^2 \langle |b| \rangle\, \mathrm{sign}\, b$; for 2, $n q = k^2 b$; for the
+maximum, $q = k^2 b$ shared among the elements that attain it, and 0 elsewhere. Where $b = x - \mu$, the
+mean of $q$ is taken off. With $p = 2$ and $b = x - \mu$ this is batch normalization.
 Santurkar et al. (2018), section 3.3; Hoffer et al. (2018), section 4; Zhang & Sennrich (2019), eq. 4.
 """
 
@@ -41,7 +41,7 @@ class Divisor(NamedTuple):
         p: Order of the norm: 1, 2 or ``math.inf``.
         centre: Whether the mean is subtracted before the division.
         centred: Whether the norm is of the values less their mean.
-        factor: :math:`k`, by which the norm is multiplied.
+        factor: $k$, by which the norm is multiplied.
     """
 
     p: float
@@ -174,9 +174,9 @@ def divide(x: Tensor, by: Divisor, eps: float) -> tuple[Tensor, Tensor, Tensor, 
 def gaussian_factor(p: float, n: int) -> float:
     r"""Return the factor between the average norm of ``n`` centred Gaussian values and their standard deviation.
 
-    :math:`\sqrt{\pi/2}` for :math:`p = 1` and 1 for 2, in the limit of large ``n``. For the maximum, one over
-    :math:`E \max |z| = \int_0^\infty 1 - \mathrm{erf}(t/\sqrt 2)^n\, dt`, of which :math:`\sqrt{2 \ln n}` is the
-    leading term. (The :math:`(1 + \sqrt{\pi \ln 4}) / (2 \sqrt{2 \ln n})` in the code of Hoffer et al. goes with the
+    $\sqrt{\pi/2}$ for $p = 1$ and 1 for 2, in the limit of large ``n``. For the maximum, one over
+    $E \max |z| = \int_0^\infty 1 - \mathrm{erf}(t/\sqrt 2)^n\, dt$, of which $\sqrt{2 \ln n}$ is the
+    leading term. (The $(1 + \sqrt{\pi \ln 4}) / (2 \sqrt{2 \ln n})$ in the code of Hoffer et al. goes with the
     average of the ten largest; with the maximum it gives 1.3 to 1.4 standard deviations.)
 
     Args:

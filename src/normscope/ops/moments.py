@@ -1,9 +1,9 @@
 r"""Merge means and sums of squared deviations of parts into those of the whole.
 
-With counts :math:`n`, means :math:`\mu` and sums of squared deviations :math:`M`, and
-:math:`\delta = \mu_b - \mu_a` (Chan, Golub & LeVeque, 1979, eq. 2.1),
+With counts $n$, means $\mu$ and sums of squared deviations $M$, and
+$\delta = \mu_b - \mu_a$ (Chan, Golub & LeVeque, 1979, eq. 2.1),
 
-.. math:: n = n_a + n_b, \quad \mu = \mu_a + \delta\, n_b / n, \quad M = M_a + M_b + \delta^2 n_a n_b / n .
+$$n = n_a + n_b, \quad \mu = \mu_a + \delta\, n_b / n, \quad M = M_a + M_b + \delta^2 n_a n_b / n .$$
 
 A mean of 1e6 in float32 lies on a grid of 0.06, so the part of it that falls between the grid points is carried
 along: the mean is ``mean + low``.

@@ -1,8 +1,8 @@
 r"""Standardize each row of a matrix: the rules of ``standardize`` with a row as a channel, and torch's kernel for rows.
 
-Gain and shift belong to the columns here: with :math:`\gamma_j` and :math:`\beta_j`,
-:math:`y_{ij} = \gamma_j \hat x_{ij} + \beta_j`, hence
-:math:`\bar\gamma_j = \sum_i \hat x_{ij} \bar y_{ij}` and :math:`\bar\beta_j = \sum_i \bar y_{ij}`.
+Gain and shift belong to the columns here: with $\gamma_j$ and $\beta_j$,
+$y_{ij} = \gamma_j \hat x_{ij} + \beta_j$, hence
+$\bar\gamma_j = \sum_i \hat x_{ij} \bar y_{ij}$ and $\bar\beta_j = \sum_i \bar y_{ij}$.
 """
 
 from typing import Any

@@ -1,15 +1,15 @@
 r"""Subtract the mean, divide by the standard deviation, then scale and shift: the operation under every norm.
 
-Angle brackets are the mean over the statistics set, which has :math:`n` elements in a channel of ``(N, C, *)``: the
+Angle brackets are the mean over the statistics set, which has $n$ elements in a channel of ``(N, C, *)``: the
 batch, or any set of `normscope.ops.sets`. Bars are cotangents.
 
-.. math:: \hat x = (x - \mu)\, r, \qquad r = (\sigma^2 + \epsilon)^{-1/2}, \qquad y = \gamma \hat x + \beta,
+$$\hat x = (x - \mu)\, r, \qquad r = (\sigma^2 + \epsilon)^{-1/2}, \qquad y = \gamma \hat x + \beta,$$
 
-.. math:: \bar x = \gamma r \bigl(\bar y - \langle \bar y \rangle - \hat x \langle \hat x\, \bar y \rangle \bigr)
-          + \bigl(\bar\mu - r^2 \hat x\, \bar r \bigr) / n,
-          \qquad \bar\gamma = \sum \hat x\, \bar y, \qquad \bar\beta = \sum \bar y .
+$$\bar x = \gamma r \bigl(\bar y - \langle \bar y \rangle - \hat x \langle \hat x\, \bar y \rangle \bigr)
++ \bigl(\bar\mu - r^2 \hat x\, \bar r \bigr) / n,
+\qquad \bar\gamma = \sum \hat x\, \bar y, \qquad \bar\beta = \sum \bar y .$$
 
-The Jacobian of :math:`\hat x` is symmetric, so its tangent rule is its cotangent rule.
+The Jacobian of $\hat x$ is symmetric, so its tangent rule is its cotangent rule.
 Ioffe & Szegedy (2015), section 3; Santurkar et al. (2018), fact C.1.
 """
 

@@ -1,9 +1,9 @@
 r"""Mean and variance of a batch that do not drown in an offset.
 
 In float32, 1e6 + randn summed as it is has a mean wrong by as much as its standard deviation is wide, and
-:math:`x\,a + (\beta - \mu a)` loses what is left. So a constant close to the mean is taken off first,
-:math:`d = x - c`: the difference of nearby floats is exact (Sterbenz), and all that follows is done on values as large
-as their own deviations. Standardization does not see a shift, to any order of derivative, so :math:`c` is a constant
+$x\,a + (\beta - \mu a)$ loses what is left. So a constant close to the mean is taken off first,
+$d = x - c$: the difference of nearby floats is exact (Sterbenz), and all that follows is done on values as large
+as their own deviations. Standardization does not see a shift, to any order of derivative, so $c$ is a constant
 to autograd.
 """
 

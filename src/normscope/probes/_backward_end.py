@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
 from normscope.modules.shards import is_distributed
@@ -71,10 +72,17 @@ class Gradients:
     Args:
         parameters: The parameters.
         updating: Whether an optimizer is in its step, so that a backward pass is its closure's.
+        thorough: Whether gradients are taken for changed before the update where torch has counted no change, too.
+
+    Attributes:
+        uncounted: Of the changed gradients those of which torch has counted no change, by ``id`` of the parameter.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], updating: Callable[[], bool] = lambda: False) -> None:
-        self._updating = updating
+    def __init__(
+        self, parameters: Iterable[Parameter], updating: Callable[[], bool] = lambda: False, thorough: bool = False
+    ) -> None:
+        self._updating, self._thorough = updating, thorough
+        self.uncounted: set[int] = set()
         self._parameters = {id(parameter): parameter for parameter in parameters}
         self._seen: dict[int, _Seen] = {}
 
@@ -90,6 +98,7 @@ class Gradients:
                 seen.parameter_version == parameter._version and (not seen.handed_over or self._updating())
             ):
                 self._seen[key] = _Seen(parameter._version, _mark(parameter.grad))
+                self.uncounted.discard(key)
                 found.append(parameter)
             else:
                 seen.later = True
@@ -113,6 +122,9 @@ class Gradients:
                 # After a later pass a new gradient may lie where the old one lay, written to as often.
                 if seen.later or _is_changed(parameter.grad, seen.gradient):
                     changed.append(parameter)
+                elif self._thorough:
+                    self.uncounted.add(key)
+                    changed.append(parameter)
         return unread, changed
 
     def at_end(self) -> tuple[list[Parameter], list[Parameter]]:
@@ -127,6 +139,23 @@ class Gradients:
             elif not (seen.handed_over or seen.later) and _is_changed(parameter.grad, seen.gradient):
                 changed.append(parameter)
         return unread, changed
+
+
+class UncountedChanges:
+    """Whether loops change gradients of which torch counts no change (``.grad.data``), as a first reading has shown."""
+
+    def __init__(self) -> None:
+        self._found: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
+
+    def possible(self, model: Module) -> bool:
+        """Whether such a change is known, or nothing is known yet."""
+        return self._found.get(model, True)
+
+    def note(self, model: Module, changed: Iterable[bool]) -> None:
+        """Note of each gradient that was compared though no change was counted, whether it was changed."""
+        compared = list(changed)
+        if compared:
+            self._found[model] = any(compared)
 
 
 def _mark(gradient: Tensor) -> tuple[int, int]:

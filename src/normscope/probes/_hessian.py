@@ -85,7 +85,7 @@ class Hessian:
     def rounding(self) -> float:
         r"""Relative rounding of a product: that of the coarsest type in it; its power 2/3 for differences of gradients.
 
-        Those lose :math:`\epsilon |g| / h` and :math:`h^2`, which the step h above makes alike.
+        Those lose $\epsilon |g| / h$ and $h^2$, which the step h above makes alike.
         """
         eps = max(self._replay.start.conditions.epsilon, *(torch.finfo(part.dtype).eps for part in self.gradient))
         return eps if self.exact else eps ** (2 / 3)
@@ -177,7 +177,7 @@ class Hessian:
         return self._along
 
     def gradient_curvature(self) -> float:
-        """Return :math:`g^T H g / g^T g`; NaN for a gradient that is zero or not finite."""
+        """Return $g^T H g / g^T g$; NaN for a gradient that is zero or not finite."""
         length = norm(self.gradient)
         return dot(self.gradient, self.along_gradient()) / length if length else float("nan")
 

@@ -19,14 +19,14 @@ class Spectrum:
 
     Attributes:
         values: The largest eigenvalues, descending; NaN where the run has found fewer.
-        residuals: :math:`\lVert Hv - \lambda v\rVert` of each, by the recurrence.
+        residuals: $\lVert Hv - \lambda v\rVert$ of each, by the recurrence.
         vectors: Unit eigenvectors that belong to ``values``; fewer where values are NaN.
         converged: Whether the estimated error of each value is within the tolerance.
         products: How many products were taken.
         nodes: All Ritz values, ascending.
         weights: Squared first components of the Ritz vectors: with ``nodes`` the Gauss quadrature of the start's
             spectral measure, exact for polynomials of degree ``2 * products - 1``.
-        first: :math:`v^T H v` of the normalized start.
+        first: $v^T H v$ of the normalized start.
     """
 
     values: NDArray[np.float64]
@@ -90,9 +90,9 @@ def lanczos(
 ) -> Spectrum:
     r"""Find the largest eigenvalues of a symmetric operator, with full reorthogonalization.
 
-    A Ritz value :math:`\theta` with residual r is within r of an eigenvalue, and within :math:`r^2/\delta` if the next
-    eigenvalue is :math:`\delta` away (Parlett 1980, theorem 11.7.1); the run stops once the smaller of the two is below
-    ``tolerance`` times :math:`|\theta|` for each value wanted. The gap is estimated from the Ritz values themselves.
+    A Ritz value $\theta$ with residual r is within r of an eigenvalue, and within $r^2/\delta$ if the next
+    eigenvalue is $\delta$ away (Parlett 1980, theorem 11.7.1); the run stops once the smaller of the two is below
+    ``tolerance`` times $|\theta|$ for each value wanted. The gap is estimated from the Ritz values themselves.
 
     Args:
         product: The operator.
@@ -176,17 +176,17 @@ def quantiles(spectra: Sequence[Spectrum], levels: Sequence[float]) -> NDArray[n
 def negative_share(spectra: Sequence[Spectrum], rounding: float) -> float:
     r"""Return the share of eigenvalues that are negative beyond rounding, by stochastic Lanczos quadrature.
 
-    In exact arithmetic a node is :math:`q^T H q` of a unit vector, so that only an operator with negative eigenvalues
-    has a negative node. In floating point the tridiagonal matrix after k products is that of :math:`H + E` on the
-    basis. A column of E is what a product and its projection lose, a few roundings :math:`\epsilon \lVert H \rVert`
-    (four are allowed here), so :math:`\lVert E \rVert_F \le 4 \sqrt k\, \epsilon \lVert H \rVert`; and no
+    In exact arithmetic a node is $q^T H q$ of a unit vector, so that only an operator with negative eigenvalues
+    has a negative node. In floating point the tridiagonal matrix after k products is that of $H + E$ on the
+    basis. A column of E is what a product and its projection lose, a few roundings $\epsilon \lVert H \rVert$
+    (four are allowed here), so $\lVert E \rVert_F \le 4 \sqrt k\, \epsilon \lVert H \rVert$; and no
     eigenvalue moves by more (Weyl). Zero eigenvalues, of which a singular Hessian has many, come out on either side of
     zero within this bound: a node counts only below it, with the largest node for the norm. A spectrum whose truly
     negative part is nearer to zero cannot be told from one that has none.
 
     Args:
         spectra: Results of runs from random starts.
-        rounding: Relative rounding :math:`\epsilon` of a product.
+        rounding: Relative rounding $\epsilon$ of a product.
     """
     shares = []
     for spectrum in spectra:

@@ -49,9 +49,9 @@ class ProbeSet:
 
     def note(self, probed: ProbedStep, index: int) -> None:
         """Take over what a step has shown: failures, probes without values, and what does not fit the loop."""
-        causes = {id(error): error for _, error in probed.failures.values()}
-        for key, error in causes.items():  # probes that failed by one cause are told of in one warning
-            by_it = {id(probe) for probe, other in probed.failures.values() if id(other) == key}
+        causes = {repr(error): error for _, error in probed.failures.values()}
+        for words, error in causes.items():  # probes that failed by one cause are told of in one warning
+            by_it = {id(probe) for probe, other in probed.failures.values() if repr(other) == words}
             self.switch_off([probe for probe in self.probes if id(probe) in by_it], error, index)
         self._have_read |= probed.values_read
         for code, reason in probed.nothing.items():

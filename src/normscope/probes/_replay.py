@@ -7,7 +7,7 @@ the gradient is one fused multiply-add.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from normscope._errors import UsageError
 from normscope.modules.batches import Piece, is_pieces
 from normscope.modules.call import modes_kept
 from normscope.modules.hooks import no_global_hooks, silence
-from normscope.modules.processes import Processes
+from normscope.modules.processes import Processes, refusing_exchanges
 from normscope.modules.reach import Reach
 from normscope.modules.reaching import ReachingSnapshot
 from normscope.modules.rng import RngState
@@ -264,7 +264,7 @@ class Replay:
         self._rewind()
         for piece in pieces:
             piece.rng.restore(beside_torch=self.draws_beside_torch is not False)
-            with self.start.conditions.repeated():
+            with self.start.conditions.repeated(), self._by_itself():
                 loss = self._loss_fn(self.model, piece.batch)
             if self.draws_beside_torch is None:
                 self.draws_beside_torch = piece.rng.drawn_beside_torch()
@@ -273,6 +273,11 @@ class Replay:
             if self.processes is not None:  # the pass back is to come, or the next piece
                 self.processes.begin_pass()
             yield loss.reshape(()) if piece.share == 1 else loss.reshape(()) * piece.share
+
+    def _by_itself(self) -> AbstractContextManager[Any]:
+        """Refuse a loss that waits for other processes, as it is evaluated again for the first time."""
+        known = self.start.reach.compared or self.draws_beside_torch is not None
+        return nullcontext() if known or self.processes is not None else refusing_exchanges()
 
     def _rewind(self) -> None:
         """Put buffers, and what the loss reaches beside the model, into the state with which the step began."""

@@ -13,7 +13,7 @@ from normscope.modules.autocast import no_grad, without_autocast
 from normscope.modules.backward import Removable
 from normscope.modules.channels import Channels, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small, same_content
-from normscope.modules.hooks import Hook
+from normscope.modules.hooks import ForwardHooks, Hook
 from normscope.modules.normalized import is_normalized
 from normscope.modules.sites import Tree, uses_batch
 from normscope.probes._backward_end import BackwardEnd
@@ -226,11 +226,13 @@ class Step(KeptValues):
 
     def attach(self) -> None:
         """Register the hooks: one a module, however many probes read it."""
+        hooks = ForwardHooks()
+        self._handles.append(hooks)
         for module, listener in self._listeners.items():
             if listener.inputs or listener.hooks_before:
-                self._handles.append(module.register_forward_pre_hook(Hook(listener.before), with_kwargs=True))
+                hooks.add_before(module, listener.before)
             if listener.calls or listener.outputs or listener.gradients or listener.hooks_after:
-                self._handles.append(module.register_forward_hook(Hook(listener.after)))
+                hooks.add_after(module, listener.after)
 
     def on_backward_end(self, probe: Hashable, parameters: Iterable[Tensor], read: Callable[[], None]) -> None:
         """Call ``read()`` whenever a backward pass that reaches one of these parameters has ended.

@@ -32,14 +32,14 @@ class ActivationDistribution(AbstractProbe):
 
     ## Measures
     For each site, over all elements of its output in the user's own forward pass (batch, channels, positions):
-    ``mean``, ``std`` (of the population, divisor :math:`n`), and the percentiles ``p15``, ``p50``, ``p85`` by linear
+    ``mean``, ``std`` (of the population, divisor $n$), and the percentiles ``p15``, ``p50``, ``p85`` by linear
     interpolation. The output of a norm or of a linear or convolutional layer is a pre-activation: the input of
     the following non-linearity. A site that is called several times is pooled over its calls.
 
     For more than ``sample`` elements, percentiles are taken of a subsample: every k-th element in memory order, with k
     the smallest step that leaves at most ``sample`` elements and has no factor in common with their number, so that all
-    channels and positions are met evenly. No random number is drawn. The standard error of a percentile from 8192
-    independent normal values is about 0.015 standard deviations. ``mean`` and ``std`` always use every element.
+    channels and positions are met evenly. No random number is drawn. The standard error of a percentile from 4096
+    independent normal values is about 0.02 standard deviations. ``mean`` and ``std`` always use every element.
 
     ## Cost
     Two reads of each site's output, shared with other probes, and a sort of at most ``sample`` elements. An output of
@@ -68,7 +68,7 @@ class ActivationDistribution(AbstractProbe):
         "Chan, Golub and LeVeque 1983, Algorithms for Computing the Sample Variance (merging of moments)",
     )
 
-    def __init__(self, sites: Sequence[str] | None = None, *, sample: int = 8192, every: int | None = None) -> None:
+    def __init__(self, sites: Sequence[str] | None = None, *, sample: int = 4096, every: int | None = None) -> None:
         super().__init__(every=every)
         if sample < 2:
             raise UsageError(f"{self.CODE}: sample={sample} must be 2 or more")

@@ -47,14 +47,14 @@ class AffineDrift(AbstractProbe):
     r"""Distance of a norm's gain and shift from the identity and from their start.
 
     ## Measures
-    For each norm with a gain :math:`\gamma` (``weight``) or a shift :math:`\beta` (``bias``), as the step began:
+    For each norm with a gain $\gamma$ (``weight``) or a shift $\beta$ (``bias``), as the step began:
 
     - ``weight_mean``, ``bias_mean``: means over channels;
-    - ``weight_drift``, ``bias_drift``: root mean square over channels of :math:`\gamma - \gamma_0` and
-      :math:`\beta - \beta_0`, the values at the first step that this probe read;
+    - ``weight_drift``, ``bias_drift``: root mean square over channels of $\gamma - \gamma_0$ and
+      $\beta - \beta_0$, the values at the first step that this probe read;
     - of batch norms ``weight_identity_gap``, ``bias_identity_gap``: medians over channels of
-      :math:`|\gamma - \sigma| / \sigma` and :math:`|\beta - \mu| / \sigma`: with both at 0 the layer would undo its own
-      normalization. :math:`\mu` and :math:`\sigma^2 = \mathrm{Var} + \epsilon` are those that the layer normalized by:
+      $|\gamma - \sigma| / \sigma$ and $|\beta - \mu| / \sigma$: with both at 0 the layer would undo its own
+      normalization. $\mu$ and $\sigma^2 = \mathrm{Var} + \epsilon$ are those that the layer normalized by:
       of the user's own batch (the last call's), in eval mode the running ones.
 
     **State**: for each norm, gain and shift at its first reading. A probe used for another model starts anew.

@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from normscope.modules.autocast import without_autocast
 from normscope.modules.channels import to_host
-from normscope.modules.contents import Content, Copy, by_channel, is_small, side_by_side
+from normscope.modules.contents import Content, Copy, by_channel, deviations_of, is_small, side_by_side
 from normscope.modules.normalized import sums_gradients
 from normscope.modules.sites import batch_norms, chosen, uses_batch
 from normscope.probes._probe import AbstractProbe
@@ -45,20 +45,20 @@ class BatchNormGradientTerms(AbstractProbe):
     r"""Energy that the mean and the variance term of batch norm take out of the gradient.
 
     ## Measures
-    Batch norm in training passes back :math:`g_x = \frac{\gamma}{\sigma}\left(g - \overline{g} - \hat x\,
-    \overline{g \hat x}\right)`, with :math:`g` the gradient at its output, bars means over the batch and positions of a
-    channel, :math:`m` of them, and :math:`\sigma^2 = \mathrm{Var}[x] + \epsilon`. Energies are squared lengths, summed
+    Batch norm in training passes back $g_x = \frac{\gamma}{\sigma}\left(g - \overline{g} - \hat x\,
+    \overline{g \hat x}\right)$, with $g$ the gradient at its output, bars means over the batch and positions of a
+    channel, $m$ of them, and $\sigma^2 = \mathrm{Var}[x] + \epsilon$. Energies are squared lengths, summed
     over the channels of the layer. From the user's own pass, for each batch norm that used its batch's statistics:
 
-    - ``mean_share``: share of the energy of the rescaled gradient :math:`\gamma g/\sigma` that the term
-      :math:`\overline{g}` removes, and ``variance_share``: the share that :math:`\hat x\,\overline{g \hat x}` removes.
-      The rest passes. A gradient that knows nothing of the two directions loses :math:`1/m` to each;
-    - ``rescale_error``: :math:`\lVert \gamma g/\sigma - g_x\rVert / \lVert g_x\rVert`, how wrong the formula is that
+    - ``mean_share``: share of the energy of the rescaled gradient $\gamma g/\sigma$ that the term
+      $\overline{g}$ removes, and ``variance_share``: the share that $\hat x\,\overline{g \hat x}$ removes.
+      The rest passes. A gradient that knows nothing of the two directions loses $1/m$ to each;
+    - ``rescale_error``: $\lVert \gamma g/\sigma - g_x\rVert / \lVert g_x\rVert$, how wrong the formula is that
       knows the factor only, and ``rescale_cosine``: the cosine of the two;
-    - ``sigma``: mean of :math:`\sigma` over channels, and ``gain``: mean of :math:`|\gamma|/\sigma`.
+    - ``sigma``: mean of $\sigma$ over channels, and ``gain``: mean of $|\gamma|/\sigma$.
 
-    With :math:`q = \overline{g \hat x}` and :math:`v = \mathrm{Var}[x]/\sigma^2`, removed in a channel are
-    :math:`m\overline g^2` and :math:`m q^2 (2 - v)` of :math:`\lVert g\rVert^2`, exactly for any :math:`\epsilon`. A
+    With $q = \overline{g \hat x}$ and $v = \mathrm{Var}[x]/\sigma^2$, removed in a channel are
+    $m\overline g^2$ and $m q^2 (2 - v)$ of $\lVert g\rVert^2$, exactly for any $\epsilon$. A
     layer called several times is pooled over its calls.
 
     ## Cost
@@ -231,7 +231,7 @@ def _sums(calls: Sequence[_Call]) -> np.ndarray:
     """Return the sums over each channel of the gradient, of its square, and of it times the input's deviations."""
     positions = calls[0].content.positions
     g = side_by_side(by_channel(copy.array, positions) for call in calls if (copy := call.gradient) is not None)
-    inputs = side_by_side(call.content.deviations for call in calls)
+    inputs = deviations_of([call.content for call in calls])
     with np.errstate(all="ignore"):
         terms = [g, g * g, g * inputs]
         if positions > 1:

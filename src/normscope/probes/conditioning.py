@@ -28,19 +28,19 @@ class Conditioning(AbstractProbe):
     r"""Spectrum of the second moment of layer inputs, and of the Fisher information of the last layer.
 
     ## Measures
-    For each layer that bears weight, with :math:`h` its input vector (of a convolution: the channels at a position) and
-    :math:`\lambda_1 \ge \lambda_2 \ge \dots \ge \lambda_d` the eigenvalues of :math:`E[h h^T]`, uncentred, over samples
+    For each layer that bears weight, with $h$ its input vector (of a convolution: the channels at a position) and
+    $\lambda_1 \ge \lambda_2 \ge \dots \ge \lambda_d$ the eigenvalues of $E[h h^T]$, uncentred, over samples
     and positions of the user's own pass:
 
-    - ``top_over_mean``: :math:`\lambda_1` over the mean of all; ``outlier``: over the mean of all others,
-      :math:`1 + d/(\pi - 1)` after ReLU on normal values;
-    - ``condition_95``: :math:`\lambda_1/\lambda_k`, k the smallest number for which the first k sum to 95 % of the
-      trace; ``condition_100``: :math:`\lambda_1/\lambda_d`, infinite where the moment is singular.
+    - ``top_over_mean``: $\lambda_1$ over the mean of all; ``outlier``: over the mean of all others,
+      $1 + d/(\pi - 1)$ after ReLU on normal values;
+    - ``condition_95``: $\lambda_1/\lambda_k$, k the smallest number for which the first k sum to 95 % of the
+      trace; ``condition_100``: $\lambda_1/\lambda_d$, infinite where the moment is singular.
 
     Of the last layer, if it is linear and the loss is the softmax cross-entropy of its output (found out by the
     gradient: output probabilities less the gradient per sample must be one-hot): ``fisher_1`` to ``fisher_3``, the top
     eigenvalues of the Fisher information of its weight,
-    :math:`E[(\mathrm{diag}(p) - p p^T) \otimes h h^T]`, which is also its block of the Gauss-Newton matrix.
+    $E[(\mathrm{diag}(p) - p p^T) \otimes h h^T]$, which is also its block of the Gauss-Newton matrix.
 
     More than ``sample`` vectors are subsampled: every k-th, k having no factor in common with their number.
 

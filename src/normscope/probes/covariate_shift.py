@@ -31,21 +31,21 @@ class CovariateShift(AbstractProbe):
     ## Measures
     Definition 2.1 of Santurkar et al., for each layer i that bears weight:
 
-    .. math:: G_i = \nabla_{W_i} L(W_1^t, \dots, W_k^t; x), \qquad
-              G'_i = \nabla_{W_i} L(W_1^{t+1}, \dots, W_{i-1}^{t+1}, W_i^t, \dots, W_k^t; x),
+    $$G_i = \nabla_{W_i} L(W_1^t, \dots, W_k^t; x), \qquad
+    G'_i = \nabla_{W_i} L(W_1^{t+1}, \dots, W_{i-1}^{t+1}, W_i^t, \dots, W_k^t; x),$$
 
-    on the step's own batch, with the update that the optimizer really made: ``l2`` :math:`\lVert G'_i - G_i\rVert_2`,
-    ``relative`` :math:`\lVert G'_i - G_i\rVert / \lVert G_i\rVert`, ``cosine`` :math:`\cos(G_i, G'_i)`, and
-    ``gradient_norm`` :math:`\lVert G_i\rVert`.
+    on the step's own batch, with the update that the optimizer really made: ``l2`` $\lVert G'_i - G_i\rVert_2$,
+    ``relative`` $\lVert G'_i - G_i\rVert / \lVert G_i\rVert$, ``cosine`` $\cos(G_i, G'_i)$, and
+    ``gradient_norm`` $\lVert G_i\rVert$.
 
     Before layer i is everything whose first use in the forward pass comes before it: the parameters of a norm that
-    stands between layers i-1 and i are updated in :math:`G'_i`. Parameters of a container count from when the container
+    stands between layers i-1 and i are updated in $G'_i$. Parameters of a container count from when the container
     begins; modules whose own call is never seen from when the container around them begins. A shared weight counts
     from its first use. The first layer's shift is 0 unless a norm comes before it.
 
     ## Cost
-    With n layers, in plain steps: nothing for :math:`G` where the user's own pass is proven to be it, else 1 (shared
-    with other probes); for the :math:`G'` about n/4 + 1/3 by ``prefix`` (the updated prefix is run once; each layer
+    With n layers, in plain steps: nothing for $G$ where the user's own pass is proven to be it, else 1 (shared
+    with other probes); for the $G'$ about n/4 + 1/3 by ``prefix`` (the updated prefix is run once; each layer
     then needs only the old suffix, and the backward pass only down to its own weight), n/2 + 1/3 by ``general`` (each
     layer runs the whole forward pass). ``auto`` takes the first where the pass can be repeated from kept outputs, and
     checks it once against the second. Memory: the outputs of all childless modules, and four copies of the parameters.

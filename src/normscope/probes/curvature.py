@@ -40,28 +40,28 @@ class Curvature(AbstractProbe):
     r"""Eigenvalues, trace, density and sharpness of the loss Hessian.
 
     ## Measures
-    :math:`H = \nabla^2 L(\theta)` on the step's own batch, over all P trainable parameters, at those with which the
+    $H = \nabla^2 L(\theta)$ on the step's own batch, over all P trainable parameters, at those with which the
     step began; in two modes, named behind an ``@``: ``train`` is the step's own pass, in which batch norm normalizes by
     the statistics of the batch and H includes that they depend on the weights; in ``frozen`` the norms use their
     running statistics as constants. What is measured, by the names given to ``measures``:
 
     - *eigenvalues*: ``top_eigenvalue``, then ``eigenvalue_2``, ..., the algebraically largest, by Lanczos with full
-      reorthogonalization from a random start; ``residual`` (``residual_2``, ...) :math:`\lVert Hv-\lambda v\rVert`;
-      ``converged``, 1 if the error of each, the smaller of r and :math:`r^2/` gap, is within ``tolerance``
-      :math:`|\lambda|`, else 0; ``products``, how many Hessian-vector products it took;
-    - *trace*: ``trace`` by Hutchinson, the mean of :math:`v^T H v` over vectors of random signs (the start of each
+      reorthogonalization from a random start; ``residual`` (``residual_2``, ...) $\lVert Hv-\lambda v\rVert$;
+      ``converged``, 1 if the error of each, the smaller of r and $r^2/$ gap, is within ``tolerance``
+      $|\lambda|$, else 0; ``products``, how many Hessian-vector products it took;
+    - *trace*: ``trace`` by Hutchinson, the mean of $v^T H v$ over vectors of random signs (the start of each
       Lanczos run counts as one), and ``trace_error``, its standard error;
-    - *gradient*: ``gradient_curvature`` :math:`g^T H g / g^T g`;
+    - *gradient*: ``gradient_curvature`` $g^T H g / g^T g$;
     - *density*: ``density_p01``, ``_p10``, ``_p50``, ``_p90``, ``_p99``, quantiles of the eigenvalues, and
-      ``negative_share``, the share below :math:`-4\sqrt k\,\epsilon` times the largest in size, by stochastic Lanczos
+      ``negative_share``, the share below $-4\sqrt k\,\epsilon$ times the largest in size, by stochastic Lanczos
       quadrature with k products: what is nearer to zero may be the rounding of zero, as a flat direction's is;
-    - *batch*: ``batch_sharpness`` :math:`E_B[g_B^T H_B g_B / g_B^T g_B]`, the mean over ``parts`` equal parts of the
+    - *batch*: ``batch_sharpness`` $E_B[g_B^T H_B g_B / g_B^T g_B]$, the mean over ``parts`` equal parts of the
       batch, and ``batch_sharpness_error``, its standard error; left out where a batch cannot be cut. At the full batch
       size it is the mean of ``gradient_curvature`` over steps;
-    - *layers*: ``layer_sharpness`` :math:`\lambda_{max}(\lVert W_l\rVert_F^2 H_{ll})` by layer, its maximum over layers
+    - *layers*: ``layer_sharpness`` $\lambda_{max}(\lVert W_l\rVert_F^2 H_{ll})$ by layer, its maximum over layers
       for the whole model, and ``layer_converged``;
-    - *adaptive*: ``adaptive_sharpness`` :math:`\max_{\lVert\delta/|w|\rVert_2\le\rho} L(w+\delta) - L(w)`, the largest
-      found by ``ascent`` projected steps; with one step :math:`\delta = \rho\, w^2 g / \lVert w g\rVert`, the solution
+    - *adaptive*: ``adaptive_sharpness`` $\max_{\lVert\delta/|w|\rVert_2\le\rho} L(w+\delta) - L(w)$, the largest
+      found by ``ascent`` projected steps; with one step $\delta = \rho\, w^2 g / \lVert w g\rVert$, the solution
       to first order.
 
     Without a norm to freeze both modes are one, and are measured once. What is not finite is recorded as NaN.

@@ -18,16 +18,16 @@ class Descent(AbstractProbe):
     r"""Safe step, predicted and actual decrease of the loss by the update.
 
     ## Measures
-    On the step's own batch, with the same random numbers, g and H at :math:`\theta`, the parameters with which the
-    step began, and :math:`d = \theta' - \theta` the update that the optimizer really made, for the whole model:
+    On the step's own batch, with the same random numbers, g and H at $\theta$, the parameters with which the
+    step began, and $d = \theta' - \theta$ the update that the optimizer really made, for the whole model:
 
-    - ``safe_step`` :math:`2\lVert g\rVert^2 / g^T H g`: a longer step along the gradient raises the loss of the
-      quadratic model; infinite where :math:`g^T H g \le 0`;
-    - ``step_to_safe`` :math:`\eta\, g^T H g / 2\lVert g\rVert^2`, the learning rate over it: finite, and beyond 1
+    - ``safe_step`` $2\lVert g\rVert^2 / g^T H g$: a longer step along the gradient raises the loss of the
+      quadratic model; infinite where $g^T H g \le 0$;
+    - ``step_to_safe`` $\eta\, g^T H g / 2\lVert g\rVert^2$, the learning rate over it: finite, and beyond 1
       where the step is too long;
-    - ``loss``, ``loss_after``, ``actual_decrease`` :math:`L(\theta) - L(\theta')`, and ``raised``, 1 where the loss
+    - ``loss``, ``loss_after``, ``actual_decrease`` $L(\theta) - L(\theta')$, and ``raised``, 1 where the loss
       rose, else 0: its mean is the share of steps that raised the loss on their own batch;
-    - ``linear_decrease`` :math:`-g^T d` and ``predicted_decrease`` :math:`-g^T d - \tfrac12 d^T H d`;
+    - ``linear_decrease`` $-g^T d$ and ``predicted_decrease`` $-g^T d - \tfrac12 d^T H d$;
     - ``decrease_ratio``, actual over predicted decrease: 1 where the quadratic model is right; and
       ``linear_decrease_ratio``, actual over linear.
 

@@ -48,17 +48,17 @@ class DistributionShift(AbstractProbe):
     r"""Wasserstein path length and net displacement of each unit's distribution on a fixed batch.
 
     ## Measures
-    With :math:`P_t` the empirical distribution of a unit's output (a channel, over samples and positions) on the same
-    batch at each reading t, at the parameters with which the step began, :math:`W_1` the Wasserstein-1 distance (mean
+    With $P_t$ the empirical distribution of a unit's output (a channel, over samples and positions) on the same
+    batch at each reading t, at the parameters with which the step began, $W_1$ the Wasserstein-1 distance (mean
     distance of sorted values), all averaged over the units of a site and divided by R, the mean interquartile range
     over units and readings so far:
 
-    - ``shift``: :math:`W_1(P_{t-1}, P_t)`, since the reading before;
+    - ``shift``: $W_1(P_{t-1}, P_t)$, since the reading before;
     - ``path_length``: the sum of these since the first reading;
-    - ``displacement``: :math:`W_1(P_0, P_t)`;
+    - ``displacement``: $W_1(P_0, P_t)$;
     - ``shape_displacement`` (not divided by R): the same after taking from both their means and dividing both by their
       standard deviations: what moments do not say;
-    - ``mean_drift`` and ``std_drift``: mean over units of :math:`|\mu_t - \mu_0|` and :math:`|\sigma_t - \sigma_0|`.
+    - ``mean_drift`` and ``std_drift``: mean over units of $|\mu_t - \mu_0|$ and $|\sigma_t - \sigma_0|$.
 
     Sites are outputs of norms and of layers that bear weight: what the non-linearities see. The network runs in the
     user's modes from random streams kept at the first reading: dropout masks are the same each time.
@@ -71,7 +71,7 @@ class DistributionShift(AbstractProbe):
     two times that many values.
 
     ## Reads wrongly when
-    The fixed batch is small: distances between samples of n values are about :math:`1/\sqrt{n}` of a standard
+    The fixed batch is small: distances between samples of n values are about $1/\sqrt{n}$ of a standard
     deviation too long where the truth is near zero (not here for one and the same batch, but for its reading as a
     population). Units are not on axis 1 (transformers: ``unit_axis=-1``). A path grows with the number of readings if
     steps wobble: compare only at the same ``every``. Noise that a module draws from its own buffer is not held fixed.

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
@@ -13,7 +13,8 @@ from normscope.modules.channels import to_floats
 from normscope.modules.shards import is_distributed, local, summed_over_shards
 from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
-from normscope.probes._backward_end import Gradients
+from normscope.probes._backward_end import Gradients, UncountedChanges
+from normscope.probes._norms import norm_of, norms_of
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes.output_sizes import Pass, comparable, sizes_of, width_of
@@ -33,19 +34,19 @@ class GradientFlow(AbstractProbe):
     ## Measures
     From the user's own pass, for each layer that bears weight (Linear, Conv, ...):
 
-    - ``norm``: :math:`\lVert \partial L / \partial W_l \rVert_2` over the layer's own parameters, as the backward pass
+    - ``norm``: $\lVert \partial L / \partial W_l \rVert_2$ over the layer's own parameters, as the backward pass
       ends and before anything clips it: averaged over the processes that train together, without loss scale, and of the
       last backward pass before the parameters change, so that micro-batches add up. Where an optimizer evaluates a
       closure several times (LBFGS) it is the first evaluation's. Where no backward pass writes ``.grad``, it is read
       right before the update;
     - ``norm_at_update``: the same as the optimizer was handed it, only where that differs: after clipping;
-    - ``output_norm``: root mean square of :math:`\partial L / \partial h_l` over all elements of the layer's output
-      :math:`h_l`, its pre-activation; over all of its calls if it is called several times.
+    - ``output_norm``: root mean square of $\partial L / \partial h_l$ over all elements of the layer's output
+      $h_l$, its pre-activation; over all of its calls if it is called several times.
 
-    For the whole model, ``growth``: :math:`\lambda = \exp(-b)`, with :math:`b` the least-squares slope of the log mean
-    square of :math:`\partial L / \partial h_l` on the layer index :math:`l`: the factor by which the squared gradient
+    For the whole model, ``growth``: $\lambda = \exp(-b)$, with $b$ the least-squares slope of the log mean
+    square of $\partial L / \partial h_l$ on the layer index $l$: the factor by which the squared gradient
     grows per layer on its way to the input. Layers are counted in the order of their first use. For batch norm and
-    ReLU, Gaussian weights and a large batch it is :math:`\pi/(\pi-1) = 1.467` at initialization.
+    ReLU, Gaussian weights and a large batch it is $\pi/(\pi-1) = 1.467$ at initialization.
 
     Only where layers differ in them, for each layer: ``output_width``, the elements of its output at a position
     (features of a linear layer, channels of a convolution), and ``output_positions``, the number of positions as a
@@ -59,8 +60,9 @@ class GradientFlow(AbstractProbe):
 
     ## Reads wrongly when
     Gradients carry a loss scale of which the scope does not know (give it ``scaler``): then the norms have it too.
-    ``norm_at_update`` is left out where gradients are changed through ``.grad.data``, of which torch keeps no count;
-    under a loss scale where they change by less than 1e-4; and without optimizer. With several backward passes through
+    ``norm_at_update`` is left out where a loop begins after the first reading to change gradients through
+    ``.grad.data``, of which torch keeps no count; under a loss scale where they change by less than 1e-4; and without
+    optimizer. With several backward passes through
     one forward pass, squares are pooled over the passes; over micro-batches ``output_norm`` is that of all their
     outputs. ``growth`` assumes that layers follow one another: with branches or skips the order of first use is not a
     depth. And it assumes outputs of one size: a global average over N positions makes the mean square N\ :sup:`2` times
@@ -97,6 +99,7 @@ class GradientFlow(AbstractProbe):
         self.trim = (trim, trim) if isinstance(trim, int) else tuple(trim)
         if min(self.trim) < 0:
             raise UsageError(f"{self.CODE}: trim={trim} must not be negative")
+        self._uncounted = UncountedChanges()
 
     def watch(self, step: Step) -> None:
         """Count calls of the layers, and reduce each output gradient as it passes."""
@@ -105,14 +108,17 @@ class GradientFlow(AbstractProbe):
         notes["own"] = {site: [p for _, p in own_parameters(module)] for site, module in layers.items()}
         held = {id(p): p for own in notes["own"].values() for p in own}
         notes["norms"], notes["at_update"] = {}, {}
-        notes["gradients"] = gradients = Gradients(held.values(), lambda: step.updating)
-        step.on_backward_end(
-            self, held.values(), lambda: self._take_norms(step, gradients.after_backward(), notes["norms"])
-        )
-        squares: dict[str, list[Pass]] = {}
-        notes["squares"] = squares
+        notes["gradients"] = Gradients(held.values(), lambda: step.updating, self._uncounted.possible(step.model))
+        step.on_backward_end(self, held.values(), partial(self._ended, step, notes))
+        squares: dict[str, list[Pass]] = notes.setdefault("squares", {})
         for site, module in layers.items():
             self._watch_site(step, site, module, squares)
+
+    def _ended(self, step: Step, notes: dict[str, Any]) -> None:
+        found = notes["gradients"].after_backward()
+        self._take_norms(step, found, notes["norms"])
+        for parameter in found:
+            notes["at_update"].pop(id(parameter), None)  # that of an update whose closure has run this pass
 
     def _watch_site(self, step: Step, site: str, module: Module, squares: dict[str, list[Pass]]) -> None:
         # The key is made at the first forward call: the dict's order is the order of first use.
@@ -124,7 +130,7 @@ class GradientFlow(AbstractProbe):
             self,
             module,
             lambda gradient: squares.setdefault(site, []).append(
-                (_norm(gradient), gradient.numel(), width_of(module, gradient))
+                (norm_of(gradient), gradient.numel(), width_of(module, gradient))
             ),
         )
 
@@ -138,7 +144,7 @@ class GradientFlow(AbstractProbe):
     @staticmethod
     def _take_norms(step: Step, parameters: Sequence[Parameter], norms: dict[int, Tensor]) -> None:
         held = {id(p): local(gradient) for p in parameters if (gradient := step.gradient(p)) is not None}
-        norms.update(zip(held, _norms(list(held.values())), strict=True))
+        norms.update(zip(held, norms_of(list(held.values())), strict=True))
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the norms by layer, in the order of first use, and ``growth``."""
@@ -154,6 +160,8 @@ class GradientFlow(AbstractProbe):
         values = iter(to_floats([*norms.values(), *at_update.values(), *roots]))
         lengths = {key: next(values) for key in norms}
         handed_over = {key: next(values) for key in at_update}
+        uncounted = notes["gradients"].uncounted & lengths.keys()
+        self._uncounted.note(step.model, (lengths[key] != handed_over[key] for key in uncounted))
         _add_shards([p for held in own.values() for p in held], lengths, handed_over)
         means: list[float] = []
         by_site = {site: [(next(values) ** 2, count) for _, count, _ in passes] for site, passes in squares.items()}
@@ -277,21 +285,3 @@ def _differ(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
 
 def _is_near(growth: float, other: float) -> bool:
     return growth > 0 and other > 0 and abs(decades(growth, other)) < decades(1 + _NEAR, 1)
-
-
-def _norm(gradient: Tensor) -> Tensor:
-    if gradient.layout != torch.strided:
-        gradient = gradient.coalesce().values()
-    return torch.linalg.vector_norm(gradient, dtype=_wide(gradient))
-
-
-def _norms(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Take all norms in one call where they are of one kind."""
-    kinds = {(gradient.layout, gradient.dtype, gradient.device) for gradient in gradients}
-    if len(kinds) != 1 or gradients[0].layout != torch.strided:
-        return [_norm(gradient) for gradient in gradients]
-    return list(torch._foreach_norm(list(gradients), 2, dtype=_wide(gradients[0])))
-
-
-def _wide(gradient: Tensor) -> torch.dtype:
-    return torch.float64 if gradient.dtype == torch.float64 else torch.float32  # a half would overflow in the sum

@@ -18,12 +18,12 @@ class GradientNoise(AbstractProbe):
     r"""Gradient noise scale, from two batch sizes.
 
     ## Measures
-    With :math:`G_B` the gradient on the step's batch of B samples and :math:`G_b` those on its ``parts`` equal parts of
-    b samples (what remains is in :math:`G_B` only), all at the parameters with which the step began:
+    With $G_B$ the gradient on the step's batch of B samples and $G_b$ those on its ``parts`` equal parts of
+    b samples (what remains is in $G_B$ only), all at the parameters with which the step began:
 
-    - ``gradient_square``: :math:`(B \lVert G_B\rVert^2 - b\,\overline{\lVert G_b\rVert^2}) / (B - b)`, the squared
+    - ``gradient_square``: $(B \lVert G_B\rVert^2 - b\,\overline{\lVert G_b\rVert^2}) / (B - b)$, the squared
       length of the true gradient, without bias;
-    - ``gradient_variance``: :math:`(\overline{\lVert G_b\rVert^2} - \lVert G_B\rVert^2) / (1/b - 1/B)`, the trace of
+    - ``gradient_variance``: $(\overline{\lVert G_b\rVert^2} - \lVert G_B\rVert^2) / (1/b - 1/B)$, the trace of
       the covariance of one sample's gradient, without bias;
     - ``noise_scale``: the second over the first, in samples: the batch size at which noise and gradient are alike.
 

@@ -27,22 +27,22 @@ class Interaction(AbstractProbe):
     ## Measures
     On the step's own batch at the parameters with which the step began, for the whole model. All trainable parameters
     fall into groups: each layer that bears weight, with what follows it up to the next one (its norm's parameters). g_i
-    is the gradient of group i, :math:`H_{ij}` the Hessian's block:
+    is the gradient of group i, $H_{ij}$ the Hessian's block:
 
-    - ``cross_share`` :math:`X = \sum_{i\ne j} g_i^T H_{ij} g_j \big/ \sum_{ij} |g_i^T H_{ij} g_j|`: 0 where each layer
+    - ``cross_share`` $X = \sum_{i\ne j} g_i^T H_{ij} g_j \big/ \sum_{ij} |g_i^T H_{ij} g_j|$: 0 where each layer
       bends the loss alone, between -1 and 1.
 
-    For a step :math:`-\alpha g` whose predicted decrease is a given share of the loss,
-    :math:`\alpha\lVert g\rVert^2 = c L`, named behind ``@c=``, everything over :math:`\alpha\lVert g\rVert^2`:
+    For a step $-\alpha g$ whose predicted decrease is a given share of the loss,
+    $\alpha\lVert g\rVert^2 = c L$, named behind ``@c=``, everything over $\alpha\lVert g\rVert^2$:
 
-    - ``remainder`` :math:`|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2|`, all that the first order leaves out;
-    - ``second_order`` :math:`\alpha^2 g^T H g / 2`, signed;
-    - ``third_order`` :math:`|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2 - \alpha^2 g^T H g / 2|`, the part that
+    - ``remainder`` $|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2|$, all that the first order leaves out;
+    - ``second_order`` $\alpha^2 g^T H g / 2$, signed;
+    - ``third_order`` $|L(\theta-\alpha g) - L + \alpha\lVert g\rVert^2 - \alpha^2 g^T H g / 2|$, the part that
       the second order leaves out;
     - ``interaction``, the jackknife: the change of the loss by the whole step less the sum of its changes by the steps
       of each group alone, signed; ``interaction_size``, its absolute value.
 
-    The same for steps of a given learning rate :math:`\alpha`, named behind ``@lr=``.
+    The same for steps of a given learning rate $\alpha$, named behind ``@lr=``.
 
     ## Cost
     In plain steps, with n groups: 1 for the graph of the gradient (shared with other probes), about n/2 Hessian-vector

@@ -37,36 +37,36 @@ class LandscapeAlongGradient(AbstractProbe):
     r"""Loss range, gradient predictiveness, effective smoothness and curvature along the gradient.
 
     ## Measures
-    With :math:`g = \nabla L(\theta)` on the step's own batch at the parameters with which the step began, the loss and
-    the gradient at :math:`\theta - s g` for s on a logarithmic grid. A matching says how s is chosen, so that networks
+    With $g = \nabla L(\theta)$ on the step's own batch at the parameters with which the step began, the loss and
+    the gradient at $\theta - s g$ for s on a logarithmic grid. A matching says how s is chosen, so that networks
     whose gradients differ in scale are compared fairly:
 
-    - ``same-step``: :math:`s = a\,\eta`, a from ``low`` to ``high``, :math:`\eta` the learning rate;
-    - ``relative-step``: :math:`s \lVert g\rVert / \lVert\theta\rVert` over the range ``relative``;
-    - ``predicted-decrease``: :math:`s \lVert g\rVert^2 = c\,L(\theta)`, c over the range ``decrease``.
+    - ``same-step``: $s = a\,\eta$, a from ``low`` to ``high``, $\eta$ the learning rate;
+    - ``relative-step``: $s \lVert g\rVert / \lVert\theta\rVert$ over the range ``relative``;
+    - ``predicted-decrease``: $s \lVert g\rVert^2 = c\,L(\theta)$, c over the range ``decrease``.
 
     Each gives ``NAME@MATCHING`` for the names ``loss_min``, ``loss_max``, ``loss_range``, ``loss_log_range`` (log of
-    max over min), ``gradient_difference``: :math:`\max_s \lVert\nabla L(\theta - s g) - g\rVert`,
-    ``gradient_difference_relative``: the same over :math:`\lVert g\rVert`, and ``effective_beta``:
-    :math:`\max_s \lVert\nabla L(\theta - s g) - g\rVert / (s \lVert g\rVert)`. Only effective beta also uses the
-    ``dense`` steps far below the grid, at which it tends to :math:`\lVert H g\rVert / \lVert g\rVert`.
+    max over min), ``gradient_difference``: $\max_s \lVert\nabla L(\theta - s g) - g\rVert$,
+    ``gradient_difference_relative``: the same over $\lVert g\rVert$, and ``effective_beta``:
+    $\max_s \lVert\nabla L(\theta - s g) - g\rVert / (s \lVert g\rVert)$. Only effective beta also uses the
+    ``dense`` steps far below the grid, at which it tends to $\lVert H g\rVert / \lVert g\rVert$.
 
-    Of the whole line: ``loss`` and ``gradient_norm`` at s = 0, and ``curvature``, :math:`g^T H g / g^T g`, by an exact
+    Of the whole line: ``loss`` and ``gradient_norm`` at s = 0, and ``curvature``, $g^T H g / g^T g$, by an exact
     Hessian-vector product through a double backward pass (by a central difference of gradients where an operation has
     no second derivative), filed also under each matching's name. For drawing, the points of the first matching:
     ``s@s=K`` and ``loss@s=K``, K = 0, 1, ...
 
     Other ``directions`` than the gradient are drawn afresh at each step: ``random`` from a normal distribution,
-    ``filter`` with each filter of it scaled to the length of that filter of :math:`\theta`, parameters of one axis left
-    out (Li et al.). Both are then scaled to :math:`\lVert g\rVert`, so that at the same s the walk is as far from
-    :math:`\theta` as along the gradient. Their names begin with the direction: ``loss_range@random-same-step``,
-    ``curvature@random`` (:math:`d^T H d / d^T d`), ``s@random-s=K``.
+    ``filter`` with each filter of it scaled to the length of that filter of $\theta$, parameters of one axis left
+    out (Li et al.). Both are then scaled to $\lVert g\rVert$, so that at the same s the walk is as far from
+    $\theta$ as along the gradient. Their names begin with the direction: ``loss_range@random-same-step``,
+    ``curvature@random`` ($d^T H d / d^T d$), ``s@random-s=K``.
 
     What is not finite is recorded so. Where s has no sense (no decrease predicted, zero gradient) values are NaN.
 
     ## Cost
     For each direction one forward and backward pass for each point, and 2 (linear layers) to 5 (convolutions) plain
-    steps for the curvature; :math:`g` is that of the user's own pass where it is proven to be, else a pass shared with
+    steps for the curvature; $g$ is that of the user's own pass where it is proven to be, else a pass shared with
     other probes. With the defaults, 6 points a matching and 3 dense ones, about 32 plain steps;
     ``matchings=("same-step",), curvature=False, points=9, dense=()`` takes 9, with ``gradients=False`` 4. Memory: seven
     copies of the parameters, and with the curvature the graph of a double backward pass.

@@ -36,19 +36,19 @@ class OutputMoments(AbstractProbe):
     r"""Overlap of the Hessian's top eigenvectors with the gradients of the output moments.
 
     ## Measures
-    With :math:`y_c` the output (logit) c over the samples, and positions, of the step's own batch, its mean, variance
-    (biased) and skewness :math:`E[(y_c-\bar y_c)^3]/\mathrm{Var}^{3/2}` as functions of the parameters. For the whole
+    With $y_c$ the output (logit) c over the samples, and positions, of the step's own batch, its mean, variance
+    (biased) and skewness $E[(y_c-\bar y_c)^3]/\mathrm{Var}^{3/2}$ as functions of the parameters. For the whole
     model, each in two modes named behind an ``@`` (``train``: the step's own pass; ``frozen``: norms use their running
     statistics as constants):
 
-    - ``overlap_mean``: :math:`\lVert Q^T v\rVert^2` averaged over the ``top`` eigenvectors v of the loss Hessian, Q an
-      orthonormal basis of the span of all :math:`\nabla\bar y_c`; ``overlap_all``: the same for mean, variance and
+    - ``overlap_mean``: $\lVert Q^T v\rVert^2$ averaged over the ``top`` eigenvectors v of the loss Hessian, Q an
+      orthonormal basis of the span of all $\nabla\bar y_c$; ``overlap_all``: the same for mean, variance and
       skewness of each output;
     - ``random_overlap_mean``, ``random_overlap_all``: the control, averaged over ten random vectors; about the
       dimension of the span over the number of parameters;
     - ``top_eigenvalue``, the largest, and ``converged``, 1 if all ``top`` are within ``tolerance``, else 0.
 
-    By weight-bearing layer, ``output_mean_gradient``: :math:`\lVert\partial\bar y_c/\partial W_l\rVert^2`, averaged
+    By weight-bearing layer, ``output_mean_gradient``: $\lVert\partial\bar y_c/\partial W_l\rVert^2$, averaged
     over the outputs c. Before a batch norm in train mode a layer cannot shift the mean of what follows it.
 
     ## Cost

@@ -47,16 +47,16 @@ class Saturation(AbstractProbe):
     r"""Tails of tanh and sigmoid, inactive and dead units of rectifiers, mean squared slope.
 
     ## Measures
-    On the inputs :math:`x` of each activation :math:`\varphi` in the user's own pass. For all: ``squared_slope``,
-    :math:`E[\varphi'(x)^2]`, the share of the gradient's energy that passes.
+    On the inputs $x$ of each activation $\varphi$ in the user's own pass. For all: ``squared_slope``,
+    $E[\varphi'(x)^2]$, the share of the gradient's energy that passes.
 
-    Tanh and sigmoid: ``input_tail``, the share of :math:`|x| > 3` (sigmoid: 6, as :math:`\mathrm{sigmoid}(x) =
-    (1 + \tanh(x/2))/2`), and ``output_tail``, the share of outputs within 1.5 % of their range from an end:
-    :math:`|\tanh x| > 0.97`, for the sigmoid below 0.015 or above 0.985. For standard normal x and tanh 0.27 %, 3.64 %
+    Tanh and sigmoid: ``input_tail``, the share of $|x| > 3$ (sigmoid: 6, as $\mathrm{sigmoid}(x) =
+    (1 + \tanh(x/2))/2$), and ``output_tail``, the share of outputs within 1.5 % of their range from an end:
+    $|\tanh x| > 0.97$, for the sigmoid below 0.015 or above 0.985. For standard normal x and tanh 0.27 %, 3.64 %
     and a squared slope of 0.464.
 
-    ReLU and its relatives (leaky, parametric, ELU, GELU, SiLU, ...): ``inactive_share``, the share of :math:`x \le 0`,
-    :math:`\Phi(-\beta/\gamma)` after a norm with gain and shift over normal values; ``silent_share``, the share of
+    ReLU and its relatives (leaky, parametric, ELU, GELU, SiLU, ...): ``inactive_share``, the share of $x \le 0$,
+    $\Phi(-\beta/\gamma)$ after a norm with gain and shift over normal values; ``silent_share``, the share of
     units (channels) that are inactive on this whole batch; and ``dead_share``, the share inactive on all data so far.
 
     Shares are of all elements up to ``sample``, beyond that of every k-th in memory order, k having no factor in common

@@ -18,7 +18,8 @@ from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import to_floats, to_host, unit_products
 from normscope.modules.shards import is_distributed
 from normscope.modules.sites import chosen, norms, weight_layers, weights
-from normscope.probes._backward_end import Gradients
+from normscope.probes._backward_end import Gradients, UncountedChanges
+from normscope.probes._norms import norm_of
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes.remarks import (
@@ -47,21 +48,21 @@ class ScaleInvariance(AbstractProbe):
     r"""Radial gradient, effective learning rate, rotation and norm equilibrium of normalized weights.
 
     ## Measures
-    For each weight :math:`w` whose layer's output goes straight into a norm, with :math:`g` its gradient as the
-    backward pass ends, before clipping and without loss scale, :math:`\eta` and :math:`\lambda` the learning rate and
-    weight decay of its parameter group and :math:`\Delta w` the change it really got. If the loss does not depend on
+    For each weight $w$ whose layer's output goes straight into a norm, with $g$ its gradient as the
+    backward pass ends, before clipping and without loss scale, $\eta$ and $\lambda$ the learning rate and
+    weight decay of its parameter group and $\Delta w$ the change it really got. If the loss does not depend on
     the length of w:
 
-    - ``radial_cosine``: :math:`\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)`, 0 but for :math:`\epsilon`;
+    - ``radial_cosine``: $\langle w, g\rangle / (\lVert w\rVert \lVert g\rVert)$, 0 but for $\epsilon$;
       and before batch or instance norm ``unit_radial_cosine``, the largest size of the same over output units;
-    - ``weight_norm`` :math:`\lVert w\rVert` and ``effective_lr``: :math:`\eta/\lVert w\rVert^2`;
+    - ``weight_norm`` $\lVert w\rVert$ and ``effective_lr``: $\eta/\lVert w\rVert^2$;
     - ``angle``: the angle in radians between w before and after the update;
-    - ``norm_growth``: :math:`(\lVert w + \Delta w\rVert^2 - \lVert w\rVert^2) / \lVert \Delta w\rVert^2`, 1 where the
+    - ``norm_growth``: $(\lVert w + \Delta w\rVert^2 - \lVert w\rVert^2) / \lVert \Delta w\rVert^2$, 1 where the
       update is orthogonal to the weight (Pythagoras: plain SGD), less with weight decay, any value with momentum;
-    - with plain SGD (momentum :math:`\alpha`, no Nesterov) and :math:`\lambda > 0`, ``equilibrium_ratio``:
-      :math:`\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}` with :math:`\hat G = \lVert g\rVert^2
-      \lVert w\rVert^2` of the gradient that the optimizer was handed, after clipping; and ``angle_ratio``: the angle
-      over :math:`\sqrt{2\eta\lambda/(1+\alpha)}`; both tend to 1.
+    - with plain SGD (momentum $\alpha$, no Nesterov) and $\lambda > 0$, ``equilibrium_ratio``:
+      $\lVert w\rVert / (\eta \hat G / (2\lambda(1-\alpha)))^{1/4}$ with $\hat G = \lVert g\rVert^2
+      \lVert w\rVert^2$ of the gradient that the optimizer was handed, after clipping; and ``angle_ratio``: the angle
+      over $\sqrt{2\eta\lambda/(1+\alpha)}$; both tend to 1.
 
     ## Cost
     A copy of the weights, shared with other probes, and a few reductions of their size; none of activations.
@@ -69,8 +70,8 @@ class ScaleInvariance(AbstractProbe):
     ## Reads wrongly when
     Layer and norm are joined by something else than a call: a functional norm, a view between. Name such layers in
     ``sites``; any layer may be named, also to see that its weight is not invariant. After a norm in eval mode the
-    cosine is not 0. :math:`\hat G` is of one step: average the ratio over steps. The equilibrium holds for small
-    :math:`\eta\lambda`, after more than :math:`1/(4\eta\lambda)` steps at a constant learning rate.
+    cosine is not 0. $\hat G$ is of one step: average the ratio over steps. The equilibrium holds for small
+    $\eta\lambda$, after more than $1/(4\eta\lambda)$ steps at a constant learning rate.
 
     Args:
         sites: Qualified names of layers; the layers whose output is the input of a norm if None.
@@ -91,6 +92,7 @@ class ScaleInvariance(AbstractProbe):
     def __init__(self, sites: Sequence[str] | None = None, *, every: int | None = None) -> None:
         super().__init__(every=every)
         self.sites = None if sites is None else tuple(sites)
+        self._uncounted = UncountedChanges()
 
     def watch(self, step: Step) -> None:
         """Keep the weights, and note whose output is the input of a norm."""
@@ -101,7 +103,8 @@ class ScaleInvariance(AbstractProbe):
         if any(map(is_distributed, notes["weights"].values())):
             raise UsageError(f"{self.CODE} reads whole weights, and here each process holds a part of them")
         notes["norms"], notes["found"], notes["at_update"] = {}, {}, {}
-        notes["gradients"] = gradients = Gradients(notes["weights"].values())
+        thorough = self._uncounted.possible(step.model)
+        notes["gradients"] = gradients = Gradients(notes["weights"].values(), thorough=thorough)
         step.on_backward_end(self, notes["weights"].values(), lambda: self._look(step, gradients.after_backward()))
         step.keep_values(notes["weights"].values())
         made: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
@@ -118,9 +121,7 @@ class ScaleInvariance(AbstractProbe):
 
     def _note_lengths(self, step: Step, changed: Sequence[Parameter]) -> None:
         for weight in changed:
-            gradient = _gradient(step, weight)
-            wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-            step.notes(self)["at_update"][id(weight)] = torch.linalg.vector_norm(gradient, dtype=wide)
+            step.notes(self)["at_update"][id(weight)] = norm_of(_gradient(step, weight))
 
     def _look(self, step: Step, found: Sequence[Parameter]) -> None:
         products: dict[int, Any] = step.notes(self)["found"]
@@ -147,6 +148,13 @@ class ScaleInvariance(AbstractProbe):
         handed = dict(zip(at_update, to_floats(list(at_update.values())), strict=True))
         owners = _owners(step)
         sums = _sums([products[id(weight)] for weight in layers.values()])
+        squares = {id(weight): row[2] for weight, row in zip(layers.values(), sums, strict=True)}
+        apart = {
+            key: not math.isclose(handed[key] ** 2, squares[key], rel_tol=1e-4)
+            for key in notes["gradients"].uncounted & squares.keys()
+        }
+        self._uncounted.note(step.model, apart.values())
+        handed = {key: length for key, length in handed.items() if apart.get(key, True)}
         changes = step.changes(list(layers.values()))
         for (site, weight), (inner, w2, g2, unit), change in zip(layers.items(), sums, changes, strict=True):
             yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))

@@ -30,16 +30,16 @@ class StatisticsGap(AbstractProbe):
     r"""Running statistics against the batch's, and train loss against eval loss on one batch.
 
     ## Measures
-    For each batch norm with running mean :math:`r` and running variance :math:`v` as the step began, and mean
-    :math:`\mu` and unbiased variance :math:`s^2` over all that it takes in during the step (several calls are pooled by
+    For each batch norm with running mean $r$ and running variance $v$ as the step began, and mean
+    $\mu$ and unbiased variance $s^2$ over all that it takes in during the step (several calls are pooled by
     the law of total variance), over channels:
 
-    - ``mean_gap``: root mean square of :math:`(\mu - r) / \sqrt{v + \epsilon}`; from the noise of the batch alone
-      about :math:`1/\sqrt{m}` for m independent values a channel;
-    - ``variance_gap``: root mean square of :math:`\log ((s^2 + \epsilon)/(v + \epsilon))`; from noise alone about
-      :math:`\sqrt{2/m}`;
-    - ``initial_share``, only while it is above :math:`e^{-5}`: the share that the values of the start still have in the
-      running statistics, :math:`(1 - \text{momentum})^n` after n updates.
+    - ``mean_gap``: root mean square of $(\mu - r) / \sqrt{v + \epsilon}$; from the noise of the batch alone
+      about $1/\sqrt{m}$ for m independent values a channel;
+    - ``variance_gap``: root mean square of $\log ((s^2 + \epsilon)/(v + \epsilon))$; from noise alone about
+      $\sqrt{2/m}$;
+    - ``initial_share``, only while it is above $e^{-5}$: the share that the values of the start still have in the
+      running statistics, $(1 - \text{momentum})^n$ after n updates.
 
     On the step's batch, at the parameters and running statistics with which it began: ``train_loss`` in the modes of
     the user's pass, ``eval_loss`` with every module in eval mode, ``eval_gap``: the second less the first, and

@@ -36,20 +36,20 @@ class StatisticsNoise(AbstractProbe):
 
     ## Measures
     For each batch norm the batch of the user's own pass is cut along its first axis into ``groups`` equal parts, what
-    remains is left out. With :math:`\mu_g, \sigma_g` the mean and standard deviation of a channel in each part,
-    :math:`\sigma^2` its variance in the whole batch (divisor :math:`m - 1`), :math:`m` the values a channel in the
-    batch and :math:`k` the number of parts, averaged over channels:
+    remains is left out. With $\mu_g, \sigma_g$ the mean and standard deviation of a channel in each part,
+    $\sigma^2$ its variance in the whole batch (divisor $m - 1$), $m$ the values a channel in the
+    batch and $k$ the number of parts, averaged over channels:
 
-    - ``mean_noise``: :math:`\mathrm{Var}_g[\mu_g] / (k \sigma^2)`: the variance of the batch's mean, in
-      :math:`\sigma^2` (:math:`1/k` being the size of a part over that of the batch);
-    - ``scale_noise``: :math:`\mathrm{Var}_g[\sigma_g] / (k \sigma^2)`: that of its standard deviation;
-    - ``mean_noise_ratio``: the first over its value for independent values, :math:`1/m`;
-    - ``scale_noise_ratio``: the second over its value for them, :math:`(\rho + 2)/(4m)`, :math:`\rho` the mean excess
+    - ``mean_noise``: $\mathrm{Var}_g[\mu_g] / (k \sigma^2)$: the variance of the batch's mean, in
+      $\sigma^2$ ($1/k$ being the size of a part over that of the batch);
+    - ``scale_noise``: $\mathrm{Var}_g[\sigma_g] / (k \sigma^2)$: that of its standard deviation;
+    - ``mean_noise_ratio``: the first over its value for independent values, $1/m$;
+    - ``scale_noise_ratio``: the second over its value for them, $(\rho + 2)/(4m)$, $\rho$ the mean excess
       kurtosis over channels.
 
-    A ratio of r says that the batch is worth as many independent values as :math:`m / r`: positions of one image, or
-    samples sorted by class, raise it. The variance over parts has the divisor :math:`k - 1`: without bias, with a
-    relative spread of :math:`\sqrt{2/(C(k-1))}` for C independent channels.
+    A ratio of r says that the batch is worth as many independent values as $m / r$: positions of one image, or
+    samples sorted by class, raise it. The variance over parts has the divisor $k - 1$: without bias, with a
+    relative spread of $\sqrt{2/(C(k-1))}$ for C independent channels.
 
     ## Cost
     Two reads of each layer's input, shared with other probes; fourth powers of at most ``sample`` elements.

@@ -19,9 +19,9 @@ class UpdateRatio(AbstractProbe):
     r"""Size of the update beside the size of the weights.
 
     ## Measures
-    For each layer, over its own parameters :math:`W` of two axes or more that require a gradient: ``update_norm``,
-    :math:`\lVert \Delta W\rVert_2`, and ``update_ratio``, :math:`\lVert \Delta W\rVert_2 / \lVert W\rVert_2`, with
-    :math:`W` as the step began and :math:`\Delta W` its change until the step ended, whatever made it: learning rate,
+    For each layer, over its own parameters $W$ of two axes or more that require a gradient: ``update_norm``,
+    $\lVert \Delta W\rVert_2$, and ``update_ratio``, $\lVert \Delta W\rVert_2 / \lVert W\rVert_2$, with
+    $W$ as the step began and $\Delta W$ its change until the step ended, whatever made it: learning rate,
     momentum, weight decay, clipping. A common rule of thumb wants about 1e-3.
 
     ## Cost

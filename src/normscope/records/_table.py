@@ -17,6 +17,9 @@ class DamagedError(Exception):
     """The content of a file is not what was written; the message says what is wrong with it."""
 
 
+#: More words than that cannot be told apart by one whole number.
+MOST_KEYS = 2**63
+
 #: Columns of a part, in order.
 PART = ("cell", "step", "probe", "site", "name", "value", "unit")
 
@@ -91,21 +94,54 @@ def table_of(cells: Sequence[Cell]) -> dict[str, tuple[str, list[Any]]]:
     return table
 
 
-def ordered(frame: "pl.DataFrame", cells: Sequence[Cell]) -> "pl.DataFrame":
-    """Put columns and rows in their one order, whatever order the records were written in."""
-    names = columns(cells)
-    first = ("arm", "seed", *keys_of(cells), "cell", "probe", "site", "name", "step", "value", "unit")
-    return frame.select(names).sort(first, nulls_last=False)
-
-
 def in_memory(records: "pl.DataFrame", cells: Sequence[Cell]) -> "pl.DataFrame":
-    """Join records to their cells."""
+    """Join records to their cells, and put columns and rows in their one order, whatever order they were written in.
+
+    Args:
+        records: With the columns of `PART`; the words are dictionary columns.
+        cells: Those of the run. Records of no cell come first.
+    """
     import polars as pl
 
     types = {"VARCHAR": pl.String, "BIGINT": pl.Int64, "DOUBLE": pl.Float64, "BOOLEAN": pl.Boolean}
     table = pl.DataFrame([pl.Series(name, values, types[kind]) for name, (kind, values) in table_of(cells).items()])
-    joined = records.with_columns(pl.col(WORDS).cast(pl.String)).join(table, on="cell", how="left")
-    return ordered(joined, cells)
+    table = table.sort("arm", "seed", *keys_of(cells), "cell", nulls_last=False)
+    rows = ordered(records, table["cell"].to_list())
+    table = table.with_columns(pl.col("cell").cast(pl.Categorical))
+    joined = rows.join(table, on="cell", how="left", maintain_order="left").select(columns(cells))
+    return joined.with_columns(pl.col(WORDS).cast(pl.String))
+
+
+def ordered(records: "pl.DataFrame", cells: Sequence[str]) -> "pl.DataFrame":
+    """Return the rows sorted by cell, probe, site, name, step, value and unit.
+
+    Millions of rows are sorted by a whole number each, made of the ranks of their words, which takes an eighth of the
+    time of a sort by the words.
+
+    Args:
+        records: With the columns of `PART`; the words are dictionary columns.
+        cells: Ids of the cells in their order; other cells come before them, by name.
+    """
+    import polars as pl
+
+    if records.is_empty():
+        return records
+    key, most = pl.lit(0, pl.UInt64), 1
+    for name in ("cell", "probe", "site", "name"):
+        words = records[name].unique().cast(pl.String).drop_nulls().sort()
+        if name == "cell":
+            known = set(cells)
+            words = pl.Series([word for word in words if word not in known] + list(cells), dtype=pl.String)
+        ranks = pl.Series(range(len(words)), dtype=pl.UInt64)
+        rank = pl.col(name).replace_strict(words.cast(pl.Categorical), ranks, return_dtype=pl.UInt64)
+        key, most = key * max(len(words), 1) + rank, most * max(len(words), 1)
+    rest = ["step", "value", "unit"]
+    if most >= MOST_KEYS:
+        known_order = {cell: place for place, cell in enumerate(cells, 1)}
+        place = pl.col("cell").cast(pl.String).replace_strict(known_order, default=0, return_dtype=pl.Int64)
+        by = [place, *(pl.col(name).cast(pl.String) for name in ("cell", "probe", "site", "name")), *rest]
+        return records.sort(by)
+    return records.with_columns(key.alias("key")).sort("key", *rest).drop("key")
 
 
 def to_bytes(frame: "pl.DataFrame") -> bytes:

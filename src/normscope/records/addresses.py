@@ -83,6 +83,8 @@ def save(path: str | os.PathLike[str], content: str | bytes) -> Path:
         target = place.path / name
         if not name or target.is_dir():
             raise StoreError(f"cannot write {target}: it is a folder; name a file in it")
+        if target.exists() and not target.is_file():  # a new file would take the place of the device for all programs
+            raise StoreError(f"cannot write {target}: it is a pipe or a device; name a file")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from normscope._errors import UsageError, shown
+from normscope._errors import DataError, UsageError, shown
 from normscope.records import files as _files
 from normscope.records.json import digest, in_words, loads, plain
 from normscope.records.parts import Part, read_part, read_parts
+from normscope.records.reading import text_of_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -213,7 +214,7 @@ def _text(claim: CellClaim) -> str:
 def _read(path: Path) -> CellClaim:
     cell = path.name[len("scope-") : -len(".json")]
     try:
-        kept = loads(path.read_bytes())
+        kept = loads(text_of_file(path))
         check = kept.pop("check", None)  # claims of older versions have none
         claim = CellClaim(**kept)
         whole = (
@@ -227,7 +228,7 @@ def _read(path: Path) -> CellClaim:
         )
         if whole:
             return claim
-    except (OSError, ValueError, TypeError, AttributeError, UsageError):
+    except (OSError, ValueError, TypeError, AttributeError, UsageError, DataError):
         pass
     name, run, rank = _parsed(cell)
     return CellClaim(cell, name, run, rank)

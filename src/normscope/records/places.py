@@ -4,6 +4,7 @@ Both keep files by name, each whole or absent.
 """
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -126,8 +127,11 @@ class Folder(Place):
 
     def read(self, name: str) -> bytes:
         """See `Place.read`."""
+        path = self.path / name
         try:
-            return (self.path / name).read_bytes()
+            if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device might never end
+                raise StoreError(f"cannot read {path}: it is no ordinary file")
+            return path.read_bytes()
         except FileNotFoundError:
             raise
         except OSError as error:

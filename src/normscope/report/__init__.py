@@ -38,6 +38,7 @@ from normscope.report._scope import (
     write_scope as write_scope,
 )
 from normscope.report._sections import Section as Section
+from normscope.report._text import terminal as terminal
 from normscope.report._words import (
     amount_of as amount_of,
     counted as counted,

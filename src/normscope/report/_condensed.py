@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import StoreError
+from normscope._errors import DataError, StoreError
+from normscope._unit import web_page
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Sentence, Verdict
 from normscope.records.json import build, plain
+from normscope.records.reading import text_of_file
 from normscope.report._sections import Section, cell
 
 FORMAT = "normscope evidence"
@@ -192,6 +194,7 @@ def sections_of(evidence: CondensedEvidence, pages: Mapping[str, Mapping[str, st
             command=study.command,
             topic=study.topic,
             texts=study.texts,
+            address=web_page("studies", study.slug) if study.slug in pages else "",
         )
         for study in evidence.studies
     ]
@@ -228,11 +231,9 @@ def read(path: str | Path) -> CondensedEvidence:
     """
     source = Path(path)
     try:
-        document = json.loads(
-            source.read_text(encoding="utf-8"), parse_constant=_refuse, object_pairs_hook=_without_repeats
-        )
-    except OSError as error:
-        raise StoreError(f"cannot read {source}: {error.strerror or error}") from None
+        document = json.loads(text_of_file(source), parse_constant=_refuse, object_pairs_hook=_without_repeats)
+    except DataError as error:
+        raise StoreError(str(error)) from None
     except (ValueError, RecursionError):
         raise StoreError(f"{source} is not whole JSON: {_AGAIN}") from None
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:

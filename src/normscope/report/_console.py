@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from normscope._errors import printable
 from normscope.records import Verdict, standing
 from normscope.records.answers import capital, headline
 from normscope.report._words import amount_of, is_identity, kind_of, sign_of
@@ -44,16 +45,16 @@ def console(verdicts: Sequence[Verdict], *, reasons: bool = False) -> "Table":
     table.add_column("Effect (interval)", ratio=1, min_width=13, overflow="fold")
     ordered = sorted(verdicts, key=is_identity)
     for index, verdict in enumerate(ordered):
-        claim = Text(verdict.claim)
-        claim.append(f"\n{verdict.study}", style="dim")
+        claim = Text(printable(verdict.claim))
+        claim.append(f"\n{printable(verdict.study)}", style="dim")
         if verdict.why and not reasons:
-            claim.append(f"\n{capital(verdict.why)}.", style="italic")
+            claim.append(printable(f"\n{capital(verdict.why)}."), style="italic")
         if reasons:
-            claim.append(f"\n{headline(verdict)}", style="italic")
+            claim.append(printable(f"\n{headline(verdict)}"), style="italic")
         table.add_row(
             claim,
             Text(f"{sign_of(verdict)} {standing(verdict)}", style=_STYLES[kind_of(verdict)]),
-            Text(amount_of(verdict) or "–"),
+            Text(printable(amount_of(verdict) or "–")),
             end_section=index < len(ordered) - 1,
         )
     return table

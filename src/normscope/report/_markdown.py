@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import StoreError
+from normscope._errors import DataError, StoreError
 from normscope.records import Sentence, standing
 from normscope.records.answers import capital, contrast_named, headline, outcome_of
+from normscope.records.reading import text_of_file
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
 from normscope.report._sections import duration
 from normscope.report._words import amount_of, is_identity, tally
@@ -26,9 +27,9 @@ def into(path: str | Path, evidence: CondensedEvidence) -> str:
     """
     target = Path(path)
     try:
-        there = target.read_text(encoding="utf-8") if target.is_file() else ""
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {target}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+        there = text_of_file(target) if target.exists() else ""
+    except DataError as error:
+        raise StoreError(str(error)) from None
     if BEGIN not in there and END not in there:
         return page(evidence)
     head, begun, rest = there.partition(BEGIN)

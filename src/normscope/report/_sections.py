@@ -26,6 +26,7 @@ class Section:
         topic: What it is about, for the filter of a page of many studies.
         kind: ``"study"``; ``"probe"`` where nothing is claimed or judged; ``"check"`` for findings.
         texts: Titles of the texts whose claims it judges, for the filter.
+        address: Of its page on the documentation site; empty where there is none.
         described: Whether there are too few seeds for words: numbers are then shown, and none is judged.
     """
 
@@ -41,6 +42,7 @@ class Section:
     topic: str = ""
     kind: str = "study"
     texts: tuple[str, ...] = ()
+    address: str = ""
     described: bool = False
 
 

@@ -66,6 +66,7 @@ def study(section: Section, anchor: str, charts: Charts) -> Shown:
         "tables": [_table(table) for table in section.tables],
         "page": {head: text for head, text in section.page.items() if text.strip()},
         "command": section.command,
+        "address": section.address,
     }
 
 

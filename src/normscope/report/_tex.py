@@ -25,6 +25,11 @@ _ACCENTS = {
 _PLAIN = {"mathrm", "mathbf", "mathcal", "mathbb", "text", "operatorname", "boldsymbol", "mathit", "textrm"}
 _OPENING = {"lVert", "lvert", "langle", "nabla", "partial", "left"}  # signs that stand close to what follows
 _TOKEN = re.compile(r"\\([A-Za-z]+|.)|([{}^_&])|(\s+)|(.)", re.DOTALL)
+_SUPERSCRIPTS = dict(zip("0123456789T", "⁰¹²³⁴⁵⁶⁷⁸⁹ᵀ", strict=True))
+_SUBSCRIPTS = dict(zip("0123456789", "₀₁₂₃₄₅₆₇₈₉", strict=True))
+_APART = re.compile(r"^[ ]*\$\$(.+?)\$\$[ ]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
+_SCRIPT = re.compile(r"<(sup|sub)>((?:(?!</?su[pb]>).)*)</\1>", re.DOTALL)
+_OVER = re.compile(r'<span class="over">([^<]*)</span>')
 _TERMS = re.compile(r"[+−\s·×]")
 
 
@@ -101,18 +106,27 @@ def _bracketed(side: Markup) -> Markup:
 
 
 def formulas(text: str) -> Iterator[str]:
-    """Yield a text in parts: prose, then by turns the TeX of a ``.. math::`` block and prose."""
-    lines, prose = text.expandtabs(4).split("\n"), []
-    while lines:
-        line = lines.pop(0)
-        if not line.lstrip().startswith(".. math::"):
-            prose.append(line)
-            continue
-        indent = len(line) - len(line.lstrip())
-        block = [line.lstrip().removeprefix(".. math::").strip()]
-        while lines and (not lines[0].strip() or len(lines[0]) - len(lines[0].lstrip()) > indent):
-            block.append(lines.pop(0).strip())
-        yield "\n".join(prose)
-        yield " ".join(filter(None, block))
-        prose = []
-    yield "\n".join(prose)
+    """Yield a text in parts: prose, then by turns the TeX of a formula set apart (``$$...$$``) and prose."""
+    for number, part in enumerate(_APART.split(text.expandtabs(4))):
+        yield " ".join(part.split()) if number % 2 else part
+
+
+def plain(source: str) -> str:
+    """Write TeX as plain text for a terminal: signs of Unicode, ``x²``, ``λ_max``, ``a^(i,j)``."""
+    shown = str(mathematics(source))
+    while (bare := _SCRIPT.sub(_script, shown)) != shown:  # the innermost first
+        shown = bare
+    lined = _OVER.sub(lambda match: "".join(f"{sign}\u0305" for sign in Markup(match[1]).unescape()), shown)
+    return " ".join(Markup(re.sub(r"<[^>]*>", "", lined)).unescape().split())
+
+
+def _script(match: re.Match[str]) -> str:
+    """Write a superscript or subscript by letters of Unicode, else behind ``^`` or ``_``."""
+    kind, body = match[1], Markup(match[2]).striptags()
+    letters = _SUPERSCRIPTS if kind == "sup" else _SUBSCRIPTS
+    if body in letters or (body and all(sign in letters and sign.isdigit() for sign in body)):
+        return "".join(letters[sign] for sign in body)
+    if kind == "sup" and body == "ᵀ":
+        return body
+    sign = "^" if kind == "sup" else "_"
+    return str(escape(f"{sign}{body}" if body.isalnum() else f"{sign}({body})"))

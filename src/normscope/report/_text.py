@@ -1,8 +1,8 @@
-r"""From the markup of docstrings to HTML, with everything escaped.
+r"""From the markup of docstrings to HTML, with everything escaped, and to plain text for a terminal.
 
 Understood: paragraphs, bullet and numbered lists, indented or fenced blocks, ``code``, **strong**, *emphasis*, web
-links, formulas set apart (``.. math::``), and roles: ``:math:`\gamma/\sigma``` becomes readable signs, any other role
-shows its content as code. What is not understood stands as it was written.
+links, and mathematics: ``$\gamma/\sigma$`` in a line and ``$$...$$`` set apart become readable signs. A role
+of reStructuredText shows its content as code. What is not understood stands as it was written.
 """
 
 import re
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from markupsafe import Markup, escape
 
-from normscope.report._tex import formulas, mathematics
+from normscope.report._tex import formulas, mathematics, plain
 
 _INLINE = re.compile(
     r"(?P<role>:[A-Za-z][\w:-]*:`(?P<rolebody>[^`]+)`)"
+    r"|(?P<math>(?<![\w$\\])\$(?P<mathbody>[^\s$](?:[^$]*[^\s$])?)\$(?![\w$]))"
     r"|(?P<double>``(?P<doublebody>.+?)``)"
     r"|(?P<single>`(?P<singlebody>[^`]+)`)"
     r"|(?P<link>\[(?P<linktext>[^\]]+)\]\((?P<href>https?://[^\s)]+)\))"
@@ -45,15 +46,44 @@ def inline(text: str) -> Markup:
     return out + escape(text[last:])
 
 
+def terminal(text: str) -> str:
+    """Render a text of several blocks as plain text: its lines and lists as they are, without marks for emphasis.
+
+    Args:
+        text: Docstring markup.
+    """
+    parts = []
+    for number, part in enumerate(formulas(text)):
+        parts.append(f"    {plain(part)}\n" if number % 2 else _INLINE.sub(_bare, part))
+    return "".join(parts)
+
+
+def _bare(match: re.Match[str]) -> str:
+    """Return a match of the inline pattern as it stands in a terminal."""
+    if match["math"]:
+        return plain(match["mathbody"])
+    if match["role"]:
+        return f"`{_named(match)}`"
+    if match["double"] or match["single"]:
+        return f"`{match['doublebody'] or match['singlebody']}`"
+    if match["link"]:
+        return f"{match['linktext']} ({match['href']})"
+    return match["strongbody"] or match["embody"]
+
+
+def _named(match: re.Match[str]) -> str:
+    """Return the name that a role of reStructuredText shows."""
+    body = match["rolebody"]
+    return (re.sub(r"\s*<[^>]*>$", "", body) or body).lstrip("~")
+
+
 def _span(match: re.Match[str]) -> Markup:
     """Render a match of the inline pattern."""
     kind = match.lastgroup or ""
     if match["role"]:
-        body = match["rolebody"]
-        if match["role"].startswith(":math:"):
-            return mathematics(body)
-        shown = re.sub(r"\s*<[^>]*>$", "", body) or body
-        return Markup("<code>{}</code>").format(shown.lstrip("~"))
+        return Markup("<code>{}</code>").format(_named(match))
+    if match["math"]:
+        return mathematics(match["mathbody"])
     if match["double"] or match["single"]:
         return Markup("<code>{}</code>").format(match["doublebody"] or match["singlebody"])
     if match["link"]:

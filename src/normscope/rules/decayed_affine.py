@@ -46,7 +46,7 @@ class DecayedAffine(AbstractRule):
     ## Finds
     Gain or shift of a norm (batch, group, layer, instance, RMS), with a gradient, in a group of the optimizer whose
     ``weight_decay`` does something: a step takes off the share learning rate times decay, and found is a share above
-    :math:`2^{-24} = 6\cdot 10^{-8}`, where float32 does not round it away; less is below 0.6 % in 100,000 steps. Where
+    $2^{-24} = 6\cdot 10^{-8}$, where float32 does not round it away; less is below 0.6 % in 100,000 steps. Where
     a schedule is under way, its largest learning rate counts. Adam and its like, if they add the decay to the gradient,
     divide it by the root of the mean squared gradient: if they have one already, it is divided here too.
 

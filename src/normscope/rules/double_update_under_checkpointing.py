@@ -44,7 +44,7 @@ class DoubleUpdateUnderCheckpointing(AbstractRule):
     which repeats no update.
 
     ## Why it hurts
-    Two updates with the same batch are one update with momentum :math:`1-(1-m)^2`, nearly twice as large: the running
+    Two updates with the same batch are one update with momentum $1-(1-m)^2$, nearly twice as large: the running
     statistics are those of half as many batches and twice as noisy, and models with and without checkpointing differ
     in evaluation although their training is the same.
 

@@ -83,8 +83,8 @@ class DropoutBeforeNorm(AbstractRule):
     seeds, 0 of 368.
 
     ## Why it hurts
-    Dropout keeps the mean and raises the second moment: with share p an input of mean :math:`\mu` and variance
-    :math:`v` comes out with variance :math:`(v + p\mu^2)/(1-p)`. Running statistics are taken with it and used without
+    Dropout keeps the mean and raises the second moment: with share p an input of mean $\mu$ and variance
+    $v$ comes out with variance $(v + p\mu^2)/(1-p)$. Running statistics are taken with it and used without
     it: in evaluation every channel comes out too small, in every layer behind, and the loss in evaluation suffers for
     no reason of generalisation.
 

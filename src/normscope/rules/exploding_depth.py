@@ -86,7 +86,7 @@ class ExplodingDepth(AbstractRule):
     In the first training step, by layer that bears weight, the root mean square of the gradient at its output and the
     norm of that of its weights. Found is a network whose first layers have, by both measures, more than 1000 times the
     gradient of its last; or in which both grow by more than 1.12 a layer (least squares over at least 10 layers), and
-    by more than 40 over the depth. Batch norm and ReLU at initialization give :math:`\sqrt{\pi/(\pi-1)} = 1.21` a layer
+    by more than 40 over the depth. Batch norm and ReLU at initialization give $\sqrt{\pi/(\pi-1)} = 1.21$ a layer
     without skips: the second bound is met from about 20 layers. Networks with skips stay far below.
 
     Without norms the gradient of weights does not show it: it is a gradient at an output, which grows toward the input,

@@ -66,7 +66,7 @@ class ImmatureStatistics(AbstractRule):
 
     ## Finds
     A norm that is evaluated with running statistics of which the initial mean 0 and variance 1 make up more than 5 %:
-    :math:`(1-m)^{n} > 0.05` for momentum m and n batches tracked, unless they lie nearer to the statistics of the
+    $(1-m)^{n} > 0.05$ for momentum m and n batches tracked, unless they lie nearer to the statistics of the
     training data than to that mixture (recalibrated ones do, and their count says how many batches that took). Where
     the data's variance is so small that what is left of the initial 1 is more than half of the running variance (and of
     eps) in a tenth of the channels, the count does not matter. An error if they are exactly 0 and 1. A count of 0 with

@@ -56,7 +56,7 @@ class MixedStreams(AbstractRule):
     (in several calls, where only parts of the model are called), and means or variances of the passes differ. Measured
     is what the mixture of their statistics does: evaluation puts out another distribution than training, and the
     Kullback-Leibler divergence of the two as normal distributions is, in the mean over passes,
-    :math:`(\ln V - \overline{\ln v_i}) / 2`, with the variances :math:`v_i` of the passes and V of all their values
+    $(\ln V - \overline{\ln v_i}) / 2$, with the variances $v_i$ of the passes and V of all their values
     together. Found is more than 0.112 nats in the upper quartile over channels, as where two means lie one standard
     deviation apart, or one standard deviation is twice the other. Passes are compared call by call, in the mean over
     updates; how much the same pass differs from update to update is taken off.

@@ -50,7 +50,7 @@ class OffsetPrecision(AbstractRule):
     r"""A norm's input lies so far from zero that subtracting the mean leaves few digits.
 
     ## Finds
-    In a channel :math:`|\mu|/\sigma` of a training batch is above 1000 (above 100 for dense layers and channels-last
+    In a channel $|\mu|/\sigma$ of a training batch is above 1000 (above 100 for dense layers and channels-last
     maps on the CPU, which torch sums in an order that loses more), and the output of torch's norm, held against the
     same in float64, is off by more than 1e-4 standard deviations. Constant channels, whose spread is rounding alone,
     are passed over, and this library's norms, which first take the data about an estimate of their mean.
@@ -60,7 +60,7 @@ class OffsetPrecision(AbstractRule):
 
     ## Why it hurts
     The sum of squares is of the size of the mean's square, and the variance is a small difference of large numbers.
-    Torch's outputs were off by 8e-3 to 0.85 standard deviations at :math:`|\mu|/\sigma` = 1e4, by 5 at 1e6; the
+    Torch's outputs were off by 8e-3 to 0.85 standard deviations at $|\mu|/\sigma$ = 1e4, by 5 at 1e6; the
     running variance is as wrong. On healthy networks the error is near 1e-6.
 
     ## Fix

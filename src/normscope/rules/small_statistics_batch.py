@@ -29,7 +29,7 @@ class SmallStatisticsBatch(AbstractRule):
     ## Finds
     For each norm in train mode the batch variance of each channel is taken over a few training batches, and their
     standard deviation over their mean; the median over channels is held against 0.35, which independent normal values
-    reach at about 16 a channel (:math:`\sqrt{2/(N-1)}`). With batches that differ little in number of values the bound
+    reach at about 16 a channel ($\sqrt{2/(N-1)}$). With batches that differ little in number of values the bound
     is met from below 16 samples for dense layers; convolutions have the positions besides, so far as they differ. Calls
     are compared with those of the same place in other steps, and of the same stream where streams of batches alternate:
     levels, time steps and kinds of data differ without any noise. Places with as many values a channel count as one.

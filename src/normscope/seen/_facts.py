@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope._errors import StoreError, UsageError
+from normscope._errors import DataError, StoreError, UsageError
 from normscope.records import Finding, Store, provenance
 from normscope.records.addresses import save
-from normscope.records.json import build, plain
+from normscope.records.json import build, loads, plain
+from normscope.records.reading import text_of_file
 
 if TYPE_CHECKING:
     import polars
@@ -149,12 +150,12 @@ def read_facts(path: Path) -> CellFacts:
         StoreError: The file is damaged, or has another layout.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = loads(text_of_file(path))
         version = held.pop("version")
         held.setdefault("wiring", [])  # files of older versions have none
         if version == VERSION:
             facts: CellFacts = build(CellFacts, held)
             return facts
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError, DataError):
         raise StoreError(f"{path} is damaged; the records stand without it") from None
     raise StoreError(f"{path} has layout {version}, this version reads {VERSION}; use the version that wrote it")

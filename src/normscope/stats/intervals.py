@@ -1,14 +1,14 @@
 r"""Confidence intervals over seeds: paired t, and the bias-corrected accelerated bootstrap.
 
 Seeds are the replicates, never steps. The t interval is Student's. The bootstrap is BCa (Efron, B., "Better Bootstrap
-Confidence Intervals", JASA 82 (1987) 171-185, eqs. 2.3 and 4.4): with :math:`\hat G` the bootstrap distribution of the
-mean, the end at probability :math:`\alpha` is
+Confidence Intervals", JASA 82 (1987) 171-185, eqs. 2.3 and 4.4): with $\hat G$ the bootstrap distribution of the
+mean, the end at probability $\alpha$ is
 
-.. math:: \hat G^{-1}\Bigl(\Phi\bigl(z_0 + \tfrac{z_0 + z_\alpha}{1 - a\,(z_0 + z_\alpha)}\bigr)\Bigr),
-          \quad z_0 = \Phi^{-1}(\hat G(\bar x)),
-          \quad a = \frac{\sum_i (x_i - \bar x)^3}{6\,\bigl(\sum_i (x_i - \bar x)^2\bigr)^{3/2}} .
+$$\hat G^{-1}\Bigl(\Phi\bigl(z_0 + \tfrac{z_0 + z_\alpha}{1 - a\,(z_0 + z_\alpha)}\bigr)\Bigr),
+\quad z_0 = \Phi^{-1}(\hat G(\bar x)),
+\quad a = \frac{\sum_i (x_i - \bar x)^3}{6\,\bigl(\sum_i (x_i - \bar x)^2\bigr)^{3/2}} .$$
 
-The acceleration :math:`a` is the jackknife's, which has this closed form for a mean.
+The acceleration $a$ is the jackknife's, which has this closed form for a mean.
 
 **Why** ``method="auto"`` **never trusts BCa alone.** A bootstrap of few values is too narrow: between two arms that do
 not differ, a nominal one-sided 2.5 % interval excludes zero in 25 % of comparisons at n = 2, 14 % at n = 3, 7 % at
@@ -37,11 +37,11 @@ log-normal           20    auto    90.0 % (0.2 %, 9.9 %)
 alike; a value that compares nothing (a loss of accuracy, a distance) may be. Student's interval then ends too soon on
 the side of the long tail, and the bootstrap hardly helps at ten seeds. ``"auto"`` therefore takes in the ends of Hall's
 interval as well where values are no differences (Hall, P., "On the removal of skewness by transformation", J. Royal
-Statistical Society B 54 (1992) 221-228): with :math:`W = (\bar x - \mu) / s` and the skewness :math:`g`,
+Statistical Society B 54 (1992) 221-228): with $W = (\bar x - \mu) / s$ and the skewness $g$,
 
-.. math:: h(W) = W + \tfrac{g}{3} W^2 + \tfrac{g^2}{27} W^3 + \tfrac{g}{6 n}
+$$h(W) = W + \tfrac{g}{3} W^2 + \tfrac{g^2}{27} W^3 + \tfrac{g}{6 n}$$
 
-is monotone and nearly symmetric, and :math:`\sqrt n\, h(W)` is read as Student's t. It halves the error and does not
+is monotone and nearly symmetric, and $\sqrt n\, h(W)$ is read as Student's t. It halves the error and does not
 remove it; share of samples whose interval ends short of the truth on the long side, 2.5 % being nominal
 (4,000 samples, standard error 0.2 to 0.6 %):
 
@@ -84,8 +84,8 @@ class Bootstrap:
 
     Attributes:
         means: Sorted bootstrap means, shape ``(draws,)``.
-        bias: :math:`z_0`, dimensionless.
-        acceleration: :math:`a`, dimensionless.
+        bias: $z_0$, dimensionless.
+        acceleration: $a$, dimensionless.
     """
 
     means: Floats

@@ -22,7 +22,7 @@ def two_looks(p_value: float) -> float:
     r"""Return the p-value of a test that is made twice, on half of the data and on all, if the first leaves it open.
 
     The probability that one of two looks reaches a nominal p-value as small as this by chance, for statistics that are
-    normal with correlation :math:`\sqrt{1/2}` (Pocock, "Group sequential methods in the design and analysis of
+    normal with correlation $\sqrt{1/2}$ (Pocock, "Group sequential methods in the design and analysis of
     clinical trials", Biometrika 64 (1977) 191-199). A nominal 0.0294 gives 0.05.
 
     Args:

@@ -48,7 +48,7 @@ def proportional(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
         y: Values (n,).
 
     Returns:
-        The slope, and :math:`R^2 = 1 - \sum (y - bx)^2 / \sum (y - \bar y)^2`: negative where the mean fits better, NaN
+        The slope, and $R^2 = 1 - \sum (y - bx)^2 / \sum (y - \bar y)^2$: negative where the mean fits better, NaN
         where all ``y`` are the same.
 
     Raises:

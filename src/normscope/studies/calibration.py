@@ -1,5 +1,6 @@
 """How often the verdict engine is wrong, word by word, by simulated studies whose truth is known."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ import polars as pl
 
 from normscope._errors import UsageError
 from normscope.records import Outcome, Verdict
+from normscope.running import Executor, Work, connected
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL, adjust, slope_per_seed
 from normscope.studies.contrast import Contrast, Reading
 from normscope.studies.evidence import Arrivals, Evidence, Floats
@@ -81,6 +83,7 @@ def calibrate(
     seeds: int | Sequence[int] = SEEDS,
     rules: Sequence[str] = (),
     seed: int = 0,
+    executor: str | Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Rate]:
     """Simulate studies and judge them by the contrasts that judge the real ones.
@@ -94,6 +97,8 @@ def calibrate(
         seeds: Replicates of a study, or several numbers of them.
         rules: Only these of ``RULES``; all if empty.
         seed: Of the simulation.
+        executor: Where studies are simulated, as ``normscope.studies.run`` takes it; None for this process. The rates
+            are the same.
         progress: Called with (done, in all).
 
     Yields:
@@ -107,23 +112,43 @@ def calibrate(
     counts = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     if studies < 20 or min(counts, default=0) < 2:
         raise UsageError(f"needs at least 20 studies of 2 seeds, got {studies} of {min(counts, default=0)}")
-    jobs = [
+    cases = [
         (rule, noise, n, truth)
         for rule in rules or RULES
         for noise in RULES[rule].noises
         for n in counts
         for truth in RULES[rule].words
     ]
-    for done, (rule, noise, n, truth) in enumerate(jobs):
-        if progress is not None:
-            progress(done, len(jobs))
-        rng = np.random.default_rng([seed, done])
-        judge, words = RULES[rule].judge, RULES[rule].words[truth]
-        said = Counter(judge(rng, noise, n, TRUTHS[truth]) for _ in range(studies))
-        for word, allowed in words.items():
-            yield _rate((rule, noise, n, truth, word), said[word], studies, allowed)
+    work = Work(functools.partial(_simulated, studies, seed), _name_of)
+    tasks = list(enumerate(cases))
+    said: dict[int, Counter[str]] = {}
+    with connected(executor) as where:
+        results = map(work, tasks) if executor is None else where.run(work, tasks)
+        for done, (rule, noise, n, truth) in enumerate(cases):
+            if progress is not None:
+                progress(done, len(cases))
+            while done not in said:  # results come in whatever order
+                index, words = next(results)
+                said[index] = words
+            for word, allowed in RULES[rule].words[truth].items():
+                yield _rate((rule, noise, n, truth, word), said[done][word], studies, allowed)
     if progress is not None:
-        progress(len(jobs), len(jobs))
+        progress(len(cases), len(cases))
+
+
+_Case = tuple[str, str, int, str]
+
+
+def _simulated(studies: int, seed: int, task: tuple[int, _Case]) -> tuple[int, Counter[str]]:
+    """Simulate the studies of a numbered case, and count the words that they get."""
+    index, (rule, noise, n, truth) = task
+    rng, judge = np.random.default_rng([seed, index]), RULES[rule].judge
+    return index, Counter(judge(rng, noise, n, TRUTHS[truth]) for _ in range(studies))
+
+
+def _name_of(task: tuple[int, _Case]) -> str:
+    rule, noise, n, truth = task[1]
+    return f"the rule {rule!r}, {noise}, {n} seeds, {truth}"
 
 
 def _rate(case: tuple[str, str, int, str, str], count: int, studies: int, allowed: float) -> Rate:

@@ -3,9 +3,9 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from normscope._errors import UsageError
+from normscope._errors import UsageError, shown
 from normscope._unit import Unit
 from normscope.records import Cell, Record, Verdict
 from normscope.studies.evidence import Evidence
@@ -14,8 +14,14 @@ if TYPE_CHECKING:
     from normscope.plots import Figure, Table
     from normscope.studies.lab.data import Dataset
 
+T = TypeVar("T")
+
 #: Called after every cell with (cells complete, cells in all, the cell or None at the start).
 Progress = Callable[[int, int, Cell | None], None]
+
+#: More points of a grid, or cells of a run, than these are a slip of the hand: they would run for years.
+MOST_POINTS = 100_000
+MOST_CELLS = 1_000_000
 
 
 class AbstractExperiment(Unit, ABC):
@@ -60,10 +66,54 @@ class AbstractExperiment(Unit, ABC):
 
         Args:
             settings: The preset's. Points are plain JSON values and become columns of the frame.
+
+        Raises:
+            UsageError: The settings lack the list of a point's values.
         """
+        for name, listed in self.POINTS.items():
+            if not isinstance(settings.get(listed), Sequence) or isinstance(settings[listed], str):
+                raise UsageError(
+                    f"{self.CODE}: POINTS says that the setting {shown(listed)} lists the values of {shown(name)}: "
+                    "give a preset with that list"
+                )
         for values in itertools.product(*(settings[name] for name in self.POINTS.values())):
             for arm in self.ARMS:
                 yield arm, dict(zip(self.POINTS, values, strict=True))
+
+    def points(self, settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Return what `grid` yields, checked, for it may be a user's own.
+
+        Raises:
+            UsageError: It yields nothing, something other than pairs, or more than `MOST_POINTS`.
+        """
+        found: Any = self.grid(settings)
+        if not isinstance(found, Iterable):
+            raise UsageError(f"{self.CODE}: grid() returns {shown(found)}: it must yield an arm and a point each time")
+        pairs: list[tuple[str, dict[str, Any]]] = []
+        for pair in itertools.islice(found, MOST_POINTS + 1):
+            match pair:
+                case (str(arm), Mapping() as point):
+                    pairs.append((arm, dict(point)))
+                case _:
+                    raise UsageError(
+                        f"{self.CODE}: grid() yields {shown(pair)}: it must yield the name of an arm and a mapping"
+                    )
+        if not pairs:
+            raise UsageError(f"{self.CODE} has no arm at any point, so there is nothing to run: fill ARMS and POINTS")
+        if len(pairs) > MOST_POINTS:
+            raise UsageError(f"{self.CODE}: its grid has more than {MOST_POINTS} points: list fewer values")
+        return pairs
+
+    def judged(self, evidence: Evidence) -> Verdict:
+        """Return what `judge` returns, checked, for it may be a user's own.
+
+        Raises:
+            UsageError: It is no verdict.
+        """
+        found: Any = self.judge(evidence)
+        if not isinstance(found, Verdict):
+            raise UsageError(f"{self.CODE}: judge() returns {shown(found)}: it must return a Verdict")
+        return found
 
     @abstractmethod
     def run_cell(self, cell: Cell, data: "Dataset", device: str) -> Iterable[Record]:
@@ -77,7 +127,7 @@ class AbstractExperiment(Unit, ABC):
         """Run cells that differ in their seed only, and yield each with the records of ``run_cell``, to rounding.
 
         Args:
-            cells: Always the same seeds in company, whichever of them were asked for (``SEEDS_AT_ONCE`` in ``runs``).
+            cells: Always the same seeds in company, whichever of them were asked for (``SEEDS_AT_ONCE`` in ``cells``).
             data: As ``run_cell`` takes it.
             device: Where.
         """
@@ -106,6 +156,26 @@ class AbstractExperiment(Unit, ABC):
         """Tabulate the numbers behind the figures."""
         return ()
 
+    def drawn(self, evidence: Evidence) -> tuple["Figure", ...]:
+        """Return what `figures` returns, checked, for it may be a user's own.
+
+        Raises:
+            UsageError: Something in it is no figure.
+        """
+        from normscope.plots import Figure
+
+        return _all_of(Figure, self.figures(evidence), f"{self.CODE}: figures()")
+
+    def tabulated(self, evidence: Evidence) -> tuple["Table", ...]:
+        """Return what `tables` returns, checked as `drawn` does.
+
+        Raises:
+            UsageError: Something in it is no table.
+        """
+        from normscope.plots import Table
+
+        return _all_of(Table, self.tables(evidence), f"{self.CODE}: tables()")
+
     def settings(self, preset: str) -> Mapping[str, Any]:
         """Return the settings of a preset.
 
@@ -124,14 +194,30 @@ class AbstractExperiment(Unit, ABC):
             seeds: Replicates.
             data: What is trained on; its content, not its path, is part of a cell's name.
             device: Where it runs; numbers differ between devices, so it is part of a cell's name too.
+
+        Raises:
+            UsageError: There are more than `MOST_CELLS`.
         """
         settings = dict(self.settings(preset))
         fixed = settings | {"data": data.fingerprint(), "device": device, "version": self.VERSION}
+        points = self.points(settings)
+        if len(points) * len(seeds) > MOST_CELLS:
+            raise UsageError(
+                f"{self.CODE}: {len(seeds)} seeds of {len(points)} cells are more than the {MOST_CELLS} that a run may "
+                "have: ask for fewer seeds"
+            )
         return [
-            Cell(study=self.CODE, arm=arm, seed=seed, point=dict(point), settings=fixed)
+            Cell(study=self.CODE, arm=arm, seed=seed, point=point, settings=fixed)
             for seed in seeds
-            for arm, point in self.grid(settings)
+            for arm, point in points
         ]
+
+
+def _all_of(kind: type[T], found: Iterable[Any], method: str) -> tuple[T, ...]:
+    kept = tuple(found)
+    if odd := [each for each in kept if not isinstance(each, kind)]:
+        raise UsageError(f"{method} gives {shown(odd[0])}: it must give instances of normscope.plots.{kind.__name__}")
+    return kept
 
 
 def presets(quick: Mapping[str, Any], **others: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

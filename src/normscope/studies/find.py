@@ -1,7 +1,6 @@
 """Find studies by slug, users' own by file, and runs by folder."""
 
 import hashlib
-import importlib
 import inspect
 import math
 import re
@@ -11,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from normscope._errors import StoreError, UsageError
-from normscope._unit import discover, near
+from normscope._errors import StoreError, UsageError, shown
+from normscope._unit import discover, meant
 from normscope.records import Store, Verdict
 from normscope.records.addresses import place_of
+from normscope.running import register_by_value
 from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy
-from normscope.usercode import load_file
+from normscope.usercode import load_file, users_code
 
 #: Users' own studies, by slug, whose files were named in this process.
 _OWN: dict[str, AbstractStudy] = {}
@@ -42,7 +42,7 @@ def get(slug: str) -> AbstractStudy:
     found = {study.CODE: study for study in all()} | _OWN
     if slug in found:
         return found[slug]
-    raise UsageError(f"no study is called {slug!r}: did you mean {near(slug, found)}?")
+    raise UsageError(f"no study is called {slug!r}: {meant(slug, found, listed='normscope study list')}")
 
 
 def from_file(path: str | Path) -> AbstractStudy:
@@ -71,10 +71,11 @@ def from_file(path: str | Path) -> AbstractStudy:
     _complete(kind, file)
     folder = file.resolve().parent
     beside = [sys.modules[name] for name in set(sys.modules) - before]
-    _by_value(module, *(found for found in beside if _lies_in(found, folder)))
+    register_by_value(module, *(found for found in beside if _lies_in(found, folder)))
     kind.SOURCE_FILE = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     kind.SOURCE_PATH = str(file.resolve())
-    study = kind()
+    with users_code(f"making {kind.__name__}", file):
+        study = kind()
     _OWN[study.CODE] = study
     return study
 
@@ -142,16 +143,6 @@ def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
     return study
 
 
-def _by_value(*modules: ModuleType) -> None:
-    """Have worker processes get a file's classes by value: they cannot import a file that lies anywhere."""
-    try:  # joblib has a copy of its own in older versions
-        pickler = importlib.import_module("joblib.externals.cloudpickle")
-    except ImportError:
-        pickler = importlib.import_module("cloudpickle")
-    for module in modules:
-        pickler.register_pickle_by_value(module)
-
-
 def _lies_in(module: ModuleType, folder: Path) -> bool:
     """Return whether a module lies in a folder or below it, and is no installed package there."""
     file = Path(getattr(module, "__file__", None) or "/").resolve()
@@ -163,6 +154,7 @@ _ATTRIBUTES: tuple[tuple[str, Any, str], ...] = (
     *((name, str, "a text") for name in ("CODE", "TOPIC", "CLAIM", "ENDPOINT", "MARGIN_REASON")),
     ("MARGIN", (int, float), "a number"),
     ("CARD", int, "a whole number"),
+    ("VERSION", int, "a whole number"),
     ("SOURCES", tuple, "a tuple of texts"),
     ("PRESETS", Mapping, "a mapping, such as presets(quick={...})"),
     ("POINTS", Mapping, "a mapping of a point's name to the name of a setting"),
@@ -189,7 +181,12 @@ def _complete(kind: type[AbstractStudy], file: Path) -> None:
     for name, wanted, words in _ATTRIBUTES:
         value = getattr(kind, name)
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise UsageError(f"{file}: {name} is {value!r}: it must be {words}")
+            raise UsageError(f"{file}: {name} is {shown(value)}: it must be {words}")
+    if odd := [each for each in kind.SOURCES if not isinstance(each, str)]:
+        raise UsageError(f"{file}: SOURCES holds {shown(odd[0])}: it must be a tuple of texts")
+    for name, preset in kind.PRESETS.items():
+        if not isinstance(name, str) or not isinstance(preset, Mapping):
+            raise UsageError(f"{file}: the preset {shown(name)} is {shown(preset)}: it must be a mapping of settings")
     if not 0 <= kind.MARGIN < math.inf:
         raise UsageError(f"{file}: MARGIN is {kind.MARGIN}: give the smallest size that matters, 0 or more")
     if not re.fullmatch(r"[a-z][a-z0-9-]+", kind.CODE):

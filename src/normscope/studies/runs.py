@@ -1,28 +1,25 @@
 """Run a study: its cells over processes, each complete cell into the store, then the verdict."""
 
 import functools
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from normscope._errors import DataError, StoreError, UsageError
 from normscope.plots import Figure, Table
-from normscope.records import Cell, Outcome, Record, Store, Verdict, provenance
+from normscope.records import Cell, Outcome, Store, Verdict, driven, provenance
 from normscope.records.addresses import place_of
-from normscope.records.json import canonical
+from normscope.records.places import Folder
+from normscope.running import Executor, Shard, Work, connected, executor_of
 from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
+from normscope.studies.cells import Done, Source, groups_of, name_of, own_code, run_group
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
-from normscope.studies.workers import in_processes, one_thread, worker_count
-from normscope.usercode import users_code
 
-_Done = tuple[Cell, list[Record], float]
-#: Seeds that a study may train at once: 0 to 4, 5 to 9 and so on, always all of them, since the last bits of a seed's
-#: numbers may depend on its company. Of ten seeds that leaves two processes a half each.
-SEEDS_AT_ONCE = 5
+if TYPE_CHECKING:
+    from normscope.studies.lab.data import Dataset
+
 _ALPHA = 0.05  # chance of any false word that is kept over studies judged together
 
 
@@ -47,7 +44,7 @@ class Run(NamedTuple):
             DataError: Not one seed is complete.
         """
         config = config_of(self.store)
-        points = len(list(self.study.grid(config["settings"])))
+        points = len(self.study.points(config["settings"]))
         counts: dict[int, int] = {}
         for cell in self.store.cells():
             counts[cell.seed] = counts.get(cell.seed, 0) + 1
@@ -62,17 +59,17 @@ class Run(NamedTuple):
     def verdict(self) -> Verdict:
         """Judge all complete seeds."""
         with own_code(self.study, "judging"):
-            return self.study.judge(self.evidence())
+            return self.study.judged(self.evidence())
 
     def figures(self) -> Sequence[Figure]:
         """Draw the study's figures from all complete seeds."""
         with own_code(self.study, "drawing"):
-            return self.study.figures(self.evidence())
+            return self.study.drawn(self.evidence())
 
     def tables(self) -> Sequence[Table]:
         """Make the study's tables from all complete seeds."""
         with own_code(self.study, "tabulating"):
-            return self.study.tables(self.evidence())
+            return self.study.tabulated(self.evidence())
 
     def asked(self, *, together: int = 1) -> tuple[int, ...]:
         """Return the numbers of seeds that, asked for, come to the seeds that are here.
@@ -93,7 +90,7 @@ class Run(NamedTuple):
         """Return whether the first seeds leave a study unclear, or may do so among others."""
         try:
             with own_code(self.study, "judging"):
-                found = self.study.judge(self.evidence(range(seeds)))
+                found = self.study.judged(self.evidence(range(seeds)))
         except DataError:  # an interrupted run, of which none of these is complete
             return False
         corrected = min(1.0, together * (found.p_value or 0.0))  # the most that Holm's correction makes of it
@@ -113,21 +110,6 @@ class Run(NamedTuple):
         )
 
 
-@contextmanager
-def own_code(study: AbstractExperiment, doing: str) -> Iterator[None]:
-    """Have what a user's own study raises end in one line with the user's file and line.
-
-    Args:
-        study: Of a study of the package errors pass as they are.
-        doing: What is done with the study: ``"judging"``.
-    """
-    if not study.SOURCE_PATH:
-        yield
-        return
-    with users_code(f"{doing} {study.CODE}", Path(study.SOURCE_PATH)):
-        yield
-
-
 def run(
     study: AbstractExperiment,
     *,
@@ -137,15 +119,17 @@ def run(
     data: str = "digits",
     device: str = "cpu",
     workers: int | None = None,
+    executor: str | Executor | None = None,
+    shard: str | Shard | None = None,
     extend: bool = False,
     look_twice: bool = True,
     progress: Progress | None = None,
 ) -> Verdict:
     """Run a study, or what of it is not yet complete, and judge it.
 
-    The records are the same, bit for bit, whatever ``workers`` and ``seeds`` are and however often the run was
-    interrupted. Where a study trains several seeds at once, it trains seeds 0 to 4, 5 to 9 and so on, though fewer were
-    asked for, and what was not is not kept; records differ from those of a seed alone by rounding.
+    The records are the same, bit for bit, whatever ``workers``, ``executor``, ``shard`` and ``seeds`` are and however
+    often the run was interrupted. Where a study trains several seeds at once, it trains seeds 0 to 4, 5 to 9 and so on,
+    though fewer were asked for, and what was not is not kept; records differ from those of a seed alone by rounding.
 
     Args:
         study: The study.
@@ -155,6 +139,9 @@ def run(
         data: Name or path of the data, as ``lab.data.load`` takes it.
         device: ``"cpu"`` or ``"cuda"``.
         workers: Processes; None for one per core (one in all on a GPU).
+        executor: Where cells are computed: ``"local"``, ``"ray"``, ``"slurm"``, with options, or an executor
+            (`normscope.running`). The records are the same.
+        shard: ``"2/3"`` runs the second of three shares of the cells; each share may run anywhere, at any time.
         extend: Whether to run as many seeds again if the verdict is unclear. Both looks are then made at the
             level 0.971, so that the chance of a wrong verdict stays at 5 %.
         look_twice: Whether the second look is taken here; if not, who judges several studies together takes it, by
@@ -169,19 +156,37 @@ def run(
         DataError: The data cannot be read.
         StoreError: The folder cannot be written, or holds a run of another configuration.
         NonFiniteError: The data make the loss infinite before any training.
+        IncompleteRunError: The shard has run its cells, but cells of other shards are missing.
     """
     from normscope.studies.lab.data import load as load_data
 
-    refuse([study], out=out, seeds=seeds, preset=preset, data=data, device=device, workers=workers)
-    settings = study.settings(preset)
-    workers = worker_count(workers, device)
+    options: dict[str, Any] = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
+    refuse([study], out=out, executor=executor, shard=shard, **options)
     dataset = load_data(data)
     level = TWO_LOOKS_LEVEL if extend else LEVEL
+    share = None if shard is None else Shard.of(shard)
+    with connected(executor, workers, device) as where:
+        store = Store.create(Path(out) / study.CODE, _config(study, preset, data, dataset, device, level))
+        source = Source(data, dataset.fingerprint(), dataset if where.remote else None)
+        doing = functools.partial(run_group, study, source, device)
+        work = Work(doing, name_of, folder=store.path if isinstance(store.place, Folder) else None)
+        look = _Look(Run(study, store), preset, dataset, device, where, work, share, progress)
+        with driven(store.place, share):
+            verdict = look.at(seeds)
+            if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
+                verdict = look.at(2 * seeds)
+    return verdict
+
+
+def _config(
+    study: AbstractExperiment, preset: str, data: str, dataset: "Dataset", device: str, level: float
+) -> dict[str, Any]:
+    """Return what determines the numbers of a run."""
     config = {
         "study": study.CODE,
         "version": study.VERSION,
         "preset": preset,
-        "settings": settings,
+        "settings": study.settings(preset),
         "data": {"name": data, "fingerprint": dataset.fingerprint()},
         "device": device,
         "level": level,
@@ -191,30 +196,49 @@ def run(
     if study.SOURCE_FILE:
         # The rule stands before the run: records made under another text of the file are not continued or judged anew.
         config["source_file"] = study.SOURCE_FILE
-    store = Store.create(Path(out) / study.CODE, config)
+    return config
 
-    def look(count: int) -> Verdict:
+
+@dataclass(frozen=True)
+class _Look:
+    """What is fixed for all looks at a run."""
+
+    run: Run
+    preset: str
+    dataset: "Dataset"
+    device: str
+    executor: Executor
+    work: Work[Sequence[Cell], list[Done]]
+    shard: Shard | None
+    progress: Progress | None
+
+    def at(self, count: int) -> Verdict:
+        """Run the cells of so many seeds that are not complete, or of them those of a shard, and judge the seeds.
+
+        Raises:
+            IncompleteRunError: Cells of other shards are missing.
+        """
+        study, store = self.run
         with own_code(study, "listing the cells of"):
-            wanted = study.cells(preset, range(count), dataset, device)
+            wanted = study.cells(self.preset, range(count), self.dataset, self.device)
+        with own_code(study, "grouping the cells of"):
+            groups = groups_of(study, wanted)
+        mine = groups if self.shard is None else self.shard.share(groups)
         done = store.completed()
-        pending = [cell for cell in wanted if cell.id not in done]
-        ready = len(wanted) - len(pending)
-        if progress is not None:
-            progress(ready, len(wanted), None)
-        doing = functools.partial(work, study, data=data, device=device)
-        for group in in_processes(doing, groups_of(study, pending), workers):
+        pending = [left for group in mine if (left := [cell for cell in group if cell.id not in done])]
+        ready = sum(cell.id in done for cell in wanted)
+        if self.progress is not None:
+            self.progress(ready, len(wanted), None)
+        for group in self.executor.run(self.work, pending, gpus=int(self.device != "cpu")):
             for cell, records, seconds in group:
                 store.write_cell(cell, records, wall_s=seconds)
                 ready += 1
-                if progress is not None:
-                    progress(ready, len(wanted), cell)
+                if self.progress is not None:
+                    self.progress(ready, len(wanted), cell)
+        if self.shard is not None:
+            self.shard.require_all(mine, wanted, store.completed())
         with own_code(study, "judging"):
-            return study.judge(Run(study, store).evidence(range(count)))
-
-    verdict = look(seeds)
-    if extend and look_twice and verdict.outcome is Outcome.UNCLEAR:
-        verdict = look(2 * seeds)
-    return verdict
+            return study.judged(self.run.evidence(range(count)))
 
 
 def refuse(
@@ -226,6 +250,8 @@ def refuse(
     data: str = "digits",
     device: str = "cpu",
     workers: int | None = None,
+    executor: str | Executor | None = None,
+    shard: str | Shard | None = None,
     extend: bool = False,
 ) -> None:
     """Refuse what cannot be run, before anything is: what is wrong for all studies is said once.
@@ -238,6 +264,8 @@ def refuse(
         data: Name or path.
         device: Where.
         workers: Processes.
+        executor: Where cells are computed.
+        shard: Which share of them.
         extend: Never wrong.
 
     Raises:
@@ -254,7 +282,9 @@ def refuse(
         if study.SOURCE_PATH:
             with own_code(study, "listing the contrasts of"):
                 study.foresee(settings)
-    worker_count(workers, device)
+    if shard is not None:
+        Shard.of(shard)
+    executor_of(executor, workers, device)
     load_data(data)
     place_of(out).prepare("--out")
 
@@ -265,43 +295,6 @@ def config_of(store: Store, *, required: bool = True) -> Mapping[str, Any]:
     Raises:
         StoreError: The folder holds no run of a study, though ``required`` says so.
     """
-    config: Mapping[str, Any] = store.config
-    if required and "study" not in config:
-        raise StoreError(f"{store.path}: not a run of a study")
-    return config
-
-
-def groups_of(study: AbstractExperiment, cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Return which cells are run together, in the order of the first of each."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        key: tuple[Any, ...] = (cell.id,)
-        if study.together(cell):
-            key = (cell.arm, canonical(cell.point), cell.seed // SEEDS_AT_ONCE)
-        groups.setdefault(key, []).append(cell)
-    return list(groups.values())
-
-
-def work(study: AbstractExperiment, cells: Sequence[Cell], data: str, device: str) -> list[_Done]:
-    """Run one cell, or some of those that are run together, on one thread; leave the caller's global state as it was.
-
-    The time of cells that are run together is shared out among those that were wanted.
-    """
-    from normscope.studies.lab.data import load as load_data
-
-    began = time.perf_counter()
-    dataset = load_data(data)
-    with one_thread(), own_code(study, f"running arm {cells[0].arm!r} of"):
-        if study.together(cells[0]):
-            first = cells[0].seed // SEEDS_AT_ONCE * SEEDS_AT_ONCE
-            company = [replace(cells[0], seed=seed) for seed in range(first, first + SEEDS_AT_ONCE)]
-            wanted = {cell.id for cell in cells}
-            found = [
-                (cell, list(records))
-                for cell, records in study.run_cells(company, dataset, device)
-                if cell.id in wanted
-            ]
-        else:
-            found = [(cell, list(study.run_cell(cell, dataset, device))) for cell in cells]
-    seconds = (time.perf_counter() - began) / len(found)
-    return [(cell, records, seconds) for cell, records in found]
+    if required and "study" not in store.config:
+        raise StoreError(f"{store.place}: not a run of a study")
+    return store.config

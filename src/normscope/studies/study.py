@@ -1,6 +1,7 @@
 """What every study is: a claim, cells that differ in one thing, and contrasts fixed before the run."""
 
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from normscope._errors import UsageError
 from normscope.records import Verdict
+from normscope.running import Executor, Shard
 from normscope.studies import figures
 from normscope.studies.contrast import Contrast
 from normscope.studies.evidence import Evidence
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from normscope.plots import Figure, Table
 
 
+#: A study that yields more contrasts than these does not end.
+MOST_CONTRASTS = 10_000
 _NO_CONTRAST = "contrasts() yields no contrast, so there is nothing to judge"
 #: Words for networks by their name in the settings, and for data by their name.
 NETWORK_WORDS = {
@@ -32,6 +36,20 @@ NETWORK_WORDS = {
     "cnn": "a small CNN",
 }
 DATA_WORDS = {"digits": "8x8 digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+
+
+class _NoRecords(Evidence):
+    """Evidence without a record, which remembers whether a record was asked for."""
+
+    asked: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Look at nothing: there is no seed that could stand twice."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("__") and name not in ("settings", "level", "data", "asked"):
+            object.__setattr__(self, "asked", True)
+        return super().__getattribute__(name)
 
 
 class AbstractStudy(AbstractJudge, AbstractExperiment):
@@ -74,12 +92,14 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
         """
         kept: list[Contrast] = []
         found = self.contrasts(evidence)
-        for each in found or ():
+        for each in itertools.islice(found or (), MOST_CONTRASTS + 1):
             if wrong := self._wrong(each, kept, evidence.settings):
                 self._refuse(found, wrong)
             kept.append(each)
         if not kept:
             self._refuse(found, _NO_CONTRAST)
+        if len(kept) > MOST_CONTRASTS:
+            self._refuse(found, f"contrasts() yields more than {MOST_CONTRASTS} contrasts: does it end?")
         head = next((index for index, each in enumerate(kept) if each.headline), 0)
         return [kept[head], *kept[:head], *kept[head + 1 :]]
 
@@ -95,7 +115,7 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
                 "effect does not matter"
             )
         if self.SOURCE_PATH and not defined_at(contrast.quantity.read):  # a reader of the user's own may take any name
-            arms = list(dict.fromkeys(arm for arm, _ in self.grid(settings)))
+            arms = list(dict.fromkeys(arm for arm, _ in self.points(settings)))
             sides = [
                 side["arm"] if isinstance(side, Mapping) and "arm" in side else side
                 for side in (contrast.first, contrast.second)
@@ -120,17 +140,21 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
         """
         import polars as pl
 
-        columns = {key for _, point in self.grid(settings) for key in point}
+        columns = {key for _, point in self.points(settings) for key in point}
         text = dict.fromkeys(("arm", "probe", "site", "name", "unit"), pl.String)
         numbers = {"seed": pl.Int64, "step": pl.Int64, "value": pl.Float64}
         nothing = pl.DataFrame(schema=text | numbers | dict.fromkeys(columns, pl.Float64))
-        try:
-            self.ordered(Evidence(nothing, settings, ()))
-        except UsageError as error:
-            if _NO_CONTRAST not in str(error):
-                raise
-        except Exception:  # the study reads records on the way
+        if type(self).contrasts is AbstractStudy.contrasts:  # it judges by itself
             return
+        evidence = _NoRecords(nothing, settings, ())
+        try:
+            self.ordered(evidence)
+        except UsageError as error:
+            if _NO_CONTRAST not in str(error) or not evidence.asked:
+                raise
+        except Exception:
+            if not evidence.asked:
+                raise
 
     def here(self, evidence: Evidence) -> str:
         """Say which networks and data the numbers are about: ``"dense networks, 8x8 digits"``."""
@@ -161,6 +185,8 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
         data: str = "digits",
         device: str = "cpu",
         workers: int | None = None,
+        executor: str | Executor | None = None,
+        shard: str | Shard | None = None,
         extend: bool = False,
         progress: Progress | None = None,
     ) -> Verdict:
@@ -173,6 +199,8 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
             data=data,
             device=device,
             workers=workers,
+            executor=executor,
+            shard=shard,
             extend=extend,
             progress=progress,
         )

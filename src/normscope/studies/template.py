@@ -36,6 +36,8 @@ def new(path: str | Path) -> Path:
             target.write(text)
     except FileExistsError:
         raise UsageError(f"{file} exists already: choose another name") from None
+    except FileNotFoundError:
+        raise UsageError(f"cannot write {file}: there is no folder {file.parent}: make it first") from None
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror or error}") from None
     return file

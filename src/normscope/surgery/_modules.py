@@ -46,7 +46,7 @@ class ChannelAffine(nn.Module):
 class RMSNorm(ChannelAffine):
     r"""Root-mean-square norm with a gain **and a shift**, for channels at the second or the last axis.
 
-    :math:`y = \gamma x / \sqrt{\langle x^2 \rangle + \epsilon} + \beta` (Zhang & Sennrich, 2019, eq. 4), the mean over
+    $y = \gamma x / \sqrt{\langle x^2 \rangle + \epsilon} + \beta$ (Zhang & Sennrich, 2019, eq. 4), the mean over
     all channels and positions of a sample (``axis=1``, as ``GroupNorm(1, C)`` takes it) or over the channels of a
     token (``axis=-1``, as ``torch.nn.RMSNorm``). ``torch.nn.RMSNorm`` has no shift and so cannot keep a learned one.
 

@@ -1,7 +1,7 @@
 r"""The algebra: a scale and a shift per channel, taken into the weights of the linear map before or after.
 
-With :math:`s = \gamma / \sqrt{v + \epsilon}` and :math:`t = \beta - s \mu`, a batch norm with fixed statistics is
-:math:`y \mapsto s y + t`. All is computed in float64 and rounded once, to the weights' own type.
+With $s = \gamma / \sqrt{v + \epsilon}$ and $t = \beta - s \mu$, a batch norm with fixed statistics is
+$y \mapsto s y + t$. All is computed in float64 and rounded once, to the weights' own type.
 """
 
 import copy

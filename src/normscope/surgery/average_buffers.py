@@ -6,9 +6,9 @@ untrained model it was copied from; either may evaluate far from both. One of th
 
 - ``"recalibrate"``: take the statistics anew from data, with the averaged weights. The only one that is right whatever
   the weights; needs a loader and a pass.
-- ``"average"``: pool the sources' statistics by the law of total variance. With shares :math:`w_i`,
+- ``"average"``: pool the sources' statistics by the law of total variance. With shares $w_i$,
 
-  .. math:: \mu = \sum_i w_i \mu_i, \qquad \sigma^2 = \sum_i w_i \bigl(\sigma_i^2 + (\mu_i - \mu)^2\bigr).
+  $$\mu = \sum_i w_i \mu_i, \qquad \sigma^2 = \sum_i w_i \bigl(\sigma_i^2 + (\mu_i - \mu)^2\bigr).$$
 
   Right for replicas of *one* model that saw different data; for averaged weights an approximation that improves as the
   sources agree. Averaging variances alone loses the spread of the means.

@@ -1,14 +1,14 @@
 r"""Set running statistics to those of the data.
 
 **What it does.** The model is run over the data; every batch norm's running mean and variance become those of *all* the
-values it was given, as if they had come in one batch. Batches of :math:`n_b` values with means :math:`\mu_b` and sums
-of squared deviations :math:`M_b` are merged exactly, by the law of total variance (Chan, Golub & LeVeque, 1979),
+values it was given, as if they had come in one batch. Batches of $n_b$ values with means $\mu_b$ and sums
+of squared deviations $M_b$ are merged exactly, by the law of total variance (Chan, Golub & LeVeque, 1979),
 
-.. math:: \mu = \sum_b n_b \mu_b / n, \qquad \sigma^2 = \Bigl(\sum_b M_b + \sum_b n_b (\mu_b - \mu)^2\Bigr) / (n - 1),
+$$\mu = \sum_b n_b \mu_b / n, \qquad \sigma^2 = \Bigl(\sum_b M_b + \sum_b n_b (\mu_b - \mu)^2\Bigr) / (n - 1),$$
 
 in float64. So the split into batches does not matter and a short last batch weighs what it should; an average of the
 batches' averages (``torch.optim.swa_utils.update_bn``) gives 2 samples the say of 64, and one that subtracts
-:math:`\mu^2` from a mean square in float32 gives negative variances.
+$\mu^2$ from a mean square in float32 gives negative variances.
 
 **What normalizes while the statistics are taken.** A choice, for every layer but the first:
 

@@ -1,7 +1,11 @@
 """Data: what is read is what was written; what is broken is named in one line."""
 
 import gzip
+import os
+import re
 import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +104,122 @@ def test_truncated_npz(tmp_path, keep):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:keep])
     with pytest.raises(DataError, match=r"cut\.npz"):
         load(str(tmp_path / "cut.npz"))
+
+
+def npz_with(path: Path, member: bytes) -> None:
+    """Write an npz file whose ``x_train`` is any bytes."""
+    np.savez(path, **{key: value for key, value in npz_arrays().items() if key != "x_train"})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", member)
+
+
+def header(shape: object, dtype: str = "|u1") -> bytes:
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}\n"
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        (header((1 << 62, 1 << 62)), "promises an array of 4611686018427387904 x 4611686018427387904"),
+        (header((30, 7)) + bytes(100), "promises an array of 30 x 7"),
+        (header((30, 7)) + bytes(209), "another length"),
+        (header((30, 7)) + bytes(211), "another length"),
+        (header((1,) * 40), "promises 40 axes"),
+        (header((-30, 7)), "promises an array of -30 x 7"),
+        (header("()") + b"\0", "must be"),
+        (header((30,), "|O"), "plain arrays"),
+        (header((30,), "nonsense"), "no header of a plain array"),
+        (header("len([1])"), "no header of a plain array"),
+        (b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31), "no header of a plain array"),
+        (b"\x93NUMPY\x09\x00" + bytes(40), "no header of a plain array"),
+        (header("(" * 9000), "no header of a plain array"),
+        (b"", "no header of a plain array"),
+    ],
+)
+def test_an_array_is_not_what_its_header_says(tmp_path, member, says):
+    npz_with(tmp_path / "bad.npz", member)
+    with pytest.raises(DataError, match=says) as caught:
+        load(str(tmp_path / "bad.npz"))
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_first_are_read_as_they_were(tmp_path):
+    arrays = npz_arrays(x_train=np.asfortranarray(np.random.default_rng(3).random((30, 8, 8))))
+    np.savez_compressed(tmp_path / "columns.npz", **arrays | {"x_test": arrays["x_train"][:10]})
+    assert np.array_equal(load(str(tmp_path / "columns.npz")).x_train[:, 0], arrays["x_train"])
+
+
+def peak_of(source: str) -> int:
+    """Return the most bytes of memory that Python held while data were refused."""
+    tracemalloc.start()
+    with pytest.raises(DataError) as caught:
+        load(source)
+    assert "\n" not in str(caught.value)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_bomb_is_refused_before_it_takes_memory(tmp_path):
+    size = 80 << 20  # of zeros, which are less than 400 kB in the file
+    npz_with(tmp_path / "bomb.npz", header((30, size // 30)) + bytes(size))
+    assert peak_of(str(tmp_path / "bomb.npz")) < 8 << 20
+    write_folder(tmp_path / "d", zipped=True)
+    path = tmp_path / "d" / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"\x00\x00\x08\x02" + struct.pack(">2I", 80, 1 << 20) + bytes(size), 1))
+    assert peak_of(str(tmp_path / "d")) < 8 << 20
+    path.write_bytes(gzip.compress(b"\x00\x00\x08\x03" + struct.pack(">3I", *[0xFFFFFFFF] * 3)))
+    assert peak_of(str(tmp_path / "d")) < 8 << 20
+    path.write_bytes(gzip.compress(b"\x00\x00\x08\xfe" + struct.pack(">254I", *[2] * 254)))
+    assert peak_of(str(tmp_path / "d")) < 8 << 20
+
+
+def test_data_that_compress_well_are_no_bomb(tmp_path):
+    arrays = npz_arrays(x_train=np.zeros((6000, 28, 28), np.uint8), y_train=np.arange(6000) % 4)
+    np.savez_compressed(tmp_path / "dark.npz", **arrays | {"x_test": arrays["x_train"][:10]})
+    assert load(str(tmp_path / "dark.npz")).x_train.shape == (6000, 1, 28, 28)
+
+
+def test_an_encrypted_member_and_a_member_that_is_there_twice(tmp_path):
+    np.savez(tmp_path / "locked.npz", **npz_arrays())
+    raw = bytearray((tmp_path / "locked.npz").read_bytes())
+    for record in re.finditer(rb"PK\x01\x02", bytes(raw)):
+        raw[record.start() + 8] |= 1
+    (tmp_path / "locked.npz").write_bytes(raw)
+    with pytest.raises(DataError, match="x_train is encrypted"):
+        load(str(tmp_path / "locked.npz"))
+    np.savez(tmp_path / "twice.npz", **npz_arrays())
+    with zipfile.ZipFile(tmp_path / "twice.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("y_test.npy", b"")
+    with pytest.raises(DataError, match="y_test is there twice"):
+        load(str(tmp_path / "twice.npz"))
+
+
+def test_pipes_and_folders_in_the_place_of_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    write_folder(tmp_path / "d", zipped=False)
+    (tmp_path / "d" / "t10k-labels-idx1-ubyte").unlink()
+    os.mkfifo(tmp_path / "d" / "t10k-labels-idx1-ubyte")
+    for name, says in (("pipe.npz", "a pipe"), ("folder.npz", "lacks"), ("d", "a pipe")):
+        with pytest.raises(DataError, match=says):
+            load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"y_train": np.full(30, 2**32)}, "class number 4294967296"),
+        ({"y_test": np.full(10, 2**63, np.uint64)}, "class number 9223372036854775808"),
+        ({"x_train": np.full((30, 8, 8, 3), -1e200)}, "beyond 1e"),
+        ({"x_test": np.full((10, 8, 8, 3), np.finfo(np.float32).max, np.float32)}, "beyond 1e"),
+    ],
+)
+def test_numbers_that_no_network_can_take(tmp_path, changes, says):
+    np.savez(tmp_path / "bad.npz", **npz_arrays(**changes))
+    with pytest.raises(DataError, match=says):
+        load(str(tmp_path / "bad.npz"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -27,7 +27,7 @@ class GradientGrowth(AbstractQuestion):
     and how much the layers' weights differ in the size of their gradients.
 
     ## Method
-    The growth is the factor by which the mean square of :math:`\partial L / \partial h_l`, the gradient at a layer's
+    The growth is the factor by which the mean square of $\partial L / \partial h_l$, the gradient at a layer's
     output, grows per layer toward the input, from the least-squares slope of its logarithm over the layers in the order
     of their first use. Layers whose outputs differ in the number of positions are not compared with each other, and
     where they differ in width the square is summed over it. The effect is by how much nearer to 1 the growth is, as a
@@ -39,7 +39,7 @@ class GradientGrowth(AbstractQuestion):
     linear layers or convolutions that keep the number of positions, with ReLU, or batch norm and ReLU, between them.
     Without norms it is half of the mean square of the weights times their number of inputs, since ReLU lets half pass
     (1/6 a layer with torch's initial weights, 1 with He's), less what goes into the padding; with batch norm
-    :math:`\pi/(\pi-1)`, a little more in small batches of a linear chain, and next to padding what the mean field of
+    $\pi/(\pi-1)$, a little more in small batches of a linear chain, and next to padding what the mean field of
     ``comparing.mean_field`` gives.
 
     ## Threats

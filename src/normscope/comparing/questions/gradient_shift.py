@@ -28,7 +28,7 @@ class GradientShift(AbstractQuestion):
     ## Method
     Some six times in a run, for every layer that the update of others reaches, the gradient G is compared with G', the
     gradient on the same batch once the layers before have made the optimizer's update. The source measures the length
-    of :math:`G' - G`, which decides here, and the cosine of both. A length also differs where gradients are longer, and
+    of $G' - G$, which decides here, and the cosine of both. A length also differs where gradients are longer, and
     so the length relative to that of G is judged too. Lengths are geometric means over layers and readings, cosines
     means.
 

@@ -30,10 +30,10 @@ class StepSize(AbstractQuestion):
 
     ## Method
     By the quadratic model of the loss, a step of learning rate s along the gradient g lowers it up to
-    :math:`s = 2\lVert g\rVert^2 / g^T H g`, the safe step, taken some six times in a run on the step's own batch. A
-    run's number is the median of its readings: where :math:`g^T H g \le 0` the model has no bound, and a reading
+    $s = 2\lVert g\rVert^2 / g^T H g$, the safe step, taken some six times in a run on the step's own batch. A
+    run's number is the median of its readings: where $g^T H g \le 0$ the model has no bound, and a reading
     without bound counts as longer than all others. Networks whose weights differ in size are also compared by the
-    length of that step over the length of all weights, :math:`s \lVert g\rVert / \lVert\theta\rVert`. Steps that
+    length of that step over the length of all weights, $s \lVert g\rVert / \lVert\theta\rVert$. Steps that
     raised the loss are those of the optimizer itself, with momentum and all.
 
     ## Threats

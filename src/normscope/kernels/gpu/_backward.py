@@ -1,9 +1,9 @@
 r"""The backward kernels: partial sums, their merge, and what is done to each element; or all in one.
 
-With :math:`g` the gradient before the activation, and bars for means over a channel,
+With $g$ the gradient before the activation, and bars for means over a channel,
 
-.. math:: \bar\beta = \sum g, \qquad \bar\gamma = \sum g \hat x, \qquad
-          \bar x = \gamma r \bigl(g - \overline{g} - \hat x\, \overline{g \hat x} \bigr).
+$$\bar\beta = \sum g, \qquad \bar\gamma = \sum g \hat x, \qquad
+\bar x = \gamma r \bigl(g - \overline{g} - \hat x\, \overline{g \hat x} \bigr).$$
 
 No mask of the activation is stored: its input is computed again from ``x`` and what the forward saved, by the same
 instructions in the same order, so that its sign is the same.

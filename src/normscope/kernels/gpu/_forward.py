@@ -2,7 +2,7 @@ r"""The forward kernels: partial moments, their merge, and what is done to each 
 
 Moments of a chunk are shifted sums: a value near the chunk's mean is taken off first, which for nearby floats is exact,
 so that an offset costs no digits. The value is the mean of the chunk's first tile. If that lies off the chunk's mean by
-:math:`\delta`, the variance is at least :math:`\delta^2` times the tile's share of the chunk, which bounds what the
+$\delta$, the variance is at least $\delta^2$ times the tile's share of the chunk, which bounds what the
 subtraction of squares can lose by the number of tiles. Chunks are merged by Chan, Golub & LeVeque (1979), eq. 2.1, in
 a fixed order and without atomic operations: the same bits on every run.
 """

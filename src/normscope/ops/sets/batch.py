@@ -1,13 +1,13 @@
 r"""What a statistics set is, and the simplest: all values of a channel in this batch.
 
-A set enters the mathematics of normalization by one thing, its averaging operator :math:`E`, which takes values
+A set enters the mathematics of normalization by one thing, its averaging operator $E$, which takes values
 ``(N, C, *)`` to one mean a channel:
 
-.. math:: \hat x = (x - E x)\, r, \qquad r = (E (x - E x)^2 + \epsilon)^{-1/2},
+$$\hat x = (x - E x)\, r, \qquad r = (E (x - E x)^2 + \epsilon)^{-1/2},$$
 
-.. math:: \bar x = \gamma r \bigl(\bar y - E \bar y - \hat x\, E (\hat x\, \bar y)\bigr)
+$$\bar x = \gamma r \bigl(\bar y - E \bar y - \hat x\, E (\hat x\, \bar y)\bigr)$$
 
-whenever :math:`E` is symmetric: an element weighs as much in the mean of another as that one does in its own. Means
+whenever $E$ is symmetric: an element weighs as much in the mean of another as that one does in its own. Means
 over a batch, over the valid part of one, and over all processes are. So the rules are written once, in terms of
 ``average``; a set supplies it, together with moments that are right where plain sums are not.
 """

@@ -1,10 +1,10 @@
 r"""Batch renormalization (Ioffe, 2017): the batch's statistics, corrected toward the running ones.
 
-.. math:: y = \gamma (\hat x\, r + d) + \beta, \qquad
-          r = \mathrm{clip}_{[1/r_{max},\, r_{max}]}(\sigma_B / \sigma), \qquad
-          d = \mathrm{clip}_{[-d_{max},\, d_{max}]}((\mu_B - \mu) / \sigma) ,
+$$y = \gamma (\hat x\, r + d) + \beta, \qquad
+r = \mathrm{clip}_{[1/r_{max},\, r_{max}]}(\sigma_B / \sigma), \qquad
+d = \mathrm{clip}_{[-d_{max},\, d_{max}]}((\mu_B - \mu) / \sigma) ,$$
 
-with :math:`\sigma = \sqrt{v + \epsilon}` of the running variance :math:`v`. :math:`r` and :math:`d` are constants to
+with $\sigma = \sqrt{v + \epsilon}$ of the running variance $v$. $r$ and $d$ are constants to
 the gradient. Where neither is clipped the output in training is the output in evaluation.
 """
 

@@ -1,12 +1,12 @@
 r"""Batch norm that overwrites its input, and takes the standardized values back from its output.
 
-.. math:: \hat x = (\phi^{-1}(z) - \beta) / \gamma, \qquad z = \phi(\gamma \hat x + \beta),
+$$\hat x = (\phi^{-1}(z) - \beta) / \gamma, \qquad z = \phi(\gamma \hat x + \beta),$$
 
-for no activation and for leaky ReLU :math:`\phi`, which can be inverted: neither the input nor the standardized
+for no activation and for leaky ReLU $\phi$, which can be inverted: neither the input nor the standardized
 values are kept (Rota Bulo, Porzi & Kontschieder, 2018, section 3, "In-Place ABN II"). ReLU cannot: the gradient needs
-:math:`\hat x` where the output is zero.
+$\hat x$ where the output is zero.
 
-Rounding :math:`z` moves :math:`\hat x` by :math:`(|\hat x| + |\beta / \gamma|)` units in the last place, so a channel
+Rounding $z$ moves $\hat x$ by $(|\hat x| + |\beta / \gamma|)$ units in the last place, so a channel
 with a gain near 0 or a far larger shift cannot be taken back: `can_be_inverted`.
 """
 

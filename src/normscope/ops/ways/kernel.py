@@ -1,6 +1,6 @@
 r"""Batch norm over a batch and its activation in one kernel, with rules for every order of derivative.
 
-.. math:: y = \phi(\gamma \hat x + \beta)
+$$y = \phi(\gamma \hat x + \beta)$$
 
 The kernel's backward rebuilds the activation's argument from the input by the forward's own operations, so the mask is
 the forward's bit for bit and none is stored. Where a derivative is itself differentiated, the rules are those of

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from normscope._unit import web_page
 from normscope.records import Finding, Severity
 from normscope.records.json import plain
+from normscope.report._text import terminal
 from normscope.report.check.checked import Checked, RuleNote, place_words
 
 _LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
@@ -63,6 +65,8 @@ def _rule(rule: RuleNote) -> dict[str, Any]:
         "defaultConfiguration": {"level": _LEVELS[rule.severity]},
         "properties": {"tags": ["normalization"], "slug": rule.slug, "safeFix": rule.safe},
     }
+    if address := web_page("rules", rule.code):
+        described["helpUri"] = address
     if page:
         described["fullDescription"] = {"text": _words(next(iter(page.values())))}
         described["help"] = {
@@ -120,4 +124,5 @@ def _uri(file: str) -> str:
 
 
 def _words(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
+    """Return the text of a docstring on one line, without markup."""
+    return re.sub(r"\s+", " ", terminal(text)).strip()

@@ -4,6 +4,7 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
+from normscope._unit import web_page
 from normscope.records import Finding, Severity
 from normscope.report.check.checked import Checked, GapNote, kept, loss_words, shortened, summary
 
@@ -82,7 +83,8 @@ def _finding(console: "Console", finding: Finding) -> None:
         _line(console, "costs", finding.cost)
     if finding.fix:
         _line(console, "fix", f"{finding.fix} [{_applied(finding)}]", style="green")
-    _line(console, "read", f"normscope check --explain {finding.code}", style="dim")
+    addresses = filter(None, [f"normscope check --explain {finding.code}", web_page("rules", finding.code)])
+    _line(console, "read", " or ".join(addresses), style="dim")
     console.print()
 
 

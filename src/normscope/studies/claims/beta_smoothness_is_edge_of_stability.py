@@ -35,16 +35,16 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
 
     ## Claim
     The plateau of the effective beta-smoothness that is shown as the mark of batch norm (Santurkar et al. 2018, Figures
-    4c and 10c: 20 at a learning rate of 0.1, 2·10⁶ at 10⁻⁶) is :math:`2/\eta`, the edge of stability of gradient
+    4c and 10c: 20 at a learning rate of 0.1, 2·10⁶ at 10⁻⁶) is $2/\eta$, the edge of stability of gradient
     descent (Cohen et al. 2021): batch norm changes which learning rates can be used, not the curvature reached at one.
 
     ## Method
     Gradient descent on 500 training images, three tanh layers of 64, half the squared error to the one-hot labels. The
-    curvature along the gradient, :math:`g^T H g / g^T g`, is what the effective beta is for small steps; its plateau is
+    curvature along the gradient, $g^T H g / g^T g$, is what the effective beta is for small steps; its plateau is
     the geometric mean over the last quarter of the run, at learning rates of .15, .2 and .25. Judged: the plateau is
-    :math:`2/\eta` within 20 %, for the network with batch norm (headline) and without. A run that diverged, or whose
+    $2/\eta$ within 20 %, for the network with batch norm (headline) and without. A run that diverged, or whose
     curvature still rises toward the edge in that quarter, has no plateau yet and gives no number. Claims of their own:
-    the two arms' plateaus differ by less than 1.2 times; the slope of the log plateau on log :math:`\eta` is -1 within
+    the two arms' plateaus differ by less than 1.2 times; the slope of the log plateau on log $\eta$ is -1 within
     .1, for the curvature and for the effective beta with steps in units of the learning rate and with fixed steps; and
     with batch norm more of the readings lie within a tenth of the edge. The preset *deep-linear* runs the exact deep
     linear network of the source (25 matrices of 10x10, 1000 Gaussian samples, half the sum of squares, learning rate

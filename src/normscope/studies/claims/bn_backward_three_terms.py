@@ -37,17 +37,17 @@ class BnBackwardThreeTerms(AbstractTraining):
     r"""The gradient through batch norm is more than a rescaling.
 
     ## Claim
-    A lecture note gives the backward pass of batch normalization as :math:`g_\gamma = \hat z^\top g_y`,
-    :math:`g_\beta = g_y` and :math:`g_z = \gamma / \sqrt{\sigma_B^2 + \epsilon} \odot g_y` (note on batch norm, section
+    A lecture note gives the backward pass of batch normalization as $g_\gamma = \hat z^\top g_y$,
+    $g_\beta = g_y$ and $g_z = \gamma / \sqrt{\sigma_B^2 + \epsilon} \odot g_y$ (note on batch norm, section
     1). The first is right. The second lacks the sum over the batch. The third takes the batch's mean and variance for
     constants and so leaves out two terms; the exact gradient is
-    :math:`\gamma/\sigma\,(g_y - \langle g_y\rangle - \hat z \langle g_y \hat z\rangle)` (Ioffe & Szegedy 2015, section
+    $\gamma/\sigma\,(g_y - \langle g_y\rangle - \hat z \langle g_y \hat z\rangle)$ (Ioffe & Szegedy 2015, section
     3; Santurkar et al. 2018, facts C.1 and C.2, theorem 4.1).
 
     ## Method
     A network of three hidden layers of 100 units on the digits in float64, at the first step and after 200 steps of SGD
     at learning rate 0.1, for batches of 16, 64 and 256. In each layer, on the gradients that really arrive there: E,
-    the relative error of the note's :math:`g_z` against the exact gradient; its cosine; the share of gradient energy
+    the relative error of the note's $g_z$ against the exact gradient; its cosine; the share of gradient energy
     that each left-out term removes; and the error of the weight gradients if every layer follows the note. The exact
     gradient is that of automatic differentiation through elementary operations; the full formula is compared with it,
     and with central differences. The note's formulas are identities: each is exact (to 1e-9) or false, with its error.
@@ -58,7 +58,7 @@ class BnBackwardThreeTerms(AbstractTraining):
     ## Prediction
     The formula of gamma is exact, that of beta lacks a sum, that of the input is false. For a gradient that knows
     nothing of the normalized values the two terms remove a share 2/m of its energy, so
-    :math:`E \approx \sqrt{2/(m-2)}`: 0.378, 0.180 and 0.089 for m = 16, 64, 256; more in upper layers, where the
+    $E \approx \sqrt{2/(m-2)}$: 0.378, 0.180 and 0.089 for m = 16, 64, 256; more in upper layers, where the
     gradient correlates with the values, and there it does not vanish as m grows. Weight gradients are off by 50 to 100
     %, because a layer's inputs are not centred and the left-out mean multiplies their mean. Yet training with both
     terms cut survives an easy task: the loss ends higher, mostly through the mean, and pre-normalization biases drift.

@@ -61,7 +61,7 @@ class ConditioningOfInputs(AbstractTraining):
     holding above 2. Claims of their own: features multiplied by 10^U(-2, 2), as units that differ, make training slow
     (steps to 90 % of the way to the best training accuracy of any arm, over those on standardised features); batch norm
     put on such features repairs it; the better conditioned of the two places is also the faster; and the outlier of
-    uncentred rectified inputs is :math:`1 + N/(\pi-1)`.
+    uncentred rectified inputs is $1 + N/(\pi-1)$.
 
     ## Prediction
     After the activation far better conditioned than before it, where the mean of the rectifier stays; yet both train

@@ -46,7 +46,7 @@ class DropoutVarianceShift(AbstractStudy):
     what each dropout is given, the dropout of the layers before it at work as in training. The headline is harm, which
     is what the source speaks of: test accuracy with statistics estimated again, dropout off, less that with the running
     statistics, at p = 0.5; also tried are the other p. The ratio is a claim of its own: v over the running variance of
-    the norm behind, against :math:`v/((c^2+v)/p - c^2)`, the log of measured over theory averaged over channels and
+    the norm behind, against $v/((c^2+v)/p - c^2)$, the log of measured over theory averaged over channels and
     layers, alike within 5 % (two one-sided tests). So is the shift: the variance that evaluation meets over the running
     variance, where the layers before have lost their dropout too (smaller by more than 5 %).
 

@@ -49,7 +49,7 @@ class ExplodingGradientAtInit(AbstractStudy):
     growth rate is the factor by which the mean squared gradient at the pre-activations grows per layer toward the
     input, from the slope of its logarithm over the middle layers. The headline compares the growth without a norm and
     with batch norm at He's scale of the weights, with rectifiers at width 1000 and batch 64; a difference of 1.05 per
-    layer matters. Also tried: weights 1.5 and 2 times He's, where without a norm the rate is :math:`s^2` and with batch
+    layer matters. Also tried: weights 1.5 and 2 times He's, where without a norm the rate is $s^2$ and with batch
     norm it does not depend on s. Claims of their own: at half of He's weights, where gradients vanish without a norm,
     batch norm brings the growth nearer to 1; the gradient keeps its size (within 1.05) with batch norm, for rectifiers,
     tanh, GELU, no activation, beta, gamma, statistics taken for constants, orthogonal weights, skips; the rates are
@@ -57,7 +57,7 @@ class ExplodingGradientAtInit(AbstractStudy):
 
     ## Prediction
     It depends on the initial scale. For well-scaled plain networks batch norm makes gradients explode:
-    :math:`\pi/(\pi-1) = 1.467` per layer for large batches, where the plain network stays at 1. Against badly scaled
+    $\pi/(\pi-1) = 1.467$ per layer for large batches, where the plain network stays at 1. Against badly scaled
     weights it helps: 2.25 without norm at s = 1.5.
 
     ## Threats

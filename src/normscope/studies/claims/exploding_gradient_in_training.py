@@ -40,17 +40,17 @@ class ExplodingGradientInTraining(AbstractTraining):
 
     ## Method
     Dense networks of rectifiers and batch norm, 5 to 40 layers of 64, batches of 16 and 128, learning rate 0.1. The
-    spread of relative gradients :math:`\|\nabla_W L\|/\|W\|` over layers, largest over smallest, at steps 0, 1, 5 and
+    spread of relative gradients $\|\nabla_W L\|/\|W\|$ over layers, largest over smallest, at steps 0, 1, 5 and
     20. An explosion counts as gone if at step 20 no layer's relative gradient is more than ten times another's; that
     the spread is beyond ten at step 0 is a premise. The headline is 20 layers at the largest batch; also tried is every
     other network of 20 layers or more, where there is an explosion to be gone. A claim of its own, with a stricter
     line: at step 20 at least 70 % of the logarithm of the spread is gone. Another: the deepest network of the grid that
-    gets beyond twice chance on test data, over :math:`1/\log\lambda` with the growth rate of theory at that batch, is
+    gets beyond twice chance on test data, over $1/\log\lambda$ with the growth rate of theory at that batch, is
     the source's factor 16, within 1.5 times; where the deepest of the grid trains, its depth is only a bound, and
     nothing is said.
 
     ## Prediction
-    Both hold. At step 0 the spread is about :math:`\lambda^{(L-1)/2}`; a layer whose gradient is large takes a large
+    Both hold. At step 0 the spread is about $\lambda^{(L-1)/2}$; a layer whose gradient is large takes a large
     step, grows, and from then on gets a gradient smaller by as much. How many steps that takes depends on depth and
     batch.
 

@@ -43,7 +43,7 @@ class HighOrderEffects(AbstractTraining):
     Over training the arms are compared only where the network without norm trains: at 1.5 times He's weights it
     diverges, and its one step would be held against sixty. Claims of their own: the same for everything beyond the
     first and beyond the second order; and the book's example, a chain of ten numbers, in closed form: a predicted
-    decrease of .1 becomes :math:`1 - (1 - .1/l)^l` = .0956 at :math:`w^l = 1`, and with batch norm before the last
+    decrease of .1 becomes $1 - (1 - .1/l)^l$ = .0956 at $w^l = 1$, and with batch norm before the last
     number all other derivatives vanish. In two numbers: at a learning rate of .1 the product of two numbers 1 and 1
     should fall by .2 by its gradient, and falls by .19, to .9 times .9.
 

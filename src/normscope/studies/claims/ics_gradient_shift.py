@@ -49,27 +49,27 @@ class IcsGradientShift(AbstractTraining):
     ## Claim
     Ioffe & Szegedy (2015) say that batch norm works by reducing internal covariate shift. Santurkar et al. (2018,
     definition 2.1) measure that shift as the change of a layer's gradient when the layers before it are updated
-    (:math:`G` before, :math:`G'` after, same batch), and say that batch norm does not reduce it; often there is more
+    ($G$ before, $G'$ after, same batch), and say that batch norm does not reduce it; often there is more
     (article on batch norm, experiment 2). In a deep linear network the network without is said to have almost none,
-    while with batch norm :math:`G` and :math:`G'` are almost uncorrelated (section 2.2, figure 3). The claim here is
+    while with batch norm $G$ and $G'$ are almost uncorrelated (section 2.2, figure 3). The claim here is
     that of the first source; the second one says that it is false.
 
     ## Method
     Networks with and without batch norm share initial weights and batches. In every layer but the first, which nothing
-    precedes, the cosine of :math:`G` and :math:`G'` is read every few steps over the first 30 % of training and before
+    precedes, the cosine of $G$ and $G'$ is read every few steps over the first 30 % of training and before
     99 % training accuracy. The effect is the cosine with minus the cosine without batch norm, averaged over layers and
     steps: a higher cosine is less shift. The headline is the second source's own
     comparison, at the same learning rate (0.1). Also tried: the same relative update
-    :math:`\|\Delta W\|/\|W\|`, by interpolation over a grid of learning rates, and each arm at its own best
-    learning rate by validation loss. Claims of their own: the relative and the raw length of :math:`G'-G`, and the deep
+    $\|\Delta W\|/\|W\|$, by interpolation over a grid of learning rates, and each arm at its own best
+    learning rate by validation loss. Claims of their own: the relative and the raw length of $G'-G$, and the deep
     linear network of the source (25 matrices of 10 x 10, Gaussian data, gradient descent on half the sum of squared
     errors), which only the full preset runs.
 
     ## Prediction
     At the same learning rate the opposite or no difference: shift is similar or larger with batch norm. To first order
-    :math:`G'_i - G_i = -\eta \sum_{j<i} H_{ij} g_j`: the measure is curvature times step size. So both arms' shift
+    $G'_i - G_i = -\eta \sum_{j<i} H_{ij} g_j$: the measure is curvature times step size. So both arms' shift
     vanishes with the learning rate, the answer depends on the matching, and near the stability threshold
-    (:math:`\lambda_{\max} \approx 2/\eta`) the cosine can approach -1. The deep linear network's contrast is that of
+    ($\lambda_{\max} \approx 2/\eta$) the cosine can approach -1. The deep linear network's contrast is that of
     a flat plateau against the stability threshold.
 
     ## Threats

@@ -29,7 +29,7 @@ class IdentityRecoverable(AbstractStudy):
     r"""With gamma and beta at the data's standard deviation and mean, batch norm is the identity.
 
     ## Claim
-    With :math:`\gamma = \sqrt{Var[x]}` and :math:`\beta = E[x]` batch norm is the identity, so nothing is lost in
+    With $\gamma = \sqrt{Var[x]}$ and $\beta = E[x]$ batch norm is the identity, so nothing is lost in
     expressiveness; in practice gamma and beta do not go there (questions "What is the effect of batch normalization on
     the gradient?" and "How does the batch normalization layer work?"; Ioffe & Szegedy 2015, section 3; Santurkar et al.
     2018, observation 4.3).
@@ -38,11 +38,11 @@ class IdentityRecoverable(AbstractStudy):
     On normal, uniform and Laplace data of known mean and variance. Over the population (eval mode), the largest
     difference from the identity over sigma, in float32: an identity, exact below 1e-6. In training the statistics are
     those of a batch of m examples, and that is a claim of its own: the root mean square difference from the identity
-    over sigma. Theory: :math:`1 + (\rho+2)/4` times :math:`\sigma^2/m` in mean square, rho the excess kurtosis, so 1.5
+    over sigma. Theory: $1 + (\rho+2)/4$ times $\sigma^2/m$ in mean square, rho the excess kurtosis, so 1.5
     for normal data; alike within 10 %. Is it a linear transformation (with an offset)? The norm of
-    :math:`f(x)+f(y)-f(0)-f(x+y)` over that of :math:`f(x+y)-f(0)` for two batches, 0 in eval mode and
-    :math:`\sqrt 2 - 1` in train mode, where f of a zero batch is beta. In trained networks: the median over channels of
-    :math:`|\gamma-\sigma|/\sigma` and of beta's distance from the mean; they stay away if it is above 0.2. Batch norm
+    $f(x)+f(y)-f(0)-f(x+y)$ over that of $f(x+y)-f(0)$ for two batches, 0 in eval mode and
+    $\sqrt 2 - 1$ in train mode, where f of a zero batch is beta. In trained networks: the median over channels of
+    $|\gamma-\sigma|/\sigma$ and of beta's distance from the mean; they stay away if it is above 0.2. Batch norm
     at the identity is put into a network trained without it, and training goes on.
 
     ## Prediction
@@ -50,7 +50,7 @@ class IdentityRecoverable(AbstractStudy):
     cannot switch off. Trained gammas stay near 1.
 
     ## Threats
-    Torch normalizes by the biased and stores the unbiased variance: a factor :math:`\sqrt{(m-1)/m}` more between the
+    Torch normalizes by the biased and stores the unbiased variance: a factor $\sqrt{(m-1)/m}$ more between the
     modes. Eps must be counted in; a channel of variance zero cannot be recovered.
     """
 

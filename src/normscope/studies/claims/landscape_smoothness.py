@@ -43,7 +43,7 @@ class LandscapeSmoothness(AbstractTraining):
     Every few steps, on the step's own batch, the loss and its gradient are taken along the gradient at a grid of
     distances. Endpoints: (a) the range of the loss (primary), (b) the largest change of the gradient, also relative to
     its length, (c) effective beta, the largest change per distance over a dense grid, and the curvature
-    :math:`g^\top H g / g^\top g` at distance 0. The headline compares them as the source does, at the same step sizes
+    $g^\top H g / g^\top g$ at distance 0. The headline compares them as the source does, at the same step sizes
     (1/2 to 4 times the learning rate). Networks whose gradients differ in scale may be compared in other ways; also
     tried are the same steps relative to the weights, and the same predicted decrease of the loss, which makes the
     step differ between the arms by construction. The effect is the log-ratio of the network without to that with batch

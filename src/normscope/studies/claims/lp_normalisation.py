@@ -33,7 +33,7 @@ class LpNormalisation(AbstractTraining):
     neither arm arrives gives no number. The headline is l1, the first that the source names; l2 and l-infinity, and all
     three at each arm's own best learning rate, are also tried. A claim of its own: the test accuracy is no more than a
     point lower. Also in the records: the kurtosis of what enters the last activation and, for Gaussian values, E|y|
-    over sigma against :math:`\sqrt{2/\pi}`. The deep linear network of the source, with these norms, is the preset
+    over sigma against $\sqrt{2/\pi}$. The deep linear network of the source, with these norms, is the preset
     *deep-linear* of ``beta-smoothness-is-edge-of-stability``.
 
     ## Prediction

@@ -55,7 +55,7 @@ class NoisyBatchnorm(AbstractTraining):
 
     ## Method
     Three arms that share initial weights and batches: no batch norm, batch norm, and batch norm followed by algorithm 1
-    of the source (:math:`n_\mu = 0.5`, :math:`n_\sigma = 1.25`, :math:`r_\mu = r_\sigma = 0.1`). A is the mean
+    of the source ($n_\mu = 0.5$, $n_\sigma = 1.25$, $r_\mu = r_\sigma = 0.1$). A is the mean
     training accuracy over the run, the area under its curve, which no run is too slow to have. The share of the gain
     that is kept is G = (A noisy - A none) / (A batch norm - A none), of means over seeds. It is judged against one half
     by (A noisy - A none) - half of (A batch norm - A none) of each seed, a linear contrast; its interval takes the mean

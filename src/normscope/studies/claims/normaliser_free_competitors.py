@@ -40,8 +40,8 @@ class NormaliserFreeCompetitors(AbstractTraining):
     whose authors make the claim; also tried are SkipInit, ReZero and normalizer-free networks. All say something only
     where batch norm gains over He's weights. Claims of their own: the same competitors end with batch norm's test
     accuracy, within a point or better; layer norm and group norm bring the same gain; and the mean square of the
-    stream after the last block at initialization is that of theory, :math:`l + 1` with norms, :math:`2^l` without,
-    :math:`1 + .04\,l` normalizer-free; for the zero-initialized it is 1, exactly.
+    stream after the last block at initialization is that of theory, $l + 1$ with norms, $2^l$ without,
+    $1 + .04\,l$ normalizer-free; for the zero-initialized it is 1, exactly.
 
     ## Prediction
     The speed is recovered; the accuracy in part, as batch norm also regularizes. Plain networks without skips are not

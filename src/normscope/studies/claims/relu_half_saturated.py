@@ -36,14 +36,14 @@ class ReluHalfSaturated(AbstractTraining):
     batch: the share of inactive inputs of each layer, the share of units inactive on all of it, and the mean learnt
     beta. Judged: test accuracy with the best fixed positive beta less that with beta 0 (the best is chosen on
     validation data), above half a percentage point; the headline is the shallow network, the deep one is also tried.
-    Claims of their own: the inactive share is :math:`\Phi(-\beta/\gamma)`, within 2 percentage points, for betas from
+    Claims of their own: the inactive share is $\Phi(-\beta/\gamma)$, within 2 percentage points, for betas from
     0 up and, apart, for those below 0; and learning moves beta up.
 
     ## Prediction
     The share is as theory says from beta 0 up. Below 0 it grows with depth beyond theory (in a pilot at -1 from .85 in
     the first layer to .97 in the fourth, at widths 64 and 400 alike): few samples are active, and inputs get heavy
     tails. No effect in shallow networks: He initialisation and batch norm make up for the factor one half
-    (:math:`E[\varphi'^2]/Var[\varphi] = 1.467 > 1`), and a beta of 2 leaves a nearly linear network. In very deep plain
+    ($E[\varphi'^2]/Var[\varphi] = 1.467 > 1$), and a beta of 2 leaves a nearly linear network. In very deep plain
     networks a positive beta helps, by making them more linear. Learnt beta stays near 0; in convolutional networks it
     is typically negative (from memory, not checked against a text).
 

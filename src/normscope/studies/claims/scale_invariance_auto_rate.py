@@ -65,8 +65,8 @@ class ScaleInvarianceAutoRate(AbstractStudy):
     every seed. What follows from it are identities of their own: the slopes of log gradient norm and of log curvature
     along a fixed direction on log scale of the weights, -1 and -2; the squared norm of the weights after T steps of
     SGD, less that at the start, over the sum of the squared steps, 1. The equilibrium is theory, not algebra, and a
-    claim of its own: with weight decay the rotation per step against :math:`\sqrt{2\eta\lambda}` and the norm against
-    :math:`(\eta \hat G/2\lambda)^{1/4}`, alike within 10 %, after several relaxation times, once as it is and once with
+    claim of its own: with weight decay the rotation per step against $\sqrt{2\eta\lambda}$ and the norm against
+    $(\eta \hat G/2\lambda)^{1/4}$, alike within 10 %, after several relaxation times, once as it is and once with
     half of the labels wrong, so that gradients do not die away. Last, training with a learning rate 30 times as large
     on the weights before norms alone, or on everything else alone: which of the two breaks.
 

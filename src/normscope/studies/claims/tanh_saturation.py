@@ -33,7 +33,7 @@ class TanhSaturation(AbstractTraining):
     layer work?"; Ioffe & Szegedy 2015, section 1).
 
     ## Method
-    Five hidden layers of 100 with tanh, weights s times :math:`1/\sqrt{d}`, s from 0.1 to 10, with batch norm and
+    Five hidden layers of 100 with tanh, weights s times $1/\sqrt{d}$, s from 0.1 to 10, with batch norm and
     without. At initialization, per layer: the share of inputs of tanh beyond 3, the share of outputs beyond .97, the
     mean squared slope, and the first layer's gradient over the last one's, each over its weights. Judged: the share
     beyond 3 is lower with batch norm by more than 10 points; the headline is at s = 10, where networks saturate. Also

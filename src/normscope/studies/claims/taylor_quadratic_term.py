@@ -31,7 +31,7 @@ class TaylorQuadraticTerm(AbstractStudy):
     Without batch norm minus the gradient is not a descent direction if the quadratic term of the step is too large;
     batch norm scales gradient and Hessian by one over sigma, so that the quadratic term can no longer exceed the
     first-order one, and the step can be chosen without worrying (note on batch norm, section 2). Minus the gradient is
-    always a descent direction: it is the *step* that is too long, beyond :math:`\alpha^* = 2 |g|^2 / g^T H g`.
+    always a descent direction: it is the *step* that is too long, beyond $\alpha^* = 2 |g|^2 / g^T H g$.
 
     ## Method
     Smooth (softplus) networks of 3 and 10 layers, weights s times He's, s from 0.1 to 10, with and without batch norm:

@@ -48,8 +48,8 @@ class VanishingAtInit(AbstractStudy):
     growths are those of theory, within 5 %.
 
     ## Prediction
-    Without a norm :math:`s^2` per layer for rectifiers (.25, 1, 4 at s = .5, 1, 2), for tanh and sigmoids
-    :math:`s^2 E[\varphi'^2]` at the variance that the layer settles at; with batch norm :math:`\pi/(\pi-1)` for
+    Without a norm $s^2$ per layer for rectifiers (.25, 1, 4 at s = .5, 1, 2), for tanh and sigmoids
+    $s^2 E[\varphi'^2]$ at the variance that the layer settles at; with batch norm $\pi/(\pi-1)$ for
     rectifiers, 1.18 for tanh and 1.03 for sigmoids in large batches, whatever s. So vanishing is cured at the start and
     a mild explosion is left, which makes batch norm worse than no norm for rectifiers at He's scale.
 

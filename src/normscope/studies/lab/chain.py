@@ -130,9 +130,9 @@ def _normal_grid() -> tuple[Tensor, Tensor]:
 def theory(activation: str, batch: int | None = None, *, gain: float = 1.0, shift: float = 0.0) -> float:
     r"""Return the theoretical growth rate with batch norm.
 
-    For large batches :math:`E[(\gamma\varphi'(\gamma z+\beta))^2] / Var[\varphi(\gamma z+\beta)]`, z standard normal;
+    For large batches $E[(\gamma\varphi'(\gamma z+\beta))^2] / Var[\varphi(\gamma z+\beta)]$, z standard normal;
     for a finite batch Yang et al. 2019 (arXiv:1902.08129), theorem 8, for a rectifier with beta 0, and
-    :math:`(B-2)/(B-3)` for a linear network.
+    $(B-2)/(B-3)$ for a linear network.
 
     Args:
         activation: One of ``ACTIVATIONS``.

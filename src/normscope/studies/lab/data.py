@@ -2,8 +2,6 @@
 
 import functools
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +11,26 @@ import torch
 from torch import Tensor
 
 from normscope._errors import DataError, UsageError
+from normscope.records.reading import reached
 from normscope.studies.lab._idx import read_folder
+from normscope.studies.lab._npz import read_npz
 from normscope.studies.lab.streams import stream
 
 NAMES = ("digits", "fashion-mnist", "cifar10")
 
-_FASHION_ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+_FASHION_ADDRESS = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
 _FASHION_FILES = {
-    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
 }
 _CIFAR_ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-_CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+_CIFAR_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_MOST_CLASSES = 100_000  # a network has an output for each
+_LARGEST_NUMBER = 1e15  # the squares of larger inputs are infinite in single precision, and so is their spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +157,9 @@ def load(source: str) -> Dataset:
             ``x_train``, ``y_train``, ``x_test`` and ``y_test``, images as uint8 or float, channels first or last.
 
     Raises:
-        DataError: The path does not exist, or what lies there is truncated, incomplete, empty, not finite or of another
-            form.
-        UsageError: ``source`` is empty.
+        DataError: The path does not exist, or what lies there is truncated, incomplete, empty, not finite, too large or
+            of another form.
+        UsageError: ``source`` is empty, or can be no path.
     """
     if not source:
         raise UsageError(f"no data named: use one of {', '.join(NAMES)} or a path")
@@ -166,13 +170,13 @@ def load(source: str) -> Dataset:
             "cifar10": _cifar10,
         }
         return named[source]()
-    path = Path(source).expanduser()
+    path = reached(source)
     if not path.exists():
         raise DataError(f"{source}: no such file or folder, and no data of that name: use {', '.join(NAMES)} or a path")
     if path.is_dir():
         return _checked(source, read_folder(path))
     if path.suffix == ".npz":
-        return _checked(source, _read_npz(path))
+        return _checked(source, read_npz(path, _KEYS))
     raise DataError(f"{source}: neither a folder of idx files nor an .npz file")
 
 
@@ -183,14 +187,14 @@ def _digits() -> Dataset:
     return Dataset("digits", images.reshape(-1, 1, 8, 8).astype(np.float32), labels.astype(np.int64), by_pixel=True)
 
 
-def _fetch(address: str, name: str, md5: str, folder: str) -> Path:
+def _fetch(address: str, name: str, sha256: str, folder: str) -> Path:
     """Return the path of a downloaded file; it is fetched once and its checksum is verified every time."""
     import platformdirs
     import pooch
 
     cache = platformdirs.user_cache_path("normscope") / folder
     try:
-        found: str = pooch.retrieve(address, known_hash=f"md5:{md5}", fname=name, path=cache, progressbar=False)
+        found: str = pooch.retrieve(address, known_hash=f"sha256:{sha256}", fname=name, path=cache, progressbar=False)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
         reason = str(error).partition("\n")[0][:120]
         raise DataError(
@@ -201,7 +205,7 @@ def _fetch(address: str, name: str, md5: str, folder: str) -> Path:
 
 def _fashion_mnist() -> Dataset:
     folders = {
-        _fetch(_FASHION_ADDRESS + name, name, md5, "fashion-mnist").parent for name, md5 in _FASHION_FILES.items()
+        _fetch(_FASHION_ADDRESS + name, name, sha256, "fashion-mnist").parent for name, sha256 in _FASHION_FILES.items()
     }
     return _checked("fashion-mnist", read_folder(folders.pop()))
 
@@ -209,7 +213,7 @@ def _fashion_mnist() -> Dataset:
 def _cifar10() -> Dataset:
     import tarfile
 
-    path = _fetch(_CIFAR_ADDRESS, "cifar-10-binary.tar.gz", _CIFAR_MD5, "cifar10")
+    path = _fetch(_CIFAR_ADDRESS, "cifar-10-binary.tar.gz", _CIFAR_SHA256, "cifar10")
     parts: dict[str, np.ndarray] = {}
     with tarfile.open(path) as archive:
         for member in archive:
@@ -229,21 +233,6 @@ def _cifar10() -> Dataset:
             "y_test": test[:, 0],
         },
     )
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        # Opened here, since numpy leaves the file open when it is no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [key for key in keys if key not in archive.files]
-            if missing:
-                raise DataError(f"{path}: lacks {', '.join(missing)}: an .npz file needs {', '.join(keys)}")
-            return {key: archive[key] for key in keys}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{path}: truncated or not an .npz file ({error})") from error
-    except ValueError as error:
-        raise DataError(f"{path}: holds something other than plain arrays, which is not read ({error})") from error
 
 
 def _numbers(images: np.ndarray) -> np.ndarray:
@@ -267,10 +256,14 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
             raise DataError(f"{name}: x_{part} is {x.dtype}: give images as uint8 or float")
         if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
             raise DataError(f"{name}: y_{part} must hold class numbers from 0, got {y.dtype} from {y.min()}")
+        if y.max() >= _MOST_CLASSES:
+            raise DataError(f"{name}: y_{part} has the class number {y.max()}: number the classes from 0 without gaps")
         if x.dtype != np.uint8 and not np.isfinite(x).all():
             raise DataError(
                 f"{name}: x_{part} holds {int((~np.isfinite(x)).sum())} NaN or infinite values: remove them"
             )
+        if x.dtype != np.uint8 and max(x.max(), -x.min()) > _LARGEST_NUMBER:
+            raise DataError(f"{name}: x_{part} has numbers beyond {_LARGEST_NUMBER:g} in size: divide them by it")
     x_train, x_test = _channels_first(arrays["x_train"]), _channels_first(arrays["x_test"])
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(f"{name}: training inputs are {x_train.shape[1:]}, test inputs {x_test.shape[1:]}")

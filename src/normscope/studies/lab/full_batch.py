@@ -30,8 +30,8 @@ def descend(
     Records, probe ``descent``, every ``every`` steps at the parameters before the update, g being the gradient:
 
     - ``loss``; ``gradient``, its norm;
-    - ``sharpness`` :math:`g^T H g / g^T g`, by a second backward pass, in train mode;
-    - ``beta_relative`` :math:`\max_s \lVert\nabla L(\theta - s g) - g\rVert / (s \lVert g\rVert)` over
+    - ``sharpness`` $g^T H g / g^T g$, by a second backward pass, in train mode;
+    - ``beta_relative`` $\max_s \lVert\nabla L(\theta - s g) - g\rVert / (s \lVert g\rVert)$ over
       ``relative`` times the learning rate, and ``beta_absolute``, the same over the step lengths ``absolute``.
 
     At the end ``diverged``: 0, or 1 at the step whose loss was not finite, where the run stops.

@@ -17,9 +17,9 @@ class Trail:
 
     - ``iqr``: interquartile range of the unit's values over the batch; ``median``, ``low`` and ``high``: the 50th, 15th
       and 85th percentile of unit 0, which is what Ioffe & Szegedy 2015, Figure 1 draws;
-    - ``path``: 1-Wasserstein distance to the last reading, :math:`W_1(P_{t-1}, P_t)`; ``shape_path``: the same after
+    - ``path``: 1-Wasserstein distance to the last reading, $W_1(P_{t-1}, P_t)$; ``shape_path``: the same after
       each reading is standardized to mean 0 and variance 1;
-    - at the end, from ``finish``: ``displacement`` :math:`W_1(P_0, P_T)`, and ``settled``: the step from which the
+    - at the end, from ``finish``: ``displacement`` $W_1(P_0, P_T)$, and ``settled``: the step from which the
       median stays within a tenth of the final interquartile range of its final value, and the range within a tenth.
 
     The network reads the batch in train mode with copies of its buffers, so training is not touched.
