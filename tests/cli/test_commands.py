@@ -17,7 +17,7 @@ import typer.models
 from torch import nn
 
 import normscope
-from normscope import cli
+from normscope import cli, explain as explain_module
 from normscope.bench import layers as bench_layers, probes as bench_probes
 from normscope.cli import demo
 
@@ -163,7 +163,7 @@ def test_a_word_that_is_needed_and_missing_is_one_line(refuse, words):
 def test_a_value_that_does_not_fit_is_one_line(refuse, words, word, kind, told):
     """Of every option: that its value is missing, and values that its type refuses."""
     assert "--help" in refuse(*words, word)
-    bad = [] if told.min is None else [told.min - 1]
+    bad = [bound for bound in (told.min and told.min - 1, told.max and told.max + 1, told.max and 10**9) if bound]
     bad += ["x", "1.5"] if kind in (int, int | None) else []
     bad += ["nothing-like-it"] if isinstance(kind, type) and issubclass(kind, Enum) else []
     for value in bad:
@@ -195,6 +195,89 @@ def test_what_there_is_not_is_one_line_and_writes_nothing(refuse, tmp_path, monk
     Path("a_file").write_text("no run", encoding="utf-8")
     refuse(*words, *more)
     assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+@pytest.mark.parametrize(("words", "word", "kind", "told"), OPTIONS, ids=[f"{named(o[0])} {o[1]}" for o in OPTIONS])
+def test_a_number_of_things_has_bounds(words, word, kind, told):
+    """A count that is wrong by a few digits is refused, not begun."""
+    if kind in (int, int | None):
+        assert told.max is not None
+        assert told.max <= 10_000_000
+
+
+@pytest.mark.parametrize("where", ["~", "~/below", "~nobody-of-that-name"])
+def test_a_home_folder_is_expanded_where_a_file_is_named(run, refuse, works, tmp_path, monkeypatch, where):
+    """A shell leaves it as it is behind an equals sign."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    words = ("check", "setup.py:make", "--select", "NS103", f"--config={where}/settings.toml")
+    if where == "~nobody-of-that-name":
+        assert "no such user" in refuse(*words)
+        return
+    (tmp_path / "home" / "below").mkdir()
+    (tmp_path / "home" / where[2:] / "settings.toml").write_text("level = 'info'\n", encoding="utf-8")
+    run(*words)
+    assert not Path("~").exists()
+
+
+def test_names_that_a_terminal_would_obey_are_shown(run, refuse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("report", "\x1b[31mred"),
+        ("explain", "\x1b[31mred"),
+        ("check", "\x1b[31mred.py:make"),
+        ("\x1b[31mred",),
+        ("check", "--format", "\x1b[31mred"),
+        ("study", "new", "\x1b[31mred"),
+    ):
+        said = refuse(*words)
+        assert "\\x1b[31mred" in said
+        assert said.isprintable()
+    assert "red\\x1b[0m.py" in run("study", "new", "red\x1b[0m.py").stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("class Stop(BaseException): ...\nraise Stop", "raised Stop (mine.py:2)"),
+        ("import sys\nsys.exit(0)", "raised SystemExit: 0 (mine.py:2)"),
+        ("def __getattr__(name):\n    return 1 / 0", "(mine.py:2)"),
+        ("def make():\n    raise GeneratorExit", "GeneratorExit (mine.py:2)"),
+    ],
+)
+def test_whatever_a_file_raises_is_a_line_of_the_users(refuse, tmp_path, monkeypatch, code, said):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(code + "\n", encoding="utf-8")
+    assert said in refuse("check", "mine.py:make", "--select", "NS103")
+
+
+def plant_in_explain(monkeypatch, error):
+    """Have ``explain`` raise an error out of no file of the user's."""
+    broken = compile("lambda name: (_ for _ in ()).throw(error)", "<planted>", "eval")
+    monkeypatch.setattr(explain_module, "unit", eval(broken, {"error": error}))
+
+
+def test_a_fault_of_the_program_is_a_line_that_asks_for_a_report_and_a_traceback_if_asked(refuse, monkeypatch):
+    plant_in_explain(monkeypatch, KeyError("gone"))
+    said = refuse("explain", "NS101")
+    assert "a fault of normscope's own: KeyError: 'gone'" in said
+    assert "NORMSCOPE_TRACEBACK=1" in said
+    monkeypatch.setenv("NORMSCOPE_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        cli.main(["explain", "NS101"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "too little memory"),
+        (PermissionError(13, "Permission denied", "a/b"), "cannot use a/b: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_line(refuse, monkeypatch, error, said):
+    plant_in_explain(monkeypatch, error)
+    assert said in refuse("explain", "NS101")
 
 
 # -- what works

@@ -283,7 +283,6 @@ check script.py:nothing
 check json:loads
 check sys:exit
 check os:_exit
-check os:abort
 check builtins:input
 check builtins:print
 check this:x
@@ -388,6 +387,28 @@ bench layers --compiled --no-compiled --only nothing
 study run my_claim.py --seeds 1000000000 --workers 1 --out out
 study run my_claim.py --seeds 2 --workers 1000000000 --out out
 study run my_claim.py --seeds 2 --device cuda --out out
+study run my_claim.py --seeds 2 --workers 1 --out out --executor nothing
+study run my_claim.py --seeds 2 --workers 1 --out out --executor :
+study run my_claim.py --seeds 2 --workers 1 --out out --executor local:x=1
+study run my_claim.py --seeds 2 --workers 1 --out out --executor slurm:nothing=1
+study run my_claim.py --seeds 2 --workers 1 --out out --executor ray:=
+study run my_claim.py --seeds 2 --workers 1 --out out --executor json:loads
+study run my_claim.py --seeds 2 --workers 1 --out out --shard 0/2
+study run my_claim.py --seeds 2 --workers 1 --out out --shard 3/2
+study run my_claim.py --seeds 2 --workers 1 --out out --shard 1/0
+study run my_claim.py --seeds 2 --workers 1 --out out --shard -1/2
+study run my_claim.py --seeds 2 --workers 1 --out out --shard 2
+study run my_claim.py --seeds 2 --workers 1 --out out --shard 1/1000000000
+study run my_claim.py --seeds 2 --workers 1 --out out --shard 1/2 --extend
+study run my_claim.py --seeds 2 --workers 1 --out out --shard 1/2/3
+study calibrate --studies 20 --seeds 2 --executor nothing
+compare script.py:make --executor nothing --out out
+compare script.py:make --shard x/y --out out
+compare script.py:make --shard 1/2 --budget 1h --out out
+study run my_claim.py --seeds 2 --workers 1 --out s3://
+study run my_claim.py --seeds 2 --workers 1 --out ftp://host/runs
+report s3://
+report gopher://host/runs
 study run my_claim.py --seeds 2 --device cpu:7 --workers 1 --out out
 study run my_claim.py --seeds 2 --workers 1 --out ~/mine
 report ~
@@ -398,7 +419,7 @@ compare script.py:make --out ~no-such-user/x"""
 def _words(made):
     for text in COMMANDS.split("\n"):
         words = tuple(text.split())
-        serves = words[:2] == ("watch", "scope") and "--port" not in words
+        serves = words[:2] == ("watch", "scope")
         yield Line(
             "words",
             text,

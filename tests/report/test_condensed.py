@@ -174,7 +174,7 @@ def test_what_is_not_evidence_is_refused_in_one_line(tmp_path, text):
 
 def test_bytes_that_are_no_text_and_paths_that_are_no_file(tmp_path):
     (tmp_path / "evidence.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(StoreError, match="not whole JSON"):
+    with pytest.raises(StoreError, match="no text in UTF-8"):
         report.read(tmp_path / "evidence.json")
     for path in (tmp_path / "gone.json", tmp_path):
         with pytest.raises(StoreError, match="cannot read"):

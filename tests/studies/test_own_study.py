@@ -120,6 +120,71 @@ def test_where_no_line_yields_the_method_is_named(run, plant, body, said):
     message = run("study", "run", file, "--seeds", 2, "--out", "runs", code=2)
     assert said in message
     assert message.endswith(f"(mine.py:{line + 1})")
+    assert not Path("runs").exists()
+
+
+#: What is put into the class of the template, and what is said of it before anything runs.
+WRONG_BEFORE = {
+    "POINTS = {'width': 'widths'}": "the setting 'widths' lists the values of 'width'",
+    "POINTS = {'width': 'steps'}": "the setting 'steps' lists the values of 'width'",
+    "POINTS = {'width': None}": "the setting None lists the values of 'width'",
+    "PRESETS = {'quick': ['steps']}": "the preset 'quick' is an object of type list",
+    "PRESETS = {3: {}}": "the preset 3 is an object of type dict",
+    "SOURCES = ('a paper', None)": "SOURCES holds None",
+    "VERSION = '2'": "VERSION is '2': it must be a whole number",
+    "def grid(self, settings):\n        return 5": "grid() returns 5",
+    "def grid(self, settings):\n        yield 'small', {}, 3": "grid() yields an object of type tuple",
+    "def grid(self, settings):\n        yield None, {}": "grid() yields an object of type tuple",
+    "def grid(self, settings):\n        return {}": "there is nothing to run",
+    "def grid(self, settings):\n        while True:\n            yield 'small', {}": "more than 100000 points",
+    "def grid(self, settings):\n        raise SystemExit(0)": "raised SystemExit: 0 (mine.py:",
+    "def contrasts(self, evidence):\n        while True:\n            yield Contrast(steps_to(0.5), 'large')": (
+        "more than 10000 contrasts"
+    ),
+    "def contrasts(self, evidence):\n        return evidence.settings['gone']": "raised KeyError: 'gone' (mine.py:",
+    "def contrasts(self, evidence):\n        raise SystemExit": "raised SystemExit (mine.py:",
+    "def contrasts(self):\n        return []": "takes 1 positional argument",
+    "def __init__(self):\n        raise OSError('no')": "raised OSError: no (mine.py:",
+    "def __init__(self, name):\n        pass": "making Mine raised TypeError",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_BEFORE)
+def test_a_study_that_no_run_can_make_right_is_refused_before_it_runs(run, wrong):
+    run("study", "new", "mine.py")
+    file = Path("mine.py")
+    file.write_text(file.read_text(encoding="utf-8").rstrip("\n") + f"\n\n    {wrong}\n", encoding="utf-8")
+    message = run("study", "run", file, "--seeds", 2, "--out", "runs", code=2)
+    assert WRONG_BEFORE[wrong] in message
+    assert "mine" in message.lower()
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("def judge(self, evidence):\n        return {'word': 'holds'}", "judge() returns an object of type dict"),
+        ("def judge(self, evidence):\n        raise SystemExit(0)", "judging mine raised SystemExit: 0 (mine.py:"),
+        ("def tables(self, evidence):\n        return 'ab'", "tables() gives 'a'"),
+        ("def figures(self, evidence):\n        return [None]", "figures() gives None"),
+        ("def together(self, cell):\n        return cell.gone", "grouping the cells of mine raised AttributeError"),
+        ("def run_cells(self, cells, data, device):\n        raise SystemExit(0)", "raised SystemExit: 0 (mine.py:"),
+    ],
+)
+def test_what_a_study_gives_is_looked_at(run, wrong, said):
+    run("study", "new", "mine.py")
+    file = Path("mine.py")
+    _smaller(file, '"steps": 100', '"steps": 12')
+    file.write_text(file.read_text(encoding="utf-8").rstrip("\n") + f"\n\n    {wrong}\n", encoding="utf-8")
+    assert said in run("study", "run", file, "--seeds", 2, "--workers", 1, "--out", "runs", code=2)
+
+
+def test_more_cells_than_a_run_may_have_are_refused(run):
+    run("study", "new", "mine.py")
+    _smaller(Path("mine.py"), "POINTS = {}", 'POINTS = {"a": "many", "b": "many"}')
+    _smaller(Path("mine.py"), '"steps": 100,', '"steps": 100, "many": list(range(12)),')
+    message = run("study", "run", "mine.py", "--seeds", 10_000, code=2)
+    assert "10000 seeds of 288 cells are more than the 1000000 that a run may have" in message
 
 
 ODD = """
@@ -278,7 +343,7 @@ def test_explain_asks_which_where_a_study_and_a_probe_share_a_name(run):
     [
         (("--data", "gone"), "gone: no such file"),
         (("--preset", "huge"), "no preset 'huge'"),
-        (("--out", "a_file/runs"), "cannot make"),
+        (("--out", "a_file/runs"), "lies below, a file"),
     ],
 )
 def test_what_is_wrong_for_all_studies_is_said_once_and_before_anything_runs(run, words, said):

@@ -37,6 +37,11 @@ class Bars:
         self._bars.console.print(line, highlight=False, markup=False)
 
 
+def _is_terminal() -> bool:
+    """Return whether standard error is a terminal; a user's code may have closed it."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
 def _tell(line: str) -> None:
     """Write a line on standard error, unless a user's code has closed it."""
     with suppress(ValueError, OSError):
@@ -86,7 +91,7 @@ def lines_of_progress(parts: int = 8) -> Callable[[str, int, int], None]:
 @contextmanager
 def progress_bar(quiet: bool, studies: int = 1) -> Iterator["Bars | None"]:
     """Yield a function for (part, steps done, steps in all) that draws bars; None in a pipe, or if ``quiet``."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _is_terminal():
         yield None
         return
     from rich.console import Console
@@ -113,7 +118,7 @@ def progress_bar(quiet: bool, studies: int = 1) -> Iterator["Bars | None"]:
 @contextmanager
 def status_line(quiet: bool) -> Iterator[Callable[[str], None] | None]:
     """Yield a function that shows what is being done in a line that changes; None in a pipe, or if ``quiet``."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not _is_terminal():
         yield None
         return
     from rich.console import Console

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import StoreError
+from normscope._errors import DataError, StoreError
 from normscope.records import Sentence, standing
 from normscope.records.answers import capital, contrast_named, headline, outcome_of
 from normscope.records.reading import text_of_file
@@ -23,11 +23,13 @@ def into(path: str | Path, evidence: CondensedEvidence) -> str:
     """Return a file's new text: the whole page, or the old text with the table of verdicts between its marks.
 
     Raises:
-        DataError: The file cannot be read.
-        StoreError: It has one mark without the other.
+        StoreError: The file cannot be read, or has one mark without the other.
     """
     target = Path(path)
-    there = text_of_file(target) if target.exists() else ""
+    try:
+        there = text_of_file(target) if target.exists() else ""
+    except DataError as error:
+        raise StoreError(str(error)) from None
     if BEGIN not in there and END not in there:
         return page(evidence)
     head, begun, rest = there.partition(BEGIN)

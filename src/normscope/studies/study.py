@@ -43,6 +43,9 @@ class _NoRecords(Evidence):
 
     asked: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Look at nothing: there is no seed that could stand twice."""
+
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("__") and name not in ("settings", "level", "data", "asked"):
             object.__setattr__(self, "asked", True)
