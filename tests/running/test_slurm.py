@@ -62,12 +62,13 @@ def test_a_lost_job_is_submitted_once_more_and_one_that_is_lost_twice_is_named_a
     found = []
     tasks = [{"name": "killer", "deaths": 9}, {"name": "behind"}, {"name": "once", "deaths": 1}, {"name": "well"}]
     with pytest.raises(UsageError, match=r"the worker died twice at the task killer \(see .*slurm") as caught:
-        found.extend(run(marks, tasks, "slurm:tasks_per_job=2"))
+        found.extend(run(marks, tasks, "slurm:tasks_per_job=2,timeout_min=3"))
     assert sorted(found) == ["behind", "once", "well"]
     assert "\n" not in str(caught.value)
     # Two jobs of two tasks; then, since both were lost, each task in a job of its own.
-    asked = [flags(path.read_text())["array"] for path in sorted(submitted.glob("*.sbatch"))]
-    assert asked == ["0-1%2", "0-3%4"]
+    asked = [flags(path.read_text()) for path in sorted(submitted.glob("*.sbatch"))]
+    assert [each["array"] for each in asked] == ["0-1%2", "0-3%4"]
+    assert [each["time"] for each in asked] == ["6", "6"]  # what two tasks may take
     assert list((marks.parent / "run" / "slurm").rglob("*submi*"))  # the files of the jobs stay to be looked at
 
 

@@ -75,7 +75,7 @@ class SlurmExecutor:
         self._workers, self._gpus, self._cluster, self._folder = workers, gpus_per_node, cluster, folder
         texts = {"slurm_partition": partition, "slurm_account": account, "slurm_qos": qos}
         self._asks: dict[str, Any] = {key: text for key, text in texts.items() if text}
-        self._asks |= {"timeout_min": timeout_min, "cpus_per_task": cpus_per_task, "name": "normscope"}
+        self._asks |= {"timeout_min": timeout_min * tasks_per_job, "cpus_per_task": cpus_per_task, "name": "normscope"}
         if mem_gb:
             self._asks["mem_gb"] = mem_gb
 
