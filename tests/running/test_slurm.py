@@ -58,6 +58,7 @@ def test_work_for_the_cpu_asks_for_no_gpu_and_files_lie_where_the_option_says(ma
     assert (tmp_path / "shared").is_dir()
 
 
+@pytest.mark.slow
 def test_a_lost_job_is_submitted_once_more_and_one_that_is_lost_twice_is_named_at_the_end(marks, submitted):
     found = []
     tasks = [{"name": "killer", "deaths": 9}, {"name": "behind"}, {"name": "once", "deaths": 1}, {"name": "well"}]
