@@ -113,7 +113,7 @@ class Line:
     words: tuple[str, ...]
     prepare: Callable[[Path], None] = lambda folder: None
     may_write: tuple[str, ...] = ("out",)
-    limit: float = 60.0
+    limit: float = 300.0
     interrupt: float | None = None
     terminal: bool = False
     loud: bool = False
@@ -215,7 +215,7 @@ def _values(chance, made):
                 words = (*command, *(_with(usual, option, value) if option else (value, *usual)))
                 if command == ("watch",) and option == "--port" and value in ("0",):
                     continue
-                yield Line("value", f"{option} {value[:20]!r}", words, _usual_files(made), ("out", "runs"), 90)
+                yield Line("value", f"{option} {value[:20]!r}", words, _usual_files(made), ("out", "runs"), 300)
 
 
 #: Lines whose words contradict each other, stand twice, or are too few or too many.
@@ -426,7 +426,7 @@ def _words(made):
             words,
             _usual_files(made),
             ("out", "home/mine", "runs", "a.py", "class.py", ".html"),
-            90,
+            300,
             interrupt=3.0 if serves else None,
         )
 
@@ -505,7 +505,7 @@ def _path_line(made, place, name, make, suffix):
     if place == "report @":
         allowed = ("out", *(path.rstrip("/") + end for end in ("/report.html", "-report.html")), f"{path}/report.html")
     return Line(
-        "path", f"{place}: {path[:40]!r}", words, prepare, allowed, 90, interrupt=interrupt, needs_runs=bool(needed)
+        "path", f"{place}: {path[:40]!r}", words, prepare, allowed, 300, interrupt=interrupt, needs_runs=bool(needed)
     )
 
 
@@ -562,7 +562,7 @@ def _run_line(made, kind, words, own):
 
     served = words[0] == "watch"
     allowed = ("out", "out.md", "runs") + ((kind,) if words[0] in ("study", "compare") else ())
-    return Line("run", Told(), words, prepare, allowed, 90, interrupt=4.0 if served else None, needs_runs=True)
+    return Line("run", Told(), words, prepare, allowed, 300, interrupt=4.0 if served else None, needs_runs=True)
 
 
 # -- files of the user's ----------------------------------------------------------------------------------------------

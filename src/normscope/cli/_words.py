@@ -28,6 +28,14 @@ def path(name: str | Path) -> Path:
     return reached(name)
 
 
+def settled(folder: Path) -> Path:
+    """Return a folder's path from the root, for a user's code may go to another folder; a bucket's address as it is."""
+    from normscope.records.addresses import place_of
+    from normscope.records.places import Folder
+
+    return folder.absolute() if isinstance(place_of(folder), Folder) else folder
+
+
 def file_to_write(name: str | Path) -> Path:
     """Return the path of a file that is written after long work, if it can be written.
 

@@ -12,7 +12,7 @@ from normscope._errors import UsageError
 from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
 from normscope.cli._shards import shard_ending
-from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Executor, Json, Out, Shard, Workers
+from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Executor, Json, Out, Shard, Workers, settled
 
 if TYPE_CHECKING:
     from normscope.comparing import Comparison
@@ -105,7 +105,7 @@ def run_and_print(
     from normscope import comparing
     from normscope.usercode import quiet_stdout
 
-    advice = "run the same command again to go on where it stopped"
+    out, advice = settled(out), "run the same command again to go on where it stopped"
     with shard_ending(out, as_json), interruptible(advice):
         with progress_bar(as_json) as bars, quiet_stdout(), warnings.catch_warnings():
             warnings.simplefilter("ignore", comparing.ComparisonWarning)  # the notes are printed with the answers
