@@ -21,11 +21,16 @@ def path(name: str | Path) -> Path:
     """Return the path that an option names, with ``~`` expanded: a shell does not expand it in ``--out=~/runs``.
 
     Raises:
-        UsageError: No file can be called so, or the folders above it cannot be entered.
+        UsageError: No file can be called so, the folders above it cannot be entered, or it is an address of no bucket.
     """
+    from normscope.records.addresses import place_of
+    from normscope.records.places import Folder
     from normscope.records.reading import reached
 
-    return reached(name)
+    place = place_of(name)
+    if not isinstance(place, Folder):
+        return Path(name)
+    return reached(place.path if os.fspath(name) else name)
 
 
 def settled(folder: Path) -> Path:
