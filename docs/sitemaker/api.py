@@ -61,15 +61,15 @@ def public(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
 def _member(name: str, member: Any, level: int) -> list[str]:
     parts = [f"{'#' * level} {name}"]
     if inspect.isclass(member):
-        if (signature := _signature(name, member)) and not issubclass(member, BaseException):
-            parts.append(signature)
+        if (called := signature(name, member)) and not issubclass(member, BaseException):
+            parts.append(called)
         parts.append(_doc(member, level))
         for method, function in _methods(member):
             parts += _member(f"{name}.{method}", function, level + 1)
         return parts
     if isinstance(member, property):
         return [*parts, _doc(member, level)]
-    return [*parts, _signature(name, member), _doc(member, level)]
+    return [*parts, signature(name, member), _doc(member, level)]
 
 
 def _methods(kind: type) -> Iterator[tuple[str, Any]]:
@@ -91,33 +91,39 @@ def _doc(member: Any, level: int) -> str:
     return "\n".join(own)
 
 
-def _signature(name: str, member: Any) -> str:
+def signature(name: str, member: Any) -> str:
+    """Return how a function or class is called, as a block; empty where Python does not know it.
+
+    Args:
+        name: As users write it.
+        member: The function or class.
+    """
     try:
-        signature = inspect.signature(member)
+        found = inspect.signature(member)
     except (TypeError, ValueError):
         return ""
-    parameters = [str(each) for each in signature.parameters.values() if each.name not in {"self", "cls"}]
-    marks = _marks([each for each in signature.parameters.values() if each.name not in {"self", "cls"}], parameters)
-    returns = "" if inspect.isclass(member) or signature.return_annotation is inspect.Signature.empty else (
-        f" -> {inspect.formatannotation(signature.return_annotation)}"
-    )  # fmt: skip
+    parameters = [each for each in found.parameters.values() if each.name not in {"self", "cls"}]
+    returns = ""
+    if not inspect.isclass(member) and found.return_annotation is not inspect.Signature.empty:
+        returns = f" -> {inspect.formatannotation(found.return_annotation)}"
+    marks = _marks(parameters)
     flat = f"{name}({', '.join(marks)}){returns}"
     if len(flat) > 100:
         flat = f"{name}(\n" + "".join(f"    {mark},\n" for mark in marks) + f"){returns}"
     return f"```text\n{_short(flat)}\n```"
 
 
-def _marks(parameters: list[inspect.Parameter], shown: list[str]) -> list[str]:
+def _marks(parameters: list[inspect.Parameter]) -> list[str]:
     """Return parameters as they stand in a signature, with the star before those that go by keyword alone."""
     marks: list[str] = []
     starred = False
-    for parameter, text in zip(parameters, shown, strict=True):
+    for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
             starred = True
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             marks.append("*")
             starred = True
-        marks.append(text)
+        marks.append(str(parameter))
     return marks
 
 
@@ -126,6 +132,7 @@ def _short(text: str) -> str:
     text = re.sub(
         r"\b(?:collections\.abc|typing|pathlib|normscope(?:\.\w+)*|torch\.nn\.modules\.module)\.(?=[A-Z])", "", text
     )
+    text = re.sub(r"(: |-> )'([^'\n]+)'", r"\1\2", text.replace("<factory>", "..."))
     return re.sub(r"<(?:function |class )?'?([\w.]+)'?(?: at 0x[0-9a-f]+)?>", r"\1", text)
 
 

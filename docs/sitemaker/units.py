@@ -7,6 +7,7 @@ from typing import Any
 
 from normscope import comparing, layers, probes, rules, studies
 from normscope._unit import Unit, discover
+from sitemaker.api import signature
 from sitemaker.evidence import answer_of
 from sitemaker.markup import markdown, prose, sources
 
@@ -52,7 +53,7 @@ def pages() -> Iterator[tuple[str, str]]:
     for kind in kinds():
         yield f"reference/{kind.folder}/index.md", _list(kind)
         for unit in kind.units:
-            yield address(kind, unit), _page(kind, unit)
+            yield address(kind, unit), page(kind, unit)
 
 
 def address(kind: Kind, unit: Any) -> str:
@@ -78,7 +79,8 @@ def _list(kind: Kind) -> str:
     return f"# {kind.title}\n\n{kind.about}\n\n" + "\n".join(rows) + f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
 
 
-def _page(kind: Kind, unit: Any) -> str:
+def page(kind: Kind, unit: Any) -> str:
+    """Return the page of a unit as Markdown."""
     doc = inspect.cleandoc(unit.__doc__ or "")
     _, _, body = doc.partition("\n")
     parts = [f"# {_name(kind, unit)}", f"*{summary(unit)}*", *_FACTS[kind.folder](unit)]
@@ -98,14 +100,20 @@ def _typed(kind: Kind, unit: type[Unit]) -> str:
 
 
 def _layer(unit: Any) -> list[str]:
-    return [f"```python\nimport normscope as ns\n\nns.layers.{unit.__name__}\n```"]
+    return [signature(f"ns.layers.{unit.__name__}", unit)]
 
 
 def _probe(unit: Any) -> list[str]:
     use = f'scope = ns.watch(model, optimizer, probes=["{unit.CODE}"])'
+    about = f"It belongs to the question `{unit.QUESTION}`."
+    if unit.REPLAYS:
+        use = f'scope = ns.Scope(model, loss_fn, optimizer, probes=["{unit.CODE}"])'
+        about += " It evaluates the loss again, so the scope is given the loss."
     return [
-        f"It belongs to the question `{unit.QUESTION}`.",
+        about,
         f"```python\nimport normscope as ns\n\n{use}\n```",
+        "With options it is given as an object:",
+        signature(f"ns.probes.{unit.__name__}", unit),
     ]
 
 

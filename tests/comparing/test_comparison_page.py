@@ -1,5 +1,6 @@
 """From a comparison to its page: words for arms, the command that runs it again, and what is described."""
 
+import json
 import shlex
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 import normscope
 from kit import planted_pages
 from normscope.comparing.page import command_of, made_arm, write_page
-from normscope.surgery import ArmReport
+from normscope.surgery import ArmReport, Change, FunctionalCall, Skip
 
 
 def test_the_page_holds_questions_arms_and_notes(tmp_path):
@@ -32,21 +33,31 @@ def test_an_answer_that_is_described_has_no_word(tmp_path):
     assert 'class="badge holds"' not in text
 
 
+CALLS = (FunctionalCall("", "layer_norm", "net.py:3"), FunctionalCall("a", "group_norm", "net.py:9"))
+
+
 @pytest.mark.parametrize(
     ("report", "summary"),
     [
         (ArmReport("own"), "The network as it is."),
         (ArmReport("own", difference=0.0), "The network as it is."),
         (
-            ArmReport("none", changes=("1: A -> nothing", "4: B -> nothing"), relation="different", difference=0.99),
+            ArmReport(
+                "none",
+                changes=(Change("1", "A -> nothing"), Change("4", "B -> nothing", "kept", {"shift": 0.5})),
+                relation="different",
+                difference=0.99,
+            ),
             "2 norms changed. At the start its function is different (outputs differ by 0.99 of their length).",
         ),
         (
-            ArmReport("rescaled", changes=("1: A -> nothing",), left=("4: why",), relation="rescaled"),
+            ArmReport(
+                "rescaled", changes=(Change("1", "A -> nothing"),), left=(Skip("4", "why"),), relation="rescaled"
+            ),
             "1 norm changed, 1 left. At the start its function is that of the network as it is, rescaled.",
         ),
         (
-            ArmReport("batch", kept=("1",), changes=("4: A -> B",), functional=("f", "g"), relation="equal"),
+            ArmReport("batch", kept=("1",), changes=(Change("4", "A -> B"),), functional=CALLS, relation="equal"),
             "1 norm changed, 1 kept, 2 called as functions. At the start its function is equal to that of the network "
             "as it is.",
         ),
@@ -57,18 +68,18 @@ def test_an_answer_that_is_described_has_no_word(tmp_path):
     ],
 )
 def test_the_report_of_an_arm_becomes_sentences_and_nothing_of_it_is_lost(report, summary):
-    made = made_arm("name", "words", str(report.with_notes(["a note"])))
+    made = made_arm("name", "words", report.with_notes(["a note"]))
     assert made.summary == summary
+    assert ArmReport.from_json(json.loads(json.dumps(report.as_json()))) == report
     parts = [*map(str, (*report.changes, *report.kept, *report.left, *report.functional)), "a note"]
     assert len(made.lines) == len(parts)
     for line, part in zip(made.lines, parts, strict=True):
         assert line.endswith(part)
 
 
-def test_an_arm_without_a_report_and_a_report_of_another_form_are_taken_as_they_are():
-    assert made_arm("b", "of b", "").summary == ""
-    assert "did not learn" in made_arm("rescaled", "w", "").summary
-    assert made_arm("b", "of b", "something else\n  more").summary == "something else"
+def test_an_arm_without_a_report_has_no_summary_but_that_it_was_added():
+    assert made_arm("b", "of b", None).summary == ""
+    assert "did not learn" in made_arm("rescaled", "w", None).summary
 
 
 def config(**changed):

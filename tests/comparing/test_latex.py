@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import example, given, strategies as st
 
+from normscope.comparing import latex
 from normscope.comparing.latex import booktabs, escaped
 
 COMMANDS = {
@@ -102,3 +103,37 @@ def test_every_row_has_as_many_cells_as_columns_whatever_they_hold():
             seen = "".join(map(read, tokens(cell.strip())))
             assert seen.isascii() is False or seen == text
         assert not re.match(r"[\[*]", line)  # LaTeX would take it for an option of the row before
+
+
+PLAIN_LATEX = """
+toprule midrule bottomrule begin end linewidth ensuremath symbol ss o O ae AE oe OE aa AA l L i ldots S u H c v r times
+cdot pm le ge ne approx infty to rightleftharpoons equiv sim surd circ partial nabla in sum alpha beta gamma delta
+varepsilon eta theta kappa lambda mu nu xi pi rho sigma tau varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi
+Omega textbackslash textasciitilde textasciicircum textless textgreater textbar textendash textemdash textquoteleft
+textquoteright textquotedblleft textquotedblright
+"""
+
+
+def columns_of(wanted):
+    """Count the columns that a tabular declares: ``l``, ``c`` and ``r``, and ``p`` with its width in braces."""
+    bare = re.sub(r"p\{[^{}]*\}", "p", wanted)
+    assert set(bare) <= set("lcrp")
+    return len(bare)
+
+
+def test_a_table_is_whole_and_asks_for_nothing_but_plain_latex_and_booktabs():
+    """What a compiler would stop at: an unknown command, a row of another length, braces and environments left open."""
+    signs = [*latex._MATHS, *latex._LETTERS, "é", "ű", "č"]  # white box: every command that can be written
+    rows = [(sign, "\\end{tabular} & % { $", "x", "") for sign in signs]
+    table = booktabs(("A", "B", "C", "D"), rows, r"p{0.38\linewidth}p{0.2\linewidth}rl", comments=["x"])
+    lines = [line for line in table.splitlines() if not line.startswith("%")]
+    assert set(re.findall(r"(?<!\\)\\([A-Za-z]+)", "\n".join(lines))) <= set(PLAIN_LATEX.split())
+    begun = re.fullmatch(r"\\begin\{tabular\}\{(?P<columns>.*)\}", lines[0])
+    assert lines[-1] == r"\end{tabular}"
+    body = [line for line in lines[1:-1] if line not in (r"\toprule", r"\midrule", r"\bottomrule")]
+    assert len(body) == 1 + len(rows)
+    for line in body:
+        cells = re.split(r"(?<!\\)&", line.removesuffix(r" \\"))
+        assert len(cells) == columns_of(begun["columns"])
+        for cell in cells:
+            assert cell.count("{") - cell.count(r"\{") == cell.count("}") - cell.count(r"\}")

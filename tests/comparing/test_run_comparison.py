@@ -154,7 +154,7 @@ def test_the_loss_of_a_step_is_that_of_the_loop(make, tmp_path):
 
 def test_averaged_weights_and_schedules_follow_the_arm(tmp_path):
     found = ns.compare(set_ups.make_scheduled_case, out=tmp_path, **QUICK | {"seeds": 1})
-    assert "averaged" in found.reports["none"]
+    assert "averaged" in str(found.reports["none"])
     assert len(found.evidence.select(probe="gap", name="averaged weights", arm="none")) == 1
 
 

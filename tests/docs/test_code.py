@@ -1,4 +1,4 @@
-"""The Python of the pages runs: of guides without a test of their own, and of the pages of units."""
+"""The Python of the pages runs: of guides without a test of their own, and of the pages of probes."""
 
 import re
 import warnings
@@ -56,15 +56,18 @@ def test_the_python_of_a_guide_runs(page, tmp_path, monkeypatch, capsys):
         assert drawn <= set(re.findall(r"`(smoothness-[\w-]+)\.pdf`", page.read_text(encoding="utf-8")))
 
 
-def test_the_python_of_the_pages_of_units_runs():
+def test_the_python_of_the_pages_of_probes_runs():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ran = 0
-    for path, text in units.pages():
-        for block in blocks(text, "python"):
-            names = {"model": model, "optimizer": optimizer}
-            exec(compile(block, path, "exec"), names)
-            if "scope" in names:
-                names["scope"].detach()
+    (probes,) = (kind for kind in units.kinds() if kind.folder == "probes")
+    for unit in probes.units:
+        for block in blocks(units.page(probes, unit), "python"):
+            names = {"model": model, "optimizer": optimizer, "loss_fn": lambda model, batch: model(batch).sum()}
+            exec(compile(block, unit.CODE, "exec"), names)
+            (probe,) = re.findall(r'probes=\["(\w+)"\]', block)
+            assert probe == unit.CODE
+            assert not names["scope"].not_read.get(probe, "").startswith("it evaluates the loss again"), probe
+            names["scope"].detach()
             ran += 1
-    assert ran == len(ns.probes.all()) + len(units.kinds()[0].units)
+    assert ran == len(ns.probes.all())

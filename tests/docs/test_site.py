@@ -37,6 +37,16 @@ def test_mathematics_of_units_stands_as_it_was_written(pages):
             assert all(" ".join(formula.split()) in text for formula in formulas), unit.CODE
 
 
+def test_pages_of_layers_and_probes_say_how_they_are_called(pages):
+    for kind in units.kinds()[:2]:
+        for unit in kind.units:
+            text = pages.pages[units.address(kind, unit)]
+            called = re.search(rf"^ns\.{kind.folder}\.{unit.__name__}\((.*?)\)\n```", text, re.MULTILINE | re.DOTALL)
+            assert called, unit
+            named = [name for name in inspect.signature(unit).parameters if name not in {"args", "kwargs"}]
+            assert all(re.search(rf"\b{name}\b", called[1]) for name in named)
+
+
 def test_every_public_name_has_its_place(pages):
     top = pages.pages["reference/api/index.md"]
     for name in ns.__all__:

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 
-from kit.browser import CHROMIUM, IN_BROWSER, overflow, sync_playwright
+from kit.browser import CHROMIUM, IN_BROWSER, overflow, sync_playwright, until
 from kit.guides import ROOT
 
 pytestmark = [pytest.mark.extras, pytest.mark.slow]
+TYPESET = "!document.querySelector('script[src*=mathjax]') || !!document.querySelector('mjx-container')"
 LOOKED_AT = (
-    "index", "questions", "evidence", "gallery", "checking", "layers", "figures-of-papers", "changelog",
+    "index", "questions", "evidence", "evidence-page", "gallery", "checking", "layers", "figures-of-papers",
+    "changelog",
     "reference/probes/curvature", "reference/probes/scale_invariance", "reference/layers/lp_norm",
     "reference/rules/index", "reference/rules/NS102", "reference/studies/landscape-smoothness", "reference/api/index",
     "reference/commands", "measurements/layers",
@@ -88,7 +90,7 @@ def in_browser(test):
 def test_pages_fit_their_width_and_show_their_mathematics(site, tab):
     for name in LOOKED_AT:
         tab.goto((site / f"{name}.html").as_uri())
-        tab.wait_for_function("!document.querySelector('.math') || document.querySelector('mjx-container')")
+        until(tab, lambda: tab.evaluate(TYPESET))
         assert overflow(tab) <= 0, name
         assert tab.locator("mjx-merror").count() == 0, name
         broken = "[...document.images].filter(i => i.offsetParent && i.complete && !i.naturalWidth).map(i => i.src)"

@@ -6,11 +6,18 @@ from kit import compared_pages
 from normscope.comparing.page import Answer, ComparisonPage, Shown
 from normscope.comparing.question import AbstractQuestion
 from normscope.records.answers import headline
+from normscope.surgery import ArmReport, Change, Skip
 
 REPORTS = {
-    "own": "own: 0 changed, 0 kept, 0 left, 0 called as functions; initial function equal",
-    "none": "none: 2 changed, 0 kept, 1 left, 0 called as functions; initial function different (outputs differ by 0.9 "
-    "of their length)\n  changed 1: BatchNorm1d -> nothing\n  left    4: why\n  note    6 parameters dropped",
+    "own": ArmReport("own"),
+    "none": ArmReport(
+        "none",
+        (Change("1", "BatchNorm1d -> nothing"), Change("2", "BatchNorm1d -> nothing")),
+        left=(Skip("4", "why"),),
+        relation="different",
+        difference=0.9,
+        notes=("6 parameters dropped",),
+    ),
 }
 
 

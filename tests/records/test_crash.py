@@ -33,8 +33,7 @@ def crash_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 
         return run
 
-    # white box: the step in which a file is written
-    patch.setattr(_files, "_put", dying(torn(_files._put)))
+    patch.setattr(_files, "fill", dying(torn(_files.fill)))
     patch.setattr(_files, "sync", dying(_files.sync))
     patch.setattr(os, "replace", dying(os.replace))
     patch.setattr(os, "link", dying(os.link))

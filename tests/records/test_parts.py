@@ -139,8 +139,8 @@ def dying_at(moment: int) -> Iterator[None]:
         return run
 
     with pytest.MonkeyPatch.context() as patch:
-        # white box: the places where a process can die
-        patch.setattr(files, "_put", dying(files._put, torn=True))
+        # the places where a process can die
+        patch.setattr(files, "fill", dying(files.fill, torn=True))
         patch.setattr(part_writer, "read_part", dying(parts.read_part))
         patch.setattr(files, "sync", dying(files.sync))
         patch.setattr(os, "replace", dying(os.replace))

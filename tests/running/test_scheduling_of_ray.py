@@ -28,8 +28,8 @@ class StandIn:
         NodeDiedError=NodeDiedError, WorkerCrashedError=WorkerCrashedError, OutOfMemoryError=OutOfMemoryError
     )
 
-    def __init__(self, fate=lambda task, attempt: None, cpus=2):
-        self.fate, self.cpus = fate, cpus
+    def __init__(self, fate=lambda task, attempt: None, cpus=2, gpus=1):
+        self.fate, self.resources = fate, {"CPU": float(cpus), "GPU": float(gpus)}
         self.initialised = False
         self.stored, self.asked, self.cancelled, self.inits = [], [], [], []
         self.under_way, self.most, self.tries = set(), 0, {}
@@ -45,7 +45,7 @@ class StandIn:
         self.initialised = False
 
     def cluster_resources(self):
-        return {"CPU": float(self.cpus)}
+        return self.resources
 
     def put(self, value):
         self.stored.append(value)
@@ -111,6 +111,15 @@ def test_a_task_asks_for_one_cpu_and_for_the_gpus_that_it_needs(ray, gpus):
     assert len(found.stored) == 1  # the work is put once, whatever the number of tasks
     assert found.inits[0]["num_cpus"] == 2
     assert not found.initialised
+
+
+def test_a_gpu_that_this_machine_lacks_is_refused_where_no_cluster_could_have_it(ray):
+    found = ray(gpus=0)
+    with pytest.raises(UsageError, match="Ray finds none on this machine"):
+        run(range(3), gpus=1)
+    assert not found.tries
+    found.initialised = True  # a cluster of the user's own, which may grow
+    assert len(run(range(3), gpus=1)) == 3
 
 
 def test_a_ray_that_was_initialised_is_left_as_it_was(ray):

@@ -60,7 +60,7 @@ def test_versions_are_compared_before_the_work_is_read():
         result_of(do_sealed(broken, b"no pickle either"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_with_another_torch_before_it_on_its_path_is_refused(tmp_path):
     """The version is that of the first distribution on the path, in a process as a worker is."""
     planted = tmp_path / "torch-0.0.1.dist-info"

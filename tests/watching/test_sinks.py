@@ -1,5 +1,10 @@
 """Places where records go: what each is handed, and that none of them can end a training or lose records in silence."""
 
+import gc
+import os
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,7 +12,9 @@ from torch import nn
 import normscope as ns
 from normscope._errors import StoreError
 from normscope.probes import SinkWarning
-from normscope.records import Record, files
+from normscope.records import Finding, Record, Severity, files
+
+FINDING = Finding("X001", "x", Severity.INFO, "nothing is wrong")
 
 
 class Board:
@@ -70,6 +77,53 @@ def test_sinks_are_handed_records_findings_and_the_page(tmp_path, stored):
         assert [finding.code for finding in board.findings] == ["NS122"]
         assert len(board.pages) == 1
         assert board.pages[0].startswith("<!")
+
+
+class Drawing(Board):
+    """A place of somebody else's, whose code draws from the global random streams."""
+
+    def append(self, records):
+        self.records += records
+        self._draw()
+
+    def finding(self, finding):
+        self._draw()
+
+    def close(self, report):
+        self._draw()
+
+    def flush(self):
+        pass
+
+    def frame(self):
+        raise NotImplementedError
+
+    def _draw(self):
+        torch.rand(1)
+        np.random.rand()  # noqa: NPY002
+        random.random()
+
+
+@pytest.mark.parametrize("place", ["sinks", "record_to"])
+def test_a_place_that_draws_random_numbers_leaves_the_streams_alone(place):
+    def streams():
+        return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+    drawn = []
+    for board in (None, Drawing()):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        options = {} if board is None else {place: [board] if place == "sinks" else board}
+        scope, model, optimizer = watched(**options)
+        train(scope, model, optimizer, 2)
+        drawn.append([streams()])
+        scope.tell(FINDING)
+        drawn[-1].append(streams())
+        if place == "sinks":
+            scope.close()
+        drawn[-1].append(streams())
+    assert board.records
+    assert drawn[0] == drawn[1]
 
 
 def test_a_scope_without_records_hands_no_page(tmp_path):
@@ -160,3 +214,31 @@ def test_what_is_pending_is_written_when_the_program_ends(tmp_path):
     assert done.returncode == 0, done.stderr
     frame = ns.records.Store.open(tmp_path / "run").frame()
     assert set(frame["step"]) == {0, 1, 2, 3, 4}
+
+
+class Written(Drawing):
+    """A place that counts how often it was told to write out."""
+
+    flushes = 0
+
+    def flush(self):
+        self.flushes += 1
+
+    def _draw(self):
+        pass
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_what_is_pending_is_written_as_a_scope_is_dropped_but_not_by_a_copy_of_the_process(forked, monkeypatch):
+    board, model = Written(), nn.Linear(4, 2)
+    scope = ns.Scope(model, optimizer=torch.optim.SGD(model.parameters(), 0.1), every=1, record_to=board)
+    with scope.step(torch.zeros(1)):
+        model(torch.randn(8, 4)).mean().backward()
+        scope.optimizers[0].step()
+    assert (len(board.records) > 0, board.flushes) == (True, 0)
+    own = os.getpid()
+    if forked:  # a data loader's worker, say, which ends with a copy of everything
+        monkeypatch.setattr(os, "getpid", lambda: own + 1)
+    del scope
+    gc.collect()
+    assert board.flushes == (0 if forked else 1)

@@ -1,5 +1,7 @@
 """What a watched scope was given and what the loop does are compared at the first step; what does not fit is told."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -132,3 +134,111 @@ def test_a_scaler_that_was_not_given_is_found():
     with pytest.warns(ProbeWarning, match="left out step 0.*a gradient scaler steps the optimizer"):
         found = train(given=False)
     assert found == [row for row in train(given=True) if row[0] > 0]
+
+
+def passes(model, optimizer, *acts):
+    """Return a step of a loop: backward passes of losses (functions), ``"zero"``, ``"clip"`` and ``"update"``."""
+
+    def step(batch):
+        for act in acts:
+            if act == "zero":
+                optimizer.zero_grad(set_to_none=False)
+            elif act == "clip":
+                nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            elif act == "update":
+                optimizer.step()
+            else:
+                act(model, batch).backward()
+
+    return step
+
+
+def other_loss(model, batch):
+    return model(batch[0]).square().sum()
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        ["zero", entropy, "update", other_loss],  # a further loss whose gradient no update uses
+        ["zero", entropy, "update", other_loss, "update"],
+        ["zero", other_loss, "zero", entropy, "update", other_loss],
+        ["zero", other_loss, "zero", entropy, "update", other_loss, "update"],
+        ["zero", other_loss, "zero", entropy, "clip", "update"],
+        ["zero", entropy, other_loss, "update"],  # a penalty of the loop's own, added to what the probes read
+    ],
+    ids=range(6),
+)
+def test_it_is_enough_that_the_first_gradient_or_that_of_an_update_is_the_losss(acts):
+    model = make(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scope = ns.Scope(model, entropy, optimizer, "descent", every=1)
+    (batch,) = data(1)
+    with scope.step(batch):
+        passes(model, optimizer, *acts)(batch)  # warnings are errors
+    assert scope.wiring == []
+
+
+@pytest.mark.parametrize("acts", [["zero", other_loss, entropy, "update"], ["zero", other_loss, "clip", "update"]])
+def test_a_gradient_that_no_pass_and_no_update_shares_with_the_loss_is_told(acts):
+    model = make(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scope = ns.Scope(model, entropy, optimizer, "descent", every=1)
+    (batch,) = data(1)
+    with pytest.warns(WiringWarning, match="is not that of loss_fn"), scope.step(batch):
+        passes(model, optimizer, *acts)(batch)
+
+
+def test_the_first_gradient_is_compared_without_the_scale_of_the_loss():
+    model = make(dropout=0.0)
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scope = ns.Scope(model, entropy, optimizer, "descent", every=1, scaler=scaler)
+    (batch,) = data(1)
+    with scope.step(batch):
+        for loss in (entropy, other_loss):
+            scaler.scale(loss(model, batch)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scope.wiring == []
+
+
+def test_gradients_that_are_taken_away_are_no_backward_pass():
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (batch,) = data(1)
+    entropy(model, batch).backward()
+    scope = ns.Scope(model, entropy, optimizer, "gradient_flow", every=1)
+
+    def step():
+        with scope.step(batch):
+            model(batch[0])
+            optimizer.zero_grad(set_to_none=True)
+
+    assert "no backward pass came back" in wired(scope, step)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_gradients_without_a_direction_are_not_compared(value):
+    model = make(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss_fn(model, batch):
+        return value * model(batch[0]).sum()
+
+    scope = ns.Scope(model, loss_fn, optimizer, "descent", every=1)
+    (batch,) = data(1)
+    with scope.step(batch):
+        passes(model, optimizer, "zero", loss_fn, "update")(batch)
+    assert scope.wiring == []
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_model_that_trains_nothing_needs_no_backward_pass(bare):
+    model = nn.Sequential(nn.ReLU()) if bare else make().requires_grad_(False)
+    elsewhere = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(elsewhere.parameters(), lr=0.1) if bare else None
+    scope = ns.Scope(model, optimizer=optimizer, probes="activation_distribution", every=1)
+    (batch,) = data(1)
+    with scope.step(batch):
+        model(batch[0])
+    assert scope.wiring == []

@@ -2,9 +2,10 @@
 
 import warnings
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,8 +108,7 @@ def run_and_print(
 
     out, advice = settled(out), "run the same command again to go on where it stopped"
     with shard_ending(out, as_json), interruptible(advice):
-        with progress_bar(as_json) as bars, quiet_stdout(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", comparing.ComparisonWarning)  # the notes are printed with the answers
+        with progress_bar(as_json) as bars, quiet_stdout(), _notes_told(comparing.ComparisonWarning, as_json):
             progress = bars or (None if as_json else lines_of_progress())
             found = comparing.compare(source, out=out, progress=progress, **settings)  # type: ignore[arg-type]
         with status_line(as_json) as show_status:
@@ -116,6 +116,23 @@ def run_and_print(
                 show_status("judging, and drawing the page")
             path = found.report()
         print_comparison(found, as_json, kinds=kinds, page=path, show=show)
+
+
+@contextmanager
+def _notes_told(kind: type[Warning], quiet: bool) -> Iterator[None]:
+    """Write notes on the arms as lines on standard error, before anything runs; they stand with the answers too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if quiet else "always", kind)
+        show = warnings.showwarning
+
+        def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, kind):
+                typer.echo(f"normscope: {message}", err=True)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = tell
+        yield
 
 
 def print_comparison(found: "Comparison", as_json: bool, *, kinds: list[str], page: Path, show: bool = False) -> None:

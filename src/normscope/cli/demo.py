@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from normscope.cli._print import print_json, print_lines
-from normscope.cli._progress import interruptible, progress_bar
+from normscope.cli._progress import interruptible, lines_of_progress, progress_bar
 from normscope.cli._words import MOST_SEEDS, Json, Out, Workers
 
 #: The training script of the demo, which `normscope example` prints, and the study that stands beside it: algebra.
@@ -33,10 +33,11 @@ def demo(
 
     advice = "run the same command again to go on where it stopped"
     with interruptible(advice), progress_bar(as_json) as bars:
+        progress = bars or (None if as_json else lines_of_progress())
         found = comparing.compare(
-            EXAMPLE, seeds=seeds, steps=STEPS, rates=RATES, out=out / "comparison", workers=workers, progress=bars
+            EXAMPLE, seeds=seeds, steps=STEPS, rates=RATES, out=out / "comparison", workers=workers, progress=progress
         )
-        (judged,), _ = verdicts.run([STUDY], out=out / "studies", seeds=seeds, workers=workers, progress=bars)
+        (judged,), _ = verdicts.run([STUDY], out=out / "studies", seeds=seeds, workers=workers, progress=progress)
     page = found.report(out / "report.html", beside=[verdicts.section_of(judged)])
     if as_json:
         print_json({"report": str(page)} | found.document() | {"beside": judged.verdict})

@@ -104,7 +104,15 @@ def pilot_of(arm: Arm, plan: Plan) -> Pilot:
 
 
 def fitted(
-    plan: Plan, arms: Sequence[Arm], wish: Wish, executor: Executor, workers: int, *, began: float, spare: str = ""
+    plan: Plan,
+    arms: Sequence[Arm],
+    wish: Wish,
+    executor: Executor,
+    workers: int,
+    *,
+    began: float,
+    spare: str = "",
+    gpus: int = 0,
 ) -> Plan:
     """Return the fullest plan that fits into a budget; the arms are timed for it.
 
@@ -119,12 +127,13 @@ def fitted(
         workers: How many runs go at a time.
         began: When the comparison began, by ``time.perf_counter``.
         spare: Name of the arm that is like one that may be added; empty if none may.
+        gpus: GPUs that a run needs.
 
     Raises:
         UsageError: Not even the least fits.
     """
     budget = wish.budget or math.inf
-    pilots = _pilots(arms, plan, executor, workers)
+    pilots = _pilots(arms, plan, executor, workers, gpus)
     pilots += [pilot.scaled(0.5) for arm, pilot in zip(arms, pilots, strict=True) if arm.name == spare]
     spent = time.perf_counter() - began
     found = fullest(plan, pilots, _SHARE * (budget - spent), workers, free=(wish.steps is None, wish.seeds is None))
@@ -134,7 +143,7 @@ def fitted(
     return replace(found, left_out=(*plan.left_out, *_left_out(plan, found)))
 
 
-def _pilots(arms: Sequence[Arm], plan: Plan, executor: Executor, workers: int) -> list[Pilot]:
+def _pilots(arms: Sequence[Arm], plan: Plan, executor: Executor, workers: int, gpus: int) -> list[Pilot]:
     """Time all arms in the processes that will run them, which start for it, and slow each other down as they will.
 
     Of several times of an arm the longest counts.
@@ -142,7 +151,7 @@ def _pilots(arms: Sequence[Arm], plan: Plan, executor: Executor, workers: int) -
     tasks = range(len(arms) * (math.ceil(workers / len(arms)) if workers > 1 else 1))
     found: list[list[Pilot]] = [[] for _ in arms]
     work = Work(functools.partial(_pilot, arms, plan), lambda task: f"a trial of arm {arms[task % len(arms)].name!r}")
-    for task, pilot in executor.run(work, tasks):
+    for task, pilot in executor.run(work, tasks, gpus=gpus):
         found[task % len(arms)].append(pilot)
     return [max(pilots, key=lambda pilot: pilot.seconds(plan)) for pilots in found]
 

@@ -15,7 +15,7 @@ from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
 from normscope.comparing.plan import Plan
 from normscope.comparing.question import Pair
-from normscope.comparing.reading import evidence_of
+from normscope.comparing.reading import evidence_of, reports_of
 from normscope.comparing.reuse import CODE
 from normscope.plots import Figure, Table
 from normscope.records import Store, Verdict
@@ -25,6 +25,7 @@ from normscope.report import Section
 from normscope.stats import adjust
 from normscope.stats.decide import FEWEST_SEEDS
 from normscope.studies import Evidence
+from normscope.surgery import ArmReport
 
 if TYPE_CHECKING:
     import polars as pl
@@ -179,10 +180,9 @@ class Comparison:
         return [f"{run} of the {planned} seeds that were planned were run: there was no time for more"][: run < planned]
 
     @property
-    def reports(self) -> Mapping[str, str]:
-        """What was done to make each arm, in lines, by its name."""
-        found: Mapping[str, str] = self.store.config["reports"]
-        return found
+    def reports(self) -> Mapping[str, ArmReport]:
+        """What was done to make each arm, by its name."""
+        return reports_of(self.store)
 
     @property
     def said_in_runs(self) -> tuple[str, ...]:
@@ -235,7 +235,7 @@ class Comparison:
             "seeds": list(self.evidence.seeds),
             "notes": list(self.notes),
             "said_in_runs": list(self.said_in_runs),
-            "reports": dict(self.reports),
+            "reports": {name: report.as_json() for name, report in self.reports.items()},
             "answers": [
                 {
                     "question": answer.question.CODE,

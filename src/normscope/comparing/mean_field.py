@@ -2,12 +2,12 @@ r"""Squared gradients through wide layers with random weights and ReLU, position
 
 The quantity is the square of the gradient at a layer's output, summed over the width and averaged over samples and
 weights, as a map over the positions of a sample. Through a convolution with weights of mean square v and n inputs of a
-unit, spread over k taps, each position of the input gets :math:`n v / k` times the sum of the map over the taps. Taps
+unit, spread over k taps, each position of the input gets $n v / k$ times the sum of the map over the taps. Taps
 that reach into the padding are lost. ReLU passes half. Batch norm divides by the variance of its input over samples and
 positions, which the moments of the layer's input give: the mean square at each position, and the covariance over
 channels of the means over samples, which padding makes uneven (Xiao et al. 2018, arXiv:1806.05393; Yang et al. 2019).
-Far from padding a layer without norm makes :math:`n v / 2` of the square, and a layer with batch norm
-:math:`\pi/(\pi-1)`.
+Far from padding a layer without norm makes $n v / 2$ of the square, and a layer with batch norm
+$\pi/(\pi-1)$.
 """
 
 import functools

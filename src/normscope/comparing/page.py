@@ -1,6 +1,5 @@
 """The page of a comparison, and what it is made of."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from normscope.plots import Figure, Table
 from normscope.records import Verdict
 from normscope.records.numbers import counted
 from normscope.report import AskedQuestion, ComparedPage, MadeArm, Section, write_comparison
+from normscope.surgery import ArmReport
 
 DEFAULT_OUT = "runs/compare"
-_COUNTS = re.compile(r"^\S+: (?P<counts>\d+ changed[^;]*); initial function (?P<begins>.*)$")
 _BEGINS = {"equal": "equal to that of the network as it is", "rescaled": "that of the network as it is, rescaled"}
 _RESCUED = (
     "Without norms, with weights scaled so that signals keep their size; added because the network did not learn "
@@ -74,7 +73,7 @@ class ComparisonPage:
         shown: The answers, question by question.
         arms: Words for the arms, by name.
         pair: Names of the two arms that decide the questions.
-        reports: What was done to make each arm, in lines, by name.
+        reports: What was done to make each arm, by name.
         notes: Sentences that a reader must know.
         said_in_runs: What probes and recorder had to say in the runs.
         provenance: Versions, machine, commit and time of the run.
@@ -87,7 +86,7 @@ class ComparisonPage:
     shown: tuple[Shown, ...]
     arms: Mapping[str, str]
     pair: tuple[str, str]
-    reports: Mapping[str, str]
+    reports: Mapping[str, ArmReport]
     notes: tuple[str, ...]
     said_in_runs: tuple[str, ...]
     provenance: Mapping[str, Any]
@@ -110,7 +109,7 @@ def write_page(path: Path, page: ComparisonPage, beside: Sequence[Section] = ())
         title=page.title,
         lede=page.lede,
         asked=[_asked(each) for each in page.shown],
-        arms=[made_arm(name, words, page.reports.get(name, "")) for name, words in page.arms.items()],
+        arms=[made_arm(name, words, page.reports.get(name)) for name, words in page.arms.items()],
         pair=page.pair,
         notes=page.notes,
         said=page.said_in_runs,
@@ -138,32 +137,28 @@ def _asked(shown: Shown) -> AskedQuestion:
     return AskedQuestion(section, answer.sentence, answer.question.NUMBER, answer.question.TILE, shown.numbers)
 
 
-def made_arm(name: str, words: str, report: str) -> MadeArm:
+def made_arm(name: str, words: str, report: ArmReport | None) -> MadeArm:
     """Say what was done to make an arm, for a reader.
 
     Args:
         name: Name of the arm.
         words: What it is called in a sentence.
-        report: The text of its ``ArmReport``; empty if there is none.
+        report: What surgery reports; None if there is no report.
     """
-    if not report:
+    if report is None:
         return MadeArm(name, words, _RESCUED if name == "rescaled" else "")
-    first, *rest = report.split("\n")
-    lines = tuple(" ".join(line.split()) for line in rest if line.strip())
-    match = _COUNTS.match(first)
-    return MadeArm(name, words, _summary(match["counts"], match["begins"]) if match else first, lines)
+    lines = tuple(" ".join(line.split()) for line in report.lines())
+    return MadeArm(name, words, _summary(report), lines)
 
 
-def _summary(counts: str, begins: str) -> str:
+def _summary(report: ArmReport) -> str:
     """Write the head of an arm's report as sentences, without the counts that are nought."""
-    found = [count.split(" ", 1) for count in counts.split(", ")]
-    kept = [(int(count), what) for count, what in found if int(count)]
+    kept = [(count, what) for what, count in report.counts.items() if count]
     norms = [f"{counted(count, 'norm') if not index else count} {what}" for index, (count, what) in enumerate(kept)]
-    relation, _, distance = begins.partition(" ")
-    if not kept and relation == "equal":
+    if not kept and report.relation == "equal":
         return "The network as it is."
-    own = f"At the start its function is {_BEGINS.get(relation, relation)}{f' {distance}' if distance else ''}."
-    return f"{', '.join(norms) or 'No norm changed'}. {own}"
+    begins = f"{_BEGINS.get(report.relation, report.relation)} {report.distance}".rstrip()
+    return f"{', '.join(norms) or 'No norm changed'}. At the start its function is {begins}."
 
 
 def command_of(config: Mapping[str, Any], seeds: int, all_questions: Sequence[str], out: str = DEFAULT_OUT) -> str:

@@ -11,6 +11,7 @@ from normscope.comparing.reuse import CODE, run_of, serving
 from normscope.records import Store
 from normscope.stats import LEVEL
 from normscope.studies import Evidence
+from normscope.surgery import ArmReport
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,6 +58,18 @@ def evidence_of(store: Store, plan: Plan, arms: Sequence[Mapping[str, Any]], *, 
     words = {arm["name"]: arm["words"] for arm in arms}
     frame = _with_cost(frame, store, words, whole)
     return Evidence(frame, {**plan.as_json(), "arms": words}, tuple(whole), LEVEL, "")
+
+
+def reports_of(store: Store) -> Mapping[str, ArmReport]:
+    """Return what was done to make each arm of a run, by its name.
+
+    Raises:
+        StoreError: The configuration of the run holds no such reports.
+    """
+    try:
+        return {name: ArmReport.from_json(report) for name, report in store.config["reports"].items()}
+    except (ValueError, AttributeError) as error:
+        raise StoreError(f"{store.path}: made by another version of normscope ({error}): run it again") from None
 
 
 def _with_cost(frame: "pl.DataFrame", store: Store, arms: Collection[str], seeds: Collection[int]) -> "pl.DataFrame":

@@ -107,7 +107,7 @@ def _compared(
     fresh: bool,
 ) -> Comparison:
     """Look at the arms before anything runs, then run them into a place."""
-    seen = foresee(made)
+    seen = foresee(made, plan)
     engine = engine.on(seen.on_cpu)
     config = configuration(seen.arms, seen.starts, plan, wish)
     plan = known_plan(place.path, config) or _fitted(plan, seen, wish, engine, began)
@@ -163,8 +163,8 @@ def _fitted(plan: Plan, seen: "Foreseen", wish: Wish, engine: Engine, began: flo
     if wish.budget is None:
         return plan
     spare = _may_need_rescue(seen.arms)
-    named = spare.name if spare else ""
-    return fitted(plan, seen.arms, wish, engine.executor, engine.workers, began=began, spare=named)
+    options: dict[str, Any] = {"began": began, "spare": spare.name if spare else "", "gpus": engine.gpus}
+    return fitted(plan, seen.arms, wish, engine.executor, engine.workers, **options)
 
 
 class Foreseen(NamedTuple):
@@ -172,7 +172,7 @@ class Foreseen(NamedTuple):
 
     Attributes:
         arms: Those that differ.
-        reports: What was done to make each, in lines, by its name.
+        reports: What was done to make each, as JSON values, by its name.
         notes: Sentences that a reader must know.
         on_cpu: Whether all models are on the CPU.
         starts: Digests of first training steps; none on an accelerator, where they may differ from run to run.
@@ -180,21 +180,21 @@ class Foreseen(NamedTuple):
     """
 
     arms: tuple[Arm, ...]
-    reports: dict[str, str]
+    reports: dict[str, Any]
     notes: list[str]
     on_cpu: bool
     starts: dict[str, str]
     longest: float
 
 
-def foresee(arms: Sequence[Arm]) -> Foreseen:
+def foresee(arms: Sequence[Arm], plan: Plan) -> Foreseen:
     """Make every arm once and try a step of it, before anything runs.
 
     Raises:
         UsageError: An arm cannot be made, or no two of them differ.
     """
     kept: list[Arm] = []
-    reports: dict[str, str] = {}
+    reports: dict[str, Any] = {}
     notes: list[str] = []
     models: list[Module] = []
     refusals = []
@@ -210,8 +210,10 @@ def foresee(arms: Sequence[Arm]) -> Foreseen:
         if refusal := report.refuses():
             refusals.append(refusal)
             continue
+        if not kept and "saturation" in plan.readings:
+            notes += filter(None, [report.unheard()])
         kept.append(arm)
-        reports[arm.name] = str(report)
+        reports[arm.name] = report.as_json()
         notes += filter(None, [report.incomplete()])
     if len(kept) < 2:
         raise UsageError(

@@ -63,10 +63,11 @@ def write_text(path: Path, text: str, *, replace: bool = True) -> bool:
 
 def write_bytes(path: Path, content: bytes, *, replace: bool = True) -> bool:
     """Write bytes whole, as `write_whole` does."""
-    return write_whole(path, lambda temporary: _put(temporary, content), replace=replace)
+    return write_whole(path, lambda temporary: fill(temporary, content), replace=replace)
 
 
-def _put(path: Path, content: bytes) -> None:
+def fill(path: Path, content: bytes) -> None:
+    """Write bytes into a file that nobody sees yet."""
     path.write_bytes(content)
 
 

@@ -72,11 +72,17 @@ class RayExecutor:
             gpus: GPUs that each task asks Ray for.
 
         Raises:
-            UsageError: The cluster cannot be reached, or a worker died twice at a task; all other results were yielded
-                before.
+            UsageError: The cluster cannot be reached, there is no GPU, or a worker died twice at a task; all other
+                results were yielded before.
         """
         with self:
-            yield from _Flight(_ray(), work, tasks, gpus).results()
+            ray = _ray()
+            if gpus and self._is_ours and not self._address and ray.cluster_resources().get("GPU", 0) < gpus:
+                # A cluster may yet grow a node with a GPU; this machine would have the tasks wait for ever.
+                raise UsageError(
+                    "the work needs a GPU, and Ray finds none on this machine: name a cluster by ray:address="
+                )
+            yield from _Flight(ray, work, tasks, gpus).results()
 
     def _connect(self, ray: Any) -> None:
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}

@@ -13,7 +13,7 @@ from normscope.surgery.average_buffers import average_buffers
 from normscope.surgery.convert import convert
 from normscope.surgery.fold import fold
 from normscope.surgery.freeze import freeze, is_frozen, unfreeze
-from normscope.surgery.functional import FunctionalNorm, functional_norms
+from normscope.surgery.functional import FunctionalCall, functional_norms
 from normscope.surgery.recalibrate import recalibrate
 from normscope.surgery.strip import strip
 
@@ -23,7 +23,7 @@ __all__ = [
     "Change",
     "ChannelAffine",
     "ChannelsLast",
-    "FunctionalNorm",
+    "FunctionalCall",
     "RMSNorm",
     "Report",
     "Skip",

@@ -15,9 +15,9 @@ from normscope.modules.wrapped import eagerly, is_compiled
 from normscope.surgery._fast_paths import without_fast_paths
 from normscope.surgery._report import Change, Skip
 from normscope.surgery._sites import Site, norm_sites
-from normscope.surgery.arm_report import ArmReport, Relation
+from normscope.surgery.arm_report import ArmReport
 from normscope.surgery.foreign import Reading, is_plain, read
-from normscope.surgery.functional import FunctionalNorm, functional_norms
+from normscope.surgery.functional import NAMES, FunctionalCall, functional_calls
 from normscope.usercode import users_code
 
 _ROUNDING = 1e-5  # of the outputs' length
@@ -35,7 +35,8 @@ class Work:
     sites: list[Site]
     readings: dict[nn.Module, Reading]
     eyes: "_Eyes"
-    functional: list[FunctionalNorm]
+    functional: list[FunctionalCall]
+    activations: list[FunctionalCall]
     changes: list[Change] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     left: list[Skip] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Work:
 
     def report(self, name: str) -> ArmReport:
         """Return what was done, with the distance of the outputs from those before."""
-        relation: Relation = "equal" if not self.changes or name == "fixed-affine" else "different"
+        relation = "equal" if not self.changes or name == "fixed-affine" else "different"
         difference = None
         if self.example is not None:
             with traceless(self.model), users_code(f"{name}: the changed model, called with the example,"):
@@ -62,6 +63,7 @@ class Work:
             tuple(self.kept),
             tuple(self.left),
             tuple(self.functional),
+            tuple(self.activations),
             relation,
             difference,
             self.scaled,
@@ -127,12 +129,15 @@ def look_at(model: nn.Module, example: Any, seed: int, groups: int) -> Work:
     """
     found, eyes = norm_sites(model), _Eyes()
     norms = {site.module: site.path for site in found}
-    calls = functional_norms(model, None if example is None else lambda: eyes.run(model, example, norms))
+    calls = functional_calls(model, None if example is None else lambda: eyes.run(model, example, norms))
     readings = {m: read(m, eyes.inputs.get(m)) for m in norms if not is_plain(m)}
     others = {m: reading.why for m, reading in readings.items() if not reading.is_norm}
     paths = [path for module, path in norms.items() if module not in others]
-    functional = [call for call in calls if not any(f"{call.path}.".startswith(f"{path}.") for path in paths)]
-    work = Work(model, example, seed, groups, [s for s in found if s.module not in others], readings, eyes, functional)
+    outside = [call for call in calls if not any(f"{call.path}.".startswith(f"{path}.") for path in paths)]
+    functional = [call for call in outside if call.function in NAMES]
+    activations = [call for call in outside if call.function not in NAMES]
+    sites = [site for site in found if site.module not in others]
+    work = Work(model, example, seed, groups, sites, readings, eyes, functional, activations)
     work.notes += [f"{norms[module]}: {why}, so it is taken for none" for module, why in others.items()]
     return work
 

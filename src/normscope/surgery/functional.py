@@ -1,4 +1,4 @@
-"""Norms that a model calls as functions in its forward: found by name and source line, and replaceable by nobody.
+"""Norms and activations that a model calls as functions in its forward: found by name and line, replaced by nobody.
 
 Two ways, for each sees what the other cannot. The source of the forwards is read: it shows calls in branches that an
 example does not take. A forward of an example is watched: it shows calls in helpers, and which module makes them. What
@@ -24,12 +24,16 @@ NAMES = frozenset(
     {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "native_batch_norm"}
     | {"native_layer_norm", "native_group_norm", "cudnn_batch_norm"}
 )
+ACTIVATIONS = frozenset(
+    {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus"}
+    | {"sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softsign", "prelu", "rrelu"}
+)
 _NOT_USERS = ("torch", "normscope")
 
 
 @dataclass(frozen=True, slots=True)
-class FunctionalNorm:
-    """A norm that is called as a function.
+class FunctionalCall:
+    """A norm or an activation that is called as a function.
 
     Attributes:
         path: Qualified name of the module whose forward calls it; ``""`` for the model itself.
@@ -45,18 +49,28 @@ class FunctionalNorm:
         return f"{self.path or '(model)'}: calls {self.function} at {self.line}"
 
 
-def functional_norms(model: nn.Module, run: Callable[[], Any] | None = None) -> list[FunctionalNorm]:
+def functional_norms(model: nn.Module, run: Callable[[], Any] | None = None) -> list[FunctionalCall]:
     """Find the norms that a model calls as functions, in the forwards of its norms too.
 
     Args:
         model: The model.
         run: Runs the model on an example, if there is one. Nothing of it is undone here.
     """
-    found = {(norm.path, norm.line): norm for norm in _in_source(model)}
+    return [call for call in functional_calls(model, run) if call.function in NAMES]
+
+
+def functional_calls(model: nn.Module, run: Callable[[], Any] | None = None) -> list[FunctionalCall]:
+    """Find the norms and the activations that a model calls as functions.
+
+    Args:
+        model: The model.
+        run: As of ``functional_norms``.
+    """
+    found = {(call.path, call.line, call.function): call for call in _in_source(model)}
     if run is not None:
         with watched(model) as seen:
             run()
-        found |= {(norm.path, norm.line): norm for norm in seen}
+        found |= {(call.path, call.line, call.function): call for call in seen}
     return list(found.values())
 
 
@@ -74,8 +88,8 @@ def without_modules(model: nn.Module, found: Sequence[Any]) -> tuple[str, ...]:
 
 
 @contextmanager
-def watched(model: nn.Module) -> Iterator[list[FunctionalNorm]]:
-    """Note every norm that is called as a function while the block runs.
+def watched(model: nn.Module) -> Iterator[list[FunctionalCall]]:
+    """Note every norm and activation that is called as a function while the block runs.
 
     Args:
         model: Its modules are named, torch's own norms among them; calls outside its forward are not meant.
@@ -85,16 +99,16 @@ def watched(model: nn.Module) -> Iterator[list[FunctionalNorm]]:
     """
     names = {module: path for path, module in model.named_modules()}
     running: list[nn.Module] = []
-    found: dict[tuple[str, str], FunctionalNorm] = {}
-    seen: list[FunctionalNorm] = []
+    found: dict[tuple[str, str, str], FunctionalCall] = {}
+    seen: list[FunctionalCall] = []
 
     class Spy(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = getattr(func, "__name__", "")
-            if name in NAMES and running:
-                norm = FunctionalNorm(names[running[-1]], name, _line(sys._getframe(1)))
-                if found.setdefault((norm.path, norm.line), norm) is norm:
-                    seen.append(norm)
+            if running and (name in NAMES or (name in ACTIVATIONS and not _is_activation(running[-1]))):
+                call = FunctionalCall(names[running[-1]], name, _line(sys._getframe(1)))
+                if found.setdefault((call.path, call.line, call.function), call) is call:
+                    seen.append(call)
             return func(*args, **(kwargs or {}))
 
     def leave(module: nn.Module, *_: Any) -> None:
@@ -112,6 +126,11 @@ def watched(model: nn.Module) -> Iterator[list[FunctionalNorm]]:
             hook.remove()
 
 
+def _is_activation(module: nn.Module) -> bool:
+    """Say whether a module is an activation of torch's, which calls the function for who uses the module."""
+    return any(kind.__module__ == "torch.nn.modules.activation" for kind in type(module).__mro__)
+
+
 def _line(frame: FrameType | None) -> str:
     first = frame
     while frame is not None:
@@ -122,13 +141,13 @@ def _line(frame: FrameType | None) -> str:
     return "(unknown)" if first is None else f"{Path(first.f_code.co_filename).name}:{first.f_lineno}"
 
 
-def _in_source(model: nn.Module) -> Iterator[FunctionalNorm]:
+def _in_source(model: nn.Module) -> Iterator[FunctionalCall]:
     known: dict[type, list[tuple[str, str]]] = {}
     for path, module in model.named_modules():
         kind = type(module)
         if kind not in known:
             known[kind] = [each for function in _forwards(kind) for each in _calls(function)]
-        yield from (FunctionalNorm(path, name, line) for name, line in known[kind])
+        yield from (FunctionalCall(path, name, line) for name, line in known[kind])
 
 
 def _forwards(kind: type) -> Iterator[FunctionType]:
@@ -144,7 +163,7 @@ def _forwards(kind: type) -> Iterator[FunctionType]:
 
 
 def _calls(function: FunctionType) -> Iterator[tuple[str, str]]:
-    if not NAMES & set(function.__code__.co_names):
+    if not (NAMES | ACTIVATIONS) & set(function.__code__.co_names):
         return
     try:
         lines, first = inspect.getsourcelines(function)
@@ -152,7 +171,7 @@ def _calls(function: FunctionType) -> Iterator[tuple[str, str]]:
     except (OSError, TypeError, SyntaxError, IndentationError):
         return  # typed at a prompt, say: only a forward shows its calls
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and (name := _torchs(node.func, function.__globals__)) in NAMES:
+        if isinstance(node, ast.Call) and (name := _torchs(node.func, function.__globals__)) in NAMES | ACTIVATIONS:
             yield str(name), f"{Path(function.__code__.co_filename).name}:{first + node.lineno - 1}"
 
 
