@@ -107,6 +107,9 @@ def imports_from(folder: Path) -> Iterator[None]:
 def users_code(doing: str, file: Path | None = None) -> Iterator[None]:
     """Turn any exception of the user's code into one line that says what was being done, and where it arose.
 
+    A process that the user's code forks and that comes to the end of the block ends there: it would do all the rest of
+    the work a second time.
+
     Args:
         doing: What is done in the block, as the subject of the sentence "... raised ValueError: ...".
         file: A file that is the user's even if it lies among libraries. With it, this package's own errors say their
@@ -115,8 +118,13 @@ def users_code(doing: str, file: Path | None = None) -> Iterator[None]:
     Raises:
         UsageError: In place of any exception but this package's own and an interrupt. The exception is its cause.
     """
+    process = os.getpid()
     try:
-        yield
+        try:
+            yield
+        finally:
+            if os.getpid() != process:
+                os._exit(0)
     except NormscopeError as error:
         cause = error.__cause__
         place = place_of(cause, file) if cause is not None else ""

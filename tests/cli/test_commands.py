@@ -220,6 +220,15 @@ def test_a_home_folder_is_expanded_where_a_file_is_named(run, refuse, works, tmp
     assert not Path("~").exists()
 
 
+@pytest.mark.parametrize("where", ["s3://", "gs:///", "ftp://host/runs", "", "a\0b", "n" * 300])
+def test_a_place_that_is_none_is_refused_by_every_option_that_names_a_file(refuse, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    for words, word, kind, _ in OPTIONS:
+        if "Path" in str(kind):
+            refuse(*words, word, where)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_that_a_terminal_would_obey_are_shown(run, refuse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in (

@@ -70,7 +70,7 @@ def faults(line, ended, before, after):
         found.append("a fault of its own")
     if ended.code == 2 and not line.terminal and not line.loud:
         told = [each for each in said if not _PROGRESS.fullmatch(each)]
-        if len(told) != 1 and told[:1] != ["Usage: normscope [OPTIONS] COMMAND [ARGS]..."]:
+        if len(told) != 1 and not (told and told[0].startswith("Usage: normscope ")):
             found.append(f"{len(said)} lines")
     if ended.code in (1, 2) and not text.strip():
         found.append("no word")

@@ -151,6 +151,15 @@ def test_a_process_that_a_users_file_ends_says_so(write, code, status, said):
     assert done.stdout == ("" if said else "9\n")
 
 
+@pytest.mark.parametrize("code", ["import os\nos.fork()\n", "import os\nif not os.fork():\n    raise ValueError\n"])
+def test_a_process_that_a_users_file_forks_does_not_go_on_with_the_program(write, code):
+    going_on = "import sys\nfrom normscope.usercode import load_file\nload_file(sys.argv[1])\nprint('went on')\n"
+    words = [sys.executable, "-c", going_on, str(write(code))]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "went on\n"
+    assert done.stderr == ""
+
+
 def test_a_stream_that_the_users_code_closes_is_not_the_programs(capfd):
     with quiet_stdout():
         print("before")

@@ -168,6 +168,7 @@ def test_a_study_that_no_run_can_make_right_is_refused_before_it_runs(run, wrong
         ("def tables(self, evidence):\n        return 'ab'", "tables() gives 'a'"),
         ("def figures(self, evidence):\n        return [None]", "figures() gives None"),
         ("def together(self, cell):\n        return cell.gone", "grouping the cells of mine raised AttributeError"),
+        ("def run_cells(self, cells, data, device):\n        return []", "gives no records of seed 0, 1"),
         ("def run_cells(self, cells, data, device):\n        raise SystemExit(0)", "raised SystemExit: 0 (mine.py:"),
     ],
 )

@@ -21,11 +21,24 @@ def path(name: str | Path) -> Path:
     """Return the path that an option names, with ``~`` expanded: a shell does not expand it in ``--out=~/runs``.
 
     Raises:
-        UsageError: No file can be called so, or the folders above it cannot be entered.
+        UsageError: No file can be called so, the folders above it cannot be entered, or it is an address of no bucket.
     """
+    from normscope.records.addresses import place_of
+    from normscope.records.places import Folder
     from normscope.records.reading import reached
 
-    return reached(name)
+    place = place_of(name)
+    if not isinstance(place, Folder):
+        return Path(name)
+    return reached(place.path if os.fspath(name) else name)
+
+
+def settled(folder: Path) -> Path:
+    """Return a folder's path from the root, for a user's code may go to another folder; a bucket's address as it is."""
+    from normscope.records.addresses import place_of
+    from normscope.records.places import Folder
+
+    return folder.absolute() if isinstance(place_of(folder), Folder) else folder
 
 
 def file_to_write(name: str | Path) -> Path:

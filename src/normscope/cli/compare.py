@@ -12,7 +12,7 @@ from normscope._errors import UsageError
 from normscope.cli._print import open_page, print_json, print_lines, print_tables
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
 from normscope.cli._shards import shard_ending
-from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Executor, Json, Out, Shard, Workers
+from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Executor, Json, Out, Shard, Workers, settled
 from normscope.records.addresses import shown
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def run_and_print(
     from normscope import comparing
     from normscope.usercode import quiet_stdout
 
-    advice = "run the same command again to go on where it stopped"
+    out, advice = settled(out), "run the same command again to go on where it stopped"
     with shard_ending(out, as_json), interruptible(advice):
         with progress_bar(as_json) as bars, quiet_stdout(), _notes_told(comparing.ComparisonWarning, as_json):
             progress = bars or (None if as_json else lines_of_progress())

@@ -8,7 +8,7 @@ import typer
 
 from normscope._errors import UsageError, one_line
 from normscope.cli._print import open_page, print_json, print_lines, wide, written
-from normscope.cli._words import Json, path as users_path, path_option
+from normscope.cli._words import Json, path as users_path, path_option, settled
 from normscope.cli.compare import print_comparison
 from normscope.records.addresses import is_file, shown
 
@@ -51,7 +51,10 @@ def report(
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
     from normscope import report as pages, studies
 
-    _load(own or ())
+    if own:
+        run, page = settled(run), page and settled(page)
+        condensed, markdown = condensed and settled(condensed), markdown and settled(markdown)
+        _load(own)
     if questions is not None and not is_file(run):
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"

@@ -25,6 +25,7 @@ from normscope.cli._words import (
     Workers,
     group,
     path as users_path,
+    settled,
 )
 from normscope.cli.report import write_and_print
 
@@ -176,7 +177,7 @@ def run_and_report(slugs: Sequence[str], *, out: Path, as_json: bool, **settings
     from normscope import verdicts
     from normscope.usercode import quiet_stdout
 
-    count = len(set(slugs))
+    out, count = settled(out), len(set(slugs))
     advice = "run the same command again to go on where it stopped"
     with (
         shard_ending(out, as_json),

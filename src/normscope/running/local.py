@@ -55,7 +55,7 @@ class LocalExecutor:
         elif min(self._workers, len(tasks)) <= 1:
             yield from map(work, tasks)
         else:
-            yield from _over_processes(work, tasks, self._workers)
+            yield from _over_processes(work, tasks, min(self._workers, len(tasks)))
 
 
 def _users_backend() -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normscope._errors import DataError
+from normscope._errors import DataError, UsageError
 from normscope.records import Cell, Record
 from normscope.records.json import canonical
 from normscope.running import one_thread
@@ -115,6 +115,9 @@ def run_group(study: AbstractExperiment, source: Source, device: str, cells: Seq
                 for cell, records in study.run_cells(company, dataset, device)
                 if cell.id in wanted
             ]
+            if lacking := wanted - {cell.id for cell, _ in found}:
+                seeds = ", ".join(str(cell.seed) for cell in cells if cell.id in lacking)
+                raise UsageError(f"run_cells() gives no records of seed {seeds}: give each cell that it takes")
         else:
             found = [(cell, list(study.run_cell(cell, dataset, device))) for cell in cells]
     seconds = (time.perf_counter() - began) / len(found)
