@@ -67,7 +67,7 @@ void plan_dealloc(PyObject* self) {
     std::free(plan->own);
     Py_XDECREF(plan->saved);
     PyTypeObject* type = Py_TYPE(self);
-    type->tp_free(self);
+    PyObject_Free(self);
     Py_DECREF(type);
 }
 
@@ -130,7 +130,7 @@ PyObject* plan(PyObject*, PyObject* const* args, Py_ssize_t count) {
         !read_row(args[3], x.channels, p.running_mean) || !read_row(args[4], x.channels, p.running_var) ||
         !read_count(args[5], seen) || (args[3] == Py_None) != (args[4] == Py_None))
         Py_RETURN_NONE;
-    Plan* made = (Plan*)plan_type->tp_alloc(plan_type, 0);
+    Plan* made = (Plan*)PyType_GenericAlloc(plan_type, 0);
     if (!made) return nullptr;
     p.x = x.data;
     lay_out(p, x);
@@ -143,7 +143,7 @@ PyObject* plan(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // Memory like that of a tensor which was read: dense and in the order of its axes, so that only the address is asked for.
 PyObject* empty_like(PyObject* x, void*& data) {
-    PyObject* made = PyObject_CallOneArg(torch_.empty_like, x);
+    PyObject* made = PyObject_CallFunctionObjArgs(torch_.empty_like, x, nullptr);
     if (made && !address_of(made, data)) {
         Py_CLEAR(made);
         PyErr_SetString(PyExc_RuntimeError, "torch.empty_like gave no memory");
@@ -233,7 +233,7 @@ PyObject* plan_backward(PyObject* self, PyObject* const* args, Py_ssize_t count)
     for (int i = 0; i < 3; i++) {
         PyObject* of = args[i + 1];
         if (args[4 + i] != Py_True || of == Py_None) {
-            PyTuple_SET_ITEM(found, i, Py_NewRef(Py_None));
+            PyTuple_SetItem(found, i, Py_NewRef(Py_None));
             continue;
         }
         PyObject* made = i == 0 && over ? Py_NewRef(args[0]) : empty_like(of, *into[i]);
@@ -243,7 +243,7 @@ PyObject* plan_backward(PyObject* self, PyObject* const* args, Py_ssize_t count)
         } else if (i == 0) {
             in_large_pages(p, x);
         }
-        PyTuple_SET_ITEM(found, i, made);
+        PyTuple_SetItem(found, i, made);
     }
     p.g_weight.type = p.weight.type;
     p.g_bias.type = p.bias.type;
@@ -279,7 +279,11 @@ PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (wrong(count, 8)) return nullptr;
     PyObject** into[] = {&torch_.tensor,   &torch_.parameter, &torch_.strided,  &torch_.empty_like,
                          &torch_.types[0], &torch_.types[1],  &torch_.types[2], &torch_.int64};
-    for (int i = 0; i < 8; i++) Py_XSETREF(*into[i], Py_NewRef(args[i]));
+    for (int i = 0; i < 8; i++) {
+        PyObject* before = *into[i];
+        *into[i] = Py_NewRef(args[i]);
+        Py_XDECREF(before);
+    }
     Py_RETURN_NONE;
 }
 

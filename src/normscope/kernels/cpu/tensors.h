@@ -38,12 +38,14 @@ class Held {
     PyObject* get() const { return p; }
 };
 
+inline PyObject* call(PyObject* x, PyObject* method) { return PyObject_CallMethodObjArgs(x, method, nullptr); }
+
 inline bool is(PyObject* x, PyObject* attribute, PyObject* expected) {
     return Held(PyObject_GetAttr(x, attribute)).get() == expected;
 }
 
 inline bool answers(PyObject* x, PyObject* method, PyObject* expected) {
-    return Held(PyObject_CallMethodNoArgs(x, method)).get() == expected;
+    return Held(call(x, method)).get() == expected;
 }
 
 // A tensor on the CPU whose memory may be touched: not a subclass, whose operations are its own.
@@ -60,7 +62,7 @@ inline int type_of(PyObject* x) {
 }
 
 inline bool address_of(PyObject* x, void*& found) {
-    Held address(PyObject_CallMethodNoArgs(x, torch_.data_ptr));
+    Held address(call(x, torch_.data_ptr));
     if (!address.get()) return false;
     found = PyLong_AsVoidPtr(address.get());
     if (found || !PyErr_Occurred()) return true;
@@ -88,14 +90,14 @@ inline bool read_values(PyObject* x, Values& v) {
     if (!is_plain(x) || (v.type = type_of(x)) < 0 || !is(x, torch_.layout, torch_.strided) ||
         !answers(x, torch_.is_neg, Py_False))
         return false;
-    Held shape(PyObject_GetAttr(x, torch_.shape)), stride(PyObject_CallMethodNoArgs(x, torch_.stride));
+    Held shape(PyObject_GetAttr(x, torch_.shape)), stride(call(x, torch_.stride));
     if (!shape.get() || !stride.get() || !PyTuple_Check(shape.get()) || !PyTuple_Check(stride.get())) return false;
-    const Py_ssize_t axes = PyTuple_GET_SIZE(shape.get());
-    if (axes < 2 || axes > MOST_AXES || PyTuple_GET_SIZE(stride.get()) != axes) return false;
+    const Py_ssize_t axes = PyTuple_Size(shape.get());
+    if (axes < 2 || axes > MOST_AXES || PyTuple_Size(stride.get()) != axes) return false;
     long size[MOST_AXES], step[MOST_AXES], apart = 1, side_by_side;
     for (Py_ssize_t i = 0; i < axes; i++) {
-        size[i] = PyLong_AsLong(PyTuple_GET_ITEM(shape.get(), i));
-        step[i] = PyLong_AsLong(PyTuple_GET_ITEM(stride.get(), i));
+        size[i] = PyLong_AsLong(PyTuple_GetItem(shape.get(), i));
+        step[i] = PyLong_AsLong(PyTuple_GetItem(stride.get(), i));
         if (size[i] <= 0) {  // nothing to take statistics of, or no number
             PyErr_Clear();
             return false;
@@ -123,11 +125,11 @@ inline bool read_values(PyObject* x, Values& v) {
 inline bool read_row(PyObject* x, long channels, PerChannel& row) {
     if (x == Py_None) return true;
     if (!is_plain(x) || (row.type = type_of(x)) < 0) return false;
-    Held shape(PyObject_GetAttr(x, torch_.shape)), stride(PyObject_CallMethodNoArgs(x, torch_.stride));
-    if (!shape.get() || !stride.get() || PyTuple_GET_SIZE(shape.get()) != 1 || PyTuple_GET_SIZE(stride.get()) != 1)
+    Held shape(PyObject_GetAttr(x, torch_.shape)), stride(call(x, torch_.stride));
+    if (!shape.get() || !stride.get() || PyTuple_Size(shape.get()) != 1 || PyTuple_Size(stride.get()) != 1)
         return false;
-    if (PyLong_AsLong(PyTuple_GET_ITEM(shape.get(), 0)) != channels) return false;
-    if (channels > 1 && PyLong_AsLong(PyTuple_GET_ITEM(stride.get(), 0)) != 1) return false;
+    if (PyLong_AsLong(PyTuple_GetItem(shape.get(), 0)) != channels) return false;
+    if (channels > 1 && PyLong_AsLong(PyTuple_GetItem(stride.get(), 0)) != 1) return false;
     return address_of(x, row.data);
 }
 
@@ -138,7 +140,7 @@ inline bool read_count(PyObject* x, int64_t*& count) {
     if (!is_plain(x) || !is(x, torch_.dtype, torch_.int64)) return false;
     Held shape(PyObject_GetAttr(x, torch_.shape));
     void* found;
-    if (!shape.get() || PyTuple_GET_SIZE(shape.get()) != 0 || !address_of(x, found)) return false;
+    if (!shape.get() || PyTuple_Size(shape.get()) != 0 || !address_of(x, found)) return false;
     count = (int64_t*)found;
     return true;
 }
