@@ -30,7 +30,7 @@ BUILDS = {"_baseline": []}
 if X86:
     BUILDS["_avx2"] = ["-mavx2", "-mfma", "-mprfchw"]
     BUILDS["_avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprfchw"]
-# The oldest Python whose stable ABI the modules use: that of `requires-python`. Free-threaded Pythons have no stable ABI.
+# The modules use the stable ABI of the oldest Python in `requires-python`. A free-threaded Python has no stable ABI.
 STABLE = not sysconfig.get_config_var("Py_GIL_DISABLED")
 SINCE = (3, 11)
 
@@ -84,6 +84,9 @@ class KernelsOrPrivate(bdist_wheel):
         if lacks:
             metadata = self.distribution.metadata
             metadata.classifiers = [*metadata.get_classifiers(), "Private :: Do Not Upload"]
+            # The metadata were written before anything was compiled, and are written again.
+            self.dist_info_dir = None
+            self.get_finalized_command("egg_info").run()
             self.warn(f"the wheel lacks the compiled kernels {', '.join(lacks)}, so it is marked as private")
         super().run()
 
