@@ -7,9 +7,10 @@ EXTRAS := $(VENV)/.extras
 SARIF := $(VENV)/sarif
 MUTATION := $(VENV)/.mutation
 DOCS := $(VENV)/.docs
+PACKAGING := $(VENV)/.packaging
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo docs test test-extras test-machines lint format mutants clean
+.PHONY: setup demo docs dist test test-extras test-machines lint format mutants clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -21,6 +22,7 @@ help:
 	@echo "make format  let ruff put the code in order"
 	@echo "make mutants ROOM=stats  which small faults in a room do its tests miss? (ARGS=--help says more)"
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
+	@echo "make dist    the source distribution and a wheel for this machine, built from it and checked: dist"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "make test-extras    add ONNX, trainers and loggers (Lightning, Accelerate, TensorBoard, W&B, MLflow; 320 MB), Sphinx"
 	@echo "                    (60 MB) and on Linux x86-64 Triton (286 MB) to .venv, then run the tests that need them"
@@ -45,6 +47,19 @@ $(DOCS): $(STAMP)
 	@# The packages of the extra alone are added, as for test-extras.
 	$(BIN)/python -c "import tomllib; \
 	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > $@.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $@.txt
+	@touch $@
+
+dist: $(PACKAGING)
+	@# The wheel is built from the source distribution, so that the source distribution is known to be whole.
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/abi3audit --strict dist/*.whl
+
+$(PACKAGING): $(STAMP)
+	$(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['dist'], sep='\n')" > $@.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $@.txt
 	@touch $@
 

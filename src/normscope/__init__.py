@@ -6,7 +6,7 @@ The public names are imported where they are used first, so that ``import normsc
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "Scope": ("normscope.watching", "Scope"),
