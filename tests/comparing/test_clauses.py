@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kit.planted_comparison import compared, judged
-from normscope.comparing.clauses import listed, sentence_of
+from normscope.comparing.clauses import how_to_read, listed, sentence_of
 from normscope.records import Outcome
 from normscope.stats import adjust
 from normscope.studies.every_seed import each_above, span
@@ -52,3 +52,11 @@ def test_what_holm_takes_back_is_said_in_plain_words():
     assert "Alone it would be clear; among all answers together it may be chance (p = 0.11, Holm)" in said
     assert "'holds'" not in said
     assert "Alone" not in sentence_of(others[0], others[0])
+
+
+def test_intervals_are_of_one_answer_and_words_of_all_together_and_that_is_said():
+    verdict = replace(judged("speed", compared({})), outcome=Outcome.HOLDS, p_value=0.01)
+    alone, together = [replace(verdict)], adjust([verdict, verdict, verdict])
+    assert how_to_read(alone) == "In brackets: the interval of 95 % over the seeds, of each answer taken alone"
+    assert "The words are stricter, for 3 answers are read together" in how_to_read(together)
+    assert how_to_read([replace(verdict, outcome=Outcome.NOT_MEASURABLE)]) == ""

@@ -9,6 +9,8 @@ from polars.testing import assert_frame_equal
 from kit.executed import paths, run_everything, write_factory, write_own
 from normscope.running import RayExecutor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -1,5 +1,6 @@
 """Shares of a run: they never overlap, whatever is complete when each begins, and together they are the run."""
 
+import json
 import threading
 
 import pytest
@@ -156,3 +157,10 @@ def test_the_command_says_what_is_missing_and_ends_well(run, refuse, tmp_path):
     assert done.stdout.startswith("shard 1/50 has run its 1 cell; 1 of ")
     assert f"cells are complete: `normscope report {tmp_path / 'runs'}` judges when all are" in done.stdout
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_document_of_a_share_is_json(run, tmp_path):
+    words = ["study", "run", "bn-backward-three-terms", "--seeds", 1, "--workers", 1, "--out", tmp_path, "--json"]
+    document = json.loads(run(*words, "--shard", "50/50").stdout)
+    assert document["shard"] == "50/50"
+    assert document["complete"] == document["ran"] < document["cells"]

@@ -58,14 +58,18 @@ def test_work_for_the_cpu_asks_for_no_gpu_and_files_lie_where_the_option_says(ma
     assert (tmp_path / "shared").is_dir()
 
 
+@pytest.mark.slow
 def test_a_lost_job_is_submitted_once_more_and_one_that_is_lost_twice_is_named_at_the_end(marks, submitted):
     found = []
-    tasks = [{"name": "killer", "deaths": 9}, {"name": "once", "deaths": 1}, {"name": "well"}]
+    tasks = [{"name": "killer", "deaths": 9}, {"name": "behind"}, {"name": "once", "deaths": 1}, {"name": "well"}]
     with pytest.raises(UsageError, match=r"the worker died twice at the task killer \(see .*slurm") as caught:
-        found.extend(run(marks, tasks))
-    assert sorted(found) == ["once", "well"]
+        found.extend(run(marks, tasks, "slurm:tasks_per_job=2,timeout_min=3"))
+    assert sorted(found) == ["behind", "once", "well"]
     assert "\n" not in str(caught.value)
-    assert len(list(submitted.glob("*.sbatch"))) == 2
+    # Two jobs of two tasks; then, since both were lost, each task in a job of its own.
+    asked = [flags(path.read_text()) for path in sorted(submitted.glob("*.sbatch"))]
+    assert [each["array"] for each in asked] == ["0-1%2", "0-3%4"]
+    assert [each["time"] for each in asked] == ["6", "6"]  # what two tasks may take
     assert list((marks.parent / "run" / "slurm").rglob("*submi*"))  # the files of the jobs stay to be looked at
 
 

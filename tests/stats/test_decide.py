@@ -276,15 +276,29 @@ def test_too_few_seeds_and_equal_seeds_are_not_measurable(values) -> None:
 
 
 def test_seeds_that_would_decide_do_decide() -> None:
-    """With as many seeds as are said, of this mean and spread, the interval clears the bound; with half it does not."""
+    """With as many seeds as are said, the interval clears the bound at either end of the spread's range."""
     values = np.random.default_rng(3).normal(0.5, 1.0, 10)
-    said = seeds_that_decide(values, (-1.5, 1.5))
-    count = int(said.split()[1])
-    half = scipy_stats.t.ppf(0.975, np.array([count, count // 2]) - 1) * values.std(ddof=1)
-    half /= np.sqrt([count, count // 2])
+    said = seeds_that_decide(values, (-1.5, 1.5)).split()
+    counts = int(said[1]), int(said[3])
     distance = min(abs(values.mean() - 1.5), abs(values.mean() + 1.5))
-    assert half[0] < distance < half[1] or count <= 2 * len(values)
-    assert "more than 1000" in seeds_that_decide([0.9, 1.1, 1.0, 1.0001], (1.00001,))
+    for count, tail in zip(counts, (0.9, 0.1), strict=True):
+        spread = values.std(ddof=1) * np.sqrt(9 / scipy_stats.chi2.ppf(tail, 9))
+        half = scipy_stats.t.ppf(0.975, np.array([count, count // 2]) - 1) * spread / np.sqrt([count, count // 2])
+        assert half[0] < distance < half[1] or count <= 2 * len(values)
+    assert "more than 1000 seeds would be needed" in seeds_that_decide([0.9, 1.1, 1.0, 1.0001], (1.00001,))
+
+
+def test_the_range_of_seeds_that_would_decide_holds_their_number_about_as_often_as_it_says() -> None:
+    """The number that decides is known from the true spread, with the mean of the sample."""
+    generator, inside = np.random.default_rng(5), []
+    for _ in range(300):
+        values = generator.normal(0.0, 1.0, 6)
+        values += 0.5 - values.mean()  # the forecast takes the mean as it is
+        low, _, high = seeds_that_decide(values, (0.0,)).partition(" seeds")[0].removeprefix("about ").partition(" to ")
+        counts = np.arange(7, 1001)
+        true = counts[scipy_stats.t.ppf(0.975, counts - 1) / np.sqrt(counts) < 0.5][0]
+        inside.append(int(low) <= true <= int(high or low))
+    assert 0.7 < np.mean(inside) < 0.9
 
 
 def test_p_from_t_estimate_is_exact() -> None:

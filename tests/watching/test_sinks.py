@@ -242,3 +242,14 @@ def test_what_is_pending_is_written_as_a_scope_is_dropped_but_not_by_a_copy_of_t
     del scope
     gc.collect()
     assert board.flushes == (0 if forked else 1)
+
+
+def test_a_place_that_ends_the_program_ends_no_training():
+    class Exiting(Board):
+        def append(self, records):
+            raise SystemExit(3)
+
+    scope, model, optimizer = watched(sinks=[Exiting()])
+    with pytest.warns(SinkWarning, match="Exiting takes no records: 3; training goes on"):
+        train(scope, model, optimizer, 2)
+    assert sorted(set(scope.records()["step"])) == [0, 1]

@@ -1,5 +1,6 @@
 """What a watched scope was given and what the loop does are compared at the first step; what does not fit is told."""
 
+import gc
 import math
 
 import pytest
@@ -116,6 +117,20 @@ def test_a_watched_optimizer_that_never_steps_is_told_and_one_that_has_stepped_i
     assert [bool(scope.wiring) for scope in scopes] == [True, False]
     for scope in scopes:
         scope.detach()
+
+
+def test_a_training_that_nobody_needs_any_more_is_not_waited_for(monkeypatch):
+    collected, collect = [], gc.collect
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(True) or collect())
+    gone, model = make(), make()
+    gone.scope = ns.watch(gone, torch.optim.SGD(gone.parameters(), lr=0.01), every=100)  # a circle
+    gc.disable()
+    try:
+        del gone
+        plain_loop(model, torch.optim.SGD(model.parameters(), lr=0.01), data(210, size=4))  # warnings are errors
+    finally:
+        gc.enable()
+    assert len(collected) == 1  # a search of all objects at every step would slow the training
 
 
 def test_a_scaler_that_was_not_given_is_found():

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import typer
 
 from normscope._errors import UsageError, printable
+from normscope.records.addresses import require_folder, shown
 
 
 def print_text(text: str) -> None:
@@ -105,6 +107,15 @@ def wide() -> Any:
     return Console(width=None if sys.stdout.isatty() else 100)
 
 
+def open_page(page: Path) -> None:
+    """Open a page that was written in the browser.
+
+    Raises:
+        UsageError: It lies in a bucket.
+    """
+    webbrowser.open(require_folder(page, "the browser").resolve().as_uri())
+
+
 def written(path: Path | None) -> list[str]:
     """Return the line that names a file that was written; none where no file was asked for."""
-    return [] if path is None else [f"Written to {path}"]
+    return [] if path is None else [f"Written to {shown(path)}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from normscope.cli._print import print_json, print_lines
+from normscope.records.addresses import shown
 
 
 @contextmanager
@@ -25,5 +26,5 @@ def shard_ending(out: Path, as_json: bool) -> Iterator[None]:
         if as_json:
             print_json({"shard": found.shard, "ran": found.ran, "complete": found.complete, "cells": found.total})
         else:
-            print_lines(f"{found}: `normscope report {out}` judges when all are")
+            print_lines(f"{found}: `normscope report {shown(out)}` judges when all are")
         raise typer.Exit(1 if found.failed else 0) from None

@@ -1,7 +1,6 @@
 """``normscope compare``."""
 
 import warnings
-import webbrowser
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normscope._errors import UsageError
-from normscope.cli._print import print_json, print_lines, print_tables
+from normscope.cli._print import open_page, print_json, print_lines, print_tables
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar, status_line
 from normscope.cli._shards import shard_ending
 from normscope.cli._words import MOST_BATCHES, MOST_SEEDS, Executor, Json, Out, Shard, Workers, settled
+from normscope.records.addresses import shown
 
 if TYPE_CHECKING:
     from normscope.comparing import Comparison
@@ -147,13 +147,13 @@ def print_comparison(found: "Comparison", as_json: bool, *, kinds: list[str], pa
     """
     exported = found.export(found.path / "export", kinds) if kinds else []
     if as_json:
-        print_json({"report": str(page), "exported": [str(each) for each in exported]} | found.document())
+        print_json({"report": shown(page), "exported": [shown(each) for each in exported]} | found.document())
     else:
-        print_lines(*str(found).splitlines(), "", f"The page with the pictures: {page}")
+        print_lines(*str(found).splitlines(), "", f"The page with the pictures: {shown(page)}")
         if exported:
-            print_lines(f"Exported into {found.path / 'export'}: {len(exported)} files")
+            print_lines(f"Exported into {shown(found.path / 'export')}: {len(exported)} files")
     if show:
-        webbrowser.open(page.resolve().as_uri())
+        open_page(page)
 
 
 def sources(targets: list[str]) -> str | Mapping[str, str]:

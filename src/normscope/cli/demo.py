@@ -8,6 +8,7 @@ import typer
 from normscope.cli._print import print_json, print_lines
 from normscope.cli._progress import interruptible, lines_of_progress, progress_bar
 from normscope.cli._words import MOST_SEEDS, Json, Out, Workers
+from normscope.records.addresses import shown
 
 #: The training script of the demo, which `normscope example` prints, and the study that stands beside it: algebra.
 EXAMPLE = "normscope.examples.digits_cnn:make_case"
@@ -40,9 +41,9 @@ def demo(
         (judged,), _ = verdicts.run([STUDY], out=out / "studies", seeds=seeds, workers=workers, progress=progress)
     page = found.report(out / "report.html", beside=[verdicts.section_of(judged)])
     if as_json:
-        print_json({"report": str(page)} | found.document() | {"beside": judged.verdict})
+        print_json({"report": shown(page)} | found.document() | {"beside": judged.verdict})
         return
     algebra = ["And the algebra of batch norm's backward pass:", f"    {judged.verdict.claim}"]
     lines = [*str(found).splitlines(), "", *algebra, f"    {headline(judged.verdict)}", ""]
     closing = "Your own network:  normscope example > train.py, then  normscope compare train.py:make_case"
-    print_lines(*lines, f"The page with the pictures: {page}", closing)
+    print_lines(*lines, f"The page with the pictures: {shown(page)}", closing)

@@ -1,6 +1,5 @@
 """``normscope report``."""
 
-import webbrowser
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normscope._errors import UsageError, one_line
-from normscope.cli._print import print_json, print_lines, wide, written
+from normscope.cli._print import open_page, print_json, print_lines, wide, written
 from normscope.cli._words import Json, path as users_path, path_option, settled
 from normscope.cli.compare import print_comparison
+from normscope.records.addresses import is_file, shown
 
 if TYPE_CHECKING:
     from normscope.records import Verdict
@@ -55,7 +55,7 @@ def report(
         run, page = settled(run), page and settled(page)
         condensed, markdown = condensed and settled(condensed), markdown and settled(markdown)
         _load(own)
-    if questions is not None and not run.is_file():
+    if questions is not None and not is_file(run):
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
         )
@@ -65,7 +65,7 @@ def report(
             raise UsageError(f"{given[0]} is for studies, and {run} holds none: leave it out")
         target = page or run / "report.html"
         write(run, target, as_json)
-    elif run.is_file():
+    elif is_file(run):
         evidence = pages.read(run)  # a file that is no condensed file is refused as such
         if condensed is not None:
             raise UsageError(f"{run} is a condensed file already: give --condense the folder of the runs")
@@ -77,7 +77,7 @@ def report(
         target = page or run / "report.html"
         _write_runs(run, target, condensed, markdown, as_json)
     if show:
-        webbrowser.open(target.resolve().as_uri())
+        open_page(target)
 
 
 def _load(files: Sequence[Path]) -> None:
@@ -128,9 +128,9 @@ def _write_scope(run: Path, page: Path, as_json: bool) -> None:
     found = seen.read(run)
     path = seen.write(page, found)
     if as_json:
-        print_json({"report": str(path)} | seen.document(found))
+        print_json({"report": shown(path)} | seen.document(found))
         return
-    print_lines(*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {path}")
+    print_lines(*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {shown(path)}")
 
 
 def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path | None, as_json: bool) -> None:
@@ -143,7 +143,7 @@ def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path |
         pages.save(markdown, text)
     found = [study.verdict for study in evidence.studies]
     if as_json:
-        written_to = {"report": str(path)} | ({} if markdown is None else {"markdown": str(markdown)})
+        written_to = {"report": shown(path)} | ({} if markdown is None else {"markdown": str(markdown)})
         print_json(written_to | {"verdicts": found})
         return
     _print_answers(found, path)
@@ -155,7 +155,7 @@ def _print_answers(verdicts: "Sequence[Verdict]", path: Path, *lines: str) -> No
     from normscope import report as pages
 
     wide().print(pages.console(verdicts))
-    print_lines(pages.tally(verdicts), *lines, f"The page with the pictures: {path}")
+    print_lines(pages.tally(verdicts), *lines, f"The page with the pictures: {shown(path)}")
 
 
 def write_and_print(
@@ -175,7 +175,7 @@ def write_and_print(
     path = write_report(runs, page)
     if as_json:
         seconds = {judged.verdict.study: round(judged.seconds, 1) for judged in runs if judged.seconds}
-        document = {"report": str(path), "verdicts": verdicts, "seconds": seconds}
+        document = {"report": shown(path), "verdicts": verdicts, "seconds": seconds}
         print_json(document | ({"failed": failed} if failed else {}))
         return
     total = sum(judged.seconds for judged in runs)

@@ -33,6 +33,25 @@ def sentence_of(verdict: Verdict, alone: Verdict) -> str:
     return f"{said} But {but}."
 
 
+def how_to_read(verdicts: Sequence[Verdict]) -> str:
+    """Say what the intervals of answers are, and that their words are corrected for being read together.
+
+    Args:
+        verdicts: The verdicts of all questions, corrected by Holm.
+    """
+    shown = [verdict.effect for verdict in verdicts if verdict.outcome is not Outcome.NOT_MEASURABLE]
+    if not shown:
+        return ""
+    levels = " or ".join(f"{100 * level:.3g} %" for level in sorted({effect.level for effect in shown}))
+    said = f"In brackets: the interval of {levels} over the seeds, of each answer taken alone"
+    together = sum(verdict.adjusted_p is not None for verdict in verdicts)
+    if together < 2:
+        return said
+    return (
+        f"{said}. The words are stricter, for {together} answers are read together: each needs more to be clear (Holm)"
+    )
+
+
 def listed(words: Sequence[str]) -> str:
     """Join words: ``"a"``, ``"a and b"``, ``"a, b and c"``."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

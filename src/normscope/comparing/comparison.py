@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from normscope._errors import StoreError
 from normscope.comparing.answering import answered
 from normscope.comparing.arms import ASIDE
-from normscope.comparing.clauses import does_not_learn, listed, same_at_all_rates
+from normscope.comparing.clauses import does_not_learn, how_to_read, listed, same_at_all_rates
 from normscope.comparing.export import KINDS, export
 from normscope.comparing.find import all_questions, chosen_questions
 from normscope.comparing.page import Answer, ComparisonPage, Shown, command_of, write_page
@@ -53,7 +53,7 @@ class Comparison:
         self.path = self.store.path
         config = self.store.config
         if config.get("kind") != CODE:
-            raise StoreError(f"{self.path}: not a run of a comparison")
+            raise StoreError(f"{self.store.place}: not a run of a comparison")
         self.plan = Plan.from_json(config["plan"])
         self.arms: dict[str, str] = {arm["name"]: arm["words"] for arm in config["arms"]}
         self._notes: tuple[str, ...] = tuple(config["notes"])
@@ -175,6 +175,11 @@ class Comparison:
         said += filter(None, (same_at_all_rates(self.evidence, arm, words) for arm, words in self.arms.items()))
         return (*said, *self._notes, *self._seeds_not_run())
 
+    @property
+    def _all_notes(self) -> tuple[str, ...]:
+        told = "" if self.described else how_to_read([answer.verdict for answer in self.answers_in_order])
+        return (*filter(None, [told]), *self.notes)
+
     def _seeds_not_run(self) -> list[str]:
         planned, run = self.store.config.get("seeds") or 0, len(self.evidence.seeds)
         return [f"{run} of the {planned} seeds that were planned were run: there was no time for more"][: run < planned]
@@ -212,7 +217,7 @@ class Comparison:
         lines = [f"{self.title}.", self.lede, ""]
         for answer in self.answers_in_order:
             lines += [f"{answer.question.NUMBER:2d}. {answer.asks}", f"    {answer.sentence}"]
-        notes = [note if note.endswith(".") else f"{note}." for note in map(capital, self.notes)]
+        notes = [note if note.endswith(".") else f"{note}." for note in map(capital, self._all_notes)]
         return "\n".join([*lines, *([""] if notes else []), *notes])
 
     def __repr__(self) -> str:
@@ -272,7 +277,7 @@ class Comparison:
             arms=dict(self.arms),
             pair=(self.pairs[0].first, self.pairs[0].second),
             reports=dict(self.reports),
-            notes=self.notes,
+            notes=self._all_notes,
             said_in_runs=self.said_in_runs,
             provenance=self.store.provenance,
             seconds=sum(took for run, took in self.store.wall_times().items() if run in self._runs),

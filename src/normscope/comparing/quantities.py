@@ -15,6 +15,8 @@ from normscope.studies.evidence import Floats
 #: Share of the fall of the arm that learns most, at or below which an arm does not learn.
 LEARNS = 0.1
 LEARNS_REASON = "an arm that comes a tenth as far as the best arm shows nothing of how networks train"
+#: What the axis of a loss says after its title: a loss of the user's own may be of any unit.
+UNIT_OF_LOSS = "in the units of the set-up's loss"
 _LAST = 0.1  # share of the steps whose mean is the loss at the end
 _LEAST_FALL = 0.02  # of the first loss: less than this is no fall for any arm
 

@@ -48,7 +48,7 @@ def evidence_of(store: Store, plan: Plan, arms: Sequence[Mapping[str, Any]], *, 
     missing = {cell.seed for arm, cell in wanted if cell.id not in found and not arm.get("added")}
     whole = [seed for seed in numbers if seed not in missing]
     if not whole:
-        raise DataError(f"{store.path}: no seed is complete yet: run the same comparison again to go on")
+        raise DataError(f"{store.place}: no seed is complete yet: run the same comparison again to go on")
     others = {code for cell in found.values() for code in cell.settings["readings"]} - plan.readings.keys()
     frame = store.frame().filter(
         pl.col("cell").cast(pl.String).is_in([cell.id for cell in found.values()])
@@ -69,7 +69,7 @@ def reports_of(store: Store) -> Mapping[str, ArmReport]:
     try:
         return {name: ArmReport.from_json(report) for name, report in store.config["reports"].items()}
     except (ValueError, AttributeError) as error:
-        raise StoreError(f"{store.path}: made by another version of normscope ({error}): run it again") from None
+        raise StoreError(f"{store.place}: made by another version of normscope ({error}): run it again") from None
 
 
 def _with_cost(frame: "pl.DataFrame", store: Store, arms: Collection[str], seeds: Collection[int]) -> "pl.DataFrame":

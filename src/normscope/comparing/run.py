@@ -88,11 +88,11 @@ def compare(
         StoreError: The folder cannot be written, holds another comparison, or another process is at work on it.
         IncompleteRunError: Cells of other shards are missing.
     """
-    began, made = time.perf_counter(), arms_of(_factories(source), arms)
+    began, place, made = time.perf_counter(), place_of(out), arms_of(_factories(source), arms)
     wish = Wish(steps, seeds, _several(rates), batches, None if budget is None else seconds_of(budget))
     plan = plan_of(chosen_questions(questions), wish)
     with engine_for(executor, workers, shard, wish.budget) as engine, _apart(made):
-        return _compared(made, plan, wish, engine, place_of(out), progress, began=began, fresh=fresh)
+        return _compared(made, plan, wish, engine, place, progress, began=began, fresh=fresh)
 
 
 def _compared(

@@ -38,8 +38,7 @@ class Reach:
         also: As given.
         compared: Whether everything was compared after a pass was undone.
         only_read: Names of large tensors that the passes compared have not written.
-        written: Names of what passes have written, until everything was compared.
-        written_by_steps: Names of what the step that a pass repeats has written, until then.
+        written: Names of what passes, or the step that they repeat, have written, until everything was compared.
         left: What was not as it was after a pass was undone.
         open: Whether a pass is under way that will be undone as a whole.
     """
@@ -50,7 +49,6 @@ class Reach:
         self.compared = False
         self.only_read: set[str] = set()
         self.written: set[str] = set()
-        self.written_by_steps: set[str] = set()
         self.left: list[str] = []
         self.open = False
 

@@ -198,14 +198,11 @@ class ReachingSnapshot(Snapshot):
 
     def restore(self) -> None:
         """Put everything back, and note which of the large tensors had been written."""
-        self._note_written(self._written_now())
+        self._reach.written |= self._written_now()
         super().restore()
 
     def _is_only_read(self, name: str) -> bool:
         return name in self._reach.only_read
-
-    def _note_written(self, names: set[str]) -> None:
-        self._reach.written |= names
 
     def _written_now(self) -> set[str]:
         if self._reach.compared or not self._large:

@@ -50,12 +50,6 @@ class Rewind(ReachingSnapshot):
         if not isinstance(owner, Optimizer):  # its state is large, every step changes it, and no loss reads it
             super()._keep_object(name, owner)
 
-    def _is_only_read(self, name: str) -> bool:
-        return super()._is_only_read(name) and name not in self._reach.written_by_steps
-
-    def _note_written(self, names: set[str]) -> None:
-        self._reach.written_by_steps |= names
-
     def rewind(self) -> None:
         """Go back to how the step began; called before each evaluation.
 

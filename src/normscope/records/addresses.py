@@ -9,9 +9,10 @@ import os
 import re
 from pathlib import Path
 
-from normscope._errors import StoreError, UsageError
+from normscope._errors import DataError, StoreError, UsageError
 from normscope.records.buckets import Bucket
 from normscope.records.places import Folder, Place
+from normscope.records.reading import text_of_file
 
 #: Kinds of buckets, by the first word of their addresses.
 SCHEMES = ("s3", "gs", "az")
@@ -91,6 +92,34 @@ def save(path: str | os.PathLike[str], content: str | bytes) -> Path:
             raise StoreError(f"cannot write {target}: {error.strerror or error}; choose another path") from error
     place.write(name, content.encode("utf-8", "replace") if isinstance(content, str) else content)
     return place.path / name
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path or an address is that of a file."""
+    place = place_of(path)
+    if isinstance(place, Folder):
+        return place.path.is_file()
+    parent, name = os.path.split(os.fspath(path))
+    return "." in name and place_of(parent).holds(name)
+
+
+def text_at(path: str | os.PathLike[str]) -> str:
+    """Return the text of a file in a folder or a bucket.
+
+    Raises:
+        DataError: It is no ordinary file, too large, not in UTF-8, or cannot be read.
+        StoreError: The bucket cannot be read.
+    """
+    parent, name = os.path.split(os.fspath(path))
+    place = place_of(parent or ".")
+    if isinstance(place, Folder):
+        return text_of_file(place.path / name)
+    try:
+        return place.read(name).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"cannot read {place.at(name)}: there is no such file") from None
+    except UnicodeDecodeError:
+        raise DataError(f"cannot read {place.at(name)}: it is no text in UTF-8") from None
 
 
 def shown(path: str | os.PathLike[str]) -> str:

@@ -10,8 +10,8 @@ from normscope._errors import DataError, StoreError
 from normscope._unit import web_page
 from normscope.plots import Figure, Table
 from normscope.records import Erratum, Sentence, Verdict
+from normscope.records.addresses import text_at
 from normscope.records.json import build, plain
-from normscope.records.reading import text_of_file
 from normscope.report._sections import Section, cell
 
 FORMAT = "normscope evidence"
@@ -231,7 +231,7 @@ def read(path: str | Path) -> CondensedEvidence:
     """
     source = Path(path)
     try:
-        document = json.loads(text_of_file(source), parse_constant=_refuse, object_pairs_hook=_without_repeats)
+        document = json.loads(text_at(source), parse_constant=_refuse, object_pairs_hook=_without_repeats)
     except DataError as error:
         raise StoreError(str(error)) from None
     except (ValueError, RecursionError):

@@ -31,6 +31,7 @@ class SlurmExecutor:
         timeout_min: Minutes that a task may take.
         gpus_per_node: GPUs of a job; at least those that the work needs.
         cpus_per_task: CPUs of a job, which works on one thread.
+        tasks_per_job: Tasks that a job does one after the other; for short cells, since a job takes seconds to start.
         mem_gb: Memory of a job; SLURM's own default if 0.
         account: Account that is charged.
         qos: Quality of service.
@@ -51,6 +52,7 @@ class SlurmExecutor:
         timeout_min: int = 60,
         gpus_per_node: int = 0,
         cpus_per_task: int = 1,
+        tasks_per_job: int = 1,
         mem_gb: float = 0.0,
         account: str = "",
         qos: str = "",
@@ -65,12 +67,15 @@ class SlurmExecutor:
                 f"there is no {missing[0]} here: run the command on a login node of the SLURM cluster, or try it with "
                 "slurm:cluster=local"
             )
-        if timeout_min < 1 or cpus_per_task < 1 or gpus_per_node < 0 or mem_gb < 0:
-            raise UsageError("timeout_min and cpus_per_task of the executor slurm are at least 1, GPUs and memory 0")
+        if min(timeout_min, cpus_per_task, tasks_per_job) < 1 or gpus_per_node < 0 or mem_gb < 0:
+            raise UsageError(
+                "timeout_min, cpus_per_task and tasks_per_job of the executor slurm are at least 1, GPUs and memory 0"
+            )
+        self._tasks_per_job = tasks_per_job
         self._workers, self._gpus, self._cluster, self._folder = workers, gpus_per_node, cluster, folder
         texts = {"slurm_partition": partition, "slurm_account": account, "slurm_qos": qos}
         self._asks: dict[str, Any] = {key: text for key, text in texts.items() if text}
-        self._asks |= {"timeout_min": timeout_min, "cpus_per_task": cpus_per_task, "name": "normscope"}
+        self._asks |= {"timeout_min": timeout_min * tasks_per_job, "cpus_per_task": cpus_per_task, "name": "normscope"}
         if mem_gb:
             self._asks["mem_gb"] = mem_gb
 
@@ -103,7 +108,7 @@ class SlurmExecutor:
             asks["slurm_array_parallelism"] = self._workers
         executor.update_parameters(**asks)
         stored = Sealed(sealed.versions, sealed.key, _InFile(folder / "work.pkl"))
-        yield from _Jobs(executor, stored, work, tasks, most or 1).results()
+        yield from _Jobs(executor, stored, work, tasks, most or 1).results(self._tasks_per_job)
         shutil.rmtree(folder, ignore_errors=True)  # after an error it stays, with the jobs' output
         with suppress(OSError):  # not empty, or a folder of the user's
             if not self._folder:
@@ -111,28 +116,34 @@ class SlurmExecutor:
 
 
 class _Jobs:
-    """The tasks of one call of `run`: some wait, some are jobs."""
+    """The tasks of one call of `run`: some wait, some are jobs; a job has one task or several."""
 
     def __init__(self, executor: Any, sealed: Sealed, work: Work[Any, Any], tasks: Sequence[Any], most: int) -> None:
         self._executor, self._sealed, self._work, self._tasks, self._most = executor, sealed, work, tasks, most
-        self._jobs: dict[int, Any] = {}  # by the number of the task
-        self._ended: dict[int, float] = {}  # since when a job has ended without a result
+        self._jobs: dict[tuple[int, ...], Any] = {}  # by the numbers of their tasks
+        self._ended: dict[tuple[int, ...], float] = {}  # since when a job has ended without a result
         self._lost: set[int] = set()
         self._killed: list[str] = []
 
-    def results(self) -> Iterator[Any]:
-        """Yield results; whatever ends the iteration, no job is left behind."""
-        waiting = deque(range(len(self._tasks)))
+    def results(self, each: int) -> Iterator[Any]:
+        """Yield results; whatever ends the iteration, no job is left behind.
+
+        Args:
+            each: Tasks of a job.
+        """
+        numbers = range(len(self._tasks))
+        waiting = deque(tuple(numbers[first : first + each]) for first in numbers[::each])
         try:
             while waiting or self._jobs:
                 if waiting and len(self._jobs) <= self._most // 2:
                     self._submit([waiting.popleft() for _ in range(min(len(waiting), self._most - len(self._jobs)))])
-                done = [index for index, job in self._jobs.items() if job.done()]
-                for index in done:
-                    if self._jobs[index].paths.result_pickle.exists():
-                        yield self._result(self._jobs.pop(index))
-                    elif time.monotonic() - self._ended.setdefault(index, time.monotonic()) > _ARRIVES_IN:
-                        waiting.extend(self._again(index))
+                done = [group for group, job in self._jobs.items() if job.done()]
+                for group in done:
+                    if self._jobs[group].paths.result_pickle.exists():
+                        self._ended.pop(group, None)
+                        yield from map(result_of, self._given(self._jobs.pop(group)))
+                    elif time.monotonic() - self._ended.setdefault(group, time.monotonic()) > _ARRIVES_IN:
+                        waiting.extend(self._again(group))
                 if not done or self._ended:
                     time.sleep(_PAUSE)
         finally:
@@ -140,29 +151,28 @@ class _Jobs:
         if self._killed:
             raise describe_deaths(self._killed, f"see {self._executor.folder}")
 
-    def _submit(self, indices: list[int]) -> None:
-        texts = [pickling.dumps(self._tasks[index]) for index in indices]
+    def _submit(self, groups: list[tuple[int, ...]]) -> None:
+        texts = [[pickling.dumps(self._tasks[number]) for number in group] for group in groups]
         try:
-            jobs = self._executor.map_array(do_sealed, [self._sealed] * len(texts), texts)
+            jobs = self._executor.map_array(_do_each, [self._sealed] * len(texts), texts)
         except Exception as error:
             raise UsageError(f"cannot submit jobs to SLURM: {described(error)}") from error
-        self._jobs |= dict(zip(indices, jobs, strict=True))
+        self._jobs |= dict(zip(groups, jobs, strict=True))
 
-    def _result(self, job: Any) -> Any:
+    def _given(self, job: Any) -> list[Any]:
         try:
-            given = job.result()
+            given: list[Any] = job.result()
         except Exception as error:  # not of the work: its exceptions come as results
             raise UsageError(f"a job of SLURM cannot do the work: {_last_line(error)}") from error
-        return result_of(given)
+        return given
 
-    def _again(self, index: int) -> list[int]:
-        """Return a task whose job is lost for another try, or note that it is given up."""
-        del self._jobs[index], self._ended[index]
-        if index in self._lost:
-            self._killed.append(self._work.names(self._tasks[index]))
-            return []
-        self._lost.add(index)
-        return [index]
+    def _again(self, group: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return the tasks of a lost job for another try, each in a job of its own, or note that a task is given up."""
+        del self._jobs[group], self._ended[group]
+        self._killed += [self._work.names(self._tasks[number]) for number in group if number in self._lost]
+        again: list[tuple[int, ...]] = [(number,) for number in group if number not in self._lost]
+        self._lost |= set(group)
+        return again
 
     def _cancel(self) -> None:
         if self._jobs and self._executor.cluster == "slurm":  # one call for whole arrays
@@ -173,6 +183,11 @@ class _Jobs:
         for job in self._jobs.values():
             with suppress(Exception):
                 job.cancel(check=False)
+
+
+def _do_each(sealed: Sealed, tasks: Sequence[bytes]) -> list[Any]:
+    """Do the tasks of a job."""
+    return [do_sealed(sealed, task) for task in tasks]
 
 
 class _InFile:

@@ -19,6 +19,7 @@ from normscope.stats.p_values import LEVEL, p_from_estimate, p_from_values
 #: With fewer seeds than this no spread is known well enough for a word.
 FEWEST_SEEDS = 3
 _MOST_SEEDS = 1000
+_SPREAD_LEVEL = 0.8  # of the range of the spread that a forecast of seeds rests on
 
 
 class Decision(NamedTuple):
@@ -190,7 +191,9 @@ def _too_few(seeds: int) -> str:
 
 
 def seeds_that_decide(values: ArrayLike, bounds: tuple[float, ...], *, level: float = LEVEL) -> str:
-    """Say how many seeds would decide, if the mean and the spread stay as they were seen.
+    """Say how many seeds would decide, if the mean stays as it was seen.
+
+    It is a range, for the spread of a few seeds is known within a range: that of its chi-squared distribution.
 
     Args:
         values: One number a seed, not all equal.
@@ -198,18 +201,27 @@ def seeds_that_decide(values: ArrayLike, bounds: tuple[float, ...], *, level: fl
         level: Confidence level.
 
     Returns:
-        ``"about 40 seeds would decide"``, or that no feasible number would.
+        ``"about 20 to 90 seeds would decide"``, or that no feasible number would.
     """
-    from scipy.special import stdtrit
+    from scipy.special import chdtri, stdtrit
 
     array = as_values(values)
     distance = min(abs(float(array.mean()) - bound) for bound in bounds)
     counts = np.arange(FEWEST_SEEDS, _MOST_SEEDS + 1)
-    half = stdtrit(counts - 1, (1 + level) / 2) * array.std(ddof=1) / np.sqrt(counts)
-    enough = counts[(half < distance) & (counts > array.size)]
-    if not len(enough):
+    free = array.size - 1
+    needed = []
+    for tail in ((1 - _SPREAD_LEVEL) / 2, (1 + _SPREAD_LEVEL) / 2):
+        spread = array.std(ddof=1) * math.sqrt(free / chdtri(free, tail))
+        half = stdtrit(counts - 1, (1 + level) / 2) * spread / np.sqrt(counts)
+        enough = counts[(half < distance) & (counts > array.size)]
+        needed.append(_rounded(int(enough[0])) if len(enough) else math.inf)
+    least, most = needed
+    if math.isinf(least):
         return f"more than {_MOST_SEEDS} seeds would be needed: the effect is too near the margin"
-    return f"about {_rounded(int(enough[0]))} seeds would decide, if they spread as these do"
+    if math.isinf(most):
+        return f"{least:g} seeds, or more than {_MOST_SEEDS}, would decide, if the mean stays as it is"
+    count = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+    return f"about {count} seeds would decide, if the mean stays as it is"
 
 
 def _rounded(count: int) -> int:

@@ -14,6 +14,7 @@ from normscope._errors import StoreError, UsageError, shown
 from normscope._unit import discover, meant
 from normscope.records import Store, Verdict
 from normscope.records.addresses import place_of
+from normscope.records.places import Folder
 from normscope.running import register_by_value
 from normscope.studies.runs import Run, config_of
 from normscope.studies.study import AbstractStudy
@@ -114,6 +115,9 @@ def load(folder: str | Path) -> list[Run]:
 
 def _nothing_there(root: Path) -> str:
     """Say why a folder has no runs, and which to give."""
+    place = place_of(root)
+    if not isinstance(place, Folder):
+        return f"{place} holds no run: give the address that was --out of a study or a comparison"
     if not root.exists():
         return f"{root} does not exist: give the folder that was --out of a study, or record_to of a scope"
     if scopes := sorted({path.parent for path in root.glob("*/scope-*.parquet")}):
@@ -133,11 +137,11 @@ def _study_of(store: Store, config: Mapping[str, Any]) -> AbstractStudy:
         study = get(config["study"])
     except UsageError:
         raise UsageError(
-            f"{store.path} is a run of a study of your own, {config['study']}: name its file with --study FILE.py"
+            f"{store.place} is a run of a study of your own, {config['study']}: name its file with --study FILE.py"
         ) from None
     if config["source_file"] != study.SOURCE_FILE:
         raise UsageError(
-            f"the file of {study.CODE} has changed since the records in {store.path} were made, and a rule stands "
+            f"the file of {study.CODE} has changed since the records in {store.place} were made, and a rule stands "
             "before its run: take the old file, or run the new one with another --out"
         )
     return study

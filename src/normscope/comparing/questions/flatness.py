@@ -93,7 +93,7 @@ class Flatness(AbstractQuestion):
                 probe=_PROBE,
                 at=OWN_RATE,
                 title=f"Largest eigenvalue of the Hessian, {_TRAIN}",
-                y_title="Largest eigenvalue",
+                y_title="Largest eigenvalue, loss per squared weight",
                 log=True,
             )
         ]

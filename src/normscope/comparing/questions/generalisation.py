@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from normscope.comparing.ends import ALIKE_REASON, OWN_RATE, arms_table, at_end, loss_margin, share_of_gap
+from normscope.comparing.quantities import UNIT_OF_LOSS
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure, Table
 from normscope.studies import Contrast, Evidence
@@ -94,9 +95,11 @@ class Generalisation(AbstractQuestion):
     def figures(self, evidence: Evidence, pairs: Sequence[Pair]) -> Sequence[Figure]:
         """Draw loss and accuracy on evaluation data over steps."""
         found = []
-        for name, title in {"loss": "Loss on evaluation data", "accuracy": "Accuracy on evaluation data"}.items():
+        for name, unit in {"loss": UNIT_OF_LOSS, "accuracy": "as a share"}.items():
             if evidence.select(probe="evaluation", name=name).height:
-                options = {"slug": f"evaluation-{name}", "title": title, "y_title": title, "caption": "In eval mode."}
+                title = f"{name.capitalize()} on evaluation data"
+                options = {"slug": f"evaluation-{name}", "title": title, "y_title": f"{title}, {unit}"}
+                options["caption"] = "In eval mode."
                 found.append(self.curves(evidence, name, probe="evaluation", at=OWN_RATE, **options))
         return found
 

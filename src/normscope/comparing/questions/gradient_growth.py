@@ -123,7 +123,7 @@ class GradientGrowth(AbstractQuestion):
                 y="growth",
                 title="Growth of the squared gradient a layer toward the input",
                 slug="growth",
-                y_title="Growth a layer",
+                y_title="Growth a layer, as a factor",
                 reference={"keeps its size": 1.0},
                 caption=f"{caption}{', '.join(f'{text} {words}' for words, text in said.items())}." if said else "",
                 **common,

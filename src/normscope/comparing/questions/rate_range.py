@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from normscope.comparing.ends import loss_margin
-from normscope.comparing.quantities import LEARNS, LEARNS_REASON, end_loss, falls
+from normscope.comparing.quantities import LEARNS, LEARNS_REASON, UNIT_OF_LOSS, end_loss, falls
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure, Table, curves
 from normscope.records import Verdict
@@ -98,7 +98,7 @@ class RateRange(AbstractQuestion):
                 slug="end-loss-by-rate",
                 title="Training loss at the end, by learning rate",
                 x_title="Learning rate, times the set-up's own",
-                y_title="Training loss, last tenth of the steps",
+                y_title=f"Training loss, last tenth of the steps, {UNIT_OF_LOSS}",
                 log=True,
                 log_x=True,
                 arms=list(self.arms),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from normscope.comparing.quantities import not_read
+from normscope.comparing.quantities import UNIT_OF_LOSS, not_read
 from normscope.comparing.question import AbstractQuestion, Pair, Reading
 from normscope.plots import Figure, Table, landscape_band
 from normscope.studies import Contrast, Evidence, Quantity, mean_log
@@ -97,7 +97,7 @@ class Smoothness(AbstractQuestion):
                 read,
                 title="Losses met along the gradient",
                 slug="loss-band",
-                y_title="Loss on the step's batch",
+                y_title=f"Loss on the step's batch, {UNIT_OF_LOSS}",
                 **common,
             ),
             landscape_band(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from normscope.comparing.quantities import end_loss, mean_loss
+from normscope.comparing.quantities import UNIT_OF_LOSS, end_loss, mean_loss
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure
 from normscope.studies import Best, Contrast, Evidence, last
@@ -70,6 +70,5 @@ class TrainingSpeed(AbstractQuestion):
         values = evidence.select(probe=probe, name="loss", rate=1.0)["value"].drop_nans()
         low, high = (float(end) if isinstance(end, float) else 0.0 for end in (values.min(), values.max()))
         spans = 0 < _DECADE * low <= high
-        return self.curves(
-            evidence, "loss", probe=probe, at={"rate": 1.0}, title=title, slug=f"{probe}-loss", log=spans, **changes
-        )
+        titles = {"title": title, "y_title": f"{title}, {UNIT_OF_LOSS}", "slug": f"{probe}-loss"}
+        return self.curves(evidence, "loss", probe=probe, at={"rate": 1.0}, log=spans, **titles, **changes)

@@ -1,0 +1,64 @@
+"""Commands whose folder is an address in a bucket: what they print can be typed again."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.bucket_server import bucket_server
+from kit.executed import write_own
+from normscope import cli
+from normscope.records.addresses import place_of
+
+pytestmark = pytest.mark.extras
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    pytest.importorskip("obstore")
+    with bucket_server() as endpoint:
+        yield endpoint
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_a_study_is_run_judged_condensed_and_shown_in_a_bucket(bucket, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = str(write_own(tmp_path))
+    assert run("study", "run", study, "--seeds", "1", "--workers", "1", "--out", "s3://runs/a") == 0
+    page = re.search(r"The page with the pictures: (\S+)", capsys.readouterr().out)
+    assert page
+    assert page[1] == "s3://runs/a/report.html"
+    assert b"<html" in place_of("s3://runs/a").read("report.html")
+    assert run("report", "s3://runs/a", "--study", study, "--condense", "s3://runs/a/all.json") == 0
+    capsys.readouterr()
+    assert run("report", "s3://runs/a/all.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["report"] == "s3://runs/a/all.html"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "own_study.py"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["report", "s3://runs/none"], "s3://runs/none holds no run"),
+        (["report", "s3://runs/none.json"], "s3://runs/none.json holds no run"),
+        (["watch", "s3://runs/a"], "the live page needs a folder of this machine, not s3://runs/a"),
+        (["study", "run", "noisy-batchnorm", "--out", "s3://absent/a"], "s3://absent/a: there is no such bucket"),
+        (["study", "run", "noisy-batchnorm", "--out", "ftp://x/a"], "ftp:// is no address that can be written"),
+        (["compare", "x.py:make", "--out", "s3://"], "s3:// names no bucket"),
+    ],
+)
+def test_a_wrong_address_is_one_line(bucket, tmp_path: Path, monkeypatch, capsys, words, said) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.py").write_text("def make(): pass\n")
+    assert run(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert [path.name for path in tmp_path.iterdir()] == ["x.py"]
