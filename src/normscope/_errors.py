@@ -5,6 +5,10 @@ class NormscopeError(Exception):
     """Root of every error raised on purpose; the command line prints it as one line and exits with 2."""
 
 
+class Interruption(BaseException):
+    """Ends what runs, the user's code included. Nobody on the way takes it for a failure of that code."""
+
+
 class UnitError(NormscopeError):
     """A layer, probe, rule or study does not describe itself completely."""
 

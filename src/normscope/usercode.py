@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn, TextIO
 
-from normscope._errors import NormscopeError, UsageError
+from normscope._errors import Interruption, NormscopeError, UsageError
 
 _LARGEST_FILE = 10_000_000  # bytes
 _LONGEST = 300  # characters of an exception's message that are kept
@@ -133,7 +133,7 @@ def users_code(doing: str, file: Path | None = None) -> Iterator[None]:
         if place and place not in str(error):
             raise type(error)(f"{_flat(error)} ({place})") from cause
         raise
-    except (KeyboardInterrupt, GeneratorExit):
+    except (KeyboardInterrupt, GeneratorExit, Interruption):
         raise
     except BaseException as error:
         place = place_of(error, file)

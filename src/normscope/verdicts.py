@@ -10,6 +10,7 @@ from typing import Any
 from normscope import studies
 from normscope._errors import UsageError
 from normscope.records import Verdict
+from normscope.records.provenance import made_elsewhere
 from normscope.report import (
     FEW,
     CondensedEvidence,
@@ -240,4 +241,6 @@ def _lede(runs: Sequence[Judged]) -> str:
     presets = sorted({str(judged.run.store.config["preset"]) for judged in runs})
     seeds = sorted({judged.verdict.effect.n for judged in runs} - {0}) or [0]
     count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-    return f"On {', '.join(data)}, preset {', '.join(presets)}, {count} seed{'s' if seeds[-1] != 1 else ''} an arm."
+    said = f"On {', '.join(data)}, preset {', '.join(presets)}, {count} seed{'s' if seeds[-1] != 1 else ''} an arm."
+    elsewhere = sorted({made_elsewhere(judged.run.store.config["versions"]) for judged in runs} - {""})
+    return " ".join([said, *elsewhere])

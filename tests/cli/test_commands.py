@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import os
 import shlex
+import stat
 import subprocess
 import sys
 import types
@@ -354,6 +356,15 @@ def works(small, monkeypatch):
         ("bench", "layers"): ("--no-compiled", "--no-whole", "--allocator", "default"),
         ("bench", "check"): ("--select", "NS103"),
     }
+
+
+def test_the_permissions_of_what_is_written_follow_the_umask(small):
+    umask = os.umask(0o077)
+    os.umask(umask)
+    written = list((small / "run").rglob("*"))
+    assert len(written) >= 5
+    for path in written:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def with_option(word):

@@ -6,6 +6,7 @@ violation as well, so that a wall that sees nothing is noticed.
 
 import textwrap
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import grimp
@@ -361,3 +362,10 @@ def test_the_figures_count_what_they_say(plant):
     assert figures["lines in src"] == 16
     assert figures["lines in tests"] == 2
     assert figures["names that a study uses (median, most)"] == (4, 4)
+
+
+def test_test_files_have_names_of_their_own():
+    """Pytest imports a file of a folder that is no package by its name alone, and refuses a second of that name."""
+    tests = Path(__file__).parents[1]
+    names = [path.name for path in tests.rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

@@ -20,6 +20,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kit.executed import paths
+
 _MEMORY = 6 << 30  # bytes that a command may take: what asks for more fails, and the machine lives
 _FILE = 200 << 20  # bytes of a file that a command writes
 
@@ -39,6 +41,7 @@ class CommandForker:
 
     def __init__(self, errors):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "COLUMNS": "100"}
+        environment["PYTHONPATH"] = paths()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kit.command_forker"],
             stdin=subprocess.PIPE,

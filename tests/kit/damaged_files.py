@@ -12,6 +12,8 @@ import zipfile
 import numpy as np
 import torch
 
+from kit.odd_paths import make_sparse
+
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +172,7 @@ NPZ = {
     "fifo": lambda path: os.mkfifo(path),
     "folder": lambda path: path.mkdir(),
     "endless": lambda path: path.symlink_to("/dev/zero"),
-    "sparse": lambda path: path.open("wb").truncate(1 << 40),
+    "sparse": make_sparse,
 }
 
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -217,7 +219,7 @@ IDX = {
     "gz crc": _idx_folder(gzip.compress(_idx(np.zeros((40, 6, 5), np.uint8)))[:-8] + bytes(8), suffix=".gz"),
     "fifo": _idx_folder(os.mkfifo),
     "endless": _idx_folder(lambda path: path.symlink_to("/dev/zero")),
-    "sparse": _idx_folder(lambda path: path.open("wb").truncate(1 << 40)),
+    "sparse": _idx_folder(make_sparse),
     "loop": _idx_folder(lambda path: path.symlink_to(path.name)),
     "folder": _idx_folder(lambda path: path.mkdir()),
     "missing": _idx_folder(lambda path: None),
@@ -294,7 +296,7 @@ CHECKPOINTS = {
     "fifo": lambda path: os.mkfifo(path),
     "endless": lambda path: path.symlink_to("/dev/zero"),
     "folder": lambda path: path.mkdir(),
-    "sparse": lambda path: path.open("wb").truncate(1 << 40),
+    "sparse": make_sparse,
     "empty.safetensors": lambda path: path.touch(),
     "short.safetensors": lambda path: path.write_bytes(b"\x01"),
     "huge header.safetensors": _safe({}, length=1 << 60),

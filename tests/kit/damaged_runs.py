@@ -11,6 +11,7 @@ import torch
 
 import normscope as ns
 from kit.damaged_files import broken_json, changed_json
+from kit.odd_paths import make_sparse
 from kit.odd_scripts import SETUP
 from normscope.records.json import digest
 
@@ -78,8 +79,7 @@ def _replace(path, how, raw):
     elif how in ("loop", "dangling"):
         path.symlink_to(path.name if how == "loop" else "nowhere")
     elif how == "sparse":
-        with path.open("wb") as file:
-            file.truncate(1 << 40)
+        make_sparse(path)
     elif how != "gone":
         path.write_bytes(raw)
         path.chmod(0 if how == "unreadable" else 0o644)

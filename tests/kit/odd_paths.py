@@ -78,7 +78,8 @@ def _binary(path):
     path.write_bytes(bytes(range(256)) * 40)
 
 
-def _sparse(path):
+def make_sparse(path):
+    """Make a file of a terabyte that takes no room on the disk."""
     with path.open("wb") as file:
         file.truncate(1 << 40)
 
@@ -95,7 +96,7 @@ THINGS = {
     "folder": lambda path: path.mkdir(),
     "empty": lambda path: path.touch(),
     "binary": _binary,
-    "sparse": _sparse,
+    "sparse": make_sparse,
     "text": lambda path: path.write_text("no run\n", encoding="utf-8"),
     "utf16": lambda path: path.write_text("x = 1\n", encoding="utf-16"),
     "zero": lambda path: path.symlink_to("/dev/zero"),

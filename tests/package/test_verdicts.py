@@ -10,6 +10,7 @@ from normscope import studies, verdicts
 from normscope._errors import UsageError
 from normscope.plots import Table
 from normscope.records import Estimate, Outcome, Verdict
+from normscope.records.provenance import version
 
 
 def verdict(slug, p=0.001, outcome=Outcome.HOLDS):
@@ -22,7 +23,7 @@ class Run:
     def __init__(self, slug, *, p=0.001, seeds=10, asked=(10,), preset="quick", data="digits", wall=(1.5, 2.25)):
         self._verdict, self._asked, self._preset = verdict(slug, p), asked, preset
         config = {"preset": preset, "data": {"name": data}, "device": "cpu",
-                  "versions": {"normscope": "0.1", "torch": "2.6"}}  # fmt: skip
+                  "versions": {name: version(name) for name in ("normscope", "torch")}}  # fmt: skip
         self.store = types.SimpleNamespace(
             config=config,
             provenance={"cores": {"usable": 3}, "cpu": "a processor"},
@@ -98,8 +99,8 @@ def test_what_is_condensed_is_what_was_judged(loaded):
     assert (study.preset, study.data, study.device, study.seeds) == ("quick", "digits", "cpu", (0, 1, 2))
     assert (study.seconds, study.normscope, study.torch, study.cores, study.cpu) == (
         3.8,
-        "0.1",
-        "2.6",
+        version("normscope"),
+        version("torch"),
         3,
         "a processor",
     )

@@ -212,7 +212,10 @@ def odd(evidence, **where):
             "odd: gives numbers of shape (1,) for 2 seeds: return one number for each of evidence.seeds, NaN where "
             "there is none (mine.py:{line})",
         ),
-        (f'yield Contrast({STEPS})\nraise KeyError("gone\\naway")  # here', "(mine.py:{line})"),
+        (
+            f'yield Contrast({STEPS})\nif evidence.frame.height:\n    raise KeyError("gone\\naway")  # here',
+            "(mine.py:{line})",
+        ),
     ],
 )
 def test_what_fails_at_the_records_is_a_line_of_the_users_also_in_the_report(run, plant, body, said):

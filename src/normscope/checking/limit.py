@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 from torch.utils import data
 
-from normscope._errors import UsageError
+from normscope._errors import Interruption, UsageError
 from normscope.evidence import evidence
 from normscope.usercode import is_users
 
@@ -35,8 +35,8 @@ _WEAK = (weakref.__file__, _weakrefset.__file__)  # what they or a `__del__` rai
 _BOUNDARIES = ("__enter__", "__exit__", "close")  # of a block: they keep, and put back
 
 
-class OverTimeError(BaseException):
-    """A rule has waited too long. No ``Exception``: nobody on the way takes it for a failure of the code that ran.
+class OverTimeError(Interruption):
+    """A rule has waited too long.
 
     Args:
         what: What was waited for.

@@ -21,6 +21,7 @@ from normscope.plots import Figure, Table
 from normscope.records import Store, Verdict
 from normscope.records.answers import capital
 from normscope.records.notebook import card, head, items, paragraph, with_code
+from normscope.records.provenance import made_elsewhere
 from normscope.report import Section
 from normscope.stats import adjust
 from normscope.stats.decide import FEWEST_SEEDS
@@ -207,10 +208,9 @@ class Comparison:
         """What was run, in a sentence."""
         seeds, rates = len(self.evidence.seeds), len(self.plan.rates)
         more = f", {rates} learning rates" if rates > 1 else ""
-        return (
-            f"{len(self.arms)} arms from the same first weights and on the same batches, {self.plan.steps} training "
-            f"steps each, {seeds} seed{'s' * (seeds != 1)}{more}."
-        )
+        said = f"{len(self.arms)} arms from the same first weights and on the same batches, {self.plan.steps} training"
+        said += f" steps each, {seeds} seed{'s' * (seeds != 1)}{more}."
+        return " ".join(filter(None, [said, made_elsewhere(self.store.config["versions"])]))
 
     def __str__(self) -> str:
         """Return the questions and answers, for a terminal."""

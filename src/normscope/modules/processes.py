@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module, SyncBatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normscope._errors import UsageError
+from normscope._errors import Interruption, UsageError
 from normscope.modules.wrapped import rank_of_many
 
 PATIENCE = timedelta(minutes=2)
@@ -23,7 +23,7 @@ class OutOfStepError(RuntimeError):
     """Another process has failed, or takes another number of passes: none of them goes on with what they did."""
 
 
-class BrokenPassError(BaseException):
+class BrokenPassError(Interruption):
     """This process has failed in the middle of a pass in which others wait for its values.
 
     No exception, and no probe's failure: what this process sends next would be taken for those values.

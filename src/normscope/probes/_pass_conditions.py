@@ -8,6 +8,7 @@ import torch
 from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 
+from normscope._errors import Interruption
 from normscope.modules.autocast import Precision, autocast_exactly, autocast_now, autocasting
 from normscope.modules.hooks import Hook, forward_replaced
 from normscope.modules.wrapped import hookable, unwrap
@@ -129,7 +130,7 @@ class PassConditions:
         return run
 
 
-class _StoppedError(BaseException):
+class _StoppedError(Interruption):
     """Ends a run of the loss at its first module; no exception, so that the loss does not catch it."""
 
     def __init__(self, module: Module, precision: Precision) -> None:

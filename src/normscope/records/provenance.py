@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,20 @@ def version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def made_elsewhere(versions: Mapping[str, Any]) -> str:
+    """Return a sentence where records were made with other versions than those that read them; else nothing.
+
+    Args:
+        versions: Of the packages that made the records, by their names.
+    """
+    others = [
+        f"{name} {versions[name]} (here: {version(name) or 'none'})"
+        for name in ("normscope", "torch")
+        if versions.get(name) and versions[name] != version(name)
+    ]
+    return f"The records were made with {' and '.join(others)}." if others else ""
 
 
 def _usable() -> int | None:

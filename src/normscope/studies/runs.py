@@ -1,6 +1,7 @@
 """Run a study: its cells over processes, each complete cell into the store, then the verdict."""
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from normscope.stats import LEVEL, TWO_LOOKS_LEVEL
 from normscope.studies.cells import Done, Source, groups_of, name_of, own_code, run_group
 from normscope.studies.evidence import Evidence
 from normscope.studies.experiment import AbstractExperiment, Progress
+from normscope.studies.foreign_cells import own_cells
 
 if TYPE_CHECKING:
     from normscope.studies.lab.data import Dataset
@@ -45,9 +47,7 @@ class Run(NamedTuple):
         """
         config = config_of(self.store)
         points = len(self.study.points(config["settings"]))
-        counts: dict[int, int] = {}
-        for cell in self.store.cells():
-            counts[cell.seed] = counts.get(cell.seed, 0) + 1
+        counts = Counter(cell.seed for cell in own_cells(self.store, config))
         whole = sorted(seed for seed, count in counts.items() if count >= points and (seeds is None or seed in seeds))
         if not whole:
             raise DataError(f"{self.study.CODE}: no seed is complete yet: run it again to go on where it stopped")
