@@ -10,7 +10,10 @@ import pytest
 from kit.bucket_server import bucket_server
 from kit.executed import write_own
 from normscope import cli
+from normscope._errors import StoreError
+from normscope.records import Store
 from normscope.records.addresses import place_of
+from normscope.records.buckets import Bucket
 
 pytestmark = pytest.mark.extras
 
@@ -42,6 +45,31 @@ def test_a_study_is_run_judged_condensed_and_shown_in_a_bucket(bucket, tmp_path:
     assert run("report", "s3://runs/a/all.json", "--json") == 0
     assert json.loads(capsys.readouterr().out)["report"] == "s3://runs/a/all.html"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "own_study.py"]
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_run_that_the_bucket_ended_is_taken_up(bucket, tmp_path: Path, monkeypatch, capsys, at: int) -> None:
+    """The bucket fails at a part, or between a part and its mark; the same command goes on, to the same records."""
+    monkeypatch.chdir(tmp_path)
+    study = str(write_own(tmp_path))
+    words = ("study", "run", study, "--seeds", "2", "--workers", "1", "--out")
+    out, write, left = f"s3://runs/broken{at}", Bucket.write, iter(range(100))
+
+    def failing(place: Bucket, name: str, content: bytes, *, replace: bool = True) -> bool:
+        if name.startswith(("part-", "cell-")) and next(left) >= at:
+            raise StoreError(f"{place} cannot be reached: no answer from nowhere")
+        return write(place, name, content, replace=replace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "write", failing)
+        assert run(*words, out) == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("normscope:")]
+    assert "cannot be reached" in line
+    assert len(Store.open(f"{out}/own-study").completed()) == at // 2
+    assert not place_of(f"{out}/own-study").holds("driver-whole.json")
+    assert run(*words, out) == 0
+    assert run(*words, str(tmp_path / "local")) == 0
+    assert Store.open(f"{out}/own-study").frame().equals(Store.open(tmp_path / "local" / "own-study").frame())
 
 
 @pytest.mark.parametrize(

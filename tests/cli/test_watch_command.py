@@ -69,7 +69,7 @@ def test_what_is_no_run_of_a_scope(tmp_path: Path, capsys) -> None:
     Store.create(tmp_path / "runs" / "demo", {"study": "demo"})
     (tmp_path / "file").touch()
     assert "normscope report" in refused([str(tmp_path / "runs" / "demo")], capsys)
-    assert "several runs" in refused([str(tmp_path / "runs")], capsys)
+    assert "holds runs" in refused([str(tmp_path / "runs")], capsys)
     assert "is a file" in refused([str(tmp_path / "file")], capsys)
     assert "a token has" in refused([str(tmp_path), "--token", "x"], capsys)
     assert "no address" in refused([str(tmp_path), "--host", "no.such.host.invalid"], capsys)

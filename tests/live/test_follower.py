@@ -190,7 +190,7 @@ def test_a_study_or_several_runs_are_refused_in_a_line(tmp_path: Path) -> None:
     Store.create(tmp_path / "a" / "one", {"study": "demo"})
     with pytest.raises(UsageError, match="is the run of a study; its page is written by: normscope report"):
         Follower(tmp_path / "a" / "one")
-    with pytest.raises(UsageError, match="holds several runs; give the folder of one: one"):
+    with pytest.raises(UsageError, match="holds runs; give the folder of one: one"):
         Follower(tmp_path / "a")
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file"):

@@ -127,7 +127,7 @@ def test_wrong_credentials_and_a_bucket_that_may_not_be_listed(endpoint: str, mo
     monkeypatch.setattr(ActionAuthenticatorMixin, "INITIAL_NO_AUTH_ACTION_COUNT", 0, raising=False)
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
     monkeypatch.setattr(ActionAuthenticatorMixin, "request_count", 10)
-    refused = r"^s3://runs/x refuses: its credentials must allow to list, read, write and delete \(AWS_ACCESS_KEY_ID"
+    refused = r"^s3://runs/x refuses: its credentials must allow to list, read, write and delete: set AWS_ACCESS_KEY_ID"
     with pytest.raises(StoreError, match=refused):
         Store.create("s3://runs/x", CONFIG)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])

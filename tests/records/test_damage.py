@@ -204,3 +204,46 @@ def test_a_layout_that_lost_its_digests_is_not_taken_for_the_first(whole, tmp_pa
     mark.write_text(json.dumps({key: value for key, value in told.items() if key not in ("check", "part")}))
     with pytest.raises(StoreError, match=mark.name):
         told_by(folder)
+
+
+def test_records_without_their_run_file_are_not_taken_up(whole, tmp_path: Path) -> None:
+    """Another configuration would vouch for them."""
+    folder = tmp_path / "cells"
+    shutil.copytree(whole["cells"], folder)
+    (folder / "run.json").unlink()
+    for config in (CONFIG, {"other": 1}):
+        with pytest.raises(StoreError, match=r"holds records without their run\.json.*put a copy of it back"):
+            Store.create(folder, config)
+    assert not (folder / "run.json").exists()
+
+
+def test_cells_that_another_file_of_the_study_made_are_named(tmp_path: Path) -> None:
+    """A copied run file does not make them its own, though the cells' names are equal."""
+    for name, source in (("old", "aaaa"), ("new", "bbbb")):
+        store = Store.create(tmp_path / name, {"source_file": source, "versions": {"torch": "1"}})
+        store.write_cell(cell_of(0), records_of(cell_of(0))[:9], wall_s=1)
+    shutil.copy(tmp_path / "new" / "run.json", tmp_path / "old" / "run.json")
+    with pytest.raises(StoreError, match=f"cell-{cell_of(0).id}.json was made by another file of the study"):
+        Store.open(tmp_path / "old").frame()
+    assert Store.open(tmp_path / "new").frame().height == 9
+
+
+def test_a_part_that_is_gone_is_named_and_computed_anew(whole, tmp_path: Path) -> None:
+    folder = tmp_path / "cells"
+    shutil.copytree(whole["cells"], folder)
+    before, part = told_by(folder), folder / f"part-{cell_of(2).id}.parquet"
+    part.unlink()
+    with pytest.raises(StoreError, match=f"{part.name} is gone; run again: its cell is then computed anew"):
+        Store.open(folder).frame()
+    store = Store.create(folder, CONFIG)
+    assert cell_of(2).id not in store.completed()
+    assert store.write_cell(cell_of(2), records_of(cell_of(2))[:40], wall_s=2.5)
+    assert told_by(folder) == before
+
+
+def test_a_cell_that_was_changed_after_it_was_named_is_refused(tmp_path: Path) -> None:
+    store, cell = Store.create(tmp_path, CONFIG), cell_of(0)
+    cell.settings["note"] = 1  # type: ignore[index]  # as careless code does
+    with pytest.raises(StoreError, match="was changed after it was named"):
+        store.write_cell(cell, records_of(cell), wall_s=1)
+    assert store.completed() == set()

@@ -41,7 +41,7 @@ def test_it_can_be_read_by_whom_the_umask_lets(tmp_path):
         os.umask(before)
 
 
-@pytest.mark.parametrize("step", ["_put", "sync", "replace"])
+@pytest.mark.parametrize("step", ["fill", "sync", "replace"])
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
     path = save(tmp_path / "file", "old")
 

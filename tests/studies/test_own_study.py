@@ -355,3 +355,19 @@ def test_what_is_wrong_for_all_studies_is_said_once_and_before_anything_runs(run
     for command in (("study", "run", "--all"), ("study", "run", "--demo")):
         assert said in run(*command, *words, code=2)  # one line, which `run` holds it to
         assert sorted(Path().iterdir()) == [Path("a_file")]
+
+
+def test_a_cell_that_changes_the_data_for_other_cells_is_refused(run, plant):
+    """Whatever the number of workers; the data are as before afterwards."""
+    from normscope.studies.lab.data import load
+
+    before = load("digits").fingerprint()
+    changing = (
+        "def run_cells(self, cells, data, device):\n        data.x_train[0] += 1\n"
+        "        return super().run_cells(cells, data, device)\n\n    def contrasts("
+    )
+    file, _ = plant(f"yield Contrast({STEPS})", "def contrasts(", changing)
+    for workers in (1, 2):
+        message = run("study", "run", file, "--seeds", 2, "--out", "runs", "--workers", workers, code=2)
+        assert "changed its data in place, which other cells read too: change a copy" in message
+    assert load("digits").fingerprint() == before

@@ -247,7 +247,7 @@ def _require_open_ended(folder: Path) -> None:
         runs = sorted(path.parent.name for path in folder.glob("*/run.json"))
         if runs:
             more = f" and {len(runs) - 5} more" if len(runs) > 5 else ""
-            raise UsageError(f"{folder} holds several runs; give the folder of one: {', '.join(runs[:5])}{more}")
+            raise UsageError(f"{folder} holds runs; give the folder of one: {', '.join(runs[:5])}{more}")
         return
     config: Mapping[str, Any] = read_run(place_of(folder))["config"]
     if "study" in config or "studies" in config:

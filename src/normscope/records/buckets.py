@@ -18,7 +18,7 @@ _AT_ONCE = 16  # files that are read at once: a bucket takes its time for each, 
 _CLIENT = {"connect_timeout": "5s", "timeout": "60s"}
 _RETRY = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
 _CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION (and AWS_ENDPOINT_URL for a server of your own)",
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, and AWS_ENDPOINT_URL for a server of your own",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
@@ -146,8 +146,8 @@ class Bucket(Place):
                 raise
             if re.search(r"status code: 40[13]|Unauthenticated|PermissionDenied", text):
                 raise StoreError(
-                    f"{self.url} refuses: its credentials must allow to list, read, write and delete "
-                    f"({_CREDENTIALS[self._scheme]})"
+                    f"{self.url} refuses: its credentials must allow to list, read, write and delete: set "
+                    f"{_CREDENTIALS[self._scheme]}"
                 ) from None
             raise StoreError(f"{self.url} cannot be reached: {_reason(text)}") from None
 

@@ -24,12 +24,14 @@ class Mark:
         wall_s: Seconds that it took.
         records: How many records its part holds; None in a mark of the first layout.
         part: Digest of the part's content; None in a mark of the first layout.
+        made_by: Digest of what else made the records: the user's file and the versions of packages; None as above.
     """
 
     cell: Cell
     wall_s: float
     records: int | None = None
     part: str | None = None
+    made_by: str | None = None
 
     def to_json(self) -> str:
         """Return the file's text, with a digest of all that it says."""
@@ -38,6 +40,7 @@ class Mark:
             "wall_s": self.wall_s,
             "records": self.records,
             "part": self.part,
+            "made_by": self.made_by,
         }
         return json.dumps(told | {"check": digest(told)}) + "\n"
 
@@ -57,7 +60,7 @@ class Mark:
             told = loads(text)
             check = told.pop("check", None)
             cell = Cell.from_json(json.dumps(told["cell"]))
-            mark = cls(cell, float(told["wall_s"]), told.get("records"), told.get("part"))
+            mark = cls(cell, float(told["wall_s"]), told.get("records"), told.get("part"), told.get("made_by"))
             whole = check == digest(told) or (check is None and not proven)
         except (ValueError, TypeError, KeyError, AttributeError, NormscopeError):
             raise DamagedError("it is no mark of a cell") from None

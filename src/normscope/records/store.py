@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _CLAIMED = "how the scope was made"
+_MAKERS = ("source_file", "versions")  # of the configuration, what no cell's own name holds
 _AGAIN = "delete it and run again: its cell is then computed anew"
 
 
@@ -57,6 +58,7 @@ class Store:
         self.provenance: Mapping[str, Any] = MappingProxyType(run["provenance"])
         self._run = run
         self._proven = run.get("format") == FORMAT
+        self._made_by = digest({key: self.config[key] for key in _MAKERS if key in self.config})
         self._writable = writable
         self._flushing = Flushing(self.path, self._write_run_again, rows, seconds)
 
@@ -93,6 +95,11 @@ class Store:
             require_folder(path, "a scope, which writes every few seconds,")
         place.prepare(option)
         if not place.holds("run.json"):
+            if any(name.startswith("cell-") for name in place.names()):
+                raise StoreError(
+                    f"{place} holds records without their run.json, so what made them is unknown: put a copy of it "
+                    f"back, delete that folder, or choose another {option}"
+                )
             # Of several processes that start at once the first wins; the others find their own configuration there.
             place.write("run.json", text_of(begun(wanted)).encode(), replace=False)
         there = read_run(place)
@@ -183,9 +190,11 @@ class Store:
             raise StoreError(
                 f"records of {min(others)!r} were to be written as cell {cell.id}; give the probes cell={cell.id!r}"
             )
+        if Cell.from_json(cell.to_json()).id != cell.id:
+            raise StoreError(f"cell {cell.id} was changed after it was named: leave its point and settings as they are")
         content = _table.to_bytes(frame)
         self.place.write(part, content)
-        said = Mark(cell, float(wall_s), frame.height, content_digest(content))
+        said = Mark(cell, float(wall_s), frame.height, content_digest(content), self._made_by)
         self.place.write(mark, said.to_json().encode())
         return True
 
@@ -313,6 +322,7 @@ class Store:
         """Return the rows of all parts, and those that wait, which have the values of ``kept``."""
         with contextlib.suppress(StoreError):  # what cannot be written can be read all the same
             self.flush()
+        self._require_parts(marks)
         of_cells = [_table.chosen(frame, kept) for frame in self._parts_of(marks)]
 
         def read(parts: list[Part]) -> "list[pl.DataFrame]":
@@ -321,6 +331,14 @@ class Store:
 
         flushed = read_parts(self.path, read) if isinstance(self.place, Folder) else []
         return _table.joined([*of_cells, *flushed, _table.chosen(_table.from_records(self.unwritten), kept)])
+
+    def _require_parts(self, marks: list[Mark]) -> None:
+        """Refuse a run of which a part is gone whose mark is there: its records would be missing without a word."""
+        whole = {_mark(mark.cell.id) for mark in marks}
+        for name in self.place.names():
+            if name.startswith("cell-") and name.endswith(".json") and name not in whole:
+                part = _part(name[len("cell-") : -len(".json")])
+                raise StoreError(f"{self.place.at(part)} is gone; run again: its cell is then computed anew")
 
     def _parts_of(self, marks: list[Mark]) -> "Iterator[pl.DataFrame]":
         """Yield the rows of each cell's part, proven by its mark."""
@@ -345,9 +363,13 @@ class Store:
         contents = self.place.read_each([_mark(name) for name in names])
         for name in names:
             try:
-                found.append(Mark.from_json(next(contents), name, proven=self._proven))
+                mark = Mark.from_json(next(contents), name, proven=self._proven)
             except (OSError, _table.DamagedError):
                 raise StoreError(f"{self.place.at(_mark(name))} is damaged; {_AGAIN}") from None
+            if mark.made_by not in (None, self._made_by):
+                made = "made by another file of the study, or with other versions of normscope or torch"
+                raise StoreError(f"{self.place.at(_mark(name))} was {made}; {_AGAIN}")
+            found.append(mark)
         return sorted(found, key=lambda mark: (mark.cell.arm, mark.cell.seed, mark.cell.to_json()))
 
     def _must_be_writable(self) -> None:

@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -128,7 +129,15 @@ def _pool(work: Work[Task, Result], tasks: dict[int, Task], workers: int, begun:
         results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(
             joblib.delayed(_work_for)(os.getpid(), work, index, task, begun) for index, task in list(tasks.items())
         )
-    yield from results
+    try:
+        while True:  # not from: what ends the iteration must not reach joblib first, which would warn
+            yield next(results)
+    except StopIteration:
+        return
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that tasks were under way, of which the error itself tells
+            results.close()
 
 
 def _work_for(parent: int, work: Work[Any, Any], index: int, task: Any, begun: Path) -> tuple[int, Any]:

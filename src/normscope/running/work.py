@@ -186,6 +186,6 @@ def describe_deaths(names: list[str], reason: str = "") -> NormscopeError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     said = f" ({reason})" if reason else ""
     return UsageError(
-        f"the worker died twice at {names[0]}{more}{said}: the work may need more memory than there is; everything "
-        "else is complete"
+        f"the worker died twice at {names[0]}{more}{said}: its memory may have run out, or its code ends the "
+        "process; everything else is complete"
     )

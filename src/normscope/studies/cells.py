@@ -103,6 +103,8 @@ def run_group(study: AbstractExperiment, source: Source, device: str, cells: Seq
 
     The time of cells that are run together is shared out among those that were wanted.
     """
+    from normscope.studies.lab.data import load as load_data
+
     began = time.perf_counter()
     dataset = source.load()
     with one_thread(), own_code(study, f"running arm {cells[0].arm!r} of"):
@@ -120,5 +122,9 @@ def run_group(study: AbstractExperiment, source: Source, device: str, cells: Seq
                 raise UsageError(f"run_cells() gives no records of seed {seeds}: give each cell that it takes")
         else:
             found = [(cell, list(study.run_cell(cell, dataset, device))) for cell in cells]
+    if study.SOURCE_PATH and dataset.fingerprint() != source.fingerprint:
+        _verified.cache_clear()
+        load_data.cache_clear()
+        raise UsageError(f"running {study.CODE} changed its data in place, which other cells read too: change a copy")
     seconds = (time.perf_counter() - began) / len(found)
     return [(cell, records, seconds) for cell, records in found]

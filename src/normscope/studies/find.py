@@ -193,7 +193,7 @@ def _complete(kind: type[AbstractStudy], file: Path) -> None:
             raise UsageError(f"{file}: the preset {shown(name)} is {shown(preset)}: it must be a mapping of settings")
     if not 0 <= kind.MARGIN < math.inf:
         raise UsageError(f"{file}: MARGIN is {kind.MARGIN}: give the smallest size that matters, 0 or more")
-    if not re.fullmatch(r"[a-z][a-z0-9-]+", kind.CODE):
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", kind.CODE):
         raise UsageError(f"{file}: CODE {kind.CODE!r} must be lower-case words joined by hyphens")
     if kind.CODE in {study.CODE for study in all()}:
         raise UsageError(f"{file}: a study of the package is called {kind.CODE} already: choose another CODE")
