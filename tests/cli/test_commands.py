@@ -121,9 +121,21 @@ def test_help_has_an_example_that_the_parser_takes(run, words):
     assert tuple(shlex.split(examples)[1 : len(words) + 1]) == words
 
 
-@pytest.mark.parametrize("words", GROUPS, ids=named)
+@pytest.mark.parametrize("words", [words for words in GROUPS if words], ids=named)
 def test_a_group_alone_answers_with_its_help(run, words):
     assert "Commands:" in run(*words, code=2).stderr
+
+
+def test_the_program_alone_shows_what_to_do_above_the_list_of_commands(run):
+    text = run().stdout
+    above, _, listed = text.partition("Commands:")
+    assert all(f"\n  {words[0]}" in listed for words in FUNCTIONS)
+    told = [line.split() for line in above.splitlines() if line.startswith("      normscope")]
+    assert [words[1] for words in told] == ["compare", "check", "watch", "study"]
+    for _, *given in told:
+        own = next(known for known in FUNCTIONS if tuple(given[: len(known)]) == known)
+        parser(own).make_context(named(own), given[len(own) :])  # raises if it does not fit
+    assert len(above[: above.index("Usage:")].splitlines()) <= 20
 
 
 def test_version(run):

@@ -15,7 +15,7 @@ import typer
 
 from normscope import __version__
 from normscope._errors import NormscopeError, one_line
-from normscope.cli import bench, check, compare, completion, demo, example, explain, lists, report, study, watch
+from normscope.cli import bench, check, compare, completion, demo, example, explain, lists, report, start, study, watch
 from normscope.usercode import described, exits_told, place_of
 
 _USAGE: Any = typer.BadParameter.__bases__[0]  # the parser raises it for words that do not fit
@@ -24,7 +24,6 @@ app = typer.Typer(
     name="normscope",
     help="Measure what normalization does to your network.",
     epilog="Start with:  normscope demo",
-    no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},  # of all commands below, too
     rich_markup_mode=None,
@@ -53,13 +52,16 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Measure what normalization does to your network."""
+    if context.invoked_subcommand is None:
+        start.print_start(context.get_help())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
