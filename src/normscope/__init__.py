@@ -20,6 +20,19 @@ _PUBLIC = {
     "fix": ("normscope.checking", "fix"),
     "NormscopeError": ("normscope._errors", "NormscopeError"),
     "NonFiniteError": ("normscope._errors", "NonFiniteError"),
+    "UsageError": ("normscope._errors", "UsageError"),
+    "UnitError": ("normscope._errors", "UnitError"),
+    "DataError": ("normscope._errors", "DataError"),
+    "StoreError": ("normscope._errors", "StoreError"),
+    "ShapeError": ("normscope.ops", "ShapeError"),
+    "IncompleteRunError": ("normscope.running", "IncompleteRunError"),
+    "ComparisonWarning": ("normscope.comparing", "ComparisonWarning"),
+    "FindingWarning": ("normscope.checking", "FindingWarning"),
+    "RuleWarning": ("normscope.checking", "RuleWarning"),
+    "TraceWarning": ("normscope.evidence", "TraceWarning"),
+    "ProbeWarning": ("normscope.probes", "ProbeWarning"),
+    "WiringWarning": ("normscope.probes", "WiringWarning"),
+    "SinkWarning": ("normscope.probes", "SinkWarning"),
     "allocator": ("normscope.allocator", None),
     "builders": ("normscope.builders", None),
     "checking": ("normscope.checking", None),
@@ -53,19 +66,35 @@ if TYPE_CHECKING:
         studies,
         surgery,
     )
-    from normscope._errors import NonFiniteError, NormscopeError
-    from normscope.checking import check, fix
-    from normscope.comparing import Comparison, compare
-    from normscope.evidence import Case, ignore
+    from normscope._errors import DataError, NonFiniteError, NormscopeError, StoreError, UnitError, UsageError
+    from normscope.checking import FindingWarning, RuleWarning, check, fix
+    from normscope.comparing import Comparison, ComparisonWarning, compare
+    from normscope.evidence import Case, TraceWarning, ignore
+    from normscope.ops import ShapeError
+    from normscope.probes import ProbeWarning, SinkWarning, WiringWarning
+    from normscope.running import IncompleteRunError
     from normscope.studies import get as study
     from normscope.watching import Scope, watch
 
 __all__ = [
     "Case",
     "Comparison",
+    "ComparisonWarning",
+    "DataError",
+    "FindingWarning",
+    "IncompleteRunError",
     "NonFiniteError",
     "NormscopeError",
+    "ProbeWarning",
+    "RuleWarning",
     "Scope",
+    "ShapeError",
+    "SinkWarning",
+    "StoreError",
+    "TraceWarning",
+    "UnitError",
+    "UsageError",
+    "WiringWarning",
     "__version__",
     "allocator",
     "builders",
