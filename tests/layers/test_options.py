@@ -1,7 +1,12 @@
 """Options: shown, refused where they cannot be, kept by copies, and the activations among them."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -10,7 +15,10 @@ from torch import nn
 from kit.batch_norms import F64, OPTIONS, batches, copied_buffers, drawn_batch_norm
 from normscope import layers
 from normscope._errors import UsageError
+from normscope.layers.options import NAMES, BatchNormKeywords
 from normscope.ops.sets import Renorm
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_options_are_by_keyword_and_shown():
@@ -20,6 +28,40 @@ def test_options_are_by_keyword_and_shown():
     assert repr(layer).endswith(
         "activation='leaky_relu', negative_slope=0.01, inplace=True, accumulate=4, on_bad_update='warn')"
     )
+
+
+@pytest.mark.parametrize("kind", [layers.BatchNorm1d, layers.BatchNorm2d, layers.LazyBatchNorm3d])
+def test_an_option_that_there_is_not_is_refused_in_the_name_of_the_public_class(kind):
+    given = () if kind is layers.LazyBatchNorm3d else (3,)
+    for error in (TypeError, UsageError):  # as Python raises it, and as all errors of the package
+        with pytest.raises(error, match=f"^{kind.__name__} has no option 'activaton': did you mean activation"):
+            kind(*given, activaton="relu")
+    with pytest.raises(UsageError, match="its options are activation, "):
+        kind(*given, qqq=1)
+
+
+def test_type_checkers_and_the_program_know_the_same_options():
+    declared = get_type_hints(layers.BatchNormOptions)
+    assert get_type_hints(BatchNormKeywords) == {name: declared[name] for name in NAMES}
+
+
+@pytest.mark.long
+def test_a_misspelt_option_fails_in_a_type_checker(tmp_path):
+    written = tmp_path / "written.py"
+    imported = "from normscope.layers import BatchNorm2d, LazyBatchNorm1d\n"
+    lines = {
+        'BatchNorm2d(3, activation="relu", accumulate=2)\n': None,
+        'BatchNorm2d(3, activaton="relu")\n': "activaton",
+        'BatchNorm2d(3, statistics="layer")\n': "statistics",
+        "LazyBatchNorm1d(inplce=True)\n": "inplce",
+    }
+    written.write_text(imported + "".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "--follow-imports=silent", written]
+    where = {**os.environ, "MYPYPATH": str(ROOT / "src")}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=where).stdout
+    errors = {int(line.split(":")[1]): line for line in said.splitlines() if "written.py:" in line and "error" in line}
+    assert set(errors) == {number for number, wrong in enumerate(lines.values(), 2) if wrong}, said
+    assert all(wrong in errors[number] for number, wrong in enumerate(lines.values(), 2) if wrong), said
 
 
 @pytest.mark.parametrize(

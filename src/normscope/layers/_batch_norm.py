@@ -1,6 +1,6 @@
 """What batch norms of one, two and three dimensions share: everything."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from normscope._errors import UsageError
 from normscope.layers._group import GroupOfProcesses
 from normscope.layers._layer import AbstractLayer
 from normscope.layers._running import AbstractRunningStatistics, Given, Recorder
-from normscope.layers.options import NAMES, BatchNormOptions
+from normscope.layers.options import NAMES, BatchNormKeywords, BatchNormOptions
 from normscope.ops import (
     Moments,
     ShapeError,
@@ -52,7 +52,8 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
             may be assigned to.
 
     Raises:
-        UsageError: Options that do not exist, or do not go together.
+        UnknownOptionError: A keyword names no option; a ``UsageError`` and a ``TypeError``.
+        UsageError: Options do not go together.
     """
 
     _group: GroupOfProcesses | None = None
@@ -68,9 +69,9 @@ class AbstractBatchNorm(AbstractLayer, AbstractRunningStatistics):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        **options: Any,
+        **options: Unpack[BatchNormKeywords],
     ) -> None:
-        chosen = BatchNormOptions(**options)
+        chosen = BatchNormOptions.asked(type(self), **options)
         self._take(chosen)  # first, for torch's constructor resets the running statistics, unless they are frozen
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         chosen.check(track_running_stats=track_running_stats, eps=eps)

@@ -1,6 +1,6 @@
 """Batch norms that learn their number of channels from their first input."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.nn.modules.batchnorm import _LazyNormBase
@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from normscope.layers._batch_norm import AbstractBatchNorm
 from normscope.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from normscope.layers.options import BatchNormOptions
+from normscope.layers.options import BatchNormKeywords, BatchNormOptions
 
 
 class AbstractLazyBatchNorm(_LazyNormBase, AbstractBatchNorm):
@@ -24,12 +24,12 @@ class AbstractLazyBatchNorm(_LazyNormBase, AbstractBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        **options: Any,
+        **options: Unpack[BatchNormKeywords],
     ) -> None:
         super().__init__(eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:
             self.register_parameter("bias", None)
-        chosen = BatchNormOptions(**options)
+        chosen = BatchNormOptions.asked(type(self), **options)
         chosen.check(track_running_stats=track_running_stats, eps=eps)
         self._take(chosen)
 

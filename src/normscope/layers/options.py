@@ -1,7 +1,8 @@
 """The options of batch norms beyond torch's arguments, declared once: types, defaults, checks."""
 
+import difflib
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from normscope._errors import UsageError, shown
 from normscope.ops.sets import Renorm
@@ -24,6 +25,31 @@ _ONLY_FOR: dict[str, tuple[Statistics, ...]] = {
     "renorm": ("renorm",),
     "inplace": ("batch",),
 }
+
+
+class UnknownOptionError(UsageError, TypeError):
+    """A layer was given a keyword that names no option; a ``TypeError``, as Python raises for it."""
+
+
+class BatchNormKeywords(TypedDict, total=False):
+    """The options as keywords of a layer, for type checkers: they refuse a misspelt option before the program runs.
+
+    `BatchNormOptions` says what each is, and has the defaults.
+    """
+
+    activation: Activation | None
+    negative_slope: float
+    inplace: bool
+    statistics: Statistics
+    group_size: int | None
+    process_group: Any
+    renorm: Renorm | None
+    accumulate: int
+    on_bad_update: OnBadUpdate
+    unbiased_variance: bool
+    float32_statistics: bool
+    use_running: bool | None
+    update_statistics: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +103,24 @@ class BatchNormOptions:
         """Renormalization corrects as far as published, if nothing else is said."""
         if self.renorm is None and self.statistics == "renorm":
             object.__setattr__(self, "renorm", Renorm())
+
+    @classmethod
+    def asked(cls, kind: type, **options: Unpack[BatchNormKeywords]) -> "BatchNormOptions":
+        """Return the options that a layer was asked for.
+
+        Args:
+            kind: The class of the layer, which messages name.
+            **options: Its keywords beyond torch's arguments.
+
+        Raises:
+            UnknownOptionError: A keyword names no option.
+        """
+        for name in options:
+            if name not in NAMES:
+                close = difflib.get_close_matches(name, NAMES, n=3)
+                advice = f"did you mean {' or '.join(close)}?" if close else f"its options are {', '.join(NAMES)}"
+                raise UnknownOptionError(f"{kind.__name__} has no option {name!r}: {advice}")
+        return cls(**options)
 
     @classmethod
     def of(cls, layer: Any, **others: Any) -> "BatchNormOptions":
