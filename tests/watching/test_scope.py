@@ -84,6 +84,14 @@ def test_a_scope_with_nothing_recorded_has_no_page(tmp_path):
         watched(steps=1).report(tmp_path)
 
 
+def test_a_scope_gives_the_records_of_a_probe_with_a_column_for_each_quantity():
+    scope = watched()
+    rows = scope.records().filter(probe="gradient_flow").to_dicts()
+    found = {(row["step"], row["site"]): row for row in scope.wide("gradient_flow").to_dicts()}
+    assert rows
+    assert all(found[row["step"], row["site"]][row["name"]] == row["value"] for row in rows)
+
+
 def test_there_is_one_public_scope():
     assert not hasattr(ns.probes, "Scope")
     assert [name for name in ns.__all__ if hasattr(getattr(ns, name), "Scope")] == []

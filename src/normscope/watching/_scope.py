@@ -23,10 +23,12 @@ from normscope.probes import (
 )
 from normscope.records import Store
 from normscope.records.numbers import counted
+from normscope.records.wide import to_pandas, wide
 from normscope.report import check_json, save
 from normscope.usercode import warn_user
 
 if TYPE_CHECKING:
+    import polars
     from torch.amp import GradScaler
     from torch.nn import Module
     from torch.optim import Optimizer
@@ -211,6 +213,25 @@ class Scope(Recorder):
     def summary(self) -> str:
         """Return as plain text what stands out so far, with the names of layers, and what was not read."""
         return seen.summary_of(self._seen())
+
+    def wide(self, probe: str) -> "polars.DataFrame":
+        """Return what a probe read, with a row for each step and site, and a column for each quantity.
+
+        Args:
+            probe: The probe's code, such as ``"gradient_flow"``.
+
+        Raises:
+            UsageError: The probe has no records.
+        """
+        return wide(self.records(), probe)
+
+    def to_pandas(self, probe: str | None = None) -> Any:
+        """Return all records as a ``pandas.DataFrame``; those of one probe as ``wide`` does.
+
+        Raises:
+            UsageError: pandas is not installed, or the probe has no records.
+        """
+        return to_pandas(self.records() if probe is None else self.wide(probe))
 
     def _repr_html_(self) -> str:
         """Return the summary for a notebook."""
