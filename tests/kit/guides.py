@@ -33,7 +33,8 @@ def parsed(command):
     Returns:
         The names of the commands that were called, such as ``["study", "run"]``.
     """
-    words = shlex.split(command, comments=True)[1:]
+    # A bucket may be named where the package for buckets is not installed: only the words are looked at here.
+    words = shlex.split(command.replace("s3://", "bucket/"), comments=True)[1:]
     if ">" in words:
         words = words[: words.index(">")]
     if "|" in words:

@@ -41,7 +41,8 @@ def test_no_trace_after_an_exception_in_the_loss_of_all_probes():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = train("residual", attach(CODES, 4, failing))
-    assert len(caught) == sum(probe.REPLAYS for probe in probes.all())
+    (told,) = caught  # one warning of all that fail alike
+    assert all(probe.CODE in str(told.message) for probe in probes.all() if probe.REPLAYS)
     assert differences(result, plain("residual")) == []
 
 

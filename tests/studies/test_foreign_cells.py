@@ -22,7 +22,7 @@ def test_a_copied_cell_is_named(tmp_path, kind):
         if kind == "study"
         else Cell("null", cell.arm, cell.seed, cell.point, {**cell.settings, "data": "0" * 16})
     )
-    other = Store.create(tmp_path / "other", {})
+    other = Store.create(tmp_path / "other", {**store.config, "note": "another run"})
     other.write_cell(foreign, [Record(foreign.id, 0, "training", "", "loss", 1.0)], wall_s=0)
     assert Run(study, store).evidence().seeds == (0,)
     for path in other.path.glob(f"*{foreign.id}*"):
