@@ -171,6 +171,8 @@ def test_an_interrupt_ends_the_command_and_the_ray_that_it_started(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # The suite may run in the background of a shell, whose children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         limit = time.monotonic() + 240

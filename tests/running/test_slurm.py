@@ -52,9 +52,11 @@ def test_an_array_asks_for_what_the_options_say_and_gives_all_results(marks, sub
 def test_work_for_the_cpu_asks_for_no_gpu_and_files_lie_where_the_option_says(marks, submitted, tmp_path):
     running = run(marks, [{"name": "a"}], f"slurm:folder={tmp_path / 'shared'}")
     assert list(running) == ["a"]
-    (text,) = (path.read_text() for path in submitted.glob("*.sbatch"))
-    assert "gpus" not in text
-    assert str(tmp_path / "shared") in text
+    texts = [path.read_text() for path in submitted.glob("*.sbatch")]
+    assert texts  # a second where the machine was so slow that the job was taken for lost
+    for text in texts:
+        assert "gpus" not in text
+        assert str(tmp_path / "shared") in text
     assert (tmp_path / "shared").is_dir()
 
 
