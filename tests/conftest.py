@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kit.browser import CHROMIUM, sync_playwright
+from kit.bucket_server import bucket_server
 from normscope import cli
 
 # How long an example takes is the machine's matter: a slow or busy one must not fail a law.
@@ -63,3 +64,10 @@ def browser():
         started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """An S3 server on loopback with the buckets ``runs`` and ``bucket``, in the environment of who uses it."""
+    with bucket_server("runs", "bucket") as address:
+        yield address

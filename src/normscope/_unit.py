@@ -112,13 +112,13 @@ def near(name: str, known: Collection[str]) -> str:
     return " or ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:5])
 
 
-def meant(name: str, known: Collection[str], *, listed: str) -> str:
-    """Return what to do about an unknown name: the known names that may be meant, else where all are listed.
+def meant(name: str, known: Collection[str], otherwise: str) -> str:
+    """Return what to do about an unknown name: the known names that may be meant, else where to find all.
 
     Args:
         name: The unknown name.
         known: All names.
-        listed: The command that lists them.
+        otherwise: What is said where no name is near.
     """
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"`{listed}` shows all names"
+    return f"did you mean {' or '.join(close)}?" if close else otherwise

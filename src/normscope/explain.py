@@ -92,7 +92,7 @@ def unit(name: str) -> Unit | type[Unit]:
     if not having:
         first, *others = kinds
         asked = f"{', '.join([first, *others[:-1]])} or {others[-1]}" if others else first
-        advice = meant(name, [key for units in kinds.values() for key in units], listed=_LISTS[first])
+        advice = meant(name, [key for units in kinds.values() for key in units], f"`{_LISTS[first]}` shows all names")
         raise (UnknownNameError if others else UsageError)(f"no {asked} is called {name!r}: {advice}")
     the_unit: Unit | type[Unit]
     (the_unit,) = having.values()

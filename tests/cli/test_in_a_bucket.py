@@ -2,14 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.bucket_server import bucket_server
 from kit.executed import write_own
-from normscope import cli
 from normscope._errors import StoreError
 from normscope.records import Store
 from normscope.records.addresses import place_of
@@ -18,41 +15,23 @@ from normscope.records.buckets import Bucket
 pytestmark = pytest.mark.extras
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    pytest.importorskip("obstore")
-    with bucket_server() as endpoint:
-        yield endpoint
-
-
-def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(words)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def test_a_study_is_run_judged_condensed_and_shown_in_a_bucket(bucket, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_study_is_run_judged_condensed_and_shown_in_a_bucket(endpoint, tmp_path: Path, monkeypatch, run) -> None:
     monkeypatch.chdir(tmp_path)
     study = str(write_own(tmp_path))
-    assert run("study", "run", study, "--seeds", "1", "--workers", "1", "--out", "s3://runs/a") == 0
-    page = re.search(r"The page with the pictures: (\S+)", capsys.readouterr().out)
-    assert page
-    assert page[1] == "s3://runs/a/report.html"
+    done = run("study", "run", study, "--seeds", 1, "--workers", 1, "--out", "s3://runs/a")
+    assert re.findall(r"The page with the pictures: (\S+)", done.stdout) == ["s3://runs/a/report.html"]
     assert b"<html" in place_of("s3://runs/a").read("report.html")
-    assert run("report", "s3://runs/a", "--study", study, "--condense", "s3://runs/a/all.json") == 0
-    capsys.readouterr()
-    assert run("report", "s3://runs/a/all.json", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["report"] == "s3://runs/a/all.html"
+    run("report", "s3://runs/a", "--study", study, "--condense", "s3://runs/a/all.json")
+    assert json.loads(run("report", "s3://runs/a/all.json", "--json").stdout)["report"] == "s3://runs/a/all.html"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.py", "own_study.py"]
 
 
 @pytest.mark.parametrize("at", [0, 3])
-def test_a_run_that_the_bucket_ended_is_taken_up(bucket, tmp_path: Path, monkeypatch, capsys, at: int) -> None:
+def test_a_run_that_the_bucket_ended_is_taken_up(endpoint, tmp_path: Path, monkeypatch, run, at: int) -> None:
     """The bucket fails at a part, or between a part and its mark; the same command goes on, to the same records."""
     monkeypatch.chdir(tmp_path)
     study = str(write_own(tmp_path))
-    words = ("study", "run", study, "--seeds", "2", "--workers", "1", "--out")
+    words = ("study", "run", study, "--seeds", 2, "--workers", 1, "--out")
     out, write, left = f"s3://runs/broken{at}", Bucket.write, iter(range(100))
 
     def failing(place: Bucket, name: str, content: bytes, *, replace: bool = True) -> bool:
@@ -62,13 +41,12 @@ def test_a_run_that_the_bucket_ended_is_taken_up(bucket, tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(Bucket, "write", failing)
-        assert run(*words, out) == 2
-    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("normscope:")]
+        (line,) = [line for line in run(*words, out, code=2).stderr.splitlines() if line.startswith("normscope:")]
     assert "cannot be reached" in line
     assert len(Store.open(f"{out}/own-study").completed()) == at // 2
     assert not place_of(f"{out}/own-study").holds("driver-whole.json")
-    assert run(*words, out) == 0
-    assert run(*words, str(tmp_path / "local")) == 0
+    run(*words, out)
+    run(*words, tmp_path / "local")
     assert Store.open(f"{out}/own-study").frame().equals(Store.open(tmp_path / "local" / "own-study").frame())
 
 
@@ -83,10 +61,8 @@ def test_a_run_that_the_bucket_ended_is_taken_up(bucket, tmp_path: Path, monkeyp
         (["compare", "x.py:make", "--out", "s3://"], "s3:// names no bucket"),
     ],
 )
-def test_a_wrong_address_is_one_line(bucket, tmp_path: Path, monkeypatch, capsys, words, said) -> None:
+def test_a_wrong_address_is_one_line(endpoint, tmp_path: Path, monkeypatch, refuse, words, said) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.py").write_text("def make(): pass\n")
-    assert run(*words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert said in refuse(*words)
     assert [path.name for path in tmp_path.iterdir()] == ["x.py"]

@@ -2,16 +2,13 @@
 
 import os
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from polars.testing import assert_frame_equal
 
-from kit.bucket_server import bucket_server
 from kit.executed import paths, records, write_factory, write_own
 from kit.guides import ROOT, blocks
-from normscope import cli
 
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in blocks(PAGE, "sh") for line in block.splitlines() if "normscope" in line]
@@ -19,13 +16,6 @@ pytestmark = [pytest.mark.extras, pytest.mark.slow]
 
 #: So that each run takes seconds.
 FEW = {"study": ["--seeds", "2"], "compare": ["--seeds", "1", "--steps", "6", "--questions", "speed"], "report": []}
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    pytest.importorskip("obstore")
-    with bucket_server("bucket") as endpoint:
-        yield endpoint
 
 
 @pytest.fixture
@@ -38,14 +28,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(command: str, **changes: str) -> None:
-    """Run a command of the page, in small, with some of its words changed."""
+def in_small(command: str, **changes: str) -> list[str]:
+    """Return the words of a command of the page, some of them changed, for a run that takes seconds."""
     for word, other in changes.items():
         command = command.replace(word, other)
     words = shlex.split(command)[1:]
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*words, *FEW[words[0]]])
-    assert ended.value.code == 0
+    return [*words, *FEW[words[0]]]
 
 
 def of(*wanted: str) -> list[str]:
@@ -67,34 +55,32 @@ def test_each_command_of_the_page_is_run_here() -> None:
     assert sorted(sum(run_here, submitted)) == sorted(COMMANDS)
 
 
-def test_a_laptop_slurm_and_shares_give_the_same_records(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_laptop_slurm_and_shares_give_the_same_records(folder: Path, run) -> None:
     pytest.importorskip("submitit")
     (laptop,), (slurm,), shares = of("--workers 2"), of("slurm:partition=cpu"), of("--shard")
-    run(laptop)
-    run(slurm, **{"partition=cpu": "cluster=local"})
+    run(*in_small(laptop))
+    run(*in_small(slurm, **{"partition=cpu": "cluster=local"}))
     for k, command in enumerate(shares):
-        run(command)
-        said = capsys.readouterr().out
-        assert (f"shard {k + 1}/3 has run its" in said) == (k < 2)
+        assert (f"shard {k + 1}/3 has run its" in run(*in_small(command)).stdout) == (k < 2)
     wanted = records(folder / "runs" / "laptop", "own-study")
     assert wanted.height
     for out in ("slurm", "shares"):
         assert_frame_equal(records(folder / "runs" / out, "own-study"), wanted)
 
 
-def test_ray_and_a_bucket_give_the_same_records(folder: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_and_a_bucket_give_the_same_records(folder: Path, endpoint: str, run, monkeypatch) -> None:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     (to_bucket, report), (on_ray,), (submitted,) = of("s3://bucket/runs"), of("ray:address=127"), of("ray job submit")
-    run(to_bucket)
-    run(report)
+    run(*in_small(to_bucket))
+    run(*in_small(report))
     wanted = records("s3://bucket/runs")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        run(on_ray, **{"127.0.0.1:6379": cluster.address})
-        run(submitted.partition(" -- ")[2], **{"address=auto": f"address={cluster.address}"})
+        run(*in_small(on_ray, **{"127.0.0.1:6379": cluster.address}))
+        run(*in_small(submitted.partition(" -- ")[2], **{"address=auto": f"address={cluster.address}"}))
     finally:
         cluster.shutdown()
     assert wanted.height

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kit.browser import CHROMIUM, IN_BROWSER, overflow, sync_playwright, until
+from kit.browser import IN_BROWSER, overflow, until
 from kit.guides import ROOT
 
 pytestmark = [pytest.mark.extras, pytest.mark.slow]
@@ -51,15 +51,6 @@ def test_markdown_leads_to_files_that_are_there(site):
         text = re.sub(r"^```.*?^```|`[^`]+`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)", text):
             assert re.match(r"[a-z]+:", target) or (page.parent / target).is_file(), (page, target)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium."""
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

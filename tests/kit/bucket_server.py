@@ -1,6 +1,8 @@
 """An S3 server on loopback, by moto, for tests of runs in buckets."""
 
 import contextlib
+import importlib
+import logging
 import socket
 from collections.abc import Iterator
 
@@ -21,9 +23,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def bucket_server(bucket: str = "runs") -> Iterator[str]:
-    """Serve a bucket, with the environment of who uses it, and yield its endpoint."""
+def bucket_server(*buckets: str) -> Iterator[str]:
+    """Serve buckets, with the environment of who uses them, and yield the endpoint."""
+    pytest.importorskip("obstore")
     server_module = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else each request is a line on standard error
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -31,14 +35,10 @@ def bucket_server(bucket: str = "runs") -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": endpoint}).items():
             patch.setenv(name, value)
-        make(endpoint, bucket)
+        client = importlib.import_module("boto3").client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        for bucket in buckets:
+            client.create_bucket(Bucket=bucket)
         try:
             yield endpoint
         finally:
             server.stop()
-
-
-def make(endpoint: str, bucket: str) -> None:
-    import boto3
-
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)

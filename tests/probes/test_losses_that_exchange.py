@@ -1,13 +1,10 @@
 """A loss that exchanges values with other processes by itself is refused by name, in every process, before it waits."""
 
-import json
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
+from kit import ranks
 from kit.traces import differences, fingerprint
 from kit.training_loops import seed_all
 
@@ -70,38 +67,20 @@ def gathers():
     return {"all_gather": plain, "all_reduce": summed, "nothing": lambda own: [own, -own]}
 
 
-def main(rank, folder):
-    import torch
-
-    meet = f"file://{folder}/meet"
-    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=PROCESSES)
+def both(rank, folder):
+    """Return for each kind of loss what the probes left, said and read."""
     found = {}
     for name, gather in gathers().items():
         bare, *_ = train(rank, gather, ())
         left, told, read = train(rank, gather, ("gradient_flow", "descent", "curvature"))
         found[name] = differences(bare, left), told, read
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exchanging")
-    call = "t.main(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
-    script = f"import sys, pathlib; from probes import test_losses_that_exchange as t; {call}"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), str(folder)],
-            cwd=Path(__file__).parent.parent,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    for one in started:
-        _, errors = one.communicate()
-        assert one.returncode == 0, errors
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+    return ranks.run("probes.test_losses_that_exchange", "both", folder, PROCESSES)
 
 
 @pytest.mark.parametrize("name", ["all_gather", "all_reduce"])

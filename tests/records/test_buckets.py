@@ -3,25 +3,17 @@
 import json
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.bucket_server import bucket_server, free_port
+from kit.bucket_server import free_port
 from kit.cell_writer import CONFIG, cell_of, records_of
 from normscope._errors import StoreError, UsageError
 from normscope.records import Store, driven
 from normscope.records.addresses import place_of, save, shown
 
 pytestmark = pytest.mark.extras
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    pytest.importorskip("obstore")
-    with bucket_server() as address:
-        yield address
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats as scipy_stats
 
+from kit.decided import estimate, verdict
 from normscope._errors import DataError, UsageError
-from normscope.records import Estimate, Outcome, Verdict
+from normscope.records import Outcome
 from normscope.stats import adjust, alike, decide, holm, interval, no_worse, paired_interval, tost, two_looks
 from normscope.stats.decide import seeds_that_decide
 from normscope.stats.p_values import p_from_estimate, p_from_values
@@ -164,11 +165,6 @@ def test_two_looks_refuse_what_is_no_probability() -> None:
 
 
 # -- the rule
-
-
-def estimate(low: float, high: float, point: float | None = None, **rest) -> Estimate:
-    fields = {"level": 0.95, "n": 10, "method": "paired t"} | rest
-    return Estimate((low + high) / 2 if point is None else point, low, high, **fields)
 
 
 @pytest.mark.parametrize(
@@ -348,68 +344,3 @@ def test_bad_bounds(rule, bound_) -> None:
 def test_bad_equivalence_bounds(options) -> None:
     with pytest.raises(UsageError):
         tost([1.0, 2.0], **options)
-
-
-# -- many at once
-
-
-def verdict(outcome: Outcome, p: float | None, **rest) -> Verdict:
-    fields = {
-        "study": "demo",
-        "claim": "It is so.",
-        "outcome": outcome,
-        "endpoint": "loss",
-        "effect": estimate(0.3, 0.5),
-        "margin": 0.1,
-        "reason": "The interval says so.",
-        "p_value": p,
-    } | rest
-    return Verdict(**fields)
-
-
-def test_holm_by_hand() -> None:
-    adjusted, rejected = holm([0.01, 0.04, 0.03, 0.005])
-    assert adjusted.tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert rejected.tolist() == [True, False, False, True]
-    assert holm([])[0].size == 0
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
-def test_holm_laws(p, random) -> None:
-    adjusted, rejected = holm(p)
-    assert (adjusted >= p).all()
-    assert (adjusted <= np.minimum(np.array(p) * len(p), 1) + 1e-15).all()  # never worse than Bonferroni
-    order = random.sample(range(len(p)), len(p))
-    assert np.array_equal(holm([p[k] for k in order])[0], adjusted[order])
-    assert [a == b for a in p for b in p] <= [a == b for a in adjusted for b in adjusted]  # ties stay ties
-    assert np.array_equal(rejected, adjusted <= 0.05)
-
-
-@pytest.mark.parametrize("p", [[0.1, math.nan], [-0.1], [1.1, 2.0, 0.5], ["x"], [[0.1]]])
-def test_holm_refuses(p) -> None:
-    with pytest.raises(DataError):
-        holm(p)
-
-
-def test_adjust() -> None:
-    family = [
-        verdict(H, 0.0),
-        verdict(H, 0.04),
-        verdict(X, 0.012),
-        verdict(U, 0.5),
-        verdict(H, 0.04, primary=False),
-        verdict(Outcome.EXACT, None),
-        verdict(N, 0.03),
-        verdict(M, None),
-    ]
-    after = adjust(family)
-    assert [each.outcome for each in after] == [H, U, X, U, H, Outcome.EXACT, U, M]
-    assert [each.adjusted_p for each in after] == pytest.approx([0.0, 0.09, 0.048, 0.5, None, None, 0.09, None])
-    assert [after[k] for k in (4, 5, 7)] == [family[k] for k in (4, 5, 7)]
-    assert after[1].why == (
-        "alone this would read 'holds' (p = 0.04), but among 5 claims judged together p = 0.09 exceeds 0.05 (Holm)"
-    )
-    assert after[1].reason == family[1].reason
-    assert adjust([]) == []
-    assert adjust([verdict(H, 0.04)])[0].outcome is H

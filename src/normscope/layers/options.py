@@ -1,10 +1,10 @@
 """The options of batch norms beyond torch's arguments, declared once: types, defaults, checks."""
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from normscope._errors import UsageError, shown
+from normscope._unit import meant
 from normscope.ops.sets import Renorm
 from normscope.ops.shapes import RangeError
 
@@ -117,8 +117,7 @@ class BatchNormOptions:
         """
         for name in options:
             if name not in NAMES:
-                close = difflib.get_close_matches(name, NAMES, n=3)
-                advice = f"did you mean {' or '.join(close)}?" if close else f"its options are {', '.join(NAMES)}"
+                advice = meant(name, NAMES, f"its options are {', '.join(NAMES)}")
                 raise UnknownOptionError(f"{kind.__name__} has no option {name!r}: {advice}")
         return cls(**options)
 

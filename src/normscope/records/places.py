@@ -82,7 +82,6 @@ class Place(ABC):
         """Return the places right within this one that hold a file of a name, sorted."""
 
     @abstractmethod
-    @abstractmethod
     def prepare(self, option: str) -> None:
         """Make the place if need be, and see that it can be written.
 
@@ -93,7 +92,6 @@ class Place(ABC):
             StoreError: It cannot be made or written.
         """
 
-    @abstractmethod
     @abstractmethod
     def clean(self) -> None:
         """Remove what writers that died have left over."""

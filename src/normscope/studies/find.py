@@ -43,7 +43,7 @@ def get(slug: str) -> AbstractStudy:
     found = {study.CODE: study for study in all()} | _OWN
     if slug in found:
         return found[slug]
-    raise UsageError(f"no study is called {slug!r}: {meant(slug, found, listed='normscope study list')}")
+    raise UsageError(f"no study is called {slug!r}: {meant(slug, found, '`normscope study list` shows all names')}")
 
 
 def from_file(path: str | Path) -> AbstractStudy:

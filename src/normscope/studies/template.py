@@ -26,7 +26,7 @@ def new(path: str | Path) -> Path:
     if file.suffix != ".py" or not words or not words[0][0].isalpha():
         raise UsageError(f"{file} must be named as a Python file whose name begins with a letter: my_claim.py")
     slug, name = "-".join(words), "".join(word.capitalize() for word in words)
-    if len(slug) < 2 or slug in {study.CODE for study in all()} or keyword.iskeyword(name):
+    if slug in {study.CODE for study in all()} or keyword.iskeyword(name):
         raise UsageError(f"{slug} cannot be the slug of a study of your own: choose another file name")
     text = (Path(__file__).parent / "templates" / "study.py.txt").read_text(encoding="utf-8")
     for sign, value in (("@TITLE@", f"A study of my own: {slug}."), ("@CLASS@", name), ("@CODE@", slug)):
