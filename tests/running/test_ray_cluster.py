@@ -1,5 +1,6 @@
 """A real Ray cluster on this machine: a head and nodes of one CPU each."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -23,15 +24,30 @@ ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.extras, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@contextlib.contextmanager
+def started():
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", paths())
         found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            yield found
+        finally:
+            found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with started() as found:
         yield found
-        found.shutdown()
+
+
+@pytest.fixture
+def cluster_of_its_own():
+    """For a test that kills nodes: Ray tells each later driver of a node that died, when it has noticed."""
+    with started() as found:
+        yield found
 
 
 @pytest.fixture
@@ -53,7 +69,8 @@ HELD = """
 """
 
 
-def test_only_the_cells_of_a_killed_node_run_again_and_the_records_are_the_same(cluster, address, tmp_path):
+def test_only_the_cells_of_a_killed_node_run_again_and_the_records_are_the_same(cluster_of_its_own, tmp_path):
+    cluster, address = cluster_of_its_own, cluster_of_its_own.address
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     study = studies.from_file(write_own(tmp_path / "user", HELD.format(folder=str(tmp_path)).strip()))
     found = []
