@@ -119,15 +119,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'normscope' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    found = importlib.import_module(module)
-    value = getattr(found, attribute) if attribute else found
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker takes the names above, and refuses others
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name at its first use."""
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'normscope' has no attribute {name!r}")
+        module, attribute = _PUBLIC[name]
+        found = importlib.import_module(module)
+        value = getattr(found, attribute) if attribute else found
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import re
 
 import pytest
 
@@ -95,6 +96,14 @@ def test_the_latex_table_has_a_row_a_question(written):
     ]
     assert r"17.2 \% lower & 15 to 19 & holds \\" in body[4]
     assert r"\textendash{} & \textendash{} & not measurable" in body[3]  # a number that says nothing is left out
+
+
+def test_the_latex_table_is_no_wider_than_a_line(written):
+    """In the standard classes a column has 6 pt on either side, and a line 345 pt."""
+    text = (written[0] / "answers.tex").read_text(encoding="ascii")
+    widths = re.findall(r"p\{(0\.\d+)\\linewidth\}", text)
+    assert len(widths) == 4  # a column of another kind is as wide as its longest word
+    assert sum(map(float, widths)) * 345 + 8 * 6 <= 345
 
 
 def test_with_too_few_seeds_no_word_is_exported(tmp_path):

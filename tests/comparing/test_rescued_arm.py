@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 from torch import nn
 
 import normscope as ns
 from kit import set_ups
+from kit.executed import records
 
 
 def make_faint_case():
@@ -44,3 +46,15 @@ def test_rescaled_weights_decide_where_the_network_learns_with_them_alone(tmp_pa
     before = set(tmp_path.glob("cell-*.json"))
     assert list(ns.compare(make_faint_case, **options).arms) == ["own", "none", "rescaled"]
     assert set(tmp_path.glob("cell-*.json")) == before
+
+
+@pytest.mark.trains
+def test_the_last_share_to_end_runs_all_of_the_arm_that_only_it_knows_of(tmp_path):
+    options = {"seeds": 2, "steps": 40, "rates": [1, 2], "workers": 1, "questions": ["speed", "rates"]}
+    whole = ns.compare(make_faint_case, out=tmp_path / "whole", **options)
+    with pytest.raises(ns.IncompleteRunError, match="4 of 8 cells are complete"):
+        ns.compare(make_faint_case, out=tmp_path / "shares", shard="1/2", **options)
+    shared = ns.compare(make_faint_case, out=tmp_path / "shares", shard="2/2", **options)
+    assert list(shared.arms) == list(whole.arms) == ["own", "none", "rescaled"]
+    assert_frame_equal(records(tmp_path / "shares"), records(tmp_path / "whole"), check_exact=True)
+    assert [each.sentence for each in shared.answers_in_order] == [each.sentence for each in whole.answers_in_order]

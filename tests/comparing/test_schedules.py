@@ -114,6 +114,54 @@ def test_where_no_steps_are_asked_for_there_are_as_many_as_the_schedule_has(tmp_
 
 
 def test_a_schedule_that_is_stepped_now_and_then_is_tried(tmp_path):
-    with pytest.raises(UsageError, match=r"training step 25 of the arm own .* Tried to step 13 times"):
+    said = r"OneCycleLR of 12 steps\) ends in training step 25 of 26: give --steps 25, or make the schedule longer"
+    with pytest.raises(UsageError, match=said):
         ns.compare(lambda: make_one_cycle_case(12, 2), steps=26, out=tmp_path, **QUICK)
     assert ns.compare(lambda: make_one_cycle_case(12, 2), steps=25, out=tmp_path, **QUICK).plan.steps == 25
+
+
+def make_restless_case():
+    """Make a set-up whose schedule is stepped once in its first training step, and three times in each later step."""
+    case = set_ups.make_case()
+    schedule = schedules.SequentialLR(
+        case.optimizer,
+        [schedules.ConstantLR(case.optimizer, 1.0), schedules.OneCycleLR(case.optimizer, 0.1, total_steps=12)],
+        [1],
+    )
+    done = []
+
+    def step(model, batch):
+        case.optimizer.zero_grad()
+        loss = set_ups.entropy(model, batch)
+        loss.backward()
+        case.optimizer.step()
+        for _ in range(3 if done else 1):
+            schedule.step()
+        done.append(loss)
+        return loss
+
+    return ns.Case(case.model, set_ups.entropy, case.loader, step=step)
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+def test_a_schedule_within_another_that_is_stepped_more_often_than_seen_ends_in_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"ends in training step (\d+) of 9: give --steps \1, or make the schedule"):
+        ns.compare(make_restless_case, steps=9, out=tmp_path, **QUICK)
+    assert ns.compare(make_restless_case, steps=4, out=tmp_path, **QUICK).plan.steps == 4
+
+
+def test_an_error_beside_a_schedule_stays_in_its_own_words(tmp_path):
+    def make():
+        case = make_one_cycle_case()
+        step, done = case.step, []
+
+        def raises(model, batch):
+            done.append(batch)
+            if len(done) == 3:
+                raise ValueError("of the user's own")
+            return step(model, batch)
+
+        return ns.Case(case.model, set_ups.entropy, case.loader, step=raises)
+
+    with pytest.raises(UsageError, match=r"training step 2 of the arm own .* of the user's own"):
+        ns.compare(make, steps=4, out=tmp_path, **QUICK)

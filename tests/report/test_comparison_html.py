@@ -50,6 +50,26 @@ def test_the_strip_has_word_effect_and_the_numbers_of_the_two_arms_that_decide(p
     ]
 
 
+def test_a_word_of_the_strip_says_that_it_is_corrected_for_all_answers():
+    asked = []
+    for each, p in zip(compared_pages.asked(), (0.0004, 0.04, None, 0.06, 0.3, 0.02), strict=True):
+        (verdict,) = each.section.verdicts
+        outcome = Outcome.UNCLEAR if p and p > 0.05 else verdict.outcome
+        verdict = dataclasses.replace(verdict, adjusted_p=p, outcome=outcome)
+        asked.append(dataclasses.replace(each, section=dataclasses.replace(each.section, verdicts=(verdict,))))
+    tiles = part(report.comparison_html(compared_pages.page(asked=tuple(asked))), 'class="tiles strip"', "</ul>")
+    badges = re.findall(r'<span class="badge [^"]*"(.*?)>.*?</span> (.*?)</span>', tiles, re.S)
+    said = (
+        ' title="After Holm&#39;s correction for 5 answers read together: p {}. The interval is of this answer alone."'
+    )
+    assert badges == [
+        (said.format("&lt; 0.001"), "depends on the time"),
+        (said.format("= 0.04"), "opposite"),
+        ("", "not measurable"),
+        (said.format("= 0.06"), "unclear"),
+    ]
+
+
 def test_every_question_is_answered_in_a_sentence_that_leads_to_its_section(page):
     asked = compared_pages.asked()
     assert len(listed(page)) == len(asked) == 6

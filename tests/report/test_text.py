@@ -16,7 +16,10 @@ from normscope.layers import AbstractLayer
         ("$H^T v$, $H^\\top v$", "Hᵀ v, Hᵀ v"),
         ("$\\lambda_{max}$, $a^{i+1}$, $e^{x_1}$", "λ_max, a^(i+1), e^x₁"),
         ("$\\frac{\\gamma}{\\sigma + 1}$", "γ/(σ + 1)"),
-        ("$\\overline{gx}$ $a < b$ $\\{1\\}$", "g\u0305x\u0305 a < b {1}"),
+        ("$\\overline{g}$ $\\overline{gx^2}$ $a < b$ $\\{1\\}$", "g\u0304 bar(gx²) a < b {1}"),
+        ("$10^{-8}$, $e^{-\\lambda}$, $a^*$", "10⁻⁸, e^(−λ), a*"),
+        ("$\\lVert H v - \\lambda v\\rVert$, $\\langle x \\rangle$", "‖H v − λv‖, ⟨x⟩"),
+        ("$i\\ne j$, $i \\ne j$, $6\\cdot 10$, $\\gamma (x)$", "i≠j, i ≠ j, 6·10, γ (x)"),
         ("so\n\n$$y = \\mu,\nz$$\n\nend", "so\n\n    y = μ, z\n\nend"),
         ("``a*b*c`` `d` *e* **f** :class:`~g.H`", "`a*b*c` `d` e f `g.H`"),
         ("[text](https://a.b/c)", "text (https://a.b/c)"),
@@ -26,6 +29,9 @@ from normscope.layers import AbstractLayer
 )
 def test_a_terminal_shows_signs(markup, shown):
     assert report.terminal(markup) == shown
+
+
+FUNCTIONS = {"log", "ln", "max", "min", "exp", "cos", "sin", "tanh", "det", "sup", "inf", "lim", "arg"}
 
 
 def units():
@@ -39,5 +45,17 @@ def units():
 def test_no_unit_shows_markup_in_a_terminal():
     for unit in units():
         for text in (unit.title(), *unit.page().values()):
-            left = re.findall(r"\$|``|\\[A-Za-z]+|:[a-z]+:`|</?su[bp]>|<span", report.terminal(text))
+            shown = report.terminal(text)
+            code = re.compile(r"```.*?```|`[^`]*`|^ {4,}.*?$", re.DOTALL | re.MULTILINE)  # stands as it was written
+            left = re.findall(r"\$|``|\\[A-Za-z]+|:[a-z]+:|</?su[bp]>|<span|\u0305", shown)
+            left += re.findall(r"[\\{}]", code.sub("", shown))
             assert not left, f"{unit.CODE}: {left}"
+
+
+def test_every_command_of_a_formula_has_a_sign():
+    for unit in units():
+        for text in (unit.title(), *unit.page().values()):
+            for formula in re.findall(r"\$\$?([^$]+)\$\$?", text):
+                commands = set(re.findall(r"\\([A-Za-z]+)", formula)) - FUNCTIONS
+                named = [name for name in commands if name in report.terminal(f"$\\{name}{{x}}{{y}}$")]
+                assert not named, f"{unit.CODE}: {named} of ${formula}$"

@@ -15,7 +15,16 @@ from normscope.modules.rng import streams_kept
 from normscope.modules.settings import settings_kept
 from normscope.records import Cell, Record, Store
 from normscope.records.places import Folder
-from normscope.running import Executor, LocalExecutor, Shard, Work, connected, one_thread, worker_count
+from normscope.running import (
+    Executor,
+    IncompleteRunError,
+    LocalExecutor,
+    Shard,
+    Work,
+    connected,
+    one_thread,
+    worker_count,
+)
 from normscope.stats.decide import FEWEST_SEEDS
 
 _LAST = 0.05  # of a budget is left for the page and for what was not foreseen
@@ -142,6 +151,18 @@ def run_cells(store: Store, arms: Sequence[Arm], plan: Plan, engine: Engine, pro
     """
     cells = cells_of(arms, plan)
     _run(store, arms, plan, cells, engine, progress, (0, len(cells)))
+
+
+def run_added(store: Store, arm: Arm, plan: Plan, engine: Engine, progress: Progress | None) -> None:
+    """Run all cells of an arm that the runs have turned out to need.
+
+    Only a share that finds the cells of all shares complete knows of the arm. So it runs its own share first, for
+    another share may do the same, and then what is left: the other shares may have ended.
+    """
+    try:
+        run_cells(store, [arm], plan, engine, progress)
+    except IncompleteRunError:
+        run_cells(store, [arm], plan, replace(engine, shard=None), progress)
 
 
 def _run(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: What an export can be.
 KINDS = ("pdf", "svg", "csv", "latex")
 
+# Of the width of a line; the rest is the space between columns.
+_COLUMNS = r"p{0.34\linewidth}p{0.19\linewidth}p{0.14\linewidth}p{0.17\linewidth}"
 _HEADS = ("Question", "Effect", "Interval", "Word")
 
 
@@ -144,10 +146,10 @@ def _latex(page: ComparisonPage) -> str:
     comments = [
         page.title,
         page.lede,
-        f"Intervals: {' and '.join(levels)}, over seeds.",
+        f"Intervals: {' and '.join(levels)}, over seeds, of each answer alone. Words: after Holm's correction.",
         r"Needs \usepackage{booktabs}; \input this file where the table is to stand.",
     ]
-    return booktabs(_HEADS, rows, r"p{0.38\linewidth}p{0.22\linewidth}p{0.16\linewidth}l", comments=comments)
+    return booktabs(_HEADS, rows, _COLUMNS, comments=comments)
 
 
 def _effect(answer: Answer) -> tuple[str, str]:

@@ -45,8 +45,14 @@ def scale_rates(case: Case, factor: float) -> None:
 
 def schedules_that_end(case: Case) -> list[OneCycleLR]:
     """Return the schedules of a set-up that raise when they are stepped beyond their end; others go on for ever."""
-    found = {id(each): each for _, each in reached_objects(case) if isinstance(each, OneCycleLR)}
+    schedulers = [each for _, each in reached_objects(case) if isinstance(each, LRScheduler)]
+    found = {id(part): part for each in schedulers for part in _parts(each) if isinstance(part, OneCycleLR)}
     return list(found.values())
+
+
+def ended(case: Case) -> OneCycleLR | None:
+    """Return a schedule of a set-up that was stepped beyond its end, and has raised; None if there is none."""
+    return next((each for each in schedules_that_end(case) if each.last_epoch > each.total_steps), None)
 
 
 def _parts(scheduler: LRScheduler) -> Iterator[LRScheduler]:

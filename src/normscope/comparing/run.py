@@ -14,7 +14,7 @@ from torch.nn import Module
 from normscope._errors import UsageError
 from normscope.comparing.arms import WORDS, Arm, Change, Factory, arms_of
 from normscope.comparing.budget import fitted, seconds_of
-from normscope.comparing.cells import Clock, Engine, engine_for, run_cells, run_seeds
+from normscope.comparing.cells import Clock, Engine, engine_for, run_added, run_seeds
 from normscope.comparing.comparison import Comparison
 from normscope.comparing.configuration import chosen, configuration, known_plan, starts_of, within_schedule
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
@@ -146,7 +146,7 @@ def _run_all(
     plan = replace(plan, seeds=run_seeds(store, arms, plan, engine, progress, clock))
     if rescued := _rescued(Comparison(store, seeds=plan.seeds), arms):
         arms = (*arms, rescued)
-        run_cells(store, [rescued], plan, engine, progress)
+        run_added(store, rescued, plan, engine, progress)
         store = with_added(store, rescued.as_json())
     if "cost" in plan.questions and not has_cost(store.path, arms, plan):
         write_cost(store.path, measure_cost(arms, plan, progress))

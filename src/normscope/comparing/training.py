@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from normscope.comparing.chains import Chains
 from normscope.comparing.described import chain_records, model_records, order_records, weight_norm
 from normscope.comparing.evaluation import evaluate, gap_records
 from normscope.comparing.plan import Plan
-from normscope.comparing.rates import optimizer_of, scale_rates
+from normscope.comparing.rates import ended, optimizer_of, scale_rates
 from normscope.comparing.reuse import is_watched
 from normscope.evidence import Case
 from normscope.modules.backward import on_backward
@@ -135,7 +135,8 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
             yield weight_norm(case.model, cell.id, index)
         doing = f"training step {index} of the arm {cell.arm} (seed {cell.seed})"
         first = chains if chains is not None and index == 0 else nullcontext()
-        with users_code(doing), torch.enable_grad(), recorder.step(batch), first:
+        told = _schedule_told(case, index, plan.steps)
+        with told, users_code(doing), torch.enable_grad(), recorder.step(batch), first:
             loss = steps.step(batch)
         yield from chain_records(chains, batch, cell.id) if chains is not None and index == 0 else ()
         yield Record(cell.id, index, "training", "", "loss", loss)
@@ -157,6 +158,21 @@ def _records(case: Case, plan: Plan, cell: Cell, *, watched: bool) -> Iterator[R
         yield Record(cell.id, 0, "note", "", f"{code} read nothing: {reason}", 1.0)
     if not diverged:
         yield from gap_records(case, plan.batches, cell.id, plan.steps)
+
+
+@contextmanager
+def _schedule_told(case: Case, step: int, steps: int) -> Iterator[None]:
+    """Say plainly that a schedule has ended, where that is why a training step raised."""
+    try:
+        yield
+    except UsageError as error:
+        schedule = ended(case)
+        if schedule is None:
+            raise
+        raise UsageError(
+            f"the schedule of the set-up (OneCycleLR of {schedule.total_steps} steps) ends in training step {step} of "
+            f"{steps}: {f'give --steps {step}, or ' if step else ''}make the schedule longer"
+        ) from error.__cause__
 
 
 class _Batches:

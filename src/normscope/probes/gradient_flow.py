@@ -65,7 +65,7 @@ class GradientFlow(AbstractProbe):
     optimizer. With several backward passes through
     one forward pass, squares are pooled over the passes; over micro-batches ``output_norm`` is that of all their
     outputs. ``growth`` assumes that layers follow one another: with branches or skips the order of first use is not a
-    depth. And it assumes outputs of one size: a global average over N positions makes the mean square N\ :sup:`2` times
+    depth. And it assumes outputs of one size: a global average over N positions makes the mean square $N^2$ times
     smaller on the way to the input, without any gradient having vanished. With layers that are alone in their number of
     positions nothing is said of them.
 

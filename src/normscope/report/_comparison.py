@@ -10,7 +10,7 @@ from normscope.records.answers import capital
 from normscope.report._page import environment, flat, headline, resources
 from normscope.report._sections import Section, duration
 from normscope.report._study import study
-from normscope.report._words import point_and_interval
+from normscope.report._words import p_words, point_and_interval
 
 _FEW_LINES = 4  # of what was done to an arm, that need no fold
 _TILES = 4  # that the strip has room for
@@ -108,7 +108,8 @@ def comparison_html(page: ComparedPage) -> str:
     questions = [_question(asked, index, charts) for index, asked in enumerate(page.asked, start=1)]
     beside = [study(section, f"study-{index}", charts) for index, section in enumerate(page.beside, start=1)]
     words = {arm.name: arm.words for arm in page.arms}
-    tiles = [_tile(shown, [(words.get(arm, arm), shown["numbers"].get(arm, "")) for arm in page.pair])
+    together = sum(shown["verdict"] is not None and shown["verdict"].adjusted_p is not None for shown in questions)
+    tiles = [_tile(shown, [(words.get(arm, arm), shown["numbers"].get(arm, "")) for arm in page.pair], together)
              for shown in questions if shown["tile"]]  # fmt: skip
     levels = sorted({shown["verdict"].effect.level for shown in questions if shown["verdict"]})
     return (
@@ -153,7 +154,7 @@ def _question(asked: AskedQuestion, index: int, charts: dict[str, Any]) -> Shown
     }
 
 
-def _tile(shown: Shown, numbers: list[tuple[str, str]]) -> Shown:
+def _tile(shown: Shown, numbers: list[tuple[str, str]], together: int) -> Shown:
     """Return a tile of the strip: its name, the word, the effect, and the numbers of the two arms that decide."""
     answer = shown["answer"] or {}
     point, interval = point_and_interval(answer.get("amount", ""))
@@ -162,11 +163,21 @@ def _tile(shown: Shown, numbers: list[tuple[str, str]]) -> Shown:
         "title": shown["tile"],
         "asks": shown["asks"],
         "answer": shown["answer"],
+        "corrected": _corrected(shown, together),
         "point": point,
         "interval": interval,
         "numbers": numbers if any(number for _, number in numbers) else [],
         "pair": " against ".join(words for words, _ in numbers),
     }
+
+
+def _corrected(shown: Shown, together: int) -> str:
+    """Say that the word of a tile is corrected for the answers that are read together; empty where it is not."""
+    verdict = shown["verdict"]
+    if verdict is None or shown["described"] or verdict.adjusted_p is None or together < 2:
+        return ""
+    _, p = p_words(verdict)
+    return f"After Holm's correction for {together} answers read together: {p}. The interval is of this answer alone."
 
 
 def _made(page: ComparedPage) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@ r"""TeX of docstrings as readable signs, superscripts and subscripts: ``\frac{\g
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -13,6 +14,10 @@ _SIGNS = {
     "prod": "∏", "int": "∫", "infty": "∞", "times": "×", "cdot": "·", "odot": "⊙", "otimes": "⊗", "pm": "±",
     "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠", "neq": "≠", "approx": "≈", "sim": "∼", "propto": "∝",
     "equiv": "≡", "to": "→", "rightarrow": "→", "mapsto": "↦", "in": "∈", "langle": "⟨", "rangle": "⟩", "ell": "ℓ",
+    "leftarrow": "←", "Rightarrow": "⇒", "iff": "⇔", "ll": "≪", "gg": "≫", "notin": "∉", "subset": "⊂", "cup": "∪",
+    "cap": "∩", "circ": "∘", "ast": "*", "star": "⋆", "prime": "′", "perp": "⊥", "forall": "∀", "exists": "∃",
+    "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "zeta": "ζ", "iota": "ι", "upsilon": "υ", "Xi": "Ξ",
+    "Pi": "Π", "Upsilon": "Υ", "mp": "∓", "div": "÷", "neg": "¬",
     "top": "ᵀ", "mid": "|", "ldots": "…", "dots": "…", "cdots": "…", "quad": "  ", "qquad": "   ", "lVert": "‖",
     "rVert": "‖", "Vert": "‖", "|": "‖", "lvert": "|", "rvert": "|", "left": "", "right": "", "big": "", "Big": "",
     "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "limits": "", "displaystyle": "", "\\": " ", "{": "{", "}": "}",
@@ -23,10 +28,13 @@ _ACCENTS = {
     "vec": "\u20d7",
 }  # fmt: skip
 _PLAIN = {"mathrm", "mathbf", "mathcal", "mathbb", "text", "operatorname", "boldsymbol", "mathit", "textrm"}
-_OPENING = {"lVert", "lvert", "langle", "nabla", "partial", "left"}  # signs that stand close to what follows
+_OPENING = {"lVert", "lvert", "langle", "lfloor", "lceil", "nabla", "partial", "left"}  # close to what follows them
+_CLOSING = {"rVert", "rvert", "rangle", "rfloor", "rceil"}  # close to what stands before them
+_BETWEEN = set("±∓×·⊙⊗∘÷≤≥≠≈∼∝≡→←↦⇒⇔≪≫∈∉⊂∪∩|")  # as far from one side as from the other
 _TOKEN = re.compile(r"\\([A-Za-z]+|.)|([{}^_&])|(\s+)|(.)", re.DOTALL)
-_SUPERSCRIPTS = dict(zip("0123456789T", "⁰¹²³⁴⁵⁶⁷⁸⁹ᵀ", strict=True))
+_SUPERSCRIPTS = dict(zip("0123456789T−", "⁰¹²³⁴⁵⁶⁷⁸⁹ᵀ⁻", strict=True))
 _SUBSCRIPTS = dict(zip("0123456789", "₀₁₂₃₄₅₆₇₈₉", strict=True))
+_NUMBER = re.compile(r"−?\d+")
 _APART = re.compile(r"^[ ]*\$\$(.+?)\$\$[ ]*(?:\n|\Z)", re.MULTILINE | re.DOTALL)
 _SCRIPT = re.compile(r"<(sup|sub)>((?:(?!</?su[pb]>).)*)</\1>", re.DOTALL)
 _OVER = re.compile(r'<span class="over">([^<]*)</span>')
@@ -35,7 +43,7 @@ _TERMS = re.compile(r"[+−\s·×]")
 
 def mathematics(source: str) -> Markup:
     """Write TeX as HTML; what is not understood stands as it was written."""
-    tokens = [match[0] for match in _TOKEN.finditer(source.strip())]
+    tokens = _spaced([match[0] for match in _TOKEN.finditer(source.strip())])
     parts = []
     position = 0
     while position < len(tokens):  # a closing brace too many ends a group, not the text
@@ -43,6 +51,26 @@ def mathematics(source: str) -> Markup:
         parts.append(group)
         position += 1
     return Markup('<span class="math">{}</span>').format(Markup("").join(parts))
+
+
+def _spaced(tokens: list[str]) -> list[str]:
+    """Leave out the spaces that TeX asks for behind a command and no reader wants to see."""
+    kept: list[str] = []
+    for token, following in pairwise([*tokens, ""]):
+        if not (token.isspace() and kept and _idle_space(kept, following)):
+            kept.append(token)
+    return kept
+
+
+def _idle_space(before: list[str], following: str) -> bool:
+    """Say whether a space between tokens only ends the name of a command."""
+    command = before[-1][1:] if before[-1].startswith("\\") else ""
+    sign = _SIGNS.get(command, "")
+    if command in _OPENING or following[1:] in _CLOSING:
+        return True
+    if sign in _BETWEEN:
+        return len(before) > 1 and not before[-2].isspace()
+    return len(sign) == 1 and sign.isalpha() and command != "top" and following.isalnum()
 
 
 def _group(tokens: list[str], position: int) -> tuple[Markup, int]:
@@ -78,8 +106,6 @@ def _one(tokens: list[str], position: int) -> tuple[Markup, int]:
         return _accented(name, shown), position
     if name in _PLAIN:
         return _argument(tokens, position)
-    while name in _OPENING and position < len(tokens) and tokens[position].isspace():
-        position += 1
     return escape(_SIGNS.get(name, name)), position
 
 
@@ -112,11 +138,12 @@ def formulas(text: str) -> Iterator[str]:
 
 
 def plain(source: str) -> str:
-    """Write TeX as plain text for a terminal: signs of Unicode, ``x²``, ``λ_max``, ``a^(i,j)``."""
+    """Write TeX as plain text for a terminal: signs of Unicode, ``x²``, ``λ_max``, ``a^(i,j)``, ``bar(xy)``."""
     shown = str(mathematics(source))
     while (bare := _SCRIPT.sub(_script, shown)) != shown:  # the innermost first
         shown = bare
-    lined = _OVER.sub(lambda match: "".join(f"{sign}\u0305" for sign in Markup(match[1]).unescape()), shown)
+    # Terminals draw a line over several letters in pieces, and lose it over a superscript.
+    lined = _OVER.sub(r"bar(\1)", shown)
     return " ".join(Markup(re.sub(r"<[^>]*>", "", lined)).unescape().split())
 
 
@@ -124,9 +151,9 @@ def _script(match: re.Match[str]) -> str:
     """Write a superscript or subscript by letters of Unicode, else behind ``^`` or ``_``."""
     kind, body = match[1], Markup(match[2]).striptags()
     letters = _SUPERSCRIPTS if kind == "sup" else _SUBSCRIPTS
-    if body in letters or (body and all(sign in letters and sign.isdigit() for sign in body)):
+    if (body in letters or _NUMBER.fullmatch(body)) and all(sign in letters for sign in body):
         return "".join(letters[sign] for sign in body)
-    if kind == "sup" and body == "ᵀ":
+    if kind == "sup" and body in ("ᵀ", "*", "′", "⋆"):
         return body
     sign = "^" if kind == "sup" else "_"
     return str(escape(f"{sign}{body}" if body.isalnum() else f"{sign}({body})"))
