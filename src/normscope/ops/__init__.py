@@ -1,7 +1,13 @@
 """Operations on tensors, with forward, backward and tangent written out. The one door to the mathematics."""
 
-from normscope.ops.backward_terms import GradientTerms, batch_norm_backward_terms
+from normscope.ops.backward_terms import (
+    GradientTerms,
+    batch_norm_backward_terms,
+    layer_norm_backward_terms,
+    rms_norm_backward_terms,
+)
 from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given, batch_renorm, ghost_batch_norm
+from normscope.ops.dynamic_tanh import dynamic_tanh
 from normscope.ops.gaussian import GaussianMoments, gaussian_moments
 from normscope.ops.lp import lp_norm
 from normscope.ops.moments import Moments, merge, merge_all
@@ -22,18 +28,21 @@ __all__ = [
     "batch_norm_given",
     "batch_norm_in_place",
     "batch_renorm",
+    "dynamic_tanh",
     "explain",
     "gaussian_moments",
     "ghost_batch_norm",
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "layer_norm_backward_terms",
     "lp_norm",
     "merge",
     "merge_all",
     "moments_of",
     "normalize",
     "rms_norm",
+    "rms_norm_backward_terms",
     "standardize",
     "using",
 ]

@@ -13,7 +13,7 @@ from normscope.ops.batch_norm import batch_norm_given
 from normscope.ops.lp import Divisor, divide
 from normscope.ops.normalize import standardize_affine
 from normscope.ops.rows import columnwise, standardize_rows
-from normscope.ops.shapes import ShapeError, check_channels
+from normscope.ops.shapes import ShapeError, check_channels, check_trailing
 from normscope.ops.standardization import affine
 from normscope.ops.statistics import wide
 from normscope.ops.track import track
@@ -41,7 +41,7 @@ def layer_norm(
     Raises:
         ShapeError: The last axes of ``x``, or a parameter, are not of ``normalized_shape``; ``x`` is not floating.
     """
-    rows = _leading(x, normalized_shape, weight, bias)
+    rows = check_trailing(x, normalized_shape, weight, bias)
     if x.numel() == 0:
         return columnwise(x, weight, bias).to(x.dtype)
     gain, shift = (None if values is None else values.reshape(-1) for values in (weight, bias))
@@ -68,7 +68,7 @@ def rms_norm(
     Raises:
         ShapeError: The last axes of ``x``, or a parameter, are not of ``normalized_shape``; ``x`` is not floating.
     """
-    rows = _leading(x, normalized_shape, weight)
+    rows = check_trailing(x, normalized_shape, weight)
     if x.numel() == 0:
         return columnwise(x, weight, None).to(x.dtype)
     eps = torch.finfo(wide(x.dtype)).eps if eps is None else eps
@@ -169,14 +169,3 @@ def _like(xhat: Tensor, x: Tensor) -> Tensor:
         if x.is_contiguous(memory_format=channels_last):
             xhat = xhat.contiguous(memory_format=channels_last)
     return xhat
-
-
-def _leading(x: Tensor, normalized_shape: Sequence[int], *parameters: Tensor | None) -> int:
-    """Return how many sets of ``normalized_shape`` there are in ``x``."""
-    shape = tuple(normalized_shape)
-    if not shape or tuple(x.shape[-len(shape) :]) != shape or not x.is_floating_point():
-        raise ShapeError(f"expected floating values whose last axes are {shape}, got {x.dtype} {tuple(x.shape)}")
-    for values in parameters:
-        if values is not None and tuple(values.shape) != shape:
-            raise ShapeError(f"expected a weight and bias of shape {shape}, got {tuple(values.shape)}")
-    return math.prod(x.shape[: -len(shape)])

@@ -1,5 +1,6 @@
 """What is raised where tensors or numbers do not fit an operation."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -40,6 +41,29 @@ def check_channels(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None
     if x.ndim < 2 or not x.is_floating_point():
         raise ShapeError(f"expected floating values (N, C, *), got {x.dtype} of shape {tuple(x.shape)}")
     check_rows(x, names, rows)
+
+
+def check_trailing(x: Tensor, normalized_shape: Sequence[int], *parameters: Tensor | None) -> int:
+    """Refuse values, or parameters, whose last axes are not of a shape.
+
+    Args:
+        x: Values ``(*, normalized_shape)``.
+        normalized_shape: The shape.
+        *parameters: Each of that shape, or None.
+
+    Returns:
+        How many sets of ``normalized_shape`` there are in ``x``.
+
+    Raises:
+        ShapeError: The last axes of ``x``, or a parameter, are not of the shape; ``x`` is not floating.
+    """
+    shape = tuple(normalized_shape)
+    if not shape or tuple(x.shape[-len(shape) :]) != shape or not x.is_floating_point():
+        raise ShapeError(f"expected floating values whose last axes are {shape}, got {x.dtype} {tuple(x.shape)}")
+    for values in parameters:
+        if values is not None and tuple(values.shape) != shape:
+            raise ShapeError(f"expected a weight and bias of shape {shape}, got {tuple(values.shape)}")
+    return math.prod(x.shape[: -len(shape)])
 
 
 def _misfit(x: Tensor, names: Sequence[str], rows: Sequence[Tensor | None]) -> str:
