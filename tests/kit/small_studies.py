@@ -40,6 +40,7 @@ SMALL = {
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
     "noisy-batchnorm": {"network": MLP, "batch": 32, "steps": 12, "lrs": [0.1, 0.3], "every": 5, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
+    "pre-ln-post-ln-gradients": {"width": 16, "depths": [2, 4], "shallow": [1, 2], "context": 8, "windows": 2},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
@@ -70,18 +71,18 @@ def run_small(slug, out, seeds=2, **changes):
 
 
 def cell_records(slug, arm, point=None, seed=0, **changes):
-    """Run one cell of a study on the digits and return its records."""
+    """Run one cell of a study on its own data and return its records."""
     from normscope.studies.cells import Source, run_group
     from normscope.studies.lab.data import load
 
     study = studies.get(slug)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(study), "PRESETS", {"quick": settings(slug, **changes)})
-        data = load("digits")
+        data = load(study.DATA)
         cells = study.cells("quick", [seed], data)
     fits = [cell for cell in cells if cell.arm == arm and all(cell.point[k] == v for k, v in (point or {}).items())]
     assert fits, f"{slug} has no cell {arm} {point}: {sorted({(c.arm, str(c.point)) for c in cells})}"
-    return run_group(study, Source("digits", data.fingerprint()), "cpu", fits[:1])[0][1]
+    return run_group(study, Source(study.DATA, data.fingerprint()), "cpu", fits[:1])[0][1]
 
 
 def values(records, name, probe=None, site=None):

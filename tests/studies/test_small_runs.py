@@ -40,6 +40,7 @@ NAMES = {
     "learning-rate-tolerance": set(),
     "norm-before-or-after-activation": {"conditioning:condition_95"},
     "output-moments-hessian": {"curvature:top_eigenvalue@frozen", "output_moments:overlap_mean@frozen"},
+    "pre-ln-post-ln-gradients": {"gradient:position", "gradient:batch", "gradient:stream"},
     "relu-half-saturated": {"rectifier:inactive", "rectifier:dead", "rectifier:beta"},
     "scale-invariance-auto-rate": {"scale:cosine", "scale:gradient_slope", "scale:rotation", "scale:equilibrium"},
     "tanh-saturation": {"tanh:beyond_3", "tanh:flat", "tanh:slope", "tanh:gradient_ratio"},
