@@ -480,7 +480,7 @@ WRONG = {
         unit, lambda g, x: g / total(x**2, -1) ** 0.5, ((4, 5),), "x", ("scale coupling", "missing")
     ),
     "linear, not transposed": Formula(
-        lambda x, w: x @ w, lambda g, x, w: (g @ w, x.T @ g), ((5, 4), (4, 4)), "x", ("w.T",)
+        lambda x, w: x @ w, lambda g, x, w: (g @ w, x.T @ g), ((5, 4), (4, 4)), "x", ("w.T|w belongs",)
     ),
     "linear, transposed": Formula(
         lambda x, w: x @ w, lambda g, x, w: (g @ w.T, g.T @ x), ((5, 4), (4, 3)), "w", ("transposed",)

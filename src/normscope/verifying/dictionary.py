@@ -1,27 +1,47 @@
 """Products and sums of what is at hand, for gradients of any argument: which products a right and a wrong one hold."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from normscope.verifying.atoms import atoms
 from normscope.verifying.calls import Array
 from normscope.verifying.edits import Explained
-from normscope.verifying.factors import factor_words, is_named, same
+from normscope.verifying.factors import factor_words, same
 from normscope.verifying.fitting import Rows, Sample, coefficients
-from normscope.verifying.recognise import Core, axes_words, subsets
-from normscope.verifying.terms import Term, changed, value
+from normscope.verifying.groups import axes_words, expands, kept_shape, subsets, summed_axes
+from normscope.verifying.recognise import Core
 
 _MOST_COLUMNS = 900
 _MOST_VALUES = 4_000_000  # of all columns together, before entries are picked
 
 
 class Column(NamedTuple):
-    """A product or sum, as a vector, and its formula."""
+    """A product or sum, as a vector, and its formula.
+
+    Attributes:
+        words: The formula.
+        vector: The values.
+        factors: Names of the factors beside g; None where it is no plain product.
+        over: The axes of the sum, in words; empty where it is no sum.
+    """
 
     words: str
     vector: Array
+    factors: tuple[str, ...] | None = None
+    over: str = ""
+
+
+class _Made(NamedTuple):
+    """A product or sum, as an array a sample, before entries are picked."""
+
+    words: str
+    arrays: list[Array]
+    factors: tuple[str, ...] | None = None
+    over: str = ""
 
 
 class Dictionary:
@@ -40,98 +60,77 @@ class Dictionary:
         shape, size = rows.shape, max(int(np.prod(samples[0].output.shape)), int(np.prod(rows.shape)))
         limit = min(_MOST_COLUMNS, _MOST_VALUES // max(size * len(samples), 1))
         vectors: list[Array] = []
-        for words, arrays in self._all(shape):
+        for made in self._all(shape):
             if len(vectors) >= limit:
                 break
-            if any(not np.isfinite(each).all() for each in arrays):
+            if any(not np.isfinite(each).all() for each in made.arrays):
                 continue
-            vector = rows.vector(arrays)
+            vector = rows.vector(made.arrays)
             length = float(np.linalg.norm(vector))
             if length == 0:
                 continue
             if vectors and float(np.abs(np.stack(vectors) @ (vector / length)).max()) > 1 - 1e-13:
                 continue  # the same but for a factor
             vectors.append(vector / length)
-            self.columns.append(Column(words, vector))
+            self.columns.append(Column(made.words, vector, made.factors, made.over))
         self._unit = np.stack(vectors, 1) if vectors else np.zeros((0, 0))
 
     # -- what it holds ------------------------------------------------------------------------------------------------
 
-    def _all(self, shape: tuple[int, ...]) -> Iterator[tuple[str, list[Array]]]:
+    def _all(self, shape: tuple[int, ...]) -> Iterator[_Made]:
         output = self._samples[0].output.shape
-        atoms = self._atoms(shape)
-        pairs = [*((one, "1") for one in atoms), *itertools.combinations_with_replacement([*atoms][1:], 2)]
-        axes = None if output == shape else _summed(shape, output)
-        kept = _kept(shape, output)
-        if output == shape:
-            for pair in pairs:
-                yield _product(pair, "g"), [self._times(atoms, pair, place) for place in range(len(self._samples))]
-            yield from self._coupled(atoms)
-        elif axes is not None:
-            for pair in pairs:
-                made = [self._times(atoms, pair, place) for place in range(len(self._samples))]
-                words = f"sum({_product(pair, 'g')}) over {axes_words(axes, len(output))}"
-                yield words, [each.sum(axes).reshape(shape) for each in made]
-        elif kept is not None:
-            for pair in pairs:
+        found = atoms(shape, self._core, self._samples)
+        kept = kept_shape(shape, output) if not expands(shape, output) or output == () else None
+        count = range(len(self._samples))
+        if kept is not None:
+            bare = {name: each for name, each in found.items() if "(" not in name}
+            for product in dict.fromkeys([*_products(bare, 4 if len(bare) <= 9 else 2), *_products(found, 2)]):
                 made = [
-                    atoms[pair[0]][place] * atoms[pair[1]][place] * sample.incoming.reshape(kept)
-                    for place, sample in enumerate(self._samples)
+                    self._factors(found, product, place) * self._samples[place].incoming.reshape(kept)
+                    for place in count
                 ]
-                yield _product(pair, "g"), made
+                yield _Made(_words(product), made, product)
+            return
+        plain = self._core is None or (self._core.kind == "norm" and not self._core.activation)
+        products = list(_products(found, 2 if plain or len(found) > 9 else 3))
+        if output == shape:
+            for product in products:
+                yield _Made(_words(product), [self._times(found, product, place) for place in count], product)
+            yield from self._coupled(found)
+        for axes in _sums(shape, output):
+            over = axes_words(axes, len(output))
+            for product in products:
+                made = [self._times(found, product, place).sum(axes).reshape(shape) for place in count]
+                yield _Made(f"sum({_words(product)}) over {over}", made, product, over)
         if len(shape) == 2 and len(output) == 2:
             yield from self._matrices(shape)
 
-    def _atoms(self, shape: tuple[int, ...]) -> dict[str, list[Array]]:
-        """Return factors that fit the output (or the argument, where the output is smaller), by name."""
-        output = self._samples[0].output.shape
-        target = shape if _kept(shape, output) is not None and output != shape else output
-        found: dict[str, list[Array]] = {"1": [np.ones(()) for _ in self._samples]}
-        if self._core is not None and self._core.kind == "norm":
-            for words, key in (("xhat", "h"), ("(x - mean)", "xc"), ("1/sigma", "r")):
-                found[words] = [each.parts.values[key] for each in self._samples if each.parts is not None]
-            bare = Term("", outer="h", power=0)
-            for term, words in changed(bare, self._core, 0):
-                if term.eps:
-                    found[f"xhat that {words}"] = [value(term, self._core, each) for each in self._samples]
-        for name in self._samples[0].inputs:
-            arrays = [each.inputs[name] for each in self._samples]
-            if _expands(arrays[0].shape, target):
-                found[name] = arrays
-                if arrays[0].shape == target and len(target) and self._core is None:
-                    for axis in range(len(target)):
-                        found[f"softmax({name}, axis {axis})"] = [_softmax(each, axis) for each in arrays]
-                    found[f"({name} > 0)"] = [(each > 0).astype(float) for each in arrays]
-        if target == output and output != ():
-            found["output"] = [each.output for each in self._samples]
-            if self._core is None:
-                found["(output > 0)"] = [(each.output > 0).astype(float) for each in self._samples]
-        elif _kept(shape, output) is not None:
-            kept = _kept(shape, output)
-            found["output"] = [each.output.reshape(kept) for each in self._samples]
-            found["1/output"] = [1 / each for each in found["output"]]
-        return found
+    def _factors(self, found: Mapping[str, list[Array]], product: Sequence[str], place: int) -> Array:
+        made: Array = np.ones(())
+        for name in product:
+            made = made * found[name][place]
+        return made
 
-    def _times(self, atoms: Mapping[str, list[Array]], pair: tuple[str, str], place: int) -> Array:
+    def _times(self, found: Mapping[str, list[Array]], product: Sequence[str], place: int) -> Array:
         sample = self._samples[place]
-        return np.broadcast_to(atoms[pair[0]][place] * atoms[pair[1]][place] * sample.incoming, sample.output.shape)
+        return np.broadcast_to(self._factors(found, product, place) * sample.incoming, sample.output.shape)
 
-    def _coupled(self, atoms: Mapping[str, list[Array]]) -> Iterator[tuple[str, list[Array]]]:
+    def _coupled(self, found: Mapping[str, list[Array]]) -> Iterator[_Made]:
         shape = self._samples[0].output.shape
-        names = list(atoms)[:9]
+        names = list(found)[:9]
         for axes in subsets(len(shape)):
             over = axes_words(axes, len(shape))
             for outer, inner in itertools.product(names, names):
                 made = [
                     np.broadcast_to(
-                        atoms[outer][place] * (atoms[inner][place] * sample.incoming).mean(axes, keepdims=True), shape
+                        found[outer][place] * (found[inner][place] * sample.incoming).mean(axes, keepdims=True), shape
                     )
                     for place, sample in enumerate(self._samples)
                 ]
-                mean = f"mean({_product((inner, '1'), 'g')} over {over})"
-                yield (mean if outer == "1" else f"{outer} * {mean}"), made
+                mean = f"mean({_words((inner,))} over {over})"
+                yield _Made(mean if outer == "1" else f"{outer} * {mean}", made)
 
-    def _matrices(self, shape: tuple[int, ...]) -> Iterator[tuple[str, list[Array]]]:
+    def _matrices(self, shape: tuple[int, ...]) -> Iterator[_Made]:
         """Yield products of two matrices, one of which holds the incoming gradient."""
         signals: dict[str, list[Array]] = {"g": [each.incoming for each in self._samples]}
         signals["(g * (output > 0))"] = [each.incoming * (each.output > 0) for each in self._samples]
@@ -153,7 +152,7 @@ class Dictionary:
                     if swapped:
                         one, two, words = two, one, words[::-1]
                     if one[0].shape[1] == two[0].shape[0] and (one[0].shape[0], two[0].shape[1]) == shape:
-                        yield " @ ".join(words), [left @ right for left, right in zip(one, two, strict=True)]
+                        yield _Made(" @ ".join(words), [left @ right for left, right in zip(one, two, strict=True)])
 
     # -- fits ---------------------------------------------------------------------------------------------------------
 
@@ -207,13 +206,29 @@ class Dictionary:
         ]
         lost = [(column, factor) for column, factor in right if column.words not in found]
         extra = [(column, factor) for column, factor in wrong if column.words not in held]
-        if lost and extra:
+        if len(lost) == len(extra) == 1 and (words := _other_factors(lost[0], extra[0], sizes)):
+            said.append(words)
+        elif lost and extra:
             said.append(f"the result has {_formula(extra, sizes)} where the right gradient has {_formula(lost, sizes)}")
         elif lost:
             said.append(f"the term {_formula(lost, sizes)} is missing")
         elif extra:
             said.append(f"the result has the term {_formula(extra, sizes)} too many")
         return Explained("; ".join(said), len(said)) if said else None
+
+
+def _other_factors(right: tuple[Column, float], wrong: tuple[Column, float], sizes: Mapping[str, int]) -> str:
+    """Return which factors of a product are missing or too many; empty where the products have little in common."""
+    (one, held), (two, found) = right, wrong
+    if one.factors is None or two.factors is None or one.over != two.over:
+        return ""
+    wanted, given = Counter(one.factors), Counter(two.factors)
+    lost, extra = list((wanted - given).elements()), list((given - wanted).elements())
+    said = [f"lacks the factor {' * '.join(lost)}"] if lost and not extra else []
+    said += [f"has the factor {' * '.join(extra)} too many"] if extra and not lost else []
+    said += [f"has the factor {' * '.join(extra)} where {' * '.join(lost)} belongs"] if extra and lost else []
+    said += [factor_words(found / held, sizes)] if not same(found, held) else []
+    return f"the result {' and '.join(said)}: the right gradient is {_formula([right], sizes)}"
 
 
 def _formula(terms: Sequence[tuple[Column, float]], sizes: Mapping[str, int]) -> str:
@@ -233,42 +248,24 @@ def _formula(terms: Sequence[tuple[Column, float]], sizes: Mapping[str, int]) ->
     return text.removeprefix("+ ") if text.startswith("+") else f"-{text[2:]}"
 
 
-def named_formula(terms: Sequence[tuple[Column, float]], sizes: Mapping[str, int]) -> bool:
-    """Return whether all factors of a formula are known numbers."""
-    return all(is_named(factor, sizes) for _, factor in terms)
+def _products(found: Mapping[str, list[Array]], most: int) -> Iterator[tuple[str, ...]]:
+    """Yield products of quantities by their names, short products first."""
+    names = [name for name in found if name != "1"]
+    for count in range(most + 1):
+        yield from itertools.combinations_with_replacement(names, count)
 
 
-def _product(pair: tuple[str, str], last: str) -> str:
-    return " * ".join([*(each for each in pair if each != "1"), last])
+def _words(product: Sequence[str]) -> str:
+    return " * ".join([*(each for each in product if each != "1"), "g"])
 
 
-def _expands(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False
-
-
-def _summed(shape: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the axes of the output over which a gradient is summed for an argument that is broadcast; None if none."""
-    if not _expands(shape, output):
-        return None
-    padded = (1,) * (len(output) - len(shape)) + shape
-    return tuple(axis for axis, (one, many) in enumerate(zip(padded, output, strict=True)) if one != many)
-
-
-def _kept(shape: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the output's shape with an axis of 1 for each axis that the forward function sums over; None if none."""
-    if output == () or shape == output:
-        return (1,) * len(shape) if shape != output else None
-    for axes in subsets(len(shape)):
-        if tuple(size for axis, size in enumerate(shape) if axis not in axes) == output or (
-            tuple(1 if axis in axes else size for axis, size in enumerate(shape)) == output
-        ):
-            return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-    return None
-
-
-def _softmax(value: Array, axis: int) -> Array:
-    raised = np.exp(value - value.max(axis, keepdims=True))
-    return raised / raised.sum(axis, keepdims=True)
+def _sums(shape: tuple[int, ...], output: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the axes of the output over which a sum has the shape of an argument, the right axes first."""
+    right = summed_axes(shape, output)
+    if right is None or shape == output:
+        return
+    yield right
+    bare = tuple(size for size in shape if size != 1)
+    for axes in subsets(len(output)):
+        if axes != right and tuple(size for axis, size in enumerate(output) if axis not in axes and size != 1) == bare:
+            yield axes

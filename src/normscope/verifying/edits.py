@@ -53,15 +53,18 @@ def explain_terms(
         sizes: Numbers of entries, by what they count.
     """
     terms = right_terms(core)
+    if not terms:
+        return None
     bare = [Variant(rows.vector([value(term, core, each) for each in samples]), (), term) for term in terms]
     right, rest = coefficients([each.column for each in bare], truth)
     names = [term.name for term in terms]
     if not rows.closes(rest, truth, truth):
-        # Not a mean square: the part through the scale is what is left of the true gradient.
+        # No mean square: the part through the scale is what is left of the true gradient.
         if core.kind != "norm" or not np.isnan(core.ratio):
             return None
-        bare.append(Variant(truth - sum(each.column for each in bare), (), None))
-        right, names = np.ones(len(bare)), [*names, "the coupling through the scale"]
+        bare.append(_coupling(core, samples, rows, truth - sum(each.column for each in bare), truth))
+        right, _ = coefficients([each.column for each in bare], truth)
+        names = [*names, "the coupling through the scale"]
     search = _Search(core, rows.shape, rows, truth, result, right, names, sizes)
     search.look([[each] for each in bare])
     if search.found is not None and search.found.cost % 1 == 0:
@@ -84,6 +87,18 @@ def explain_terms(
     if search.found is None and core.kind == "norm" and not np.isnan(core.ratio):
         search.look_for_eps(terms, samples)
     return search.found
+
+
+def _coupling(core: Core, samples: Sequence[Sample], rows: Rows, left: Array, truth: Array) -> Variant:
+    """Return the term through the scale of a core that is no root mean square, such as a sum of absolute values."""
+    for outer in ("sign", "1", "x"):
+        for inner in ("h", "x"):
+            term = Term("", outer, inner, True, -1)
+            column = rows.vector([value(term, core, each) for each in samples])
+            _, rest = coefficients([column], left)
+            if rows.closes(rest, left, truth):
+                return Variant(column, (), term)
+    return Variant(left, (), None)
 
 
 def _variants(variant: Variant, core: Core, samples: Sequence[Sample], rows: Rows, dimensions: int) -> list[Variant]:
@@ -169,7 +184,10 @@ def _said(
     """Return what is wrong with chosen variants and their factors."""
     if any(abs(factor) < _ABSENT and each.words for each, factor in zip(chosen, factors, strict=True)):
         return None  # what is absent is not written wrongly
-    shared = [words for words in chosen[0].words if len(chosen) > 1 and all(words in each.words for each in chosen)]
+    there = [each for each, factor in zip(chosen, factors, strict=True) if abs(factor) >= _ABSENT]
+    if not there:
+        return None
+    shared = [words for words in there[0].words if len(there) > 1 and all(words in each.words for each in there)]
     common = factors[0] if len({round(factor, 5) for factor in factors}) == 1 and len(factors) > 1 else 1.0
     sentences, cost = [f"every term {words}" for words in shared], float(len(shared))
     if not same(common, 1.0):

@@ -10,9 +10,10 @@ from normscope.verifying.differences import quietly
 from normscope.verifying.edits import Explained, explain_terms
 from normscope.verifying.factors import factor_words, is_named, same
 from normscope.verifying.fitting import Rows, Sample, coefficients, samples_of
+from normscope.verifying.groups import expands
 from normscope.verifying.recognise import Core, recognise
 from normscope.verifying.samples import Sampled
-from normscope.verifying.shapes import changes, orders, summed_too_far
+from normscope.verifying.shapes import changes, orders, summed_elsewhere, summed_too_far
 
 _POWERS = (1, -1, 2, -2, 0.5, -0.5)
 _POWER_WORDS = {
@@ -63,6 +64,12 @@ class Explainer:
                 choices.append((words, made))
             if words := summed_too_far(found, self._truths(name)):
                 return Explained(f"the result {words}", 1)
+            factors = [[np.ones(each.output.shape) for each in self._samples]]
+            if self._core is not None:
+                factors.append([each.parts.values["h"] * np.ones(()) for each in self._samples if each.parts])
+            incoming = [each.incoming for each in self._samples]
+            if words := summed_elsewhere(found, self._truths(name), incoming, factors):
+                return Explained(f"the result {words}", 1)
             for words, made in choices:
                 value = self._values(name, made, rows)
                 if value is not None and value.cost % 1 == 0:
@@ -103,7 +110,7 @@ class Explainer:
             if count > 1 and count not in found.values():
                 found[words] = count
 
-        if self._core is not None:
+        if self._core is not None and self._core.groups.axes:
             add("the entries that are normalized together", self._core.groups.count)
         if shape != own and int(np.prod(shape)) % max(int(np.prod(own)), 1) == 0:
             add("the entries that are summed", int(np.prod(shape)) // max(int(np.prod(own)), 1))
@@ -194,23 +201,16 @@ class Explainer:
         output = self._samples[0].output.shape
         for other in self._samples[0].inputs:
             arrays = [each.inputs[other] for each in self._samples]
-            if arrays[0].ndim <= len(shape) and _expands(arrays[0].shape, shape):
+            if arrays[0].ndim <= len(shape) and expands(arrays[0].shape, shape):
                 yield other, arrays
         if self._core is not None and self._core.kind == "norm":
             r = [each.parts.values["r"] for each in self._samples if each.parts is not None]
             if output == shape:
                 yield "1/sigma", r
-            elif _expands(shape, output):
+            elif expands(shape, output):
                 padded = (1,) * (len(output) - len(shape)) + shape
                 axes = tuple(axis for axis, size in enumerate(padded) if size == 1 and output[axis] != 1)
                 if all(np.ptp(each, axis=axes).max() <= 1e-12 * np.abs(each).max() for each in r):
                     yield "1/sigma", [each.mean(axes).reshape(shape) for each in r]
         if output == shape:
             yield "output", [each.output for each in self._samples]
-
-
-def _expands(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False

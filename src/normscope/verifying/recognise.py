@@ -1,49 +1,21 @@
-"""Find out from numbers what a forward function computes: a gain, a bias, and a normalization between them.
+"""Find out from numbers what a forward function computes: a normalization or a softmax, and what stands around it.
 
-Nothing of the user's code is read. A bias moves the output by as much as it is moved; a gain multiplies what is left.
-With gain 1 and bias 0 the output is the core. A core that is proportional to the input (or to the centred input) within
-groups of entries is a normalization of these groups.
+Nothing of the user's code is read. With gain 1 and bias 0 and before the activation the output is the core. A core that
+is proportional to the input (or to the centred input) within groups of entries is a normalization of these groups.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from normscope._errors import UsageError
+from normscope.verifying.affine import SAME, Affine, around
 from normscope.verifying.calls import Array, Calls
 from normscope.verifying.differences import quietly
+from normscope.verifying.groups import Groups, partitions
 from normscope.verifying.samples import Point
-
-_SAME = 1e-9
-_MOST_GROUPS_OF_CHANNELS = 16
-
-
-@dataclass(frozen=True)
-class Groups:
-    """A partition of the entries of an array: it is viewed in a shape, and entries along some axes are a group.
-
-    Attributes:
-        shape: The shape in which the array is viewed.
-        axes: The axes of the view along which a group runs.
-        words: The groups in words.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    words: str
-
-    @property
-    def count(self) -> int:
-        """Entries in a group."""
-        return int(np.prod([self.shape[axis] for axis in self.axes]))
-
-    def mean(self, value: Array) -> Array:
-        """Return the mean over each group, at each entry."""
-        viewed = value.reshape(self.shape)
-        return np.broadcast_to(viewed.mean(self.axes, keepdims=True), self.shape).reshape(value.shape)
 
 
 @dataclass(frozen=True)
@@ -51,7 +23,7 @@ class Core:
     """What a forward function computes, but for gain and bias.
 
     Attributes:
-        kind: ``"norm"``, ``"softmax"`` or ``"log-softmax"``.
+        kind: ``"norm"``, ``"softmax"``, ``"log-softmax"``, or ``"other"`` where only what stands around it is known.
         argument: The argument that is normalized.
         groups: The entries that are normalized together.
         gain: Argument that multiplies the core; empty if there is none.
@@ -62,6 +34,7 @@ class Core:
             ``1/r = ratio * root mean square + eps``; NaN where neither holds.
         eps: See ``ratio``.
         inside: See ``ratio``.
+        activation: Applied to what comes out; empty if there is none.
     """
 
     kind: str
@@ -74,6 +47,7 @@ class Core:
     ratio: float = float("nan")
     eps: float = 0.0
     inside: bool = True
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,125 +58,68 @@ class Parts:
         values: By name: ``"x"``, ``"xc"`` (centred, or ``x`` itself), ``"h"`` (the core), ``"r"`` (1 over the
             deviation), ``"softmax"``, ``"size"`` (mean square of ``xc`` over the group).
         gain: What multiplies the core.
+        slope: Derivative of the activation.
     """
 
     values: dict[str, Array] = field(default_factory=dict)
     gain: Array = field(default_factory=lambda: np.ones(()))
+    slope: Array = field(default_factory=lambda: np.ones(()))
 
 
 def recognise(calls: Calls, points: Sequence[Point]) -> tuple[Core, list[Parts]] | None:
     """Return what the forward function computes, and its parts at each point; None if it is nothing known."""
+    pointwise = None
     for place in calls.differentiable:
         if points[0].inputs[place].shape != points[0].output.shape or not points[0].output.ndim:
             continue
         with quietly():
             try:
-                found = _of_argument(calls, points, place)
+                for affine in around(calls, points[0], place):
+                    if found := _of_argument(calls, points, place, affine):
+                        return found
+                    if pointwise is None and (affine.gain, affine.bias) != (None, None):
+                        pointwise = _pointwise(calls, points, place, affine)
             except UsageError:  # the forward function refuses a gain of 0 or the like
-                found = None
-        if found is not None:
-            return found
-    return None
-
-
-def _of_argument(calls: Calls, points: Sequence[Point], place: int) -> tuple[Core, list[Parts]] | None:
-    gain, bias, plus_one = _gain_and_bias(calls, points[0], place)
-    cores, gains = [], []
-    for point in points:
-        inputs = list(point.inputs)
-        if bias is not None:
-            inputs[bias] = np.zeros_like(inputs[bias])
-        multiplied: Array = np.ones(())
-        if gain is not None:
-            multiplied = point.inputs[gain] + plus_one
-            inputs[gain] = np.ones_like(inputs[gain]) - plus_one
-        cores.append(calls.output(inputs))
-        gains.append(np.broadcast_to(multiplied, point.output.shape))
-    names = {"gain": "" if gain is None else calls.names[gain], "bias": "" if bias is None else calls.names[bias]}
-    values = [point.inputs[place] for point in points]
-    for groups in _partitions(values[0].shape):
-        known = {"argument": calls.names[place], "groups": groups, "plus_one": plus_one, **names}
-        found = _softmax(values, cores, groups, known) or _norm(values, cores, groups, known)
-        if found is not None:
-            core, parts = found
-            return core, [Parts(part, factor) for part, factor in zip(parts, gains, strict=True)]
-    return None
-
-
-def _gain_and_bias(calls: Calls, point: Point, place: int) -> tuple[int | None, int | None, bool]:
-    """Return the places of the gain and the bias, and whether 1 is added to the gain."""
-    chance = np.random.default_rng(0)
-    bias, gain, plus_one = None, None, False
-
-    def output(**changed: Array) -> Array:
-        return calls.output([changed.get(f"at{at}", value) for at, value in enumerate(point.inputs)])
-
-    others = [at for at in calls.differentiable if at != place and _fits(point.inputs[at], point.output)]
-    scale = float(np.abs(point.output).max())
-    for at in others:
-        step = chance.standard_normal(point.inputs[at].shape)
-        moved = output(**{f"at{at}": point.inputs[at] + step}) - point.output
-        if bias is None and np.abs(moved - step).max() <= _SAME * max(scale, 1.0):
-            bias = at
-    fixed = {f"at{bias}": np.zeros_like(point.inputs[bias])} if bias is not None else {}
-    for at in others:
-        if at == bias:
-            continue
-        factor = 1 + chance.random(point.inputs[at].shape)
-        one, scaled, zero = (
-            output(**fixed, **{f"at{at}": value})
-            for value in (point.inputs[at], factor * point.inputs[at], np.zeros_like(point.inputs[at]))
-        )
-        if not np.isfinite(zero).all() or np.abs(one - zero).max() <= _SAME * scale:
-            continue
-        if np.abs((scaled - zero) - factor * (one - zero)).max() > _SAME * scale:
-            continue
-        unit = output(**fixed, **{f"at{at}": np.ones_like(point.inputs[at])})
-        if np.abs(zero).max() <= _SAME * scale:
-            gain, plus_one = at, False
-        elif np.abs(unit - 2 * zero).max() <= _SAME * scale:
-            gain, plus_one = at, True
-    return gain, bias, plus_one
-
-
-def _fits(value: Array, output: Array) -> bool:
-    try:
-        return np.broadcast_shapes(value.shape, output.shape) == output.shape
-    except ValueError:
-        return False
-
-
-def _partitions(shape: tuple[int, ...]) -> Iterator[Groups]:
-    """Yield the ways to group the entries of an array, the largest groups first."""
-    found = [Groups(shape, axes, axes_words(axes, len(shape))) for axes in subsets(len(shape))]
-    for axis in {1, len(shape) - 1} if len(shape) > 1 else ():
-        size = shape[axis]
-        for many in range(2, min(size, _MOST_GROUPS_OF_CHANNELS + 1)):
-            if size % many:
                 continue
-            view = (*shape[:axis], many, size // many, *shape[axis + 1 :])
-            inner = axis + 1
-            rest = tuple(range(inner + 1, len(view)))
-            runs = dict.fromkeys(((inner,), (inner, *rest), (0, inner, *rest)))
-            words = f"each of {many} groups along axis {axis}"
-            found += [Groups(view, axes, words) for axes in runs]
-    yield from sorted((each for each in found if each.count > 1), key=lambda each: -each.count)
+    return pointwise
 
 
-def subsets(count: int) -> list[tuple[int, ...]]:
-    """Return the subsets of axes that are not empty."""
-    return [each for size in range(1, count + 1) for each in itertools.combinations(range(count), size)]
+def _names(calls: Calls, affine: Affine) -> dict[str, Any]:
+    return {
+        "gain": "" if affine.gain is None else calls.names[affine.gain],
+        "bias": "" if affine.bias is None else calls.names[affine.bias],
+        "plus_one": affine.plus_one,
+        "activation": affine.activation,
+    }
 
 
-def axes_words(axes: tuple[int, ...], count: int) -> str:
-    """Return axes in words."""
-    if len(axes) == count and count > 1:
-        return "all axes"
-    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+def _of_argument(calls: Calls, points: Sequence[Point], place: int, affine: Affine) -> tuple[Core, list[Parts]] | None:
+    cores = [affine.core(calls, point.inputs) for point in points]
+    values = [point.inputs[place] for point in points]
+    for groups in partitions(values[0].shape):
+        known = {"argument": calls.names[place], "groups": groups, **_names(calls, affine)}
+        if found := _softmax(values, cores, groups, known) or _norm(values, cores, groups, known):
+            return found[0], _parts(points, found[1], affine)
+    return None
+
+
+def _pointwise(calls: Calls, points: Sequence[Point], place: int, affine: Affine) -> tuple[Core, list[Parts]]:
+    """Return a core of which only gain, bias and activation are known."""
+    parts = [{"x": point.inputs[place], "h": affine.core(calls, point.inputs)} for point in points]
+    groups = Groups(points[0].output.shape, (), "no axes")
+    core = Core("other", calls.names[place], groups, **_names(calls, affine))
+    return core, _parts(points, parts, affine)
+
+
+def _parts(points: Sequence[Point], values: Sequence[dict[str, Array]], affine: Affine) -> list[Parts]:
+    return [
+        Parts(value, affine.factor(point.inputs, point.output.shape), affine.slope(point.output))
+        for point, value in zip(points, values, strict=True)
+    ]
 
 
 def _same(one: Array, other: Array, by: Array) -> bool:
-    return bool(np.abs(one - other).max() <= _SAME * max(float(np.abs(by).max()), 1e-300))
+    return bool(np.abs(one - other).max() <= SAME * max(float(np.abs(by).max()), 1e-300))
 
 
 def _softmax(
@@ -250,7 +167,7 @@ def _relation(parts: Sequence[Mapping[str, Array]]) -> tuple[float, float, bool]
     """Return how 1 over the deviation depends on the mean square: ratio, eps, and whether eps is inside the root."""
     size = np.concatenate([part["size"].reshape(-1) for part in parts])
     r = np.concatenate([part["r"].reshape(-1) for part in parts])
-    if (r <= 0).any():
+    if (r <= 0).any() or np.ptp(r) <= 1e-9 * r.max():
         return float("nan"), 0.0, True
     for inside, across, up in ((True, size, 1 / r**2), (False, np.sqrt(size), 1 / r)):
         design = np.stack([across, np.ones_like(across)], 1) / up[:, None]

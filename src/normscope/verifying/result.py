@@ -17,9 +17,9 @@ class Checked:
         name: The argument, as the forward function calls it.
         ok: Whether the formula is right; None where nothing was compared: the formula gives no gradient, or the
             argument is a constant.
-        error: Distance of the formula's result to the true gradient, over the length of the true gradient; the largest
-            over all inputs and incoming gradients that were tried. NaN where the shapes do not fit, or nothing was
-            compared.
+        error: Distance of the formula's results to the true gradients, over the length of the true gradients, for all
+            incoming gradients together; the largest over the inputs that were tried. NaN where the shapes do not fit,
+            or nothing was compared.
         tolerance: Largest relative error that counts as rounding.
         where: Index of the entry with the largest error; None where the shapes do not fit, or nothing was compared.
         shape: Shape of the result; None where there is no result.

@@ -11,7 +11,7 @@ from normscope.verifying.differences import quietly, spread_of
 from normscope.verifying.truth import Truth, gradients
 
 #: Inputs beside the given inputs, incoming gradients at each, and how far the inputs are moved, in their spreads.
-_BESIDE, _INCOMING = 2, 3
+_BESIDE, _INCOMING = 2, 4
 _MOVES = (0.3, 0.03, 0.003)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normscope.verifying.calls import Array
-from normscope.verifying.recognise import axes_words
+from normscope.verifying.groups import axes_words, subsets, summed_axes
 
 
 class Change(NamedTuple):
@@ -73,6 +73,42 @@ def summed_too_far(results: Sequence[Array], truths: Sequence[Array]) -> str:
                 if gap <= 1e-7 * size:
                     return f"is summed over {axes_words(axes, len(wanted))}, which the argument has"
     return ""
+
+
+def summed_elsewhere(
+    results: Sequence[Array], truths: Sequence[Array], incoming: Sequence[Array], parts: Sequence[Sequence[Array]]
+) -> str:
+    """Return over which other axes than the right ones a result sums, in words; empty if it is no such result.
+
+    Args:
+        results: The results.
+        truths: The true gradients.
+        incoming: The gradients at the output.
+        parts: Factors that the gradient may have, each of the output's shape.
+    """
+    output = incoming[0].shape
+    right = summed_axes(truths[0].shape, output)
+    if right is None:
+        return ""
+    for part in parts:
+        products = [one * two for one, two in zip(part, incoming, strict=True)]
+        if not _are(
+            [each.sum(right).reshape(truth.shape) for each, truth in zip(products, truths, strict=True)], truths
+        ):
+            continue
+        for axes in subsets(len(output)):
+            sums = [each.sum(axes) for each in products]
+            if axes == right or sums[0].size != results[0].size:
+                continue
+            if _are([each.reshape(results[0].shape) for each in sums], results):
+                count = len(output)
+                return f"is summed over {axes_words(axes, count)} where it should be {axes_words(right, count)}"
+    return ""
+
+
+def _are(found: Sequence[Array], wanted: Sequence[Array]) -> bool:
+    size = max(float(np.abs(each).max()) for each in wanted)
+    return max(float(np.abs(one - two).max()) for one, two in zip(found, wanted, strict=True)) <= 1e-7 * size
 
 
 def orders(count: int) -> list[tuple[int, ...]]:

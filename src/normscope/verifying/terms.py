@@ -7,9 +7,10 @@ import numpy as np
 
 from normscope.verifying.calls import Array
 from normscope.verifying.fitting import Sample
-from normscope.verifying.recognise import Core, axes_words, subsets
+from normscope.verifying.groups import axes_words, subsets
+from normscope.verifying.recognise import Core
 
-_FACTORS = ("1", "x", "xc", "h", "y")
+_FACTORS = ("1", "x", "xc", "h", "y", "sign")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Term:
         reduced: Whether there is a mean.
         sign: 1 or -1.
         power: Power of 1/sigma in front.
-        gain: Where the gain stands: ``"in"``, ``"none"``, ``"square"``, ``"outside"`` of the mean.
+        gain: Where the gain stands: ``"in"``, ``"none"``, ``"square"``, ``"outside"`` of the mean; ``"bare"`` without
+            the 1 that is added to it.
+        sloped: Whether the derivative of the activation is a factor.
         eps: How sigma is computed: as in the forward function if empty; a number is another eps.
         axes: Axes of the mean; those of the forward function if None.
         within: Whether the factor 1/sigma stands within the mean.
@@ -36,6 +39,7 @@ class Term:
     sign: int = 1
     power: int = 1
     gain: str = "in"
+    sloped: bool = True
     eps: str | float = ""
     axes: tuple[int, ...] | None = None
     within: bool = False
@@ -43,6 +47,8 @@ class Term:
 
 def right_terms(core: Core) -> list[Term]:
     """Return the terms of the true gradient, but for their constant factors."""
+    if core.kind == "other":
+        return []
     if core.kind == "softmax":
         return [
             Term("the term y * g", outer="h", power=0),
@@ -53,7 +59,8 @@ def right_terms(core: Core) -> list[Term]:
             Term("the term g", power=0),
             Term("the coupling -softmax * sum(g)", "softmax", "1", True, -1, 0),
         ]
-    gained = f"{core.gain} * g" if core.gain else "g"
+    gained = f"(1 + {core.gain}) * g" if core.plus_one else f"{core.gain} * g" if core.gain else "g"
+    gained = f"{gained} * {core.activation}'" if core.activation else gained
     over = core.groups.words
     terms = [Term(f"the rescale term ({gained} / sigma)")]
     if core.centred:
@@ -70,10 +77,13 @@ def value(term: Term, core: Core, sample: Sample) -> Array:
     assert sample.parts is not None
     parts, gain, g = sample.parts.values, sample.parts.gain, sample.incoming
     r = _deviation(term.eps, core, parts["size"]) if term.eps not in ("", "lead") else parts["r"]
-    named = {**parts, "1": np.ones(()), "y": sample.output}
+    named = {**parts, "1": np.ones(()), "y": sample.output, "sign": np.sign(parts["xc"])}
     if core.kind == "norm":
         named["h"] = parts["xc"] * r
-    signal = g * {"none": np.ones(()), "square": gain**2, "outside": np.ones(()), "in": gain}[term.gain]
+    one = np.ones(())
+    signal = g * {"none": one, "square": gain**2, "outside": one, "in": gain, "bare": gain - 1}[term.gain]
+    if term.sloped:
+        signal = signal * sample.parts.slope
     lead = r**term.power
     outside_root = term.eps == "derived" or (not core.inside and term.eps in ("", "none"))
     if core.kind == "norm" and term.outer != "1" and term.inner != "1" and outside_root:
@@ -108,15 +118,21 @@ def _deviation(way: str | float, core: Core, size: Array) -> Array:
 
 def changed(term: Term, core: Core, dimensions: int) -> Iterator[tuple[Term, str]]:
     """Yield a term with one thing wrong, and what is wrong with it as the end of a sentence."""
+    if core.activation:
+        yield replace(term, sloped=False), f"lacks the derivative of {core.activation}"
     if core.gain:
-        yield replace(term, gain="none"), f"lacks the factor {core.gain}"
-        yield replace(term, gain="square"), f"has the factor {core.gain} twice"
+        name = f"1 + {core.gain}" if core.plus_one else core.gain
+        yield replace(term, gain="none"), f"lacks the factor {name}"
+        yield replace(term, gain="square"), f"has the factor {name} twice"
+        if core.plus_one:
+            yield replace(term, gain="bare"), f"has the factor {core.gain} where {name} belongs"
         if term.reduced:
-            yield replace(term, gain="outside"), f"has the factor {core.gain} outside of the mean, where it varies"
+            yield replace(term, gain="outside"), f"has the factor {name} outside of the mean, where it varies"
     yield from _deviations(term, core)
     if term.reduced:
         for axes in subsets(dimensions):
-            words = f"takes its mean over {axes_words(axes, dimensions)} in place of {core.groups.words}"
+            what = "mean" if core.kind == "norm" else "sum"
+            words = f"takes its {what} over {axes_words(axes, dimensions)} in place of {core.groups.words}"
             yield replace(term, axes=axes), words
             if core.kind == "norm":
                 yield replace(term, axes=axes, within=True), words
@@ -156,6 +172,7 @@ def _deviations(term: Term, core: Core) -> Iterator[tuple[Term, str]]:
 def _other_factors(term: Term, core: Core) -> Iterator[tuple[Term, str]]:
     norm = core.kind == "norm"
     names = {"h": "xhat" if norm else "y", "xc": "(x - mean)", "x": "x", "y": "y", "1": "1", "softmax": "softmax"}
+    names["sign"] = "sign(x)"
     if not norm:
         names["x"] = core.argument
     known = _FACTORS if norm else ("1", "x", "h", "softmax")

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from normscope._errors import UsageError, shown
-from normscope.verifying.calls import Array, Calls, is_array, is_real
+from normscope.verifying.calls import Calls, is_array, is_real
 from normscope.verifying.explain import Explainer
 from normscope.verifying.result import Checked, Verification
-from normscope.verifying.samples import Sampled, names_without_gradient, sample
-from normscope.verifying.truth import MOST_ENTRIES, ROUNDED, Truth
+from normscope.verifying.samples import Point, Sampled, names_without_gradient, sample
+from normscope.verifying.truth import MOST_ENTRIES, ROUNDED
 
 #: Relative errors up to these are rounding: of gradients in float64, by differences, of results in lower precision.
 _AUTOMATIC, _DIFFERENCES = 1e-9, 1e-8
@@ -155,35 +155,32 @@ def _checked(sampled: Sampled, explainer: Explainer, place: int) -> Checked:
 
 def _compared(sampled: Sampled, explainer: Explainer, name: str, base: float) -> Checked:
     """Return the verdict on results of the right shape."""
-    worst: list[tuple[float, float, tuple[int, ...]]] = []
-    wrong = []
-    for number, point in enumerate(sampled.points):
-        for place, results in enumerate(point.results):
-            result = results[name]
-            assert result is not None
-            error, allowed, where = _error(point.truths[name], place, result, base)
-            worst.append((error, allowed, where))
-            if error > allowed:
-                wrong.append(number)
+    found = [_error(point, name, base) for point in sampled.points]
+    wrong = [error > allowed for error, allowed, _ in found]
     shape = sampled.points[0].truths[name].smooth.shape
-    at_given = [number for number in wrong if number == 0]
-    error, allowed, where = max(worst, key=lambda each: each[0] / each[1])
-    tolerance = max(each[1] for each in worst)
-    if not wrong:
+    error, _, where = max(found, key=lambda each: each[0] / each[1])
+    tolerance = max(allowed for _, allowed, _ in found)
+    if not any(wrong):
         return Checked(name, True, error, tolerance, where or None, shape, shape)
-    found = explainer.explain(name, tolerance)
-    words = UNKNOWN if found is None else found.words
-    if not at_given:
+    explained = explainer.explain(name, tolerance)
+    words = UNKNOWN if explained is None else explained.words
+    if not wrong[0]:
         words = f"right at the given inputs only, wrong beside them: {words}"
-    return Checked(name, False, error, tolerance, where or None, shape, shape, words, known=found is not None)
+    return Checked(name, False, error, tolerance, where or None, shape, shape, words, known=explained is not None)
 
 
-def _error(truth: Truth, place: int, result: Array, base: float) -> tuple[float, float, tuple[int, ...]]:
-    """Return the relative error of a result, the error that is rounding, and where the result is off most."""
-    true = truth.values[place]
-    off = np.where(truth.smooth, np.abs(result - true), 0.0)
-    size = float(np.linalg.norm(np.where(truth.smooth, true, 0.0)))
-    absolute = max(_ESTIMATES * truth.errors[place], ROUNDED * truth.natural)
-    scale = size if size > 1e3 * absolute else max(truth.natural, 1e-300)
-    where = tuple(int(each) for each in np.unravel_index(int(off.argmax()), off.shape))
+def _error(point: Point, name: str, base: float) -> tuple[float, float, tuple[int, ...]]:
+    """Return the relative error at a point, the error that is rounding, and the entry that is off most."""
+    truth = point.truths[name]
+    off, true = [], []
+    for value, results in zip(truth.values, point.results, strict=False):
+        result = results[name]
+        assert result is not None
+        off.append(np.where(truth.smooth, np.abs(result - value), 0.0))
+        true.append(np.where(truth.smooth, value, 0.0))
+    size, count = float(np.linalg.norm(true)), math.sqrt(len(off))
+    absolute = count * max(_ESTIMATES * max(truth.errors), ROUNDED * truth.natural)
+    scale = size if size > 1e3 * absolute else max(count * truth.natural, 1e-300)
+    worst = max(off, key=lambda each: float(each.max()))
+    where = tuple(int(each) for each in np.unravel_index(int(worst.argmax()), worst.shape))
     return float(np.linalg.norm(off)) / scale, max(base, absolute / scale), where
