@@ -17,6 +17,7 @@ _PUBLIC = {
     "compare": ("normscope.comparing", "compare"),
     "Comparison": ("normscope.comparing", "Comparison"),
     "check": ("normscope.checking", "check"),
+    "verify": ("normscope.verifying", "verify"),
     "fix": ("normscope.checking", "fix"),
     "NormscopeError": ("normscope._errors", "NormscopeError"),
     "NonFiniteError": ("normscope._errors", "NonFiniteError"),
@@ -47,6 +48,7 @@ _PUBLIC = {
     "plots": ("normscope.plots", None),
     "studies": ("normscope.studies", None),
     "surgery": ("normscope.surgery", None),
+    "verifying": ("normscope.verifying", None),
 }
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
         stats,
         studies,
         surgery,
+        verifying,
     )
     from normscope._errors import DataError, NonFiniteError, NormscopeError, StoreError, UnitError, UsageError
     from normscope.checking import FindingWarning, RuleWarning, check, fix
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from normscope.probes import ProbeWarning, SinkWarning, WiringWarning
     from normscope.running import IncompleteRunError
     from normscope.studies import get as study
+    from normscope.verifying import verify
     from normscope.watching import Scope, watch
 
 __all__ = [
@@ -115,6 +119,8 @@ __all__ = [
     "studies",
     "study",
     "surgery",
+    "verify",
+    "verifying",
     "watch",
 ]
 

@@ -31,6 +31,17 @@ def make_case():
     case = make()
     return ns.Case(case.model, case.loss_fn, case.loader, torch.optim.SGD(case.model.parameters(), 0.1), case.loader)
 """
+FORMULA = """
+import numpy as np
+
+inputs = np.arange(3.0)
+
+def forward(x):
+    return x**2
+
+def backward(g, x):
+    return 2 * g * x
+"""
 HEAVY = ("torch", "polars", "duckdb", "altair", "scipy", "sklearn", "numpy", "rich.progress")
 
 
@@ -99,6 +110,7 @@ def small(tmp_path_factory):
     """A folder with a set-up to check, a study of the user's own that is over soon, and its run."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "setup.py").write_text(SETUP, encoding="utf-8")
+    (folder / "right.py").write_text(FORMULA, encoding="utf-8")
     claim = folder / "my_claim.py"
     normscope.studies.new(claim)
     text = claim.read_text(encoding="utf-8")
@@ -142,6 +154,7 @@ def works(small, monkeypatch):
             "csv,latex",
         ),
         ("example",): (),
+        ("verify",): ("right.py",),
         ("rules",): (),
         ("probes",): (),
         ("layers",): (),

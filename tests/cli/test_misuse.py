@@ -59,6 +59,7 @@ NO_SUCH = {
                    ("missing.py:make", "--rates", "x"), ("missing.py:make", "--export", "docx")],
     ("report",): [("missing",), (".",), ("a_file", "--markdown", "x.md"), ("a_file", "--page", "x.html"),
                   (".", "--study", "missing.py")],
+    ("verify",): [(), ("missing.py",), ("a_file",), (".",), ("a_file:make",), ("missing.py", "--example")],
     ("explain",): [("nothing-like-it",), ("missing.py",), ("probe:nothing",)],
     ("check",): [(), ("missing.py:make",), ("missing:make",), ("--state-dict", "missing.pt"), ("--explain", "NS999")],
     ("study", "show"): [("nothing-like-it",), ("missing.py",)],

@@ -17,6 +17,7 @@ RUN_ELSEWHERE = {
     "README.md": "tests/docs/test_readme.py",
     "docs/checking.md": "tests/docs/test_checking.py",
     "docs/comparing.md": "tests/docs/test_comparing.py",
+    "docs/verify.md": "tests/docs/test_verify.py",
     "docs/watching.md": "tests/docs/test_watching.py",
     "docs/layers.md": "tests/layers/test_layers_guide.py",
 }

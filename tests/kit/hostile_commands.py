@@ -76,6 +76,7 @@ USUAL = {
     ("compare",): ("script.py:make", *SMALL, "--out", "out"),
     ("check",): ("script.py:make", "--select", "NS103"),
     ("report",): ("scope", "--page", "out/page.html"),
+    ("verify",): ("script.py",),
     ("watch",): ("script.py",),
     ("explain",): (),
     ("completion",): (),
@@ -155,6 +156,7 @@ check @:make --select NS103
 check --state-dict @
 check script.py:make --select NS103 --config @
 check script.py:make --select NS105 --unsafe-fixes --out @
+verify @
 compare @:make --out out
 compare script.py:make {SMALL} --out @
 study run @ --out out

@@ -15,7 +15,21 @@ import typer
 
 from normscope import __version__
 from normscope._errors import NormscopeError, one_line
-from normscope.cli import bench, check, compare, completion, demo, example, explain, lists, report, start, study, watch
+from normscope.cli import (
+    bench,
+    check,
+    compare,
+    completion,
+    demo,
+    example,
+    explain,
+    lists,
+    report,
+    start,
+    study,
+    verify,
+    watch,
+)
 from normscope.usercode import described, exits_told, place_of
 
 _USAGE: Any = typer.BadParameter.__bases__[0]  # the parser raises it for words that do not fit
@@ -34,6 +48,9 @@ app.add_typer(bench.app, name="bench")
 app.command("demo", epilog="Example:  normscope demo --out runs/demo")(demo.demo)
 app.command("compare", epilog="Example:  normscope compare train.py:make_case --budget 20min")(compare.compare)
 app.command("check", epilog="Example:  normscope check train.py:make_case --select NS1 --format sarif")(check.check)
+app.command("verify", epilog="Example:  normscope verify --example > note.py && normscope verify note.py")(
+    verify.verify
+)
 app.command("example", epilog="Example:  normscope example > train.py")(example.example)
 app.command("report", epilog="Example:  normscope report runs/demo --open")(report.report)
 app.command("watch", epilog="Example:  normscope watch runs/mine --open")(watch.watch)
