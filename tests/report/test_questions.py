@@ -65,6 +65,11 @@ def test_numbers_networks_picture_and_command_are_put_in(tmp_path):
     assert "images" not in questions_page([ASKED], evidence())
 
 
+def test_the_text_that_asks_is_named_where_there_is_one():
+    assert "Asked in: Q&A on the layer." in questions_page([ASKED], evidence())
+    assert "Asked in" not in questions_page([dataclasses.replace(ASKED, text="")], evidence())
+
+
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.HOLDS])
 def test_an_answer_whose_word_has_changed_is_not_written(tmp_path, outcome):
     with pytest.raises(DataError, match="takes speed /  to be 'holds'"):

@@ -84,7 +84,7 @@ class Question:
 
     Attributes:
         asks: The question, in the askers' words, shortened.
-        text: Kind and title of the text that asks it.
+        text: Kind and title of the text that asks it; empty for a question of today that none of the texts asks.
         answer: Sentences in which ``{study / contrast}`` stands for the effect of a contrast in natural units, and
             ``{study}`` for that of a headline.
         rests_on: What the sentences take for granted.

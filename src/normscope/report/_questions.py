@@ -15,7 +15,7 @@ from normscope.report._condensed import CondensedEvidence, CondensedStudy
 _NUMBER = re.compile(r"\{([^{}]+)\}")
 _LEDE = """# Questions
 
-What people ask about batch normalization, in their words, and what was measured. Every number is an effect with its
+What people ask about normalization, in their words, and what was measured. Every number is an effect with its
 interval over seeds, on the networks and data that stand under it; `normscope study show STUDY` says how it was
 measured, and [Evidence](evidence.md) lists all studies. The words are those of a fixed rule: an effect *holds* if its
 whole interval lies beyond the margin that matters, there is *no effect that matters* if it lies within."""
@@ -76,7 +76,8 @@ def questions_page(questions: Sequence[Question], evidence: CondensedEvidence, i
         slugs = dict.fromkeys(each.study for each in question.rests_on)
         parts.append(f"Measured on {_here([studies[slug] for slug in slugs])}: {', '.join(f'`{s}`' for s in slugs)}.")
         parts.append(f"Run it yourself:\n\n```sh\n{question.command}\n```")
-        parts.append(f"Asked in: {question.text}.")
+        if question.text:
+            parts.append(f"Asked in: {question.text}.")
     return "\n\n".join(parts) + "\n"
 
 

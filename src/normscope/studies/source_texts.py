@@ -60,7 +60,7 @@ def texts() -> Texts:
     questions = tuple(
         Question(
             row["asks"],
-            titles[row["text"]],
+            titles[row["text"]] if "text" in row else "",
             row["answer"].strip(),
             tuple(Statement(*statement) for statement in row["rests_on"]),
             row["picture"],
