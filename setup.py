@@ -15,7 +15,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOM = "src/normscope/kernels/cpu"
-HEADERS = ("vector", "problem", "batch_norm", "channels", "kernel", "tensors")
+HEADERS = ("vector", "problem", "batch_norm", "channels", "kernel", "rows", "tensors")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 FLAGS = [
     "-std=c++20",
@@ -40,7 +40,7 @@ def extension(name: str, flags: list[str]) -> Extension:
     abi = [("Py_LIMITED_API", f"0x{SINCE[0]:02x}{SINCE[1]:02x}0000")] if STABLE else []
     return Extension(
         f"normscope.kernels.cpu.{name}",
-        sources=[f"{ROOM}/kernel.cpp", f"{ROOM}/module.cpp"],
+        sources=[f"{ROOM}/{name}.cpp" for name in ("kernel", "rows", "module")],
         depends=[f"{ROOM}/{header}.h" for header in HEADERS],
         define_macros=[("NORMSCOPE_MODULE", name), *abi],
         extra_compile_args=[*FLAGS, *flags],

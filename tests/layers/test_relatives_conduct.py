@@ -11,8 +11,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
-from normscope import layers
+from normscope import layers, ops
 from normscope._errors import UsageError
+from normscope.kernels import cpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
@@ -75,13 +76,22 @@ def rule_is_the_kernel(f, inputs):
 @pytest.mark.parametrize("name", MAKE)
 def test_the_written_rule_is_the_kernels(name):
     rule_is_the_kernel(*as_function(made(name)))
+    with ops.using("torch"):
+        rule_is_the_kernel(*as_function(made(name)))
+
+
+ROWS = ("layer", "rms", "group", "instance", "instance tracked")
 
 
 @pytest.mark.parametrize(
-    ("name", "room"),
-    [("layer", "rows"), ("group", "rows"), ("instance tracked", "ways.torchs"), ("rms", "lp"), ("lp 1", "lp")],
-)
-def test_a_wrong_sign_is_caught(monkeypatch, name, room):
+    ("name", "room", "way"),
+    [
+        *((name, "ways.rows", "kernel") for name in ROWS if cpu.takes_rows()),
+        ("layer", "rows", "torch"), ("group", "rows", "torch"), ("instance tracked", "ways.torchs", "torch"),
+        ("rms", "lp", "torch"), ("lp 1", "lp", "torch"),
+    ],
+)  # fmt: skip
+def test_a_wrong_sign_is_caught(monkeypatch, name, room, way):
     module = sys.modules[f"normscope.ops.{room}"]
     true = module.backward
 
@@ -94,7 +104,7 @@ def test_a_wrong_sign_is_caught(monkeypatch, name, room):
     monkeypatch.setattr(module, "backward", wrong)
     f, inputs = as_function(made(name))
     # Where a kernel stands in for the rule, gradcheck sees the kernel, and gradgradcheck the wrong rule twice.
-    with pytest.raises(AssertionError if room != "lp" else GradcheckError):
+    with ops.using(way), pytest.raises(AssertionError if room != "lp" else GradcheckError):
         (rule_is_the_kernel if room != "lp" else gradcheck)(f, inputs)
 
 

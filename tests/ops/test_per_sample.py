@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 from normscope import ops
 from normscope._errors import UsageError
+from normscope.kernels import cpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 F64 = torch.float64
@@ -21,6 +22,9 @@ def standardized(rows):
 def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64) + 0.4
 
+
+# Kernels, torch's own or this library's, and the formulas written out are each held to the definition.
+WAYS = ("torch", *(() if cpu.why_not() else ("kernel",)))
 
 # Of an input (4, 6, 5), a gain and a shift of each of six channels: the function, and its definition.
 FUNCTIONS = {
@@ -43,17 +47,20 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("function", "definition"), FUNCTIONS.values(), ids=FUNCTIONS)
-def test_is_its_definition_with_its_gradients(function, definition):
+def test_is_its_definition_with_its_gradients(function, definition, way):
     x, w, b = (drawn(*shape, seed=i).requires_grad_() for i, shape in enumerate([(4, 6, 5), (6,), (6,)]))
     g = drawn(4, 6, 5, seed=9)
-    found, right = function(x, w, b), definition(x, w, b)
+    with ops.using(way):
+        found, right = function(x, w, b), definition(x, w, b)
     torch.testing.assert_close(found, right)
     torch.testing.assert_close(torch.autograd.grad(found, (x, w, b), g), torch.autograd.grad(right, (x, w, b), g))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("function", "definition"), FUNCTIONS.values(), ids=FUNCTIONS)
-def test_second_derivatives_are_those_of_the_definition_by_autograd_and_by_torch_func(function, definition):
+def test_second_derivatives_are_those_of_the_definition_by_autograd_and_by_torch_func(function, definition, way):
     inputs = [drawn(*shape, seed=i) for i, shape in enumerate([(4, 6, 5), (6,), (6,)])]
     along = [drawn(*t.shape, seed=5 + i) for i, t in enumerate(inputs)]
     g = drawn(4, 6, 5, seed=9)
@@ -69,7 +76,8 @@ def test_second_derivatives_are_those_of_the_definition_by_autograd_and_by_torch
         return torch.func.jvp(gradient, tuple(inputs), tuple(along))[1]
 
     right = slope_by_autograd(definition)
-    torch.testing.assert_close(slope_by_autograd(function), right)
+    with ops.using(way):
+        torch.testing.assert_close(slope_by_autograd(function), right)
     torch.testing.assert_close(slope_by_func(function), right)
     twice = torch.func.jvp(lambda x: torch.func.jvp(lambda x: function(x, *inputs[1:]), (x,), (along[0],))[1],
                            (inputs[0],), (along[0],))[1]  # fmt: skip
@@ -89,10 +97,12 @@ def test_a_sample_is_normalized_whatever_the_others_are(seed):
         torch.testing.assert_close(function(torch.cat([x[:1], 10 * x[1:]]), w, b)[:1], y[:1])
 
 
-def test_running_statistics_are_averages_of_the_samples_moments():
+@pytest.mark.parametrize("way", WAYS)
+def test_running_statistics_are_averages_of_the_samples_moments(way):
     x, mean, var = drawn(4, 6, 5), drawn(6, seed=1), drawn(6, seed=2).square()
     right_mean, right_var = 0.7 * mean + 0.3 * x.mean(2).mean(0), 0.7 * var + 0.3 * x.var(2).mean(0)
-    ops.instance_norm(x, running_mean=mean, running_var=var, momentum=0.3)
+    with ops.using(way):
+        ops.instance_norm(x, running_mean=mean, running_var=var, momentum=0.3)
     torch.testing.assert_close((mean, var), (right_mean, right_var))
     y = ops.instance_norm(x, eps=EPS, running_mean=mean, running_var=var, use_input_stats=False)
     torch.testing.assert_close(y, (x - mean[:, None]) / (var[:, None] + EPS).sqrt())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from normscope.kernels import cpu
 from normscope.ops.batch_norm import batch_norm_given
 from normscope.ops.lp import Divisor, divide
 from normscope.ops.normalize import standardize_affine
@@ -17,6 +18,8 @@ from normscope.ops.shapes import ShapeError, check_channels, check_trailing
 from normscope.ops.standardization import affine
 from normscope.ops.statistics import wide
 from normscope.ops.track import track
+from normscope.ops.ways.choose import rows_by_kernel
+from normscope.ops.ways.rows import Rows, by_kernel
 
 
 def layer_norm(
@@ -44,6 +47,8 @@ def layer_norm(
     rows = check_trailing(x, normalized_shape, weight, bias)
     if x.numel() == 0:
         return columnwise(x, weight, bias).to(x.dtype)
+    if rows_by_kernel(x, weight, bias):
+        return by_kernel(x, weight, bias, Rows(rows, eps))
     gain, shift = (None if values is None else values.reshape(-1) for values in (weight, bias))
     return standardize_rows(x.reshape(rows, -1), gain, shift, eps).view(x.shape).to(x.dtype)
 
@@ -72,6 +77,8 @@ def rms_norm(
     if x.numel() == 0:
         return columnwise(x, weight, None).to(x.dtype)
     eps = torch.finfo(wide(x.dtype)).eps if eps is None else eps
+    if rows_by_kernel(x, weight):
+        return by_kernel(x, weight, None, Rows(rows, eps, centred=False))
     y, *_ = divide(x.reshape(1, rows, -1), Divisor(2, centre=False), eps)
     return columnwise(y.view(x.shape), weight, None).to(x.dtype)
 
@@ -102,6 +109,8 @@ def group_norm(
         raise ShapeError(f"{x.shape[1]} channels do not split into {num_groups} equal groups: give a divisor")
     if x.numel() == 0:
         return affine(x, weight, bias).to(x.dtype)
+    if rows_by_kernel(x, weight, bias):
+        return _like(by_kernel(x, weight, bias, Rows(x.shape[0] * num_groups, eps, num_groups)), x)
     xhat = standardize_rows(x.reshape(x.shape[0] * num_groups, -1), None, None, eps)
     return affine(_like(xhat, x), weight, bias).to(x.dtype)
 
@@ -152,6 +161,8 @@ def instance_norm(
             raise ShapeError("running_mean and running_var are needed here: give them, or use_input_stats=True")
         return batch_norm_given(x, running_mean, running_var, weight, bias, eps=eps)
     rows = x.shape[0] * x.shape[1]
+    if rows_by_kernel(x, weight, bias):
+        return _like(_instances_by_kernel(x, weight, bias, eps, running_mean, running_var, momentum), x)
     if running_mean is None and running_var is None:
         xhat = standardize_rows(x.reshape(rows, -1), None, None, eps)
     else:
@@ -159,6 +170,24 @@ def instance_norm(
         means, variances = (values.view(x.shape[:2]).mean(0) for values in (shift + low.detach(), var.detach()))
         track(running_mean, running_var, means, variances, momentum)
     return affine(_like(xhat, x), weight, bias).to(x.dtype)
+
+
+def _instances_by_kernel(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float | Tensor,
+) -> Tensor:
+    saved: list[Tensor] = []
+    y = by_kernel(x, weight, bias, Rows(x.shape[0] * x.shape[1], eps, x.shape[1]), saved)
+    if running_mean is not None or running_var is not None:
+        n = math.prod(x.shape[2:])
+        means, variances = (saved[0][row].view(x.shape[:2]).mean(0) for row in (cpu.MEAN, cpu.VAR))
+        track(running_mean, running_var, means, variances * (n / (n - 1)), momentum)
+    return y
 
 
 def _like(xhat: Tensor, x: Tensor) -> Tensor:

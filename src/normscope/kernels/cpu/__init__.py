@@ -1,4 +1,6 @@
-"""Batch norm in training on the CPU, with its activation, from one C++ source built for several instruction sets.
+"""Norms on the CPU, forward and backward, from one C++ source built for several instruction sets.
+
+Batch norm in training with its activation; layer, RMS, group and instance norm as rows.
 
 The modules read tensors by the attributes that Python sees, and are built without torch. Where none could be built, or
 none runs on this machine, `why_not` says so and the callers go another way.
@@ -6,6 +8,7 @@ none runs on this machine, `why_not` says so and the callers go another way.
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -112,6 +115,85 @@ def plan(
         seen: Count of batches ``()`` in int64, that goes up by one; or None.
     """
     return _kernel().plan(x, weight, bias, running_mean, running_var, seen)
+
+
+@functools.cache
+def takes_rows() -> bool:
+    """Say whether there is a kernel for rows: one that runs here, and was built from sources that have it."""
+    return not why_not() and hasattr(_kernel(), "rows_forward")
+
+
+def rows_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    groups: int,
+    span: int,
+    centred: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Standardize rows, then scale and shift: layer, RMS, group and instance norm.
+
+    The kernel goes by addresses, so whoever calls answers for sizes.
+
+    Args:
+        x: Values of one of ``TYPES``, dense in the order of their axes.
+        weight: Dense gains of any of the types, ``groups`` times as many as a row has; or None for 1.
+        bias: Shifts, likewise; or None for 0.
+        rows: Number of rows that ``x`` is divided into.
+        groups: Number of rows that differ in their gains; then the gains begin anew.
+        span: Number of neighbouring values of a row that share a gain.
+        centred: Whether the mean is taken off.
+        eps: Added to the variance or mean square.
+
+    Returns:
+        The output like ``x``, and what the backward needs ``(6, rows)``.
+    """
+    y = torch.empty_like(x)
+    saved = x.new_empty((6, rows), dtype=x.dtype if x.dtype is torch.float64 else torch.float32)
+    threads = torch.get_num_threads()
+    size = x.numel() // rows
+    _kernel().rows_forward(x, rows, size, groups, span, centred, eps, threads, y, saved, weight, bias)
+    return y, saved
+
+
+def rows_backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    rows: int,
+    groups: int,
+    span: int,
+    centred: bool,
+    eps: float,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of ``x``, ``weight`` and ``bias``, None for what is not wanted.
+
+    Args:
+        g: Cotangent of the output, of any strides.
+        x: As in the forward.
+        weight: As in the forward.
+        bias: As in the forward.
+        saved: From the forward.
+        rows: As in the forward.
+        groups: As in the forward.
+        span: As in the forward.
+        centred: As in the forward.
+        eps: As in the forward.
+        wanted: Three truth values.
+    """
+    g = g.to(x.dtype).resolve_neg().contiguous()
+    given = (x, weight, bias)
+    into = [torch.empty_like(p) if p is not None and want else None for p, want in zip(given, wanted, strict=True)]
+    threads, size = torch.get_num_threads(), x.numel() // rows
+    _kernel().rows_backward(
+        x, rows, size, groups, span, centred, eps, threads, g, into[0], saved, weight, into[1], into[2]
+    )
+    return into[0], into[1], into[2]
 
 
 def empty_saved(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@
 #endif
 
 #include "kernel.h"
+#include "rows.h"
 
 namespace {
 
@@ -287,6 +288,70 @@ PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_NONE;
 }
 
+// A tensor of a type: its address. None leaves null.
+bool read_memory(PyObject* x, int type, void*& data) {
+    return x == Py_None || (is_plain(x) && type_of(x) == type && address_of(x, data));
+}
+
+// A parameter, or where its gradient goes: of any of the types; None leaves null.
+bool read_gains(PyObject* x, PerChannel& row) {
+    return x == Py_None || (is_plain(x) && (row.type = type_of(x)) >= 0 && address_of(x, row.data));
+}
+
+// x, rows, values of a row, groups, values that share a gain, whether the mean is taken off, eps, threads: all that both
+// passes are given. The caller answers for sizes; tensors are dense.
+bool read_rows(PyObject* const* args, RowProblem& p, Values& x) {
+    x.samples = p.samples = 1;
+    x.channels = p.channels = PyLong_AsLong(args[1]);
+    x.positions = p.positions = PyLong_AsLong(args[2]);
+    p.groups = PyLong_AsLong(args[3]);
+    p.span = PyLong_AsLong(args[4]);
+    p.centred = args[5] == Py_True;
+    p.eps = PyFloat_AsDouble(args[6]);
+    p.threads = (int)PyLong_AsLong(args[7]);
+    p.recycled = recycled;
+    p.team = team;
+    p.rank = rank;
+    if (PyErr_Occurred()) return false;
+    if (p.channels < 1 || p.positions < 1 || p.groups < 1 || p.span < 1 || p.positions % p.span) return unfit("a size"), false;
+    if (!is_plain(args[0]) || (x.type = type_of(args[0])) < 0 || !address_of(args[0], x.data)) return unfit("the input"), false;
+    p.x = x.data;
+    return true;
+}
+
+// The eight of `read_rows`; then y, what is saved (6, rows), gain, shift.
+PyObject* rows_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (wrong(count, 12)) return nullptr;
+    RowProblem p;
+    Values x;
+    if (!read_rows(args, p, x)) return nullptr;
+    const int kept = x.type == DOUBLE ? DOUBLE : FLOAT;
+    if (!read_memory(args[8], x.type, p.out) || !read_memory(args[9], kept, p.saved) || !read_gains(args[10], p.gain) ||
+        !read_gains(args[11], p.shift) || !p.out || !p.saved)
+        return unfit("a tensor");
+    in_large_pages(p, x);
+    if (fails(p, [&] { run_rows_forward(p, x.type); })) return nullptr;
+    Py_RETURN_NONE;
+}
+
+// The eight of `read_rows`; then the cotangent of y, where that of x goes or None, what is saved, the gain, and where the
+// cotangents of gain and shift go or None.
+PyObject* rows_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (wrong(count, 14)) return nullptr;
+    RowProblem p;
+    Values x;
+    void* g = nullptr;
+    if (!read_rows(args, p, x)) return nullptr;
+    const int kept = x.type == DOUBLE ? DOUBLE : FLOAT;
+    if (!read_memory(args[8], x.type, g) || !read_memory(args[9], x.type, p.out) || !read_memory(args[10], kept, p.saved) ||
+        !read_gains(args[11], p.gain) || !read_gains(args[12], p.g_gain) || !read_gains(args[13], p.g_shift) || !g || !p.saved)
+        return unfit("a tensor");
+    p.g = g;
+    if (p.out) in_large_pages(p, x);
+    if (fails(p, [&] { run_rows_backward(p, x.type); })) return nullptr;
+    Py_RETURN_NONE;
+}
+
 PyObject* about(PyObject*, PyObject*) {
     return Py_BuildValue("{s:s,s:O,s:l}", "isa", NORMSCOPE_ISA, "threads", team ? Py_True : Py_False, "cache",
                          half_of_cache() * 2);
@@ -314,6 +379,8 @@ PyObject* supports(PyObject*, PyObject*) {
 PyMethodDef methods[] = {
     {"learn", (PyCFunction)(void (*)(void))learn, METH_FASTCALL, "Take the objects of torch that tensors are told by."},
     {"plan", (PyCFunction)(void (*)(void))plan, METH_FASTCALL, "A plan of one normalization; None where it cannot be."},
+    {"rows_forward", (PyCFunction)(void (*)(void))rows_forward, METH_FASTCALL, "Normalize rows."},
+    {"rows_backward", (PyCFunction)(void (*)(void))rows_backward, METH_FASTCALL, "Gradients of rows."},
     {"expect_recycled", expect_recycled, METH_O, "Whether freed memory stays in the process."},
     {"about", about, METH_NOARGS, "Instruction set, whether torch's threads were found, bytes of the cache."},
     {"supports", supports, METH_NOARGS, "Which builds this machine can run."},

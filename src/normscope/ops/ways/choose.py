@@ -161,6 +161,30 @@ def why_no_kernel(
     return cpu.why_not() if x.is_cpu else ""
 
 
+def rows_by_kernel(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> bool:
+    """Say whether the CPU's kernel takes a layer, RMS, group or instance norm here and now.
+
+    Args:
+        x: Values, at least one, of any shape.
+        weight: Gains or None; of the right shape.
+        bias: Shifts or None; of the right shape.
+    """
+    return (
+        not is_written_out()  # first: the compiler does not read what was asked for
+        and _asked.get() in (None, "kernel")
+        and _is_plain(x)
+        and x.layout is torch.strided
+        and (weight is None or (_is_plain(weight) and weight.is_contiguous()))
+        and (bias is None or (_is_plain(bias) and bias.is_contiguous()))
+        and not torch._C._len_torch_dispatch_stack()
+        and cpu.takes_rows()
+    )
+
+
+def _is_plain(values: Tensor) -> bool:
+    return type(values) in _PLAIN and values.is_cpu and values.dtype in _TYPES and not values.is_neg()
+
+
 def _is_row(values: Tensor, x: Tensor) -> bool:
     # The kernel goes by addresses: a row of another length would be read past its end.
     return (
