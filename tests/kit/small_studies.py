@@ -52,6 +52,7 @@ SMALL = {
                               "every": 2, **FEW},
     "train-test-statistics-gap": {"network": MLP, "steps": 22, **FEW},
     "vanishing-at-init": {"width": 24, "depth": 12, "batch": 32, "scales": [0.5, 1.0]},
+    "weight-decay-is-exponential-rate": {"network": MLP, "batch": 32, "steps": 12, **FEW},
 }  # fmt: skip
 
 

@@ -45,6 +45,7 @@ NAMES = {
     "tanh-saturation": {"tanh:beyond_3", "tanh:flat", "tanh:slope", "tanh:gradient_ratio"},
     "taylor-quadratic-term": {"safe_step:safe_step", "safe_step:rises", "descent:safe_step", "descent:raised"},
     "vanishing-at-init": {"chain:rate", "chain:squared_gradient"},
+    "weight-decay-is-exponential-rate": {"twins:apart", "twins:difference", "twins:rate"},
     "train-test-statistics-gap": {"evaluated:moving", "evaluated:anew", "evaluated:own"},
 }
 #: Names whose value is infinite or no number where nothing bends upward or no unit is alive: said on their pages.
