@@ -40,6 +40,7 @@ SMALL = {
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
     "noisy-batchnorm": {"network": MLP, "batch": 32, "steps": 12, "lrs": [0.1, 0.3], "every": 5, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
+    "rank-collapse": {"widths": [8, 16], "judged": 16, "depth": 12},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
