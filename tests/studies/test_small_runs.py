@@ -47,6 +47,7 @@ NAMES = {
     "vanishing-at-init": {"chain:rate", "chain:squared_gradient"},
     "weight-decay-is-exponential-rate": {"twins:apart", "twins:difference", "twins:rate"},
     "rank-collapse": {"rank:stable_rank", "rank:participation", "rank:by_layer"},
+    "small-rate-no-gain": set(),
     "train-test-statistics-gap": {"evaluated:moving", "evaluated:anew", "evaluated:own"},
 }
 #: Names whose value is infinite or no number where nothing bends upward or no unit is alive: said on their pages.
