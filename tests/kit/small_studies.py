@@ -45,6 +45,7 @@ SMALL = {
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
     },
+    "shattered-gradients": {"width": 64, "points": 48, "depth": 12, "judged": 6},
     "small-rate-no-gain": {"network": MLP, "lrs": [0.001, 0.1], "steps": 8, **FEW},
     "stable-activation-distributions": {
         "network": {**MLP, "activation": "sigmoid"}, "lrs": [0.5, 2.0], "steps": 13, "every": 4, "probe": 50, **FEW,

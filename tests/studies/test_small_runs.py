@@ -47,6 +47,7 @@ NAMES = {
     "vanishing-at-init": {"chain:rate", "chain:squared_gradient"},
     "weight-decay-is-exponential-rate": {"twins:apart", "twins:difference", "twins:rate"},
     "rank-collapse": {"rank:stable_rank", "rank:participation", "rank:by_layer"},
+    "shattered-gradients": {"gradients:correlation"},
     "small-rate-no-gain": set(),
     "train-test-statistics-gap": {"evaluated:moving", "evaluated:anew", "evaluated:own"},
 }
