@@ -12,6 +12,7 @@ FEW = {"train": 300, "test": 60}
 SMALL = {
     "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.2], "steps": 10, **FEW},
     "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
+    "batch-leak": {"width": 8, "depth": 2, "batch": 16, "steps": 20, "every": 5, **FEW},
     "beta-smoothness-is-edge-of-stability": {
         "network": {**MLP, "activation": "tanh", "gain": 1.0}, "examples": 60, "steps": 12, "every": 3, **FEW,
     },

@@ -46,6 +46,7 @@ NAMES = {
     "taylor-quadratic-term": {"safe_step:safe_step", "safe_step:rises", "descent:safe_step", "descent:raised"},
     "vanishing-at-init": {"chain:rate", "chain:squared_gradient"},
     "weight-decay-is-exponential-rate": {"twins:apart", "twins:difference", "twins:rate"},
+    "batch-leak": {"pretext:own_company", "pretext:new_company", "pretext:probe", "pretext:loss"},
     "rank-collapse": {"rank:stable_rank", "rank:participation", "rank:by_layer"},
     "shattered-gradients": {"gradients:correlation"},
     "small-rate-no-gain": set(),
