@@ -47,6 +47,9 @@ SMALL = {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
     },
     "shattered-gradients": {"width": 64, "points": 48, "depth": 12, "judged": 6},
+    "shift-causes-vanishing": {
+        "network": {"name": "mlp", "depth": 3, "width": 8}, "doses": [0.0, 1.0], "steps": 12, "every": 2, **FEW,
+    },
     "small-rate-no-gain": {"network": MLP, "lrs": [0.001, 0.1], "steps": 8, **FEW},
     "stable-activation-distributions": {
         "network": {**MLP, "activation": "sigmoid"}, "lrs": [0.5, 2.0], "steps": 13, "every": 4, "probe": 50, **FEW,

@@ -49,6 +49,7 @@ NAMES = {
     "batch-leak": {"pretext:own_company", "pretext:new_company", "pretext:probe", "pretext:loss"},
     "rank-collapse": {"rank:stable_rank", "rank:participation", "rank:by_layer"},
     "shattered-gradients": {"gradients:correlation"},
+    "shift-causes-vanishing": {"gradients:ratio", "gradients:by_layer", "channel_shift:relative_mean_shift"},
     "small-rate-no-gain": set(),
     "train-test-statistics-gap": {"evaluated:moving", "evaluated:anew", "evaluated:own"},
 }
