@@ -12,6 +12,7 @@ FEW = {"train": 300, "test": 60}
 SMALL = {
     "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.2], "steps": 10, **FEW},
     "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
+    "batch-leak": {"width": 8, "depth": 2, "batch": 16, "steps": 20, "every": 5, **FEW},
     "beta-smoothness-is-edge-of-stability": {
         "network": {**MLP, "activation": "tanh", "gain": 1.0}, "examples": 60, "steps": 12, "every": 3, **FEW,
     },
@@ -41,10 +42,16 @@ SMALL = {
     "noisy-batchnorm": {"network": MLP, "batch": 32, "steps": 12, "lrs": [0.1, 0.3], "every": 5, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
     "pre-ln-post-ln-gradients": {"width": 16, "depths": [2, 4], "shallow": [1, 2], "context": 8, "windows": 2},
+    "rank-collapse": {"widths": [8, 16], "judged": 16, "depth": 12},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
     },
+    "shattered-gradients": {"width": 64, "points": 48, "depth": 12, "judged": 6},
+    "shift-causes-vanishing": {
+        "network": {"name": "mlp", "depth": 3, "width": 8}, "doses": [0.0, 1.0], "steps": 12, "every": 2, **FEW,
+    },
+    "small-rate-no-gain": {"network": MLP, "lrs": [0.001, 0.1], "steps": 8, **FEW},
     "stable-activation-distributions": {
         "network": {**MLP, "activation": "sigmoid"}, "lrs": [0.5, 2.0], "steps": 13, "every": 4, "probe": 50, **FEW,
     },
@@ -53,6 +60,7 @@ SMALL = {
                               "every": 2, **FEW},
     "train-test-statistics-gap": {"network": MLP, "steps": 22, **FEW},
     "vanishing-at-init": {"width": 24, "depth": 12, "batch": 32, "scales": [0.5, 1.0]},
+    "weight-decay-is-exponential-rate": {"network": MLP, "batch": 32, "steps": 12, **FEW},
 }  # fmt: skip
 
 

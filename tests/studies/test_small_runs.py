@@ -46,6 +46,12 @@ NAMES = {
     "tanh-saturation": {"tanh:beyond_3", "tanh:flat", "tanh:slope", "tanh:gradient_ratio"},
     "taylor-quadratic-term": {"safe_step:safe_step", "safe_step:rises", "descent:safe_step", "descent:raised"},
     "vanishing-at-init": {"chain:rate", "chain:squared_gradient"},
+    "weight-decay-is-exponential-rate": {"twins:apart", "twins:difference", "twins:rate"},
+    "batch-leak": {"pretext:own_company", "pretext:new_company", "pretext:probe", "pretext:loss"},
+    "rank-collapse": {"rank:stable_rank", "rank:participation", "rank:by_layer"},
+    "shattered-gradients": {"gradients:correlation"},
+    "shift-causes-vanishing": {"gradients:ratio", "gradients:by_layer", "channel_shift:relative_mean_shift"},
+    "small-rate-no-gain": set(),
     "train-test-statistics-gap": {"evaluated:moving", "evaluated:anew", "evaluated:own"},
 }
 #: Names whose value is infinite or no number where nothing bends upward or no unit is alive: said on their pages.
