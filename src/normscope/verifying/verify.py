@@ -144,13 +144,22 @@ def _checked(sampled: Sampled, explainer: Explainer, place: int) -> Checked:
             name, False, shape=shape, expected=expected, explanation=words if found is None else found.words,
             known=found is not None,
         )  # fmt: skip
-    bad = next((result for result in given if not np.isfinite(result).all()), None)
-    if bad is not None:
-        at = tuple(np.argwhere(~np.isfinite(bad))[0].tolist())
+    at = _not_finite(sampled, name)
+    if at is not None:
         return Checked(
             name, False, math.inf, base, at, shape, expected, "the result holds values that are not finite", known=False
         )
     return _compared(sampled, explainer, name, base)
+
+
+def _not_finite(sampled: Sampled, name: str) -> tuple[int, ...] | None:
+    """Return the first entry in which a result is not finite though there is a gradient; None if there is none."""
+    for point in sampled.points:
+        for results in point.results:
+            bad = ~np.isfinite(results[name]) & point.truths[name].smooth  # type: ignore[arg-type]
+            if bad.any():
+                return tuple(int(each) for each in np.argwhere(bad)[0])
+    return None
 
 
 def _compared(sampled: Sampled, explainer: Explainer, name: str, base: float) -> Checked:
