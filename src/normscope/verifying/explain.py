@@ -56,7 +56,7 @@ class Explainer:
             if shape == wanted:
                 return self._values(name, found, rows)
             choices = []
-            for words, make in changes(shape, wanted):
+            for words, make in changes(shape, wanted, self._samples[0].output.shape):
                 made = [np.asarray(make(each)) for each in found]
                 truth, result = rows.vector(self._truths(name)), rows.vector(made)
                 if rows.closes(result - truth, truth, truth):
