@@ -89,6 +89,12 @@ def test_tensors_and_arrays_may_be_mixed_in_results():
     assert found["w"].tolerance > found["x"].tolerance
 
 
+@pytest.mark.parametrize("value", [torch.tensor(3.0), np.array(3.0), np.float64(3.0)])
+def test_a_scalar_input_has_a_scalar_gradient(value):
+    assert ns.verify(lambda x: x**2, lambda g, x: 2 * g * x, value).ok
+    assert ns.verify(lambda x: x**2, lambda g, x: g * x, value)["x"].explanation == "the result is halved"
+
+
 def test_a_scalar_output_has_a_scalar_gradient():
     def backward(g, x):
         assert g.shape == ()

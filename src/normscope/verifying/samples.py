@@ -71,7 +71,7 @@ def sample(calls: Calls, seed: int) -> Sampled:
     for _ in range(_BESIDE):
         beside = _beside(calls, chance)
         if beside is None:
-            notes.append("forward is not finite beside the given inputs, so the formula was tried at these inputs only")
+            notes.append("forward gives nothing finite beside the given inputs, so the formula was tried at these only")
             break
         points.append(_at(calls, *beside, chance))
     return Sampled(calls, points, _is_linear(calls, points[0]), notes)
