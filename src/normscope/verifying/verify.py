@@ -101,6 +101,9 @@ def _notes(sampled: Sampled) -> list[str]:
     ]
     if low:
         notes.append(f"all was computed in float64, where the inputs are not: {', '.join(low)}")
+    for name, result in sampled.points[0].results[0].items():
+        if result is not None and result.dtype.kind == "f" and (low_bound := _LOW.get(result.dtype.itemsize)):
+            notes.append(f"{name}: the formula gives {result.dtype}, so errors up to {low_bound:g} count as rounding")
     seen = [f"{name}: {truth.note}" for name, truth in sampled.points[0].truths.items() if truth.note]
     unused = [name for name in sampled.points[0].truths if _is_unused(sampled, name)]
     seen += [
