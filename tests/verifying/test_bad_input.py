@@ -95,6 +95,8 @@ class Affine(nn.Module):
         (double, lambda g, x: np.ones(x.shape, int), [X], "returned integers"),
         (double, lambda g, x: "none", [X], "returned"),
         (double, lambda g, x, cache: g, [X], "backward wants a cache, but forward returns the output alone"),
+        (lambda x: x[x > 0], double_gradient, [X], "its shape must not depend on them"),
+        (double, double_gradient, [3.0], r"plain numbers are constants; give an array"),
         (double, double_gradient, [np.zeros((101, 100))], "10,100 entries.*10,000 entries at most"),
     ],
 )

@@ -87,6 +87,13 @@ def test_tensors_and_arrays_may_be_mixed_in_results():
     found = ns.verify(lambda x, w: x * w, backward, x, w)
     assert found.ok
     assert found["w"].tolerance > found["x"].tolerance
+    assert found.notes == ("w: the formula gives float32, so errors up to 1e-05 count as rounding",)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3.0), np.array(3.0), np.float64(3.0)])
+def test_a_scalar_input_has_a_scalar_gradient(value):
+    assert ns.verify(lambda x: x**2, lambda g, x: 2 * g * x, value).ok
+    assert ns.verify(lambda x: x**2, lambda g, x: g * x, value)["x"].explanation == "the result is halved"
 
 
 def test_a_scalar_output_has_a_scalar_gradient():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from normscope.verifying.calls import Array, Calls
-from normscope.verifying.groups import expands
+from normscope.verifying.groups import views
 from normscope.verifying.samples import Point
 
 SAME = 1e-9
@@ -25,12 +25,14 @@ class Affine:
         bias: Place of the argument that is added; None if there is none.
         gain: Place of the argument that multiplies; None if there is none.
         plus_one: Whether 1 is added to the gain.
+        view: The shape in which the gain expands to the output.
     """
 
     activation: str = ""
     bias: int | None = None
     gain: int | None = None
     plus_one: bool = False
+    view: tuple[int, ...] = ()
 
     def before(self, calls: Calls, inputs: Sequence[Any]) -> Array:
         """Return what the forward function computes before its activation."""
@@ -63,7 +65,9 @@ class Affine:
 
     def factor(self, inputs: Sequence[Any], shape: tuple[int, ...]) -> Array:
         """Return what multiplies the core."""
-        return np.broadcast_to(1.0 if self.gain is None else inputs[self.gain] + self.plus_one, shape)
+        if self.gain is None:
+            return np.ones(shape)
+        return np.broadcast_to(inputs[self.gain].reshape(self.view) + self.plus_one, shape)
 
 
 def around(calls: Calls, point: Point, place: int) -> Iterator[Affine]:
@@ -74,7 +78,8 @@ def around(calls: Calls, point: Point, place: int) -> Iterator[Affine]:
         point: Inputs and output.
         place: The argument of the core.
     """
-    others = [at for at in calls.differentiable if at != place and expands(point.inputs[at].shape, point.output.shape)]
+    shape = point.output.shape
+    others = [at for at in calls.differentiable if at != place and views(point.inputs[at].shape, shape)]
     plain = Affine(bias=next((at for at in others if _is_bias(calls, point, Affine(bias=at))), None))
     yield _with_gain(calls, point, plain, others)
     for activation in ("relu", "tanh", "sigmoid"):
@@ -102,8 +107,9 @@ def _is_bias(calls: Calls, point: Point, around: Affine) -> bool:
     scale = max(float(np.abs(before).max()), 1.0)
     if around.activation == "relu" and np.abs(np.maximum(before, 0) - point.output).max() > SAME * scale:
         return False
-    gap = around.before(calls, moved) - before - step
-    return bool(np.isfinite(gap).all() and np.abs(gap).max() <= SAME * scale)
+    after = around.before(calls, moved) - before
+    gaps = [np.abs(after - step.reshape(view)).max() for view in views(step.shape, before.shape)]
+    return any(gap <= SAME * scale for gap in gaps)  # not so where a gap is not finite
 
 
 def _with_gain(calls: Calls, point: Point, around: Affine, others: Sequence[int]) -> Affine:
@@ -125,10 +131,11 @@ def _with_gain(calls: Calls, point: Point, around: Affine, others: Sequence[int]
         scale = max(float(np.abs(one).max()), 1e-300)
         if not np.isfinite(zero).all() or np.abs(one - zero).max() <= SAME * scale:
             continue
-        if np.abs((scaled - zero) - factor * (one - zero)).max() > SAME * scale:
-            continue
-        if np.abs(zero).max() <= SAME * scale:
-            return replace(around, gain=at)
-        if np.abs(unit - 2 * zero).max() <= SAME * scale:
-            return replace(around, gain=at, plus_one=True)
+        for view in views(gain.shape, one.shape):
+            if np.abs((scaled - zero) - factor.reshape(view) * (one - zero)).max() > SAME * scale:
+                continue
+            if np.abs(zero).max() <= SAME * scale:
+                return replace(around, gain=at, view=view)
+            if np.abs(unit - 2 * zero).max() <= SAME * scale:
+                return replace(around, gain=at, plus_one=True, view=view)
     return around

@@ -1,12 +1,13 @@
 """Quantities at hand of which gradients are made: inputs, output, parts of the core, norms, softmax."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from normscope.verifying.calls import Array
 from normscope.verifying.fitting import Sample
-from normscope.verifying.groups import expands, kept_shape, subsets
+from normscope.verifying.groups import kept_shape, subsets, views
 from normscope.verifying.recognise import Core, Parts
 from normscope.verifying.terms import Term, changed, value
 
@@ -23,23 +24,21 @@ def atoms(shape: tuple[int, ...], core: Core | None, samples: Sequence[Sample]) 
         Arrays that expand to the output; to the argument where the output has fewer entries. The first is 1.
     """
     output = samples[0].output.shape
-    kept = kept_shape(shape, output) if not expands(shape, output) or output == () else None
+    kept = kept_shape(shape, output) if not views(shape, output) or output == () else None
     target = output if kept is None else shape
     found: dict[str, list[Array]] = {"1": [np.ones(()) for _ in samples]}
     if core is not None:
         found |= _of_core(core, samples)
     for name in samples[0].inputs:
         arrays = [each.inputs[name] for each in samples]
-        if not expands(arrays[0].shape, target):
-            continue
-        found[name] = arrays
+        for number, view in enumerate(views(arrays[0].shape, target)):
+            found[f"{name} of a channel" if number else name] = [each.reshape(view) for each in arrays]
+        if arrays[0].dtype.kind in "iu" and arrays[0].shape == target[:-1] and arrays[0].max() < target[-1]:
+            found[f"onehot[{name}]"] = [np.eye(target[-1])[each] for each in arrays]
         if core is None and arrays[0].shape == target and target:
-            for axis in range(len(target)):
-                found[f"softmax({name}, axis {axis})"] = [_softmax(each, axis) for each in arrays]
-            found[f"({name} > 0)"] = [(each > 0).astype(float) for each in arrays]
-            found[f"sign({name})"] = [np.sign(each) for each in arrays]
-            found[f"sigmoid({name})"] = [1 / (1 + np.exp(-each)) for each in arrays]
-            found[f"1/{name}"] = [1 / each for each in arrays]
+            found |= _of_input(name, arrays)
+    if core is None:
+        found |= _differences(target, samples)
     if kept is not None:
         found |= _reduced(shape, kept, samples)
     elif output:
@@ -47,6 +46,29 @@ def atoms(shape: tuple[int, ...], core: Core | None, samples: Sequence[Sample]) 
         if core is None:
             found["(output > 0)"] = [(each.output > 0).astype(float) for each in samples]
             found["(1 - output^2)"] = [1 - each.output**2 for each in samples]
+    return found
+
+
+def _of_input(name: str, arrays: Sequence[Array]) -> dict[str, list[Array]]:
+    """Return functions of an argument that stand in derivatives."""
+    found = {
+        f"softmax({name}, axis {axis})": [_softmax(each, axis) for each in arrays] for axis in range(arrays[0].ndim)
+    }
+    found[f"({name} > 0)"] = [(each > 0).astype(float) for each in arrays]
+    found[f"sign({name})"] = [np.sign(each) for each in arrays]
+    found[f"sigmoid({name})"] = [1 / (1 + np.exp(-each)) for each in arrays]
+    found[f"1/{name}"] = [1 / each for each in arrays]
+    return found
+
+
+def _differences(target: tuple[int, ...], samples: Sequence[Sample]) -> dict[str, list[Array]]:
+    """Return differences of arguments of one shape, and their signs."""
+    names = [name for name, array in samples[0].inputs.items() if array.shape == target and target]
+    found = {}
+    for one, two in itertools.combinations(names[:3], 2):
+        gaps = [each.inputs[one] - each.inputs[two] for each in samples]
+        found[f"[{one} - {two}]"] = gaps
+        found[f"sign[{one} - {two}]"] = [np.sign(gap) for gap in gaps]
     return found
 
 

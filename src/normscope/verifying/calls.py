@@ -62,6 +62,7 @@ class Calls:
         double = isinstance(forward, torch.nn.Module)
         self._forward = copy.deepcopy(forward).double() if double else forward  # type: ignore[attr-defined]
         self._backward = backward
+        self._shape: tuple[int, ...] | None = None
         self.device = next((value.device for value in inputs if isinstance(value, torch.Tensor)), torch.device("cpu"))
         self.names = _names(forward, len(inputs))
         self.given = inputs
@@ -72,7 +73,7 @@ class Calls:
         if not self.differentiable:
             raise UsageError(
                 "no input is an array of floats, so there is no gradient: integers, booleans and plain numbers are "
-                "constants here"
+                "constants; give an array of floats, such as np.array(3.0)"
             )
         self._extras, self._bare = self._wanted(backward)
 
@@ -109,6 +110,8 @@ class Calls:
 
     def given_to_user(self, value: Any) -> Any:
         """Return a fresh copy of a value as the user's functions get it."""
+        if isinstance(value, np.generic):  # what arithmetic makes of an array without axes
+            value = np.asarray(value)
         if not isinstance(value, np.ndarray):
             return copy.deepcopy(value) if not callable(value) else value
         return torch.tensor(value, device=self.device) if self.torch else value.copy()
@@ -154,7 +157,14 @@ class Calls:
             UsageError: It raises, or gives something else than an array.
         """
         with torch.no_grad():
-            return as_numpy(self.raw([self.given_to_user(value) for value in inputs])[0])
+            found = as_numpy(self.raw([self.given_to_user(value) for value in inputs])[0])
+        self._shape = found.shape if self._shape is None else self._shape
+        if found.shape != self._shape:
+            raise UsageError(
+                f"forward gives an output of the shape {self._shape} or {found.shape}, by the values of its inputs: "
+                "its shape must not depend on them"
+            )
+        return found
 
     def require_untouched(self) -> None:
         """Refuse a forward function that changes its inputs.

@@ -12,11 +12,11 @@ from normscope.verifying.calls import Array
 from normscope.verifying.edits import Explained
 from normscope.verifying.factors import factor_words, same
 from normscope.verifying.fitting import Rows, Sample, coefficients
-from normscope.verifying.groups import axes_words, expands, kept_shape, subsets, summed_axes
+from normscope.verifying.groups import axes_words, kept_shape, subsets, summed_axes, views
 from normscope.verifying.recognise import Core
 
 _MOST_COLUMNS = 900
-_MOST_VALUES = 4_000_000  # of all columns together, before entries are picked
+_MOST_VALUES = 20_000_000  # of all columns together, before entries are picked
 
 
 class Column(NamedTuple):
@@ -80,10 +80,10 @@ class Dictionary:
     def _all(self, shape: tuple[int, ...]) -> Iterator[_Made]:
         output = self._samples[0].output.shape
         found = atoms(shape, self._core, self._samples)
-        kept = kept_shape(shape, output) if not expands(shape, output) or output == () else None
+        kept = kept_shape(shape, output) if not views(shape, output) or output == () else None
         count = range(len(self._samples))
         if kept is not None:
-            bare = {name: each for name, each in found.items() if "(" not in name}
+            bare = {name: each for name, each in found.items() if "(" not in name and "[" not in name}
             for product in dict.fromkeys([*_products(bare, 4 if len(bare) <= 9 else 2), *_products(found, 2)]):
                 made = [
                     self._factors(found, product, place) * self._samples[place].incoming.reshape(kept)

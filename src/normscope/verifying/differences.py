@@ -51,12 +51,13 @@ def spread_of(value: Array) -> float:
     return deviation if deviation > 1e-9 * size else size or 1.0
 
 
-def along(function: Callable[[float], Array], scale: float) -> Derivative:
+def along(function: Callable[[float], Array], scale: float, noise: Array) -> Derivative:
     """Return the derivative at 0 of a function of a number (Ridders 1982).
 
     Args:
         function: Gives a vector; values that are not finite make a step unusable.
         scale: The scale on which the function varies.
+        noise: Absolute rounding of each value; a difference is no better than this over the step.
     """
     middle = function(0.0)
     rows: list[list[Array]] = []
@@ -69,12 +70,12 @@ def along(function: Callable[[float], Array], scale: float) -> Derivative:
         if not (np.isfinite(above).all() and np.isfinite(below).all()):
             rows, bends = [], []
             continue
-        bends.append((above - 2 * middle + below) / step)
+        bends.append(np.maximum(np.abs(above - 2 * middle + below) - 8 * noise, 0.0) / step)
         row = [(above - below) / (2 * step)]
         for order, earlier in enumerate(rows[-1] if rows else [], start=1):
             power = _SHRINK ** (2 * order)
             better = (power * row[-1] - earlier) / (power - 1)
-            off = np.maximum(np.abs(better - row[-1]), np.abs(better - earlier))
+            off = np.maximum(np.abs(better - row[-1]), np.abs(better - earlier)) + noise / step
             row.append(better)
             closer = off < error
             best, error = np.where(closer, better, best), np.where(closer, off, error)
@@ -86,7 +87,7 @@ def along(function: Callable[[float], Array], scale: float) -> Derivative:
 def _has_kink(bends: Sequence[Array], size: float) -> bool:
     """Return whether second differences over the step stay as the step shrinks, as at a kink."""
     large, small = bends[-3], bends[-2]
-    return bool(((np.abs(small) > 0.5 * np.abs(large)) & (np.abs(small) > _KINK * max(size, _TINY))).any())
+    return bool(((small > 0.5 * large) & (small > _KINK * max(size, _TINY))).any())
 
 
 def complex_step(function: Callable[[Array], Array], at: Array, direction: Array) -> Array | None:

@@ -206,11 +206,13 @@ def _said(
         cost += max(len(own) - 1, 0)
         if own:
             wrong.setdefault(" and ".join(own), []).append(name)
-    sentences += [f"{' and '.join(which)} {_of_many(words, len(which))}" for words, which in wrong.items()]
+    sentences += [f"{' and '.join(which)}{_of_many(words, len(which))}" for words, which in wrong.items()]
     return Explained("; ".join(sentences), cost) if sentences else None
 
 
 def _of_many(words: str, count: int) -> str:
     if count == 1:
-        return words
-    return f"are{words.removeprefix('is')}" if words in ("is missing", "is doubled", "is halved") else f"each {words}"
+        return f" {words}"
+    return (
+        f" are{words.removeprefix('is')}" if words in ("is missing", "is doubled", "is halved") else f": each {words}"
+    )

@@ -10,7 +10,7 @@ from normscope.verifying.differences import quietly
 from normscope.verifying.edits import Explained, explain_terms
 from normscope.verifying.factors import factor_words, is_named, same
 from normscope.verifying.fitting import Rows, Sample, coefficients, samples_of
-from normscope.verifying.groups import expands
+from normscope.verifying.groups import axes_words, subsets, summed_axes, views
 from normscope.verifying.recognise import Core, recognise
 from normscope.verifying.samples import Sampled
 from normscope.verifying.shapes import changes, orders, summed_elsewhere, summed_too_far
@@ -56,7 +56,7 @@ class Explainer:
             if shape == wanted:
                 return self._values(name, found, rows)
             choices = []
-            for words, make in changes(shape, wanted):
+            for words, make in changes(shape, wanted, self._samples[0].output.shape):
                 made = [np.asarray(make(each)) for each in found]
                 truth, result = rows.vector(self._truths(name)), rows.vector(made)
                 if rows.closes(result - truth, truth, truth):
@@ -117,7 +117,10 @@ class Explainer:
         for words, sides in (("the output", shape), (name, own)):
             for axis, size in enumerate(sides):
                 add(f"the size of axis {axis} of {words}", size)
-            add(f"the entries of {words}", int(np.prod(sides)))
+            if len(sides) <= 4:
+                for axes in subsets(len(sides)):
+                    count = int(np.prod([sides[axis] for axis in axes]))
+                    add(f"the entries along {axes_words(axes, len(sides))} of {words}", count)
         for each, array in self._samples[0].inputs.items():
             for axis, size in enumerate(array.shape):
                 add(f"the size of axis {axis} of {each}", size)
@@ -201,16 +204,15 @@ class Explainer:
         output = self._samples[0].output.shape
         for other in self._samples[0].inputs:
             arrays = [each.inputs[other] for each in self._samples]
-            if arrays[0].ndim <= len(shape) and expands(arrays[0].shape, shape):
-                yield other, arrays
+            for view in views(arrays[0].shape, shape):
+                yield other, [each.reshape(view) for each in arrays]
         if self._core is not None and self._core.kind == "norm":
             r = [each.parts.values["r"] for each in self._samples if each.parts is not None]
             if output == shape:
                 yield "1/sigma", r
-            elif expands(shape, output):
-                padded = (1,) * (len(output) - len(shape)) + shape
-                axes = tuple(axis for axis, size in enumerate(padded) if size == 1 and output[axis] != 1)
-                if all(np.ptp(each, axis=axes).max() <= 1e-12 * np.abs(each).max() for each in r):
-                    yield "1/sigma", [each.mean(axes).reshape(shape) for each in r]
+            elif (axes := summed_axes(shape, output)) and all(
+                np.ptp(each, axis=axes).max() <= 1e-12 * np.abs(each).max() for each in r
+            ):
+                yield "1/sigma", [each.mean(axes).reshape(shape) for each in r]
         if output == shape:
             yield "output", [each.output for each in self._samples]

@@ -49,9 +49,9 @@ def _named(size: float, sizes: Mapping[str, int]) -> Iterator[str]:
     counted = [(what, count) for what, count in sizes.items() if count > 2]
     kinds = (
         [words for plain, words in _PLAIN.items() if same(size, plain)],
-        [words for what, count in counted for words in _by_count(size, what, count)],
+        [words for what, count in counted for words in _by_count(size, what, count)]
+        + [words for plain, words in _RARE.items() if same(size, plain)],
         [words for what, count in sizes.items() if count > 1 for words in _by_degrees(size, what, count)],
-        [words for plain, words in _RARE.items() if same(size, plain)],
         [words for what, count in counted for words in _by_root_or_two(size, what, count)],
     )
     yield from next((kind for kind in kinds if kind), [])

@@ -73,12 +73,19 @@ def expands(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
         return False
 
 
+def views(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes in which an argument expands to a target: as NumPy expands it, and as a value a channel."""
+    found = [(1,) * (len(target) - len(shape)) + shape] if expands(shape, target) else []
+    if len(shape) == 1 and len(target) > 2 and target[1] == shape[0]:
+        found.append((1, shape[0], *(1,) * (len(target) - 2)))
+    return found
+
+
 def summed_axes(shape: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the axes over which the gradient of an expanded argument is summed; None where it does not expand."""
-    if not expands(shape, output):
-        return None
-    padded = (1,) * (len(output) - len(shape)) + shape
-    return tuple(axis for axis, (one, many) in enumerate(zip(padded, output, strict=True)) if one != many)
+    for view in views(shape, output):
+        return tuple(axis for axis, (one, many) in enumerate(zip(view, output, strict=True)) if one != many)
+    return None
 
 
 def kept_shape(shape: tuple[int, ...], output: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -103,12 +103,11 @@ class Verification:
 
     def _head(self) -> str:
         compared = [each for each in self.checked if each.ok is not None]
-        wrong = sum(each.ok is False for each in compared)
-        return (
-            f"{wrong} of {len(compared)} gradients {'is' if wrong == 1 else 'are'} wrong, compared with {self.truth}"
-            if wrong
-            else f"The gradient is right for {_listed([each.name for each in compared])}, compared with {self.truth}"
-        )
+        wrong, names = sum(each.ok is False for each in compared), _listed([each.name for each in compared])
+        if wrong in (0, len(compared)):
+            return f"The gradient is {'wrong' if wrong else 'right'} for {names}, compared with {self.truth}"
+        verb = "is" if wrong == 1 else "are"
+        return f"{wrong} of {len(compared)} gradients {verb} wrong, compared with {self.truth}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as values of JSON; a number that JSON lacks is None."""

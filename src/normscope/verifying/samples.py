@@ -71,7 +71,7 @@ def sample(calls: Calls, seed: int) -> Sampled:
     for _ in range(_BESIDE):
         beside = _beside(calls, chance)
         if beside is None:
-            notes.append("forward is not finite beside the given inputs, so the formula was tried at these inputs only")
+            notes.append("forward gives nothing finite beside the given inputs, so the formula was tried at these only")
             break
         points.append(_at(calls, *beside, chance))
     return Sampled(calls, points, _is_linear(calls, points[0]), notes)
@@ -121,7 +121,8 @@ def _is_linear(calls: Calls, point: Point) -> bool:
         if any(part is None for part in parts) or len({part.shape for part in parts if part is not None}) > 1:
             continue
         wanted = 2 * parts[0] - parts[1]  # type: ignore[operator]
-        if not np.linalg.norm(parts[2] - wanted) <= 1e-6 * np.linalg.norm(wanted) + 1e-300:  # type: ignore[operator]
+        gap = np.abs(parts[2] - wanted)  # type: ignore[operator]
+        if np.where(np.isfinite(gap), gap, 0.0).max() > 1e-6 * np.abs(np.where(np.isfinite(gap), wanted, 0.0)).max():
             return False
     return True
 

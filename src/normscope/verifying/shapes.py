@@ -22,12 +22,13 @@ class Change(NamedTuple):
     make: Callable[[Array], Array]
 
 
-def changes(shape: tuple[int, ...], wanted: tuple[int, ...]) -> Iterator[Change]:
+def changes(shape: tuple[int, ...], wanted: tuple[int, ...], output: tuple[int, ...]) -> Iterator[Change]:
     """Yield the changes that turn one shape into another, the likeliest first.
 
     Args:
         shape: Shape of the result.
         wanted: Shape of the argument.
+        output: Shape of the output, whose first axis is the batch.
     """
     squeezed = tuple(size for size in shape if size != 1)
     if squeezed == tuple(size for size in wanted if size != 1):
@@ -35,7 +36,8 @@ def changes(shape: tuple[int, ...], wanted: tuple[int, ...]) -> Iterator[Change]
         yield Change(words, lambda value: value.reshape(wanted))
     for axes in _sums(shape, wanted):
         batch = ", the batch" if axes == (0,) else ""
-        words = f"lacks the sum over {axes_words(axes, len(shape) + 1)}{batch}"
+        where = batch if shape == output else f" of its shape {shape}"
+        words = f"lacks the sum over {axes_words(axes, len(shape) + 1)}{where}"
         yield Change(words, lambda value, axes=axes: value.sum(axes).reshape(wanted))  # type: ignore[misc]
     if len(shape) == len(wanted):
         for order in itertools.permutations(range(len(shape))):

@@ -81,6 +81,9 @@ def value(term: Term, core: Core, sample: Sample) -> Array:
     if core.kind == "norm":
         named["h"] = parts["xc"] * r
     one = np.ones(())
+    for axis in range(g.ndim if core.kind != "norm" else 0):
+        raised = np.exp(parts["x"] - parts["x"].max(axis, keepdims=True))
+        named[f"softmax {axis}"] = raised / raised.sum(axis, keepdims=True)
     signal = g * {"none": one, "square": gain**2, "outside": one, "in": gain, "bare": gain - 1}[term.gain]
     if term.sloped:
         signal = signal * sample.parts.slope
@@ -131,12 +134,14 @@ def changed(term: Term, core: Core, dimensions: int) -> Iterator[tuple[Term, str
     yield from _deviations(term, core)
     if term.reduced:
         for axes in subsets(dimensions):
+            if axes == core.groups.axes and len(core.groups.shape) == dimensions:
+                continue
             what = "mean" if core.kind == "norm" else "sum"
             words = f"takes its {what} over {axes_words(axes, dimensions)} in place of {core.groups.words}"
             yield replace(term, axes=axes), words
             if core.kind == "norm":
                 yield replace(term, axes=axes, within=True), words
-    yield from _other_factors(term, core)
+    yield from _other_factors(term, core, dimensions)
 
 
 def _deviations(term: Term, core: Core) -> Iterator[tuple[Term, str]]:
@@ -169,13 +174,16 @@ def _deviations(term: Term, core: Core) -> Iterator[tuple[Term, str]]:
         )
 
 
-def _other_factors(term: Term, core: Core) -> Iterator[tuple[Term, str]]:
+def _other_factors(term: Term, core: Core, dimensions: int) -> Iterator[tuple[Term, str]]:
     norm = core.kind == "norm"
     names = {"h": "xhat" if norm else "y", "xc": "(x - mean)", "x": "x", "y": "y", "1": "1", "softmax": "softmax"}
     names["sign"] = "sign(x)"
     if not norm:
         names["x"] = core.argument
-    known = _FACTORS if norm else ("1", "x", "h", "softmax")
+    known = _FACTORS if norm else ("1", "x", "h", "softmax", *(f"softmax {axis}" for axis in range(dimensions)))
+    if norm and not core.centred:
+        known = tuple(name for name in known if name != "xc")
+    names |= {name: f"softmax over axis {name[-1]}" for name in known if name.startswith("softmax ")}
     for outer in known:
         if outer != term.outer and (term.reduced or outer != "1"):
             yield replace(term, outer=outer), _in_place(names[outer], names[term.outer], "multiplies the mean by")

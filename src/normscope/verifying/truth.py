@@ -1,6 +1,6 @@
 """True gradients of the user's forward function: automatic differentiation in torch, differences in NumPy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from normscope._errors import UsageError
 from normscope.usercode import users_code
 from normscope.verifying.calls import Array, Calls
-from normscope.verifying.differences import along, complex_step, quietly, spread_of
+from normscope.verifying.differences import Derivative, along, complex_step, quietly, spread_of
 
 #: Entries of NumPy arguments that are differentiated one by one.
 MOST_ENTRIES = 10_000
@@ -59,34 +59,52 @@ def gradients(calls: Calls, inputs: Sequence[Any], incoming: Sequence[Array], ch
     height = float(np.abs(calls.output(inputs)).max())
     for place in calls.differentiable:
         name, value = calls.names[place], inputs[place]
-        walk = _walk(calls, inputs, incoming, place)
+        walk = _Walk(calls, inputs, incoming, place)
         natural = height * max(float(np.linalg.norm(each)) for each in incoming) / spread_of(value)
         if found is not None:
             made[name] = _with_kinks(found[name], walk, value, natural, chance)
         else:
-            made[name] = _numeric(walk, _complex_walk(calls, inputs, place), value, natural, incoming, chance)
+            made[name] = _numeric(walk, value, natural, chance)
     return made
 
 
-def _walk(calls: Calls, inputs: Sequence[Any], incoming: Sequence[Array], place: int) -> Callable[[Array], Array]:
-    """Return a function that moves one argument and gives the output times each incoming gradient."""
-    stacked = np.stack([each.reshape(-1) for each in incoming])
+class _Walk:
+    """The output of the forward function times each incoming gradient, as one argument moves.
 
-    def walk(moved: Array) -> Array:
-        values = [moved if other == place else value for other, value in enumerate(inputs)]
+    Args:
+        calls: The user's functions.
+        inputs: The arguments.
+        incoming: Gradients at the output.
+        place: The argument that moves.
+    """
+
+    def __init__(self, calls: Calls, inputs: Sequence[Any], incoming: Sequence[Array], place: int) -> None:
+        self._calls, self._inputs, self._place = calls, inputs, place
+        self.stacked = np.stack([each.reshape(-1) for each in incoming])
+        here, beside = self.whole(inputs[place]), self.whole(rounded(inputs[place]))
+        self.noise = np.abs(self.stacked) @ (np.abs(beside - here) + _ROUNDING * np.abs(here)).reshape(-1)
+        self.noise = np.where(np.isfinite(self.noise), self.noise, 0.0)
+
+    def whole(self, moved: Array) -> Array:
+        """Return the output where the argument has another value."""
         with quietly():
-            return stacked @ calls.output(values).reshape(-1)
+            return self._calls.output([moved if at == self._place else each for at, each in enumerate(self._inputs)])
 
-    return walk
+    def directional(self, value: Array, direction: Array) -> Derivative:
+        """Return the derivatives in a direction."""
+        return along(
+            lambda step: self.stacked @ self.whole(value + step * direction).reshape(-1), spread_of(value), self.noise
+        )
+
+    def exactly(self, value: Array, direction: Array) -> Array | None:
+        """Return the derivatives in a direction by a complex step; None if the function refuses it."""
+        found = complex_step(self.whole, value, direction)
+        return None if found is None else self.stacked @ found.reshape(-1)
 
 
-def _complex_walk(calls: Calls, inputs: Sequence[Any], place: int) -> Callable[[Array], Array]:
-    return lambda moved: calls.output([moved if other == place else each for other, each in enumerate(inputs)])
-
-
-def _directional(walk: Callable[[Array], Array], value: Array, direction: Array) -> tuple[Array, Array, bool]:
-    made = along(lambda step: walk(value + step * direction), spread_of(value))
-    return made.value, made.error, made.kink
+def rounded(value: Array) -> Array:
+    """Return a value with each entry moved by its rounding."""
+    return value * (1 + _ROUNDING * np.random.default_rng(0).choice([-1.0, 1.0], value.shape))
 
 
 # -- torch ------------------------------------------------------------------------------------------------------------
@@ -98,11 +116,7 @@ def _automatic(
     """Return gradients by automatic differentiation, and how far they move if the inputs move by their rounding."""
     with torch.enable_grad():
         first = _autograd(calls, inputs, incoming)
-        sign = np.random.default_rng(0)
-        moved = [
-            value * (1 + _ROUNDING * sign.choice([-1.0, 1.0], value.shape)) if place in calls.differentiable else value
-            for place, value in enumerate(inputs)
-        ]
+        moved = [rounded(value) if place in calls.differentiable else value for place, value in enumerate(inputs)]
         second = _autograd(calls, moved, incoming)
     return {
         name: (values, [float(np.linalg.norm(one - two)) for one, two in zip(values, second[name], strict=True)])
@@ -132,14 +146,21 @@ def _autograd(calls: Calls, inputs: Sequence[Any], incoming: Sequence[Array]) ->
 
 
 def _with_kinks(
-    found: tuple[list[Array], list[float]], walk: Callable[[Array], Array], value: Array, natural: float, chance: Any
+    found: tuple[list[Array], list[float]], walk: _Walk, value: Array, natural: float, chance: Any
 ) -> Truth:
     """Compare automatic gradients with differences in a direction, and look for kinks where they disagree."""
     values, moved = found
     smooth = np.ones(value.shape, bool)
+    if not all(np.isfinite(each).all() for each in values):
+        smooth = np.all([np.isfinite(each) for each in values], axis=0)
+        values = [np.where(smooth, each, 0.0) for each in values]
+        count = int((~smooth).sum())
+        return Truth(
+            values, [0.0] * len(values), smooth, natural, f"autograd's gradient is not finite in {count} entries"
+        )
     with quietly():
         direction = chance.standard_normal(value.shape)
-        measured, error, kink = _directional(walk, value, direction)
+        measured, error, kink = walk.directional(value, direction)
         automatic = np.array([(each * direction).sum() for each in values])
         size = max(float(np.abs(measured[np.isfinite(measured)]).max(initial=0.0)), float(np.abs(automatic).max()))
         off = np.abs(measured - automatic) > _AGREES * size + 100 * error + ROUNDED * natural
@@ -149,69 +170,65 @@ def _with_kinks(
         if len(entries) > _MOST_LOOKED_AT:
             return Truth(values, moved, smooth, natural, "forward has a kink at these inputs or detaches a value")
         for index in entries:
-            unit = np.zeros(value.shape)
-            unit[index] = 1.0
-            smooth[index] = not _directional(walk, value, unit)[2]
-    if smooth.all():
-        return Truth(
-            values,
-            moved,
-            smooth,
-            natural,
-            "autograd's gradient is not the derivative of forward, which detaches a value; the formula was compared "
-            "with autograd",
-        )
-    return Truth(values, moved, smooth, natural, _kinks(smooth))
+            smooth[index] = not walk.directional(value, _unit(value, index)).kink
+    detached = (
+        "autograd's gradient is not the derivative of forward, which detaches a value; the formula was compared with "
+        "autograd"
+    )
+    return Truth(values, moved, smooth, natural, detached if smooth.all() else _kinks(smooth))
+
+
+def _unit(value: Array, index: tuple[int, ...]) -> Array:
+    unit = np.zeros(value.shape)
+    unit[index] = 1.0
+    return unit
 
 
 # -- NumPy ------------------------------------------------------------------------------------------------------------
 
 
-def _numeric(
-    walk: Callable[[Array], Array],
-    whole: Callable[[Array], Array],
-    value: Array,
-    natural: float,
-    incoming: Sequence[Array],
-    chance: Any,
-) -> Truth:
+def _numeric(walk: _Walk, value: Array, natural: float, chance: Any) -> Truth:
     """Return gradients by differences, entry by entry."""
-    stacked = np.stack([each.reshape(-1) for each in incoming])
-    count = len(incoming)
+    count = len(walk.stacked)
     found, errors = np.zeros((count, *value.shape)), np.zeros((count, *value.shape))
     smooth = np.ones(value.shape, bool)
-    entries = list(np.ndindex(value.shape))
-    imaginary = _complex_works(walk, whole, stacked, value, chance)
-    for index in entries:
-        unit = np.zeros(value.shape)
-        unit[index] = 1.0
-        made = _directional(walk, value, unit) if not imaginary else None
-        if made is None:
-            exact = complex_step(whole, value, unit)
-            assert exact is not None
-            found[(slice(None), *index)] = stacked @ exact.reshape(-1)
+    moved = _moved_by_rounding(walk, value, chance)
+    for index in np.ndindex(value.shape):
+        at, unit = (slice(None), *index), _unit(value, index)
+        exact = walk.exactly(value, unit) if moved is not None else None
+        if exact is not None:
+            found[at] = exact
             continue
-        found[(slice(None), *index)], errors[(slice(None), *index)] = made[0], made[1]
-        smooth[index] = not made[2] and bool(np.isfinite(made[1]).all())
+        made = walk.directional(value, unit)
+        found[at], errors[at] = made.value, made.error
+        smooth[index] = not made.kink and bool(np.isfinite(made.value).all())
     values = list(np.where(smooth, found, 0.0))
     off = [float(np.linalg.norm(np.where(smooth, each, 0.0))) for each in errors]
+    if moved is not None:
+        off = [max(one, float(two)) for one, two in zip(off, moved, strict=True)]
     return Truth(values, off, smooth, natural, "" if smooth.all() else _kinks(smooth))
 
 
-def _complex_works(
-    walk: Callable[[Array], Array], whole: Callable[[Array], Array], stacked: Array, value: Array, chance: Any
-) -> bool:
-    """Return whether complex steps give what differences give, in two directions that move every entry."""
+def _moved_by_rounding(walk: _Walk, value: Array, chance: Any) -> Array | None:
+    """Return how far derivatives move if the argument moves by its rounding; None where complex steps do not work.
+
+    Complex steps work if they give what differences give, in two directions that move every entry.
+    """
+    moved = np.zeros(len(walk.stacked))
     for _ in range(2):
         direction = chance.standard_normal(value.shape)
-        exact = complex_step(whole, value, direction)
-        if exact is None:
-            return False
-        measured, error, kink = _directional(walk, value, direction)
-        size = float(np.abs(measured[np.isfinite(measured)]).max(initial=0.0))
-        if kink or not (np.abs(stacked @ exact.reshape(-1) - measured) <= 100 * error + 1e-9 * size).all():
-            return False
-    return True
+        exact, beside = (walk.exactly(each, direction) for each in (value, rounded(value)))
+        if exact is None or beside is None:
+            return None
+        measured = walk.directional(value, direction)
+        size = float(np.abs(measured.value[np.isfinite(measured.value)]).max(initial=0.0))
+        if measured.kink or not (np.abs(exact - measured.value) <= 100 * measured.error + 1e-9 * size).all():
+            return None
+        moved = np.maximum(moved, np.abs(exact - beside))
+    return moved
+
+
+# -- both -------------------------------------------------------------------------------------------------------------
 
 
 def _kinks(smooth: Array) -> str:

@@ -101,6 +101,9 @@ def _notes(sampled: Sampled) -> list[str]:
     ]
     if low:
         notes.append(f"all was computed in float64, where the inputs are not: {', '.join(low)}")
+    for name, result in sampled.points[0].results[0].items():
+        if result is not None and result.dtype.kind == "f" and (low_bound := _LOW.get(result.dtype.itemsize)):
+            notes.append(f"{name}: the formula gives {result.dtype}, so errors up to {low_bound:g} count as rounding")
     seen = [f"{name}: {truth.note}" for name, truth in sampled.points[0].truths.items() if truth.note]
     unused = [name for name in sampled.points[0].truths if _is_unused(sampled, name)]
     seen += [
@@ -144,13 +147,22 @@ def _checked(sampled: Sampled, explainer: Explainer, place: int) -> Checked:
             name, False, shape=shape, expected=expected, explanation=words if found is None else found.words,
             known=found is not None,
         )  # fmt: skip
-    bad = next((result for result in given if not np.isfinite(result).all()), None)
-    if bad is not None:
-        at = tuple(np.argwhere(~np.isfinite(bad))[0].tolist())
+    at = _not_finite(sampled, name)
+    if at is not None:
         return Checked(
             name, False, math.inf, base, at, shape, expected, "the result holds values that are not finite", known=False
         )
     return _compared(sampled, explainer, name, base)
+
+
+def _not_finite(sampled: Sampled, name: str) -> tuple[int, ...] | None:
+    """Return the first entry in which a result is not finite though there is a gradient; None if there is none."""
+    for point in sampled.points:
+        for results in point.results:
+            bad = ~np.isfinite(results[name]) & point.truths[name].smooth  # type: ignore[arg-type]
+            if bad.any():
+                return tuple(int(each) for each in np.argwhere(bad)[0])
+    return None
 
 
 def _compared(sampled: Sampled, explainer: Explainer, name: str, base: float) -> Checked:
