@@ -249,7 +249,7 @@ def layer_norm_transformer():
             super().__init__()
             self.inlet = nn.Linear(12, 16)
             layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True, norm_first=True)
-            self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+            self.encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(16), enable_nested_tensor=False)
             self.head = nn.Linear(16, 4)
 
         def forward(self, x):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from kit.findings import finding_of, is_quiet, repaired
-from normscope.evidence import Case, examples
+from kit.own_norms import Root
+from normscope.evidence import Case, example_transformers as nets, examples
 
 
 def grouped(*decays, frozen=()):
@@ -123,3 +124,13 @@ def test_the_shrinking_is_that_of_the_optimizer(momentum, dampening):
     fresh = torch.optim.SGD(model.parameters(), **options)
     finding = finding_of(Case(model, examples.mean_square, [torch.randn(8, 3)] * 3, fresh), "NS123")
     assert decay * 2**-24 / finding.bound == pytest.approx(share, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm, Root])
+def test_layer_and_rms_norms_of_any_class_are_seen_and_mended(kind):
+    case = nets.transformer(norm=kind, depth=1)
+    finding = finding_of(case, "NS123")
+    assert finding.places == ("blocks.0.norm1", "blocks.0.norm2", "final")
+    assert finding.details["numbers"] == 3 * 16 * (2 if kind is nn.LayerNorm else 1)
+    assert repaired(case, "NS123").startswith(f"moved {6 if kind is nn.LayerNorm else 3} parameters")
+    assert is_quiet(case, "NS123")

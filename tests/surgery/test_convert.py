@@ -382,11 +382,21 @@ def test_sync_runs_on_the_cpu():
     model(torch.randn(2, 3, 4, 4))
 
 
-def test_torchs_encoder_layer_would_ignore_the_new_norm():
-    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
-    report = surgery.convert(model, "rms")
-    assert not report.done
-    assert "fast path" in report.skipped[0].why
+@pytest.mark.parametrize("change", [lambda m: surgery.convert(m, "rms"), lambda m: surgery.convert(m, "dyt"),
+                                    lambda m: surgery.convert(m, lambda old: nn.Tanh()), surgery.strip])  # fmt: skip
+@pytest.mark.parametrize("whole", [False, True])
+def test_torchs_encoder_layer_calls_the_new_norms_in_evaluation_too(change, whole):
+    layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2) if whole else layer)
+    report = change(model)
+    assert len(report.done) == (4 if whole else 2)
+    assert f"{2 if whole else 1} TransformerEncoderLayer: torch's fast path is off" in report.notes
+    x = torch.randn(3, 5, 4)
+    trained = model.train()(x)
+    with torch.no_grad():  # with gradients there is no fast path
+        torch.testing.assert_close(model.eval()(x), trained)
+        padded = torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 5])
+        assert bool(model[0](x, src_key_padding_mask=padded).isfinite().all())
 
 
 def test_a_frozen_norm_stays_frozen():

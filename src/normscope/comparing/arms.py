@@ -28,6 +28,7 @@ WORDS: Mapping[str, str] = {
     "layer": "with layer norm",
     "group": "with group norm",
     "rms": "with RMS norm",
+    "dyt": "with dynamic tanh",
     "noisy": "with noise behind batch norm",
     "population": "with batch norm of the population",
     "frozen": "with frozen batch norm",

@@ -1,6 +1,6 @@
 """What rules look at: a training set-up, and everything that is measured on it, once. A rule needs no other names."""
 
-from normscope.evidence import examples as examples
+from normscope.evidence import example_transformers as example_transformers, examples as examples
 from normscope.evidence.activations import Activation as Activation
 from normscope.evidence.answers import Answer as Answer, answers as answers
 from normscope.evidence.apart import (
@@ -15,6 +15,7 @@ from normscope.evidence.arms import (
     plan_arm as plan_arm,
     reached_objects as reached_objects,
 )
+from normscope.evidence.attention import Attention as Attention
 from normscope.evidence.case import Case as Case, ignore as ignore, length_of as length_of
 from normscope.evidence.companions import (
     Companion as Companion,
@@ -66,6 +67,7 @@ from normscope.evidence.repairs import (
     modules_of as modules_of,
     recalibrate_places as recalibrate_places,
 )
+from normscope.evidence.residuals import Head as Head, Residuals as Residuals
 from normscope.evidence.sandbox import TraceWarning as TraceWarning, sandbox as sandbox
 from normscope.evidence.sequences import (
     as_sequences as as_sequences,

@@ -16,12 +16,13 @@ from normscope.evidence.companions import Companion, Gain, find_companions, gain
 from normscope.evidence.gap import Gap, measure_gap
 from normscope.evidence.losses import mean_loss
 from normscope.evidence.moments import FEWEST, Moments, spread_out, take_moments, worst_excess
-from normscope.evidence.other_norms import OtherNorm, buffers_of, other_norms
+from normscope.evidence.other_norms import buffers_of
 from normscope.evidence.passes import example
 from normscope.evidence.pooling import Statistics, pooled, put_statistics
 from normscope.evidence.sandbox import sandbox
 from normscope.evidence.steps import Training, watch_training
 from normscope.evidence.streams import Streams, find_streams
+from normscope.evidence.transformer import NotShownError as NotShownError, TransformerEvidence
 from normscope.evidence.untrained import as_made, has_learnt
 from normscope.evidence.wiring import Wiring, watch_wiring
 from normscope.modules.call import set_mode
@@ -30,11 +31,7 @@ from normscope.surgery import is_frozen
 from normscope.surgery.pairs import Search, search
 
 
-class NotShownError(UsageError):
-    """A rule asks for what cannot be measured here: it is not run, and that is said."""
-
-
-class Evidence:
+class Evidence(TransformerEvidence):
     """A case, and everything that was measured on it. Each measurement runs at its first use, and leaves no trace.
 
     Attributes:
@@ -94,11 +91,6 @@ class Evidence:
             return True
         self._told("whether the network has learnt")
         return not has_learnt(self.case)
-
-    @cached_property
-    def other_norms(self) -> dict[str, OtherNorm]:
-        """The norms of classes of other libraries, or of the user's own, that are none of torch's."""
-        return other_norms(self.case.model)
 
     def buffers_elsewhere(self, *, moving: bool) -> dict[str, dict[str, Any]]:
         """Return the running statistics of ``other_norms``, by torch's names of buffers.

@@ -44,7 +44,8 @@ class DecayedAffine(AbstractRule):
     r"""Weight decay pulls gains and shifts of norms towards zero.
 
     ## Finds
-    Gain or shift of a norm (batch, group, layer, instance, RMS), with a gradient, in a group of the optimizer whose
+    Gain or shift of a norm (batch, group, layer, instance, RMS, and norms of other libraries that are known by what
+    they compute, as Llama's), with a gradient, in a group of the optimizer whose
     ``weight_decay`` does something: a step takes off the share learning rate times decay, and found is a share above
     $2^{-24} = 6\cdot 10^{-8}$, where float32 does not round it away; less is below 0.6 % in 100,000 steps. Where
     a schedule is under way, its largest learning rate counts. Adam and its like, if they add the decay to the gradient,
@@ -98,7 +99,7 @@ class DecayedAffine(AbstractRule):
         }
         places, worst, numbers = [], (0.0, 0.0), 0
         for path, module in evidence.modules.items():
-            if not is_known_norm(module):
+            if not is_known_norm(module) and path not in evidence.other_norms:
                 continue
             own = [(p.numel(), decays[id(p)]) for p in module.parameters(recurse=False) if id(p) in decays]
             decayed = [(numel, (decay, share)) for numel, (decay, share) in own if share > _LEAST]

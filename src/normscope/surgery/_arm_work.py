@@ -12,7 +12,7 @@ from normscope.modules.batches import tensors
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless
 from normscope.modules.wrapped import eagerly, is_compiled
-from normscope.surgery._fast_paths import without_fast_paths
+from normscope.surgery._fast_paths import leave_fast_paths, without_fast_paths
 from normscope.surgery._report import Change, Skip
 from normscope.surgery._sites import Site, norm_sites
 from normscope.surgery.arm_report import ArmReport
@@ -71,18 +71,8 @@ class Work:
         )
 
     def leave_fast_paths(self) -> None:
-        """Have torch's encoder layers call their norms: the fast path reads gains and shifts of norms that went."""
-        closed = []
-        changed = {change.path for change in self.changes}
-        for path, module in self.model.named_modules():
-            if isinstance(module, nn.TransformerEncoderLayer) and {f"{path}.norm1", f"{path}.norm2"} & changed:
-                module.activation_relu_or_gelu = 0
-                closed.append(module)
-        for module in self.model.modules():
-            if isinstance(module, nn.TransformerEncoder) and any(layer in closed for layer in module.layers):
-                module.use_nested_tensor = False
-        if closed:
-            self.notes.append(f"{len(closed)} TransformerEncoderLayer: torch's fast path is off")
+        """Have torch's encoder layers call the norms that were changed."""
+        self.notes += leave_fast_paths(self.model, {change.path for change in self.changes})
 
 
 class _Eyes:

@@ -91,8 +91,11 @@ class ChannelsLast(nn.Module):
         self.norm = norm
 
     def forward(self, input: Tensor) -> Tensor:
-        """Move the last axis to the second place, normalize, move it back."""
-        return self.norm(input.movedim(-1, 1)).movedim(1, -1)
+        """Move the last axis to the second place, normalize, move it back.
+
+        The output lies in memory as a layer norm's does: what follows may take a ``view`` of it.
+        """
+        return self.norm(input.movedim(-1, 1)).movedim(1, -1).contiguous()
 
 
 class ChannelsFirst(nn.Module):

@@ -43,6 +43,7 @@ ARMS: Mapping[str, str] = MappingProxyType(
         "layer": "layer norm in the place of each norm",
         "group": "group norm in the place of each norm",
         "rms": "RMS norm in the place of each norm",
+        "dyt": "dynamic tanh, which takes no statistics, in the place of each norm",
         "noisy": "batch norm, and time-varying noise behind each",
         "population": "batch norm by the statistics of a population, without the noise of batches",
         "frozen": "batch norm by the statistics that the first weights give, which then stay",
@@ -176,11 +177,12 @@ def _turn_into(work: Work, name: str) -> None:
             known, stands = known_norm(site, work.readings.get(site.module))
             now = known.module
             if not _is_already(now, name):
-                _refuse_but_fast_path(known, kind, masked=old in work.eyes.masked)
+                _refuse(known, kind, masked=old in work.eyes.masked)
                 ranks, size = work.eyes.ranks.get(old), work.eyes.sizes.get(old)
                 new, detail = build(now, kind, ranks, None, _groups(work, now), {}, near, size)
                 details = [detail, *_carry(now, new, inserted=True)]
-                details = [each.removesuffix(": recalibrate") for each in details]  # training gives them their values
+                # Training gives new statistics their values, and an optimizer follows the model.
+                details = [each.removesuffix(": recalibrate").partition(": give it to")[0] for each in details]
                 known = known.replace(new)
                 what = f"{type(old).__name__} -> {_describe(known.module)}"
                 work.changes.append(Change(site.path, what, "; ".join(filter(None, details))))
@@ -220,13 +222,6 @@ def _is_already(norm: Any, name: str) -> bool:
         return type(norm) in OURS and norm.statistics == "batch"
     plain = type(norm) in BATCH and getattr(norm, "statistics", "batch") in ("batch", "sync")
     return _KIND.get(name) == "torch-batch" and plain
-
-
-def _refuse_but_fast_path(site: Site, to: str, *, masked: bool) -> None:
-    slots = tuple(slot for slot in site.slots if not isinstance(slot[0], nn.TransformerEncoderLayer))
-    if not slots and site.slots:
-        slots = ((nn.ModuleDict(), ""),)  # the fast path is closed afterwards
-    _refuse(Site(site.path, site.module, slots), to, masked=masked)
 
 
 def _add_noise(work: Work, site: Site, index: int) -> None:

@@ -15,8 +15,7 @@ statistics: ``"batch"`` of a ghost norm is one of the whole batch. What is dropp
 **What is refused, with the reason in the report.** Norms that compute what none of torch's does, subclasses among them
 (``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` silently drops what a subclass adds); parametrised and lazy norms; a
 gain that differs by position where the new norm has one per channel; with an ``example`` that shows it, a norm that is
-called with a mask where the new one takes none; norms inside ``torch.nn.TransformerEncoderLayer``, whose fast path
-reads their weights without calling them; and every case where the layout of the input decides and is not known:
+called with a mask where the new one takes none; and every case where the layout of the input decides and is not known:
 
 - ``LayerNorm(C)`` and RMS norm act on the *last* axis, the others on the second. For ``(N, C)`` that is the same; for
   ``(N, L, C)`` the new norm is wrapped so that it sees ``(N, C, L)``. Which it is, only an ``example`` tells.
@@ -30,6 +29,9 @@ tanh is of each value by itself, and its ``alpha`` is a new parameter, which an 
 that do not divide the channels, or leave a group fewer than eight values, become the largest number below that does and
 leaves enough, and the report says which. A norm of fewer than eight values a sample is refused: a group norm of two
 values leaves the sign of their difference, and a gradient that is near 0 almost everywhere.
+
+``torch.nn.TransformerEncoderLayer`` has a path in evaluation that reads its norms' gains without calling the norms: it
+is closed where a norm of such a layer was converted, and the report says so.
 
 The function of the model changes, except between batch norms. New running statistics start at 0 and 1:
 ``surgery.recalibrate`` sets them.
@@ -45,6 +47,7 @@ from normscope._errors import UsageError, shown
 from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless, transaction
 from normscope.surgery._build import STATISTICS, AlreadyError, Builder, RefusedError, build
+from normscope.surgery._fast_paths import leave_fast_paths
 from normscope.surgery._modules import ChannelsLast
 from normscope.surgery._options import hand_over, not_in
 from normscope.surgery._report import Change, Report, Skip
@@ -124,7 +127,8 @@ def convert(
         told = [_converted(site, to, found.get(site.module), seen, dims, groups, options, near) for site in kept]
         done = tuple(each for each in told if isinstance(each, Change))
         skipped = tuple(each for each in told if isinstance(each, Skip))
-        return Report(model, done, skipped, (*notes, *without_modules(model, chosen)))
+        paths = leave_fast_paths(model, {change.path for change in done})
+        return Report(model, done, skipped, (*notes, *paths, *without_modules(model, chosen)))
 
 
 def _converted(
@@ -180,10 +184,6 @@ def _refuse(site: Site, to: str | Builder, *, masked: bool) -> None:
         raise RefusedError("has no channels, gain or shift of its own: it can only be taken out")
     if opaque := why_opaque(site.module, activation=to in STATISTICS):
         raise RefusedError(opaque)
-    if any(isinstance(parent, nn.TransformerEncoderLayer) for parent, _ in site.slots):
-        raise RefusedError(
-            "torch's TransformerEncoderLayer reads its norms' weights without calling them (its fast path)"
-        )
     if masked and to not in STATISTICS:
         raise RefusedError("is called with a mask, lengths or a population, which the new norm takes none of")
 

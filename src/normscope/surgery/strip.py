@@ -34,6 +34,7 @@ from normscope.modules.call import run, set_mode
 from normscope.modules.state import traceless, transaction
 from normscope.ops import Moments, merge
 from normscope.surgery import absorb
+from normscope.surgery._fast_paths import leave_fast_paths
 from normscope.surgery._measure import moments_given
 from normscope.surgery._modules import ChannelAffine, NormThen
 from normscope.surgery._report import Change, Report, Skip
@@ -77,7 +78,8 @@ def strip(
             report = _strip_plainly(model, chosen, found, example if rescale else MISSING, deviation)
         else:
             report = _strip_preserving(model, chosen, found, example, from_batch=rescale == "batch")
-        return replace(report, notes=(*report.notes, *without_modules(model, chosen)))
+        paths = leave_fast_paths(model, {change.path for change in report.done})
+        return replace(report, notes=(*report.notes, *paths, *without_modules(model, chosen)))
 
 
 def _strip_plainly(
