@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # for editors and type checkers alone: when it runs, a probe 
 else:
 
     def __getattr__(name: str) -> type[AbstractProbe]:
-        """Find a probe by its class name: a new file needs no line here."""
+        """Find a probe by its class name: it is found without a line here."""
         for probe in all():
             if probe.__name__ == name:
                 return probe
