@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from normscope.report import (
     write,
 )
 from normscope.running import connected
-from normscope.stats import adjust
+from normscope.stats import adjust, as_judged_alone
 
 _TITLE = "What does batch norm do to your network?"
 _COMMITTED = "src/normscope/studies/data/evidence.json"  # shipped with the package; `explain.committed` reads it
+_MARKDOWN = f"normscope report {_COMMITTED} --markdown docs/evidence.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +142,34 @@ def write_condensed(evidence: CondensedEvidence, path: Path) -> Path:
 def condense(runs: Sequence[Judged]) -> CondensedEvidence:
     """Return the verdicts of some runs without their records, with what made them."""
     texts, whole = studies.texts(), _is_whole(runs)
+    condensed = tuple(_condensed(judged) for judged in runs)
     return CondensedEvidence(
-        lede=_lede(runs),
+        lede=_lede_of(condensed),
         commands=_commands(runs),
-        studies=tuple(_condensed(judged) for judged in runs),
+        studies=condensed,
+        sentences=texts.sentences if whole else (),
+        errata=texts.errata if whole else (),
+    )
+
+
+def joined(evidence: CondensedEvidence, kept: CondensedEvidence) -> CondensedEvidence:
+    """Return what two condensed files hold, corrected for all their studies being judged together.
+
+    Args:
+        evidence: Its studies take the place of those of the same names in the other.
+        kept: A file that was condensed before; the records behind it need not be there.
+    """
+    anew = {study.slug for study in evidence.studies}
+    rest = [study for study in kept.studies if study.slug not in anew]
+    found = sorted([*evidence.studies, *rest], key=lambda study: (study.card, study.slug))
+    verdicts = adjust([as_judged_alone(study.verdict) for study in found])
+    texts, whole = studies.texts(), len(found) > FEW
+    report = f"normscope report runs/all --join {_COMMITTED} --condense {_COMMITTED}"
+    runs = [line for line in (*kept.commands, *evidence.commands) if not line.startswith("normscope report ")]
+    return CondensedEvidence(
+        lede=evidence.lede if not rest else _lede_of(found),
+        commands=(*dict.fromkeys(runs), report, _MARKDOWN),
+        studies=tuple(replace(study, verdict=verdict) for study, verdict in zip(found, verdicts, strict=True)),
         sentences=texts.sentences if whole else (),
         errata=texts.errata if whole else (),
     )
@@ -226,7 +251,7 @@ def _commands(runs: Sequence[Judged]) -> tuple[str, ...]:
         for options, slugs in alike.items()
     ]
     lines.append(f"normscope report runs/all --condense {_COMMITTED}")
-    return (*lines, f"normscope report {_COMMITTED} --markdown docs/evidence.md")
+    return (*lines, _MARKDOWN)
 
 
 def _time(judged: Judged) -> tuple[str, float]:
@@ -236,11 +261,30 @@ def _time(judged: Judged) -> tuple[str, float]:
 
 
 def _lede(runs: Sequence[Judged]) -> str:
-    """Return the sentence under the title: data, presets and seeds."""
-    data = sorted({str(judged.run.store.config["data"]["name"]) for judged in runs})
-    presets = sorted({str(judged.run.store.config["preset"]) for judged in runs})
-    seeds = sorted({judged.verdict.effect.n for judged in runs} - {0}) or [0]
-    count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-    said = f"On {', '.join(data)}, preset {', '.join(presets)}, {count} seed{'s' if seeds[-1] != 1 else ''} an arm."
-    elsewhere = sorted({made_elsewhere(judged.run.store.config["versions"]) for judged in runs} - {""})
-    return " ".join([said, *elsewhere])
+    """Return the sentence under the title of the page of some runs."""
+    configs = [judged.run.store.config for judged in runs]
+    return _said(
+        {str(config["data"]["name"]) for config in configs},
+        {str(config["preset"]) for config in configs},
+        {judged.verdict.effect.n for judged in runs},
+        {made_elsewhere(config["versions"]) for config in configs},
+    )
+
+
+def _lede_of(condensed: Sequence[CondensedStudy]) -> str:
+    """Return the sentence under the title of a condensed file."""
+    return _said(
+        {study.data for study in condensed},
+        {study.preset for study in condensed},
+        {study.verdict.effect.n for study in condensed},
+        {made_elsewhere({"normscope": study.normscope, "torch": study.torch}) for study in condensed},
+    )
+
+
+def _said(data: set[str], presets: set[str], seeds: set[int], elsewhere: set[str]) -> str:
+    """Say on what data, with which presets, how many seeds and which other versions something was measured."""
+    counts = sorted(seeds - {0}) or [0]
+    count = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    said = f"On {', '.join(sorted(data))}, preset {', '.join(sorted(presets))}, "
+    said += f"{count} seed{'s' if counts[-1] != 1 else ''} an arm."
+    return " ".join([said, *sorted(elsewhere - {""})])

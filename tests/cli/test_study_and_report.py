@@ -59,7 +59,7 @@ def test_a_file_where_the_folder_should_be(refuse, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_seed_decides_nothing_of_an_experiment_and_the_report_can_be_written_again(run, tmp_path):
+def test_one_seed_decides_nothing_of_an_experiment_and_the_report_can_be_written_again(run, refuse, tmp_path):
     out = tmp_path / "runs"
     slug = "bn-backward-three-terms"
     words = ["study", "run", slug, "--seeds", "1", "--workers", "1", "--out", str(out), "--json"]
@@ -95,6 +95,10 @@ def test_one_seed_decides_nothing_of_an_experiment_and_the_report_can_be_written
     assert kept["torch"].startswith("2.")
     assert len(kept["theory"]) == 3
     assert f"normscope study run {slug} --preset quick --seeds 1" in text.read_text(encoding="utf-8")
+    joined = tmp_path / "joined.json"
+    assert json.loads(run("report", out, "--json", "--condense", joined, "--join", small).stdout)["verdicts"]
+    assert json.loads(joined.read_text())["studies"] == json.loads(small.read_text())["studies"]
+    assert "give that too" in refuse("report", out, "--join", small)
     run("report", out, "--markdown", tmp_path / "direct.md")
     assert (tmp_path / "direct.md").read_bytes() == text.read_bytes()
 

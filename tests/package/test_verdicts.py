@@ -255,3 +255,19 @@ def test_the_page_of_a_condensed_file_needs_no_run_and_has_the_headings_of_insta
     assert "eventually gets there too" in text, "the installed study's own page"
     for words in ("fewer-iterations holds.", "of-my-own holds.", "a processor", "7.6 s in all", "1.07"):
         assert words in text
+
+
+def test_a_condensed_file_that_is_joined_is_the_file_of_all_runs(loaded):
+    """Of p = 0.02 and 0.03 each holds alone, and neither among three."""
+    kept = verdicts.condense(loaded(Run("ab", p=0.02), Run("abcd", p=0.2)))
+    anew = verdicts.condense(loaded(Run("abc", p=0.03), Run("abcd", p=0.9)))
+    whole = verdicts.condense(loaded(Run("ab", p=0.02), Run("abc", p=0.03), Run("abcd", p=0.9)))
+    joined = verdicts.joined(anew, kept)
+    assert [study.verdict.outcome for study in kept.studies] == [Outcome.HOLDS, Outcome.UNCLEAR]
+    assert joined.studies == whole.studies
+    assert joined.lede == whole.lede
+    *_, report, markdown = joined.commands
+    assert "--join" in report
+    assert "--markdown" in markdown
+    assert set(joined.commands[:-2]) >= {line for line in kept.commands if " run " in line}
+    assert verdicts.joined(anew, verdicts.joined(anew, kept)).studies == joined.studies

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from kit.decided import verdict
 from normscope._errors import DataError
 from normscope.records import Outcome
-from normscope.stats import adjust, holm
+from normscope.stats import adjust, as_judged_alone, holm
 
 H, X, N = Outcome.HOLDS, Outcome.OPPOSITE, Outcome.NO_EFFECT
 U, M = Outcome.UNCLEAR, Outcome.NOT_MEASURABLE
@@ -61,3 +61,12 @@ def test_adjust() -> None:
     assert after[1].reason == family[1].reason
     assert adjust([]) == []
     assert adjust([verdict(H, 0.04)])[0].outcome is H
+
+
+@given(st.lists(st.tuples(st.sampled_from([H, X, N]), st.floats(0, 1)), min_size=2, max_size=8), st.integers(1, 7))
+@settings(max_examples=100, deadline=None)
+def test_a_family_that_grows_is_corrected_as_if_it_had_been_whole_from_the_start(drawn, cut) -> None:
+    family = [verdict(outcome, p) for outcome, p in drawn]
+    first = adjust(family[:cut])
+    assert [as_judged_alone(each) for each in first] == family[:cut]
+    assert adjust([as_judged_alone(each) for each in (*first, *family[cut:])]) == adjust(family)

@@ -34,6 +34,12 @@ def report(
         Path | None,
         path_option("--condense", help="JSON file to write the verdicts into, without the records."),
     ] = None,
+    join: Annotated[
+        Path | None,
+        path_option(
+            "--join", help="Condensed file: its other studies are judged together with the run's in --condense."
+        ),
+    ] = None,
     markdown: Annotated[
         Path | None,
         path_option("--markdown", help="Markdown file for the verdicts; between its evidence marks, if it has them."),
@@ -59,8 +65,16 @@ def report(
         raise UsageError(
             f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
         )
+    if join is not None and condensed is None:
+        raise UsageError("--join adds the studies of another condensed file to the file of --condense: give that too")
     if write := _writer(run):
-        unfit = {"--study": own, "--condense": condensed, "--markdown": markdown, "--questions": questions}
+        unfit = {
+            "--study": own,
+            "--join": join,
+            "--condense": condensed,
+            "--markdown": markdown,
+            "--questions": questions,
+        }
         if given := [option for option, value in unfit.items() if value]:
             raise UsageError(f"{given[0]} is for studies, and {run} holds none: leave it out")
         target = page or run / "report.html"
@@ -75,7 +89,7 @@ def report(
         _write_condensed(evidence, target, markdown, as_json)
     else:
         target = page or run / "report.html"
-        _write_runs(run, target, condensed, markdown, as_json)
+        _write_runs(run, target, condensed, join, markdown, as_json)
     if show:
         open_page(target)
 
@@ -90,13 +104,18 @@ def _load(files: Sequence[Path]) -> None:
             studies.from_file(file)
 
 
-def _write_runs(run: Path, page: Path, condensed: Path | None, markdown: Path | None, as_json: bool) -> None:
+def _write_runs(
+    run: Path, page: Path, condensed: Path | None, join: Path | None, markdown: Path | None, as_json: bool
+) -> None:
     """Judge the runs of studies in a folder, write their page and what else was asked for, and print their answers."""
     from normscope import report as pages, verdicts
 
+    kept = None if join is None else pages.read(join)
     runs = verdicts.load(run)
     if condensed is not None or markdown is not None:
         evidence = verdicts.condense(runs)
+        if kept is not None:
+            evidence = verdicts.joined(evidence, kept)
         if condensed is not None:
             pages.save(condensed, pages.dumps(evidence))
         if markdown is not None:

@@ -15,6 +15,8 @@ from normscope._errors import DataError
 from normscope.records import Outcome, Verdict
 from normscope.stats._values import Floats, check_level
 
+_ALONE = "alone this would read "
+
 
 def holm(p_values: ArrayLike, alpha: float = 0.05) -> tuple[Floats, NDArray[np.bool_]]:
     """Adjust p-values for being looked at together.
@@ -72,8 +74,20 @@ def adjust(verdicts: Sequence[Verdict], alpha: float = 0.05) -> list[Verdict]:
             result[k] = replace(verdict, adjusted_p=p)
             continue
         why = (
-            f"alone this would read {verdict.outcome.value!r} (p = {verdict.p_value:.2g}), but among "
+            f"{_ALONE}{verdict.outcome.value!r} (p = {verdict.p_value:.2g}), but among "
             f"{len(p_values)} claims judged together p = {p:.2g} exceeds {alpha:g} (Holm)"
         )
         result[k] = replace(verdict, outcome=Outcome.UNCLEAR, adjusted_p=p, why=why)
     return result
+
+
+def as_judged_alone(verdict: Verdict) -> Verdict:
+    """Return the verdict of a headline as it was before a correction, so that it can be corrected among others.
+
+    Args:
+        verdict: As `adjust` returned it, or as its study judged it.
+    """
+    if not verdict.why.startswith(_ALONE):
+        return replace(verdict, adjusted_p=None)
+    word = verdict.why.removeprefix(_ALONE)[1:].partition("'")[0]
+    return replace(verdict, outcome=Outcome(word), adjusted_p=None, why="")
