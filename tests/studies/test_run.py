@@ -225,7 +225,7 @@ def test_an_unclear_run_is_extended_once_at_the_corrected_level(tmp_path):
     assert verdict.effect.level == pytest.approx(TWO_LOOKS_LEVEL)
     found = Run(runner_studies.Twins(), Store.open(tmp_path / "twins"))
     assert found.asked() == (3,)
-    assert "--seeds 3 --data digits --device cpu --extend" in found.command()
+    assert "--seeds 3 --device cpu --extend" in found.command()
     with pytest.raises(StoreError, match="level"):
         run(runner_studies.Twins(), out=tmp_path, seeds=3, workers=1)
 

@@ -67,7 +67,13 @@ TableOut = Annotated[
 ]
 Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="Seeds per arm: the replicates behind every interval.")]
 Preset = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the original's protocol).")]
-Data = Annotated[str, typer.Option(help="digits, fashion-mnist, cifar10, or a PATH: folder of idx files, or an npz.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, text (for transformers), fashion-mnist, cifar10, or a PATH: folder of idx files, or an npz.  "
+        "[default: the study's own, digits for most]"
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, max=MOST_WORKERS, help="Processes, one thread each.  [default: the cores]")

@@ -82,7 +82,7 @@ def run(
     run_demo: Annotated[bool, typer.Option("--demo", help="Run four studies that show what studies are.")] = False,
     preset: Preset = "quick",
     seeds: Seeds = 10,
-    data: Data = "digits",
+    data: Data = None,
     device: Device = "cpu",
     workers: Workers = None,
     executor: Executor = None,

@@ -39,6 +39,7 @@ class AbstractExperiment(Unit, ABC):
         MARGIN_REASON: Why a smaller effect does not matter, in a line.
         PRESETS: By name, everything that a run can vary: sizes, learning rates, steps, arms. Plain JSON values.
         VERSION: Raised when the procedure changes, so that older cells are not taken for new ones.
+        DATA: Name of the data that it is run on if a run names none.
         EXTENSION: Whether it judges what no sentence of the source texts says (see ``data/texts.toml``).
     """
 
@@ -51,6 +52,7 @@ class AbstractExperiment(Unit, ABC):
     MARGIN_REASON: ClassVar[str] = ""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
     VERSION: ClassVar[int] = 1
+    DATA: ClassVar[str] = "digits"
     EXTENSION: ClassVar[bool] = False
     #: The arms, by their name in the records: in words, or an ``Arm``, which says how its network is normalized too.
     ARMS: ClassVar[Mapping[str, Any]] = {}
@@ -113,6 +115,30 @@ class AbstractExperiment(Unit, ABC):
         found: Any = self.judge(evidence)
         if not isinstance(found, Verdict):
             raise UsageError(f"{self.CODE}: judge() returns {shown(found)}: it must return a Verdict")
+        return found
+
+    def takes(self, data: "Dataset") -> None:
+        """Refuse data that the study cannot be run on: by default a text, which is for transformers.
+
+        Raises:
+            UsageError: They are such.
+        """
+        from normscope.studies.lab.text import Text
+
+        if isinstance(data, Text):
+            raise UsageError(f"{self.CODE} takes images or vectors, not text: leave --data out, or name others")
+
+    def data_named(self, data: str | None) -> "Dataset":
+        """Return the data of a name or path, the study's own for None.
+
+        Raises:
+            DataError: They cannot be read.
+            UsageError: The study cannot be run on them.
+        """
+        from normscope.studies.lab.data import load
+
+        found = load(self.DATA if data is None else data)
+        self.takes(found)
         return found
 
     @abstractmethod

@@ -104,9 +104,11 @@ class Run(NamedTuple):
         """
         config = config_of(self.store)
         extend = " --extend" if config["level"] == TWO_LOOKS_LEVEL else ""
+        name = config["data"]["name"]
+        data = "" if name == self.study.DATA else f" --data {name}"
         return (
             f"normscope study run {self.study.CODE} --preset {config['preset']} --seeds {seeds or self.asked()[0]}"
-            f" --data {config['data']['name']} --device {config['device']}{extend}"
+            f"{data} --device {config['device']}{extend}"
         )
 
 
@@ -116,7 +118,7 @@ def run(
     out: str | Path,
     seeds: int = 10,
     preset: str = "quick",
-    data: str = "digits",
+    data: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
     executor: str | Executor | None = None,
@@ -136,7 +138,7 @@ def run(
         out: Folder of runs; this one goes to ``out/SLUG``. A run of the same configuration there is continued.
         seeds: Number of replicates, seeds 0 to ``seeds - 1``.
         preset: Which of the study's presets.
-        data: Name or path of the data, as ``lab.data.load`` takes it.
+        data: Name or path of the data, as ``lab.data.load`` takes it; None for the study's own (``DATA``).
         device: ``"cpu"`` or ``"cuda"``.
         workers: Processes; None for one per core (one in all on a GPU).
         executor: Where cells are computed: ``"local"``, ``"ray"``, ``"slurm"``, with options, or an executor
@@ -158,16 +160,14 @@ def run(
         NonFiniteError: The data make the loss infinite before any training.
         IncompleteRunError: The shard has run its cells, but cells of other shards are missing.
     """
-    from normscope.studies.lab.data import load as load_data
-
     options: dict[str, Any] = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
     refuse([study], out=out, executor=executor, shard=shard, **options)
-    dataset = load_data(data)
+    dataset = study.data_named(data)
     level = TWO_LOOKS_LEVEL if extend else LEVEL
     share = None if shard is None else Shard.of(shard)
     with connected(executor, workers, device) as where:
-        store = Store.create(Path(out) / study.CODE, _config(study, preset, data, dataset, device, level))
-        source = Source(data, dataset.fingerprint(), dataset if where.remote else None)
+        store = Store.create(Path(out) / study.CODE, _config(study, preset, dataset, device, level))
+        source = Source(dataset.name, dataset.fingerprint(), dataset if where.remote else None)
         doing = functools.partial(run_group, study, source, device)
         work = Work(doing, name_of, folder=store.path if isinstance(store.place, Folder) else None)
         look = _Look(Run(study, store), preset, dataset, device, where, work, share, progress)
@@ -178,16 +178,14 @@ def run(
     return verdict
 
 
-def _config(
-    study: AbstractExperiment, preset: str, data: str, dataset: "Dataset", device: str, level: float
-) -> dict[str, Any]:
+def _config(study: AbstractExperiment, preset: str, dataset: "Dataset", device: str, level: float) -> dict[str, Any]:
     """Return what determines the numbers of a run."""
     config = {
         "study": study.CODE,
         "version": study.VERSION,
         "preset": preset,
         "settings": study.settings(preset),
-        "data": {"name": data, "fingerprint": dataset.fingerprint()},
+        "data": {"name": dataset.name, "fingerprint": dataset.fingerprint()},
         "device": device,
         "level": level,
         # Records of two versions are not replicates of one thing: such a run is refused, not continued.
@@ -247,7 +245,7 @@ def refuse(
     out: str | Path,
     seeds: int = 10,
     preset: str = "quick",
-    data: str = "digits",
+    data: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
     executor: str | Executor | None = None,
@@ -261,7 +259,7 @@ def refuse(
         out: Folder of runs; it is made.
         seeds: This and the rest are as ``run`` takes them.
         preset: Of every study.
-        data: Name or path.
+        data: Name or path; None for each study's own.
         device: Where.
         workers: Processes.
         executor: Where cells are computed.
@@ -273,8 +271,6 @@ def refuse(
         DataError: As ``run``.
         StoreError: The folder cannot be made.
     """
-    from normscope.studies.lab.data import load as load_data
-
     if seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     for study in chosen:
@@ -285,7 +281,8 @@ def refuse(
     if shard is not None:
         Shard.of(shard)
     executor_of(executor, workers, device)
-    load_data(data)
+    for study in chosen:
+        study.data_named(data)
     place_of(out).prepare("--out")
 
 

@@ -35,7 +35,12 @@ NETWORK_WORDS = {
     "resnet": "a residual network",
     "cnn": "a small CNN",
 }
-DATA_WORDS = {"digits": "8x8 digits", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+DATA_WORDS = {
+    "digits": "8x8 digits",
+    "text": "characters of documentation",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+}
 
 
 class _NoRecords(Evidence):
@@ -182,7 +187,7 @@ class AbstractStudy(AbstractJudge, AbstractExperiment):
         out: str | Path = "runs",
         seeds: int = 10,
         preset: str = "quick",
-        data: str = "digits",
+        data: str | None = None,
         device: str = "cpu",
         workers: int | None = None,
         executor: str | Executor | None = None,
