@@ -6,6 +6,7 @@ from normscope import studies
 
 MLP = {"name": "mlp", "depth": 2, "width": 8}
 WIDE = {"name": "mlp", "width": 8}
+TINY = {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}
 FEW = {"train": 300, "test": 60}
 
 #: What differs from the quick preset, by slug.
@@ -35,6 +36,7 @@ SMALL = {
     "identity-recoverable": {"network": MLP, "batches": [8, 64], "draws": 50, "steps": 9, **FEW},
     "init-tolerance": {"network": MLP, "scales": [0.1, 1.0, 10.0], "steps": 10, "law_steps": 5, **FEW},
     "learning-rate-tolerance": {"network": WIDE, "depths": [1, 2], "judged": 2, "lrs": [0.1, 1.0], "steps": 8, **FEW},
+    "ln-backward-terms": {"network": TINY, "widths": [6, 20], "tokens": 100, "windows": [2, 4], "steps": 3, **FEW},
     "lp-normalisation": {"network": MLP, "steps": 8, **FEW},
     "normaliser-free-competitors": {"network": {"name": "mlp", "depth": 2, "width": 8}, "steps": 8, **FEW},
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},

@@ -12,6 +12,7 @@ NAMES = {
     "beta-smoothness-is-edge-of-stability": {"descent:sharpness", "descent:beta_relative", "descent:diverged"},
     "flat-minima": {"minimum:reached", "minimum:steps", "curvature:layer_sharpness@train", "law:error"},
     "high-order-effects": {"interaction:interaction_size@c=0.1", "interaction:cross_share", "chain:error"},
+    "ln-backward-terms": {"token_terms:full_error", "token_terms:error", "token_terms:error_few"},
     "lp-normalisation": {"lp:kurtosis", "lp:spread"},
     "normaliser-free-competitors": {"signal:mean_square"},
     "noisy-batchnorm": {"channel_shift:mean_shift", "activation_distribution:std"},
