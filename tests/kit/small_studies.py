@@ -13,6 +13,7 @@ FEW = {"train": 300, "test": 60}
 SMALL = {
     "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.2], "steps": 10, **FEW},
     "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
+    "batch-norm-in-transformers": {"network": TINY, "lrs": [0.003, 0.01], "images": [16, 8], "steps": 6, **FEW},
     "beta-smoothness-is-edge-of-stability": {
         "network": {**MLP, "activation": "tanh", "gain": 1.0}, "examples": 60, "steps": 12, "every": 3, **FEW,
     },
@@ -35,6 +36,10 @@ SMALL = {
                            **FEW},
     "identity-recoverable": {"network": MLP, "batches": [8, 64], "draws": 50, "steps": 9, **FEW},
     "init-tolerance": {"network": MLP, "scales": [0.1, 1.0, 10.0], "steps": 10, "law_steps": 5, **FEW},
+    "layernorm-gradients-matter": {
+        "network": {"width": 8, "heads": 2, "init": "xavier"}, "depths": [1, 2], "judged": 2, "lrs": [0.003, 0.01],
+        "steps": 4, **FEW,
+    },
     "learning-rate-tolerance": {"network": WIDE, "depths": [1, 2], "judged": 2, "lrs": [0.1, 1.0], "steps": 8, **FEW},
     "ln-backward-terms": {"network": TINY, "widths": [6, 20], "tokens": 100, "windows": [2, 4], "steps": 3, **FEW},
     "lp-normalisation": {"network": MLP, "steps": 8, **FEW},
@@ -42,6 +47,7 @@ SMALL = {
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
     "noisy-batchnorm": {"network": MLP, "batch": 32, "steps": 12, "lrs": [0.1, 0.3], "every": 5, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
+    "pre-ln-depth-curse": {"network": {"width": 8, "blocks": 3, "heads": 2}, "steps": 4, **FEW},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
