@@ -203,6 +203,15 @@ class LpNormFormula(Formula):
         return factor * ((values.abs() ** p).sum(1) / n) ** (1 / p)
 
 
+class DynamicTanhFormula(Formula):
+    """A hyperbolic tangent by exponentials, each value by itself."""
+
+    def __call__(self, x: Tensor, training: bool, mask: Tensor | None = None) -> Tensor:
+        up = (2 * self.parameters["alpha"] * x).exp()
+        squashed = (up - 1) / (up + 1)
+        return squashed * self.parameters.get("weight", 1.0) + self.parameters.get("bias", 0.0)
+
+
 class ScalarFormula(Formula):
     """One number times, or plus, everything."""
 

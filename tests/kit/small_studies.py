@@ -8,6 +8,8 @@ MLP = {"name": "mlp", "depth": 2, "width": 8}
 WIDE = {"name": "mlp", "width": 8}
 TINY = {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}
 FEW = {"train": 300, "test": 60}
+TINY = {"network": {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}, "context": 8, "batch": 4, "warmup": 3,
+        "steps": 6, "test": 10}  # fmt: skip
 
 #: What differs from the quick preset, by slug.
 SMALL = {
@@ -26,6 +28,10 @@ SMALL = {
     "bn-only-training": {"network": WIDE, "depths": [1, 2], "steps": 10, **FEW},
     "conditioning": {"network": MLP, "batch": 64, "steps": 7, "every": 3, "samples": 2000, **FEW},
     "dropout-variance-shift": {"network": MLP, "keeps": [0.5, 1.0], "steps": 10, "settle": 10, **FEW},
+    "dyt-replaces-norm": {
+        **TINY, "network": {"width": 8, "heads": 2, "init": "xavier"}, "depths": [1, 2], "judged": 2,
+        "lrs": [0.001, 0.01],
+    },
     "exploding-gradient-at-init": {"width": 32, "narrow": 16, "depth": 12, "batches": [8, 16], "judged": 16},
     "exploding-gradient-in-training": {"network": WIDE, "depths": [2, 4], "judged": 4, "batches": [16], "steps": 22,
                                        **FEW},
@@ -48,7 +54,10 @@ SMALL = {
     "noisy-batchnorm": {"network": MLP, "batch": 32, "steps": 12, "lrs": [0.1, 0.3], "every": 5, **FEW},
     "output-moments-hessian": {"network": MLP, "batch": 32, "steps": 5, "every": 2, **FEW},
     "pre-ln-depth-curse": {"network": {"width": 8, "blocks": 3, "heads": 2}, "steps": 4, **FEW},
+    "post-ln-needs-warmup": {**TINY, "lrs": {"post": [0.001, 0.01], "pre": [0.01, 0.1]}},
+    "pre-ln-post-ln-gradients": {"width": 16, "depths": [2, 4], "shallow": [1, 2], "context": 8, "windows": 2},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
+    "rmsnorm-equals-layernorm": {**TINY, "lrs": [0.001, 0.01]},
     "scale-invariance-auto-rate": {
         "network": MLP, "decayed_network": MLP, "steps": 10, "decayed_steps": 12, "batch": 32, **FEW,
     },
@@ -78,18 +87,18 @@ def run_small(slug, out, seeds=2, **changes):
 
 
 def cell_records(slug, arm, point=None, seed=0, **changes):
-    """Run one cell of a study on the digits and return its records."""
+    """Run one cell of a study on its own data and return its records."""
     from normscope.studies.cells import Source, run_group
     from normscope.studies.lab.data import load
 
     study = studies.get(slug)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(study), "PRESETS", {"quick": settings(slug, **changes)})
-        data = load("digits")
+        data = load(study.DATA)
         cells = study.cells("quick", [seed], data)
     fits = [cell for cell in cells if cell.arm == arm and all(cell.point[k] == v for k, v in (point or {}).items())]
     assert fits, f"{slug} has no cell {arm} {point}: {sorted({(c.arm, str(c.point)) for c in cells})}"
-    return run_group(study, Source("digits", data.fingerprint()), "cpu", fits[:1])[0][1]
+    return run_group(study, Source(study.DATA, data.fingerprint()), "cpu", fits[:1])[0][1]
 
 
 def values(records, name, probe=None, site=None):

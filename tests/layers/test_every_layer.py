@@ -194,6 +194,21 @@ FAMILIES = {
         lambda case, seed: laid_out("3d", seed).to(case["dtype"]),
         exempt=dict.fromkeys(("normalized_shape", "elementwise_affine", "device"), "shape, affine"),
     ),
+    "dynamic tanh": Family(
+        {"dynamic_tanh"},
+        {**ROW_FACTORS, "affine": ("both", "no shift", "none"), "alpha": (0.5, 2.0)},
+        in_type(
+            lambda case: layers.DynamicTanh(
+                case["shape"],
+                alpha=case["alpha"],
+                elementwise_affine=case["affine"] != "none",
+                bias=case["affine"] == "both",
+            )
+        ),
+        formulas.DynamicTanhFormula,
+        lambda case, seed: laid_out("3d", seed).to(case["dtype"]),
+        exempt=dict.fromkeys(("normalized_shape", "elementwise_affine", "bias", "device"), "shape, affine"),
+    ),
     "group norm": Family(
         {"group_norm"},
         {"layout": BATCH_NORM["layout"], "groups": (1, 3), "affine": ("both", "none"), **DTYPES, "kind": ("group",)},

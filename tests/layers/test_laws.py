@@ -84,6 +84,7 @@ TABLE = {
         lambda a: layers.RMSNorm((C, L), eps=0, elementwise_affine=a),
         {"scale a sample", "scale all", "others unseen"} | SYMMETRIC,
     ),
+    "dynamic_tanh": Row(lambda a: layers.DynamicTanh((C, L), elementwise_affine=a), {"others unseen"} | SYMMETRIC),
     "group_norm": Row(
         lambda a: layers.GroupNorm(2, C, eps=0, affine=a),
         SAMPLE | WHOLE | {"others unseen", "permute samples", "permute positions"},

@@ -19,8 +19,9 @@ def test_all_are_found_and_public():
     assert len({unit.CODE for unit in FOUND}) == len(FOUND)
 
 
-#: What arXiv:1805.11604 (section 2.1) and the definitions take, where torch has no such layer.
+#: What arXiv:1805.11604 (section 2.1), arXiv:2503.10622 and the definitions take, where torch has no such layer.
 PUBLISHED = {
+    "DynamicTanh": {"alpha": 0.5, "elementwise_affine": True, "bias": True},
     "LpNorm": {"p": 2, "eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True},
     "TimeVaryingNoise": {
         "mean_bound": 0.5,

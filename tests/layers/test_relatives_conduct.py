@@ -1,4 +1,4 @@
-"""Lp, layer, group, instance and RMS norm: derivatives of every kind, transforms, types, compiled."""
+"""Lp, layer, group, instance and RMS norm, dynamic tanh: derivatives of every kind, transforms, types, compiled."""
 
 import copy
 import math
@@ -20,6 +20,7 @@ SHAPE = (3, 4, 2, 2)
 MAKE = {
     "layer": lambda **o: layers.LayerNorm(SHAPE[1:], **o),
     "rms": lambda **o: layers.RMSNorm(SHAPE[1:], **o),
+    "tanh": lambda **o: layers.DynamicTanh(SHAPE[1:], **o),
     "group": lambda **o: layers.GroupNorm(2, 4, **o),
     "instance": lambda **o: layers.InstanceNorm2d(4, affine=True, **o),
     "instance tracked": lambda **o: layers.InstanceNorm2d(4, affine=True, track_running_stats=True, **o),
@@ -242,7 +243,7 @@ def test_scalars():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["layer", "rms", "group", "instance", "lp 1", "lp inf"])
+@pytest.mark.parametrize("name", ["layer", "rms", "tanh", "group", "instance", "lp 1", "lp inf"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles_whole(name):
     layer, twin = made(name), made(name)

@@ -178,6 +178,7 @@ OTHERS = {
     "group": (layers.GroupNorm, (3, 3), {}),
     "layer": (layers.LayerNorm, ((3, 8, 8),), {}),
     "rms": (layers.RMSNorm, (8,), {}),
+    "tanh": (layers.DynamicTanh, (8,), {}),
     "lp": (layers.LpNorm, (3, 1), {"momentum": None}),
     "largest": (layers.LpNorm, (3, math.inf), {"gaussian": True}),
 }

@@ -31,6 +31,8 @@ def expected(kind, x, w, b, eps):
         y = x.view(n, 2, c // 2, h, v)
         y = (y - y.mean((2, 3, 4), keepdim=True)) / (y.var((2, 3, 4), keepdim=True, correction=0) + eps).sqrt()
         return y.view_as(x) * w.view(-1, 1, 1) + b.view(-1, 1, 1)
+    elif kind == "dyt":
+        return torch.tanh(0.5 * x) * w.view(-1, 1, 1) + b.view(-1, 1, 1)
     elif kind == "affine":
         return x * w.view(-1, 1, 1) + b.view(-1, 1, 1)
     else:
@@ -42,7 +44,7 @@ def expected(kind, x, w, b, eps):
 
 @pytest.mark.parametrize(
     ("of", "to"),
-    list(itertools.product(MAKERS, ["batch", "torch-batch", "group", "layer", "instance", "rms", "affine"])),
+    list(itertools.product(MAKERS, ["batch", "torch-batch", "group", "layer", "instance", "rms", "dyt", "affine"])),
 )
 def test_every_pair_has_the_function_of_the_new_norm_with_the_old_gain(of, to):
     model = trained_looking(nn.Sequential(nn.Identity(), MAKERS[of](6))).double()
@@ -52,12 +54,13 @@ def test_every_pair_has_the_function_of_the_new_norm_with_the_old_gain(of, to):
     if not report.done:
         assert "already" in report.skipped[0].why
         assert of == to
-    assert model[1].weight is w
-    assert model[1].bias is b
+    inner = model[1].norm if to == "dyt" else model[1]
+    assert inner.weight is w
+    assert inner.bias is b
     torch.testing.assert_close(model[1](x), expected(to, x, w, b, eps), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("to", ["batch", "torch-batch", "group", "layer", "instance", "rms", "affine"])
+@pytest.mark.parametrize("to", ["batch", "torch-batch", "group", "layer", "instance", "rms", "dyt", "affine"])
 @pytest.mark.parametrize("last", [False, True], ids=["channels second", "channels last"])
 def test_what_a_norm_is_already_it_is_not_converted_to(to, last):
     """A second conversion finds nothing to do and says so; the norm keeps its gain and its function in any case."""
@@ -296,6 +299,28 @@ def test_rms_of_tokens_keeps_the_shift_torchs_has_not():
     surgery.convert(model, "rms")
     x = torch.randn(2, 5, 6)
     torch.testing.assert_close(model(x), nn.functional.rms_norm(x, (6,), w, 1e-5) + b)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.LayerNorm(6, bias=False), nn.RMSNorm(6), nn.BatchNorm1d(6)])
+def test_dynamic_tanh_needs_no_example_and_keeps_gain_and_shift(norm):
+    model = trained_looking(nn.Sequential(nn.Identity(), norm))
+    w, b = norm.weight, getattr(norm, "bias", None)
+    report = surgery.convert(model, "dyt", alpha=0.8)
+    assert "alpha is a new parameter" in report["1"].detail
+    inner = model[1].norm if isinstance(norm, nn.BatchNorm1d) else model[1]
+    assert type(inner) is layers.DynamicTanh
+    assert inner.weight is w
+    assert inner.bias is b
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(model(x), torch.tanh(0.8 * x) * w + (0 if b is None else b))
+    assert not surgery.convert(model, "dyt").done
+
+
+def test_dynamic_tanh_takes_alpha_alone():
+    with pytest.raises(UsageError, match="takes no such option"):
+        surgery.convert(nn.Sequential(nn.LayerNorm(6)), "dyt", eps=1e-3)
+    with pytest.raises(UsageError, match="give a number but 0"):
+        surgery.convert(nn.Sequential(nn.LayerNorm(6)), "dyt", alpha=0)
 
 
 def test_ambiguous_dimensions_are_not_guessed():

@@ -5,6 +5,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from normscope.layers._batch_norm import AbstractBatchNorm
 from normscope.layers._layer import AbstractLayer
 from normscope.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from normscope.layers.dynamic_tanh import DynamicTanh
 from normscope.layers.group_norm import GroupNorm
 from normscope.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from normscope.layers.layer_norm import LayerNorm
@@ -24,6 +25,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchNormOptions",
+    "DynamicTanh",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",

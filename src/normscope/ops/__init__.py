@@ -7,6 +7,7 @@ from normscope.ops.backward_terms import (
     rms_norm_backward_terms,
 )
 from normscope.ops.batch_norm import ShapeError, batch_norm, batch_norm_given, batch_renorm, ghost_batch_norm
+from normscope.ops.dynamic_tanh import dynamic_tanh
 from normscope.ops.gaussian import GaussianMoments, gaussian_moments
 from normscope.ops.lp import lp_norm
 from normscope.ops.moments import Moments, merge, merge_all
@@ -27,6 +28,7 @@ __all__ = [
     "batch_norm_given",
     "batch_norm_in_place",
     "batch_renorm",
+    "dynamic_tanh",
     "explain",
     "gaussian_moments",
     "ghost_batch_norm",

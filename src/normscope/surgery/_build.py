@@ -10,12 +10,13 @@ from normscope import layers
 from normscope._errors import UsageError
 from normscope.layers.options import NAMES
 from normscope.records.numbers import counted
-from normscope.surgery._modules import ChannelAffine, ChannelsLast, RMSNorm
+from normscope.surgery._modules import ChannelAffine, ChannelsFirst, ChannelsLast, RMSNorm
 from normscope.surgery._options import inherited
 from normscope.surgery._sites import BATCH, INSTANCE, OURS
 
 Builder = Callable[[nn.Module], nn.Module | None]
 
+_ANY_LAYOUT = ("rms", "affine", "layer", "dyt")  # that act on the last axis as well as on the second
 STATISTICS = ("batch", "ghost", "renorm", "sync")  # of this library's batch norms
 _OURS = {1: layers.BatchNorm1d, 2: layers.BatchNorm2d, 3: layers.BatchNorm3d}
 _TORCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -75,10 +76,12 @@ def build(
     eps = options.get("eps", getattr(old, "eps", None))
     if eps is None:  # torch's RMSNorm: the machine precision of its input, which is taken to be that of its gain
         eps = torch.finfo(torch.get_default_dtype() if weight is None else weight.dtype).eps
-    settings = {"eps": eps, **options}
+    settings = dict(options) if to == "dyt" else {"eps": eps, **options}
     taken, detail = _groups(channels, groups, rank, size) if to == "group" else (1, "")
     new, more = _make(to, old, channels, rank, taken, settings, weight, bias, -1 if last else 1, near)
     detail = detail or more
+    if isinstance(new, layers.DynamicTanh):
+        return new if last or rank == 2 else ChannelsFirst(new), detail
     if _needs_wrap(new, last, rank):
         return ChannelsLast(new), detail
     return new, detail
@@ -123,7 +126,7 @@ def _of_rms(old: RMSNorm, to: str, rank: int | None) -> tuple[int, bool]:
     vector = old.weight if old.weight is not None else old.bias
     if vector is None:
         raise RefusedError("does not say how many channels it has")
-    if old.axis == -1 and rank is None and to not in ("rms", "affine", "layer"):
+    if old.axis == -1 and rank is None and to not in _ANY_LAYOUT:
         raise RefusedError("acts on the last axis, and where the channels are is not known: give an example")
     return vector.numel(), old.axis == -1
 
@@ -133,7 +136,7 @@ def _of_last_axes(old: Any, to: str, rank: int | None) -> tuple[int, Any, Any, b
     shape = tuple(old.normalized_shape)
     weight, bias = old.weight, getattr(old, "bias", None)
     if len(shape) == 1:
-        if rank is None and to not in ("rms", "affine", "layer"):
+        if rank is None and to not in _ANY_LAYOUT:
             raise RefusedError("acts on the last axis, and where the channels are is not known: give an example")
         return shape[0], weight, bias, True
     if rank != len(shape) + 1:
@@ -168,7 +171,10 @@ def _make(
         if isinstance(old, (nn.RMSNorm, RMSNorm)) and getattr(old, "axis", -1) == axis and eps == old.eps:
             raise AlreadyError("is such an RMS norm already")
         return RMSNorm(weight, bias, axis, eps=eps), ""
-    if to == "layer" and axis == -1:
+    if to == "dyt":
+        kind, detail = layers.DynamicTanh, "alpha is a new parameter: give it to the optimizer"
+        settings = {"elementwise_affine": affine, **settings}
+    elif to == "layer" and axis == -1:
         kind = nn.LayerNorm
         settings = {"elementwise_affine": affine, **settings}
     elif to in ("group", "layer"):

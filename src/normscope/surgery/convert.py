@@ -25,7 +25,8 @@ reads their weights without calling them; and every case where the layout of the
   torch would read it as one unbatched ``(C, L)``: ``example`` or ``dims=1`` must show that there is a length.
 
 **What becomes what.** Layer norm of a map ``(N, C, *)`` is ``GroupNorm(1, C)``: one mean and variance a sample, over
-all channels and positions. RMS norm of a map is this room's :class:`RMSNorm` over the same set, with a shift. Groups
+all channels and positions. RMS norm of a map is this room's :class:`RMSNorm` over the same set, with a shift. Dynamic
+tanh is of each value by itself, and its ``alpha`` is a new parameter, which an optimizer must be given. Groups
 that do not divide the channels, or leave a group fewer than eight values, become the largest number below that does and
 leaves enough, and the report says which. A norm of fewer than eight values a sample is refused: a group norm of two
 values leaves the sign of their difference, and a gradient that is near 0 almost everywhere.
@@ -52,9 +53,22 @@ from normscope.surgery.foreign import Reading, is_plain, known_norm, read_as, re
 from normscope.surgery.freeze import is_frozen, refreeze
 from normscope.surgery.functional import without_modules
 
-KINDS = ("batch", "ghost", "renorm", "sync", "torch-batch", "group", "layer", "instance", "rms", "affine", "none")
+KINDS = (
+    "batch",
+    "ghost",
+    "renorm",
+    "sync",
+    "torch-batch",
+    "group",
+    "layer",
+    "instance",
+    "rms",
+    "dyt",
+    "affine",
+    "none",
+)
 _MISSING = object()
-_ANY_AXES = ("affine", "none", "layer")  # that do not rest on the number of positions
+_ANY_AXES = ("affine", "none", "layer", "dyt")  # that do not rest on the number of positions
 _SAMPLES = 16  # of what a norm of another library is given, to find what it computes
 
 
@@ -74,7 +88,8 @@ def convert(
         model: The model, changed in place.
         to: ``"batch"`` (this library's), ``"ghost"`` (it with ``group_size``), ``"renorm"``, ``"sync"`` (torch's on a
             GPU unless the old norm or an option is this library's; else this library's), ``"torch-batch"``,
-            ``"group"``, ``"layer"``, ``"instance"``, ``"rms"``, ``"affine"`` (gain and shift without statistics),
+            ``"group"``, ``"layer"``, ``"instance"``, ``"rms"``, ``"dyt"`` (dynamic tanh, with ``alpha``), ``"affine"``
+            (gain and shift without statistics),
             ``"none"`` (the identity; gain and shift are lost), or a function of the old norm that returns the new one,
             or None to leave it.
         only: Which norms: None for all; a predicate of path and module; or names, of which ``*`` stands for anything.

@@ -59,6 +59,7 @@ def test_splits_depend_on_the_seed_and_may_be_smaller():
     fewer = data.split(1, train=10, test=20)
     assert torch.equal(fewer.x_train, one.x_train[:10])
     assert torch.equal(fewer.y_test, one.y_test[:20])
+    assert torch.equal(fewer.x_val, one.x_val[:20])
 
 
 @pytest.mark.parametrize("context", [0, -4, 48, 4096])

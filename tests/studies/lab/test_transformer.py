@@ -104,6 +104,10 @@ def test_initial_weights_have_the_spread_of_their_source():
     assert float(other.attention.value.weight.var()) == pytest.approx(1 / 128, rel=0.1)
     assert float(other.feedforward.contract.weight.var()) == pytest.approx(2 / (5 * 128), rel=0.1)
     assert float(xavier.embed.weight.var()) == pytest.approx(1, rel=0.1)
+    scaled = small(width=128, blocks=3, heads=2, init="xavier-scaled").requires_grad_(False)
+    for name, parameter in scaled.named_parameters():
+        last = name.endswith(("attention.out.weight", "feedforward.contract.weight"))
+        torch.testing.assert_close(parameter * (math.sqrt(6) if last else 1), xavier.get_parameter(name))
 
 
 def test_norms_of_queries_and_keys_bound_the_logits():
@@ -156,7 +160,7 @@ def test_batch_norm_normalizes_a_feature_over_all_positions():
     [
         ({"placement": "middle"}, "no placement 'middle': use pre or post"),
         ({"pool": "max"}, "no pool 'max': use class or mean"),
-        ({"init": "he"}, "no init 'he': use gpt2 or xavier"),
+        ({"init": "he"}, "no init 'he': use gpt2 or xavier or xavier-scaled"),
         ({"activation": "tanh"}, "no activation 'tanh': use gelu or relu"),
         ({"heads": 3}, "3 heads do not divide a width of 64"),
         ({"heads": 0}, "0 heads do not divide"),

@@ -41,7 +41,7 @@ class Text(Dataset):
         Args:
             seed: Seed of the replicate.
             train: Number of training windows at most; None for all.
-            test: Number of test windows at most; None for all.
+            test: Number of validation windows, and of test windows, at most; None for all.
             dtype: Not used: inputs are codes.
             context: Characters of a window; it divides 2048.
 
@@ -55,7 +55,7 @@ class Text(Dataset):
             raise UsageError(f"a context of {context} characters does not divide {BLOCK}: use a power of 2 up to that")
         order = np.random.default_rng(stream(seed, "split")).permutation(len(self.x_train))
         first, second = len(order) * 9 // 12, len(order) * 10 // 12
-        parts = (order[:first], train), (order[first:second], None), (order[second:], test)
+        parts = (order[:first], train), (order[first:second], test), (order[second:], test)
 
         def windows(codes: np.ndarray, most: int | None) -> Tensor:
             return torch.from_numpy(codes.astype(np.int64).reshape(-1, context)[:most])

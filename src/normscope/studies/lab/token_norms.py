@@ -1,6 +1,5 @@
 """What may stand at a norm's place in a transformer: one factory an arm. Inputs are (*, features)."""
 
-import torch
 from torch import Tensor, nn
 
 from normscope import layers
@@ -23,27 +22,13 @@ def rms(eps: float = 1e-5) -> Norm:
 
 
 def dyt(alpha: float = 0.5) -> Norm:
-    """Dynamic tanh, with gain and shift (Zhu et al. 2025, section 4)."""
-    return lambda place: DynamicTanh(place.features, alpha)
+    """Dynamic tanh, with gain and shift (Zhu et al. 2025)."""
+    return lambda place: layers.DynamicTanh(place.features, alpha=alpha)
 
 
 def batch(momentum: float = 0.1) -> Norm:
     """Batch normalization of each feature over all positions of all samples, with gain and shift."""
     return lambda place: OverPositions(layers.BatchNorm1d(place.features, momentum=momentum))
-
-
-class DynamicTanh(nn.Module):
-    """``weight * tanh(alpha * x) + bias`` with one alpha for all features."""  # until layers.DynamicTanh
-
-    def __init__(self, features: int, alpha: float = 0.5) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(alpha))
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (*, features) to the same shape."""
-        return self.weight * torch.tanh(self.alpha * x) + self.bias
 
 
 class OverPositions(nn.Module):

@@ -1,5 +1,6 @@
 """A small transformer whose normalization is a parameter: the next character of a text, or the class of an image."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from normscope.studies.lab.text import CONTEXT, Text
 PATCHES = 4
 PLACEMENTS = ("pre", "post")
 POOLS = ("class", "mean")
-INITS = ("gpt2", "xavier")
+INITS = ("gpt2", "xavier", "xavier-scaled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Shape:
         init: ``"gpt2"``: weights and embeddings of standard deviation 0.02, the last matrix of each branch divided by
             the square root of the number of branches (Radford et al. 2019, section 2.3, and its public code);
             ``"xavier"``: weights of variance 2/(inputs + outputs), embeddings of variance 1 (Xiong et al. 2020,
-            section 3.2). Biases are 0.
+            section 3.2); ``"xavier-scaled"``: that, with the last matrices divided as in ``"gpt2"``. Biases are 0.
         pool: What an image's class is read from: a ``"class"`` token of its own, or the ``"mean"`` of the patches.
     """
 
@@ -57,6 +58,12 @@ class Shape:
                 raise UsageError(f"a transformer has no {name} {getattr(self, name)!r}: use {' or '.join(choices)}")
         if min(self.width, self.heads) < 1 or self.blocks < 0 or self.width % self.heads:
             raise UsageError(f"{self.heads} heads do not divide a width of {self.width}: give sizes that do")
+
+
+@functools.lru_cache(maxsize=8)
+def _mask(positions: int, device: torch.device) -> Tensor:
+    """Return (T, T): minus infinity where a position would see a later one, else 0."""
+    return torch.full((positions, positions), -math.inf, device=device).triu(1)
 
 
 class Attention(nn.Module):
@@ -91,8 +98,7 @@ class Attention(nn.Module):
         q, k = self.query_norm(q), self.key_norm(k)
         logits = self.logits(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]))
         if self.causal:
-            later = torch.ones(positions, positions, dtype=torch.bool, device=x.device).triu(1)
-            logits = logits.masked_fill(later, -math.inf)
+            logits = logits + _mask(positions, x.device).to(x.dtype)
         mixed = self.weights(logits.softmax(-1)) @ v
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, positions, width))
         return out
@@ -259,7 +265,8 @@ def transformer(
 def _initialise(model: Transformer, shape: Shape, seed: int) -> Transformer:
     """Draw all weights from the seed's own stream, in the order of the modules; biases are 0."""
     source = generator(seed, "init")
-    small = 0.02 / math.sqrt(max(1, 2 * shape.blocks))
+    branches = max(1, 2 * shape.blocks)
+    glorot = shape.init != "gpt2"
 
     def draw(weight: Tensor, spread: float) -> None:
         weight.copy_(torch.randn(weight.shape, generator=source) * spread)
@@ -267,15 +274,15 @@ def _initialise(model: Transformer, shape: Shape, seed: int) -> Transformer:
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
-                last = name.endswith(("attention.out", "feedforward.contract"))
-                xavier = math.sqrt(2 / (module.in_features + module.out_features))
-                draw(module.weight, xavier if shape.init == "xavier" else small if last else 0.02)
+                spread = math.sqrt(2 / (module.in_features + module.out_features)) if glorot else 0.02
+                last = name.endswith(("attention.out", "feedforward.contract")) and shape.init != "xavier"
+                draw(module.weight, spread / math.sqrt(branches) if last else spread)
                 module.bias.zero_()
             elif isinstance(module, nn.Embedding):
-                draw(module.weight, 1.0 if shape.init == "xavier" else 0.02)
+                draw(module.weight, 1.0 if glorot else 0.02)
         for parameter in (model.positions, model.token):
             if parameter is not None:
-                draw(parameter, 1.0 if shape.init == "xavier" else 0.02)
+                draw(parameter, 1.0 if glorot else 0.02)
     return model
 
 

@@ -14,11 +14,11 @@ class WarmAdam(torch.optim.Adam):
         parameters: What is trained.
         lr: Learning rate behind the warm-up.
         warmup: Number of steps of the warm-up; 0 for none.
-        options: Other arguments of ``torch.optim.Adam``.
+        options: Other arguments of ``torch.optim.Adam``; its fused kernel is used if nothing else is asked for.
     """
 
     def __init__(self, parameters: Any, lr: float, *, warmup: int = 0, **options: Any) -> None:
-        super().__init__(parameters, lr=lr, **options)
+        super().__init__(parameters, lr=lr, **{"fused": True, **options})
         self.full, self.warmup, self.taken = lr, warmup, 0
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
