@@ -299,7 +299,8 @@ POWERS_OF_THE_LOSS = {
 KNOWN = {
     "activation_distribution", "affine_drift", "batch_norm_gradient_terms", "conditioning", "covariate_shift",
     "curvature", "descent", "distribution_shift", "gradient_flow", "gradient_noise", "interaction", "landscape",
-    "output_moments", "saturation", "scale_invariance", "statistics_gap", "statistics_noise", "update_ratio",
+    "output_moments", "residual_stream", "saturation", "scale_invariance", "statistics_gap", "statistics_noise",
+    "update_ratio",
 }  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def test_what_is_not_read_is_named():
     remarks = ResidualStream.stands_out(
         Readings({name: {site: [(0, v)]} for (site, name), v in reading.items() if site == "0"}, {})
     )
-    assert any("`0`) not read by position: its tokens do not lie along an axis" in remark.says for remark in remarks)
+    assert any("not read by position (`0`): its tokens do not lie along an axis" in remark.says for remark in remarks)
 
 
 def test_a_block_that_changes_the_shape_or_its_input_says_so():

@@ -105,6 +105,22 @@ PLANTED = {
         {"weight_mean": all_but(NORMS, 1.0, layer1__bn2=[1.0, 0.5, 0.1, 0.02])},
         "The gain of `layer1.bn2` has shrunk to 0.02, from 1 at step 0: the layer is nearly switched off.",
     ),
+    "idle block": (
+        "residual_stream",
+        {"cosine": all_but(LAYERS, 0.9, block7__fc1=0.997)},
+        "`block7.fc1` passes on what it reads: the cosine of its input and output is 1 to two digits.",
+    ),
+    "offset stream": (
+        "residual_stream",
+        {"mean_share": all_but(LAYERS, 0.02, block7__fc1=0.6)},
+        "Of the stream behind `block7.fc1` the mean over the features is 0.6: RMS norm keeps it.",
+    ),
+    "tokens in the batch": (
+        "residual_stream",
+        {"unread@positions": {"fc": 1.0}},
+        "1 block is not read by position (`fc`): its tokens do not lie along an axis of their own: pooled, or "
+        "flattened into the batch.",
+    ),
     "variance term": (
         "batch_norm_gradient_terms",
         {"variance_share": all_but(NORMS, 0.01, layer3__bn2=0.63)},
@@ -199,6 +215,11 @@ HEALTHY = {
         "weight_mean": all_but(NORMS, 1.0, layer1__bn2=0.0),  # a gain that began at zero is on purpose
         "weight_drift": dict.fromkeys(NORMS, 0.1),
         "weight_identity_gap": dict.fromkeys(NORMS, 0.6),
+    },
+    "residual_stream": {
+        "variance": dict.fromkeys(LAYERS, 2.0),
+        "mean_share": dict.fromkeys(LAYERS, 0.02),
+        "cosine": dict.fromkeys(LAYERS, 0.9),
     },
     "batch_norm_gradient_terms": {
         "variance_share": dict.fromkeys(NORMS, 0.02),

@@ -11,7 +11,7 @@ from torch.nn import Module
 from normscope.modules.sites import Tree, bears_weight, chosen, normalizes
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
-from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, counted
+from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, called, counted, sentence
 from normscope.records import Record
 
 _NAMES = ("variance", "mean_share", "cosine")
@@ -126,8 +126,8 @@ class ResidualStream(AbstractProbe):
         """Tell of blocks that hardly turn the stream, of a large mean component, and of what was not read."""
         if same := beyond(readings, "cosine", above=_SAME):
             yield same.remark(
-                "{site} passes on what it reads: the cosine of its input and output is {value}",
-                "{where} pass on what they read, most {site}: the cosine of input and output is {value}",
+                "{site} passes on what it reads: the cosine of its input and output is {value} to two digits",
+                "{where} pass on what they read, most {site}: the cosine of input and output is {value} to two digits",
                 amount,
                 Urgency.NOTABLE,
                 "block",
@@ -143,14 +143,9 @@ class ResidualStream(AbstractProbe):
         for name, why in UNREAD.items():
             if sites := tuple(readings.values.get(name, {})):
                 what = "by position" if name == "unread@positions" else "in some calls"
-                named = ", ".join(f"`{site}`" for site in sites[:3])
-                yield Remark(
-                    f"{counted(len(sites), 'block')} ({named}) not read {what}: {why}",
-                    Urgency.NOTABLE,
-                    0.0,
-                    sites,
-                    name,
-                )
+                named = ", ".join(map(called, sites[:3])) + ", ..." * (len(sites) > 3)
+                says = sentence(f"{counted(len(sites), 'block is', 'blocks are')} not read {what} ({named}): {why}")
+                yield Remark(says, Urgency.NOTABLE, 0.0, sites, name)
 
 
 def reduced(x: Tensor, y: Tensor) -> Tensor:
