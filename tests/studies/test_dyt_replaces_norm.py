@@ -3,11 +3,18 @@
 import math
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from kit.planted_evidence import Plant, jitter, part
 from kit.small_studies import cell_records, settings, values
 from normscope import studies
-from normscope.studies.claims.dyt_replaces_norm import GROWTH
+from normscope.records import Cell
+from normscope.studies.claims.dyt_replaces_norm import WEIGHTS, growth
+from normscope.studies.lab import token_norms
+from normscope.studies.lab.data import Split, load
+from normscope.studies.lab.last_gradients import block_gradients
+from normscope.studies.lab.transformer import transformer
 
 SLUG = "dyt-replaces-norm"
 STUDY = studies.get(SLUG)
@@ -37,7 +44,8 @@ def planted(losses=(1.0, 1.0, 1.0), most=(0.03, 0.03, 0.003), growths=(1.05, 1.0
                     plant.add(arm, seed, "frequency_loss", 3.1, probe="text", **point)
                     for block in range(depth):
                         norm = growths[turn] ** (depth - block) * math.exp(jitter(seed, 0.01, 10 * block + turn))
-                        plant.add(arm, seed, "norm", norm, probe="gradient", site=f"blocks.{block}", **point)
+                        for name in WEIGHTS:
+                            plant.add(arm, seed, name, norm, probe="gradient", site=f"blocks.{block}", **point)
     return plant.evidence()
 
 
@@ -65,9 +73,34 @@ def test_a_network_without_a_norm_may_be_as_good(none, word):
 
 def test_growth_is_the_factor_a_block_toward_the_input():
     evidence = planted(growths=(1.05, 1.02, 1.3))
-    assert GROWTH(evidence, arm="none", depth=6, lr=0.001).mean() == pytest.approx(math.log(1.3), abs=0.02)
+    assert growth("norm")(evidence, arm="none", depth=6).mean() == pytest.approx(math.log(1.3), abs=0.02)
     verdict = STUDY.judge(evidence)
-    assert [part(verdict, f"growth, {arm}").outcome.value for arm in ("dyt", "none")] == ["holds", "opposite"]
+    for name in WEIGHTS:
+        assert [part(verdict, f"growth, {arm}, {name}").outcome.value for arm in ("dyt", "none")] == [
+            "holds",
+            "opposite",
+        ]
+
+
+def test_gradients_are_those_of_autograd_and_of_undivided_weights():
+    """The second norms are those of a network that begins with Glorot's weights; the first leave it as it was."""
+    data = load("text")
+    x, y = (torch.randint(0, data.classes, (2, 8), generator=torch.Generator().manual_seed(i)) for i in range(2))
+    found = {}
+    for init in ("xavier-scaled", "xavier"):
+        model = transformer(data, token_norms.dyt(), seed=1, width=8, blocks=3, heads=2, context=8, init=init)
+        weights = [block.feedforward.contract.weight for block in model.blocks]
+        expected = torch.autograd.grad(cross_entropy(model(x), y), weights)
+        found[init] = [float(each.norm()) for each in expected]
+        assert block_gradients(model, x, y, 3) == pytest.approx(found[init], rel=1e-5)
+        assert all(parameter.grad is None for parameter in model.parameters())
+    model = transformer(data, token_norms.dyt(), seed=1, width=8, blocks=3, heads=2, context=8, init="xavier-scaled")
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    cell = Cell(SLUG, "dyt", 1, {"depth": 3, "lr": 0.01}, {"batch": 2})
+    records = list(STUDY.before(cell, model, Split(x, y, x, y, x, y)))
+    assert values(records, "norm") == pytest.approx(found["xavier-scaled"], rel=1e-5)
+    assert values(records, "norm_glorot") == pytest.approx(found["xavier"], rel=1e-4)
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
 
 
 def test_arms_have_the_same_start_but_for_their_norms():

@@ -68,7 +68,8 @@ def test_a_rate_beyond_the_grid_is_a_bound():
 
 @pytest.mark.parametrize(("cold", "word"), [(0.2, "holds"), (0.0, "no effect that matters"), (-0.2, "opposite")])
 def test_losses_at_own_best_rates_are_compared(cold, word):
-    assert part(STUDY.judge(planted(cold=cold)), "loss, post").outcome.value == word
+    verdict = STUDY.judge(planted(cold=cold))
+    assert {part(verdict, name).outcome.value for name in ("loss, post", "loss, pre", "loss at 0.001, pre")} == {word}
 
 
 def test_gains_are_counted_from_the_frequencies_and_none_is_left_of_a_run_that_diverged():

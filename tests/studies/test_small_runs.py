@@ -26,7 +26,7 @@ NAMES = {
     "bn-only-training": {"affine:count", "affine:off"},
     "conditioning": {"conditioning:condition_95", "outlier:outlier_64", "outlier:outlier_256"},
     "dropout-variance-shift": {"dropout:measured", "dropout:theory", "dropout:log_ratio", "dropout:evaluation"},
-    "dyt-replaces-norm": {"text:frequency_loss", "gradient:norm"},
+    "dyt-replaces-norm": {"text:frequency_loss", "gradient:norm", "gradient:norm_glorot"},
     "exploding-gradient-at-init": {"chain:rate", "chain:squared_gradient"},
     "exploding-gradient-in-training": {"relative_gradient:relative", "relative_gradient:spread"},
     "fewer-iterations": set(),

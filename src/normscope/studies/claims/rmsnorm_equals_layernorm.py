@@ -48,9 +48,9 @@ class RmsnormEqualsLayernorm(AbstractTransformerTraining):
     the stream; outputs of the trained network, in double precision.
 
     ## Prediction
-    Alike. The share of the mean begins at 1/width. Under layer norm no gradient reaches the stream's mean, which then
-    drifts at random; under RMS norm the network may use it. The identity says that layer norm can represent nothing
-    that RMS norm with a shift cannot.
+    Alike. The share of the mean begins at 1/width. Under layer norm no gradient reaches the stream's mean, so its share
+    falls as the rest of the stream grows; under RMS norm the network may use it. The identity says that layer norm can
+    represent nothing that RMS norm with a shift cannot.
 
     ## Threats
     Short runs of small networks: a difference that takes long to show is not seen. RMS norm lacks the shift too, and

@@ -1,8 +1,11 @@
-"""How large the gradient near the output of a transformer is."""
+"""How large the gradients of a transformer's feed-forward matrices are, near the output and by block."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from normscope.studies.lab.transformer import Transformer
@@ -47,3 +50,34 @@ def last_gradients(model: Transformer, x: Tensor, labels: Tensor) -> dict[str, f
         "batch": float(weight.norm()) / labels.numel(),
         "stream": float(seen["stream"].square().mean()),
     }
+
+
+def block_gradients(model: nn.Module, x: Tensor, y: Tensor, blocks: int) -> list[float]:
+    """Return the gradient norm of each block's second feed-forward matrix, and leave no gradient."""
+    cross_entropy(model(x), y).backward()
+    found = []
+    for index in range(blocks):
+        gradient = model.get_parameter(f"blocks.{index}.feedforward.contract.weight").grad
+        assert gradient is not None
+        found.append(float(gradient.norm()))
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@contextmanager
+def branches_times(model: nn.Module, factor: float) -> Iterator[None]:
+    """Multiply the last matrix of every branch, as long as this lasts."""
+    last_ones = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if name.endswith(("attention.out.weight", "feedforward.contract.weight"))
+    }
+    with torch.no_grad():
+        for name in last_ones:
+            model.get_parameter(name).mul_(factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, kept in last_ones.items():
+                model.get_parameter(name).copy_(kept)
