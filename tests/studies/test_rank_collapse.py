@@ -54,8 +54,8 @@ def test_batch_norm_normalizes_each_unit(activation):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_deep_narrow_chain_of_rectifiers_collapses_and_batch_norm_holds_it(seed):
     ends = {arm: ranks(list(chain(seed, 24, 60, "relu", arm))[-1][0])[0] for arm in ("none", "batch")}
-    assert ends["none"] < 1.2  # over ten seeds 1.00 to 1.06
-    assert ends["batch"] > 1.4 * ends["none"]
+    assert ends["none"] < 1.2  # over ten seeds 1.00 to 1.13
+    assert ends["batch"] > 1.4 * ends["none"]  # the first is 2.7 to 3.9
 
 
 def planted(without=1.3, with_norm=4.5, *, slope=0.5, scale_only=1.0):

@@ -8,9 +8,9 @@ import torch
 from kit.planted_evidence import Plant, jitter, words_by_name
 from kit.small_studies import cell_records, settings, values
 from normscope import studies
-from normscope.studies.claims.shift_causes_vanishing import Shift, root_mean_square
 from normscope.studies.lab.arms import batch_norm
 from normscope.studies.lab.models import Place
+from normscope.studies.lab.shift import Shift, root_mean_square
 
 SLUG = "shift-causes-vanishing"
 STUDY = studies.get(SLUG)
@@ -110,6 +110,11 @@ def planted(shifted=0.1, *, fixed=0.1, batch=3.0, moved=3.0, swing=False):
 @pytest.mark.parametrize("swing", [False, True])
 def test_the_judge_finds_what_was_planted_whether_gradients_vanish_or_explode(shifted, outcome, swing):
     assert STUDY.judge(planted(shifted, swing=swing)).outcome.value == outcome
+
+
+def test_the_answer_says_where_the_gradient_goes():
+    finding = STUDY.judge(planted(0.1)).finding
+    assert "dose 1: 0.1 times the last one's at the first layer, and 1.5 times without the shift" in finding
 
 
 def test_a_shift_no_larger_than_that_of_training_is_no_dose():

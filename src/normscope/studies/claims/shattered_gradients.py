@@ -101,16 +101,16 @@ class ShatteredGradients(AbstractStudy):
         """Yield skips against none; what batch norm does to plain networks, and laws, are claims of their own."""
         judged, depth = evidence.settings["judged"], evidence.settings["depth"]
         conditions = [("line", judged), ("line", depth), ("random", judged), ("random", depth)]
-        for first, second in (("skips batch", "plain batch"), ("skips batch", "plain")):
+        for second, words in (("plain batch", "skips"), ("plain", "skips and batch norm than with neither")):
             for inputs, at in conditions:
                 yield Contrast(
                     correlation(at),
-                    first,
+                    "skips batch",
                     second,
                     at={"inputs": inputs},
                     conditions={"inputs": INPUTS[inputs], "depth": f"{at} layers"},
-                    name=f"{first} and {second}, {inputs}, {at}",
-                    says="the autocorrelation of the gradient is {effect} with skips",
+                    name=f"skips batch and {second}, {inputs}, {at}",
+                    says=f"the autocorrelation of the gradient is {{effect}} with {words}",
                     comparative=("higher", "lower"),
                 )
         yield from self._plain(evidence)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from normscope.plots import Figure, Table, by_depth
 from normscope.records import Cell, Record
@@ -18,6 +18,7 @@ from normscope.studies.lab.arms import Noted, batch_norm, noted, recorder
 from normscope.studies.lab.meters import AbstractMeter, ChannelShift
 from normscope.studies.lab.models import Place
 from normscope.studies.lab.norms import Factory
+from normscope.studies.lab.shift import Shift, root_mean_square
 from normscope.studies.lab.streams import generator
 
 WORDS = {"relu": "rectifiers", "tanh": "tanh"}
@@ -150,7 +151,9 @@ class ShiftCausesVanishing(AbstractTraining):
                     scale="log-ratio",
                     labels=(f"dose {dose:g}", "no shift"),
                     name=f"{activation}, dose {dose:g}",
-                    says="gradients at the first and the last layer are {effect} apart with the shift",
+                    says="gradients at the first and the last layer are {effect} apart with a shift of dose "
+                    f"{dose:g}: {self._first(evidence, activation, dose)} times the last one's at the first layer, "
+                    f"and {self._first(evidence, activation, none)} times without the shift",
                     comparative=("further", "less far"),
                     premises=(moves,),
                 )
@@ -201,6 +204,11 @@ class ShiftCausesVanishing(AbstractTraining):
                 comparative=("further", "less far"),
             )
 
+    @staticmethod
+    def _first(evidence: Evidence, activation: str, dose: float) -> str:
+        """Write the gradient at the first layer over that at the last, where the shift changes at every step."""
+        return SIGNED.text(evidence, arm="moving", activation=activation, dose=dose)
+
     def figures(self, evidence: Evidence) -> Sequence[Figure]:
         """Draw the gradient by layer with and without the shift."""
         return [
@@ -216,9 +224,8 @@ class ShiftCausesVanishing(AbstractTraining):
                 arms=list(self.ARMS),
                 labels=self.ARMS,
                 caption="Without a shift the first layer has "
-                f"{SIGNED.text(evidence, arm='moving', activation=activation, dose=min(evidence.settings['doses']))} "
-                "times the gradient of the last, with it "
-                f"{SIGNED.text(evidence, arm='moving', activation=activation, dose=max(evidence.settings['doses']))}.",
+                f"{self._first(evidence, activation, min(evidence.settings['doses']))} times the gradient of the last, "
+                f"with it {self._first(evidence, activation, max(evidence.settings['doses']))}.",
             )
             for activation in evidence.settings["activations"]
         ]
@@ -235,43 +242,6 @@ class ShiftCausesVanishing(AbstractTraining):
                 labels=WORDS,
             )
         ]
-
-
-class Shift(nn.Module):
-    r"""Multiplies and moves each unit, the same for all samples: $\sqrt{1+\delta u}\,x + \delta z s$.
-
-    s is the unit's standard deviation over the batch, a constant in the backward pass. In eval mode the identity.
-
-    Args:
-        features: Units.
-        dose: $\delta$ in [0, 1].
-        kept: Whether u and z are drawn once; if not, at every call in train mode.
-        source: Of the draws.
-    """
-
-    def __init__(self, features: int, dose: float, *, kept: bool, source: torch.Generator) -> None:
-        super().__init__()
-        self._features, self._dose, self._source = features, dose, source
-        self._kept = self._draw() if kept else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, features) to the same shape."""
-        if not self.training or not self._dose:
-            return x
-        factor, offset = (part.to(x) for part in (self._kept if self._kept is not None else self._draw()))
-        spread = x.detach().std(0, correction=0)
-        return (1 + self._dose * factor).sqrt() * x + self._dose * offset * spread
-
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        factor = 2 * torch.rand(self._features, generator=self._source) - 1
-        return factor, torch.randn(self._features, generator=self._source)
-
-
-def root_mean_square(output: Tensor | None) -> float:
-    """Return the root mean square of an output's gradient; 0 where none arrived."""
-    if output is None or output.grad is None:
-        return 0.0
-    return float(output.grad.double().square().mean().sqrt())
 
 
 def _distance(evidence: Evidence, **where: Any) -> Floats:
