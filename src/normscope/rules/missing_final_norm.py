@@ -31,8 +31,13 @@ class MissingFinalNorm(AbstractRule):
     ## Why it hurts
     Each branch adds about as much as the last, so that the stream's variance grows with depth and with training. A norm
     within a branch does not feel it, the head does: its outputs, and the gradient of its weights, grow with the depth,
-    and from one token to another, and the rate that suits the blocks is too large for the head. With norms before the
-    branches the published architectures (GPT-2, ViT, Llama) therefore have one more norm behind the last block.
+    and from one token to another, so that the rate that suits the blocks may be too large for the head. With norms
+    before the branches the published architectures (GPT-2, ViT, Llama) therefore have one more norm behind the last
+    block.
+
+    No harm was measured on a small network: eight blocks of width 64 that learn text by its letters ended 120 steps at
+    a loss of 2.49 and 2.51 without the norm, and of 2.55 and 2.58 with it, at a rate of .001 (two seeds); at .01, of
+    2.49 without and 2.56 with it. Hence only an information.
 
     ## Fix
     None that is mechanical, since a norm has parameters that a checkpoint lacks: put one before the head,
@@ -41,7 +46,7 @@ class MissingFinalNorm(AbstractRule):
 
     CODE = "NS139"
     SLUG = "missing-final-norm"
-    SEVERITY = Severity.WARNING
+    SEVERITY = Severity.INFO
     SOURCES = (
         "Xiong et al. 2020, On Layer Normalization in the Transformer Architecture, arXiv:2002.04745",
         "NVIDIA-NeMo/Speech#2197",
