@@ -59,7 +59,7 @@ class DytReplacesNorm(AbstractTransformerTraining):
     scales nothing; where the stream has grown, it saturates.
 
     ## Threats
-    Runs of 150 steps of small networks: a layer that only begins more slowly loses here. Alpha is not tuned, and small
+    Runs of 120 steps of small networks: a layer that only begins more slowly loses here. Alpha is not tuned, and small
     embeddings, as in GPT-2's code, would leave dynamic tanh in its linear part.
     """
 
@@ -85,7 +85,7 @@ class DytReplacesNorm(AbstractTransformerTraining):
             "judged": 6,
             "context": 32,
             "batch": 8,
-            "steps": 150,
+            "steps": 120,
             "warmup": 10,
             "lrs": [0.003, 0.01, 0.03, 0.1],
             "train": None,
