@@ -84,7 +84,7 @@ class PreLnPostLnGradients(AbstractStudy):
     CODE = "pre-ln-post-ln-gradients"
     CARD = 34
     TOPIC = "transformers"
-    SOURCES = ("Xiong et al. 2020 (arXiv:2002.04745), abstract and section 3",)
+    SOURCES = ("Xiong et al. 2020 (arXiv:2002.04745), abstract",)
     CLAIM = (
         "At the start, gradients near the output fall with depth in pre-norm transformers and not in post-norm ones."
     )

@@ -35,9 +35,9 @@ class Shape:
         final_norm: Whether a norm stands in front of the head; None for yes in pre-norm and no in post-norm.
         activation: ``"gelu"`` or ``"relu"``, of the feed-forward network.
         init: ``"gpt2"``: weights and embeddings of standard deviation 0.02, the last matrix of each branch divided by
-            the square root of the number of branches (Radford et al. 2019, section 2.3, and its public code);
-            ``"xavier"``: weights of variance 2/(inputs + outputs), embeddings of variance 1 (Xiong et al. 2020,
-            section 3.2); ``"xavier-scaled"``: that, with the last matrices divided as in ``"gpt2"``. Biases are 0.
+            the square root of the number of branches (Radford et al. 2019 and its public code);
+            ``"xavier"``: weights of variance 2/(inputs + outputs), embeddings of variance 1 (Xiong et al.
+            2020); ``"xavier-scaled"``: that, with the last matrices divided as in ``"gpt2"``. Biases are 0.
         pool: What an image's class is read from: a ``"class"`` token of its own, or the ``"mean"`` of the patches.
     """
 
