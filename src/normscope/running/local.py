@@ -123,6 +123,8 @@ def _pool(work: Work[Task, Result], tasks: dict[int, Task], workers: int, begun:
     """
     import joblib
 
+    # A process whose memory has grown is replaced between two tasks; nothing is lost, and nothing is to be done.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     # One thread each: sums over threads would make the last bits depend on their number. One task at a time, so that
     # an interruption loses no more than the tasks under way.
     with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
