@@ -6,7 +6,7 @@ from normscope import studies
 
 MLP = {"name": "mlp", "depth": 2, "width": 8}
 WIDE = {"name": "mlp", "width": 8}
-TINY = {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}
+TRANSFORMER = {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}
 FEW = {"train": 300, "test": 60}
 TINY = {"network": {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}, "context": 8, "batch": 4, "warmup": 3,
         "steps": 6, "test": 10}  # fmt: skip
@@ -17,6 +17,7 @@ SMALL = {
     "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
     "batch-leak": {"width": 8, "depth": 2, "batch": 16, "steps": 20, "every": 5, **FEW},
     "batch-norm-in-transformers": {"network": TINY, "lrs": [0.003, 0.01], "images": [16, 8], "steps": 6, **FEW},
+    "batch-norm-in-transformers": {"network": TRANSFORMER, "lrs": [0.003, 0.01], "images": [16, 8], "steps": 6, **FEW},
     "beta-smoothness-is-edge-of-stability": {
         "network": {**MLP, "activation": "tanh", "gain": 1.0}, "examples": 60, "steps": 12, "every": 3, **FEW,
     },
@@ -43,12 +44,11 @@ SMALL = {
                            **FEW},
     "identity-recoverable": {"network": MLP, "batches": [8, 64], "draws": 50, "steps": 9, **FEW},
     "init-tolerance": {"network": MLP, "scales": [0.1, 1.0, 10.0], "steps": 10, "law_steps": 5, **FEW},
-    "layernorm-gradients-matter": {
-        "network": {"width": 8, "heads": 2, "init": "xavier"}, "depths": [1, 2], "judged": 2, "lrs": [0.003, 0.01],
-        "steps": 4, **FEW,
-    },
+    "layernorm-gradients-matter": {"network": {"width": 8, "heads": 2}, "depths": [1, 2], "judged": 2,
+                                   "lrs": [0.003, 0.01], "steps": 4, **FEW},
     "learning-rate-tolerance": {"network": WIDE, "depths": [1, 2], "judged": 2, "lrs": [0.1, 1.0], "steps": 8, **FEW},
-    "ln-backward-terms": {"network": TINY, "widths": [6, 20], "tokens": 100, "windows": [2, 4], "steps": 3, **FEW},
+    "ln-backward-terms": {"network": TRANSFORMER, "widths": [6, 20], "tokens": 100, "windows": [2, 4], "steps": 3,
+                          **FEW},
     "lp-normalisation": {"network": MLP, "steps": 8, **FEW},
     "normaliser-free-competitors": {"network": {"name": "mlp", "depth": 2, "width": 8}, "steps": 8, **FEW},
     "norm-before-or-after-activation": {"network": MLP, "lrs": [0.1, 1.0], "steps": 8, "every": 4, **FEW},
@@ -58,6 +58,7 @@ SMALL = {
     "post-ln-needs-warmup": {**TINY, "lrs": {"post": [0.001, 0.01], "pre": [0.01, 0.1]}},
     "pre-ln-post-ln-gradients": {"width": 16, "depths": [2, 4], "shallow": [1, 2], "context": 8, "windows": 2},
     "rank-collapse": {"widths": [8, 16], "judged": 16, "depth": 12},
+    "qk-norm-stability": {"network": TRANSFORMER, "lrs": [0.01, 0.1], "steps": 8, **FEW},
     "relu-half-saturated": {"network": WIDE, "depths": [2], "steps": 4, **FEW},
     "rmsnorm-equals-layernorm": {**TINY, "lrs": [0.001, 0.01]},
     "scale-invariance-auto-rate": {

@@ -10,27 +10,33 @@ from normscope.records import answer, standing
 SLUG = "layernorm-gradients-matter"
 STUDY = studies.get(SLUG)
 CHANCE = 4.5
+MAIN = ("layer", "cut", "none")
 
 
-def planted(deep=(3.0, 3.3, 4.3), shallow=(3.0, 3.2, 3.0), best=(2.8, 2.8, 2.8), *, variance=3.2, mean=3.0, lost=()):
+def planted(
+    deep=(3.0, 3.3, 4.3), shallow=(3.0, 3.2, 3.0), best=(2.8, 2.8, 2.8), *, scaled=None, variance=3.2, mean=3.0, lost=()
+):
     """Losses of layer norm, statistics cut, and no norm: of the judged depth, the other, and at the other rate."""
     plant = Plant(settings(SLUG))
     for seed in plant.seeds:
         for depth, lr, losses in ((2, 0.003, deep), (1, 0.003, shallow), (2, 0.01, best)):
-            for arm, loss in zip(("layer", "cut", "none"), losses, strict=True):
+            for arm, loss in zip(MAIN, losses, strict=True):
                 _end(plant, arm, seed, loss, depth, lr, diverged=(arm, lr) in lost)
+        for arm in MAIN:
+            _end(plant, arm, seed, (scaled or deep)[MAIN.index(arm)], 2, 0.003, init="xavier-scaled")
         _end(plant, "cut-mean", seed, mean, 1, 0.003)
         _end(plant, "cut-variance", seed, variance, 1, 0.003)
     return plant.evidence()
 
 
-def _end(plant, arm, seed, loss, depth, lr, *, diverged=False):
+def _end(plant, arm, seed, loss, depth, lr, *, init="xavier", diverged=False):
+    at = {"depth": depth, "lr": lr, "init": init}
     loss += jitter(seed, 0.02, len(arm))
-    plant.add(arm, seed, "loss", CHANCE, probe="chance", depth=depth, lr=lr)
+    plant.add(arm, seed, "loss", CHANCE, probe="chance", **at)
     if diverged:
-        plant.add(arm, seed, "diverged", 1, step=2, depth=depth, lr=lr)
+        plant.add(arm, seed, "diverged", 1, step=2, **at)
     else:
-        plant.end(arm, seed, test_loss=loss, val_loss=loss, step=4, depth=depth, lr=lr)
+        plant.end(arm, seed, test_loss=loss, val_loss=loss, step=4, **at)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,12 @@ def test_at_own_best_rates_each_arm_has_its_own():
     assert own.effect.point == pytest.approx((2.9 - 2.8) - (3.0 - 2.9), abs=0.03)
     forward = part(STUDY.judge(evidence), "forward, own best rates")
     assert forward.effect.point == pytest.approx(3.0 - 2.9, abs=0.03)
+
+
+def test_weights_that_suit_a_network_without_a_norm_are_a_condition_of_their_own():
+    found = part(STUDY.judge(planted(scaled=(3.0, 3.4, 3.1))), "scaled weights")
+    assert found.outcome.value == "holds"
+    assert found.effect.point == pytest.approx(0.4 + 0.3, abs=0.03)
 
 
 def test_each_half_has_a_word_of_its_own():

@@ -47,6 +47,7 @@ NAMES = {
     "pre-ln-depth-curse": {"stream:variance", "stream:angle", "stream:worth"},
     "post-ln-needs-warmup": {"text:frequency_loss"},
     "pre-ln-post-ln-gradients": {"gradient:position", "gradient:batch", "gradient:stream"},
+    "qk-norm-stability": {"attention:largest_logit", "attention:largest_weight", "text:frequency_loss"},
     "relu-half-saturated": {"rectifier:inactive", "rectifier:dead", "rectifier:beta"},
     "rmsnorm-equals-layernorm": {"stream:mean_share", "stream:centred_loss", "stream:identity_error"},
     "scale-invariance-auto-rate": {"scale:cosine", "scale:gradient_slope", "scale:rotation", "scale:equilibrium"},

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: The arms that every depth and rate has; the others cut one statistic alone.
 MAIN = ("layer", "cut", "none")
+#: Initial weights: Xavier's, and those with the last matrices of branches made smaller in deeper networks.
+PLAIN, SCALED = "xavier", "xavier-scaled"
 
 
 class LayernormGradientsMatter(AbstractTransformerTraining):
@@ -35,13 +37,15 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
     is the held-out loss with statistics cut less that of layer norm; what normalizing forward brings is the loss
     without a norm less that with statistics cut. The effect is the first less the second. The headline has 6 blocks,
     as the source's code for translation (fairseq's transformer_iwslt_de_en), at the learning rate .003; also tried are
-    own best rates, and 2 blocks. Claims of their own: cutting does harm; normalizing forward alone is better than no
-    norm; the variance's derivative matters more than the mean's (2 blocks).
+    own best rates, 2 blocks, and the last matrices of branches divided by the square root of their number, which suits
+    a network without a norm. Claims of their own: cutting does harm; normalizing forward alone is better than no norm;
+    the variance's derivative matters more than the mean's (2 blocks).
 
     ## Prediction
     Depends on the depth. At 2 blocks no norm is needed: cutting the derivatives costs a fifth of a nat, and the norm
-    without them is worse than no norm. At 6 blocks a network without a norm hardly trains, so normalizing forward
-    brings more. The mean's derivative brings nothing. At own best rates both matter less.
+    without them is worse than no norm. At 6 blocks a network without a norm hardly trains from Xavier's weights, so
+    normalizing forward brings more; from weights that suit it, less. The mean's derivative brings nothing. At own best
+    rates both matter less.
 
     ## Threats
     100 steps of a small network: losses are far from their end. The source's networks are larger, trained to their end
@@ -66,11 +70,11 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
         "cut-mean": Arm("layer norm, mean taken for a constant", changed_norms.cut(variance=False)),
         "cut-variance": Arm("layer norm, variance taken for a constant", changed_norms.cut(mean=False)),
     }
-    CONDITIONS = {"depth": "{} blocks"}
-    VARIES = {"depth": "depth"}
+    CONDITIONS = {"depth": "{} blocks", "init": "{} weights"}
+    VARIES = {"init": "initial weights"}
     PRESETS = presets(
         quick={
-            "network": {"width": 32, "heads": 2, "init": "xavier"},
+            "network": {"width": 32, "heads": 2},
             "depths": [2, 6],
             "judged": 6,
             "lr": 0.003,
@@ -81,7 +85,7 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
             "test": 64,
         },
         full={
-            "network": {"width": 128, "heads": 4, "init": "xavier"},
+            "network": {"width": 128, "heads": 4},
             "depths": [2, 6, 12],
             "lrs": [0.0003, 0.001, 0.003, 0.01],
             "lr": 0.001,
@@ -93,17 +97,20 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
 
     def grid(self, settings: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield the main arms at every depth, and at every rate of one depth; the others at the least depth."""
-        for depth in settings["depths"]:
-            for lr in settings["lrs"] if depth == settings["judged"] else [settings["lr"]]:
-                for arm in MAIN:
-                    yield arm, {"depth": depth, "lr": lr}
+        lr, judged = settings["lr"], settings["judged"]
+        points = [{"depth": depth, "lr": lr, "init": PLAIN} for depth in settings["depths"]]
+        points += [{"depth": judged, "lr": other, "init": PLAIN} for other in settings["lrs"] if other != lr]
+        points.append({"depth": judged, "lr": lr, "init": SCALED})
+        for point in points:
+            for arm in MAIN:
+                yield arm, point
         for arm in self.ARMS:
             if arm not in MAIN:
-                yield arm, {"depth": min(settings["depths"]), "lr": settings["lr"]}
+                yield arm, {"depth": min(settings["depths"]), "lr": lr, "init": PLAIN}
 
     def sizes(self, cell: Cell) -> Mapping[str, Any]:
-        """Return the point's number of blocks."""
-        return {"blocks": int(cell.point["depth"])}
+        """Return the point's number of blocks and initial weights."""
+        return {"blocks": int(cell.point["depth"]), "init": cell.point["init"]}
 
     def before(self, cell: Cell, model: nn.Module, split: "Split") -> Iterator[Record]:
         """Record the loss of chance."""
@@ -112,13 +119,17 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
         """Yield what derivatives bring less what the forward pass brings; then each by itself, and the mean's."""
         settings = evidence.settings
-        judged = settings["judged"]
+        judged, lr = settings["judged"], settings["lr"]
         depths = [judged, *(depth for depth in settings["depths"] if depth != judged)]
-        for depth in depths:
-            yield _more(f"{depth} blocks", {"depth": depth, "lr": settings["lr"]})
-        yield _more("own best rates", {"depth": judged}, {"lr": "own best learning rates"})
-        places = [(f"{depth} blocks", {"depth": depth, "lr": settings["lr"]}) for depth in depths]
-        places.append(("own best rates", {"depth": judged, "lr": Best("lr")}))
+        places: list[tuple[str, dict[str, Any]]] = [
+            (f"{depth} blocks", {"depth": depth, "lr": lr, "init": PLAIN}) for depth in depths
+        ]
+        places.append(("scaled weights", {"depth": judged, "lr": lr, "init": SCALED}))
+        for name, at in places:
+            yield _more(name, at)
+        own = {"depth": judged, "init": PLAIN}
+        yield _more("own best rates", own, {"lr": "own best learning rates"})
+        places.append(("own best rates", {**own, "lr": Best("lr")}))
         for name, at in places:
             yield _compared(
                 "cut",
@@ -140,7 +151,7 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
         yield _compared(
             "cut-variance",
             "cut-mean",
-            {"depth": min(depths), "lr": settings["lr"]},
+            {"depth": min(depths), "lr": lr, "init": PLAIN},
             "variance or mean",
             "The derivative of the variance matters more than that of the mean.",
             "held-out loss is {effect} with the variance taken for a constant than with the mean",
@@ -150,7 +161,9 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
         """Draw the loss at every depth."""
         lr = evidence.settings["lr"]
         return [
-            self.curves(evidence, "loss", at={"depth": depth, "lr": lr, "arm": list(MAIN)}, slug=f"loss-{depth}")
+            self.curves(
+                evidence, "loss", at={"depth": depth, "lr": lr, "init": PLAIN, "arm": list(MAIN)}, slug=f"loss-{depth}"
+            )
             for depth in evidence.settings["depths"]
         ]
 
@@ -163,7 +176,7 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
                 evidence,
                 rows={"arm": list(MAIN)},
                 columns={"depth": settings["depths"]},
-                at={"lr": settings["lr"]},
+                at={"lr": settings["lr"], "init": PLAIN},
                 title=f"Held-out loss by depth, learning rate {settings['lr']:g}",
             ),
             self.grid_table(
@@ -171,7 +184,7 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
                 evidence,
                 rows={"arm": list(MAIN)},
                 columns={"lr": settings["lrs"]},
-                at={"depth": settings["judged"]},
+                at={"depth": settings["judged"], "init": PLAIN},
                 title=f"Held-out loss by learning rate, {settings['judged']} blocks",
             ),
         ]

@@ -45,13 +45,14 @@ class PreLnDepthCurse(AbstractTransformerTraining):
 
     ## Method
     Transformers of 12 blocks of width 32 on characters, 80 steps of Adam at .003 with a warm-up of 30: pre-norm,
-    pre-norm with the scaling, post-norm, all with Xavier's weights, and pre-norm with GPT-2's weights, which are scaled
-    by depth. Before and after training: the variance of the stream behind each block; the angle by which a block turns
-    the stream, which is 0 for the identity; after training also by how much the loss rises if the block is taken out.
-    The headline is the angle in the first third of the blocks over that in the last, pre-norm, after training. Claims
-    of their own: the variance grows with depth; it grows by one factor a block (exponentially), or by one amount (along
-    a line); deep blocks are worth less than early blocks; deep blocks of post-norm turn the stream more; the scaling
-    slows the growth; it makes deep blocks turn the stream more; it lowers the loss.
+    pre-norm with the scaling, post-norm, all with Xavier's weights, and pre-norm with the last matrices of its branches
+    divided by the square root of the number of branches (scaled initialization). Before and after training: the
+    variance of the stream behind each block; the angle by which a block turns the stream, which is 0 for the identity;
+    after training also by how much the loss rises if the block is taken out. The headline is the angle in the first
+    third of the blocks over that in the last, pre-norm, after training. Claims of their own: the variance grows with
+    depth; it grows by one factor a block (exponentially), or by one amount (along a line); deep blocks are worth less
+    than early blocks; deep blocks of post-norm turn the stream more; the scaling slows the growth; it makes deep blocks
+    turn the stream more; it lowers the loss.
 
     ## Prediction
     A branch adds what does not depend on the size of the stream, so at the start variance grows along a line,
@@ -104,7 +105,7 @@ class PreLnDepthCurse(AbstractTransformerTraining):
         """Return placement and initial weights of the arm."""
         return {
             "placement": "post" if cell.arm == "post" else "pre",
-            "init": "gpt2" if cell.arm == "small" else "xavier",
+            "init": "xavier-scaled" if cell.arm == "small" else "xavier",
         }
 
     def norm(self, cell: Cell) -> Norm:
