@@ -236,6 +236,8 @@ bench probes --rounds 1000000000 --case nothing
 bench layers --only nothing
 bench layers --device cuda
 bench layers --device tpu
+bench layers --rows --device cuda
+bench layers --rows --only nothing
 bench layers --allocator x --allocator default
 bench check --select NS999
 bench check --select ,

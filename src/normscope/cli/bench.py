@@ -43,21 +43,28 @@ def layers(
     compiled: Annotated[bool, typer.Option(help="Also beside torch.compile, which takes minutes.")] = True,
     whole: Annotated[bool, typer.Option(help="Also whole training steps, and peak memory.")] = True,
     device: Annotated[str, typer.Option(help="cpu, or cuda for the GPU kernels.")] = "cpu",
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Layer, RMS, group and instance norm in place of these.")
+    ] = False,
     out: TableOut = None,
     as_json: Json = False,
 ) -> None:
     """Measure batch norm with ReLU, forward and backward, beside torch's. Leave the machine alone meanwhile."""
-    from normscope.bench import gpu, gpu_page, layers, layers_page
+    from normscope.bench import gpu, gpu_page, layers, layers_page, rows as of_rows, rows_page
 
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device is cpu or cuda: got {device!r}")
+    if rows and device == "cuda":
+        raise UsageError("--rows measures the CPU's layers: leave out --device cuda")
     with interruptible(_ADVICE), progress_bar(as_json) as bars:
         if device == "cuda":
             result = gpu.measure(bars)
+        elif rows:
+            result = of_rows.measure(only=only, progress=bars)
         else:
             allocators = allocator or layers.ALLOCATORS
             result = layers.measure(only=only, allocators=allocators, compiled=compiled, whole=whole, progress=bars)
-    _finish(result, gpu_page if device == "cuda" else layers_page, out, as_json)
+    _finish(result, gpu_page if device == "cuda" else rows_page if rows else layers_page, out, as_json)
 
 
 @app.command(epilog="Example:  normscope bench check --out benchmarks/results/check.md")

@@ -24,6 +24,17 @@ int threads_of(const RowProblem& p, long bytes) {
     return bytes * p.rows() * p.size() < SERIAL_BYTES ? 1 : p.threads;
 }
 
+// Stretches of rows, each for one thread: some rows at least, since the first of a stretch is read by itself.
+template <class F>
+void over_items(const RowProblem& p, long bytes, F&& work) {
+    const int threads = threads_of(p, bytes);
+    const long most = threads == 1 ? p.rows() : p.rows() / (4 * threads);
+    const long per = clamp(clamp(ITEM_BYTES / (p.size() * bytes), 16, p.rows()), 1, most < 1 ? 1 : most);
+    parallel(p, threads, ceil_div(p.rows(), per), [&](long item) {
+        work(item * per, (item + 1) * per < p.rows() ? (item + 1) * per : p.rows());
+    });
+}
+
 // ------------------------------------------------------------------------------------------------- gains of columns
 // Gains, shifts and sums of columns lie as `load_several` deals out the values: in whole tiles dealt, behind them in order.
 
@@ -184,22 +195,28 @@ void keep_power(const RowProblem& p, long r, const T* x, double squares) {
     saved.var[r] = (A)power;
 }
 
+// The sums of a row, of which a stretch is added at a time.
 template <class T>
-void statistics_of_row(const RowProblem& p, long r) {
-    using A = wide<T>;
-    const long n = p.size();
-    const T* x = (const T*)p.x + r * n;
-    const A near = p.centred ? shift_of(x, n < 16 ? n : 16, 1) : A(0);
+struct Moments {
+    wide<T> near = 0;
     double sum = 0, squares = 0;
-    for (long at = 0; at < n; at += FLUSH) {
-        const long m = n - at < FLUSH ? n - at : FLUSH;
-        vec<A> s{}, q{};
-        moments_of_run<T>(x + at, m, m, near, s, q);
-        sum += total(s);
-        squares += total(q);
+
+    Moments(const RowProblem& p, long r) {
+        if (p.centred) near = shift_of((const T*)p.x + r * p.size(), p.size() < 16 ? p.size() : 16, 1);
     }
-    p.centred ? finish_forward<T>(p, r, near, sum, squares) : keep_power(p, r, x, squares);
-}
+    void add(const T* x, long n) {
+        for (long at = 0; at < n; at += FLUSH) {
+            const long m = n - at < FLUSH ? n - at : FLUSH;
+            vec<wide<T>> s{}, q{};
+            moments_of_run<T>(x + at, m, m, near, s, q);
+            sum += total(s);
+            squares += total(q);
+        }
+    }
+    void finish(const RowProblem& p, long r) const {
+        p.centred ? finish_forward<T>(p, r, near, sum, squares) : keep_power(p, r, (const T*)p.x + r * p.size(), squares);
+    }
+};
 
 template <class T, bool GAIN, bool SHIFT>
 void forward_of_columns(const RowProblem& p) {
@@ -213,7 +230,9 @@ void forward_of_columns(const RowProblem& p) {
     }
     parallel(p, threads_of(p, sizeof(T)), ceil_div(p.rows(), per), [&](long item) {
         for (long r = item * per; r < p.rows() && r < (item + 1) * per; r++) {
-            statistics_of_row<T>(p, r);
+            Moments<T> moments(p, r);
+            moments.add((const T*)p.x + r * n, n);
+            moments.finish(p, r);
             const long k = r % p.groups * n;
             normalize_columns<T, GAIN, SHIFT>((const T*)p.x + r * n, (T*)p.out + r * n, n, gain + (GAIN ? k : 0),
                                               shift + (SHIFT ? k : 0), constants_of_row<A>(p, r));
@@ -221,21 +240,31 @@ void forward_of_columns(const RowProblem& p) {
     });
 }
 
+// Rows of some size: while a stretch of a row is written, that of the next is read, so that memory does both all the time.
 template <class T>
 void forward_of_spans(const RowProblem& p) {
     using A = wide<T>;
-    const long n = p.size(), per = clamp(ITEM_BYTES / (n * long(sizeof(T))), 1, p.rows());
-    parallel(p, threads_of(p, sizeof(T)), ceil_div(p.rows(), per), [&](long item) {
-        for (long r = item * per; r < p.rows() && r < (item + 1) * per; r++) {
-            statistics_of_row<T>(p, r);
-            const Saved<A> saved(p.saved, p.rows());
+    const long n = p.size();
+    over_items(p, sizeof(T), [&](long from, long to) {
+        const Saved<A> saved(p.saved, p.rows());
+        const T* x = (const T*)p.x + from * n;
+        Moments<T> moments(p, from);
+        const long several = clamp(FLUSH / p.span, 1, p.gains());  // spans that are summed at once, in every row alike
+        auto add = [&](const T* row, long k) {
+            if (k % several == 0) moments.add(row + k * p.span, clamp(several, 1, p.gains() - k) * p.span);
+        };
+        for (long k = 0; k < p.gains(); k++) add(x, k);
+        for (long r = from; r < to; r++, x += n) {
+            moments.finish(p, r);
+            if (r + 1 < to) moments = Moments<T>(p, r + 1);
             const double rstd = saved.rstd[r], low = saved.low[r];
             for (long k = 0; k < p.gains(); k++) {
-                const long c = r % p.groups * p.gains() + k, at = r * n + k * p.span;
+                const long c = r % p.groups * p.gains() + k, at = k * p.span;
                 const double scale = rstd * p.gain.get(c, 1);
                 const Constants<A> by{spread<A>(saved.mean[r]), spread<A>((A)scale),
                                       spread<A>((A)(p.shift.get(c, 0) - low * scale))};
-                normalize_run<T, NONE, false>((const T*)p.x + at, (T*)p.out + at, p.span, Ahead{n, p.span}, by, A(1));
+                normalize_run<T, NONE, false>(x + at, (T*)p.out + r * n + at, p.span, Ahead{0, p.span}, by, A(1));
+                if (r + 1 < to) add(x + n, k);
             }
         }
     });
@@ -305,43 +334,49 @@ void backward_of_columns(const RowProblem& p) {
     }
 }
 
+// The sums of a span: of the cotangents, and of these times x less the mean's high part.
+template <class T>
+void sums_of_span(const RowProblem& p, long at, const Constants<wide<T>>& by, double& part, double& along) {
+    part = along = 0;
+    for (long end = at + p.span; at < end; at += FLUSH) {
+        const long m = end - at < FLUSH ? end - at : FLUSH;
+        vec<wide<T>> s{}, q{};
+        gradient_sums_of_run<T, NONE, false>((const T*)p.x + at, (const T*)p.g + at, m, m, by, wide<T>(1), s, q);
+        part += total(s);
+        along += total(q);
+    }
+}
+
 template <class T>
 void backward_of_spans(const RowProblem& p) {
     using A = wide<T>;
     const long n = p.size(), gains = p.gains(), count = p.rows() * gains;
-    const long per = clamp(ITEM_BYTES / (2 * n * long(sizeof(T))), 1, p.rows());
     Scratch scratch(2 * (count * sizeof(double) + 64));
     double *onto_shift = scratch.take<double>(count), *onto_gain = scratch.take<double>(count);
-    parallel(p, threads_of(p, 2 * sizeof(T)), ceil_div(p.rows(), per), [&](long item) {
-        for (long r = item * per; r < p.rows() && r < (item + 1) * per; r++) {
-            const Saved<A> saved(p.saved, p.rows());
-            const double rstd = saved.rstd[r], low = saved.low[r];
-            const long first = r % p.groups * gains;
-            Constants<A> by = constants_of_row<A>(p, r);
-            double sum = 0, along = 0;
-            for (long k = 0; k < gains; k++) {
-                const long start = r * n + k * p.span;
-                double part = 0, part_along = 0;
-                for (long at = 0; at < p.span; at += FLUSH) {
-                    const long m = p.span - at < FLUSH ? p.span - at : FLUSH;
-                    vec<A> s{}, q{};
-                    gradient_sums_of_run<T, NONE, false>((const T*)p.x + start + at, (const T*)p.g + start + at, m, m, by, A(1), s, q);
-                    part += total(s);
-                    part_along += total(q);
-                }
-                const double gain = p.gain.get(first + k, 1);
-                sum += gain * part;
-                along += gain * part_along;
-                onto_shift[r * gains + k] = part;
-                onto_gain[r * gains + k] = (part_along - low * part) * rstd;
-            }
-            if (!p.out) continue;
+    over_items(p, 2 * sizeof(T), [&](long from, long to) {
+        const Saved<A> saved(p.saved, p.rows());
+        double sum = 0, along = 0;
+        auto add = [&](long r, long k) {
+            const double gain = p.gain.get(r % p.groups * gains + k, 1);
+            double part, part_along;
+            sums_of_span<T>(p, r * n + k * p.span, constants_of_row<A>(p, r), part, part_along);
+            sum += gain * part;
+            along += gain * part_along;
+            onto_shift[r * gains + k] = part;
+            onto_gain[r * gains + k] = (part_along - saved.low[r] * part) * saved.rstd[r];
+        };
+        for (long k = 0; k < gains; k++) add(from, k);
+        for (long r = from; r < to; r++) {
             const Projection<A> j = projection_of<A>(p, r, sum, along);
+            Constants<A> by = constants_of_row<A>(p, r);
+            sum = along = 0;
             for (long k = 0; k < gains; k++) {
                 const long at = r * n + k * p.span;
-                by.scale = spread<A>((A)(rstd * p.gain.get(first + k, 1)));
-                gradient_of_run<T, NONE, false, false>((const T*)p.x + at, (const T*)p.g + at, (T*)p.out + at, p.span,
-                                                       Ahead{n, p.span}, by, j, A(1));
+                by.scale = spread<A>((A)(saved.rstd[r] * p.gain.get(r % p.groups * gains + k, 1)));
+                if (p.out)
+                    gradient_of_run<T, NONE, false, false>((const T*)p.x + at, (const T*)p.g + at, (T*)p.out + at, p.span,
+                                                           Ahead{0, p.span}, by, j, A(1));
+                if (r + 1 < to) add(r + 1, k);
             }
         }
     });
