@@ -165,7 +165,8 @@ def joined(evidence: CondensedEvidence, kept: CondensedEvidence) -> CondensedEvi
     verdicts = adjust([as_judged_alone(study.verdict) for study in found])
     texts, whole = studies.texts(), len(found) > FEW
     report = f"normscope report runs/all --join {_COMMITTED} --condense {_COMMITTED}"
-    runs = [line for line in (*kept.commands, *evidence.commands) if not line.startswith("normscope report ")]
+    before = [line.replace(" --all ", f" {' '.join(study.slug for study in rest)} ") for line in kept.commands]
+    runs = [line for line in (*before, *evidence.commands) if not line.startswith("normscope report ")]
     return CondensedEvidence(
         lede=evidence.lede if not rest else _lede_of(found),
         commands=(*dict.fromkeys(runs), report, _MARKDOWN),
@@ -287,4 +288,6 @@ def _said(data: set[str], presets: set[str], seeds: set[int], elsewhere: set[str
     count = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     said = f"On {', '.join(sorted(data))}, preset {', '.join(sorted(presets))}, "
     said += f"{count} seed{'s' if counts[-1] != 1 else ''} an arm."
-    return " ".join([said, *sorted(elsewhere - {""})])
+    whole = "" not in elsewhere
+    others = [each if whole else each.replace("The records", "Some records", 1) for each in sorted(elsewhere - {""})]
+    return " ".join([said, *others])

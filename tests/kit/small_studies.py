@@ -16,7 +16,6 @@ SMALL = {
     "adversarial-vulnerability": {"network": MLP, "radii": [0.1, 0.2], "steps": 10, **FEW},
     "affine-before-linear-useless": {"network": MLP, "steps": 6, **FEW},
     "batch-leak": {"width": 8, "depth": 2, "batch": 16, "steps": 20, "every": 5, **FEW},
-    "batch-norm-in-transformers": {"network": TINY, "lrs": [0.003, 0.01], "images": [16, 8], "steps": 6, **FEW},
     "batch-norm-in-transformers": {"network": TRANSFORMER, "lrs": [0.003, 0.01], "images": [16, 8], "steps": 6, **FEW},
     "beta-smoothness-is-edge-of-stability": {
         "network": {**MLP, "activation": "tanh", "gain": 1.0}, "examples": 60, "steps": 12, "every": 3, **FEW,

@@ -271,3 +271,5 @@ def test_a_condensed_file_that_is_joined_is_the_file_of_all_runs(loaded):
     assert "--markdown" in markdown
     assert set(joined.commands[:-2]) >= {line for line in kept.commands if " run " in line}
     assert verdicts.joined(anew, verdicts.joined(anew, kept)).studies == joined.studies
+    everything = dataclasses.replace(kept, commands=("normscope study run --all --seeds 10 --out runs/all",))
+    assert verdicts.joined(anew, everything).commands[0] == "normscope study run ab --seeds 10 --out runs/all"

@@ -31,7 +31,7 @@ def test_a_terminal_shows_signs(markup, shown):
     assert report.terminal(markup) == shown
 
 
-FUNCTIONS = {"log", "ln", "max", "min", "exp", "cos", "sin", "tanh", "det", "sup", "inf", "lim", "arg"}
+FUNCTIONS = {"log", "ln", "max", "min", "exp", "cos", "sin", "tanh", "det", "sup", "inf", "lim", "arg", "arccos"}
 
 
 def units():

@@ -61,24 +61,10 @@ def report(
         run, page = settled(run), page and settled(page)
         condensed, markdown = condensed and settled(condensed), markdown and settled(markdown)
         _load(own)
-    if questions is not None and not is_file(run):
-        raise UsageError(
-            f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
-        )
-    if join is not None and condensed is None:
-        raise UsageError("--join adds the studies of another condensed file to the file of --condense: give that too")
+    _refuse_alone(run, questions, join, condensed)
     if write := _writer(run):
-        unfit = {
-            "--study": own,
-            "--join": join,
-            "--condense": condensed,
-            "--markdown": markdown,
-            "--questions": questions,
-        }
-        if given := [option for option, value in unfit.items() if value]:
-            raise UsageError(f"{given[0]} is for studies, and {run} holds none: leave it out")
-        target = page or run / "report.html"
-        write(run, target, as_json)
+        _refuse_of_studies(run, study=own, join=join, condense=condensed, markdown=markdown, questions=questions)
+        write(run, target := page or run / "report.html", as_json)
     elif is_file(run):
         evidence = pages.read(run)  # a file that is no condensed file is refused as such
         if condensed is not None:
@@ -92,6 +78,22 @@ def report(
         _write_runs(run, target, condensed, join, markdown, as_json)
     if show:
         open_page(target)
+
+
+def _refuse_alone(run: Path, questions: Path | None, join: Path | None, condensed: Path | None) -> None:
+    """Refuse options that lack what they need."""
+    if questions is not None and not is_file(run):
+        raise UsageError(
+            f"--questions takes its numbers from a condensed file, and {run} is none: condense the runs first"
+        )
+    if join is not None and condensed is None:
+        raise UsageError("--join adds the studies of another condensed file to the file of --condense: give that too")
+
+
+def _refuse_of_studies(run: Path, **options: object) -> None:
+    """Refuse options that are for studies, where the folder holds none."""
+    if given := [option for option, value in options.items() if value]:
+        raise UsageError(f"--{given[0]} is for studies, and {run} holds none: leave it out")
 
 
 def _load(files: Sequence[Path]) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for editors and type checkers alone: when it runs, a probe 
     from normscope.probes.landscape import LandscapeAlongGradient as LandscapeAlongGradient
     from normscope.probes.loss import Loss as Loss
     from normscope.probes.output_moments import OutputMoments as OutputMoments
+    from normscope.probes.residual_stream import ResidualStream as ResidualStream
     from normscope.probes.saturation import Saturation as Saturation
     from normscope.probes.scale_invariance import ScaleInvariance as ScaleInvariance
     from normscope.probes.statistics_gap import StatisticsGap as StatisticsGap

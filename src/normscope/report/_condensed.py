@@ -16,7 +16,7 @@ from normscope.report._sections import Section, cell
 
 FORMAT = "normscope evidence"
 VERSION = 2  # 1 had three words, and contrasts without conditions
-_LARGEST_PICTURE = 20_000  # letters of a spec: all studies together stay below a megabyte
+_LARGEST_PICTURE = 20_000  # letters of a spec: all studies together stay below two megabytes
 _ANEW = "make it anew from its runs, `normscope report RUNS --condense FILE`"
 _AGAIN = "make it with `normscope report RUNS --condense FILE`"
 

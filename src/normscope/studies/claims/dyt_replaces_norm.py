@@ -15,7 +15,7 @@ from normscope.stats import slope_per_seed
 from normscope.studies import Arm, Best, Contrast, Evidence, Quantity, last, presets
 from normscope.studies.lab import token_norms
 from normscope.studies.lab.arms import recorder
-from normscope.studies.lab.last_gradients import block_gradients, branches_times
+from normscope.studies.lab.last_gradients import block_gradients, with_branches_times
 from normscope.studies.transformer_training import AbstractTransformerTraining
 from normscope.studies.usable_rates import LARGEST, frequency_loss, largest_table, loss_by_rate_figure
 
@@ -116,9 +116,9 @@ class DytReplacesNorm(AbstractTransformerTraining):
         record = recorder(cell, "gradient")
         for index, norm in enumerate(block_gradients(model, x, y, blocks)):
             yield record("norm", norm, site=f"blocks.{index}")
-        with branches_times(model, math.sqrt(2 * blocks)):
-            for index, norm in enumerate(block_gradients(model, x, y, blocks)):
-                yield record("norm_glorot", norm, site=f"blocks.{index}")
+        undivided = with_branches_times(model, math.sqrt(2 * blocks))
+        for index, norm in enumerate(block_gradients(undivided, x, y, blocks)):
+            yield record("norm_glorot", norm, site=f"blocks.{index}")
 
     def contrasts(self, evidence: Evidence) -> Iterator[Contrast]:
         """Yield losses at own best rates, largest usable rates, and the growth of gradients, at either depth."""

@@ -34,7 +34,7 @@ class RankCollapse(AbstractStudy):
     ## Claim
     "The rank of the intermediate representations in unnormalized networks collapses quickly with depth"; batch norm
     "is an effective strategy to avoid rank collapse for both linear and ReLU networks" (Daneshmand et al. 2020,
-    abstract). The bound is of order $\sqrt d$ for width d (their theorem, from memory).
+    abstract). The bound is of order $\sqrt d$ for width d (their theorem, as a review of the paper cites it).
 
     ## Method
     Random chains of 50 layers on Gaussian inputs, as wide as the batch is large (16 to 256), with variance 1/width of
@@ -62,7 +62,7 @@ class RankCollapse(AbstractStudy):
     CARD = 44
     TOPIC = "initialization"
     EXTENSION = True
-    SOURCES = ("Daneshmand et al. 2020 (arXiv:2003.01652), abstract; the bound from memory",)
+    SOURCES = ("Daneshmand et al. 2020 (arXiv:2003.01652), abstract; the bound as a review at NeurIPS cites it",)
     CLAIM = "Batch norm keeps the rank of hidden values from collapsing with depth."
     ENDPOINT = "Stable rank of the hidden values of layer 50 with over without batch norm, linear chain, width 64"
     MARGIN = math.log(1.5)

@@ -36,8 +36,8 @@ class ShatteredGradients(AbstractStudy):
     ## Claim
     "The correlation between gradients in standard feedforward networks decays exponentially with depth resulting in
     gradients that resemble white noise whereas, in contrast, the gradients in architectures with skip-connections are
-    far more resistant to shattering, decaying sublinearly" (Balduzzi et al. 2017, abstract). Their theorems, from
-    memory: $2^{-L}$ in plain networks, about $1/(\beta\sqrt L)$ with skips, batch norm and branches times $\beta$.
+    far more resistant to shattering, decaying sublinearly" (Balduzzi et al. 2017, abstract). Their theorems, second
+    hand: $2^{-L}$ in plain networks, about $1/(\beta\sqrt L)$ with skips, batch norm and branches times $\beta$.
 
     ## Method
     Random chains of rectifiers of width 256, He's weights, biases 0. Inputs lie on a line (256 points from -2 to 2
@@ -68,7 +68,7 @@ class ShatteredGradients(AbstractStudy):
     CARD = 46
     TOPIC = "gradient"
     EXTENSION = True
-    SOURCES = ("Balduzzi et al. 2017 (arXiv:1702.08591), abstract; theorems from memory",)
+    SOURCES = ("Balduzzi et al. 2017 (arXiv:1702.08591), abstract; theorems second hand",)
     CLAIM = "Skips with batch norm keep the gradients of deep networks from turning into white noise."
     ENDPOINT = "Autocorrelation of input gradients along a line, 24 layers, with less without skips, batch norm in both"
     MARGIN = 0.1

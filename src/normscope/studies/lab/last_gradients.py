@@ -1,7 +1,6 @@
 """How large the gradients of a transformer's feed-forward matrices are, near the output and by block."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import torch
@@ -64,20 +63,11 @@ def block_gradients(model: nn.Module, x: Tensor, y: Tensor, blocks: int) -> list
     return found
 
 
-@contextmanager
-def branches_times(model: nn.Module, factor: float) -> Iterator[None]:
-    """Multiply the last matrix of every branch, as long as this lasts."""
-    last_ones = {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if name.endswith(("attention.out.weight", "feedforward.contract.weight"))
-    }
+def with_branches_times(model: nn.Module, factor: float) -> nn.Module:
+    """Return a copy of the model whose branches end in a matrix that is multiplied by the factor."""
+    scaled = copy.deepcopy(model)
     with torch.no_grad():
-        for name in last_ones:
-            model.get_parameter(name).mul_(factor)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, kept in last_ones.items():
-                model.get_parameter(name).copy_(kept)
+        for name, parameter in scaled.named_parameters():
+            if name.endswith(("attention.out.weight", "feedforward.contract.weight")):
+                parameter.mul_(factor)
+    return scaled
