@@ -78,7 +78,9 @@ def compare(rank, folder, kinds):
     return found
 
 
-@pytest.mark.parametrize(("count", "kinds"), [(2, ["sync", "batch"]), (4, ["sync"])])
+@pytest.mark.parametrize(
+    ("count", "kinds"), [(2, ["sync", "batch"]), pytest.param(4, ["sync"], marks=pytest.mark.long)]
+)
 def test_training_is_bit_identical_and_nobody_waits(count, kinds, tmp_path):
     by_rank = ranks.run(__name__, "compare", tmp_path, count, kinds)
     for kind in kinds:

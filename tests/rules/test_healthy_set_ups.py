@@ -26,7 +26,7 @@ def test_there_are_many_healthy_set_ups():
     assert len(HEALTHY) >= 25
 
 
-@pytest.mark.parametrize("kind", ["resnet", "mobilenet_v2", "vit", "bert"])
+@pytest.mark.parametrize("kind", ["resnet", pytest.param("mobilenet_v2", marks=pytest.mark.long), "vit", "bert"])
 def test_models_of_transformers_built_from_a_config(kind):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

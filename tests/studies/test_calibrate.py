@@ -13,6 +13,7 @@ FAMILY = "20 claims, extended once, after Holm"
 ALONE = [rule for rule in calibration.RULES if rule != FAMILY]
 
 
+@pytest.mark.long
 def test_no_word_is_false_more_often_than_its_level_allows():
     rates = [*calibrate(studies=30, seeds=(3, 10), rules=ALONE, seed=1)]
     rates += calibrate(studies=20, seeds=3, rules=[FAMILY], seed=1)

@@ -149,7 +149,7 @@ def alive(pid: int) -> bool:
     ("workers", "how", "name"),
     [
         (1, signal.SIGKILL, "null"),
-        (2, signal.SIGKILL, "null"),
+        pytest.param(2, signal.SIGKILL, "null", marks=pytest.mark.long),
         (2, signal.SIGINT, "together"),
     ],
 )
