@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from normscope import layers
+from normscope import layers, ops
 from normscope._errors import UsageError
 from normscope.bench._timing import Act, Progress, load, ratio, rounds
-from normscope.kernels import cpu
 from normscope.records import provenance
 
 Shape = tuple[int, ...]
@@ -62,7 +61,7 @@ def measure(*, only: str = "", progress: Progress | None = None) -> dict[str, An
         found += measure_case(kind, shape, name)
     return {
         "rows": found,
-        "kernel": cpu.about()["isa"] if cpu.takes_rows() else cpu.why_not() or "built from older sources",
+        "kernel": ops.kernel_of_rows(),
         "load": {"before": before, "after": load()},
         "provenance": provenance.collect(),
     }

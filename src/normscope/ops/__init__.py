@@ -14,7 +14,7 @@ from normscope.ops.moments import Moments, merge, merge_all
 from normscope.ops.normalize import normalize, standardize
 from normscope.ops.per_sample import group_norm, instance_norm, layer_norm, rms_norm
 from normscope.ops.statistics import moments_of
-from normscope.ops.ways.choose import Explanation, explain, using
+from normscope.ops.ways.choose import Explanation, explain, kernel_of_rows, using
 from normscope.ops.ways.in_place import batch_norm_in_place
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ghost_batch_norm",
     "group_norm",
     "instance_norm",
+    "kernel_of_rows",
     "layer_norm",
     "layer_norm_backward_terms",
     "lp_norm",

@@ -240,3 +240,8 @@ def explain(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
     return Explanation(
         "kernel", f"{about['isa']}, {threads} {'thread' if threads == 1 else 'threads'} of torch's own{dense}"
     )
+
+
+def kernel_of_rows() -> str:
+    """Return which build of the CPU's kernel computes layer, RMS, group and instance norm, or why none does."""
+    return str(cpu.about()["isa"]) if cpu.takes_rows() else cpu.why_not() or "built from older sources"
