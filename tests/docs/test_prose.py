@@ -19,7 +19,7 @@ LONGEST = 50  # words of a sentence
 #: Written by the report from sentences of the studies, and from quotations.
 MADE = {"evidence.md", "questions.md"}
 #: Not misspelt: findings of a severity.
-KNOWN = "informations"
+KNOWN = "informations,notin"
 
 
 def prose(text):
