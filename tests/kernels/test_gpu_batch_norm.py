@@ -103,6 +103,11 @@ def test_any_shape_layout_type_and_option(limits, **options):
         _plan.LIMITS = before
 
 
+def test_a_gradient_that_is_large_where_the_value_is_at_the_mean_is_exact_to_the_means_rounding(limits):
+    case = make((5, 59), last=False, bias=False, activation=NONE, seed=253)
+    check(case)
+
+
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_an_offset_costs_no_digits_without_a_shift_either(offset, limits):
     check(make((6, 3, 5, 7), offset=offset, weight=False, bias=False, residual=False, activation=NONE))
