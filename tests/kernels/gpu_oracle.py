@@ -105,11 +105,10 @@ def reference(case, y):
     a = (1 if weight is None else weight.detach().view(view).abs()) / (var.detach() + EPS).sqrt()
     h = xhat.detach().abs()
     largest = g.abs().amax(axes, keepdim=True)
-    # A mean that is rounded moves all normalized values together, by a unit of the largest; the gain's gradient feels that
-    # by the sum of what the activation passes, however small the values are where the gradient is large.
-    passed = (
-        g if case.activation == NONE else g * torch.where(positive, 1.0, SLOPE if case.activation == LEAKY else 0.0)
-    )
+    # A mean that is rounded moves all normalized values together, by a unit of the largest. The gain's gradient feels
+    # that by the sum of what the activation passes, however small the values are where the gradient is large.
+    slope = SLOPE if case.activation == LEAKY else 0.0
+    passed = g if case.activation == NONE else g * torch.where(positive, 1.0, slope)
     of_gain = (g.abs() * h).sum(axes) + passed.sum(axes).abs() * h.amax(axes)
     sizes = [a * largest * (1 + h.amax(axes, keepdim=True)), of_gain, g.abs().sum(axes), largest]
     return [out.detach(), *gradients], [scale, *sizes], mean.flatten().detach(), var.flatten().detach()
