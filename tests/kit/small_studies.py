@@ -8,7 +8,7 @@ MLP = {"name": "mlp", "depth": 2, "width": 8}
 WIDE = {"name": "mlp", "width": 8}
 TRANSFORMER = {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}
 FEW = {"train": 300, "test": 60}
-TINY = {"network": {"width": 8, "blocks": 2, "heads": 2, "init": "xavier"}, "context": 8, "batch": 4, "warmup": 3,
+TINY = {"network": TRANSFORMER, "context": 8, "batch": 4, "warmup": 3,
         "steps": 6, "test": 10}  # fmt: skip
 
 #: What differs from the quick preset, by slug.
