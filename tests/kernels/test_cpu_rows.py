@@ -199,7 +199,9 @@ def test_without_the_kernel_torchs_way_gives_the_same(monkeypatch):
     ours = [norm(x) for norm in norms]
     with ops.using("torch"):
         asked = [norm(x) for norm in norms]
+    assert ops.kernel_of_rows() == cpu.about()["isa"]
     monkeypatch.setattr(cpu, "takes_rows", lambda: False)
+    assert ops.kernel_of_rows() == "built from older sources"
     theirs = [norm(x) for norm in norms]
     torch.testing.assert_close(ours, theirs)
     assert all(torch.equal(one, other) for one, other in zip(asked, theirs, strict=True))

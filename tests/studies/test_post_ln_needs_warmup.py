@@ -84,7 +84,9 @@ def test_gains_are_counted_from_the_frequencies_and_none_is_left_of_a_run_that_d
 
 def test_an_arm_that_learns_at_no_rate_has_no_largest():
     evidence = planted((1e-9, 0.01))
-    assert np.isnan(LARGEST.read(evidence, arm="post").steps).all()
+    found = LARGEST.read(evidence, arm="post")
+    assert np.isnan(found.steps).all()
+    assert not found.missed.any(), "nothing was learnt at the largest rate, so it is no bound"
     assert STUDY.judge(evidence).outcome.value == "not measurable"
 
 
