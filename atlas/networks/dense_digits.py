@@ -1,0 +1,28 @@
+"""A dense network with batch norm on scikit-learn's digits: five hidden layers of 100 units, torch's initial weights."""
+
+import torch
+from images import loaders, loss_fn
+from torch import nn
+
+import normscope as ns
+
+
+def make_network(depth: int = 5, width: int = 100) -> nn.Module:
+    """Return the network.
+
+    Args:
+        depth: Hidden layers.
+        width: Units of a hidden layer.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for index in range(depth):
+        layers += [nn.Linear(width if index else 64, width), nn.BatchNorm1d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def make_case() -> ns.Case:
+    """Return the training set-up: SGD with momentum."""
+    train, test = loaders("digits", train=1300, test=400, batch=64)
+    model = make_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return ns.Case(model, loss_fn, train, optimizer, test)

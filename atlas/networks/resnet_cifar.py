@@ -1,0 +1,62 @@
+"""ResNet-20 at half its width, with batch norm, on CIFAR-10: nine blocks with skip connections, He's initial weights."""
+
+import torch
+from images import loaders, loss_fn
+from torch import Tensor, nn
+
+import normscope as ns
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions with a skip connection around them.
+
+    Args:
+        inside: Channels of the input.
+        outside: Channels of the output.
+        stride: Of the first convolution.
+    """
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.relu = nn.ReLU()
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or inside != outside:
+            self.skip = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + self.skip(x))
+
+
+def make_network(blocks: int = 3, width: int = 8) -> nn.Module:
+    """Return the network.
+
+    Args:
+        blocks: Blocks of each of the three stages.
+        width: Channels of the first stage; each later stage has twice as many.
+    """
+    stem: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    stages: list[nn.Module] = []
+    inside = width
+    for stage in range(3):
+        for block in range(blocks):
+            stages.append(BasicBlock(inside, width << stage, stride=2 if stage and not block else 1))
+            inside = width << stage
+    model = nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 10))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+def make_case() -> ns.Case:
+    """Return the training set-up: SGD with momentum and weight decay."""
+    train, test = loaders("cifar10", train=14_000, test=2_000, batch=64)
+    model = make_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    return ns.Case(model, loss_fn, train, optimizer, test)
