@@ -12,6 +12,7 @@ from kit.heard import Heard
 from kit.traces import differences, fingerprint
 from kit.training_loops import Loop, TwoOptimizers, Uneven, UnevenImages, UnevenParts, seed_all
 from normscope import probes
+from normscope.modules.sites import normalizes
 from normscope.probes import ProbeWarning, Recorder
 
 PROBES = {probe.CODE: probe for probe in probes.all()}
@@ -28,6 +29,17 @@ ONE_RECORD = {"loss"}  # a step
 BY_ORDER_OF_SAMPLES = {("gradient_noise", None), ("statistics_noise", None)}
 
 
+def chosen(code, loop=Uneven):
+    """Return what to watch by: the code; of a probe that reads streams of tokens the probe, pointed at the norms."""
+    if code != "residual_stream":
+        return code
+    return PROBES[code](norms_of(loop))
+
+
+def norms_of(loop):
+    return [site for site, module in loop().build()[0].named_modules() if normalizes(module)]
+
+
 def test_there_are_probes():
     assert len(CODES) >= 18
     assert len(set(CODES)) == len(probes.all())
@@ -40,7 +52,7 @@ def without_probes(loop):
 
 @cache
 def with_probe(loop, code):
-    return LOOPS[loop]().run([code], steps=STEPS, every=EVERY)
+    return LOOPS[loop]().run([chosen(code, LOOPS[loop])], steps=STEPS, every=EVERY)
 
 
 # -- no trace ----------------------------------------------------------------------------------------------------------
@@ -88,13 +100,13 @@ def rest(found):
 
 @pytest.mark.parametrize("code", CODES)
 def test_every_tensor_stays_the_object_it_was(code):
-    assert differences(Inspected().run([code]), Inspected().run([])) == []
+    assert differences(Inspected().run([chosen(code)]), Inspected().run([])) == []
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_no_trace_after_an_exception_in_the_users_step(code):
     loop = Inspected()
-    assert differences(loop.run([code], fails={1}), Inspected().run([], fails={1})) == []
+    assert differences(loop.run([chosen(code)], fails={1}), Inspected().run([], fails={1})) == []
     assert {record.step for record in loop.scope.drain()} == {0, 1}  # the step that failed does not count
 
 
@@ -108,7 +120,8 @@ def raising(code, at):
             raise ArithmeticError("cut short")
         return kind.record(self, *args, **options)
 
-    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "record": record})()
+    options = [norms_of(Uneven)] if code == "residual_stream" else []
+    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "record": record})(*options)
 
 
 @pytest.mark.parametrize("at", [1, 3])
@@ -145,7 +158,7 @@ def test_no_trace_after_an_exception_in_the_replayed_loss(code, at_call):
 
     # The second evaluation is a probe's, which is then switched off, or the proof that the gradient is the loop's.
     with pytest.warns(ProbeWarning, match=f"({code}.*switched off|evaluated again).*ArithmeticError: no"):
-        left = Broken().run([code])
+        left = Broken().run([chosen(code)])
     assert differences(left, Inspected().run([])) == []
 
 
@@ -206,7 +219,7 @@ def test_every_third_step_is_read_as_at_every_step(code):
 @cache
 def together(backwards):
     codes = CODES[::-1] if backwards else CODES
-    return Uneven().run(codes, steps=STEPS, every=EVERY)[1]
+    return Uneven().run(list(map(chosen, codes)), steps=STEPS, every=EVERY)[1]
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -219,7 +232,7 @@ def test_it_reads_alone_as_among_all_others(code, backwards):
 
 
 def reading(loop, code, **options):
-    records = loop.run([code], **options)[1]
+    records = loop.run([chosen(code, type(loop))], **options)[1]
     return {(record.step, record.site, record.name): record.value for record in records}
 
 
