@@ -1,10 +1,10 @@
 """A convolutional network with batch norm on Fashion-MNIST: four convolutions, torch's initial weights."""
 
 import torch
-from images import loaders, loss_fn
 from torch import nn
 
 import normscope as ns
+from images import loaders, loss_fn
 
 
 def make_network() -> nn.Module:

@@ -1,10 +1,10 @@
-"""A dense network with batch norm on scikit-learn's digits: five hidden layers of 100 units, torch's initial weights."""
+"""A dense network with batch norm on digits: five hidden layers of 100 units, torch's initial weights."""
 
 import torch
-from images import loaders, loss_fn
 from torch import nn
 
 import normscope as ns
+from images import loaders, loss_fn
 
 
 def make_network(depth: int = 5, width: int = 100) -> nn.Module:

@@ -1,10 +1,10 @@
-"""ResNet-20 at half its width, with batch norm, on CIFAR-10: nine blocks with skip connections, He's initial weights."""
+"""ResNet-20 at half its width, with batch norm, on CIFAR-10: nine blocks with skips, He's initial weights."""
 
 import torch
-from images import loaders, loss_fn
 from torch import Tensor, nn
 
 import normscope as ns
+from images import loaders, loss_fn
 
 
 class BasicBlock(nn.Module):

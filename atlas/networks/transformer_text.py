@@ -24,7 +24,8 @@ class CharacterModel(nn.Module):
         self.places = nn.Embedding(CONTEXT, width)
         options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, heads, 4 * width, **options) for _ in range(depth)  # type: ignore[arg-type]
+            nn.TransformerEncoderLayer(width, heads, 4 * width, **options)
+            for _ in range(depth)  # type: ignore[arg-type]
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, symbols)

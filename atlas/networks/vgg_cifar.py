@@ -1,10 +1,10 @@
 """VGG-A at a quarter of its width, with batch norm, on CIFAR-10: eight convolutions, He's initial weights."""
 
 import torch
-from images import loaders, loss_fn
 from torch import nn
 
 import normscope as ns
+from images import loaders, loss_fn
 
 _BLOCKS = ((16,), (32,), (64, 64), (128, 128), (128, 128))
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from kit.planted_comparison import compared, judged
-from normscope.comparing.clauses import how_to_read, listed, sentence_of
+from normscope.comparing.clauses import how_to_read, listed
 from normscope.records import Outcome
+from normscope.records.answers import corrected
 from normscope.stats import adjust
 from normscope.studies.every_seed import each_above, span
 
@@ -48,10 +49,10 @@ def test_what_holm_takes_back_is_said_in_plain_words():
     others = [replace(doubtful, p_value=0.2, outcome=Outcome.UNCLEAR) for _ in range(4)]
     together = adjust([doubtful, *others])[0]
     assert together.outcome is Outcome.UNCLEAR
-    said = sentence_of(together, doubtful)
+    said = corrected(together, doubtful)
     assert "Alone it would be clear; among all answers together it may be chance (p = 0.11, Holm)" in said
     assert "'holds'" not in said
-    assert "Alone" not in sentence_of(others[0], others[0])
+    assert "Alone" not in corrected(others[0], others[0])
 
 
 def test_intervals_are_of_one_answer_and_words_of_all_together_and_that_is_said():

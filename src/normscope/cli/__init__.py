@@ -16,6 +16,7 @@ import typer
 from normscope import __version__
 from normscope._errors import NormscopeError, one_line
 from normscope.cli import (
+    atlas,
     bench,
     check,
     compare,
@@ -47,6 +48,7 @@ app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 app.command("demo", epilog="Example:  normscope demo --out runs/demo")(demo.demo)
 app.command("compare", epilog="Example:  normscope compare train.py:make_case --budget 20min")(compare.compare)
+app.command("atlas", epilog="Example:  normscope atlas --open")(atlas.atlas)
 app.command("check", epilog="Example:  normscope check train.py:make_case --select NS1 --format sarif")(check.check)
 app.command("verify", epilog="Example:  normscope verify --example > note.py && normscope verify note.py")(
     verify.verify

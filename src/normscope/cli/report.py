@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normscope._errors import UsageError, one_line
+from normscope.cli._condense import condense_comparison
 from normscope.cli._print import open_page, print_json, print_lines, wide, written
 from normscope.cli._words import Json, path as users_path, path_option, settled
 from normscope.cli.compare import print_comparison
@@ -52,29 +53,29 @@ def report(
         Path | None,
         path_option("--questions", help="Markdown file for the questions that people ask, with answers."),
     ] = None,
+    network: Annotated[
+        str, typer.Option(help="With --condense, of a comparison: what to call the network, as in 'VGG-A on CIFAR-10'.")
+    ] = "",
+    differs: Annotated[
+        str, typer.Option(help="With --network: what alone differs from another network, as in 'depth from NETWORK'.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Judge a run's records again and write its page; or write the page of a scope, or of a condensed file."""
-    from normscope import report as pages, studies
-
     if own:
         run, page = settled(run), page and settled(page)
         condensed, markdown = condensed and settled(condensed), markdown and settled(markdown)
         _load(own)
     _refuse_alone(run, questions, join, condensed)
+    target = page or (run.with_suffix(".html") if is_file(run) else run / "report.html")
     if write := _writer(run):
-        _refuse_of_studies(run, study=own, join=join, condense=condensed, markdown=markdown, questions=questions)
-        write(run, target := page or run / "report.html", as_json)
+        _refuse_of_studies(run, study=own, join=join, markdown=markdown, questions=questions)
+        write(run, target, as_json, condensed, network, differs)
+    elif network or differs:
+        raise UsageError(f"--network and --differs are for a comparison, and {run} is none: leave them out")
     elif is_file(run):
-        evidence = pages.read(run)  # a file that is no condensed file is refused as such
-        if condensed is not None:
-            raise UsageError(f"{run} is a condensed file already: give --condense the folder of the runs")
-        target = page or run.with_suffix(".html")
-        if questions is not None:
-            pages.write_questions(questions, studies.texts().questions, evidence)
-        _write_condensed(evidence, target, markdown, as_json)
+        _write_file(run, target, condensed, markdown, questions, as_json)
     else:
-        target = page or run / "report.html"
         _write_runs(run, target, condensed, join, markdown, as_json)
     if show:
         open_page(target)
@@ -125,7 +126,7 @@ def _write_runs(
     write_and_print(runs, page, as_json)
 
 
-def _writer(run: Path) -> Callable[[Path, Path, bool], None] | None:
+def _writer(run: Path) -> Callable[[Path, Path, bool, Path | None, str, str], None] | None:
     """Return what writes the page of a scope's folder, or of a comparison's; None for studies and condensed files."""
     from normscope import comparing, seen
 
@@ -134,24 +135,43 @@ def _writer(run: Path) -> Callable[[Path, Path, bool], None] | None:
     return _write_comparison if comparing.is_comparison(run) else None
 
 
-def _write_comparison(run: Path, page: Path, as_json: bool) -> None:
-    """Write the page of a comparison's folder, and print its answers."""
+def _write_comparison(run: Path, page: Path, as_json: bool, condensed: Path | None, network: str, differs: str) -> None:
+    """Write the page of a comparison's folder, and the comparison without its records, and print its answers."""
     from normscope.comparing import Comparison
 
+    if condensed is None and (network or differs):
+        raise UsageError("--network and --differs name the network in the file of --condense: give that too")
     found = Comparison(run)
+    if condensed is not None:
+        condense_comparison(found, condensed, network, differs)
     print_comparison(found, as_json, kinds=[], page=found.report(page))
 
 
-def _write_scope(run: Path, page: Path, as_json: bool) -> None:
+def _write_scope(run: Path, page: Path, as_json: bool, condensed: Path | None, network: str, differs: str) -> None:
     """Write the page of a scope's folder, and print what stands out."""
     from normscope import seen
 
+    _refuse_of_studies(run, condense=condensed, network=network, differs=differs)
     found = seen.read(run)
     path = seen.write(page, found)
     if as_json:
         print_json({"report": shown(path)} | seen.document(found))
         return
     print_lines(*seen.summary_of(found).splitlines(), "", f"The page with the pictures: {shown(path)}")
+
+
+def _write_file(
+    run: Path, page: Path, condensed: Path | None, markdown: Path | None, questions: Path | None, as_json: bool
+) -> None:
+    """Write the page of a condensed file, and what else was asked for, and print its answers."""
+    from normscope import report as pages, studies
+
+    evidence = pages.read(run)  # a file that is no condensed file is refused as such
+    if condensed is not None:
+        raise UsageError(f"{run} is a condensed file already: give --condense the folder of the runs")
+    if questions is not None:
+        pages.write_questions(questions, studies.texts().questions, evidence)
+    _write_condensed(evidence, page, markdown, as_json)
 
 
 def _write_condensed(evidence: "CondensedEvidence", page: Path, markdown: Path | None, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Compare a network with its norms and without them, seed by seed, and answer in sentences."""
 
 from normscope.comparing.comparison import Comparison as Comparison
+from normscope.comparing.condense import condense as condense
 from normscope.comparing.export import check_kinds as check_kinds
 from normscope.comparing.find import all_questions as all_questions, chosen_questions as chosen_questions
 from normscope.comparing.page import Answer as Answer

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from normscope.comparing.clauses import sentence_of, without_bounds
+from normscope.atlas import committed, not_learning
+from normscope.comparing.clauses import without_bounds
 from normscope.comparing.page import Answer
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.records import Outcome, Verdict
-from normscope.records.answers import capital
+from normscope.records.answers import capital, corrected
 from normscope.records.numbers import counted
 from normscope.stats.decide import FEWEST_SEEDS
 from normscope.studies import Evidence
@@ -40,10 +41,11 @@ def answered(
             seen = f"no difference ({verdict.reason.rstrip('.')})"
         sentence = f"Described, not judged ({counted(seeds, 'seed')}): {seen}."
         return Answer(question, asks, verdict, sentence, described=True)
+    beside = committed().beside(question.CODE, verdict.outcome, (pairs[0].first, pairs[0].second))
     if verdict.outcome is Outcome.NOT_MEASURABLE and idle and not all(premise.met for premise in verdict.premises):
-        said = "; ".join(f"the network {words} does not learn" for words in idle)
-        return Answer(question, asks, verdict, f"Not measurable: {said}.")
-    return Answer(question, asks, verdict, f"{sentence_of(verdict, alone)}{_beside(question, evidence, pairs[1:])}")
+        return Answer(question, asks, verdict, not_learning(idle), beside=beside)
+    said = f"{corrected(verdict, alone)}{_beside(question, evidence, pairs[1:])}"
+    return Answer(question, asks, verdict, said, beside=beside)
 
 
 def _beside(question: AbstractQuestion, evidence: Evidence, pairs: Sequence[Pair]) -> str:
@@ -56,3 +58,14 @@ def _beside(question: AbstractQuestion, evidence: Evidence, pairs: Sequence[Pair
             amount = f", {found.amount}" if found.outcome.decided else ""
             said.append(f"beside the network {pair.words[1]}: {found.outcome.value}{amount}")
     return f" {capital('; '.join(said))}." if said else ""
+
+
+def number_of(answer: Answer, arm: str, evidence: Evidence, pairs: Sequence[Pair]) -> str:
+    """Return the number of an arm in the contrast that decides, in words; empty where there is none."""
+    pair = next((pair for pair in pairs if arm in (pair.first, pair.second)), pairs[0])
+    contrast = next(iter(answer.question.contrasts(evidence, pair)), None)
+    if contrast is None:  # the question says nothing of this pair
+        return ""
+    reading = contrast.read(evidence)
+    side = reading.first if contrast.first == arm else reading.second if contrast.second == arm else None
+    return "" if side is None or side.values is None else contrast.quantity.typical(side.values)

@@ -1,36 +1,13 @@
 """Clauses of the sentences of a comparison."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from normscope.comparing.quantities import loss_curves
-from normscope.records import Outcome, Verdict, tried
-from normscope.records.answers import differing, headline, separating, standing
-from normscope.records.numbers import UNBOUNDED, number
+from normscope.records import Outcome, Verdict
+from normscope.records.numbers import UNBOUNDED
 from normscope.studies import Evidence
-
-_EXCEPTIONS = 2  # other conditions that a sentence names
-
-
-def sentence_of(verdict: Verdict, alone: Verdict) -> str:
-    """Return the sentence of an answer: its word, what was seen, and the conditions that speak otherwise.
-
-    Args:
-        verdict: The verdict of the question, corrected by Holm.
-        alone: The verdict before that.
-    """
-    if verdict.outcome is not alone.outcome and verdict.adjusted_p is not None:
-        p = number(verdict.adjusted_p)
-        why = f"alone it would be clear; among all answers together it may be chance (p = {p}, Holm)"
-        verdict = replace(verdict, why=f"{why}: more seeds would tell")
-    said = headline(verdict)
-    if not standing(verdict).startswith("mixed") or separating(verdict):
-        return said
-    others = [each for each in tried(verdict)[1:] if each.outcome.decided and each.outcome is not verdict.outcome]
-    but = "; ".join(f"{each.outcome.value} by {differing(verdict, each)}" for each in others[:_EXCEPTIONS])
-    return f"{said} But {but}."
 
 
 def how_to_read(verdicts: Sequence[Verdict]) -> str:

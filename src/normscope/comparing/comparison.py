@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normscope._errors import StoreError
-from normscope.comparing.answering import answered
+from normscope.comparing.answering import answered, number_of
 from normscope.comparing.arms import ASIDE
 from normscope.comparing.clauses import does_not_learn, how_to_read, listed, same_at_all_rates
 from normscope.comparing.export import KINDS, export
@@ -78,6 +78,11 @@ class Comparison:
         return self.evidence.frame["cell"].cast(pl.String).unique().to_list()
 
     @property
+    def seconds(self) -> float:
+        """What its runs took, one after the other."""
+        return sum(took for run, took in self.store.wall_times().items() if run in self._runs)
+
+    @property
     def described(self) -> bool:
         """Whether there are too few seeds for words: the numbers are then described."""
         return len(self.evidence.seeds) < FEWEST_SEEDS
@@ -117,7 +122,7 @@ class Comparison:
         """Return the answers as a frame.
 
         Columns: question, asks, quantity, a column for each arm with its number, effect, low, high, level, scale, unit,
-        seeds, word, sentence. Effects that are log-ratios are natural logarithms.
+        seeds, word, sentence, atlas. Effects that are log-ratios are natural logarithms.
         """
         import polars as pl
 
@@ -140,23 +145,12 @@ class Comparison:
             "seeds": effect.n,
             "word": answer.word,
             "sentence": answer.sentence,
+            "atlas": answer.beside,
         }
 
     def numbers(self, answer: Answer) -> dict[str, str]:
         """Return the number of each arm in the contrast that decides, in words; empty where there is none."""
-        return {arm: self._number(answer, arm) for arm in self.arms}
-
-    def _number(self, answer: Answer, arm: str) -> str:
-        """Return the number of an arm in the contrast that decides; empty where there is none."""
-        pair = next((pair for pair in self.pairs if arm in (pair.first, pair.second)), self.pairs[0])
-        contrast = next(iter(answer.question.contrasts(self.evidence, pair)), None)
-        if contrast is None:  # the question says nothing of this pair
-            return ""
-        reading = contrast.read(self.evidence)
-        side = reading.first if contrast.first == arm else reading.second if contrast.second == arm else None
-        if side is None or side.values is None:
-            return ""
-        return contrast.quantity.typical(side.values)
+        return {arm: number_of(answer, arm, self.evidence, self.pairs) for arm in self.arms}
 
     def figures(self, answer: Answer) -> Sequence[Figure]:
         """Draw what answers a question."""
@@ -217,6 +211,7 @@ class Comparison:
         lines = [f"{self.title}.", self.lede, ""]
         for answer in self.answers_in_order:
             lines += [f"{answer.question.NUMBER:2d}. {answer.asks}", f"    {answer.sentence}"]
+            lines += [f"    {answer.beside}"] * bool(answer.beside)
         notes = [note if note.endswith(".") else f"{note}." for note in map(capital, self._all_notes)]
         return "\n".join([*lines, *([""] if notes else []), *notes])
 
@@ -246,6 +241,7 @@ class Comparison:
                     "question": answer.question.CODE,
                     "asks": answer.asks,
                     "sentence": answer.sentence,
+                    "atlas": answer.beside or None,
                     "word": answer.word or None,
                     "numbers": self.numbers(answer),
                     "verdict": answer.verdict,
@@ -280,7 +276,7 @@ class Comparison:
             notes=self._all_notes,
             said_in_runs=self.said_in_runs,
             provenance=self.store.provenance,
-            seconds=sum(took for run, took in self.store.wall_times().items() if run in self._runs),
+            seconds=self.seconds,
             command=command_of(
                 self.store.config,
                 len(self.evidence.seeds),

@@ -32,6 +32,7 @@ class Answer:
         verdict: Its word and numbers; the other contrasts are its parts.
         sentence: The answer in a sentence or two.
         described: Whether there are too few seeds for words: the numbers are described, and none is judged.
+        beside: What the networks of the atlas answer, in a sentence; empty where none was compared in this way.
     """
 
     question: AbstractQuestion
@@ -39,6 +40,7 @@ class Answer:
     verdict: Verdict
     sentence: str
     described: bool = False
+    beside: str = ""
 
     @property
     def word(self) -> str:
@@ -134,7 +136,9 @@ def _asked(shown: Shown) -> AskedQuestion:
         kind="question",
         described=answer.described,
     )
-    return AskedQuestion(section, answer.sentence, answer.question.NUMBER, answer.question.TILE, shown.numbers)
+    return AskedQuestion(
+        section, answer.sentence, answer.question.NUMBER, answer.question.TILE, shown.numbers, answer.beside
+    )
 
 
 def made_arm(name: str, words: str, report: ArmReport | None) -> MadeArm:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from normscope.atlas import LEARNING
 from normscope.comparing.quantities import LEARNS, LEARNS_REASON, fall, read_in
 from normscope.records import Outcome, Verdict
 from normscope.records.answers import capital
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from normscope.plots import Figure, Table
 
 When = Literal["often", "some", "ends"]
-_LEARNING = "learning"  # name of the contrast that an arm learns
 
 
 @dataclass(frozen=True)
@@ -120,16 +120,18 @@ class AbstractQuestion(AbstractJudge):
 
     def judge(self, evidence: Evidence, pairs: Sequence[Pair]) -> Verdict:
         """Return the verdict of the headline pair's first contrast, with all other contrasts as its parts."""
-        ordered = sorted(pairs, key=lambda pair: not pair.headline)
-        verdicts = [
-            self.verdict_of(self._with_premises(contrast, pair), evidence, primary=pair is ordered[0] and not index)
-            for pair in ordered
-            for index, contrast in enumerate(self.contrasts(evidence, pair))
+        first, *others = [
+            self.verdict_of(contrast, evidence, primary=not index)
+            for index, contrast in enumerate(self.judged(evidence, pairs))
         ]
-        first, *others = verdicts
         if why := self.lacks(evidence):
             first = replace(first, outcome=Outcome.NOT_MEASURABLE, p_value=None, why=why)
         return replace(first, parts=tuple(others))
+
+    def judged(self, evidence: Evidence, pairs: Sequence[Pair]) -> list[Contrast]:
+        """Return all contrasts with their premises, the contrast that decides first."""
+        ordered = sorted(pairs, key=lambda pair: not pair.headline)
+        return [self._with_premises(contrast, pair) for pair in ordered for contrast in self.contrasts(evidence, pair)]
 
     def _with_premises(self, contrast: Contrast, pair: Pair) -> Contrast:
         """Put before a contrast that both arms learn, and the words for the arms where it has none."""
@@ -151,13 +153,13 @@ class AbstractQuestion(AbstractJudge):
             each_above=LEARNS,
             margin_reason=LEARNS_REASON,
             unit="%",
-            name=_LEARNING,
+            name=LEARNING,
         )
 
     def verdict_of(self, contrast: Contrast, evidence: Evidence, *, primary: bool = False) -> Verdict:
         """Judge one contrast; where no loss falls, a share of the largest fall is not spoken of."""
         found = super().verdict_of(contrast, evidence, primary=primary)
-        if contrast.name != _LEARNING:
+        if contrast.name != LEARNING:
             return found
         if not math.isfinite(found.effect.point):
             return replace(found, why="its loss is no finite number at the first step")

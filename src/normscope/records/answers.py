@@ -3,6 +3,9 @@
 A condensed file holds the contrasts, so that its sentences can be composed again under later rules without a run.
 """
 
+from dataclasses import replace
+
+from normscope.records.numbers import number
 from normscope.records.text import Answer
 from normscope.records.verdict import Outcome, Verdict
 
@@ -22,6 +25,7 @@ _TURNED = {
     Outcome.EXACT: Outcome.FALSE,
     Outcome.FALSE: Outcome.EXACT,
 }
+_EXCEPTIONS = 2  # other conditions that a sentence names
 _SHOWN = 4  # conditions that a sentence names under one word
 
 
@@ -76,6 +80,25 @@ def headline(verdict: Verdict) -> str:
         return f"{lead}: {verdict.why.rstrip('.')}.{here}"
     why = f" {capital(verdict.why.rstrip('.'))}." if verdict.why else ""
     return f"{lead}: {verdict.finding.rstrip('.')}.{_but(verdict)}{why}{here}"
+
+
+def corrected(verdict: Verdict, alone: Verdict) -> str:
+    """Return the sentence of a corrected verdict: its word, what was seen, and the conditions that speak otherwise.
+
+    Args:
+        verdict: The verdict, corrected by Holm for being read together with others.
+        alone: The verdict before that.
+    """
+    if verdict.outcome is not alone.outcome and verdict.adjusted_p is not None:
+        p = number(verdict.adjusted_p)
+        why = f"alone it would be clear; among all answers together it may be chance (p = {p}, Holm)"
+        verdict = replace(verdict, why=f"{why}: more seeds would tell")
+    said = headline(verdict)
+    if not standing(verdict).startswith("mixed") or separating(verdict):
+        return said
+    others = [each for each in tried(verdict)[1:] if each.outcome.decided and each.outcome is not verdict.outcome]
+    but = "; ".join(f"{each.outcome.value} by {differing(verdict, each)}" for each in others[:_EXCEPTIONS])
+    return f"{said} But {but}."
 
 
 def _but(verdict: Verdict) -> str:

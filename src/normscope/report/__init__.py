@@ -4,6 +4,12 @@ Verdicts without their records go to one small JSON file, and from there to Mark
 """
 
 from normscope.records.addresses import save as save
+from normscope.report._atlas import (
+    NetworkCell as NetworkCell,
+    NetworkColumn as NetworkColumn,
+    NetworkRow as NetworkRow,
+    write_atlas as write_atlas,
+)
 from normscope.report._comparison import (
     AskedQuestion as AskedQuestion,
     ComparedPage as ComparedPage,

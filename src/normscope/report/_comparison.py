@@ -29,6 +29,7 @@ class AskedQuestion:
         tile: What its tile in the strip is called; empty if it has none.
         numbers: The number of each arm in the contrast that decides, in words, by the name of the arm; empty words
             where an arm has none.
+        beside: What other networks answer, in a sentence; empty where that is not known.
     """
 
     section: Section
@@ -36,6 +37,7 @@ class AskedQuestion:
     number: int
     tile: str = ""
     numbers: Mapping[str, str] = field(default_factory=dict)
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def _question(asked: AskedQuestion, index: int, charts: dict[str, Any]) -> Shown
         "title": shown["claim"],  # the question is the heading already
         "number": asked.number,
         "sentence": asked.sentence,
+        "beside": asked.beside,
         "tile": asked.tile,
         "numbers": asked.numbers,
         "described": section.described,

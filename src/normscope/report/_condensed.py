@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import DataError, StoreError
+from normscope._errors import StoreError
 from normscope._unit import web_page
 from normscope.plots import Figure, Table
-from normscope.records import Erratum, Sentence, Verdict
-from normscope.records.addresses import text_at
-from normscope.records.json import build, plain
+from normscope.records import Erratum, Sentence, Verdict, documents
 from normscope.report._sections import Section, cell
 
 FORMAT = "normscope evidence"
 VERSION = 2  # 1 had three words, and contrasts without conditions
 _LARGEST_PICTURE = 20_000  # letters of a spec: all studies together stay below two megabytes
-_ANEW = "make it anew from its runs, `normscope report RUNS --condense FILE`"
-_AGAIN = "make it with `normscope report RUNS --condense FILE`"
+_COMMAND = "normscope report RUNS --condense FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +201,11 @@ def _figures(study: CondensedStudy) -> tuple[Figure, ...]:
     if (kept := study.picture) is None:
         return ()
     try:
-        spec = json.loads(kept.spec, parse_constant=_refuse)
+        spec = json.loads(kept.spec, parse_constant=documents.refuse)
     except (ValueError, RecursionError):
         spec = None
     if not isinstance(spec, dict):
-        raise StoreError(f"the picture of {study.slug} is damaged: {_AGAIN}")
+        raise StoreError(f"the picture of {study.slug} is damaged: make it with `{_COMMAND}`")
     return (Figure(kept.slug, kept.title, kept.caption, kept.alt, spec),)
 
 
@@ -219,8 +216,7 @@ def _theory_table(rows: Sequence[TheoryRow]) -> tuple[Table, ...]:
 
 def dumps(evidence: CondensedEvidence) -> str:
     """Return the file's text."""
-    document = {"format": FORMAT, "version": VERSION, **plain(evidence)}
-    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return documents.dumps(evidence, FORMAT, VERSION)
 
 
 def read(path: str | Path) -> CondensedEvidence:
@@ -229,30 +225,4 @@ def read(path: str | Path) -> CondensedEvidence:
     Raises:
         StoreError: The file is missing, cut short, of another kind or version, or lacks or garbles a field.
     """
-    source = Path(path)
-    try:
-        document = json.loads(text_at(source), parse_constant=_refuse, object_pairs_hook=_without_repeats)
-    except DataError as error:
-        raise StoreError(str(error)) from None
-    except (ValueError, RecursionError):
-        raise StoreError(f"{source} is not whole JSON: {_AGAIN}") from None
-    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-        raise StoreError(f"{source} holds no condensed verdicts: {_AGAIN}")
-    version = document.pop("version", None)
-    if type(version) is not int or version != VERSION:
-        raise StoreError(f"{source} has layout {str(version)[:20]}, this version reads {VERSION}: {_ANEW}")
-    try:
-        evidence: CondensedEvidence = build(CondensedEvidence, document)
-    except ValueError as error:
-        raise StoreError(f"{source} is damaged ({error}): {_AGAIN}") from None
-    return evidence
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
+    return documents.read(path, CondensedEvidence, FORMAT, VERSION, "condensed verdicts", _COMMAND)

@@ -1,0 +1,214 @@
+"""Comparisons of many networks beside each other: a row a question, a cell a network, a sentence a row."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+
+from normscope.atlas.answers import KeptAnswer, answers_of, outcomes_of
+from normscope.atlas.file import KeptComparison, Network, read
+from normscope.records import Outcome
+from normscope.records.answers import capital
+
+_WITHOUT = ("none", "rescaled")  # arms without norms: in both the same thing is taken away
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one network answers to a question.
+
+    Attributes:
+        comparison: The comparison of the network.
+        answer: Its answer.
+    """
+
+    comparison: KeptComparison
+    answer: KeptAnswer
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+        return self.comparison.network
+
+    @property
+    def outcome(self) -> Outcome:
+        """The word."""
+        return self.answer.verdict.outcome
+
+    @property
+    def why(self) -> str:
+        """Why there is no word, in a clause; empty where there is."""
+        if self.outcome is not Outcome.NOT_MEASURABLE:
+            return ""
+        _, _, said = self.answer.sentence.partition(": ")
+        return said.rstrip(".")
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What happens to a word where one thing of a network changes.
+
+    Attributes:
+        base: The network's answer.
+        variant: The answer of the network in which that thing differs.
+    """
+
+    base: Cell
+    variant: Cell
+
+    @property
+    def turns(self) -> bool:
+        """Whether both words are decided and differ."""
+        both = (self.base.outcome, self.variant.outcome)
+        return all(outcome.decided for outcome in both) and both[0] is not both[1]
+
+    @property
+    def sentence(self) -> str:
+        """What happens, in a sentence."""
+        thing, name = self.variant.network.differs_in, self.base.network.title
+        first, second = (f"*{cell.outcome.value}*{_amount(cell)}" for cell in (self.base, self.variant))
+        if self.turns:
+            return f"With {thing} alone changed, the word for the {name} turns from {first} to {second}."
+        return f"With {thing} alone changed, the word for the {name} is {second} after {first}."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question over all networks.
+
+    Attributes:
+        code: Of the question.
+        number: Its number.
+        asks: The question.
+        cells: The answers of the networks, in order.
+        separations: What was tested of what separates the networks.
+    """
+
+    code: str
+    number: int
+    asks: str
+    cells: tuple[Cell, ...]
+    separations: tuple[Separation, ...]
+
+    @cached_property
+    def words(self) -> dict[Outcome, list[Cell]]:
+        """The cells by their word, in the order of the words."""
+        found = {outcome: [cell for cell in self.cells if cell.outcome is outcome] for outcome in Outcome}
+        return {outcome: cells for outcome, cells in found.items() if cells}
+
+    @property
+    def differs(self) -> bool:
+        """Whether decided words differ from network to network."""
+        return sum(outcome.decided for outcome in self.words) > 1
+
+    @property
+    def sentence(self) -> str:
+        """The claim over the networks: on which it stands how, and what separates them. There is no average."""
+        said = [self._under(outcome, cells) for outcome, cells in self.words.items()]
+        if turning := [each.sentence for each in self.separations if each.turns]:
+            said += turning
+        elif self.differs:
+            said.append("What separates these networks is not known.")
+        return " ".join(said)
+
+    def _under(self, outcome: Outcome, cells: Sequence[Cell]) -> str:
+        named = "; ".join(f"{cell.network.title}{_amount(cell)}" for cell in cells)
+        if outcome is Outcome.NOT_MEASURABLE:
+            named = "; ".join(f"{cell.network.title} ({cell.why})" for cell in cells)
+        if len(cells) == len(self.cells):
+            every = f"all {len(cells)} networks" if len(cells) > 1 else "the one network"
+            return f"{capital(outcome.value)} on {every}: {named}."
+        return f"{capital(outcome.value)} on {len(cells)} of {len(self.cells)}: {named}."
+
+
+class Atlas:
+    """Comparisons of many networks.
+
+    Args:
+        comparisons: The comparisons, in the order of the columns; variants of a network may be among them.
+
+    Attributes:
+        networks: The comparisons that are no variant.
+        variants: The comparisons of networks that differ from another one in one thing.
+    """
+
+    def __init__(self, comparisons: Sequence[KeptComparison]) -> None:
+        self.networks = tuple(each for each in comparisons if not each.network.differs_from)
+        self.variants = tuple(each for each in comparisons if each.network.differs_from)
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The questions that any network answers, in the order of their numbers."""
+        cells = [cell for comparison in self.networks for cell in _cells(comparison)]
+        others = [cell for comparison in self.variants for cell in _cells(comparison)]
+        asked = {cell.answer.question.code: cell.answer.question for cell in reversed(cells)}
+        return tuple(
+            self._row(question.code, question.number, question.asks, cells, others)
+            for question in sorted(asked.values(), key=lambda each: each.number)
+        )
+
+    def _row(self, code: str, number: int, asks: str, cells: Sequence[Cell], others: Sequence[Cell]) -> Row:
+        own = tuple(cell for cell in cells if cell.answer.question.code == code)
+        by_title = {cell.network.title: cell for cell in own}
+        pairs = tuple(
+            Separation(by_title[cell.network.differs_from], cell)
+            for cell in others
+            if cell.answer.question.code == code and cell.network.differs_from in by_title
+        )
+        return Row(code, number, asks, own, pairs)
+
+    @cached_property
+    def _outcomes(self) -> tuple[tuple[KeptComparison, dict[str, Outcome]], ...]:
+        """The networks with the words for each question."""
+        return tuple((each, outcomes_of(each)) for each in self.networks)
+
+    def beside(self, code: str, outcome: Outcome, pair: Sequence[str]) -> str:
+        """Say how a network's answer stands to those of the atlas, in a sentence.
+
+        Args:
+            code: Of the question.
+            outcome: The network's word.
+            pair: Names of the two arms that decide it.
+
+        Returns:
+            Empty where the atlas has no decided answer that compares the same arms.
+        """
+        alike = [(each, words) for each, words in self._outcomes if _same_arms(each.pair, pair) and code in words]
+        named: dict[Outcome, list[str]] = {}
+        for each, words in alike:
+            if words[code].decided:
+                named.setdefault(words[code], []).append(each.network.title)
+        decided = sum(map(len, named.values()))
+        if not decided:
+            return ""
+        same = named.pop(outcome, []) if outcome.decided else []
+        others = "; ".join(f"{word.value} on {', '.join(titles)}" for word, titles in named.items())
+        if not outcome.decided:
+            return f"In the atlas: {others}."
+        count = f"{len(same)} of {decided} ({', '.join(same)})" if same else f"none of {decided}"
+        return f"In the atlas: the same on {count}{f'; {others}' if others else ''}."
+
+
+@cache
+def committed() -> Atlas:
+    """Return the atlas of the package, from its folder ``atlas/data``."""
+    folder = files("normscope.atlas").joinpath("data")
+    paths = sorted(str(each) for each in folder.iterdir() if each.name.endswith(".json")) if folder.is_dir() else []
+    return Atlas([read(Path(path)) for path in paths])
+
+
+def _cells(comparison: KeptComparison) -> Iterator[Cell]:
+    for answer in answers_of(comparison):
+        yield Cell(comparison, answer)
+
+
+def _same_arms(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Say whether two pairs compare the same thing; without norms is without norms, whatever the first weights."""
+    one, other = (["none" if arm in _WITHOUT else arm for arm in pair] for pair in (first, second))
+    return one == other
+
+
+def _amount(cell: Cell) -> str:
+    amount = cell.answer.verdict.amount
+    return f" ({amount.partition(' (')[0]})" if amount and cell.outcome.decided else ""
