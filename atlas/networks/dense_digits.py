@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import normscope as ns
-from images import loaders, loss_fn
+from images import he_weights, loaders, loss_fn
 
 
 def make_network(depth: int = 5, width: int = 100) -> nn.Module:
@@ -22,7 +22,20 @@ def make_network(depth: int = 5, width: int = 100) -> nn.Module:
 
 def make_case() -> ns.Case:
     """Return the training set-up: SGD with momentum."""
+    return _case(make_network())
+
+
+def make_case_with_he_weights() -> ns.Case:
+    """Return the same set-up from He's initial weights."""
+    return _case(he_weights(make_network()))
+
+
+def make_case_with_one_hidden_layer() -> ns.Case:
+    """Return the same set-up of a network with one hidden layer."""
+    return _case(make_network(depth=1))
+
+
+def _case(model: nn.Module) -> ns.Case:
     train, test = loaders("digits", train=1300, test=400, batch=64)
-    model = make_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     return ns.Case(model, loss_fn, train, optimizer, test)

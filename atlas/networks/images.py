@@ -33,3 +33,11 @@ def loss_fn(model: torch.nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     """Return the cross-entropy of a batch of images with labels."""
     images, labels = batch
     return torch.nn.functional.cross_entropy(model(images), labels)
+
+
+def he_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """Draw the weights of all layers but the last anew as He et al. 2015 do, so that ReLU keeps the signal's size."""
+    *hidden, _ = [each for each in model.modules() if isinstance(each, torch.nn.Linear | torch.nn.Conv2d)]
+    for layer in hidden:
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return model
