@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from normscope.atlas.file import KeptComparison, KeptQuestion
 from normscope.atlas.kept import KeptContrast, verdict_of
+from normscope.atlas.layout import KeptComparison, KeptQuestion
 from normscope.records import Outcome, Verdict
 from normscope.records.answers import corrected
 from normscope.stats import adjust

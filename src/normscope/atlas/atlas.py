@@ -7,7 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from normscope.atlas.answers import KeptAnswer, answers_of, outcomes_of
-from normscope.atlas.file import KeptComparison, Network, read
+from normscope.atlas.file import read
+from normscope.atlas.layout import KeptComparison, Network
 from normscope.records import Outcome
 from normscope.records.answers import capital
 

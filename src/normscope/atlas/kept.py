@@ -11,7 +11,7 @@ import polars as pl
 from normscope.records import Verdict
 from normscope.studies import Contrast, Evidence, Quantity
 from normscope.studies.evidence import Arrivals, Floats
-from normscope.studies.judging import AbstractJudge
+from normscope.studies.judging import NO_NUMBER, AbstractJudge
 from normscope.studies.sample import Sample
 from normscope.studies.wording import Wording
 
@@ -28,14 +28,12 @@ class KeptSide:
     """One side of a contrast.
 
     Attributes:
-        label: What it is called in a sentence.
         values: A number a seed (n,), in the order of the seeds; empty where the side is a number of a theory.
         theory: That number; None where it is measured.
         missed: By seed, whether its run ended before the target, of times that may be censored; empty for all else.
         horizon: Steps of such a run; 0 for all else.
     """
 
-    label: str
     values: tuple[float, ...]
     theory: float | None
     missed: tuple[bool, ...]
@@ -66,6 +64,7 @@ class KeptContrast:
         margin_reason: Why it is that one, in a line.
         counted: Whether the numbers are counts.
         limits: Floor and ceiling of the quantity; infinite where there is none.
+        labels: What both sides are called in a sentence.
         first: The side that the claim says is larger.
         second: The other side; None if the quantity itself is the effect.
         effects: The effect of each seed, where it is neither a difference nor a log-ratio of the sides; empty if it is.
@@ -90,6 +89,7 @@ class KeptContrast:
     margin_reason: str
     counted: bool
     limits: tuple[float, ...]
+    labels: tuple[str, ...]
     first: KeptSide
     second: KeptSide | None
     effects: tuple[float, ...]
@@ -97,6 +97,7 @@ class KeptContrast:
     premises: "tuple[KeptContrast, ...]"
 
 
+@np.errstate(**NO_NUMBER)
 def keep(contrast: Contrast, evidence: Evidence, judge: AbstractJudge, *, primary: bool = False) -> KeptContrast:
     """Return a contrast with the numbers that it reads.
 
@@ -110,7 +111,6 @@ def keep(contrast: Contrast, evidence: Evidence, judge: AbstractJudge, *, primar
     reading = contrast.read(evidence)
     sides = (reading.first.values, reading.second.values)
     rule = next((rule for rule in RULES[1:] if getattr(contrast, rule) is not None), RULES[0])
-    first, second = words.sides(contrast)
     missing = reading.missing if len(reading.kept) else ""
     return KeptContrast(
         name=contrast.name,
@@ -130,20 +130,21 @@ def keep(contrast: Contrast, evidence: Evidence, judge: AbstractJudge, *, primar
         margin_reason=found.margin_reason,
         counted=contrast.counted,
         limits=contrast.quantity.limits(evidence),
-        first=_side(first, reading.first),
-        second=None if contrast.second is None else _side(second, reading.second),
+        labels=words.sides(contrast),
+        first=_side(reading.first),
+        second=None if contrast.second is None else _side(reading.second),
         effects=() if contrast.effect is None else _floats(contrast.effect(*sides)),
         learn=tuple(str(premise.first) for premise in contrast.premises if premise.name == LEARNING),
         premises=tuple(keep(each, evidence, judge) for each in contrast.premises if each.name != LEARNING),
     )
 
 
-def _side(label: str, sample: Sample) -> KeptSide:
+def _side(sample: Sample) -> KeptSide:
     values, arrivals = sample.values, sample.arrivals
     measured = _floats(values) if isinstance(values, np.ndarray) else ()
     theory = values if isinstance(values, float) else None
     missed = () if arrivals is None else tuple(map(bool, arrivals.missed))
-    return KeptSide(label, measured, theory, missed, 0.0 if arrivals is None else arrivals.horizon)
+    return KeptSide(measured, theory, missed, 0.0 if arrivals is None else arrivals.horizon)
 
 
 def _floats(values: Any) -> tuple[float, ...]:
@@ -209,6 +210,7 @@ def contrast_of(kept: KeptContrast, learning: Mapping[str, KeptContrast]) -> Con
     )
     effects = np.array(kept.effects, dtype=np.float64)
     word, against = kept.comparative or ("", "")
+    first, second = kept.labels
     return Contrast(
         quantity,
         at["first"],
@@ -223,7 +225,7 @@ def contrast_of(kept: KeptContrast, learning: Mapping[str, KeptContrast]) -> Con
         says=kept.says,
         comparative=(word, against) if kept.comparative else None,
         reason=kept.reason,
-        labels=(kept.first.label, kept.second.label if kept.second else ""),
+        labels=(first, second),
         margin_reason=kept.margin_reason,
         counted=kept.counted,
         premises=tuple(contrast_of(each, learning) for each in premises),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from normscope.atlas.answers import answers_of
 from normscope.atlas.atlas import Atlas, Cell, Row
-from normscope.atlas.file import KeptComparison
+from normscope.atlas.layout import KeptComparison
 from normscope.records.numbers import counted
 from normscope.report import NetworkCell, NetworkColumn, NetworkRow, write_atlas
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import polars as pl
 from torch import nn
@@ -52,7 +52,7 @@ def condense(
         learning={arm: keep(learns.learns(arm), evidence, learns) for arm in comparison.arms},
         steps=comparison.plan.steps,
         batches=comparison.plan.batches,
-        rates=comparison.plan.rates,
+        rates=tuple(map(float, comparison.plan.rates)),
         seeds=evidence.seeds,
         level=evidence.level,
         questions=tuple(_questions(comparison)),
@@ -64,7 +64,7 @@ def condense(
         began=str(provenance.get("utc") or ""),
         seconds=round(comparison.seconds, 1),
     )
-    _refuse_names(kept, comparison)
+    refuse_names(kept, comparison.evidence.select(probe=MODEL)["site"].cast(pl.String).unique().to_list())
     return kept
 
 
@@ -91,13 +91,16 @@ def _layers(comparison: Comparison) -> Iterator[tuple[str, int]]:
     yield from sorted(Counter(known).items())
 
 
-def _refuse_names(kept: KeptComparison, comparison: Comparison) -> None:
-    """Refuse to write a sentence that names a layer of the user's.
+def refuse_names(kept: KeptComparison, sites: Collection[str]) -> None:
+    """Refuse a comparison of which a sentence names a layer of the user's.
+
+    Args:
+        kept: The comparison.
+        sites: Names of the modules of all arms.
 
     Raises:
         UsageError: A sentence does.
     """
-    sites = comparison.evidence.select(probe=MODEL)["site"].cast(pl.String).unique().to_list()
     # A plain number, or a name of one part that may be a word of the language, such as "norm", tells nothing.
     telling = [site for site in sites if "." in site or (re.search(r"\d", site) and not site.isdigit())]
     if not telling:
