@@ -9,6 +9,8 @@ from normscope.records.addresses import text_at
 from normscope.records.json import build, plain
 
 T = TypeVar("T")
+#: The command that reads a file, by its format.
+_READERS = {"normscope evidence": "normscope report FILE", "normscope comparison": "normscope atlas FILE"}
 
 
 def dumps(value: Any, name: str, version: int) -> str:
@@ -44,12 +46,14 @@ def read(path: str | Path, kind: type[T], name: str, version: int, holds: str, c
         raise StoreError(str(error)) from None
     except (ValueError, RecursionError):
         raise StoreError(f"{source} is not whole JSON: {again}") from None
-    if not isinstance(document, dict) or document.pop("format", None) != name:
-        raise StoreError(f"{source} holds no {holds}: {again}")
-    there = document.pop("version", None)
-    if type(there) is not int or there != version:
+    there = document.pop("format", None) if isinstance(document, dict) else None
+    if there != name:
+        reader = _READERS.get(str(there))
+        raise StoreError(f"{source} holds no {holds}: {f'`{reader}` reads it' if reader else again}")
+    layout = document.pop("version", None)
+    if type(layout) is not int or layout != version:
         anew = f"make it anew from its runs, `{command}`"
-        raise StoreError(f"{source} has layout {str(there)[:20]}, this version reads {version}: {anew}")
+        raise StoreError(f"{source} has layout {str(layout)[:20]}, this version reads {version}: {anew}")
     try:
         found: T = build(kind, document)
     except ValueError as error:
