@@ -121,3 +121,11 @@ def test_the_page_has_every_network_every_word_and_ones_own(tmp_path, kept):
     assert "<mine>" not in page
     assert "The same questions on 2 networks" in page
     assert "1 variant with one thing changed says what separates them. Your network stands beside them." in page
+
+
+def test_a_network_that_does_not_learn_without_norms_is_told_beside_what_it_stands(kept):
+    arms = {**kept.arms, "rescaled": "without norms but rescaled"}
+    other = replace(network(kept, "one", Outcome.HOLDS, pair=("own", "rescaled")), arms=arms)
+    assert row(other).sentence.startswith(
+        "Holds on the one network: one on data, beside itself without norms but rescaled (8.17 times less)."
+    )

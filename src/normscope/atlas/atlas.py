@@ -33,6 +33,13 @@ class Cell:
         return self.comparison.network
 
     @property
+    def title(self) -> str:
+        """The network; and the arm that it is compared with, where that is another than the plain one."""
+        kept = self.comparison
+        beside = "" if kept.pair[-1] == _WITHOUT[0] else f", beside itself {kept.arms[kept.pair[-1]]}"
+        return f"{self.network.title}{beside}"
+
+    @property
     def outcome(self) -> Outcome:
         """The word."""
         return self.answer.verdict.outcome
@@ -114,9 +121,9 @@ class Row:
         return " ".join(said)
 
     def _under(self, outcome: Outcome, cells: Sequence[Cell]) -> str:
-        named = "; ".join(f"{cell.network.title}{_amount(cell)}" for cell in cells)
+        named = "; ".join(f"{cell.title}{_amount(cell)}" for cell in cells)
         if outcome is Outcome.NOT_MEASURABLE:
-            named = "; ".join(f"{cell.network.title} ({cell.why})" for cell in cells)
+            named = "; ".join(f"{cell.title} ({cell.why})" for cell in cells)
         if len(cells) == len(self.cells):
             every = f"all {len(cells)} networks" if len(cells) > 1 else "the one network"
             return f"{capital(outcome.value)} on {every}: {named}."

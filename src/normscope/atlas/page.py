@@ -68,11 +68,12 @@ def _row(row: Row, cells: Sequence[NetworkCell | None], page: Mapping[str, str])
 
 
 def _cell(cell: Cell) -> NetworkCell:
-    return NetworkCell(cell.network.title, cell.answer.verdict, cell.answer.sentence, cell.why)
+    return NetworkCell(cell.title, cell.answer.verdict, cell.answer.sentence, cell.why)
 
 
 def _column(kept: KeptComparison, *, own: bool) -> NetworkColumn:
-    return NetworkColumn(kept.network.name, kept.network.data, tuple(_facts(kept)), kept.seconds, own)
+    norms = ", ".join(f"{count} {name}" for name, count in kept.network.layers.items() if "Norm" in name)
+    return NetworkColumn(kept.network.name, kept.network.data, norms, tuple(_facts(kept)), kept.seconds, own)
 
 
 def _facts(kept: KeptComparison) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ class NetworkColumn:
     Attributes:
         name: What it is called.
         data: What it is trained on.
+        norms: Its norms, with how many there are.
         facts: How it was compared, as (what, value).
         seconds: What its runs took, one after the other.
         own: Whether it is the reader's own, which stands beside the atlas.
@@ -30,6 +31,7 @@ class NetworkColumn:
 
     name: str
     data: str
+    norms: str
     facts: Sequence[tuple[str, str]]
     seconds: float
     own: bool = False
