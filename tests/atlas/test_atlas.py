@@ -125,7 +125,8 @@ def test_the_page_has_every_network_every_word_and_ones_own(tmp_path, kept):
 
 def test_a_network_that_does_not_learn_without_norms_is_told_beside_what_it_stands(kept):
     arms = {**kept.arms, "rescaled": "without norms but rescaled"}
-    other = replace(network(kept, "one", Outcome.HOLDS, pair=("own", "rescaled")), arms=arms)
+    other = network(kept, "one", Outcome.HOLDS, pair=("own", "rescaled"))
+    other = replace(other, arms=arms, learning={**kept.learning, "rescaled": kept.learning["own"]})
     assert row(other).sentence.startswith(
         "Holds on the one network: one on data, beside itself without norms but rescaled (8.17 times less)."
     )
