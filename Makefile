@@ -10,7 +10,7 @@ DOCS := $(VENV)/.docs
 PACKAGING := $(VENV)/.packaging
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo docs dist test test-extras test-machines lint format mutants clean
+.PHONY: setup demo docs pages dist test test-extras test-machines lint format mutants clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -22,6 +22,7 @@ help:
 	@echo "make format  let ruff put the code in order"
 	@echo "make mutants ROOM=stats  which small faults in a room do its tests miss? (ARGS=--help says more)"
 	@echo "make setup   .venv with the package (editable) and all that the suite needs"
+	@echo "make pages   write the parts of README.md and docs anew that are made from the evidence and the atlas"
 	@echo "make dist    the source distribution and a wheel for this machine, built from it and checked: dist"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "make test-extras    add ONNX, trainers and loggers (Lightning, Accelerate, TensorBoard, W&B, MLflow; 320 MB), Sphinx"
@@ -49,6 +50,14 @@ $(DOCS): $(STAMP)
 	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > $@.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $@.txt
 	@touch $@
+
+# The pages with marks for parts of the atlas.
+ATLAS_PAGES := README.md docs/index.md docs/atlas.md
+
+pages: $(STAMP)
+	$(BIN)/normscope atlas --page build/atlas.html $(addprefix --markdown ,$(ATLAS_PAGES))
+	$(BIN)/normscope report src/normscope/studies/data/evidence.json --page build/evidence.html \
+	--markdown docs/evidence.md --questions docs/questions.md
 
 dist: $(PACKAGING)
 	@# The wheel is built from the source distribution, so that the source distribution is known to be whole.

@@ -4,6 +4,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+#: Pages of the report, which hold all they need and are no pages of Sphinx.
+WHOLE = {"evidence-page.html", "atlas-page.html"}
 _LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("link", "href")}
 
 
@@ -33,7 +35,7 @@ def check(folder: Path) -> list[str]:
     Args:
         folder: The site.
     """
-    pages = {path: _read(path) for path in sorted(folder.rglob("*.html")) if path.name != "evidence-page.html"}
+    pages = {path: _read(path) for path in sorted(folder.rglob("*.html")) if path.name not in WHOLE}
     wrong = []
     for path, page in pages.items():
         shown = path.relative_to(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from normscope import verdicts
 from normscope.explain import committed
-from sitemaker import evidence, links, tree
+from sitemaker import atlas, evidence, links, tree
 from sitemaker.tree import SiteError, Tree
 
 _TOCTREE = re.compile(r"^```\{toctree\}\n.*?^```\n?", re.MULTILINE | re.DOTALL)
@@ -58,6 +58,7 @@ def make(target: Path) -> int:
     shutil.copytree(source / evidence.PICTURES, target / evidence.PICTURES)
     (target / "llms.txt").write_text(llms(pages), encoding="utf-8")
     verdicts.write_condensed(committed(), target / "evidence-page.html")
+    atlas.write(target)
     if wrong := links.check(target):
         raise SiteError("; ".join(wrong))
     return len(pages.pages)

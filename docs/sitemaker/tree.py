@@ -7,11 +7,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sitemaker import api, commands, evidence, units
+from sitemaker import api, atlas, commands, evidence, units
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Pages that lie elsewhere than their address on the site says.
 _MOVED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "examples/README.md": "examples.md"}
+_EVIDENCE = (
+    "Each study has a page with its picture, its contrasts and its method: follow its name in the tables. "
+    '<a href="evidence-page.html">The page with all pictures</a> has filters by word, topic and text, as '
+    "`normscope report` writes it."
+)
+_ATLAS = (
+    f'<a href="{atlas.PAGE}">The page with all pictures</a> shows each question over the networks, with intervals and '
+    "premises, as `normscope atlas` writes it."
+)
 _DRAWN = "docs/images/questions/"
 _FENCE = re.compile(r"^( *)(```+|~~~+).*?^\1\2[ ]*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(rf"{_FENCE.pattern}|(?<!`)(`+)(?!`).*?(?<!`)\3(?!`)", re.MULTILINE | re.DOTALL)
@@ -65,7 +74,8 @@ def collect() -> Tree:
         tree.pages[path] = text
     tree.pages["examples.md"] += _scripts()
     tree.pages["index.md"] = with_all_guides(tree.pages)
-    tree.pages["evidence.md"] = _with_interactive(tree.pages["evidence.md"])
+    tree.pages["evidence.md"] = _with_interactive(tree.pages["evidence.md"], _EVIDENCE)
+    tree.pages["atlas.md"] = _with_interactive(atlas.with_questions(tree.pages["atlas.md"]), _ATLAS)
     linked = _unit_links()
     for path, text in tree.pages.items():
         tree.pages[path] = _with_unit_links(text, path, linked)
@@ -144,13 +154,9 @@ def with_all_guides(pages: dict[str, str]) -> str:
     return "".join([head, mark, *(f"{name}\n" for name in sorted(others) if name not in named), rest])
 
 
-def _with_interactive(text: str) -> str:
+def _with_interactive(text: str, said: str) -> str:
+    """Return a page that leads, under its title, to the page with all pictures."""
     head, _, rest = text.partition("\n\n")
-    said = (
-        "Each study has a page with its picture, its contrasts and its method: follow its name in the tables. "
-        '<a href="evidence-page.html">The page with all pictures</a> has filters by word, topic and text, as '
-        "`normscope report` writes it."
-    )
     return f"{head}\n\n{said}\n\n{rest}"
 
 

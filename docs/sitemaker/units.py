@@ -7,6 +7,7 @@ from typing import Any
 
 from normscope import comparing, layers, probes, rules, studies
 from normscope._unit import Unit, discover
+from sitemaker import atlas
 from sitemaker.api import signature
 from sitemaker.evidence import answer_of
 from sitemaker.markup import markdown, prose, sources
@@ -132,7 +133,8 @@ def _study(unit: Any) -> list[str]:
 
 
 def _question(unit: Any) -> list[str]:
-    return [f"```sh\nnormscope compare train.py:make_case --questions {unit.CODE}\n```"]
+    command = f"```sh\nnormscope compare train.py:make_case --questions {unit.CODE}\n```"
+    return [command, *atlas.answer_of(unit.CODE)]
 
 
 _FACTS = {"layers": _layer, "probes": _probe, "rules": _rule, "studies": _study, "questions": _question}

@@ -179,6 +179,22 @@ def is_study(found: Unit | type[Unit]) -> bool:
     return isinstance(found, studies.AbstractStudy)
 
 
+def is_question(found: Unit | type[Unit]) -> bool:
+    """Tell whether a unit is a question of a comparison, which the networks of the atlas answer."""
+    return isinstance(found, comparing.AbstractQuestion)
+
+
+def question_of(study: str) -> str:
+    """Return the code of the question of a comparison that asks what a study tests; empty if there is none.
+
+    The questions that people ask have both: the study that is shown as the answer, and the question of a comparison.
+
+    Args:
+        study: Slug of the study.
+    """
+    return next((each.atlas for each in studies.texts().questions if each.picture == study and each.atlas), "")
+
+
 @cache
 def committed() -> CondensedEvidence:
     """Return the evidence that is shipped with the package; it is read once.

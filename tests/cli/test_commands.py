@@ -160,6 +160,7 @@ def works(small, monkeypatch):
         ("layers",): (),
         ("report",): ("run", "--study", "my_claim.py"),
         ("explain",): ("noisy-batchnorm",),
+        ("atlas",): ("--page", "atlas.html"),
         ("check",): ("setup.py:make", "--select", "NS103"),
         ("study", "list"): (),
         ("study", "show"): ("noisy-batchnorm",),

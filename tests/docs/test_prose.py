@@ -24,7 +24,8 @@ KNOWN = "informations,notin"
 
 def prose(text):
     """Return the sentences of a page, without code and tables."""
-    bare = re.sub(r"^```.*?^```|^\|.*?$|^<!--.*?-->$|`[^`]+`", "", text, flags=re.MULTILINE | re.DOTALL)
+    made = re.sub(r"^<!-- atlas: \w.*?^<!-- atlas: end -->", "", text, flags=re.MULTILINE | re.DOTALL)
+    bare = re.sub(r"^```.*?^```|^\|.*?$|^<!--.*?-->$|`[^`]+`", "", made, flags=re.MULTILINE | re.DOTALL)
     for paragraph in re.split(r"\n\s*\n|^\s*(?:[-#*]|\d+\.)\s", bare, flags=re.MULTILINE):
         yield from re.split(r"(?<=[.:;?!])\s+", " ".join(paragraph.split()))
 

@@ -7,6 +7,7 @@ import re
 import pytest
 
 import normscope as ns
+from normscope import atlas
 from sitemaker import api, links, markup, site, tree, units
 from sitemaker.tree import SiteError, Tree
 
@@ -106,6 +107,15 @@ def test_studies_lead_to_their_evidence(pages):
         assert "## Answer" in text
         assert f"normscope study run {study.CODE}" in text
         assert f"(reference/studies/{study.CODE}.md)" in pages.pages["evidence.md"]
+
+
+def test_questions_say_what_the_networks_of_the_atlas_answer(pages):
+    for row in atlas.committed().rows:
+        text = pages.pages[f"reference/questions/{row.code}.md"]
+        assert "On the networks of [the atlas](../../atlas.md): *" in text
+        assert row.cells[0].network.title in text
+        assert f"<br>[`{row.code}`](reference/questions/{row.code}.md): " in pages.pages["atlas.md"]
+    assert '<a href="atlas-page.html">' in pages.pages["atlas.md"]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import normscope
 from kit import report_pages
-from normscope import explain
+from normscope import atlas, explain
 from normscope._errors import StoreError, UsageError
 from normscope._unit import discover
 from normscope.explain import unit
@@ -72,6 +73,31 @@ def test_a_name_that_two_kinds_share_is_asked_about():
         unit("probe:noisy-batchnorm")  # a study
     with pytest.raises(UsageError, match="say study:CONDITIONING or probe:CONDITIONING"):
         unit("CONDITIONING")
+
+
+def test_a_question_says_what_the_networks_of_the_atlas_answer(run):
+    row = atlas.committed().row("gradients")
+    text = run("explain", "gradients").stdout
+    assert f"Atlas\n-----\n{row.answer.replace('*', '')}\n" in text
+    assert text.index("Atlas\n") < text.index("\nMethod\n")
+    assert json.loads(run("explain", "gradients", "--json").stdout)["atlas"] == row.answer
+
+
+def test_a_study_leads_to_the_question_of_a_comparison_that_asks_the_same(run):
+    assert "`normscope explain smoothness`" in run("explain", "landscape-smoothness").stdout
+    assert json.loads(run("explain", "landscape-smoothness", "--json").stdout)["question"] == "smoothness"
+    assert "question" not in json.loads(run("explain", "noisy-batchnorm", "--json").stdout)
+    assert "of the atlas" not in run("explain", "noisy-batchnorm").stdout
+
+
+def test_questions_that_name_one_of_a_comparison_also_name_the_command_that_asks_it():
+    named = [question for question in normscope.studies.texts().questions if question.atlas]
+    assert len({question.atlas for question in named}) == len(named) >= 8
+    for question in named:
+        assert explain.is_question(unit(question.atlas))
+        (asked,) = re.findall(r"normscope compare .*--questions ([\w,]+)", question.command)
+        assert question.atlas in asked.split(",")
+        assert explain.question_of(question.picture) == question.atlas
 
 
 @pytest.fixture

@@ -70,6 +70,16 @@ def test_the_text_that_asks_is_named_where_there_is_one():
     assert "Asked in" not in questions_page([dataclasses.replace(ASKED, text="")], evidence())
 
 
+def test_what_the_atlas_answers_stands_under_the_same_question():
+    asked, said = dataclasses.replace(ASKED, atlas="speed"), {"speed": "*Is it?* Holds on all.", "cost": "*So?* No."}
+    text = questions_page([asked, dataclasses.replace(ASKED, asks="Other?")], evidence(), atlas=said)
+    assert text.count("On the networks of [the atlas](atlas.md): *Is it?* Holds on all.") == 1
+    assert "So?" not in text
+    assert "atlas" not in questions_page([asked], evidence())
+    with pytest.raises(DataError, match="no network of the atlas answers 'speed'"):
+        questions_page([asked], evidence(), atlas={})
+
+
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.HOLDS])
 def test_an_answer_whose_word_has_changed_is_not_written(tmp_path, outcome):
     with pytest.raises(DataError, match="takes speed /  to be 'holds'"):

@@ -14,4 +14,5 @@ from normscope.atlas.layout import (
     KeptQuestion as KeptQuestion,
     Network as Network,
 )
+from normscope.atlas.markdown import into as into, networks as networks, sentences as sentences, table as table
 from normscope.atlas.page import write_page as write_page

@@ -1,6 +1,6 @@
 """The answers of a comparison that was kept, composed again by the rules of this version."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from normscope.atlas.kept import KeptContrast, verdict_of
@@ -26,13 +26,23 @@ class KeptAnswer:
     sentence: str
 
 
-def answers_of(kept: KeptComparison) -> list[KeptAnswer]:
-    """Return the answers in order, as the comparison itself gives them."""
-    alone = [_judged(question, kept) for question in kept.questions]
+def answers_of(kept: KeptComparison, codes: Collection[str] | None = None) -> list[KeptAnswer]:
+    """Return the answers in order, as the comparison itself gives them.
+
+    Args:
+        kept: The comparison.
+        codes: Questions to answer; all of them if None. Each answer is the same whichever questions are named.
+    """
+    # What was also tried takes most of the time, so it is judged of the named questions alone.
+    alone = [
+        _judged(question, kept) if codes is None or question.code in codes else _headline(question, kept)
+        for question in kept.questions
+    ]
     idle = [kept.arms[arm] for arm in kept.pair if not learns(kept, arm)]
     return [
         KeptAnswer(question, together, _sentence(together, before, idle))
         for question, before, together in zip(kept.questions, alone, adjust(alone), strict=True)
+        if codes is None or question.code in codes
     ]
 
 

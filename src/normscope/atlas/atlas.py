@@ -1,6 +1,6 @@
 """Comparisons of many networks beside each other: a row a question, a cell a network, a sentence a row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -120,6 +120,17 @@ class Row:
             said.append("What separates these networks is not known.")
         return " ".join(said)
 
+    @property
+    def measured(self) -> str:
+        """The quantity whose effect stands beside the words."""
+        return self.cells[0].answer.question.contrasts[0].quantity
+
+    @property
+    def answer(self) -> str:
+        """The question with the sentence and, where effects stand in it, the quantity."""
+        decided = any(outcome.decided for outcome in self.words)
+        return f"*{self.asks}* {self.sentence}{f' Measured: {self.measured}.' if decided else ''}"
+
     def _under(self, outcome: Outcome, cells: Sequence[Cell]) -> str:
         named = "; ".join(f"{cell.title}{_amount(cell)}" for cell in cells)
         if outcome is Outcome.NOT_MEASURABLE:
@@ -148,8 +159,19 @@ class Atlas:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The questions that any network answers, in the order of their numbers."""
-        cells = [cell for comparison in self.networks for cell in _cells(comparison)]
-        others = [cell for comparison in self.variants for cell in _cells(comparison)]
+        return self._rows(None)
+
+    def row(self, code: str) -> Row | None:
+        """Return one question without judging the others; None if no network answers it.
+
+        Args:
+            code: Of the question.
+        """
+        return next(iter(self._rows({code})), None)
+
+    def _rows(self, codes: Collection[str] | None) -> tuple[Row, ...]:
+        cells = [cell for comparison in self.networks for cell in _cells(comparison, codes)]
+        others = [cell for comparison in self.variants for cell in _cells(comparison, codes)]
         asked = {cell.answer.question.code: cell.answer.question for cell in reversed(cells)}
         return tuple(
             self._row(question.code, question.number, question.asks, cells, others)
@@ -206,8 +228,8 @@ def committed() -> Atlas:
     return Atlas([read(Path(path)) for path in paths])
 
 
-def _cells(comparison: KeptComparison) -> Iterator[Cell]:
-    for answer in answers_of(comparison):
+def _cells(comparison: KeptComparison, codes: Collection[str] | None) -> Iterator[Cell]:
+    for answer in answers_of(comparison, codes):
         yield Cell(comparison, answer)
 
 

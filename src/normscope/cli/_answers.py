@@ -39,17 +39,38 @@ def print_study(study: Any, as_json: bool) -> None:
         study: The study; one of the user's own has no answer in the evidence of the package.
         as_json: Whether a JSON document is printed.
     """
+    from normscope.explain import question_of
     from normscope.records.answers import capital
 
     answers, missing = committed_answers()
-    found = answers.get(study.CODE)
+    found, question = answers.get(study.CODE), question_of(study.CODE)
     if as_json:
         own = {"code": study.CODE, "title": study.title(), "sources": study.SOURCES, "page": study.page()}
-        print_json(own | (found or {}))
+        print_json(own | (found or {}) | ({"question": question} if question else {}))
         return
     if found is not None:
         head = f"{study.CLAIM} {capital(found['standing'])}."
         first = f"{head}\n\n{found['answer']}"
     else:
         first = missing or f"The evidence of this version has none: `normscope study run {study.CODE}` makes it."
+    if question:
+        first += f"\n\nThe networks of the atlas are asked the same: `normscope explain {question}`."
     print_page((study.CODE, study.title(), "", "Answer", "------", first), study)
+
+
+def print_question(question: Any, as_json: bool) -> None:
+    """Print a question of a comparison: what the networks of the atlas answer, then code, title, page and sources.
+
+    Args:
+        question: The question.
+        as_json: Whether a JSON document is printed.
+    """
+    from normscope import atlas
+
+    row = atlas.committed().row(question.CODE)
+    if as_json:
+        own = {"code": question.CODE, "title": question.title(), "sources": question.SOURCES, "page": question.page()}
+        print_json(own | ({"atlas": row.answer} if row else {}))
+        return
+    said = f"{row.answer}\n\n`normscope atlas` shows all questions." if row else "No network was asked yet."
+    print_page((question.CODE, question.title(), "", "Atlas", "-----", said), question)

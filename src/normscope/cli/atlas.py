@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normscope.cli._print import open_page, print_json, print_lines
+from normscope.cli._print import open_page, print_json, print_lines, written
 from normscope.cli._words import Json, path as users_path, path_option
-from normscope.records.addresses import shown
+from normscope.records.addresses import save, shown
 
 if TYPE_CHECKING:
     from normscope.atlas import Atlas, KeptComparison
@@ -25,6 +25,10 @@ def atlas(
     page: Annotated[Path, path_option("--page", help="HTML file to write.  [default: runs/atlas.html]")] = Path(
         "runs/atlas.html"
     ),
+    markdown: Annotated[
+        list[Path] | None,
+        path_option("--markdown", help="Markdown file with marks for parts of the atlas, which are written anew."),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -33,11 +37,16 @@ def atlas(
 
     found, own = room.committed(), [room.read(file) for file in files or []]
     pages = {question.CODE: question.page() for question in comparing.all_questions()}
+    texts = [(file, room.into(file, found)) for file in markdown or []]  # a page without marks is refused first
+    for file, text in texts:
+        save(file, text)
     path = room.write_page(page, found, own=own, pages=pages)
     if as_json:
-        print_json({"page": shown(path), **_document(found, own)})
+        pages_of_own = {"markdown": [shown(file) for file in markdown]} if markdown else {}
+        print_json({"page": shown(path), **pages_of_own, **_document(found, own)})
     else:
         print_lines(*_lines(found, own), f"The page with the pictures: {shown(path)}")
+        print_lines(*(line for file in markdown or [] for line in written(file)))
     if show:
         open_page(path)
 
@@ -45,11 +54,12 @@ def atlas(
 def _lines(found: "Atlas", own: list["KeptComparison"]) -> list[str]:
     """Return the questions with their sentences, and below each what a network of one's own answers."""
     from normscope.atlas import answers_of
+    from normscope.report import terminal
 
     answers = [(each, {answer.question.code: answer for answer in answers_of(each)}) for each in own]
     lines = [f"The networks: {'; '.join(each.network.title for each in found.networks)}.", ""]
     for row in found.rows:
-        lines += [f"{row.number:2d}. {row.asks}", f"    {row.sentence}"]
+        lines += [f"{row.number:2d}. {row.asks}", f"    {terminal(row.sentence)}"]
         for each, by_code in answers:
             if row.code in by_code:
                 answer = by_code[row.code]

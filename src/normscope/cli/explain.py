@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from normscope.cli._answers import committed_answers, print_study
+from normscope.cli._answers import committed_answers, print_question, print_study
 from normscope.cli._print import print_json, print_lines, print_unit
 from normscope.cli._words import Json
 
@@ -21,11 +21,13 @@ def explain(
     ],
     as_json: Json = False,
 ) -> None:
-    """Print the page of a study, probe, layer, rule, or question of a comparison; of a study its answer first.
+    """Print the page of a study, probe, layer, rule, or question of a comparison.
+
+    Of a study its answer comes first, of a question the answer of the networks of the atlas.
 
     For plain words, all of these that fit are listed, the best first.
     """
-    from normscope.explain import UnknownNameError, fitting, is_study, unit
+    from normscope.explain import UnknownNameError, fitting, is_question, is_study, unit
 
     name = " ".join(words)
     try:
@@ -35,7 +37,8 @@ def explain(
             raise
         _print_fitting(fits, as_json)
         return
-    (print_study if is_study(found) else print_unit)(found, as_json)
+    show = print_study if is_study(found) else print_question if is_question(found) else print_unit
+    show(found, as_json)
 
 
 def _print_fitting(fits: "list[Fitting]", as_json: bool) -> None:

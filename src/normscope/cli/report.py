@@ -164,13 +164,14 @@ def _write_file(
     run: Path, page: Path, condensed: Path | None, markdown: Path | None, questions: Path | None, as_json: bool
 ) -> None:
     """Write the page of a condensed file, and what else was asked for, and print its answers."""
-    from normscope import report as pages, studies
+    from normscope import atlas, report as pages, studies
 
     evidence = pages.read(run)  # a file that is no condensed file is refused as such
     if condensed is not None:
         raise UsageError(f"{run} is a condensed file already: give --condense the folder of the runs")
     if questions is not None:
-        pages.write_questions(questions, studies.texts().questions, evidence)
+        said = {row.code: row.answer for row in atlas.committed().rows}
+        pages.write_questions(questions, studies.texts().questions, evidence, said)
     _write_condensed(evidence, page, markdown, as_json)
 
 

@@ -90,6 +90,7 @@ class Question:
         rests_on: What the sentences take for granted.
         picture: Slug of the study whose picture stands beside it.
         command: The command that asks it of the reader's own network or data.
+        atlas: Code of the question of a comparison that is the same question; empty if none is.
     """
 
     asks: str
@@ -98,3 +99,4 @@ class Question:
     rests_on: tuple[Statement, ...]
     picture: str
     command: str
+    atlas: str = ""

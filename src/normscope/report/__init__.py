@@ -29,7 +29,8 @@ from normscope.report._condensed import (
     theory_rows as theory_rows,
 )
 from normscope.report._console import console as console
-from normscope.report._markdown import into as into, page as page
+from normscope.report._markdown import into as into, markdown_table as markdown_table, page as page
+from normscope.report._marks import between_marks as between_marks
 from normscope.report._overview import FEW as FEW
 from normscope.report._page import write as write
 from normscope.report._questions import (
@@ -43,7 +44,7 @@ from normscope.report._scope import (
     scope_html as scope_html,
     write_scope as write_scope,
 )
-from normscope.report._sections import Section as Section
+from normscope.report._sections import Section as Section, duration as duration
 from normscope.report._text import terminal as terminal
 from normscope.report._words import (
     amount_of as amount_of,

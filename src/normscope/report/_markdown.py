@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normscope._errors import DataError, StoreError
 from normscope.records import Sentence, standing
 from normscope.records.answers import capital, contrast_named, headline, outcome_of
-from normscope.records.reading import text_of_file
 from normscope.report._condensed import CondensedEvidence, CondensedStudy
+from normscope.report._marks import between_marks
 from normscope.report._sections import duration
 from normscope.report._words import amount_of, is_identity, tally
 
@@ -25,24 +24,15 @@ def into(path: str | Path, evidence: CondensedEvidence) -> str:
     Raises:
         StoreError: The file cannot be read, or has one mark without the other.
     """
-    target = Path(path)
-    try:
-        there = text_of_file(target) if target.exists() else ""
-    except DataError as error:
-        raise StoreError(str(error)) from None
-    if BEGIN not in there and END not in there:
-        return page(evidence)
-    head, begun, rest = there.partition(BEGIN)
-    _, ended, tail = rest.partition(END)
-    if not begun or not ended:
-        raise StoreError(f"{target} needs {BEGIN} and, after it, {END}: put both, or neither for the whole page")
-    return f"{head}{BEGIN}\n{top(evidence)}{END}{tail}"
+    advice = f"needs {BEGIN} and, after it, {END}: put both, or neither for the whole page"
+    filled = between_marks(path, re.escape(BEGIN), END, lambda _: top(evidence), advice=advice)
+    return page(evidence) if filled is None else filled
 
 
 def top(evidence: CondensedEvidence) -> str:
     """Return how many claims have each answer, and the table of all answers: experiments, then identities."""
     rows = [_answered(study) for study in _ordered(evidence.studies)]
-    return f"{_tally(evidence)}\n\n{_table(('claim', 'answer', 'effect'), rows)}"
+    return f"{_tally(evidence)}\n\n{markdown_table(('claim', 'answer', 'effect'), rows)}"
 
 
 def page(evidence: CondensedEvidence) -> str:
@@ -93,9 +83,9 @@ def _verdicts(evidence: CondensedEvidence) -> list[str]:
     experiments = [study for study in evidence.studies if not is_identity(study.verdict)]
     for topic in sorted({study.topic for study in experiments}):
         rows = [(*_answered(s), headline(s.verdict)) for s in experiments if s.topic == topic]
-        parts += [f"## {_text(capital(topic))}", _table(_COLUMNS, rows)]
+        parts += [f"## {_text(capital(topic))}", markdown_table(_COLUMNS, rows)]
     if identities := [study for study in evidence.studies if is_identity(study.verdict)]:
-        parts += ["## Identities", _table(_COLUMNS, [(*_answered(s), headline(s.verdict)) for s in identities])]
+        parts += ["## Identities", markdown_table(_COLUMNS, [(*_answered(s), headline(s.verdict)) for s in identities])]
     return [*parts, *_contrasts(evidence)]
 
 
@@ -109,7 +99,7 @@ def _contrasts(evidence: CondensedEvidence) -> list[str]:
             rows.append((where, each.claim, ", ".join(listed) or each.endpoint, amount_of(each), each.outcome.value))
     if not rows:
         return []
-    return ["## All contrasts", _table(("study", "claim", "condition", "effect (interval)", "word"), rows)]
+    return ["## All contrasts", markdown_table(("study", "claim", "condition", "effect (interval)", "word"), rows)]
 
 
 def _theory(evidence: CondensedEvidence) -> list[str]:
@@ -121,7 +111,8 @@ def _theory(evidence: CondensedEvidence) -> list[str]:
     if not rows:
         return []
     intro = "Where theory gives a number: the mean over seeds, and its ratio to theory's."
-    return ["## Measured against theory", intro, _table(("study", "quantity", "measured", "theory", "ratio"), rows)]
+    columns = ("study", "quantity", "measured", "theory", "ratio")
+    return ["## Measured against theory", intro, markdown_table(columns, rows)]
 
 
 def _sentences(evidence: CondensedEvidence) -> list[str]:
@@ -138,7 +129,7 @@ def _sentences(evidence: CondensedEvidence) -> list[str]:
             for sentence in evidence.sentences
             if sentence.text == text
         ]
-        parts += [f"### {_text(text)}", _table(("it says", "where", "answer"), rows)]
+        parts += [f"### {_text(text)}", markdown_table(("it says", "where", "answer"), rows)]
     return parts
 
 
@@ -150,7 +141,7 @@ def _errata(evidence: CondensedEvidence) -> list[str]:
         for erratum in evidence.errata
     ]
     said = "What is stated wrongly or left open there, what holds instead, and the studies whose figures show it."
-    return ["## Errata of texts and papers", said, _table(("where", "stated", "holds", "studies"), rows)]
+    return ["## Errata of texts and papers", said, markdown_table(("where", "stated", "holds", "studies"), rows)]
 
 
 def _times(evidence: CondensedEvidence) -> list[str]:
@@ -161,7 +152,7 @@ def _times(evidence: CondensedEvidence) -> list[str]:
     return [
         "## Time and commands",
         f"{total} in all, one cell after the other.",
-        _table(("study", "time", "command"), rows),
+        markdown_table(("study", "time", "command"), rows),
     ]
 
 
@@ -192,7 +183,8 @@ def _tested(evidence: CondensedEvidence, sentence: Sentence) -> str:
     return "<br>".join([*said, *filter(None, [sentence.note])])
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table: cells stay in their cells, and no HTML in them but a line break is live."""
     lines = [columns, ["---"] * len(columns), *([_text(value) for value in row] for row in rows)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 

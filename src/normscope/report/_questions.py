@@ -53,16 +53,23 @@ def disagreements(questions: Sequence[Question], evidence: CondensedEvidence) ->
     return lines
 
 
-def questions_page(questions: Sequence[Question], evidence: CondensedEvidence, images: str = "") -> str:
+def questions_page(
+    questions: Sequence[Question],
+    evidence: CondensedEvidence,
+    images: str = "",
+    atlas: Mapping[str, str] | None = None,
+) -> str:
     """Return the page as Markdown.
 
     Args:
         questions: In the order of the page.
         evidence: Gives the numbers.
         images: Folder of the pictures, as the page links to it; empty for a page without pictures.
+        atlas: What the networks of the atlas answer, by the code of a question of a comparison; it stands under the
+            questions that name that code. None for a page without it.
 
     Raises:
-        DataError: An answer takes for granted what the evidence does not say.
+        DataError: An answer takes for granted what the evidence does not say, or the atlas lacks a question.
     """
     if wrong := disagreements(questions, evidence):
         raise DataError(f"{len(wrong)} answers do not agree with the evidence; the first: {wrong[0]}")
@@ -75,28 +82,38 @@ def questions_page(questions: Sequence[Question], evidence: CondensedEvidence, i
             parts.append(f"![{picture.alt}]({images}/{question.picture}.svg)\n\n*{picture.caption}*")
         slugs = dict.fromkeys(each.study for each in question.rests_on)
         parts.append(f"Measured on {_here([studies[slug] for slug in slugs])}: {', '.join(f'`{s}`' for s in slugs)}.")
+        if atlas is not None and question.atlas:
+            if question.atlas not in atlas:
+                raise DataError(f"{question.asks}: no network of the atlas answers {question.atlas!r}")
+            parts.append(f"On the networks of [the atlas](atlas.md): {atlas[question.atlas]}")
         parts.append(f"Run it yourself:\n\n```sh\n{question.command}\n```")
         if question.text:
             parts.append(f"Asked in: {question.text}.")
     return "\n\n".join(parts) + "\n"
 
 
-def write_questions(path: str | Path, questions: Sequence[Question], evidence: CondensedEvidence) -> Path:
+def write_questions(
+    path: str | Path,
+    questions: Sequence[Question],
+    evidence: CondensedEvidence,
+    atlas: Mapping[str, str] | None = None,
+) -> Path:
     """Write the page of questions as Markdown, with its pictures as SVG files in ``images/questions`` beside it.
 
     Args:
         path: The Markdown file.
         questions: In the order of the page.
         evidence: Gives numbers and pictures.
+        atlas: As in `questions_page`.
 
     Returns:
         The path. Nothing is written where an answer does not agree with the evidence.
 
     Raises:
-        DataError: An answer takes for granted what the evidence does not say.
+        DataError: An answer takes for granted what the evidence does not say, or the atlas lacks a question.
         StoreError: A file cannot be written.
     """
-    page = questions_page(questions, evidence, "images/questions")
+    page = questions_page(questions, evidence, "images/questions", atlas)
     studies = {study.slug: study for study in evidence.studies}
     for slug in dict.fromkeys(question.picture for question in questions):
         picture = studies[slug].picture

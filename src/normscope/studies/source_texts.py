@@ -65,6 +65,7 @@ def texts() -> Texts:
             tuple(Statement(*statement) for statement in row["rests_on"]),
             row["picture"],
             row["command"].strip(),
+            row.get("atlas", ""),
         )
         for row in asked["questions"]
     )

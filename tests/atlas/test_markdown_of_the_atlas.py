@@ -1,0 +1,102 @@
+"""Parts of the atlas stand between the marks of a page, and all else on the page stays."""
+
+from dataclasses import replace
+
+import pytest
+
+from normscope import atlas
+from normscope._errors import StoreError
+
+END = "<!-- atlas: end -->"
+BASE = atlas.committed().networks[0]
+
+
+def variant(name, thing, *, turned=()):
+    """Return the first network as a variant of itself; the sides of the questions that are turned change places."""
+    questions = tuple(_turned(question) if question.code in turned else question for question in BASE.questions)
+    network = replace(BASE.network, name=name, differs_from=BASE.network.title, differs_in=thing)
+    return replace(BASE, network=network, questions=questions)
+
+
+def _turned(question):
+    first, *others = question.contrasts
+    return replace(question, contrasts=(replace(first, first=first.second, second=first.first), *others))
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """One network and two variants: in one of them a step of the network takes longer without its norms."""
+    return atlas.Atlas([BASE, variant("twin", "the name"), variant("other", "the cost", turned=("cost",))])
+
+
+def test_what_stands_between_marks_is_written_anew_and_nothing_else(tmp_path, planted):
+    path = tmp_path / "page.md"
+    path.write_text(
+        f"# Mine\n\n<!-- atlas: table of cost -->\nold\n{END}\nmore\n\n<!-- atlas: networks -->\n{END}\n\nlast\n",
+        encoding="utf-8",
+    )
+    for _ in range(2):
+        path.write_text(atlas.into(path, planted), encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    table, networks = atlas.table(planted, ["cost"]), atlas.networks(planted)
+    assert text == (
+        f"# Mine\n\n<!-- atlas: table of cost -->\n{table}{END}\nmore\n\n<!-- atlas: networks -->\n{networks}{END}"
+        "\n\nlast\n"
+    )
+    assert len(table.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("# Mine\n", "no place for the atlas"),
+        (f"{END}\n<!-- atlas: table -->\n", "has a mark alone"),
+        ("<!-- atlas: table -->\n", "has a mark alone"),
+        (f"<!-- atlas: table of speed, sped -->\n{END}\n", "no question 'sped'"),
+    ],
+)
+def test_a_page_without_a_place_is_refused(tmp_path, planted, text, said):
+    path = tmp_path / "page.md"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(StoreError, match=said):
+        atlas.into(path, planted)
+
+
+def test_a_page_that_is_not_there_is_refused(tmp_path, planted):
+    with pytest.raises(StoreError, match="no place for the atlas"):
+        atlas.into(tmp_path / "page.md", planted)
+
+
+def test_the_table_has_a_row_a_question_and_a_column_a_network(planted):
+    head, _, *rows = atlas.table(planted).splitlines()
+    assert head == f"| question | {BASE.network.title} |"  # a variant is no column
+    for row, line in zip(planted.rows, rows, strict=True):
+        asked, cell = line.strip("| ").split(" | ")
+        assert asked == f"{row.number}. {row.asks}<br>`{row.code}`: {row.measured}"
+        assert cell.startswith(f"**{row.cells[0].outcome.value}**")
+
+
+def test_a_word_that_turns_stands_in_the_sentence_and_others_below_it(planted):
+    lines = atlas.sentences(planted).splitlines()
+    at = next(index for index, line in enumerate(lines) if "With the cost alone changed" in line and "turns" in line)
+    assert lines[at].startswith("12. *")
+    assert "turns from *holds*" in lines[at]
+    assert "to *opposite*" in lines[at]
+    assert lines[at].endswith(f" Measured: {planted.rows[-1].measured}.")
+    assert lines[at + 1].startswith("    - With the name alone changed, ")
+    assert sum("the name alone" in line for line in lines) == len(planted.rows)
+    assert sum("the cost alone" in line for line in lines) == len(planted.rows)
+
+
+def test_the_table_of_networks_has_the_options_of_the_command(planted):
+    text = atlas.networks(planted)
+    head, _, first, twin, *_ = text.splitlines()
+    assert head == "| network | layers | options of `normscope compare` | time |"
+    for said in (f"--arms {','.join(BASE.arms)}", f"--seeds {len(BASE.seeds)}", f"--steps {BASE.steps}", "--rates "):
+        assert said in first
+    assert "--questions" not in first
+    assert f"<br>differs from the {BASE.network.title} in the name" in twin
+    few = replace(variant("few", "the questions"), questions=BASE.questions[:2], rates=(1.0,))
+    line = atlas.networks(atlas.Atlas([BASE, few])).splitlines()[3]
+    assert f"--steps {BASE.steps} --questions {BASE.questions[0].code},{BASE.questions[1].code}`" in line
+    assert BASE.torch in text.splitlines()[-1]
