@@ -8,25 +8,32 @@ from normscope import atlas
 from normscope._errors import StoreError
 
 END = "<!-- atlas: end -->"
-BASE = atlas.committed().networks[0]
 
 
-def variant(name, thing, *, turned=()):
-    """Return the first network as a variant of itself; the sides of the questions that are turned change places."""
-    questions = tuple(_turned(question) if question.code in turned else question for question in BASE.questions)
-    network = replace(BASE.network, name=name, differs_from=BASE.network.title, differs_in=thing)
-    return replace(BASE, network=network, questions=questions)
+def costing(kept, effect):
+    """Return the comparison with an effect on the cost of a step that is beyond its margin by far in every seed."""
+    effects = tuple(effect + 0.01 * seed for seed in range(len(kept.seeds)))
+
+    def of(question):
+        first, *others = question.contrasts
+        return replace(question, contrasts=(replace(first, effects=effects, learn=(), premises=()), *others))
+
+    return replace(kept, questions=tuple(of(each) if each.code == "cost" else each for each in kept.questions))
 
 
-def _turned(question):
-    first, *others = question.contrasts
-    return replace(question, contrasts=(replace(first, first=first.second, second=first.first), *others))
+BASE = costing(atlas.committed().networks[0], 2.0)
+
+
+def variant(name, thing, kept=BASE):
+    """Return a comparison as a variant of the first network."""
+    network = replace(kept.network, name=name, differs_from=BASE.network.title, differs_in=thing)
+    return replace(kept, network=network)
 
 
 @pytest.fixture(scope="module")
 def planted():
     """One network and two variants: in one of them a step of the network takes longer without its norms."""
-    return atlas.Atlas([BASE, variant("twin", "the name"), variant("other", "the cost", turned=("cost",))])
+    return atlas.Atlas([BASE, variant("twin", "the name"), variant("other", "the cost", costing(BASE, -2.0))])
 
 
 def test_what_stands_between_marks_is_written_anew_and_nothing_else(tmp_path, planted):
