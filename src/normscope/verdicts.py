@@ -265,7 +265,7 @@ def _lede(runs: Sequence[Judged]) -> str:
     """Return the sentence under the title of the page of some runs."""
     configs = [judged.run.store.config for judged in runs]
     return _said(
-        {str(config["data"]["name"]) for config in configs},
+        {str(judged.run.store.config["data"]["name"]) for judged in runs if judged.run.study.READS_DATA},
         {str(config["preset"]) for config in configs},
         {judged.verdict.effect.n for judged in runs},
         {made_elsewhere(config["versions"]) for config in configs},
@@ -274,8 +274,9 @@ def _lede(runs: Sequence[Judged]) -> str:
 
 def _lede_of(condensed: Sequence[CondensedStudy]) -> str:
     """Return the sentence under the title of a condensed file."""
+    without = {study.CODE for study in studies.all() if not study.READS_DATA}
     return _said(
-        {study.data for study in condensed},
+        {study.data for study in condensed if study.slug not in without},
         {study.preset for study in condensed},
         {study.verdict.effect.n for study in condensed},
         {made_elsewhere({"normscope": study.normscope, "torch": study.torch}) for study in condensed},
@@ -286,7 +287,7 @@ def _said(data: set[str], presets: set[str], seeds: set[int], elsewhere: set[str
     """Say on what data, with which presets, how many seeds and which other versions something was measured."""
     counts = sorted(seeds - {0}) or [0]
     count = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    said = f"On {', '.join(sorted(data))}, preset {', '.join(sorted(presets))}, "
+    said = f"On {', '.join(sorted(data)) or 'random inputs'}, preset {', '.join(sorted(presets))}, "
     said += f"{count} seed{'s' if counts[-1] != 1 else ''} an arm."
     whole = "" not in elsewhere
     others = [each if whole else each.replace("The records", "Some records", 1) for each in sorted(elsewhere - {""})]

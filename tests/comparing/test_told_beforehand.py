@@ -53,3 +53,17 @@ def test_the_demo_writes_lines_where_standard_error_is_no_terminal(tmp_path, cap
     with pytest.raises(ns.NormscopeError, match="enough"):
         demo.demo(out=tmp_path, seeds=4, workers=1)
     assert capsys.readouterr().err.splitlines() == ["training runs: 4 of 8"]
+
+
+def make_one_and_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    batch = torch.randn(16, 6), torch.arange(16) % 3
+    return ns.Case(model, set_ups.entropy, [batch], torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_seeds_that_do_not_differ_at_all_are_told_before_anything_runs(tmp_path):
+    with pytest.warns(
+        ns.ComparisonWarning, match="the first step are the same at every seed, so the seeds may not differ"
+    ):
+        ns.compare(make_one_and_the_same, seeds=1, steps=2, workers=1, questions=["speed"], out=tmp_path)

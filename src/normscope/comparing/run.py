@@ -19,6 +19,7 @@ from normscope.comparing.comparison import Comparison
 from normscope.comparing.configuration import chosen, configuration, known_plan, starts_of, within_schedule
 from normscope.comparing.cost import has_cost, measure_cost, write_cost
 from normscope.comparing.find import chosen_questions
+from normscope.comparing.fingerprint import first_step
 from normscope.comparing.folder import opened, with_added
 from normscope.comparing.plan import Plan, Progress, Wish, plan_of
 from normscope.modules.batches import tensors
@@ -221,14 +222,27 @@ def foresee(arms: Sequence[Arm], plan: Plan) -> Foreseen:
             "each: one=train.py:make_one other=train.py:make_other"
         )
     notes += [f"{refusal}: left out" for refusal in refusals]
-    if _begins_alike(kept[0]):
-        notes.append(
-            "the first weights are the same at every seed, so the seeds differ in the order of batches and in what the "
-            "steps draw, no more: where the factory sets a seed itself, let it take an argument called seed"
-        )
+    notes += filter(None, [_said_of_seeds(kept[0])])
     on_cpu = all(p.device.type == "cpu" for model in models for p in model.parameters())
     digests, longest = starts_of(kept)
     return Foreseen(tuple(kept), reports, notes, on_cpu, digests if on_cpu else {}, longest)
+
+
+def _said_of_seeds(arm: Arm) -> str:
+    """Say that seeds differ less than they should; empty if they begin from different weights."""
+    if not _begins_alike(arm):
+        return ""
+    advice = "where the factory sets a seed itself, let it take an argument called seed"
+    with one_thread(), settings_kept():
+        if first_step(arm.make(0)[0], 0) == first_step(arm.make(1)[0], 1):
+            return (
+                "the first weights and the first step are the same at every seed, so the seeds may not differ at all, "
+                f"and then nothing can be judged: {advice}, and let the loader shuffle"
+            )
+    return (
+        "the first weights are the same at every seed, so the seeds differ in the order of batches and in what the "
+        f"steps draw, no more: {advice}"
+    )
 
 
 def _begins_alike(arm: Arm) -> bool:

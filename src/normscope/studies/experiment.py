@@ -53,6 +53,8 @@ class AbstractExperiment(Unit, ABC):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]]
     VERSION: ClassVar[int] = 1
     DATA: ClassVar[str] = "digits"
+    #: Whether its cells read the data that ``--data`` names; a study of random inputs does not.
+    READS_DATA: ClassVar[bool] = True
     EXTENSION: ClassVar[bool] = False
     #: The arms, by their name in the records: in words, or an ``Arm``, which says how its network is normalized too.
     ARMS: ClassVar[Mapping[str, Any]] = {}

@@ -31,10 +31,10 @@ def atoms(shape: tuple[int, ...], core: Core | None, samples: Sequence[Sample]) 
         found |= _of_core(core, samples)
     for name in samples[0].inputs:
         arrays = [each.inputs[name] for each in samples]
-        for number, view in enumerate(views(arrays[0].shape, target)):
-            found[f"{name} of a channel" if number else name] = [each.reshape(view) for each in arrays]
-        if arrays[0].dtype.kind in "iu" and arrays[0].shape == target[:-1] and arrays[0].max() < target[-1]:
-            found[f"onehot[{name}]"] = [np.eye(target[-1])[each] for each in arrays]
+        for view in views(arrays[0].shape, target):
+            found[f"{name}{_place(view, target)}"] = [each.reshape(view) for each in arrays]
+        if name in samples[0].labels and arrays[0].shape == target[:-1] and arrays[0].max() < target[-1]:
+            found[f"onehot[{name}]"] = [_onehot(each.labels[name], target[-1]) for each in samples]
         if core is None and arrays[0].shape == target and target:
             found |= _of_input(name, arrays)
     if core is None:
@@ -47,6 +47,14 @@ def atoms(shape: tuple[int, ...], core: Core | None, samples: Sequence[Sample]) 
             found["(output > 0)"] = [(each.output > 0).astype(float) for each in samples]
             found["(1 - output^2)"] = [1 - each.output**2 for each in samples]
     return found
+
+
+def _place(view: tuple[int, ...], target: tuple[int, ...]) -> str:
+    """Say along which axis an argument of one axis lies, where that is not the last."""
+    axes = [axis for axis, size in enumerate(view) if size > 1]
+    if len(axes) != 1 or axes[0] == len(target) - 1:
+        return ""
+    return " of a row" if axes[0] == 0 else " of a channel"
 
 
 def _of_input(name: str, arrays: Sequence[Array]) -> dict[str, list[Array]]:
@@ -111,6 +119,11 @@ def _reduced(shape: tuple[int, ...], kept: tuple[int, ...], samples: Sequence[Sa
 
 def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+
+
+def _onehot(labels: Array, classes: int) -> Array:
+    """Return ones at labels; a label below 0, such as one that is to be ignored, has none."""
+    return (labels[..., None] == np.arange(classes)).astype(float)
 
 
 def _softmax(value: Array, axis: int) -> Array:

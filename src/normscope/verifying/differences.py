@@ -51,6 +51,24 @@ def spread_of(value: Array) -> float:
     return deviation if deviation > 1e-9 * size else size or 1.0
 
 
+def scales_along(value: Array, direction: Array) -> list[float]:
+    """Return the scales on which an argument varies in a direction, the largest first: columns may have other units.
+
+    Args:
+        value: The argument.
+        direction: Of the same shape.
+    """
+    moving = direction != 0
+    found = [spread_of(value)]
+    for axis in range(value.ndim):
+        lines = np.where(moving.any(axis), value.std(axis), 0.0)
+        found.append(float(lines[lines > 0].min(initial=np.inf)))
+    found.append(float(np.abs(value[moving & (value != 0)]).min(initial=np.inf)) if moving.sum() == 1 else np.inf)
+    kept = sorted((each for each in found if 0 < each < np.inf), reverse=True)
+    # A scale that is about as long as the one before tells nothing new.
+    return [each for place, each in enumerate(kept) if not place or each < kept[place - 1] / _SHRINK]
+
+
 def along(function: Callable[[float], Array], scale: float, noise: Array) -> Derivative:
     """Return the derivative at 0 of a function of a number (Ridders 1982).
 

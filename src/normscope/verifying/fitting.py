@@ -21,7 +21,8 @@ class Sample:
     """One set of inputs with one incoming gradient.
 
     Attributes:
-        inputs: Arrays among the arguments, by name.
+        inputs: Arrays among the arguments, by name, in float64: masks are 0 and 1.
+        labels: Those of them that hold whole numbers, by name.
         output: The output of the forward function.
         incoming: The gradient at the output.
         truths: True gradients by argument.
@@ -30,6 +31,7 @@ class Sample:
     """
 
     inputs: Mapping[str, Array]
+    labels: Mapping[str, Array]
     output: Array
     incoming: Array
     truths: Mapping[str, Array]
@@ -41,15 +43,17 @@ def samples_of(sampled: Sampled, known: tuple[Core, list[Parts]] | None) -> list
     """Return every pair of inputs and incoming gradient."""
     found = []
     for number, point in enumerate(sampled.points):
-        arrays = {
+        given = {
             name: np.asarray(value)
             for name, value in zip(sampled.calls.names, point.inputs, strict=True)
             if isinstance(value, np.ndarray | float | int) and not isinstance(value, bool)
         }
+        arrays = {name: value.astype(np.float64) for name, value in given.items() if value.dtype.kind in "biuf"}
+        labels = {name: value for name, value in given.items() if value.dtype.kind in "iu"}
         for place, result in enumerate(point.results):
             truths = {name: truth.values[place] for name, truth in point.truths.items()}
             parts = None if known is None else known[1][number]
-            found.append(Sample(arrays, point.output, point.incoming[place], truths, result, parts))
+            found.append(Sample(arrays, labels, point.output, point.incoming[place], truths, result, parts))
     return found
 
 

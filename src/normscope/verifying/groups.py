@@ -74,10 +74,14 @@ def expands(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def views(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the shapes in which an argument expands to a target: as NumPy expands it, and as a value a channel."""
+    """Return the shapes in which an argument expands to a target.
+
+    As NumPy expands it; and a value a channel, on the second axis of more than two, or a value a row, on the first.
+    """
     found = [(1,) * (len(target) - len(shape)) + shape] if expands(shape, target) else []
-    if len(shape) == 1 and len(target) > 2 and target[1] == shape[0]:
-        found.append((1, shape[0], *(1,) * (len(target) - 2)))
+    if len(shape) == 1:
+        axes = [axis for axis in (1, 0) if axis < len(target) - 1 and target[axis] == shape[0]]
+        found += [(1,) * axis + shape + (1,) * (len(target) - 1 - axis) for axis in axes]
     return found
 
 

@@ -10,13 +10,14 @@ import torch
 from normscope._errors import UsageError
 from normscope.usercode import users_code
 from normscope.verifying.calls import Array, Calls
-from normscope.verifying.differences import Derivative, along, complex_step, quietly, spread_of
+from normscope.verifying.differences import Derivative, along, complex_step, quietly, scales_along, spread_of
 
 #: Entries of NumPy arguments that are differentiated one by one.
 MOST_ENTRIES = 10_000
 #: Entries of an argument at which kinks of a function in torch are looked for one by one.
 _MOST_LOOKED_AT = 2_000
 _AGREES = 1e-5
+_CLEAR = 1e-4  # of the largest derivative: an error up to this leaves a kink visible
 #: Rounding relative to the natural size of a gradient.
 ROUNDED = 1e-13
 _ROUNDING = 2.0**-52
@@ -90,11 +91,27 @@ class _Walk:
         with quietly():
             return self._calls.output([moved if at == self._place else each for at, each in enumerate(self._inputs)])
 
+    def _weighted(self, moved: Array) -> Array:
+        return np.asarray(self.stacked @ self.whole(moved).reshape(-1))
+
     def directional(self, value: Array, direction: Array) -> Derivative:
-        """Return the derivatives in a direction."""
-        return along(
-            lambda step: self.stacked @ self.whole(value + step * direction).reshape(-1), spread_of(value), self.noise
+        """Return the derivatives in a direction, by steps on the largest scale on which forward looks smooth.
+
+        On a scale that is too long for some column, which has other units, a smooth function looks as if it had a kink.
+        """
+        found: Derivative | None = None
+        size = (
+            0.0  # of the derivatives that were seen on any scale: where it is 0 on one, an error has nothing beside it
         )
+        for scale in scales_along(value, direction):
+            made = along(lambda step: self._weighted(value + step * direction), scale, self.noise)
+            size = max(size, float(np.abs(made.value[np.isfinite(made.value)]).max(initial=0.0)))
+            smooth = not made.kink and bool((made.error <= _CLEAR * size).all())
+            found = made if found is None or smooth else found
+            if smooth:
+                break
+        assert found is not None
+        return found
 
     def exactly(self, value: Array, direction: Array) -> Array | None:
         """Return the derivatives in a direction by a complex step; None if the function refuses it."""

@@ -6,6 +6,7 @@ from typing import Any
 from normscope.comparing.quantities import UNIT_OF_LOSS, end_loss, mean_loss
 from normscope.comparing.question import AbstractQuestion, Pair
 from normscope.plots import Figure
+from normscope.stats.decide import FEWEST_SEEDS
 from normscope.studies import Best, Contrast, Evidence, last
 
 _DECADE = 10.0  # an axis is logarithmic where losses span as much
@@ -57,6 +58,11 @@ class TrainingSpeed(AbstractQuestion):
                     comparative=("lower", "higher"),
                     says=f"the training loss is {{effect}} {pair.words[0]} than {pair.words[1]}",
                 )
+
+    def lacks(self, evidence: Evidence) -> str:
+        """Say that no arm trains at all, so that none trains faster."""
+        learning = [arm for arm in self.arms if self.verdict_of(self.learns(arm), evidence).outcome.in_favour]
+        return "" if learning or len(evidence.seeds) < FEWEST_SEEDS else "the loss falls in no arm"
 
     def figures(self, evidence: Evidence, pairs: Sequence[Pair]) -> Sequence[Figure]:
         """Draw the training loss, and the loss on evaluation data."""

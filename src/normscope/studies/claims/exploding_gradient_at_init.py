@@ -68,6 +68,7 @@ class ExplodingGradientAtInit(AbstractStudy):
     CODE = "exploding-gradient-at-init"
     CARD = 6
     TOPIC = "gradient"
+    READS_DATA = False
     SOURCES = (
         "Q&A on the gradient, question",
         "Note on batch norm (2020), section 2",

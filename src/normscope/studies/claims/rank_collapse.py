@@ -62,6 +62,7 @@ class RankCollapse(AbstractStudy):
     CARD = 44
     TOPIC = "initialization"
     EXTENSION = True
+    READS_DATA = False
     SOURCES = ("Daneshmand et al. 2020 (arXiv:2003.01652), abstract; the bound as a review at NeurIPS cites it",)
     CLAIM = "Batch norm keeps the rank of hidden values from collapsing with depth."
     ENDPOINT = "Stable rank of the hidden values of layer 50 with over without batch norm, linear chain, width 64"

@@ -62,6 +62,7 @@ class VanishingAtInit(AbstractStudy):
     CODE = "vanishing-at-init"
     CARD = 42
     TOPIC = "gradient"
+    READS_DATA = False
     SOURCES = (
         "Q&A on the gradient, comment",
         "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks",
