@@ -51,7 +51,11 @@ def table(atlas: Atlas, codes: Collection[str] | None = None) -> str:
         codes: The questions; all if None.
     """
     titles = {id(cell.comparison): cell.title for row in atlas.rows for cell in row.cells}
-    columns = ["question", *(titles[id(each)] for each in atlas.networks)]
+    heads = (
+        titles[id(each)].replace(each.network.title, f"{each.network.name}<br>on {each.network.data}")
+        for each in atlas.networks
+    )
+    columns = ["question", *heads]
     return markdown_table(columns, [[*_cells(row, atlas)] for row in _rows(atlas, codes)])
 
 
@@ -64,8 +68,8 @@ def sentences(atlas: Atlas, codes: Collection[str] | None = None) -> str:
     """
     lines = []
     for row in _rows(atlas, codes):
-        lines.append(f"{row.number}. {row.answer}")
-        lines += [f"    - {each.sentence}" for each in row.separations if not each.turns]  # others are in the sentence
+        lines.append(f"{row.number}. {row.question}")
+        lines += [f"    - {said}" for said in (*row.sentences, *_tested(row))]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -88,6 +92,20 @@ _PARTS = {"table": table, "sentences": sentences, "networks": networks}
 
 def _rows(atlas: Atlas, codes: Collection[str] | None) -> list[Row]:
     return [row for row in atlas.rows if codes is None or row.code in codes]
+
+
+def _tested(row: Row) -> Iterator[str]:
+    """Yield, a network a sentence, the words of its variants that do not turn its word.
+
+    Variants that turn it are in the sentences of the row. Where neither word is decided, a variant tells nothing.
+    """
+    found: dict[str, list[str]] = {}
+    for each in row.separations:
+        if not each.turns and (each.base.outcome.decided or each.variant.outcome.decided):
+            clauses = found.setdefault(each.base.network.title, [])
+            clauses.append(f"with {each.variant.network.differs_in} alone changed: {each.variant.said}")
+    for title, clauses in found.items():
+        yield f"The word for the {title} does not turn {'; '.join(clauses)}."
 
 
 def _cells(row: Row, atlas: Atlas) -> Iterator[str]:
