@@ -114,3 +114,12 @@ def test_the_table_of_networks_has_the_options_of_the_command(planted):
     line = atlas.networks(atlas.Atlas([BASE, few])).splitlines()[3]
     assert f"--steps {BASE.steps} --questions {BASE.questions[0].code},{BASE.questions[1].code}`" in line
     assert BASE.torch in text.splitlines()[-1]
+
+
+def test_the_page_lists_the_sentences_the_quantity_and_the_variants_that_do_not_turn(tmp_path, planted):
+    page = atlas.write_page(tmp_path / "atlas.html", planted).read_text(encoding="utf-8")
+    row = planted.rows[-1]
+    assert f'<p class="prose">Measured: {row.measured}.</p>' in page
+    assert "<li>With the cost alone changed, " in page
+    assert page.count("<li>The word for the ") == sum(len(row.unturned) for row in planted.rows)
+    assert f'data-label="{BASE.network.name}, {BASE.network.data}"' in page

@@ -131,6 +131,19 @@ class Row:
         return " ".join(self.sentences)
 
     @property
+    def unturned(self) -> tuple[str, ...]:
+        """The variants that do not turn the word of their network, a sentence a network.
+
+        A variant is left out where neither word is decided, as it tells nothing then.
+        """
+        found: dict[str, list[str]] = {}
+        for each in self.separations:
+            if not each.turns and (each.base.outcome.decided or each.variant.outcome.decided):
+                clauses = found.setdefault(each.base.network.title, [])
+                clauses.append(f"with {each.variant.network.differs_in} alone changed: {each.variant.said}")
+        return tuple(f"The word for the {title} does not turn {'; '.join(said)}." for title, said in found.items())
+
+    @property
     def measured(self) -> str:
         """The quantity whose effect stands beside the words."""
         return self.cells[0].answer.question.contrasts[0].quantity

@@ -69,7 +69,7 @@ def sentences(atlas: Atlas, codes: Collection[str] | None = None) -> str:
     lines = []
     for row in _rows(atlas, codes):
         lines.append(f"{row.number}. {row.question}")
-        lines += [f"    - {said}" for said in (*row.sentences, *_tested(row))]
+        lines += [f"    - {said}" for said in (*row.sentences, *row.unturned)]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -92,20 +92,6 @@ _PARTS = {"table": table, "sentences": sentences, "networks": networks}
 
 def _rows(atlas: Atlas, codes: Collection[str] | None) -> list[Row]:
     return [row for row in atlas.rows if codes is None or row.code in codes]
-
-
-def _tested(row: Row) -> Iterator[str]:
-    """Yield, a network a sentence, the words of its variants that do not turn its word.
-
-    Variants that turn it are in the sentences of the row. Where neither word is decided, a variant tells nothing.
-    """
-    found: dict[str, list[str]] = {}
-    for each in row.separations:
-        if not each.turns and (each.base.outcome.decided or each.variant.outcome.decided):
-            clauses = found.setdefault(each.base.network.title, [])
-            clauses.append(f"with {each.variant.network.differs_in} alone changed: {each.variant.said}")
-    for title, clauses in found.items():
-        yield f"The word for the {title} does not turn {'; '.join(clauses)}."
 
 
 def _cells(row: Row, atlas: Atlas) -> Iterator[str]:
