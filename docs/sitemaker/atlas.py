@@ -19,7 +19,10 @@ def _answers() -> dict[str, str]:
 def answer_of(code: str) -> list[str]:
     """Return what the networks answer to a question, as parts of a page; none if no network was asked."""
     found = _answers().get(code)
-    return [f"On the networks of [the atlas](../../atlas.md): {prose(found)}"] if found else []
+    if not found:
+        return []
+    lead, listed = found.split("\n\n")
+    return [f"On the networks of [the atlas](../../atlas.md): {prose(lead)}", "\n".join(map(prose, listed.split("\n")))]
 
 
 def with_questions(text: str) -> str:

@@ -76,7 +76,7 @@ def test_a_page_that_is_not_there_is_refused(tmp_path, planted):
 
 def test_the_table_has_a_row_a_question_and_a_column_a_network(planted):
     head, _, *rows = atlas.table(planted).splitlines()
-    assert head == f"| question | {BASE.network.title} |"  # a variant is no column
+    assert head == f"| question | {BASE.network.name}<br>on {BASE.network.data} |"  # a variant is no column
     for row, line in zip(planted.rows, rows, strict=True):
         asked, cell = line.strip("| ").split(" | ")
         assert asked == f"{row.number}. {row.asks}<br>`{row.code}`: {row.measured}"
@@ -85,14 +85,21 @@ def test_the_table_has_a_row_a_question_and_a_column_a_network(planted):
 
 def test_a_word_that_turns_stands_in_the_sentence_and_others_below_it(planted):
     lines = atlas.sentences(planted).splitlines()
-    at = next(index for index, line in enumerate(lines) if "With the cost alone changed" in line and "turns" in line)
-    assert lines[at].startswith("12. *")
-    assert "turns from *holds*" in lines[at]
-    assert "to *opposite*" in lines[at]
-    assert lines[at].endswith(f" Measured: {planted.rows[-1].measured}.")
-    assert lines[at + 1].startswith("    - With the name alone changed, ")
-    assert sum("the name alone" in line for line in lines) == len(planted.rows)
-    assert sum("the cost alone" in line for line in lines) == len(planted.rows)
+    at = next(index for index, line in enumerate(lines) if line.startswith("12. *"))
+    asked, stands, turned, stays = lines[at:]
+    assert asked.endswith(f"* Measured: {planted.rows[-1].measured}.")
+    assert stands == f"    - {planted.rows[-1].sentences[0]}"
+    title = BASE.network.title
+    assert turned.startswith(f"    - With the cost alone changed, the word for the {title} turns from *holds* (")
+    assert " to *opposite* (" in turned
+    assert stays.startswith(f"    - The word for the {title} does not turn with the name alone changed: *holds* (")
+
+
+def test_a_variant_that_tells_nothing_is_left_out(planted):
+    lines = atlas.sentences(planted).splitlines()
+    told = sum("with the name alone changed" in line for line in lines)
+    assert told == sum(row.cells[0].outcome.decided for row in planted.rows)
+    assert "with the name alone changed: *unclear*" not in "\n".join(lines)
 
 
 def test_the_table_of_networks_has_the_options_of_the_command(planted):
@@ -107,3 +114,12 @@ def test_the_table_of_networks_has_the_options_of_the_command(planted):
     line = atlas.networks(atlas.Atlas([BASE, few])).splitlines()[3]
     assert f"--steps {BASE.steps} --questions {BASE.questions[0].code},{BASE.questions[1].code}`" in line
     assert BASE.torch in text.splitlines()[-1]
+
+
+def test_the_page_lists_the_sentences_the_quantity_and_the_variants_that_do_not_turn(tmp_path, planted):
+    page = atlas.write_page(tmp_path / "atlas.html", planted).read_text(encoding="utf-8")
+    row = planted.rows[-1]
+    assert f'<p class="prose">Measured: {row.measured}.</p>' in page
+    assert "<li>With the cost alone changed, " in page
+    assert page.count("<li>The word for the ") == sum(len(row.unturned) for row in planted.rows)
+    assert f'data-label="{BASE.network.name}, {BASE.network.data}"' in page

@@ -37,11 +37,12 @@ def test_all_questions_are_asked_and_an_unknown_question_has_no_row():
     assert FOUND.row("no-such-question") is None
 
 
-def test_an_answer_has_the_question_and_the_quantity_of_its_effects():
+def test_an_answer_has_the_question_the_quantity_and_a_list_of_the_sentences():
     for row in FOUND.rows:
-        assert row.answer.startswith(f"*{row.asks}* {row.sentence}")
-        decided = any(cell.outcome.decided for cell in row.cells)
-        assert row.answer.endswith(f" Measured: {row.measured}.") is decided
+        asked, listed = row.answer.split("\n\n")
+        assert asked == f"*{row.asks}* Measured: {row.measured}."
+        assert " ".join(line.removeprefix("- ") for line in listed.splitlines()) == row.sentence
+        assert all(line.startswith("- ") for line in listed.splitlines())
 
 
 def test_no_committed_file_names_a_path():

@@ -21,6 +21,6 @@ def test_markdown_is_written_between_marks_in_every_page(run, refuse, tmp_path):
     assert "no place for the atlas" in refuse(*words, "--markdown", other)
     assert page.read_text(encoding="utf-8").endswith("sentences -->\n<!-- atlas: end -->\n"), "nothing was written"
     assert f"Written to {page}" in run(*words).stdout
-    assert FOUND.rows[0].sentence in page.read_text(encoding="utf-8")
+    assert FOUND.rows[0].sentences[0] in page.read_text(encoding="utf-8")
     assert json.loads(run(*words, "--json").stdout)["markdown"] == [str(page)]
     assert "markdown" not in json.loads(run(*words[:3], "--json").stdout)

@@ -28,7 +28,11 @@ def test_a_command_that_there_is_not_is_one_line(refuse, words):
 def test_words_too_many_are_one_line(refuse, words):
     arguments = [kind for _, kind, told in options(FUNCTIONS[words]) if not isinstance(told, typer.models.OptionInfo)]
     if any("list" in str(kind) for kind in arguments):  # as many as one likes
-        said = {("compare",): "name each, such as", ("explain",): "no study, probe"}.get(words, "no study is called")
+        said = {
+            ("atlas",): "cannot read nothing-like-it",
+            ("compare",): "name each, such as",
+            ("explain",): "no study, probe",
+        }.get(words, "no study is called")
         assert said in refuse(*words, "nothing-like-it", "nor-this")
         return
     assert "--help" in refuse(*words, *(["word"] * (len(arguments) + 1)))

@@ -45,6 +45,11 @@ class Cell:
         return self.answer.verdict.outcome
 
     @property
+    def said(self) -> str:
+        """The word with the effect where it is decided, in Markdown."""
+        return f"*{self.outcome.value}*{_amount(self)}"
+
+    @property
     def why(self) -> str:
         """Why there is no word, in a clause; empty where there is."""
         if self.outcome is not Outcome.NOT_MEASURABLE:
@@ -75,7 +80,7 @@ class Separation:
     def sentence(self) -> str:
         """What happens, in a sentence."""
         thing, name = self.variant.network.differs_in, self.base.network.title
-        first, second = (f"*{cell.outcome.value}*{_amount(cell)}" for cell in (self.base, self.variant))
+        first, second = self.base.said, self.variant.said
         if self.turns:
             return f"With {thing} alone changed, the word for the {name} turns from {first} to {second}."
         return f"With {thing} alone changed, the word for the {name} is {second} after {first}."
@@ -111,14 +116,32 @@ class Row:
         return sum(outcome.decided for outcome in self.words) > 1
 
     @property
-    def sentence(self) -> str:
+    def sentences(self) -> tuple[str, ...]:
         """The claim over the networks: on which it stands how, and what separates them. There is no average."""
         said = [self._under(outcome, cells) for outcome, cells in self.words.items()]
         if turning := [each.sentence for each in self.separations if each.turns]:
             said += turning
         elif self.differs:
             said.append("What separates these networks is not known.")
-        return " ".join(said)
+        return tuple(said)
+
+    @property
+    def sentence(self) -> str:
+        """All sentences as one text."""
+        return " ".join(self.sentences)
+
+    @property
+    def unturned(self) -> tuple[str, ...]:
+        """The variants that do not turn the word of their network, a sentence a network.
+
+        A variant is left out where neither word is decided, as it tells nothing then.
+        """
+        found: dict[str, list[str]] = {}
+        for each in self.separations:
+            if not each.turns and (each.base.outcome.decided or each.variant.outcome.decided):
+                clauses = found.setdefault(each.base.network.title, [])
+                clauses.append(f"with {each.variant.network.differs_in} alone changed: {each.variant.said}")
+        return tuple(f"The word for the {title} does not turn {'; '.join(said)}." for title, said in found.items())
 
     @property
     def measured(self) -> str:
@@ -126,10 +149,14 @@ class Row:
         return self.cells[0].answer.question.contrasts[0].quantity
 
     @property
+    def question(self) -> str:
+        """The question with the quantity, in Markdown."""
+        return f"*{self.asks}* Measured: {self.measured}."
+
+    @property
     def answer(self) -> str:
-        """The question with the sentence and, where effects stand in it, the quantity."""
-        decided = any(outcome.decided for outcome in self.words)
-        return f"*{self.asks}* {self.sentence}{f' Measured: {self.measured}.' if decided else ''}"
+        """The question with a list of the sentences, in Markdown."""
+        return "\n".join([f"{self.question}\n", *(f"- {said}" for said in self.sentences)])
 
     def _under(self, outcome: Outcome, cells: Sequence[Cell]) -> str:
         named = "; ".join(f"{cell.title}{_amount(cell)}" for cell in cells)

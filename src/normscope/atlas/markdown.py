@@ -51,7 +51,11 @@ def table(atlas: Atlas, codes: Collection[str] | None = None) -> str:
         codes: The questions; all if None.
     """
     titles = {id(cell.comparison): cell.title for row in atlas.rows for cell in row.cells}
-    columns = ["question", *(titles[id(each)] for each in atlas.networks)]
+    heads = (
+        titles[id(each)].replace(each.network.title, f"{each.network.name}<br>on {each.network.data}")
+        for each in atlas.networks
+    )
+    columns = ["question", *heads]
     return markdown_table(columns, [[*_cells(row, atlas)] for row in _rows(atlas, codes)])
 
 
@@ -64,8 +68,8 @@ def sentences(atlas: Atlas, codes: Collection[str] | None = None) -> str:
     """
     lines = []
     for row in _rows(atlas, codes):
-        lines.append(f"{row.number}. {row.answer}")
-        lines += [f"    - {each.sentence}" for each in row.separations if not each.turns]  # others are in the sentence
+        lines.append(f"{row.number}. {row.question}")
+        lines += [f"    - {said}" for said in (*row.sentences, *row.unturned)]
     return "".join(f"{line}\n" for line in lines)
 
 

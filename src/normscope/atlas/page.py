@@ -63,8 +63,7 @@ def _lede(atlas: Atlas, own: Sequence[KeptComparison]) -> str:
 
 
 def _row(row: Row, cells: Sequence[NetworkCell | None], page: Mapping[str, str]) -> NetworkRow:
-    tested = tuple(each.sentence for each in row.separations)
-    return NetworkRow(row.code, row.number, row.asks, row.sentence, cells, tested, page)
+    return NetworkRow(row.code, row.number, row.asks, row.measured, row.sentences, row.unturned, cells, page)
 
 
 def _cell(cell: Cell) -> NetworkCell:

@@ -62,18 +62,20 @@ class NetworkRow:
         code: Of the question.
         number: Its number.
         asks: The question.
-        sentence: The claim over the networks.
+        measured: The quantity whose effects are shown.
+        sentences: The claim over the networks, and what separates them.
+        tested: What was tested and does not separate them.
         cells: An answer for each column; None where the network was not asked.
-        tested: Sentences on what was tested of what separates the networks, each with the word in the variant.
         page: Text under each heading of the question's page.
     """
 
     code: str
     number: int
     asks: str
-    sentence: str
+    measured: str
+    sentences: Sequence[str]
+    tested: Sequence[str]
     cells: Sequence[NetworkCell | None]
-    tested: Sequence[str] = ()
     page: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -137,7 +139,8 @@ def _row(row: NetworkRow, charts: dict[str, Any]) -> Shown:
         "code": row.code,
         "number": row.number,
         "asks": row.asks,
-        "sentence": row.sentence,
+        "measured": row.measured,
+        "sentences": row.sentences,
         "cells": [None if cell is None else _cell(cell) for cell in row.cells],
         "tested": row.tested,
         "picture": figure(drawn, f"{anchor}-1", charts),
