@@ -1,4 +1,4 @@
-"""How the CPU kernels go about memory: from which caches it follows, how it is calibrated, and that no bit rests on it."""
+"""How the CPU kernels go about memory: from which caches it follows, how it is calibrated; no bit rests on it."""
 
 import itertools
 import subprocess

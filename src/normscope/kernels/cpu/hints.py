@@ -1,8 +1,8 @@
 """How the CPU kernels go about memory on this machine: from its caches, and a short calibration.
 
-No bit of a result depends on any of it. What pays differs between processors: to fetch outputs for writing made one Intel
-Xeon half as fast again and costs time on AMD's Zen 4, where outputs that go past the cache are written three times as
-fast.
+No bit of a result depends on any of it. What pays differs between processors. To fetch outputs for writing was worth a
+third of the time on one Intel Xeon, and costs time on AMD's Zen 4, where outputs that go past the cache are written
+three times as fast.
 """
 
 import contextlib
@@ -71,9 +71,11 @@ class Hints(NamedTuple):
 
     def __str__(self) -> str:
         """Return all in words."""
-        outputs = f"outputs of {_size(self.stream)} and more past the cache" if self.stream else "outputs through the cache"
+        streamed = f"outputs of {_size(self.stream)} and more past the cache"
+        outputs = streamed if self.stream else "outputs through the cache"
         fetched = f", fetched {self.ahead} B ahead" if self.ahead else ""
-        blocks = f"blocks of {_size(self.own // 4)}" + (f" or stretches of {_size(self.stretch)}" if self.stretch else "")
+        stretched = f" or stretches of {_size(self.stretch)}" if self.stretch else ""
+        blocks = f"blocks of {_size(self.own // 4)}{stretched}"
         more = [word for word, on in (("next block fetched", self.next), ("rows in pairs", self.pairs)) if on]
         return ", ".join([outputs + fetched, blocks, *more])
 
