@@ -63,15 +63,16 @@ INLINE void sums_of_block(const Runs& r, long c0, long c1, Step&& step, vdouble*
     }
 }
 
-// How many channels are taken together. As many as both passes find in a core's own cache; more where their stretches are
-// too short for memory to be read fast and a larger cache stands behind; few where no cache holds even two of them.
+// How many channels are taken together. As many as both passes find in a core's own cache. More where their stretches are
+// too short for memory to be read fast, and a larger cache stands behind that does not hold all of the input as it is; few
+// where no cache holds even two of them.
 long block_of(const Problem& p, const Runs& r, long bytes, int threads, long share) {
     const Hints& h = p.hints;
     const long channel = bytes * r.samples * r.positions, run = bytes * r.positions;
     const long behind = h.shared / (4 * threads), room = behind > h.own / 2 ? behind : h.own / 2;
-    const long fits = h.own / 4 / channel, stretched = ceil_div(h.stretch, run);
-    long want = fits;
-    if (stretched > fits) want = clamp(stretched, 1, room / channel > 1 ? room / channel : 1);
+    const long stretched = channel * r.channels > h.shared / 2 ? ceil_div(h.stretch, run) : 0;
+    long want = h.own / 4 / channel;
+    if (stretched > want) want = clamp(stretched, 1, room / channel > 1 ? room / channel : 1);
     if (channel > 4 * room) want = 32768 / run;
     return clamp(want, 1, share < MOST ? share : MOST);
 }

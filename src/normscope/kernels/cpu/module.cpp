@@ -187,7 +187,7 @@ bool has_pages(const void* data, long bytes) {
 
 // Hints as they are now. Large fresh memory in pages of 2 MB where the system has them for the asking: to be handed 4 KB at
 // a time costs more than the work does. That is a hint about memory that will be written whole at once; it goes when the
-// tensor does.
+// memory goes back to the system.
 void go_about(Problem& p, const Values& x) {
     const long all = bytes_of(x);
     p.hints = hints;
