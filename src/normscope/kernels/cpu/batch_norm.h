@@ -57,12 +57,57 @@ Ahead beside(const Problem& p, long next, long run) {
     return {next, run, p.hints.ahead / long(sizeof(T))};
 }
 
-// Elements up to the next whole line of memory: only whole lines go past the cache.
-template <class T, bool STREAM>
-INLINE long to_whole_line(const T* p, long n) {
-    if constexpr (!STREAM) return 0;
-    const long left = long(-(uintptr_t)p % 64) / long(sizeof(T));
-    return left < n ? left : n;
+// A line of memory that one run has begun and the next, its neighbour, is to end: only whole lines go past the cache, and a
+// line that is written in two ways is written slowly.
+template <class T>
+struct Line {
+    static constexpr long SIZE = 64 / sizeof(T);
+    alignas(64) T values[SIZE];
+    bool begun = false;
+
+    void put(T* into) const {
+        for (long at = 0; at < SIZE; at += NORMSCOPE_BYTES / long(sizeof(T))) {
+            vfloat part;
+            memcpy(&part, values + at, sizeof part);
+            stream((float*)(into + at), part);
+        }
+    }
+};
+
+// Write a run: `few(i, n)` returns at most a vector of values, `four(i)` writes four vectors of them. `goes_on`: the run
+// that follows begins where this one ends, and is written next.
+template <class T, bool STREAM, class Few, class Four>
+INLINE void write_run(T* y, long n, Line<T>* line, bool goes_on, Few&& few, Four&& four) {
+    constexpr long L = lanes<wide<T>>, SIZE = Line<T>::SIZE;
+    auto put = [&](T* into, long i, long end) {
+        for (; i < end; i += L, into += L)
+            end - i < L ? store_first(into, end - i, few(i, end - i)) : store(into, few(i, L));
+    };
+    long i = 0, end = n;
+    if constexpr (STREAM) {
+        Line<T> own;
+        if (!line || n < 2 * SIZE) goes_on = false, line = &own;
+        i = long(-(uintptr_t)y % 64) / long(sizeof(T));
+        if (i > n) i = n;
+        if (line->begun) {
+            put(line->values + SIZE - i, 0, i);
+            line->put(y + i - SIZE);
+            line->begun = false;
+        } else {
+            put(y, 0, i);
+        }
+        end = i + (n - i) / SIZE * SIZE;
+        for (; i + 4 * L <= end; i += 4 * L) four(i);
+        for (; i < end; i += SIZE) {
+            put(line->values, i, i + SIZE);
+            line->put(y + i);
+        }
+        line->begun = goes_on && end < n;
+        put(line->begun ? line->values : y + end, end, n);
+    } else {
+        for (; i + 4 * L <= n; i += 4 * L) four(i);
+        put(y + i, i, n);
+    }
 }
 
 // ------------------------------------------------------------------------------------------ runs of one channel
@@ -98,20 +143,16 @@ INLINE void moments_of_run(const T* p, long n, long jump, wide<T> shift, vec<wid
 }
 
 template <class T, int ACT, bool STREAM>
-INLINE void normalize_run(const T* p, T* y, long n, Ahead ahead, const Constants<wide<T>>& k, wide<T> slope) {
+INLINE void normalize_run(const T* p, T* y, long n, Ahead ahead, Line<T>* line, bool goes_on, const Constants<wide<T>>& k,
+                          wide<T> slope) {
     using A = wide<T>;
     constexpr long L = lanes<A>;
     const Constants<A> c = k;
-    auto few = [&](long i, long end) {
-        for (; i + L <= end; i += L) store(y + i, activate<ACT>(fma(load(p + i) - c.mean, c.scale, c.offset), slope));
-        if (i < end) {
-            const vec<A> x = load_first(p + i, end - i, c.mean);
-            store_first(y + i, end - i, activate<ACT>(fma(x - c.mean, c.scale, c.offset), slope));
-        }
+    auto few = [&](long i, long m) {
+        const vec<A> x = m == L ? load(p + i) : load_first(p + i, m, c.mean);
+        return activate<ACT>(fma(x - c.mean, c.scale, c.offset), slope);
     };
-    long i = to_whole_line<T, STREAM>(y, n);
-    few(0, i);
-    for (; i + 4 * L <= n; i += 4 * L) {
+    write_run<T, STREAM>(y, n, line, goes_on, few, [&](long i) {
         const long on = i + ahead.write < n ? ahead.write : ahead.run - n + ahead.write;
         for (int u = 0; u < 4; u++) {
             if (u * L * sizeof(T) % 64 == 0) {
@@ -123,8 +164,7 @@ INLINE void normalize_run(const T* p, T* y, long n, Ahead ahead, const Constants
         load_several<T, 4>(p + i, v);
         for (int u = 0; u < 4; u++) v[u] = activate<ACT>(fma(v[u] - c.mean, c.scale, c.offset), slope);
         store_several<T, 4, STREAM>(y + i, v);
-    }
-    few(i, n);
+    });
 }
 
 template <class T, int ACT, bool FROM_OUTPUT>
@@ -170,27 +210,21 @@ struct Projection {
 };
 
 template <class T, int ACT, bool FROM_OUTPUT, bool STREAM>
-INLINE void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead ahead, const Constants<wide<T>>& k,
-                     const Projection<wide<T>>& projection, wide<T> slope) {
+INLINE void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead ahead, Line<T>* line, bool goes_on,
+                            const Constants<wide<T>>& k, const Projection<wide<T>>& projection, wide<T> slope) {
     using A = wide<T>;
     constexpr long L = lanes<A>;
     const Constants<A> c = k;
     const Projection<A> j = projection;
     const A inverse = A(1) / slope;
     vec<A> centred;
-    auto few = [&](long i, long end) {
-        for (long m; i < end; i += m) {
-            m = end - i < L ? end - i : L;
-            vec<A> d = m == L ? load(g + i) : load_first(g + i, m, vec<A>{});
-            const vec<A> v = m == L ? load(x + i) : load_first(x + i, m, c.mean);
-            read_back<ACT, FROM_OUTPUT, A>(v, d, c, slope, inverse, centred);
-            d = fma(centred, j.slant, fma(d, c.scale, j.level));
-            m == L ? store(out + i, d) : store_first(out + i, m, d);
-        }
+    auto few = [&](long i, long m) {
+        vec<A> d = m == L ? load(g + i) : load_first(g + i, m, vec<A>{});
+        const vec<A> v = m == L ? load(x + i) : load_first(x + i, m, c.mean);
+        read_back<ACT, FROM_OUTPUT, A>(v, d, c, slope, inverse, centred);
+        return fma(centred, j.slant, fma(d, c.scale, j.level));
     };
-    long i = to_whole_line<T, STREAM>(out, n);
-    few(0, i);
-    for (; i + 4 * L <= n; i += 4 * L) {
+    write_run<T, STREAM>(out, n, line, goes_on, few, [&](long i) {
         const long on = i + ahead.write < n ? ahead.write : ahead.run - n + ahead.write;
         for (int u = 0; u < 4; u++) {
             if (u * L * sizeof(T) % 64 == 0) {
@@ -209,8 +243,7 @@ INLINE void gradient_of_run(const T* x, const T* g, T* out, long n, Ahead ahead,
             v[u] = fma(centred, j.slant, fma(d[u], c.scale, j.level));
         }
         store_several<T, 4, STREAM>(out + i, v);
-    }
-    few(i, n);
+    });
 }
 
 // ------------------------------------------------------------------------------------- bands of rows, over many columns
@@ -296,12 +329,13 @@ void flush_sums(wide<T>* sums, double* totals, long n) {
     memset(sums, 0, n * sizeof(A));
 }
 
-// How rows are taken. Out of a cache, four at once: their columns' numbers are fetched a quarter as often. Out of memory one
-// after the other, in the order in which they lie: that is what the processor's own prefetchers go by; or in pairs, and
+// How rows are taken. Out of a cache, or where they are long, four at once: their columns' numbers are fetched a quarter as
+// often. Short ones out of memory one after the other, in the order in which they lie: that is what the processor's own prefetchers go by; or in pairs, and
 // the next pair is fetched in that order.
 struct Bands {
     int rows;
     bool fetch;
+    Bands of(long stride, long width) const { return width < stride ? Bands{4, false} : *this; }  // of parts of rows
 };
 
 template <class T, int R, int U>
@@ -350,7 +384,7 @@ void moments_of_rows(const T* p, long stride, long rows, long width, Bands bands
             keep_sums_of_band<A, W, false>(squares, 0, q);
         }))
         return;
-    over_bands<A>(bands.rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
+    over_bands<A>(bands.of(stride, width).rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
         const T* at = p + row * stride + i;
         vec<A> c[U], s[U], q[U], v[U];
         constants_of_band<T, U, TAIL>(shift + i, n, c);
@@ -387,7 +421,7 @@ void normalize_rows(const T* p, T* y, long stride, long rows, long width, Bands 
             }
         }))
         return;
-    over_bands<A>(bands.rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
+    over_bands<A>(bands.of(stride, width).rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
         const long at = row * stride + i;
         vec<A> mean[U], scale[U], offset[U], v[U];
         constants_of_band<T, U, TAIL>(k.mean + i, n, mean);
@@ -437,7 +471,7 @@ void gradient_sums_of_rows(const T* x, const T* g, long stride, long rows, long 
             keep_sums_of_band<A, W, false>(along, 0, q);
         }))
         return;
-    over_bands<A>(bands.rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
+    over_bands<A>(bands.of(stride, width).rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
         const long at = row * stride + i;
         vec<A> mean[U], scale[U], offset[U], s[U], q[U], d[U], v[U], centred;
         sums_of_band<A, U, TAIL>(sum + i, n, s);
@@ -466,7 +500,7 @@ void gradient_of_rows(const T* x, const T* g, T* out, long stride, long rows, lo
                       const Columns<wide<T>>& k, wide<T> slope) {
     using A = wide<T>;
     const A inverse = A(1) / slope;
-    over_bands<A>(bands.rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
+    over_bands<A>(bands.of(stride, width).rows, rows, width, [&]<int R, int U, bool TAIL>(long row, long i, long n) {
         const long at = row * stride + i;
         vec<A> mean[U], scale[U], offset[U], slant[U], level[U], d[U], v[U], centred;
         constants_of_band<T, U, TAIL>(k.mean + i, n, mean);

@@ -77,7 +77,7 @@ long block_of(const Problem& p, const Runs& r, long bytes, int threads, long sha
     return clamp(want, 1, share < MOST ? share : MOST);
 }
 
-// `step` sums, `finish(c, first, second)` ends a channel's sums, `write(c, at, n)` is the second pass.
+// `step` sums, `finish(c, first, second)` ends a channel's sums, `write(c, at, n, ...)` is the second pass.
 template <class T, class Step, class Finish, class Write>
 void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write&& write) {
     using A = wide<T>;
@@ -93,6 +93,7 @@ void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write
             const long c0 = item * share, c1 = c0 + share < r.channels ? c0 + share : r.channels;
             for (long at = c0; at < c1; at += block) {
                 const long end = at + block < c1 ? at + block : c1;
+                Line<T> line;
                 const long next = p.hints.next && end < c1 ? block * r.positions : 0;
                 vdouble first[MOST] = {}, second[MOST] = {};
                 sums_of_block<A>(r, at, end, step, first, second);
@@ -101,7 +102,7 @@ void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write
                     const long s = ahead ? k : r.samples - 1 - k, then = ahead ? s + 1 : s - 1;
                     for (long c = at; c < end; c++)
                         write(c, r.at(s, c), r.positions,
-                              beside<T>(p, next, c + 1 < end ? r.positions : r.at(then, at) - r.at(s, c)));
+                              beside<T>(p, next, c + 1 < end ? r.positions : r.at(then, at) - r.at(s, c)), &line, c + 1 < end);
                 }
             }
             end_of_stream();
@@ -125,7 +126,7 @@ void over_runs(const Problem& p, long bytes, Step&& step, Finish&& finish, Write
         finish(c, total(a), total(b));
     }
     parallel(p, threads, r.samples * r.channels, [&](long item) {
-        write(item % r.channels, item * r.positions, r.positions, beside<T>(p, 0, r.positions));
+        write(item % r.channels, item * r.positions, r.positions, beside<T>(p, 0, r.positions), nullptr, false);
         end_of_stream();
     });
 }
@@ -170,7 +171,7 @@ constexpr long CHUNK = 2048;  // columns whose sums stand in the nearest cache
 template <class T>
 Bands bands_of(const Problem& p, long bytes, const Grid<T>& g) {
     const long near = p.hints.shared > p.hints.own ? p.hints.shared / 4 : p.hints.own;
-    if (bytes * g.rows * g.width <= near) return {4, false};
+    if (bytes * g.rows * g.width <= near || g.width > CHUNK) return {4, false};
     return {p.hints.pairs ? 2 : 1, p.hints.pairs};
 }
 
@@ -288,7 +289,9 @@ void forward(const Problem& p) {
             p, sizeof(T),
             [&](long c, long at, long n, long jump, vec<A>& s, vec<A>& q) { moments_of_run<T>(x + at, n, jump, shift[c], s, q); },
             [&](long c, double s, double q) { finish_forward<T>(p, c, shift[c], s, q); },
-            [&](long c, long at, long n, Ahead next) { normalize_run<T, ACT, STREAM>(x + at, y + at, n, next, constants(c), slope); });
+            [&](long c, long at, long n, Ahead ahead, Line<T>* line, bool goes_on) {
+                normalize_run<T, ACT, STREAM>(x + at, y + at, n, ahead, line, goes_on, constants(c), slope);
+            });
         return;
     }
     const Grid<T> g(p);
@@ -346,10 +349,9 @@ void backward(const Problem& p) {
                 gradient_sums_of_run<T, ACT, OUT>(x + at, d + at, n, jump, constants(c), slope, s, q);
             },
             [&](long c, double s, double q) { finish_backward<A, OUT>(p, c, s, q, slant[c], level[c]); },
-            [&](long c, long at, long n, Ahead next) {
-                if (out)
-                    gradient_of_run<T, ACT, OUT, STREAM>(x + at, d + at, out + at, n, next, constants(c),
-                                                 Projection<A>{spread<A>(slant[c]), spread<A>(level[c])}, slope);
+            [&](long c, long at, long n, Ahead ahead, Line<T>* line, bool goes_on) {
+                const Projection<A> j{spread<A>(slant[c]), spread<A>(level[c])};
+                if (out) gradient_of_run<T, ACT, OUT, STREAM>(x + at, d + at, out + at, n, ahead, line, goes_on, constants(c), j, slope);
             });
         return;
     }

@@ -264,7 +264,7 @@ void forward_of_spans(const RowProblem& p) {
                 const double scale = rstd * p.gain.get(c, 1);
                 const Constants<A> by{spread<A>(saved.mean[r]), spread<A>((A)scale),
                                       spread<A>((A)(p.shift.get(c, 0) - low * scale))};
-                normalize_run<T, NONE, STREAM>(x + at, (T*)p.out + r * n + at, p.span, ahead, by, A(1));
+                normalize_run<T, NONE, STREAM>(x + at, (T*)p.out + r * n + at, p.span, ahead, nullptr, false, by, A(1));
             }
         }
         end_of_stream();
@@ -375,7 +375,7 @@ void backward_of_spans(const RowProblem& p) {
                 const long at = r * n + k * p.span;
                 by.scale = spread<A>((A)(saved.rstd[r] * p.gain.get(r % p.groups * gains + k, 1)));
                 gradient_of_run<T, NONE, false, STREAM>((const T*)p.x + at, (const T*)p.g + at, (T*)p.out + at, p.span,
-                                                        ahead, by, j, A(1));
+                                                        ahead, nullptr, false, by, j, A(1));
             }
         }
         end_of_stream();
