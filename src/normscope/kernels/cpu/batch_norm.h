@@ -62,7 +62,7 @@ Ahead beside(const Problem& p, long next, long run) {
 template <class T>
 struct Line {
     static constexpr long SIZE = 64 / sizeof(T);
-    alignas(64) T values[SIZE];
+    alignas(64) T values[SIZE] = {};
     bool begun = false;
 
     void put(T* into) const {
