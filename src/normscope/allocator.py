@@ -2,13 +2,9 @@
 
 import ctypes
 import sys
-import threading
-from collections.abc import Callable
 
 from normscope._errors import UsageError
 
-_kept = threading.Event()
-_listeners: list[Callable[[], None]] = []
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
 
 
@@ -38,13 +34,3 @@ def keep_large_blocks() -> None:
     # No blocks of their own from the system, whatever their size; and none given back: -1 stands for never.
     if not (mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1)):
         raise UsageError("this C library did not take the switch: nothing was changed")
-    _kept.set()
-    for listener in _listeners:
-        listener()
-
-
-def when_kept(listener: Callable[[], None]) -> None:
-    """Call a function once freed blocks are kept, so that outputs are written to pages that are there: now, if so."""
-    _listeners.append(listener)
-    if _kept.is_set():
-        listener()

@@ -56,6 +56,8 @@ def test_all_cases_are_measured_and_told(quickly):
     page = layers_page.markdown(result)
     assert page.count("| (4, 3, 6, 6) | channels_last | bf16 |") == 2 * threads
     assert "## In a whole training step" in page
+    assert f"All {len(result['rows'])} cases together" in page
+    assert not torch.backends.cpu.get_cpu_capability().startswith("AVX") or "L2 " in page
     assert "## Peak memory" in page
     assert len(layers_page.terminal(result)[0][1]) == len(result["rows"])
 
@@ -131,6 +133,13 @@ def test_ratios_are_of_the_times_that_they_name():
         "torch / ours compiled": 8,
     }
     assert found["ms"]["torch"] == 8000
+
+
+def test_the_page_tells_the_mean_and_the_least_of_all_cases():
+    rows = [{"ratios": {"torch / ours": {"median": median}}} for median in (1.5, 6.0)]
+    assert layers_page.overall({"rows": rows}) == (
+        "All 2 cases together: 3.00 times torch (geometric mean), 1.50 at least.\n"
+    )
 
 
 def test_the_share_of_batch_norm_is_what_goes_when_it_is_taken_out(monkeypatch):

@@ -133,8 +133,8 @@ void judge(const Case& k, const Worst& found) {
     std::printf("%s is %.3g times what it may be off: (%ld, %ld, %ld)%s, %s, %s, %s, ", found.of, found.share,
                 k.samples, k.channels, k.positions, k.last ? " channels last" : "", types[k.type], acts[k.act],
                 kinds[k.kind]);
-    std::printf("%s, rows: %s, threads: %d, cache: %ld%s%s\n", places[k.place], k.bare ? "none" : types[k.rows],
-                k.threads, k.cache, k.in_place ? ", in place" : "", k.sums_only ? ", sums only" : "");
+    std::printf("%s, rows: %s, threads: %d, cache: %ld, past it: %ld%s%s\n", places[k.place], k.bare ? "none" : types[k.rows],
+                k.threads, k.hints.own, k.hints.stream, k.in_place ? ", in place" : "", k.sums_only ? ", sums only" : "");
 }
 
 template <class F>
@@ -153,7 +153,10 @@ void sweep(long samples, long channels, long positions, bool last, int kind = KI
             k.act = mode == 3 ? NONE : mode == 4 ? LEAKY_RELU : Activation(mode);
             k.kind = kind == KINDS ? choose(KINDS) : kind;
             k.place = choose(PLACES), k.rows = choose(3), k.bare = choose(8) == 0, k.sums_only = choose(8) == 0;
-            k.cache = choose(2) ? 256 * 1024 : 4096;  // a small one sends small problems down the ways of large ones
+            k.hints.own = choose(2) ? 512 * 1024 : 8192;  // a small one sends small problems down the ways of large ones
+            k.hints.shared = choose(2) ? 1 << 20 : 0, k.hints.stretch = choose(2) ? 65536 : 0;
+            k.hints.stream = choose(2), k.hints.stream_fresh = true, k.hints.ahead = choose(2) ? 512 : 0;
+            k.hints.next = choose(2), k.hints.pairs = choose(2);
             const uint64_t seed = next(state);
             in_type(type, [&](auto t) { judge(k, against_the_formula<decltype(t)>(k, seed)); });
         }

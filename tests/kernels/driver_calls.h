@@ -24,7 +24,7 @@ struct Case {
     bool in_place = false;   // the output over the input, the gradient over the cotangent
     bool bare = false;       // without weight, bias and running statistics
     bool sums_only = false;  // the gradient of x is not wanted
-    long cache = 256 * 1024;
+    Hints hints = {};
 
     long n() const { return samples * positions; }
     long values() const { return n() * channels; }
@@ -32,9 +32,6 @@ struct Case {
         return last ? i * channels + c : (i / positions * channels + c) * positions + i % positions;
     }
 };
-
-inline long told_cache = 0;
-long half_of_cache() { return told_cache; }
 
 // An array between two pages that nobody may touch: what reads or writes past its end stops the program, on an emulator
 // too, where no sanitizer looks.
@@ -123,7 +120,7 @@ Results<T> run(const Case& k, uint64_t seed, int poison = NOTHING, long c_poison
     r.x.assign(x, x + k.values());
     r.g.assign(g, g + k.values());
 
-    told_cache = k.cache;
+    p.hints = k.hints;
     p.samples = k.samples, p.channels = k.channels, p.positions = k.positions, p.last = k.last, p.threads = k.threads;
     p.eps = EPS, p.share = SHARE, p.slope = SLOPE;
     p.weight = rows[WEIGHT], p.running_mean = rows[RUNNING_MEAN], p.g_weight = rows[G_WEIGHT];

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normscope import allocator
+from normscope.kernels.cpu import hints
 
 #: Rows of what a forward saves for its backward, ``(6, C)`` in float32 or, for float64 input, float64.
 MEAN, LOW, RSTD, SCALE, OFFSET, VAR = range(6)
@@ -24,6 +24,8 @@ ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2}
 #: Types of values and of rows of parameters, in the order of the kernel's numbers for them.
 TYPES = (torch.float32, torch.bfloat16, torch.float64)
 _BUILDS = ("_avx512", "_avx2", "_baseline")
+#: Bytes of the first input before which the kernel is calibrated: what a smaller one takes is soon over.
+LARGE = 4 << 20
 
 
 @functools.cache
@@ -31,9 +33,33 @@ def _load() -> tuple[ModuleType | None, str]:
     """Return the best build that this machine runs, and why there is none."""
     module, reason = _best()
     if module is not None:
-        # Past the cache only then: on pages that must be fetched from the system first it costs more than it saves.
-        allocator.when_kept(functools.partial(module.expect_recycled, True))
+        _Memory.choose(module)
     return module, reason
+
+
+class _Memory:
+    """How the kernel goes about memory, and why: by rules, and from the first large input on as it was calibrated."""
+
+    choice: hints.Choice | None = None
+
+    @classmethod
+    def choose(cls, module: ModuleType) -> None:
+        """Begin with the rules; calibrate before the first large input."""
+        cls.choice = hints.by_rules(hints.caches(), hints.vendor())
+        module.set_hints(*cls.choice.hints)
+        module.before_first_large(functools.partial(cls.settle, module), LARGE)
+
+    @classmethod
+    def settle(cls, module: ModuleType) -> None:
+        """Calibrate."""
+        if cls.choice is not None:
+            cls.choice = hints.settle(module, cls.choice)
+            module.set_hints(*cls.choice.hints)
+
+
+def memory() -> hints.Choice | None:
+    """Return how memory is gone about, and why; None without a kernel."""
+    return _Memory.choice if not why_not() else None
 
 
 def build(name: str) -> ModuleType:

@@ -2,6 +2,9 @@
 // set.
 #include "tensors.h"
 
+#include <chrono>
+#include <ctime>
+
 #if defined(__linux__)
 #include <dlfcn.h>
 #include <link.h>
@@ -41,7 +44,9 @@ void find_team() {
 #endif
 }
 
-bool recycled = false;
+Hints hints;
+PyObject* at_first = nullptr;  // called before the first input of this many bytes, and then forgotten
+long first_bytes = 0;
 
 constexpr long LARGE_PAGES_BYTES = 8 << 20;
 
@@ -111,9 +116,25 @@ void lay_out(Problem& p, const Values& v) {
     p.channels = v.channels;
     p.positions = v.positions;
     p.last = v.last;
-    p.recycled = recycled;
     p.team = team;
     p.rank = rank;
+}
+
+long bytes_of(const Values& x) {
+    return (x.type == DOUBLE ? 8 : x.type == FLOAT ? 4 : 2) * x.samples * x.channels * x.positions;
+}
+
+// What is to happen before the first large input; whatever comes of it, the input is computed.
+void see_first(const Values& x) {
+    if (!at_first || bytes_of(x) < first_bytes) return;
+    PyObject *type, *value, *trace, *call = at_first;
+    at_first = nullptr;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject* said = PyObject_CallNoArgs(call);
+    if (!said) PyErr_Clear();
+    Py_XDECREF(said);
+    Py_DECREF(call);
+    PyErr_Restore(type, value, trace);
 }
 
 // x, weight, bias, running mean, running variance, count of batches: all tensors, all but the first may be None. None
@@ -131,6 +152,7 @@ PyObject* plan(PyObject*, PyObject* const* args, Py_ssize_t count) {
         !read_row(args[3], x.channels, p.running_mean) || !read_row(args[4], x.channels, p.running_var) ||
         !read_count(args[5], seen) || (args[3] == Py_None) != (args[4] == Py_None))
         Py_RETURN_NONE;
+    see_first(x);
     Plan* made = (Plan*)PyType_GenericAlloc(plan_type, 0);
     if (!made) return nullptr;
     p.x = x.data;
@@ -152,17 +174,29 @@ PyObject* empty_like(PyObject* x, void*& data) {
     return made;
 }
 
-// Large fresh memory in pages of 2 MB where the system has them for the asking: to be handed 4 KB at a time costs more than
-// the work does. A hint about memory that will be written whole at once; it goes when the tensor does.
-void in_large_pages(const Problem& p, const Values& x) {
+// Whether the system has handed out the pages of an output yet: told by the page in its middle.
+bool has_pages(const void* data, long bytes) {
+#if defined(__linux__)
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = ((uintptr_t)data + bytes / 2) & ~(page - 1);
+    unsigned char there = 0;
+    return mincore((void*)at, page, &there) == 0 && (there & 1);
+#else
+    return (void)data, (void)bytes, false;
+#endif
+}
+
+// Hints as they are now. Large fresh memory in pages of 2 MB where the system has them for the asking: to be handed 4 KB at
+// a time costs more than the work does. That is a hint about memory that will be written whole at once; it goes when the
+// memory goes back to the system.
+void go_about(Problem& p, const Values& x) {
+    const long all = bytes_of(x);
+    p.hints = hints;
+    p.fresh = p.out && all >= LARGE_PAGES_BYTES && !has_pages(p.out, all);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t PAGE = 2 << 20;
-    const long size = x.type == DOUBLE ? 8 : x.type == FLOAT ? 4 : 2, all = size * x.samples * x.channels * x.positions;
-    if (p.recycled || all < LARGE_PAGES_BYTES) return;
+    if (!p.fresh || !p.hints.large_pages) return;
     const uintptr_t from = ((uintptr_t)p.out + PAGE - 1) & ~(PAGE - 1), to = ((uintptr_t)p.out + all) & ~(PAGE - 1);
     if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
-#else
-    (void)p, (void)x;
 #endif
 }
 
@@ -188,11 +222,8 @@ PyObject* plan_forward(PyObject* self, PyObject* const* args, Py_ssize_t count) 
     if (PyErr_Occurred()) return nullptr;
     PyObject* y = args[1] == Py_True ? Py_NewRef(args[0]) : empty_like(args[0], p.out);
     if (!y) return nullptr;
-    if (y == args[0]) {
-        p.out = at;
-    } else {
-        in_large_pages(p, plan->x);
-    }
+    if (y == args[0]) p.out = at;
+    go_about(p, plan->x);
     if (args[2] == Py_None) {
         p.saved = plan->own = std::malloc(6 * p.channels * (type == DOUBLE ? sizeof(double) : sizeof(float)));
         if (!plan->own) return Py_DECREF(y), PyErr_NoMemory();
@@ -239,13 +270,10 @@ PyObject* plan_backward(PyObject* self, PyObject* const* args, Py_ssize_t count)
         }
         PyObject* made = i == 0 && over ? Py_NewRef(args[0]) : empty_like(of, *into[i]);
         if (!made) return Py_DECREF(found), nullptr;
-        if (made == args[0]) {
-            p.out = g.data;
-        } else if (i == 0) {
-            in_large_pages(p, x);
-        }
+        if (made == args[0]) p.out = g.data;
         PyTuple_SetItem(found, i, made);
     }
+    go_about(p, x);
     p.g_weight.type = p.weight.type;
     p.g_bias.type = p.bias.type;
     if (fails(p, [&] { run_backward(p, x.type, plan->act, from_output != 0); })) return Py_DECREF(found), nullptr;
@@ -309,7 +337,6 @@ bool read_rows(PyObject* const* args, RowProblem& p, Values& x) {
     p.centred = args[5] == Py_True;
     p.eps = PyFloat_AsDouble(args[6]);
     p.threads = (int)PyLong_AsLong(args[7]);
-    p.recycled = recycled;
     p.team = team;
     p.rank = rank;
     if (PyErr_Occurred()) return false;
@@ -329,7 +356,8 @@ PyObject* rows_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!read_memory(args[8], x.type, p.out) || !read_memory(args[9], kept, p.saved) || !read_gains(args[10], p.gain) ||
         !read_gains(args[11], p.shift) || !p.out || !p.saved)
         return unfit("a tensor");
-    in_large_pages(p, x);
+    see_first(x);
+    go_about(p, x);
     if (fails(p, [&] { run_rows_forward(p, x.type); })) return nullptr;
     Py_RETURN_NONE;
 }
@@ -347,21 +375,84 @@ PyObject* rows_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
         !read_gains(args[11], p.gain) || !read_gains(args[12], p.g_gain) || !read_gains(args[13], p.g_shift) || !g || !p.saved)
         return unfit("a tensor");
     p.g = g;
-    if (p.out) in_large_pages(p, x);
+    go_about(p, x);
     if (fails(p, [&] { run_rows_backward(p, x.type); })) return nullptr;
     Py_RETURN_NONE;
 }
 
 PyObject* about(PyObject*, PyObject*) {
-    return Py_BuildValue("{s:s,s:O,s:l}", "isa", NORMSCOPE_ISA, "threads", team ? Py_True : Py_False, "cache",
-                         half_of_cache() * 2);
+    return Py_BuildValue("{s:s,s:O,s:l}", "isa", NORMSCOPE_ISA, "threads", team ? Py_True : Py_False, "cache", hints.own);
 }
 
-PyObject* expect_recycled(PyObject*, PyObject* value) {
-    const int truth = PyObject_IsTrue(value);
-    if (truth < 0) return nullptr;
-    recycled = truth != 0;
+// How memory is gone about, in the order of `Hints`.
+constexpr int HINTS = 9;
+bool read_hints(PyObject* const* args, Hints& h) {
+    long* const sizes[] = {&h.own, &h.shared, &h.stretch, &h.ahead, &h.stream};
+    bool* const truths[] = {&h.stream_fresh, &h.next, &h.pairs, &h.large_pages};
+    for (int i = 0; i < HINTS; i++) {
+        if (i < 5) *sizes[i] = PyLong_AsLong(args[i]);
+        else *truths[i - 5] = args[i] == Py_True;
+    }
+    if (h.own < 4096) PyErr_SetString(PyExc_ValueError, "no cache is so small");
+    return !PyErr_Occurred();
+}
+
+PyObject* set_hints(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    Hints h;
+    if (wrong(count, HINTS) || !read_hints(args, h)) return nullptr;
+    hints = h;
     Py_RETURN_NONE;
+}
+
+PyObject* get_hints(PyObject*, PyObject*) {
+    const Hints& h = hints;
+    auto truth = [](bool value) { return value ? Py_True : Py_False; };
+    return Py_BuildValue("(lllllOOOO)", h.own, h.shared, h.stretch, h.ahead, h.stream, truth(h.stream_fresh), truth(h.next),
+                         truth(h.pairs), truth(h.large_pages));
+}
+
+// A function without arguments, and from how many bytes on an input is large; None for nothing.
+PyObject* before_first_large(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (wrong(count, 2)) return nullptr;
+    const long bytes = PyLong_AsLong(args[1]);
+    if (PyErr_Occurred()) return nullptr;
+    PyObject* before = at_first;
+    at_first = args[0] == Py_None ? nullptr : Py_NewRef(args[0]);
+    first_bytes = bytes;
+    Py_XDECREF(before);
+    Py_RETURN_NONE;
+}
+
+// Seconds that a forward or a backward takes on one thread, by hints: addresses of the input, the cotangent or 0 for a
+// forward, the output, and 6 float32 a channel, which a forward fills in; samples, channels, positions, whether channels
+// lie side by side; then the hints. For memory that the caller owns.
+PyObject* time_pass(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    Problem p;
+    if (wrong(count, 8 + HINTS) || !read_hints(args + 8, p.hints)) return nullptr;
+    p.x = PyLong_AsVoidPtr(args[0]);
+    p.g = PyLong_AsVoidPtr(args[1]);
+    p.out = PyLong_AsVoidPtr(args[2]);
+    p.saved = PyLong_AsVoidPtr(args[3]);
+    p.samples = PyLong_AsLong(args[4]);
+    p.channels = PyLong_AsLong(args[5]);
+    p.positions = PyLong_AsLong(args[6]);
+    p.last = args[7] == Py_True;
+    p.eps = 1e-5;
+    p.fresh = false;
+    if (PyErr_Occurred()) return nullptr;
+    // The thread's own time, where there is a clock of it: others that use the processor are not to be counted.
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    auto now = [] {
+        timespec t;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+        return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+    };
+#else
+    auto now = [] { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); };
+#endif
+    const double start = now();
+    if (fails(p, [&] { p.g ? run_backward(p, FLOAT, RELU, false) : run_forward(p, FLOAT, RELU); })) return nullptr;
+    return PyFloat_FromDouble(now() - start);
 }
 
 // Which of the instruction sets that modules are built for this machine has.
@@ -381,7 +472,10 @@ PyMethodDef methods[] = {
     {"plan", (PyCFunction)(void (*)(void))plan, METH_FASTCALL, "A plan of one normalization; None where it cannot be."},
     {"rows_forward", (PyCFunction)(void (*)(void))rows_forward, METH_FASTCALL, "Normalize rows."},
     {"rows_backward", (PyCFunction)(void (*)(void))rows_backward, METH_FASTCALL, "Gradients of rows."},
-    {"expect_recycled", expect_recycled, METH_O, "Whether freed memory stays in the process."},
+    {"set_hints", (PyCFunction)(void (*)(void))set_hints, METH_FASTCALL, "Set how memory is gone about."},
+    {"hints", get_hints, METH_NOARGS, "How memory is gone about."},
+    {"before_first_large", (PyCFunction)(void (*)(void))before_first_large, METH_FASTCALL, "Call once, before it."},
+    {"time_pass", (PyCFunction)(void (*)(void))time_pass, METH_FASTCALL, "Seconds of a forward or backward by hints."},
     {"about", about, METH_NOARGS, "Instruction set, whether torch's threads were found, bytes of the cache."},
     {"supports", supports, METH_NOARGS, "Which builds this machine can run."},
     {nullptr, nullptr, 0, nullptr},
@@ -390,18 +484,6 @@ PyMethodDef methods[] = {
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "batch norm", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
-
-// Half of a core's own cache, in bytes: what two passes over a block may take.
-long half_of_cache() {
-    static const long half = [] {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-        const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-        if (size >= 128 * 1024 && size <= 16 * 1024 * 1024) return size / 2;
-#endif
-        return 256L * 1024;
-    }();
-    return half;
-}
 
 #define GLUE(a, b) a##b
 #define INIT(name) GLUE(PyInit_, name)

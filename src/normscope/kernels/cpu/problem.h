@@ -38,6 +38,19 @@ struct PerChannel {
     }
 };
 
+// How memory is gone about: from the machine's caches, and a calibration. No bit of a result depends on any of it.
+struct Hints {
+    long own = 512 * 1024;       // bytes of a core's own cache
+    long shared = 0;             // bytes of the cache behind it, which all cores have together; 0 for none
+    long stretch = 0;            // bytes that memory is to be read in at least, where a cache has room for it; 0 for any
+    long ahead = 0;              // bytes that outputs are fetched for writing ahead; 0 for not at all
+    long stream = 0;             // bytes of an output from which on it goes past the cache; 0 for never
+    bool stream_fresh = false;   // whether that is so too on pages that the system still has to hand out
+    bool next = false;           // whether the second pass over a block fetches the next block
+    bool pairs = false;          // whether rows are taken in pairs, and the next pair fetched
+    bool large_pages = true;     // whether fresh outputs are asked for in large pages
+};
+
 struct Problem {
     const void* x = nullptr;   // in the backward of the in-place mode: the output
     const void* g = nullptr;   // cotangent of the output
@@ -48,7 +61,8 @@ struct Problem {
     bool last = false;         // channels side by side in memory
     double eps = 0, share = 0, slope = 0;
     int threads = 1;
-    bool recycled = false;     // freed memory stays in the process, so that outputs are written to pages that are there
+    Hints hints;
+    bool fresh = true;         // the output lies on pages that the system still has to hand out
     void (*team)(void (*)(void*), void*, unsigned, unsigned) = nullptr;  // libgomp's GOMP_parallel, as torch loaded it
     int (*rank)() = nullptr;   // libgomp's omp_get_thread_num: which of the team is asking
 };
@@ -89,11 +103,14 @@ struct Job {
     }
 };
 
-// Past the cache only where that pays: outputs far larger than it, on pages that are there, in whole lines.
-constexpr long STREAM_BYTES = 8000000;
-inline bool streams(const Problem& p, long stretch, long all) {
-    return p.recycled && all >= STREAM_BYTES && stretch % 64 == 0 && (uintptr_t)p.out % 64 == 0 && p.out != p.x &&
-           p.out != p.g;
+// Not for double, which nobody trains in, and not where it would be a plain store.
+template <class T>
+constexpr bool CAN_STREAM = NORMSCOPE_BYTES >= 32 && sizeof(T) < 8;
+
+// Past the cache only where that pays: large outputs, not over an input.
+inline bool streams(const Problem& p, long all) {
+    const Hints& h = p.hints;
+    return h.stream > 0 && all >= h.stream && (h.stream_fresh || !p.fresh) && p.out && p.out != p.x && p.out != p.g;
 }
 
 // Items are taken as threads come free; no result depends on which thread took one.
@@ -135,12 +152,10 @@ class Scratch {
 
 constexpr long FLUSH = 1024;       // values that are summed in float before they go to double
 constexpr long ROWS = 64;          // the same for a column, whose lanes are columns
-constexpr long GROUP = 16 * ROWS;  // rows of one work item
+constexpr long GROUP = 8 * ROWS;   // rows of one work item
 
 inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
 inline long clamp(long value, long low, long high) { return value < low ? low : value > high ? high : value; }
-
-long half_of_cache();
 
 // Channels as runs of `positions` values, one in every sample. Sums go by pieces of at most about FLUSH values.
 struct Runs {

@@ -24,7 +24,7 @@ int threads_of(const RowProblem& p, long bytes) {
     return bytes * p.rows() * p.size() < SERIAL_BYTES ? 1 : p.threads;
 }
 
-// Stretches of rows, each for one thread: some rows at least, since the first of a stretch is read by itself.
+// Stretches of rows, each for one thread: some rows at least, since nothing fetches the first of a stretch.
 template <class F>
 void over_items(const RowProblem& p, long bytes, F&& work) {
     const int threads = threads_of(p, bytes);
@@ -75,10 +75,11 @@ INLINE V scaled(V xhat, V gain, V shift) {
     return xhat;
 }
 
-template <class T, bool GAIN, bool SHIFT>
-void normalize_columns(const T* p, T* y, long n, const wide<T>* gain, const wide<T>* shift, const Constants<wide<T>>& k) {
+template <class T, bool GAIN, bool SHIFT, bool STREAM>
+void normalize_columns(const T* p, T* y, long n, const wide<T>* gain, const wide<T>* shift, const Constants<wide<T>>& k,
+                       long write) {
     using A = wide<T>;
-    constexpr long L = lanes<A>, ahead = AHEAD / long(sizeof(T));
+    constexpr long L = lanes<A>;
     const Constants<A> c = k;
     const vec<A> none{};
     long i = 0;
@@ -86,7 +87,7 @@ void normalize_columns(const T* p, T* y, long n, const wide<T>* gain, const wide
         vec<A> v[4];
         for (int u = 0; u < 4; u++) {
             if (u * L * sizeof(T) % 64 == 0) {
-                __builtin_prefetch(y + i + u * L + ahead, 1, 3);
+                if (!STREAM && write) __builtin_prefetch((char*)(y + i + u * L) + write, 1, 3);
                 __builtin_prefetch(p + i + u * L + n, 0, 2);  // of the next row, whose first pass is to find it there
             }
         }
@@ -94,7 +95,7 @@ void normalize_columns(const T* p, T* y, long n, const wide<T>* gain, const wide
         for (int u = 0; u < 4; u++)
             v[u] = scaled<GAIN, SHIFT>(fma(v[u] - c.mean, c.scale, c.offset), GAIN ? load(gain + i + u * L) : none,
                                        SHIFT ? load(shift + i + u * L) : none);
-        store_several<T, 4, false>(y + i, v);
+        store_several<T, 4, STREAM>(y + i, v);
     }
     for (long left = n - i; left > 0; left -= L, i += L) {
         const long m = left < L ? left : L;
@@ -134,11 +135,11 @@ void gradient_sums_of_columns(const T* x, const T* g, long n, const wide<T>* gai
     along += (q[0] + q[1]) + (q[2] + q[3]);
 }
 
-template <class T, bool GAIN, bool OUT, bool SUMS>
+template <class T, bool GAIN, bool OUT, bool SUMS, bool STREAM>
 void gradient_of_columns(const T* x, const T* g, T* out, long n, const wide<T>* gain, const Constants<wide<T>>& k,
-                         const Projection<wide<T>>& projection, wide<T>* g_gain, wide<T>* g_shift) {
+                         const Projection<wide<T>>& projection, wide<T>* g_gain, wide<T>* g_shift, long write) {
     using A = wide<T>;
-    constexpr long L = lanes<A>, ahead = AHEAD / long(sizeof(T));
+    constexpr long L = lanes<A>;
     const Constants<A> c = k;
     const Projection<A> j = projection;
     const vec<A> none{};
@@ -147,7 +148,7 @@ void gradient_of_columns(const T* x, const T* g, T* out, long n, const wide<T>* 
         vec<A> d[4], v[4];
         for (int u = 0; u < 4; u++) {
             if (u * L * sizeof(T) % 64 == 0) {
-                if (OUT) __builtin_prefetch(out + i + u * L + ahead, 1, 3);
+                if (OUT && !STREAM && write) __builtin_prefetch((char*)(out + i + u * L) + write, 1, 3);
                 __builtin_prefetch(x + i + u * L + n, 0, 2);
                 __builtin_prefetch(g + i + u * L + n, 0, 2);
             }
@@ -163,7 +164,7 @@ void gradient_of_columns(const T* x, const T* g, T* out, long n, const wide<T>* 
             if (GAIN) d[u] = d[u] * load(gain + i + u * L);
             v[u] = fma(v[u], j.slant, fma(d[u], c.scale, j.level));
         }
-        if (OUT) store_several<T, 4, false>(out + i, v);
+        if (OUT) store_several<T, 4, STREAM>(out + i, v);
     }
     for (long left = n - i; left > 0; left -= L, i += L) {
         const long m = left < L ? left : L;
@@ -218,7 +219,7 @@ struct Moments {
     }
 };
 
-template <class T, bool GAIN, bool SHIFT>
+template <class T, bool GAIN, bool SHIFT, bool STREAM>
 void forward_of_columns(const RowProblem& p) {
     using A = wide<T>;
     const long n = p.size(), all = p.groups * n, per = clamp(ITEM_BYTES / (n * long(sizeof(T))), 1, p.rows());
@@ -234,39 +235,39 @@ void forward_of_columns(const RowProblem& p) {
             moments.add((const T*)p.x + r * n, n);
             moments.finish(p, r);
             const long k = r % p.groups * n;
-            normalize_columns<T, GAIN, SHIFT>((const T*)p.x + r * n, (T*)p.out + r * n, n, gain + (GAIN ? k : 0),
-                                              shift + (SHIFT ? k : 0), constants_of_row<A>(p, r));
+            normalize_columns<T, GAIN, SHIFT, STREAM>((const T*)p.x + r * n, (T*)p.out + r * n, n, gain + (GAIN ? k : 0),
+                                                      shift + (SHIFT ? k : 0), constants_of_row<A>(p, r), p.hints.ahead);
         }
+        end_of_stream();
     });
 }
 
-// Rows of some size: while a stretch of a row is written, that of the next is read, so that memory does both all the time.
-template <class T>
+// Rows of some size: read whole, then written whole. To read a stretch of the next row between the stretches that are
+// written takes longer: memory is slow at stretches of two places in turn.
+template <class T, bool STREAM>
 void forward_of_spans(const RowProblem& p) {
     using A = wide<T>;
     const long n = p.size();
     over_items(p, sizeof(T), [&](long from, long to) {
         const Saved<A> saved(p.saved, p.rows());
-        const T* x = (const T*)p.x + from * n;
-        Moments<T> moments(p, from);
         const long several = clamp(FLUSH / p.span, 1, p.gains());  // spans that are summed at once, in every row alike
-        auto add = [&](const T* row, long k) {
-            if (k % several == 0) moments.add(row + k * p.span, clamp(several, 1, p.gains() - k) * p.span);
-        };
-        for (long k = 0; k < p.gains(); k++) add(x, k);
-        for (long r = from; r < to; r++, x += n) {
+        for (long r = from; r < to; r++) {
+            const T* x = (const T*)p.x + r * n;
+            Moments<T> moments(p, r);
+            for (long k = 0; k < p.gains(); k += several)
+                moments.add(x + k * p.span, clamp(several, 1, p.gains() - k) * p.span);
             moments.finish(p, r);
-            if (r + 1 < to) moments = Moments<T>(p, r + 1);
             const double rstd = saved.rstd[r], low = saved.low[r];
+            const Ahead ahead = beside<T>(p, p.hints.next && r + 1 < to ? n : 0, p.span);
             for (long k = 0; k < p.gains(); k++) {
                 const long c = r % p.groups * p.gains() + k, at = k * p.span;
                 const double scale = rstd * p.gain.get(c, 1);
                 const Constants<A> by{spread<A>(saved.mean[r]), spread<A>((A)scale),
                                       spread<A>((A)(p.shift.get(c, 0) - low * scale))};
-                normalize_run<T, NONE, false>(x + at, (T*)p.out + r * n + at, p.span, Ahead{0, p.span}, by, A(1));
-                if (r + 1 < to) add(x + n, k);
+                normalize_run<T, NONE, STREAM>(x + at, (T*)p.out + r * n + at, p.span, ahead, nullptr, false, by, A(1));
             }
         }
+        end_of_stream();
     });
 }
 
@@ -281,7 +282,7 @@ Projection<A> projection_of(const RowProblem& p, long r, double sum, double alon
     return {spread<A>((A)slant), spread<A>((A)(p.centred ? -rstd * sum / n - slant * low : 0))};
 }
 
-template <class T, bool GAIN, bool OUT, bool SUMS>
+template <class T, bool GAIN, bool OUT, bool SUMS, bool STREAM>
 void backward_of_columns(const RowProblem& p) {
     using A = wide<T>;
     const long n = p.size(), all = p.groups * n, rows = p.rows();
@@ -316,12 +317,13 @@ void backward_of_columns(const RowProblem& p) {
                 sum += total(s);
                 along += total(q);
             }
-            gradient_of_columns<T, GAIN, OUT, SUMS>(x, g, (T*)p.out + (OUT ? r * n : 0), n, gain + (GAIN ? k : 0), by,
-                                                    projection_of<A>(p, r, sum, along), g_gain + (SUMS ? k : 0),
-                                                    g_shift + (SUMS ? k : 0));
+            gradient_of_columns<T, GAIN, OUT, SUMS, STREAM>(x, g, (T*)p.out + (OUT ? r * n : 0), n, gain + (GAIN ? k : 0),
+                                                            by, projection_of<A>(p, r, sum, along),
+                                                            g_gain + (SUMS ? k : 0), g_shift + (SUMS ? k : 0), p.hints.ahead);
             if (++held == ROWS * p.groups) put(), held = 0;
         }
         put();
+        end_of_stream();
     });
     for (long i = 0; SUMS && i < all; i++) {
         double onto_gain = 0, onto_shift = 0;
@@ -347,7 +349,7 @@ void sums_of_span(const RowProblem& p, long at, const Constants<wide<T>>& by, do
     }
 }
 
-template <class T>
+template <class T, bool STREAM>
 void backward_of_spans(const RowProblem& p) {
     using A = wide<T>;
     const long n = p.size(), gains = p.gains(), count = p.rows() * gains;
@@ -355,30 +357,28 @@ void backward_of_spans(const RowProblem& p) {
     double *onto_shift = scratch.take<double>(count), *onto_gain = scratch.take<double>(count);
     over_items(p, 2 * sizeof(T), [&](long from, long to) {
         const Saved<A> saved(p.saved, p.rows());
-        double sum = 0, along = 0;
-        auto add = [&](long r, long k) {
-            const double gain = p.gain.get(r % p.groups * gains + k, 1);
-            double part, part_along;
-            sums_of_span<T>(p, r * n + k * p.span, constants_of_row<A>(p, r), part, part_along);
-            sum += gain * part;
-            along += gain * part_along;
-            onto_shift[r * gains + k] = part;
-            onto_gain[r * gains + k] = (part_along - saved.low[r] * part) * saved.rstd[r];
-        };
-        for (long k = 0; k < gains; k++) add(from, k);
         for (long r = from; r < to; r++) {
-            const Projection<A> j = projection_of<A>(p, r, sum, along);
             Constants<A> by = constants_of_row<A>(p, r);
-            sum = along = 0;
+            double sum = 0, along = 0;
             for (long k = 0; k < gains; k++) {
+                const double gain = p.gain.get(r % p.groups * gains + k, 1);
+                double part, part_along;
+                sums_of_span<T>(p, r * n + k * p.span, by, part, part_along);
+                sum += gain * part;
+                along += gain * part_along;
+                onto_shift[r * gains + k] = part;
+                onto_gain[r * gains + k] = (part_along - saved.low[r] * part) * saved.rstd[r];
+            }
+            const Projection<A> j = projection_of<A>(p, r, sum, along);
+            const Ahead ahead = beside<T>(p, p.hints.next && r + 1 < to ? n : 0, p.span);
+            for (long k = 0; k < gains && p.out; k++) {
                 const long at = r * n + k * p.span;
                 by.scale = spread<A>((A)(saved.rstd[r] * p.gain.get(r % p.groups * gains + k, 1)));
-                if (p.out)
-                    gradient_of_run<T, NONE, false, false>((const T*)p.x + at, (const T*)p.g + at, (T*)p.out + at, p.span,
-                                                           Ahead{0, p.span}, by, j, A(1));
-                if (r + 1 < to) add(r + 1, k);
+                gradient_of_run<T, NONE, false, STREAM>((const T*)p.x + at, (const T*)p.g + at, (T*)p.out + at, p.span,
+                                                        ahead, nullptr, false, by, j, A(1));
             }
         }
+        end_of_stream();
     });
     for (long c = 0; c < p.groups * gains; c++) {
         double gain = 0, shift = 0;
@@ -391,27 +391,50 @@ void backward_of_spans(const RowProblem& p) {
     }
 }
 
-template <class T, bool GAIN>
+template <class T, bool GAIN, bool STREAM>
 void backward_of_columns(const RowProblem& p) {
     const bool sums = p.g_gain.data || p.g_shift.data;
-    if (p.out && sums) return backward_of_columns<T, GAIN, true, true>(p);
-    if (p.out) return backward_of_columns<T, GAIN, true, false>(p);
-    if (sums) backward_of_columns<T, GAIN, false, true>(p);
+    if (p.out && sums) return backward_of_columns<T, GAIN, true, true, STREAM>(p);
+    if (p.out) return backward_of_columns<T, GAIN, true, false, STREAM>(p);
+    if (sums) backward_of_columns<T, GAIN, false, true, false>(p);
+}
+
+template <class T, bool STREAM>
+void forward_of_type(const RowProblem& p) {
+    if (p.span > 1) return forward_of_spans<T, STREAM>(p);
+    if (p.gain.data && p.shift.data) return forward_of_columns<T, true, true, STREAM>(p);
+    if (p.gain.data) return forward_of_columns<T, true, false, STREAM>(p);
+    if (p.shift.data) return forward_of_columns<T, false, true, STREAM>(p);
+    forward_of_columns<T, false, false, STREAM>(p);
+}
+
+template <class T, bool STREAM>
+void backward_of_type(const RowProblem& p) {
+    if (p.span > 1) return backward_of_spans<T, STREAM>(p);
+    p.gain.data ? backward_of_columns<T, true, STREAM>(p) : backward_of_columns<T, false, STREAM>(p);
+}
+
+template <class T>
+bool streamed(const RowProblem& p) {
+    const long size = sizeof(T);
+    if (p.span == 1 && ((uintptr_t)p.out % 64 || size * p.size() % 64)) return false;
+    return streams(p, size * p.rows() * p.size());
 }
 
 template <class T>
 void forward_of_type(const RowProblem& p) {
-    if (p.span > 1) return forward_of_spans<T>(p);
-    if (p.gain.data && p.shift.data) return forward_of_columns<T, true, true>(p);
-    if (p.gain.data) return forward_of_columns<T, true, false>(p);
-    if (p.shift.data) return forward_of_columns<T, false, true>(p);
-    forward_of_columns<T, false, false>(p);
+    if constexpr (CAN_STREAM<T>) {
+        if (streamed<T>(p)) return forward_of_type<T, true>(p);
+    }
+    forward_of_type<T, false>(p);
 }
 
 template <class T>
 void backward_of_type(const RowProblem& p) {
-    if (p.span > 1) return backward_of_spans<T>(p);
-    p.gain.data ? backward_of_columns<T, true>(p) : backward_of_columns<T, false>(p);
+    if constexpr (CAN_STREAM<T>) {
+        if (streamed<T>(p)) return backward_of_type<T, true>(p);
+    }
+    backward_of_type<T, false>(p);
 }
 
 }  // namespace

@@ -237,13 +237,15 @@ INLINE double total(vdouble v) {
     for (int i = 0; i < lanes<double>; i++) sum += v[i];
     return sum;
 }
-// In double from the first addition on: the lanes hold sums of many values.
-INLINE double total(vfloat v) {
+// The sums of two lanes each, in double: the lanes hold sums of many values.
+INLINE vdouble in_double(vdouble v) { return v; }
+INLINE vdouble in_double(vfloat v) {
     vhalf_float low, high;
     memcpy(&low, &v, sizeof low);
     memcpy(&high, (const char*)&v + sizeof low, sizeof high);
-    return total(__builtin_convertvector(low, vdouble) + __builtin_convertvector(high, vdouble));
+    return __builtin_convertvector(low, vdouble) + __builtin_convertvector(high, vdouble);
 }
+INLINE double total(vfloat v) { return total(in_double(v)); }
 
 // ----------------------------------------------------------------------------------------- U vectors side by side
 //

@@ -237,9 +237,8 @@ def explain(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
     about = cpu.about()
     dense = "" if cpu.plan(x) else ", after a copy to dense memory"
     threads = torch.get_num_threads() if about["threads"] else 1
-    return Explanation(
-        "kernel", f"{about['isa']}, {threads} {'thread' if threads == 1 else 'threads'} of torch's own{dense}"
-    )
+    words = f"{about['isa']}, {threads} {'thread' if threads == 1 else 'threads'} of torch's own{dense}"
+    return Explanation("kernel", f"{words}; {cpu.memory()}")
 
 
 def kernel_of_rows() -> str:
