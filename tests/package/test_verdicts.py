@@ -32,6 +32,7 @@ class Run:
         columns = ("Quantity", "Measured", "Theory", "Ratio")
         table = Table("Against theory", columns, (("g", 1.5, "1.4", "1.07"),))
         self.study = types.SimpleNamespace(
+            READS_DATA=True,
             CODE=slug, CARD=len(slug), TOPIC="topic", CLAIM=f"{slug} holds.", title=lambda: f"About {slug}.",
             SOURCE_PATH="", address=lambda: "", page=lambda: {"Claim": "c"},
             drawn=lambda evidence: (), tabulated=lambda evidence: (table,),
