@@ -44,7 +44,7 @@ def test_names_of_all_records_stay_apart_in_the_characters_that_loggers_take():
             nets.loss_fn(model, batch).backward()
             optimizer.step()
     records = scope.drain()
-    assert len({record.probe for record in records}) >= len(ns.probes.all()) - 1  # the net has nothing that saturates
+    assert len({record.probe for record in records}) >= len(ns.probes.all()) - 2  # nothing saturates, no tokens
     names = [scalar_name(record) for record in records]
     assert len(set(names)) == len({(record.probe, record.site, record.name) for record in records})
     for name in names:

@@ -67,8 +67,8 @@ def read(code, net, hostile):
 @pytest.mark.parametrize("code", sorted({*CHEAP, *OTHERS}))
 def test_a_hostile_batch_neither_warns_nor_switches_a_probe_off(code, net, hostile):
     steps, missing = read(code, net, hostile)
-    if code in missing:  # there is no batch norm in it
-        assert net is Vectors
+    if code in missing:  # there is no batch norm in it, or no tokens
+        assert net is Vectors or code == "residual_stream"
         assert "switched off" not in missing[code]
     else:
         assert steps >= {0, 2, 3}

@@ -12,7 +12,8 @@ from kit.training_loops import train
 from normscope import probes
 from normscope.probes import AbstractProbe, ProbeWarning, Recorder
 
-CODES = [probe.CODE for probe in probes.all()]
+# Networks without tokens have no stream that one probe reads.
+CODES = [probe.CODE for probe in probes.all() if probe.CODE != "residual_stream"]
 PAGE = "\n\n## Measures\nx\n\n## Cost\nx\n\n## Reads wrongly when\nx\n"
 
 

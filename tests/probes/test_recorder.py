@@ -12,7 +12,8 @@ from normscope._errors import UsageError
 from normscope.probes import ProbeWarning, Recorder
 from normscope.records import Store
 
-CODES = [probe.CODE for probe in probes.all()]
+# Networks without tokens have no stream that one probe reads.
+CODES = [probe.CODE for probe in probes.all() if probe.CODE != "residual_stream"]
 
 
 def run(scope, model, batches, optimizer=None, loss_fn=nets.loss_fn):
