@@ -36,6 +36,7 @@ def test_a_network_of_ones_own_stands_beside_the_atlas(mine, tmp_path, run):
     assert "&lt;mine&gt;" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_the_atlas_as_json_has_every_network_and_every_word(mine, tmp_path, run):
     found = json.loads(run("atlas", mine, "--page", tmp_path / "atlas.html", "--json").stdout)
     known = atlas.committed()

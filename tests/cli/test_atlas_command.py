@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from normscope import atlas
 
 FOUND = atlas.committed()
@@ -13,6 +15,7 @@ def test_it_prints_every_question_with_its_sentence(run, tmp_path):
         assert f"{row.number:2d}. {row.asks}\n    {row.sentence.replace('*', '')}\n" in text
 
 
+@pytest.mark.long
 def test_markdown_is_written_between_marks_in_every_page(run, refuse, tmp_path):
     page, other = tmp_path / "page.md", tmp_path / "other.md"
     page.write_text("# A\n\n<!-- atlas: sentences -->\n<!-- atlas: end -->\n", encoding="utf-8")
