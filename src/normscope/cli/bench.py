@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from normscope._errors import UsageError
-from normscope.cli._print import print_json, print_tables, print_text, written
+from normscope.cli._print import print_json, print_lines, print_tables, written
 from normscope.cli._progress import interruptible, progress_bar, status_line
 from normscope.cli._words import MOST_ROUNDS, Codes, Json, TableOut, codes, group
 
@@ -85,7 +85,7 @@ def check(
     if as_json:
         print_json(result)
     else:
-        print_text("\n".join([rates.text(result).rstrip("\n"), *written(out)]) + "\n")
+        print_lines(*rates.text(result).rstrip("\n").splitlines(), *written(out))
 
 
 def _other_sections(out: Path) -> str:
