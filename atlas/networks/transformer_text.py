@@ -48,11 +48,20 @@ def loss_fn(model: nn.Module, batch: list[Tensor]) -> Tensor:
 
 def make_case() -> ns.Case:
     """Return the training set-up: AdamW."""
+    return _case(depth=4)
+
+
+def make_case_with_twelve_blocks() -> ns.Case:
+    """Return the same set-up of a network with twelve blocks."""
+    return _case(depth=12)
+
+
+def _case(depth: int) -> ns.Case:
     # The same windows for every arm and seed: seeds differ in first weights and batches.
     text = load_text()
     split = text.split(0, test=256)
     train, test = TensorDataset(split.x_train, split.y_train), TensorDataset(split.x_test, split.y_test)
-    model = CharacterModel(text.classes)
+    model = CharacterModel(text.classes, depth=depth)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     loader = DataLoader(train, batch_size=32, shuffle=True, drop_last=True)
     return ns.Case(model, loss_fn, loader, optimizer, DataLoader(test, batch_size=32))

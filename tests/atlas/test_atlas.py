@@ -72,14 +72,32 @@ def test_a_variant_that_turns_the_word_is_told_and_is_no_column(kept):
     )
     assert turned in found.sentence
     assert "the width" not in found.sentence
-    assert found.separations[1].sentence.endswith("is *holds* (8.17 times less) after *holds* (8.17 times less).")
+    assert found.tested == (
+        "The word for the one on data does not turn: *holds* (8.17 times less), and *holds* (8.17 times less) "
+        "with the width alone changed.",
+    )
 
 
 def test_an_undecided_word_turns_nothing(kept):
     base = network(kept, "one", Outcome.HOLDS)
     for outcome in (Outcome.UNCLEAR, Outcome.HOLDS):
         other = network(kept, "deep", outcome, differs_from="one on data", differs_in="depth")
-        assert not row(base, other).separations[0].turns
+        found = row(base, other)
+        assert not found.separations[0].turns
+        assert found.tested[0].startswith(
+            "The word for the one on data does not turn: " if outcome.decided
+            else "Whether the word for the one on data turns is not known: *holds* (8.17 times less); *unclear* with "
+        )  # fmt: skip
+
+
+def test_a_variant_that_is_held_against_another_arm_differs_in_two_things_and_is_left_out(kept):
+    base = network(kept, "one", Outcome.HOLDS)
+    other = network(
+        kept, "deep", Outcome.OPPOSITE, differs_from="one on data", differs_in="depth", pair=("own", "rescaled")
+    )
+    arms = {**kept.arms, "rescaled": "without norms but rescaled"}
+    other = replace(other, arms=arms, learning={**kept.learning, "rescaled": kept.learning["own"]})
+    assert row(base, other).separations == ()
 
 
 def test_ones_own_answer_stands_beside_networks_that_compare_the_same_arms(kept):

@@ -92,14 +92,15 @@ def test_a_word_that_turns_stands_in_the_sentence_and_others_below_it(planted):
     title = BASE.network.title
     assert turned.startswith(f"    - With the cost alone changed, the word for the {title} turns from *holds* (")
     assert " to *opposite* (" in turned
-    assert stays.startswith(f"    - The word for the {title} does not turn with the name alone changed: *holds* (")
+    assert stays.startswith(f"    - The word for the {title} does not turn: *holds* (")
+    assert stays.endswith(") with the name alone changed.")
 
 
 def test_a_variant_that_tells_nothing_is_left_out(planted):
     lines = atlas.sentences(planted).splitlines()
     told = sum("with the name alone changed" in line for line in lines)
     assert told == sum(row.cells[0].outcome.decided for row in planted.rows)
-    assert "with the name alone changed: *unclear*" not in "\n".join(lines)
+    assert "*unclear* with the name alone changed" not in "\n".join(lines)
 
 
 def test_the_table_of_networks_has_the_options_of_the_command(planted):
@@ -121,5 +122,7 @@ def test_the_page_lists_the_sentences_the_quantity_and_the_variants_that_do_not_
     row = planted.rows[-1]
     assert f'<p class="prose">Measured: {row.measured}.</p>' in page
     assert "<li>With the cost alone changed, " in page
-    assert page.count("<li>The word for the ") == sum(len(row.unturned) for row in planted.rows)
+    assert page.count("<li>The word for the ") + page.count("<li>Whether the word ") == sum(
+        len(row.tested) for row in planted.rows
+    )
     assert f'data-label="{BASE.network.name}, {BASE.network.data}"' in page

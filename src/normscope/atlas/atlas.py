@@ -71,19 +71,27 @@ class Separation:
     variant: Cell
 
     @property
+    def told(self) -> bool:
+        """Whether both words are decided, so that they can be held against each other."""
+        return self.base.outcome.decided and self.variant.outcome.decided
+
+    @property
     def turns(self) -> bool:
         """Whether both words are decided and differ."""
-        both = (self.base.outcome, self.variant.outcome)
-        return all(outcome.decided for outcome in both) and both[0] is not both[1]
+        return self.told and self.base.outcome is not self.variant.outcome
+
+    @property
+    def changed(self) -> str:
+        """What differs, and the variant's word, in a clause."""
+        return f"{self.variant.said} with {self.variant.network.differs_in} alone changed"
 
     @property
     def sentence(self) -> str:
-        """What happens, in a sentence."""
+        """How the word turns, in a sentence."""
         thing, name = self.variant.network.differs_in, self.base.network.title
-        first, second = self.base.said, self.variant.said
-        if self.turns:
-            return f"With {thing} alone changed, the word for the {name} turns from {first} to {second}."
-        return f"With {thing} alone changed, the word for the {name} is {second} after {first}."
+        return (
+            f"With {thing} alone changed, the word for the {name} turns from {self.base.said} to {self.variant.said}."
+        )
 
 
 @dataclass(frozen=True)
@@ -131,17 +139,21 @@ class Row:
         return " ".join(self.sentences)
 
     @property
-    def unturned(self) -> tuple[str, ...]:
-        """The variants that do not turn the word of their network, a sentence a network.
+    def tested(self) -> tuple[str, ...]:
+        """The variants that do not turn the word of their network, or of which that is not known; sentences by network.
 
         A variant is left out where neither word is decided, as it tells nothing then.
         """
-        found: dict[str, list[str]] = {}
-        for each in self.separations:
-            if not each.turns and (each.base.outcome.decided or each.variant.outcome.decided):
-                clauses = found.setdefault(each.base.network.title, [])
-                clauses.append(f"with {each.variant.network.differs_in} alone changed: {each.variant.said}")
-        return tuple(f"The word for the {title} does not turn {'; '.join(said)}." for title, said in found.items())
+        said: list[str] = []
+        for base in self.cells:
+            others = [each for each in self.separations if each.base is base and not each.turns]
+            stay = "; ".join(each.changed for each in others if each.told)
+            open_ = [each for each in others if not each.told]
+            untold = "; ".join(each.changed for each in open_ if base.outcome.decided or each.variant.outcome.decided)
+            title = base.network.title
+            said += [f"The word for the {title} does not turn: {base.said}, and {stay}."] if stay else []
+            said += [f"Whether the word for the {title} turns is not known: {base.said}; {untold}."] if untold else []
+        return tuple(said)
 
     @property
     def measured(self) -> str:
@@ -209,9 +221,11 @@ class Atlas:
         own = tuple(cell for cell in cells if cell.answer.question.code == code)
         by_title = {cell.network.title: cell for cell in own}
         pairs = tuple(
-            Separation(by_title[cell.network.differs_from], cell)
+            Separation(base, cell)
             for cell in others
-            if cell.answer.question.code == code and cell.network.differs_from in by_title
+            if cell.answer.question.code == code
+            and (base := by_title.get(cell.network.differs_from))
+            and base.comparison.pair == cell.comparison.pair  # else two things differ
         )
         return Row(code, number, asks, own, pairs)
 

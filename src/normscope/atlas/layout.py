@@ -50,6 +50,16 @@ class Network:
         """Name and data."""
         return f"{self.name} on {self.data}"
 
+    @property
+    def layers_in_words(self) -> str:
+        """The layers on a line: ``"4 BatchNorm2d, 4 Conv2d"``."""
+        return ", ".join(f"{count} {name}" for name, count in self.layers.items())
+
+    @property
+    def norms_in_words(self) -> str:
+        """The norms among them; empty where no class is a norm by its name."""
+        return ", ".join(f"{count} {name}" for name, count in self.layers.items() if "Norm" in name)
+
 
 @dataclass(frozen=True, slots=True)
 class KeptComparison:
@@ -92,3 +102,8 @@ class KeptComparison:
     device: str
     began: str
     seconds: float
+
+    @property
+    def machine(self) -> str:
+        """Processor and cores, or the accelerator."""
+        return self.device if self.device != "cpu" else f"{self.cpu}, {self.cores or '?'} cores"

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from normscope._errors import StoreError
@@ -69,25 +69,27 @@ def sentences(atlas: Atlas, codes: Collection[str] | None = None) -> str:
     lines = []
     for row in _rows(atlas, codes):
         lines.append(f"{row.number}. {row.question}")
-        lines += [f"    - {said}" for said in (*row.sentences, *row.unturned)]
+        lines += [f"    - {said}" for said in (*row.sentences, *row.tested)]
     return "".join(f"{line}\n" for line in lines)
 
 
-def networks(atlas: Atlas, codes: Collection[str] | None = None) -> str:
-    """Return the table of the networks and variants with how they were compared, and what made the numbers.
-
-    Args:
-        atlas: The networks.
-        codes: Not used: a network is listed with all its questions.
-    """
+def networks(atlas: Atlas) -> str:
+    """Return the table of the networks and variants with how they were compared, and what made the numbers."""
     found = [*atlas.networks, *atlas.variants]
     every = {question.code: question.number for each in found for question in each.questions}
-    rows = [(_named(each), _layers(each), f"`{_options(each, every)}`", duration(each.seconds)) for each in found]
+    rows = [
+        (_named(each), each.network.layers_in_words, f"`{_options(each, every)}`", duration(each.seconds))
+        for each in found
+    ]
     made = markdown_table(("network", "layers", "options of `normscope compare`", "time"), rows)
     return f"{made}\n{_made(found)}\n"
 
 
-_PARTS = {"table": table, "sentences": sentences, "networks": networks}
+_PARTS: dict[str, Callable[[Atlas, Collection[str] | None], str]] = {
+    "table": table,
+    "sentences": sentences,
+    "networks": lambda atlas, _: networks(atlas),
+}
 
 
 def _rows(atlas: Atlas, codes: Collection[str] | None) -> list[Row]:
@@ -113,10 +115,6 @@ def _named(kept: KeptComparison) -> str:
     return f"{network.title}<br>differs from the {network.differs_from} in {network.differs_in}"
 
 
-def _layers(kept: KeptComparison) -> str:
-    return ", ".join(f"{count} {name}" for name, count in kept.network.layers.items())
-
-
 def _options(kept: KeptComparison, every: Collection[str]) -> str:
     """Return the options with which a network was compared."""
     asked = [question.code for question in kept.questions]
@@ -131,7 +129,7 @@ def _made(found: Sequence[KeptComparison]) -> str:
     def each(values: Iterable[str]) -> str:
         return " and ".join(sorted(set(values)))
 
-    machines = each(f"{kept.cpu}, {kept.cores or '?'} cores" if kept.device == "cpu" else kept.device for kept in found)
+    machines = each(kept.machine for kept in found)
     total = duration(math.fsum(kept.seconds for kept in found))
     return (
         f"Made with normscope {each(kept.normscope for kept in found)} and torch {each(kept.torch for kept in found)}; "

@@ -48,6 +48,7 @@ def write_page(
         columns=[_column(each, own=each in own) for each in found],
         rows=rows,
         provenance={each.network.title: dict(_made(each)) for each in (*found, *atlas.variants)},
+        seconds=sum(each.seconds for each in (*found, *atlas.variants)),
     )
 
 
@@ -63,7 +64,7 @@ def _lede(atlas: Atlas, own: Sequence[KeptComparison]) -> str:
 
 
 def _row(row: Row, cells: Sequence[NetworkCell | None], page: Mapping[str, str]) -> NetworkRow:
-    return NetworkRow(row.code, row.number, row.asks, row.measured, row.sentences, row.unturned, cells, page)
+    return NetworkRow(row.code, row.number, row.asks, row.measured, row.sentences, row.tested, cells, page)
 
 
 def _cell(cell: Cell) -> NetworkCell:
@@ -71,13 +72,13 @@ def _cell(cell: Cell) -> NetworkCell:
 
 
 def _column(kept: KeptComparison, *, own: bool) -> NetworkColumn:
-    norms = ", ".join(f"{count} {name}" for name, count in kept.network.layers.items() if "Norm" in name)
-    return NetworkColumn(kept.network.name, kept.network.data, norms, tuple(_facts(kept)), kept.seconds, own)
+    network = kept.network
+    return NetworkColumn(network.name, network.data, network.norms_in_words, tuple(_facts(kept)), own)
 
 
 def _facts(kept: KeptComparison) -> Iterator[tuple[str, str]]:
     """Yield how a network was compared."""
-    yield "layers", ", ".join(f"{count} {name}" for name, count in kept.network.layers.items())
+    yield "layers", kept.network.layers_in_words
     yield "arms", "; ".join(kept.arms.values())
     yield "decides", " against ".join(kept.arms[arm] for arm in kept.pair)
     yield "training", f"{kept.steps} steps, {counted(len(kept.seeds), 'seed')}"
@@ -88,5 +89,5 @@ def _made(kept: KeptComparison) -> Iterator[tuple[str, str]]:
     """Yield what made the numbers of a network."""
     yield "normscope", kept.normscope
     yield "torch", kept.torch
-    yield "machine", f"{kept.cpu}, {kept.cores or '?'} cores" if kept.device == "cpu" else kept.device
+    yield "machine", kept.machine
     yield "began", kept.began

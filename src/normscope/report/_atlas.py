@@ -8,7 +8,7 @@ from typing import Any
 from normscope import plots
 from normscope.records import Verdict
 from normscope.records.addresses import save
-from normscope.report._page import environment, flat, resources
+from normscope.report._page import environment, flat, levels, resources
 from normscope.report._sections import duration
 from normscope.report._study import figure
 from normscope.report._words import amount_of, colour_class, point_and_interval
@@ -25,7 +25,6 @@ class NetworkColumn:
         data: What it is trained on.
         norms: Its norms, with how many there are.
         facts: How it was compared, as (what, value).
-        seconds: What its runs took, one after the other.
         own: Whether it is the reader's own, which stands beside the atlas.
     """
 
@@ -33,7 +32,6 @@ class NetworkColumn:
     data: str
     norms: str
     facts: Sequence[tuple[str, str]]
-    seconds: float
     own: bool = False
 
 
@@ -64,7 +62,7 @@ class NetworkRow:
         asks: The question.
         measured: The quantity whose effects are shown.
         sentences: The claim over the networks, and what separates them.
-        tested: What was tested and does not separate them.
+        tested: What else was tested of what may separate them.
         cells: An answer for each column; None where the network was not asked.
         page: Text under each heading of the question's page.
     """
@@ -87,6 +85,7 @@ def write_atlas(
     columns: Sequence[NetworkColumn],
     rows: Sequence[NetworkRow],
     provenance: Mapping[str, Any],
+    seconds: float,
 ) -> Path:
     """Write the page: one HTML file with all it needs, which opens without a network.
 
@@ -97,6 +96,7 @@ def write_atlas(
         columns: The networks.
         rows: The questions.
         provenance: What made the numbers.
+        seconds: What all runs took, one after the other.
 
     Returns:
         The path written. The file appears whole or not at all.
@@ -113,8 +113,8 @@ def write_atlas(
             lede=lede,
             columns=columns,
             rows=[_row(row, charts) for row in rows],
-            level="95 %",
-            headline=[("all runs, one after the other", duration(sum(column.seconds for column in columns)))],
+            level=levels([cell.verdict for row in rows for cell in row.cells if cell is not None]),
+            headline=[("all runs, one after the other", duration(seconds))],
             provenance=list(flat(provenance)),
             times=(),
             total=0.0,

@@ -7,7 +7,7 @@ from typing import Any
 
 from normscope.records.addresses import save
 from normscope.records.answers import capital
-from normscope.report._page import environment, flat, headline, resources
+from normscope.report._page import environment, flat, headline, levels, resources
 from normscope.report._sections import Section, duration
 from normscope.report._study import study
 from normscope.report._words import p_words, point_and_interval
@@ -113,7 +113,6 @@ def comparison_html(page: ComparedPage) -> str:
     together = sum(shown["verdict"] is not None and shown["verdict"].adjusted_p is not None for shown in questions)
     tiles = [_tile(shown, [(words.get(arm, arm), shown["numbers"].get(arm, "")) for arm in page.pair], together)
              for shown in questions if shown["tile"]]  # fmt: skip
-    levels = sorted({shown["verdict"].effect.level for shown in questions if shown["verdict"]})
     return (
         environment()
         .get_template("comparison.html")
@@ -128,7 +127,7 @@ def comparison_html(page: ComparedPage) -> str:
             few_lines=_FEW_LINES,
             measured=[shown for shown in questions if any(shown["numbers"].values())],
             judged=[shown for shown in questions if shown["answer"] and not shown["described"]],
-            level=" and ".join(f"{level * 100:.3g} %" for level in levels) or "95 %",
+            level=levels([shown["verdict"] for shown in questions if shown["verdict"]]),
             headline=_made(page),
             provenance=list(flat(page.provenance)),
             times=(),

@@ -100,7 +100,7 @@ def render(
             sentences=_overview.sentences_by_text(sentences, by_slug),
             errata=_overview.errata_with_figures(errata, by_slug),
             theory=_overview.theory(sections, studies) if many else [],
-            level=_levels([each["verdict"] for each in top["experiments"]]),
+            level=levels([each["verdict"] for each in top["experiments"]]),
             **resources(charts),
         )
     )
@@ -161,7 +161,7 @@ def _shares(times: Mapping[str, float]) -> list[tuple[str, float, float]]:
     return [(name, seconds, 100 * seconds / longest if longest > 0 else 0.0) for name, seconds in times.items()]
 
 
-def _levels(verdicts: Sequence[Verdict]) -> str:
+def levels(verdicts: Sequence[Verdict]) -> str:
     """Return the confidence levels in use, in words."""
     return " and ".join(f"{level * 100:.3g} %" for level in sorted({v.effect.level for v in verdicts})) or "95 %"
 
