@@ -87,7 +87,7 @@ def test_a_word_that_turns_stands_in_the_sentence_and_others_below_it(planted):
     lines = atlas.sentences(planted).splitlines()
     at = next(index for index, line in enumerate(lines) if line.startswith("12. *"))
     asked, stands, turned, stays = lines[at:]
-    assert asked.endswith(f"* Measured: {planted.rows[-1].measured}.")
+    assert asked.endswith(f"* {planted.rows[-1].source}")
     assert stands == f"    - {planted.rows[-1].sentences[0]}"
     title = BASE.network.title
     assert turned.startswith(f"    - With the cost alone changed, the word for the {title} turns from *holds* (")
@@ -121,8 +121,21 @@ def test_the_page_lists_the_sentences_the_quantity_and_the_variants_that_do_not_
     page = atlas.write_page(tmp_path / "atlas.html", planted).read_text(encoding="utf-8")
     row = planted.rows[-1]
     assert f'<p class="prose">Measured: {row.measured}.</p>' in page
+    assert "It asks the claim that the study tests: <code>ics-gradient-shift</code>." in page
     assert "<li>With the cost alone changed, " in page
     assert page.count("<li>The word for the ") + page.count("<li>Whether the word ") == sum(
         len(row.tested) for row in planted.rows
     )
     assert f'data-label="{BASE.network.name}, {BASE.network.data}"' in page
+
+
+def test_the_table_of_claims_has_each_study_under_the_word_of_the_question_that_asks_its_claim(planted):
+    _, _, *lines = atlas.claims(planted).splitlines()
+    asked = [(row, unit) for row in planted.rows for unit in row.claims]
+    assert len(lines) == len(asked) >= 9
+    for line, (row, unit) in zip(lines, asked, strict=True):
+        claim, cell = line.strip("| ").split(" | ")
+        assert claim.startswith(f"{unit.CLAIM}<br>`{unit.CODE}`, {unit.SOURCES[0]}; question {row.number}")
+        assert unit.ON_A_CASE.question == row.code
+        assert unit.ON_A_CASE.differs in claim
+        assert cell.startswith(f"**{row.cells[0].outcome.value}**")

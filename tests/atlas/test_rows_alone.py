@@ -40,7 +40,7 @@ def test_all_questions_are_asked_and_an_unknown_question_has_no_row():
 def test_an_answer_has_the_question_the_quantity_and_a_list_of_the_sentences():
     for row in FOUND.rows:
         asked, listed = row.answer.split("\n\n")
-        assert asked == f"*{row.asks}* Measured: {row.measured}."
+        assert asked == f"*{row.asks}* {row.source}"
         assert " ".join(line.removeprefix("- ") for line in listed.splitlines()) == row.sentence
         assert all(line.startswith("- ") for line in listed.splitlines())
 

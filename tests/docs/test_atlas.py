@@ -5,8 +5,12 @@ import itertools
 import re
 import shlex
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from kit.guides import PAGES, ROOT, blocks
 from normscope import atlas, studies
@@ -40,18 +44,41 @@ def test_make_pages_writes_every_page_that_has_a_place_for_the_atlas():
     assert {"README.md", "docs/atlas.md"} <= set(listed)
 
 
-def test_it_has_the_set_up_of_every_network(monkeypatch):
-    committed = {each.network.title for each in (*FOUND.networks, *FOUND.variants)}
-    assert committed <= set(SET_UPS), "add the network to the list of set-ups in docs/atlas.md"
+@pytest.fixture
+def set_up(monkeypatch, tmp_path):
+    """Return the function of a set-up, which reads invented images of the real ones' shapes."""
+    for name, shape in {"FASHION_MNIST": (28, 28), "CIFAR10": (32, 32, 3)}.items():
+        rng, count = np.random.default_rng(0), 140
+        images = {f"x_{part}": rng.integers(0, 256, (count, *shape), dtype=np.uint8) for part in ("train", "test")}
+        np.savez(tmp_path / f"{name}.npz", **images, y_train=np.arange(count) % 10, y_test=np.arange(count) % 10)
+        monkeypatch.setenv(f"NORMSCOPE_{name}", str(tmp_path / f"{name}.npz"))
     folder = ROOT / "atlas/networks"
     monkeypatch.syspath_prepend(str(folder))
-    for set_up in set(SET_UPS.values()) - {"–"}:
-        file, _, name = set_up.partition(":")
+
+    def made(address):
+        file, _, name = address.partition(":")
         spec = importlib.util.spec_from_file_location(f"set_up_{file.removesuffix('.py')}", folder / file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        assert callable(getattr(module, name)), set_up
+        return getattr(module, name)
+
+    yield made
     sys.modules.pop("images", None)
+
+
+@pytest.mark.parametrize("kept", [*FOUND.networks, *FOUND.variants], ids=lambda kept: kept.network.title)
+def test_the_set_up_of_every_network_is_listed_has_its_layers_and_makes_a_step(kept, set_up):
+    case = set_up(SET_UPS[kept.network.title])()
+    named = [type(module).__name__ for site, module in case.model.named_modules() if site]
+    computing = [name for name in named if name not in ("Sequential", "ModuleList", "Identity")]
+    known = Counter(name if hasattr(nn, name) else "own classes" for name in computing)
+    assert known == kept.network.layers
+    before = [parameter.detach().clone() for parameter in case.model.parameters()]
+    case.loss_fn(case.model, next(iter(case.loader))).backward()
+    case.optimizer.step()
+    after = [parameter.detach() for parameter in case.model.parameters()]
+    assert all(torch.isfinite(parameter).all() for parameter in after)
+    assert not all(map(torch.equal, before, after))
 
 
 def test_its_commands_of_committed_networks_are_those_that_made_the_files():

@@ -29,6 +29,12 @@ def loaders(batch_size=16):
     return train, DataLoader(TensorDataset(*points(48, seed=1)), batch_size)
 
 
+def make_layer_norm_case():
+    model = dense(nn.LayerNorm)
+    train, test = loaders()
+    return ns.Case(model, entropy, train, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), test)
+
+
 def make_case():
     model = dense(dropout=0.2)
     train, test = loaders()

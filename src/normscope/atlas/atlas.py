@@ -6,92 +6,14 @@ from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 
-from normscope.atlas.answers import KeptAnswer, answers_of, outcomes_of
+from normscope import studies
+from normscope.atlas.answers import answers_of, outcomes_of
+from normscope.atlas.cell import WITHOUT, Cell, Separation
 from normscope.atlas.file import read
-from normscope.atlas.layout import KeptComparison, Network
+from normscope.atlas.layout import KeptComparison
 from normscope.records import Outcome
 from normscope.records.answers import capital
-
-_WITHOUT = ("none", "rescaled")  # arms without norms: in both the same thing is taken away
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one network answers to a question.
-
-    Attributes:
-        comparison: The comparison of the network.
-        answer: Its answer.
-    """
-
-    comparison: KeptComparison
-    answer: KeptAnswer
-
-    @property
-    def network(self) -> Network:
-        """The network."""
-        return self.comparison.network
-
-    @property
-    def title(self) -> str:
-        """The network; and the arm that it is compared with, where that is another than the plain one."""
-        kept = self.comparison
-        beside = "" if kept.pair[-1] == _WITHOUT[0] else f", beside itself {kept.arms[kept.pair[-1]]}"
-        return f"{self.network.title}{beside}"
-
-    @property
-    def outcome(self) -> Outcome:
-        """The word."""
-        return self.answer.verdict.outcome
-
-    @property
-    def said(self) -> str:
-        """The word with the effect where it is decided, in Markdown."""
-        return f"*{self.outcome.value}*{_amount(self)}"
-
-    @property
-    def why(self) -> str:
-        """Why there is no word, in a clause; empty where there is."""
-        if self.outcome is not Outcome.NOT_MEASURABLE:
-            return ""
-        _, _, said = self.answer.sentence.partition(": ")
-        return said.rstrip(".")
-
-
-@dataclass(frozen=True)
-class Separation:
-    """What happens to a word where one thing of a network changes.
-
-    Attributes:
-        base: The network's answer.
-        variant: The answer of the network in which that thing differs.
-    """
-
-    base: Cell
-    variant: Cell
-
-    @property
-    def told(self) -> bool:
-        """Whether both words are decided, so that they can be held against each other."""
-        return self.base.outcome.decided and self.variant.outcome.decided
-
-    @property
-    def turns(self) -> bool:
-        """Whether both words are decided and differ."""
-        return self.told and self.base.outcome is not self.variant.outcome
-
-    @property
-    def changed(self) -> str:
-        """What differs, and the variant's word, in a clause."""
-        return f"{self.variant.said} with {self.variant.network.differs_in} alone changed"
-
-    @property
-    def sentence(self) -> str:
-        """How the word turns, in a sentence."""
-        thing, name = self.variant.network.differs_in, self.base.network.title
-        return (
-            f"With {thing} alone changed, the word for the {name} turns from {self.base.said} to {self.variant.said}."
-        )
+from normscope.studies import CaseQuestion
 
 
 @dataclass(frozen=True)
@@ -160,10 +82,27 @@ class Row:
         """The quantity whose effect stands beside the words."""
         return self.cells[0].answer.question.contrasts[0].quantity
 
+    @cached_property
+    def claims(self) -> tuple[studies.AbstractStudy, ...]:
+        """The studies whose claims the question asks of a network with its norms and without."""
+        asked = ((unit, unit.ON_A_CASE) for unit in studies.all())
+        return tuple(
+            unit
+            for unit, on in asked
+            if isinstance(on, CaseQuestion) and on.question == self.code and on.arms == ("own", "none")
+        )
+
+    @property
+    def source(self) -> str:
+        """What is measured, and which studies have the same claim, in Markdown."""
+        named = ", ".join(f"`{unit.CODE}`" for unit in self.claims)
+        claim = "claim that the study tests" if len(self.claims) == 1 else "claims that the studies test"
+        return f"Measured: {self.measured}." + (f" It asks the {claim}: {named}." if named else "")
+
     @property
     def question(self) -> str:
         """The question with the quantity, in Markdown."""
-        return f"*{self.asks}* Measured: {self.measured}."
+        return f"*{self.asks}* {self.source}"
 
     @property
     def answer(self) -> str:
@@ -171,7 +110,7 @@ class Row:
         return "\n".join([f"{self.question}\n", *(f"- {said}" for said in self.sentences)])
 
     def _under(self, outcome: Outcome, cells: Sequence[Cell]) -> str:
-        named = "; ".join(f"{cell.title}{_amount(cell)}" for cell in cells)
+        named = "; ".join(f"{cell.title}{cell.amount}" for cell in cells)
         if outcome is Outcome.NOT_MEASURABLE:
             named = "; ".join(f"{cell.title} ({cell.why})" for cell in cells)
         if len(cells) == len(self.cells):
@@ -276,10 +215,5 @@ def _cells(comparison: KeptComparison, codes: Collection[str] | None) -> Iterato
 
 def _same_arms(first: Sequence[str], second: Sequence[str]) -> bool:
     """Say whether two pairs compare the same thing; without norms is without norms, whatever the first weights."""
-    one, other = (["none" if arm in _WITHOUT else arm for arm in pair] for pair in (first, second))
+    one, other = (["none" if arm in WITHOUT else arm for arm in pair] for pair in (first, second))
     return one == other
-
-
-def _amount(cell: Cell) -> str:
-    amount = cell.answer.verdict.amount
-    return f" ({amount.partition(' (')[0]})" if amount and cell.outcome.decided else ""

@@ -6,20 +6,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from normscope._errors import StoreError
-from normscope.atlas.atlas import Atlas, Cell, Row
+from normscope.atlas.atlas import Atlas, Row
+from normscope.atlas.cell import Cell
 from normscope.atlas.layout import KeptComparison
 from normscope.report import amount_of, between_marks, duration, markdown_table, point_and_interval
+from normscope.studies import CaseQuestion
 
-_BEGIN = r"<!-- atlas: (?P<part>table|sentences|networks)(?: of (?P<codes>[\w, -]+?))? -->"
+_BEGIN = r"<!-- atlas: (?P<part>table|sentences|claims|networks)(?: of (?P<codes>[\w, -]+?))? -->"
 _END = "<!-- atlas: end -->"
-_MARKS = f"<!-- atlas: table -->, <!-- atlas: sentences --> or <!-- atlas: networks -->, and after it {_END}"
+_PLACES = ", ".join(f"<!-- atlas: {part} -->" for part in ("table", "sentences", "claims"))
+_MARKS = f"{_PLACES} or <!-- atlas: networks -->, and after it {_END}"
 
 
 def into(path: str | Path, atlas: Atlas) -> str:
     """Return a page's new text: the parts of the atlas that its marks name, and all else as it was.
 
     ``<!-- atlas: table -->`` begins the table of questions by networks, ``<!-- atlas: sentences -->`` the sentence of
-    each question, ``<!-- atlas: networks -->`` the table of the networks; ``<!-- atlas: end -->`` ends each.
+    each question, ``<!-- atlas: claims -->`` the table of claims by networks, ``<!-- atlas: networks -->`` the table of
+    the networks; ``<!-- atlas: end -->`` ends each.
     ``<!-- atlas: table of gradients, speed -->`` begins the table of some questions.
 
     Args:
@@ -50,13 +54,32 @@ def table(atlas: Atlas, codes: Collection[str] | None = None) -> str:
         atlas: The networks.
         codes: The questions; all if None.
     """
-    titles = {id(cell.comparison): cell.title for row in atlas.rows for cell in row.cells}
-    heads = (
-        titles[id(each)].replace(each.network.title, f"{each.network.name}<br>on {each.network.data}")
-        for each in atlas.networks
-    )
-    columns = ["question", *heads]
-    return markdown_table(columns, [[*_cells(row, atlas)] for row in _rows(atlas, codes)])
+    rows = [
+        [f"{row.number}. {row.asks}<br>`{row.code}`: {row.measured}", *_words(row, atlas)]
+        for row in _rows(atlas, codes)
+    ]
+    return markdown_table(["question", *_heads(atlas)], rows)
+
+
+def claims(atlas: Atlas, codes: Collection[str] | None = None) -> str:
+    """Return the table of claims of studies by networks: a claim with its source, and a word with its effect.
+
+    Args:
+        atlas: The networks.
+        codes: The questions that ask the claims; all if None.
+    """
+    rows = [
+        [f"{unit.CLAIM}<br>`{unit.CODE}`, {unit.SOURCES[0]}; {_asked(row, unit.ON_A_CASE)}", *_words(row, atlas)]
+        for row in _rows(atlas, codes)
+        for unit in row.claims
+    ]
+    return markdown_table(["claim", *_heads(atlas)], rows)
+
+
+def _asked(row: Row, on: CaseQuestion | str) -> str:
+    """Return which question asks a claim, and how the question differs from the study."""
+    differs = on.differs if isinstance(on, CaseQuestion) else ""
+    return f"question {row.number}{f' ({differs})' if differs else ''}"
 
 
 def sentences(atlas: Atlas, codes: Collection[str] | None = None) -> str:
@@ -88,6 +111,7 @@ def networks(atlas: Atlas) -> str:
 _PARTS: dict[str, Callable[[Atlas, Collection[str] | None], str]] = {
     "table": table,
     "sentences": sentences,
+    "claims": claims,
     "networks": lambda atlas, _: networks(atlas),
 }
 
@@ -96,8 +120,13 @@ def _rows(atlas: Atlas, codes: Collection[str] | None) -> list[Row]:
     return [row for row in atlas.rows if codes is None or row.code in codes]
 
 
-def _cells(row: Row, atlas: Atlas) -> Iterator[str]:
-    yield f"{row.number}. {row.asks}<br>`{row.code}`: {row.measured}"
+def _heads(atlas: Atlas) -> Iterator[str]:
+    titles = {id(cell.comparison): cell.title for row in atlas.rows for cell in row.cells}
+    for each in atlas.networks:
+        yield titles[id(each)].replace(each.network.title, f"{each.network.name}<br>on {each.network.data}")
+
+
+def _words(row: Row, atlas: Atlas) -> Iterator[str]:
     of = {id(cell.comparison): cell for cell in row.cells}
     for each in atlas.networks:
         yield _word(of[id(each)]) if id(each) in of else "–"

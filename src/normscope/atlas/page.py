@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from normscope.atlas.answers import answers_of
-from normscope.atlas.atlas import Atlas, Cell, Row
+from normscope.atlas.atlas import Atlas, Row
+from normscope.atlas.cell import Cell
 from normscope.atlas.layout import KeptComparison
 from normscope.records.numbers import counted
 from normscope.report import NetworkCell, NetworkColumn, NetworkRow, write_atlas
@@ -64,7 +65,7 @@ def _lede(atlas: Atlas, own: Sequence[KeptComparison]) -> str:
 
 
 def _row(row: Row, cells: Sequence[NetworkCell | None], page: Mapping[str, str]) -> NetworkRow:
-    return NetworkRow(row.code, row.number, row.asks, row.measured, row.sentences, row.tested, cells, page)
+    return NetworkRow(row.code, row.number, row.asks, row.source, row.sentences, row.tested, cells, page)
 
 
 def _cell(cell: Cell) -> NetworkCell:

@@ -65,7 +65,6 @@ Out = Annotated[
 TableOut = Annotated[
     Path | None, typer.Option("--out", parser=file_to_write, help="Markdown file to write the tables into.")
 ]
-Seeds = Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="Seeds per arm: the replicates behind every interval.")]
 Preset = Annotated[str, typer.Option(help="quick (minutes on two cores) or full (the original's protocol).")]
 Data = Annotated[
     str | None,

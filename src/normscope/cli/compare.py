@@ -103,6 +103,22 @@ def run_and_print(
         show: Whether the page is opened in the browser.
         settings: As ``normscope.compare`` takes them.
     """
+    found, page = compared(source, out, as_json, **settings)
+    print_comparison(found, as_json, kinds=kinds, page=page, show=show)
+
+
+def compared(source: object, out: Path, as_json: bool, **settings: object) -> "tuple[Comparison, Path]":
+    """Run a comparison with its progress in the terminal, and write its page.
+
+    Args:
+        source: As ``normscope.compare`` takes it.
+        out: Folder of the run and of the page.
+        as_json: Whether a JSON document is printed, and no progress.
+        settings: As ``normscope.compare`` takes them.
+
+    Returns:
+        The comparison, and the page.
+    """
     from normscope import comparing
     from normscope.usercode import quiet_stdout
 
@@ -114,8 +130,7 @@ def run_and_print(
         with status_line(as_json) as show_status:
             if show_status is not None:
                 show_status("judging, and drawing the page")
-            path = found.report()
-        print_comparison(found, as_json, kinds=kinds, page=path, show=show)
+            return found, found.report()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import typer
 
 from normscope._errors import UsageError
 from normscope.cli._answers import committed_answers, print_study
+from normscope.cli._claims import list_claims, run_claims
 from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli._progress import ending, interruptible, progress_bar
 from normscope.cli._shards import shard_ending
@@ -20,13 +21,13 @@ from normscope.cli._words import (
     Json,
     Out,
     Preset,
-    Seeds,
     Shard,
     Workers,
     group,
     path as users_path,
     settled,
 )
+from normscope.cli.compare import MOST_STEPS
 from normscope.cli.report import write_and_print
 
 if TYPE_CHECKING:
@@ -42,10 +43,18 @@ app = group(
 
 
 @app.command("list", epilog="Example:  normscope study list --json")
-def list_studies(as_json: Json = False) -> None:
+def list_studies(
+    on_a_case: Annotated[
+        bool, typer.Option("--case", help="List which can be run on a network of your own, and why others cannot.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the studies: what each claims, its answer in the evidence of this version, and the effect."""
     from normscope import studies
 
+    if on_a_case:
+        list_claims(as_json)
+        return
     units = studies.all()
     answers, missing = committed_answers()
     if as_json:
@@ -81,7 +90,25 @@ def run(
     run_all: Annotated[bool, typer.Option("--all", help="Run every study.")] = False,
     run_demo: Annotated[bool, typer.Option("--demo", help="Run four studies that show what studies are.")] = False,
     preset: Preset = "quick",
-    seeds: Seeds = 10,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_SEEDS,
+            help="Seeds per arm: the replicates behind every interval.  [default: 10, or 5 with --case]",
+        ),
+    ] = None,
+    case: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE:FACTORY",
+            help="Ask the claims of a network of your own, by the questions of `normscope compare`; "
+            "`normscope study list --case` shows which studies can.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=MOST_STEPS, help="Training steps of a run with --case.  [default: 200]")
+    ] = None,
     data: Data = None,
     device: Device = "cpu",
     workers: Workers = None,
@@ -99,9 +126,18 @@ def run(
 
     if [run_all, run_demo, bool(slugs)].count(True) != 1:
         raise UsageError("name the studies to run, or say --all or --demo; `normscope study list` shows them")
+    where = {"workers": workers, "executor": executor, "shard": shard}
+    if case is not None:
+        studies_alone = {"--demo": run_demo, "--preset": preset != "quick", "--data": data, "--extend": extend}
+        studies_alone["--device"] = device != "cpu"
+        if given := [option for option, said in studies_alone.items() if said]:
+            raise UsageError(f"{', '.join(given)} cannot be said with --case: the set-up has its own network and data")
+        run_claims(None if run_all else slugs, case, out, as_json, seeds=seeds, steps=steps, **where)
+        return
+    if steps is not None:
+        raise UsageError("--steps belongs to --case FILE:FACTORY; the steps of a study are its preset's")
     chosen = [unit.CODE for unit in studies.all()] if run_all else list(DEMO if run_demo else slugs or ())
-    settings = {"seeds": seeds, "preset": preset, "data": data, "device": device, "workers": workers}
-    settings |= {"executor": executor, "shard": shard}
+    settings = {"seeds": 10 if seeds is None else seeds, "preset": preset, "data": data, "device": device, **where}
     run_and_report(chosen, **settings, extend=extend, out=out, as_json=as_json)
 
 

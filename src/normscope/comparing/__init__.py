@@ -1,5 +1,10 @@
 """Compare a network with its norms and without them, seed by seed, and answer in sentences."""
 
+from normscope.comparing.claims import (
+    AskedClaim as AskedClaim,
+    ClaimedComparison as ClaimedComparison,
+    asked_claims as asked_claims,
+)
 from normscope.comparing.comparison import Comparison as Comparison
 from normscope.comparing.condense import condense as condense
 from normscope.comparing.export import check_kinds as check_kinds

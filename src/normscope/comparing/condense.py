@@ -11,7 +11,8 @@ from normscope import layers
 from normscope._errors import UsageError
 from normscope.atlas import KeptComparison, KeptContrast, KeptQuestion, Network, keep
 from normscope.comparing.comparison import Comparison
-from normscope.comparing.described import MODEL, NOT_CLASSES
+from normscope.comparing.described import MODEL
+from normscope.comparing.layers import classes_of
 
 _OWN = "own classes"
 _LONGEST = 120  # letters of a name
@@ -80,13 +81,7 @@ def _questions(comparison: Comparison) -> Iterator[KeptQuestion]:
 
 def _layers(comparison: Comparison) -> Iterator[tuple[str, int]]:
     """Yield the classes of the first arm's layers that are torch's or this package's, and how many there are."""
-    of_arm = comparison.evidence.select(probe=MODEL, arm=comparison.pairs[0].first)
-    rows = of_arm.filter(
-        (pl.col("seed") == comparison.evidence.seeds[0])
-        & (pl.col("site").cast(pl.String) != "")
-        & ~pl.col("name").cast(pl.String).is_in([*NOT_CLASSES])
-    )
-    names = rows.select(pl.col("site").cast(pl.String), pl.col("name").cast(pl.String)).unique()["name"].to_list()
+    names = classes_of(comparison.evidence, comparison.pairs[0].first)
     known = [name if hasattr(nn, name) or hasattr(layers, name) else _OWN for name in names if name not in _HOLDERS]
     yield from sorted(Counter(known).items())
 

@@ -30,6 +30,16 @@ def order_of(evidence: Evidence, **where: Any) -> list[str]:
     return sorted(map(str, read), key=lambda site: (known.get(site, math.inf), natural_key(site)))
 
 
+def classes_of(evidence: Evidence, arm: str) -> list[str]:
+    """Return the class of every module of an arm but the model itself, at the first seed; in no order."""
+    rows = evidence.select(probe=MODEL, arm=arm).filter(
+        (pl.col("seed") == evidence.seeds[0])
+        & (pl.col("site").cast(pl.String) != "")
+        & ~pl.col("name").cast(pl.String).is_in([*NOT_CLASSES])
+    )
+    return rows.select(pl.col("site").cast(pl.String), pl.col("name").cast(pl.String)).unique()["name"].to_list()
+
+
 def growth(when: When) -> Quantity:
     """Return the factor by which the squared gradient grows per layer toward the input, as a logarithm.
 

@@ -60,7 +60,7 @@ class NetworkRow:
         code: Of the question.
         number: Its number.
         asks: The question.
-        measured: The quantity whose effects are shown.
+        source: The quantity whose effects are shown, and the studies that have the same claim, in Markdown.
         sentences: The claim over the networks, and what separates them.
         tested: What else was tested of what may separate them.
         cells: An answer for each column; None where the network was not asked.
@@ -70,7 +70,7 @@ class NetworkRow:
     code: str
     number: int
     asks: str
-    measured: str
+    source: str
     sentences: Sequence[str]
     tested: Sequence[str]
     cells: Sequence[NetworkCell | None]
@@ -139,7 +139,7 @@ def _row(row: NetworkRow, charts: dict[str, Any]) -> Shown:
         "code": row.code,
         "number": row.number,
         "asks": row.asks,
-        "measured": row.measured,
+        "source": row.source,
         "sentences": row.sentences,
         "cells": [None if cell is None else _cell(cell) for cell in row.cells],
         "tested": row.tested,

@@ -1,6 +1,7 @@
 """Studies, one a file: a claim about batch normalization, the experiment that tests it, and its verdict."""
 
 from normscope.studies.calibration import Rate as Rate, calibrate as calibrate
+from normscope.studies.case_question import CaseQuestion as CaseQuestion
 from normscope.studies.cells import own_code as own_code
 from normscope.studies.contrast import Contrast as Contrast, Reading as Reading
 from normscope.studies.evidence import Arrivals as Arrivals, Evidence as Evidence, typical as typical

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from normscope._errors import UsageError, shown
 from normscope._unit import Unit
 from normscope.records import Cell, Record, Verdict
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class AbstractExperiment(Unit, ABC):
         PRESETS: By name, everything that a run can vary: sizes, learning rates, steps, arms. Plain JSON values.
         VERSION: Raised when the procedure changes, so that older cells are not taken for new ones.
         DATA: Name of the data that it is run on if a run names none.
+        ON_A_CASE: The question of a comparison that asks the claim of a network of the user's own, or why none does.
         EXTENSION: Whether it judges what no sentence of the source texts says (see ``data/texts.toml``).
     """
 
@@ -55,6 +57,7 @@ class AbstractExperiment(Unit, ABC):
     DATA: ClassVar[str] = "digits"
     #: Whether its cells read the data that ``--data`` names; a study of random inputs does not.
     READS_DATA: ClassVar[bool] = True
+    ON_A_CASE: ClassVar[CaseQuestion | str] = "it does not say which question of a comparison asks its claim"
     EXTENSION: ClassVar[bool] = False
     #: The arms, by their name in the records: in words, or an ``Arm``, which says how its network is normalized too.
     ARMS: ClassVar[Mapping[str, Any]] = {}

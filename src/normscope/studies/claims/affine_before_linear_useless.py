@@ -23,6 +23,7 @@ from normscope.studies import (
     steps_to,
     typical,
 )
+from normscope.studies.case_question import IDENTITY
 from normscope.studies.figures import theory_table
 from normscope.studies.lab.arms import batch_norm, recorder
 from normscope.studies.lab.data import Dataset
@@ -84,6 +85,7 @@ class AffineBeforeLinearUseless(AbstractTraining):
         "Page 2019, How to Train Your ResNet 7: Batch Norm (myrtle.ai)",
     )
     CLAIM = "Before a linear layer or a valid convolution gamma and beta add no function that it cannot make itself."
+    ON_A_CASE = IDENTITY
     ENDPOINT = "Difference after moving gamma and beta into the next linear layer or valid convolution"
     MARGIN = 0.005
     MARGIN_REASON = "one or two test images"

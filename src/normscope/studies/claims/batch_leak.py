@@ -62,6 +62,7 @@ class BatchLeak(AbstractStudy):
     EXTENSION = True
     SOURCES = ("He et al. 2019 (arXiv:1911.05722), shuffling BN, second hand",)
     CLAIM = "Batch norm lets a contrastive loss cheat through the statistics of shared sub-batches."
+    ON_A_CASE = "no arm shuffles the samples of a contrastive loss"
     ENDPOINT = "Pretext accuracy with keys in the company of training over that in new company, shared sub-batches"
     MARGIN = math.log(1.25)
     MARGIN_REASON = "a fifth of the solved examples being solved by the company alone is a flaw worth a remedy"

@@ -79,6 +79,7 @@ class BatchNormInTransformers(AbstractTransformerTraining):
     EXTENSION = True
     SOURCES = ("Shen et al. 2020 (arXiv:2003.07845), abstract, section 3 and figure 2",)
     CLAIM = "Batch statistics of text vary more than those of images."
+    ON_A_CASE = "it compares data, and not networks"
     ENDPOINT = "Distance of a batch's means from the running means, first batch norm, text over a CNN on digits"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "two places in one network differ by as much; the source speaks of orders of magnitude"

@@ -54,6 +54,7 @@ class BetaOverfits(AbstractTraining):
     TOPIC = "affine"
     SOURCES = ("Q&A on the gradient, answer on overfitting", "Ioffe & Szegedy 2015 (arXiv:1502.03167), section 3.2")
     CLAIM = "Beta, as one more bias, increases overfitting."
+    ON_A_CASE = "no arm leaves out shifts alone"
     ENDPOINT = "Gap between training and test accuracy, with gamma and beta less with gamma alone, 100 examples"
     MARGIN = 0.005
     MARGIN_REASON = "half a point is one or two of the 300 test images"

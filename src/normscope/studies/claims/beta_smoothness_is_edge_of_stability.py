@@ -71,6 +71,7 @@ class BetaSmoothnessIsEdgeOfStability(AbstractStudy):
         "Andreyev & Beneventano 2024 (arXiv:2412.20553)",
     )
     CLAIM = "The plateau of the effective smoothness is two over the learning rate, with batch norm or without."
+    ON_A_CASE = "no question reads that plateau: the probe `landscape` does"
     ENDPOINT = "Plateau of the curvature along the gradient over two divided by the learning rate, batch norm, less one"
     MARGIN = 0.2
     MARGIN_REASON = "the figures of the source are about plateaus several times apart"

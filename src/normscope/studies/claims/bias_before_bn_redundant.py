@@ -11,6 +11,7 @@ from torch import nn
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.studies import AbstractTraining, Contrast, Evidence, Quantity, accuracy, last, presets
+from normscope.studies.case_question import IDENTITY
 from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
 from normscope.studies.lab.data import Dataset, Split
 
@@ -51,6 +52,7 @@ class BiasBeforeBnRedundant(AbstractTraining):
         "Goodfellow, Bengio and Courville 2016, section 8.7.1",
     )
     CLAIM = "A bias before batch norm is cancelled by it."
+    ON_A_CASE = IDENTITY
     ENDPOINT = "Gradient of a bias before batch norm over the gradient of beta, largest of layers and steps, float64"
     MARGIN = math.log(100)
     MARGIN_REASON = "a bias of a hundred times 1e-9 is still far below what evaluation could notice"

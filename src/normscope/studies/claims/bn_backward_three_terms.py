@@ -12,6 +12,7 @@ from torch import nn
 from normscope.plots import Figure, Table, versus_theory
 from normscope.records import Cell, Record
 from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, last, mean, presets
+from normscope.studies.case_question import IDENTITY
 from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, recorder
@@ -79,6 +80,7 @@ class BnBackwardThreeTerms(AbstractTraining):
         "Santurkar et al. 2018 (arXiv:1805.11604), facts C.1 and C.2, theorem 4.1",
     )
     CLAIM = "The input gradient of batch norm is the output gradient times gamma / sigma."
+    ON_A_CASE = IDENTITY
     ENDPOINT = "Relative error of that formula, mean over layers and times, batches of 64, float64"
     MARGIN = HARM
     MARGIN_REASON = "the loss of two seeds differs by about as much"

@@ -22,6 +22,7 @@ from normscope.studies import (
     presets,
     steps_to,
 )
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.figures import ends_table
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import split_of
@@ -86,6 +87,9 @@ class BnNoiseRegularises(AbstractTraining):
         "Hoffer et al. 2017 (arXiv:1705.08741), table from memory",
     )
     CLAIM = "The noise of batch statistics regularises."
+    ON_A_CASE = CaseQuestion(
+        "generalisation", ("own", "population"), differs="the rise of the loss in place of accuracy"
+    )
     ENDPOINT = "Test accuracy with the best ghost size (chosen on validation data) less without noise"
     MARGIN = 0.005
     MARGIN_REASON = "half a point is one or two of the 300 test images"

@@ -48,6 +48,7 @@ class BnOnlyTraining(AbstractTraining):
         "Replication tdtce/BatchNorm_params_training, data read",
     )
     CLAIM = "Training gamma and beta alone gives a far better network than training as many random weights."
+    ON_A_CASE = "which parameters learn is no arm of a comparison"
     ENDPOINT = "Test accuracy with gamma and beta trained less with as many random weights trained, deepest network"
     MARGIN = 0.05
     MARGIN_REASON = "the claim is of far more; five points are a quarter of what the source's depths differ by"

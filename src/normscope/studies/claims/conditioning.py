@@ -82,6 +82,7 @@ class ConditioningOfInputs(AbstractTraining):
         "Desjardins et al. 2015, from memory",
     )
     CLAIM = "Batch norm before the activation makes what layers are given better conditioned."
+    ON_A_CASE = "no question reads the spectrum of inputs: the probe `conditioning` does"
     ENDPOINT = (
         "Condition number of the layers' inputs at 95 % of the energy, no norm over batch norm before activations"
     )

@@ -66,6 +66,7 @@ class DropoutVarianceShift(AbstractStudy):
     SOURCES = ("Li, Chen and Hu 2018 (arXiv:1801.05134), second hand",)
     EXTENSION = True
     CLAIM = "Dropout before batch norm harms evaluation."
+    ON_A_CASE = "rule NS125 looks for it: `normscope check`"
     ENDPOINT = "Test accuracy with statistics estimated again minus with running statistics, keep 0.5"
     MARGIN = 0.005
     MARGIN_REASON = "one or two test images"

@@ -10,9 +10,10 @@ import polars as pl
 from torch import nn
 
 from normscope.plots import Figure, Table, by_depth
-from normscope.records import Cell, Record
+from normscope.records import Cell, Outcome, Record
 from normscope.stats import slope_per_seed
 from normscope.studies import Arm, Best, Contrast, Evidence, Quantity, last, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.lab import token_norms
 from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.last_gradients import block_gradients, with_branches_times
@@ -68,6 +69,7 @@ class DytReplacesNorm(AbstractTransformerTraining):
     TOPIC = "transformers"
     SOURCES = ("Zhu et al. 2025 (arXiv:2503.10622), abstract",)
     CLAIM = "Dynamic tanh in place of the norms trains a transformer as well."
+    ON_A_CASE = CaseQuestion("speed", ("dyt", "layer"), in_favour=(Outcome.HOLDS, Outcome.NO_EFFECT))
     ENDPOINT = "Held-out loss with layer norm over dynamic tanh, own best learning rates, 6 blocks"
     MARGIN = math.log(1.02)
     MARGIN_REASON = (

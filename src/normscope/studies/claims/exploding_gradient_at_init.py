@@ -10,6 +10,7 @@ import polars as pl
 from normscope.plots import Figure, Table, by_depth, versus_theory
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Contrast, Evidence, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.figures import theory_table
 from normscope.studies.lab.chain import growth, theory
 from normscope.studies.lab.growth import (
@@ -76,6 +77,7 @@ class ExplodingGradientAtInit(AbstractStudy):
         "Luther 2020, blog on exploding gradients",
     )
     CLAIM = "At initialization batch norm keeps gradients from exploding toward the input."
+    ON_A_CASE = CaseQuestion("gradients", differs="a gradient that vanishes counts as one that explodes")
     ENDPOINT = "Growth of the squared gradient per layer, without over with batch norm, rectifiers, batches of 64"
     MARGIN = math.log(STEADY)
     MARGIN_REASON = "1.05 per layer is a factor of three over the 24 layers"

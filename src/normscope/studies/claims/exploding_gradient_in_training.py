@@ -68,6 +68,7 @@ class ExplodingGradientInTraining(AbstractTraining):
         "Yang et al. 2019 (arXiv:1902.08129), section 4, figures 2 and 3",
     )
     CLAIM = "The explosion of gradients at initialization is gone after twenty steps of training."
+    ON_A_CASE = "it has one arm: `ns.watch(model)` shows the growth of gradients step by step"
     ENDPOINT = "Ten over the largest relative gradient over the smallest at step 20, 20 layers"
     MARGIN = math.log(1.2)
     MARGIN_REASON = "the line of ten is no sharper than that"

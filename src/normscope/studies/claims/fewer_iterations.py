@@ -7,6 +7,7 @@ from typing import Any
 from normscope.plots import Figure, Table
 from normscope.records import Cell
 from normscope.studies import AbstractTraining, Arm, Best, Contrast, Evidence, accuracy, presets, steps_to
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.lab import norms
 
 #: Activation, and variance of the initial weights times the number of inputs.
@@ -52,6 +53,7 @@ class FewerIterations(AbstractTraining):
         "Ioffe & Szegedy 2015 (arXiv:1502.03167), sections 4.1 and 4.2, figures 1a and 3",
     )
     CLAIM = "Batch norm reaches the same accuracy in fewer iterations."
+    ON_A_CASE = CaseQuestion("speed", differs="the training loss in place of iterations to an accuracy")
     ENDPOINT = "Steps to 90 % of the way to the best accuracy, without over with batch norm, sigmoid, own best rates"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "half (on a log scale) of the factor 2.3 that batch norm alone made in the source"

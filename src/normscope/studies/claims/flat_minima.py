@@ -15,6 +15,7 @@ from normscope.probes import Recorder
 from normscope.probes.curvature import Curvature
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Arm, Contrast, Evidence, Quantity, last, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
 from normscope.studies.lab.data import Dataset, Split
@@ -68,6 +69,7 @@ class FlatMinima(AbstractStudy):
         "Dinh et al. 2017 (arXiv:1703.04933)",
     )
     CLAIM = "Batch norm leads to flatter minima."
+    ON_A_CASE = CaseQuestion("flatness", differs="the largest eigenvalue of the Hessian decides")
     ENDPOINT = "Layer-normalized sharpness at equal loss and learning rate, without batch norm over with"
     MARGIN = math.log(1.25)
     MARGIN_REASON = "a quarter of the sharpness is less than what the learning rates of the grid make"

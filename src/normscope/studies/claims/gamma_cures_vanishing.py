@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, last, mean, presets, steps_to
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.figures import ends_table
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import batch_norm, recorder
@@ -58,6 +59,7 @@ class GammaCuresVanishing(AbstractTraining):
     TOPIC = "affine"
     SOURCES = ("Note on batch norm (2020), section 2", "Yang et al. 2019 (arXiv:1902.08129), figure 4a")
     CLAIM = "Learning gamma makes training faster."
+    ON_A_CASE = CaseQuestion("speed", ("own", "fixed-affine"), differs="gains and shifts learn or stay together")
     ENDPOINT = "Steps to 90 % of the way to the best accuracy, gamma fixed at 1 over gamma learnt, rectifiers"
     MARGIN = math.log(1.2)
     MARGIN_REASON = "a sixth of the steps is about what two seeds differ by"

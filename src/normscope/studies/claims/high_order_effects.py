@@ -66,6 +66,7 @@ class HighOrderEffects(AbstractTraining):
         "Goodfellow, Bengio and Courville 2016, Deep Learning, section 8.7.1",
     )
     CLAIM = "Batch norm removes interactions between the updates of different layers."
+    ON_A_CASE = "no question reads interactions: the probe `interaction` does"
     ENDPOINT = "Interaction of the layers' steps at one learning rate, without norm over with batch norm"
     MARGIN = math.log(2)
     MARGIN_REASON = "an effect of which more than half is left is not removed"

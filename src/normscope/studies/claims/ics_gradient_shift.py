@@ -26,6 +26,7 @@ from normscope.studies import (
     mean_log,
     presets,
 )
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import recorder
@@ -92,6 +93,9 @@ class IcsGradientShift(AbstractTraining):
         "Santurkar et al. 2018 (arXiv:1805.11604), definition 2.1, section 2.2, figure 3, appendix A.1",
     )
     CLAIM = "Batch norm reduces the change of gradients (internal covariate shift)."
+    ON_A_CASE = CaseQuestion(
+        "shift", differs="the length of the change, relative to the gradient, in place of the cosine"
+    )
     ENDPOINT = "Cosine of G and G' with minus without batch norm, over the first 30 % of training, same learning rate"
     MARGIN = 0.05
     MARGIN_REASON = "a twentieth of the way from gradients that do not change (1) to unrelated ones (0)"

@@ -13,6 +13,7 @@ from normscope import layers
 from normscope.plots import Figure, Table, versus_theory
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Contrast, Evidence, Quantity, last, presets
+from normscope.studies.case_question import IDENTITY
 from normscope.studies.figures import theory_table
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, recorder, split_of
@@ -65,6 +66,7 @@ class IdentityRecoverable(AbstractStudy):
         "Santurkar et al. 2018 (arXiv:1805.11604), observation 4.3",
     )
     CLAIM = "With gamma and beta at the deviation and mean of the population, batch norm is the identity."
+    ON_A_CASE = IDENTITY
     ENDPOINT = "Largest difference from the identity over sigma, population statistics, float32"
     MARGIN = 0.2
     MARGIN_REASON = "within a fifth, gamma and beta nearly give back what was taken"

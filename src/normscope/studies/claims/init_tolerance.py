@@ -57,6 +57,7 @@ class InitTolerance(AbstractTraining):
         "CS231n course notes, batch normalization",
     )
     CLAIM = "Batch norm makes the final accuracy insensitive to the scale of the initial weights."
+    ON_A_CASE = "all arms of a comparison begin from the initial weights of the set-up"
     ENDPOINT = "Range of usable scales of the initial weights, largest over smallest, with over without batch norm"
     MARGIN = math.log(5)
     MARGIN_REASON = "twice the factor 2.4 between He's initial weights and torch's default"

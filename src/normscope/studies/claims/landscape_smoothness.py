@@ -8,6 +8,7 @@ from normscope.plots import Figure, Table, landscape_band
 from normscope.probes.landscape import LandscapeAlongGradient
 from normscope.records import Cell
 from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, mean_log, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.lab import norms
 
 MATCHINGS = {
@@ -68,6 +69,7 @@ class LandscapeSmoothness(AbstractTraining):
         "Santurkar et al. 2018 (arXiv:1805.11604), sections 3.1 and 3.2, figure 4, appendix B",
     )
     CLAIM = "Along the gradient, batch norm gives a narrower range of losses."
+    ON_A_CASE = CaseQuestion("smoothness")
     ENDPOINT = "Range of the loss along the gradient at the same step sizes, without over with batch norm"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "the source's figure shows bands that differ several times; half as wide again is not seen"

@@ -60,6 +60,7 @@ class LayernormGradientsMatter(AbstractTransformerTraining):
     EXTENSION = True
     SOURCES = ("Xu et al. 2019 (arXiv:1911.07013), abstract and introduction",)
     CLAIM = "The derivatives of layer norm's mean and variance bring more than its forward pass."
+    ON_A_CASE = "no arm takes statistics for constants"
     ENDPOINT = "Held-out loss that the derivatives bring less that of normalizing forward, 6 blocks, rate .003"
     MARGIN = 0.05
     MARGIN_REASON = "a twentieth of a nat is what some fifteen more steps bring"

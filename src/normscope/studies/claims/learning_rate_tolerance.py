@@ -10,6 +10,7 @@ from normscope.plots import Figure, Table
 from normscope.records import Cell
 from normscope.stats import extent
 from normscope.studies import AbstractTraining, Arm, Best, Contrast, Evidence, Quantity, accuracy, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.evidence import Arrivals
 from normscope.studies.figures import by_rate_figure
 from normscope.studies.lab import norms
@@ -53,6 +54,7 @@ class LearningRateTolerance(AbstractTraining):
         "Santurkar et al. 2018 (arXiv:1805.11604), figure 1",
     )
     CLAIM = "Batch norm allows much larger learning rates."
+    ON_A_CASE = CaseQuestion("rates", rates=(0.1, 0.3, 1.0, 3.0, 10.0))
     ENDPOINT = "Largest usable learning rate with batch norm over without, 10 hidden layers"
     MARGIN = math.log(5) / 2
     MARGIN_REASON = "half (on a log scale) of the five times that the source began with, and no step of the grid"

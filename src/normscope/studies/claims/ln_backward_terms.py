@@ -13,6 +13,7 @@ from torch import nn
 from normscope.plots import Figure, Table, versus_theory
 from normscope.records import Cell, Record
 from normscope.studies import Arm, Contrast, Evidence, Quantity, mean, presets
+from normscope.studies.case_question import IDENTITY
 from normscope.studies.evidence import Floats
 from normscope.studies.figures import theory_table
 from normscope.studies.lab import token_norms
@@ -82,6 +83,7 @@ class LnBackwardTerms(AbstractTransformerTraining):
         "Xu et al. 2019 (arXiv:1911.07013), derivatives of mean and variance",
     )
     CLAIM = "The input gradient of layer norm has batch norm's three terms, with means over features."
+    ON_A_CASE = IDENTITY
     ENDPOINT = "Largest relative error of the three terms, all tokens and norms, float64"
     MARGIN = ALIKE
     MARGIN_REASON = "a fifth of an error is within what the place in the network makes of it"

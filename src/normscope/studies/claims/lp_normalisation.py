@@ -52,6 +52,7 @@ class LpNormalisation(AbstractTraining):
     TOPIC = "landscape"
     SOURCES = ("Santurkar et al. 2018 (arXiv:1805.11604), section 3.3", "Hoffer et al. 2018 (arXiv:1803.01814)")
     CLAIM = "Dividing by an average lp norm trains at least as fast as batch norm."
+    ON_A_CASE = "surgery knows no lp norms"
     ENDPOINT = "Steps to 90 % of the way to the best training accuracy, batch norm over l1, same learning rate"
     MARGIN = math.log(1.2)
     MARGIN_REASON = "a fifth more steps, less than what the learning rates of the grid differ by"

@@ -25,6 +25,7 @@ from normscope.studies import (
     presets,
     steps_to,
 )
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
 from normscope.studies.lab.meters import AbstractMeter, ChannelShift
@@ -93,6 +94,9 @@ class NoisyBatchnorm(AbstractTraining):
         "Santurkar et al. 2018 (arXiv:1805.11604), section 2.1, algorithm 1, figure 2",
     )
     CLAIM = "Batch norm keeps at least half of its gain when noise behind it makes activations shift."
+    ON_A_CASE = CaseQuestion(
+        "speed", ("noisy", "none"), differs="it asks whether a gain is left with noise, and not how much of it"
+    )
     ENDPOINT = "Share of batch norm's gain in mean training accuracy that noisy batch norm keeps, learning rate 0.1"
     MARGIN = 0.5
     MARGIN_REASON = "half of the gain"

@@ -8,6 +8,7 @@ from normscope.plots import Figure, Table
 from normscope.probes import Conditioning
 from normscope.records import Cell
 from normscope.studies import AbstractTraining, Arm, Best, Contrast, Evidence, accuracy, presets
+from normscope.studies.case_question import BUILT_OTHERWISE
 from normscope.studies.claims.conditioning import CONDITION
 from normscope.studies.figures import by_rate_figure
 from normscope.studies.lab import norms
@@ -54,6 +55,7 @@ class NormBeforeOrAfterActivation(AbstractTraining):
         "CaffeNet benchmark of ducha-aiki (second hand)",
     )
     CLAIM = "Batch norm after the activation gives a better network than batch norm before it."
+    ON_A_CASE = BUILT_OTHERWISE
     ENDPOINT = "Test accuracy with the norm after less before the activation, each at its own best learning rate"
     MARGIN = 0.005
     MARGIN_REASON = "half a point, a fifth of what the source's benchmark found, is one or two of 300 test images"

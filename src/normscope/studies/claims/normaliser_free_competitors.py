@@ -13,6 +13,7 @@ from normscope.builders import SCHEMES, ResidualNet, residual_cnn, residual_mlp,
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.studies import AbstractTraining, Best, Contrast, Evidence, Quantity, accuracy, presets, steps_to
+from normscope.studies.case_question import BUILT_OTHERWISE
 from normscope.studies.lab.arms import first_batch, recorder
 from normscope.studies.lab.data import Dataset, Split
 from normscope.studies.lab.streams import stream
@@ -65,6 +66,7 @@ class NormaliserFreeCompetitors(AbstractTraining):
         "Brock, De and Smith 2021 (arXiv:2101.08692)",
     )
     CLAIM = "An initialisation for residual networks trains them as fast as batch norm does."
+    ON_A_CASE = BUILT_OTHERWISE
     ENDPOINT = "Gain in training accuracy over the run against He's weights alone, Fixup's less batch norm's"
     MARGIN = 0.2
     MARGIN_REASON = "who keeps four fifths of batch norm's gain has what makes it worth having"

@@ -55,6 +55,7 @@ class OutputMomentsHessian(AbstractTraining):
         "Ghorbani et al. 2019 (arXiv:1901.10159), second hand",
     )
     CLAIM = "In train mode batch norm blocks the sharpest directions of the loss."
+    ON_A_CASE = "it has no arms without norms to compare: the probe `output_moments` reads the term in a network"
     ENDPOINT = "Top Hessian eigenvalue with norms frozen over that in train mode"
     MARGIN = math.log(5)
     MARGIN_REASON = "more than half, on a log scale, of the 17.5 times in the source"

@@ -61,6 +61,7 @@ class PostLnNeedsWarmup(AbstractTransformerTraining):
     TOPIC = "transformers"
     SOURCES = ("Xiong et al. 2020 (arXiv:2002.04745), abstract",)
     CLAIM = "Post-norm transformers need a warm-up of the learning rate."
+    ON_A_CASE = "the schedule of the set-up is no arm of a comparison"
     ENDPOINT = "Largest usable learning rate of post-norm, with warm-up over without"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "half a step of the grid: a smaller factor is found by any search for a learning rate"

@@ -9,6 +9,7 @@ from torch import nn
 from normscope.plots import Figure, Table, by_depth
 from normscope.records import Cell, Record
 from normscope.studies import Arm, Contrast, Evidence, Quantity, presets
+from normscope.studies.case_question import BUILT_OTHERWISE
 from normscope.studies.lab import changed_norms, token_norms
 from normscope.studies.lab.arms import first_batch
 from normscope.studies.lab.held_out import HELD_OUT, chance
@@ -72,6 +73,7 @@ class PreLnDepthCurse(AbstractTransformerTraining):
     EXTENSION = True
     SOURCES = ("Sun et al. 2025 (arXiv:2502.05795), abstract",)
     CLAIM = "Deep blocks of a pre-norm transformer are nearer to the identity than early blocks."
+    ON_A_CASE = BUILT_OTHERWISE
     ENDPOINT = "Angle by which a block turns the stream, first third of 12 blocks over the last, after training"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "blocks beside each other in one third differ by as much"

@@ -12,6 +12,7 @@ from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.stats import slope_per_seed
 from normscope.studies import AbstractStudy, Contrast, Evidence, Quantity, presets
+from normscope.studies.case_question import BUILT_OTHERWISE
 from normscope.studies.figures import theory_table
 from normscope.studies.lab import token_norms
 from normscope.studies.lab.arms import recorder
@@ -88,6 +89,7 @@ class PreLnPostLnGradients(AbstractStudy):
     CLAIM = (
         "At the start, gradients near the output fall with depth in pre-norm transformers and not in post-norm ones."
     )
+    ON_A_CASE = BUILT_OTHERWISE
     ENDPOINT = "Power of the depth in the last block's gradient norm, post-norm minus pre-norm, set-up of the theory"
     MARGIN = 0.25
     MARGIN_REASON = "half of the difference of the two powers in theory"

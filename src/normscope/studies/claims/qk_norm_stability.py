@@ -11,6 +11,7 @@ from torch import nn
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.studies import Arm, Best, Contrast, Evidence, Quantity, presets
+from normscope.studies.case_question import BUILT_OTHERWISE
 from normscope.studies.evidence import Floats
 from normscope.studies.lab import token_norms
 from normscope.studies.lab.arms import recorder
@@ -60,6 +61,7 @@ class QkNormStability(AbstractTransformerTraining):
         "Wortsman et al. 2023 (arXiv:2309.14322), abstract and section 3.1.1",
     )
     CLAIM = "A norm on queries and keys lets a transformer train at higher learning rates."
+    ON_A_CASE = BUILT_OTHERWISE
     ENDPOINT = "Largest usable learning rate, with a norm on queries and keys over without"
     MARGIN = math.log(1.2)
     MARGIN_REASON = "a fifth more is a step that a search for a learning rate does not make"

@@ -65,6 +65,7 @@ class RankCollapse(AbstractStudy):
     READS_DATA = False
     SOURCES = ("Daneshmand et al. 2020 (arXiv:2003.01652), abstract; the bound as a review at NeurIPS cites it",)
     CLAIM = "Batch norm keeps the rank of hidden values from collapsing with depth."
+    ON_A_CASE = "no question reads ranks over depth"
     ENDPOINT = "Stable rank of the hidden values of layer 50 with over without batch norm, linear chain, width 64"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "a rank that is half again as large is one more direction or so, of 64"

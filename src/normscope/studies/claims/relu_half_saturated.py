@@ -61,6 +61,7 @@ class ReluHalfSaturated(AbstractTraining):
         "Yang et al. 2019 (arXiv:1902.08129), figure 4b",
     )
     CLAIM = "A positive beta before a rectifier improves on the half-inactive inputs of beta 0."
+    ON_A_CASE = "initial shifts are no arm of a comparison"
     ENDPOINT = "Test accuracy with the best fixed positive beta, less that with beta 0"
     MARGIN = 0.005
     MARGIN_REASON = "two test images"

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from normscope.plots import Figure, Table, by_depth
-from normscope.records import Cell, Record
+from normscope.records import Cell, Outcome, Record
 from normscope.studies import Arm, Best, Contrast, Evidence, Quantity, last, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.lab import token_norms
 from normscope.studies.lab.arms import recorder
 from normscope.studies.lab.evaluate import population_statistics
@@ -62,6 +63,7 @@ class RmsnormEqualsLayernorm(AbstractTransformerTraining):
     TOPIC = "transformers"
     SOURCES = ("Zhang & Sennrich 2019 (arXiv:1910.07467), abstract",)
     CLAIM = "RMS norm trains a transformer as well as layer norm: taking out the mean does not matter."
+    ON_A_CASE = CaseQuestion("speed", ("rms", "layer"), in_favour=(Outcome.HOLDS, Outcome.NO_EFFECT))
     ENDPOINT = "Held-out loss with RMS norm over layer norm, own best learning rates"
     MARGIN = 0.01
     MARGIN_REASON = "one per cent of the loss is less than another learning rate of the grid makes of it"

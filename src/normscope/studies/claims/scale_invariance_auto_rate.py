@@ -10,6 +10,7 @@ import torch
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Contrast, Evidence, Quantity, accuracy, mean, presets
+from normscope.studies.case_question import IDENTITY
 from normscope.studies.figures import by_rate_figure, theory_table
 from normscope.studies.lab.arms import batch_norm, fit, network, split_of
 from normscope.studies.lab.data import Dataset
@@ -92,6 +93,7 @@ class ScaleInvarianceAutoRate(AbstractStudy):
         "van Laarhoven 2017 (arXiv:1706.05350), second hand",
     )
     CLAIM = "The gradient of weights before batch norm is orthogonal to them: their scale changes nothing but the step."
+    ON_A_CASE = IDENTITY
     ENDPOINT = "Cosine of a unit's weights and their gradient, largest of units and times"
     MARGIN = math.log(1.1)
     MARGIN_REASON = "theory leaves out what is of higher order in the step, some percent"

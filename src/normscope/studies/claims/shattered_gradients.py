@@ -70,6 +70,7 @@ class ShatteredGradients(AbstractStudy):
     EXTENSION = True
     SOURCES = ("Balduzzi et al. 2017 (arXiv:1702.08591), abstract; theorems second hand",)
     CLAIM = "Skips with batch norm keep the gradients of deep networks from turning into white noise."
+    ON_A_CASE = "no question reads correlations of gradients between inputs"
     ENDPOINT = "Autocorrelation of input gradients along a line, 24 layers, with less without skips, batch norm in both"
     MARGIN = 0.1
     MARGIN_REASON = "a tenth of the whole way from white noise to gradients that are all alike"

@@ -62,6 +62,7 @@ class ShiftCausesVanishing(AbstractTraining):
     TOPIC = "covariate shift"
     SOURCES = ("Article on batch norm, experiment 2", "Ioffe & Szegedy 2015 (arXiv:1502.03167), section 1")
     CLAIM = "Covariate shift makes gradients vanish or explode."
+    ON_A_CASE = "no arm plants a shift"
     ENDPOINT = "How far the gradient at the first layer is from that at the last, at dose 1 against none, rectifiers"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "one and a half times over ten layers is less than what an ordinary draw of the weights makes"

@@ -55,6 +55,7 @@ class SmallRateNoGain(AbstractTraining):
     EXTENSION = True
     SOURCES = ("Bjorck et al. 2018 (arXiv:1806.02375), abstract; figures second hand",)
     CLAIM = "At a small learning rate batch norm gains no test accuracy."
+    ON_A_CASE = "the learning rate of a comparison is the set-up's own: the question `generalisation` asks at that rate"
     ENDPOINT = "Test accuracy at the smallest rate, He's weights alone less batch norm"
     MARGIN = 0.01
     MARGIN_REASON = IMAGES

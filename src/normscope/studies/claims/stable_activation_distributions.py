@@ -91,6 +91,7 @@ class StableActivationDistributions(AbstractTraining):
         "Santurkar et al. 2018 (arXiv:1805.11604), Figures 1c and 8",
     )
     CLAIM = "With batch norm the distributions of hidden values move less while the network trains."
+    ON_A_CASE = "no question judges distributions: the section of the question `shift` shows how far they move"
     ENDPOINT = "Path of the distributions in interquartile ranges, without norm over with batch norm, learning rate 0.5"
     MARGIN = math.log(2)
     MARGIN_REASON = "the source's figure shows percentiles that swing several times as far without batch norm"

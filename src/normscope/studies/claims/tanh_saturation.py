@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.studies import AbstractTraining, Arm, Contrast, Evidence, Quantity, accuracy, last, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import Noted, batch_norm, network, noted, recorder
 
@@ -62,6 +63,7 @@ class TanhSaturation(AbstractTraining):
         "Karpathy, makemore part 3",
     )
     CLAIM = "Batch norm before tanh prevents saturation."
+    ON_A_CASE = CaseQuestion("units", differs="dead units count as saturated ones do")
     ENDPOINT = "Share of inputs of tanh beyond 3 at weights ten times the usual, without minus with batch norm"
     MARGIN = 0.1
     MARGIN_REASON = "a tenth of the units; the rest can carry the gradient"

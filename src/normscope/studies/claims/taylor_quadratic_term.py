@@ -13,6 +13,7 @@ from normscope.plots import Figure, Table
 from normscope.probes import Descent
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Arm, Contrast, Evidence, Quantity, mean, mean_log, presets, typical
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.evidence import Floats
 from normscope.studies.lab import norms
 from normscope.studies.lab.arms import fit, network, recorder, split_of
@@ -60,6 +61,7 @@ class TaylorQuadraticTerm(AbstractStudy):
         "Cohen et al. 2021 (arXiv:2103.00065), second hand",
     )
     CLAIM = "With batch norm the quadratic term of a step can no longer exceed the linear term."
+    ON_A_CASE = CaseQuestion("step", differs="the longest step that lowers the loss stands for the term that limits it")
     ENDPOINT = "Share of networks with batch norm in which a step up to 10 raises the loss"
     MARGIN = math.log(1.5)
     MARGIN_REASON = "learning rates are searched in steps of two or three"

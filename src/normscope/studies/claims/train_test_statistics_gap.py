@@ -61,6 +61,7 @@ class TrainTestStatisticsGap(AbstractStudy):
     EXTENSION = True
     SOURCES = ("Wu & Johnson 2021 (arXiv:2105.07576), second hand",)
     CLAIM = "Statistics estimated anew give a better evaluation than moving averages."
+    ON_A_CASE = "it has one arm: `normscope check` measures the gap and what recalibration gains"
     ENDPOINT = "Test accuracy over training, estimated anew less moving averages, largest rate and batch, momentum .1"
     MARGIN = 0.005
     MARGIN_REASON = "half a point is one or two of the 300 test images"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from normscope.plots import Figure, Table, by_depth
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Contrast, Evidence, presets
+from normscope.studies.case_question import CaseQuestion
 from normscope.studies.figures import theory_table
 from normscope.studies.lab.chain import growth, theory, theory_without_norm
 from normscope.studies.lab.growth import (
@@ -69,6 +70,7 @@ class VanishingAtInit(AbstractStudy):
         "Yang et al. 2019 (arXiv:1902.08129), theorems 7 to 9, figure 1",
     )
     CLAIM = "Batch norm mitigates vanishing and exploding gradients at the start of training."
+    ON_A_CASE = CaseQuestion("gradients")
     ENDPOINT = "How much nearer to 1 the growth of the squared gradient is with batch norm, half of He's scale"
     MARGIN = math.log(STEADY)
     MARGIN_REASON = "1.05 per layer is less than a factor of three over the 20 layers"

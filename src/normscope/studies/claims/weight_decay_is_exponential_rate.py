@@ -12,6 +12,7 @@ from normscope._errors import UsageError
 from normscope.plots import Figure, Table
 from normscope.records import Cell, Record
 from normscope.studies import AbstractStudy, Contrast, Evidence, last, presets
+from normscope.studies.case_question import IDENTITY
 from normscope.studies.lab.arms import batch_norm, network, recorder, split_of
 from normscope.studies.lab.data import Dataset
 from normscope.studies.lab.train import batch_indices
@@ -64,6 +65,7 @@ class WeightDecayIsExponentialRate(AbstractStudy):
         "van Laarhoven 2017 (arXiv:1706.05350), second hand",
     )
     CLAIM = "In front of batch norm, weight decay is a learning rate that grows exponentially."
+    ON_A_CASE = IDENTITY
     ENDPOINT = "Difference of the outputs of both runs as a share of them, largest of all steps, float64"
     MARGIN = 0.01
     MARGIN_REASON = "a hundredth of the size of the logits changes few predictions"
