@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import os
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -145,3 +147,17 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
     with pytest.raises(StoreError) as caught:
         write(tmp_path / "file", ["csv"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_the_table_is_set_by_latex_on_a_page_and_within_its_width(written, tmp_path):
+    packages = r"\documentclass{article}\usepackage{booktabs}"
+    table = (written[0] / "answers.tex").as_posix()
+    (tmp_path / "page.tex").write_text(
+        rf"{packages}\begin{{document}}\input{{{table}}}\end{{document}}", encoding="utf-8"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert "Overfull" not in made.stdout
+    assert "(1 page" in made.stdout

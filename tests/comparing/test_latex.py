@@ -89,9 +89,9 @@ def test_every_row_has_as_many_cells_as_columns_whatever_they_hold():
     rows = [("a & b", r"c \\ d"), ("% e", "[2cm]"), ("* f", "é × 中")]
     table = booktabs(("First", "Second"), rows, "lr", comments=["a\nb % \\end{tabular} ×"])
     lines = table.splitlines()
-    assert lines[:2] == [r"% a b % \end{tabular} ?", r"\begin{tabular}{lr}"]
+    assert lines[:2] == [r"% a b % \end{tabular} ?", r"{\small\begin{tabular}{lr}"]
     assert lines[2::2][:1] == [r"\toprule"]
-    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}}"]
     body = lines[3:4] + lines[5:-2]
     assert len(body) == 1 + len(rows)
     for line, row in zip(body, (("First", "Second"), *rows), strict=True):
@@ -105,7 +105,7 @@ def test_every_row_has_as_many_cells_as_columns_whatever_they_hold():
 
 
 PLAIN_LATEX = """
-toprule midrule bottomrule begin end linewidth ensuremath symbol ss o O ae AE oe OE aa AA l L i ldots S u H c v r times
+small toprule midrule bottomrule begin end linewidth ensuremath symbol ss o O ae AE oe OE aa AA l L i ldots S u H c v r times
 cdot pm le ge ne approx infty to rightleftharpoons equiv sim surd circ partial nabla in sum alpha beta gamma delta
 varepsilon eta theta kappa lambda mu nu xi pi rho sigma tau varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi
 Omega textbackslash textasciitilde textasciicircum textless textgreater textbar textendash textemdash textquoteleft
@@ -128,8 +128,8 @@ def test_a_table_is_whole_and_asks_for_nothing_but_plain_latex_and_booktabs():
     table = booktabs(("A", "B", "C", "D"), rows, r"p{0.38\linewidth}p{0.2\linewidth}rl", comments=["x"])
     lines = [line for line in table.splitlines() if not line.startswith("%")]
     assert set(re.findall(r"(?<!\\)\\([A-Za-z]+)", "\n".join(lines))) <= set(PLAIN_LATEX.split())
-    begun = re.fullmatch(r"\\begin\{tabular\}\{(?P<columns>.*)\}", lines[0])
-    assert lines[-1] == r"\end{tabular}"
+    begun = re.fullmatch(r"\{\\small\\begin\{tabular\}\{(?P<columns>.*)\}", lines[0])
+    assert lines[-1] == r"\end{tabular}}"
     body = [line for line in lines[1:-1] if line not in (r"\toprule", r"\midrule", r"\bottomrule")]
     assert len(body) == 1 + len(rows)
     for line in body:

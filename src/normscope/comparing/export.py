@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KINDS = ("pdf", "svg", "csv", "latex")
 
 # Of the width of a line; the rest is the space between columns.
-_COLUMNS = r"p{0.34\linewidth}p{0.19\linewidth}p{0.14\linewidth}p{0.17\linewidth}"
+_COLUMNS = r"p{0.38\linewidth}p{0.16\linewidth}p{0.12\linewidth}p{0.13\linewidth}"
 _HEADS = ("Question", "Effect", "Interval", "Word")
 
 

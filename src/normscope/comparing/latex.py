@@ -61,7 +61,7 @@ def _sign(sign: str) -> str:
 
 
 def booktabs(heads: Sequence[str], rows: Sequence[Sequence[str]], columns: str, *, comments: Sequence[str] = ()) -> str:
-    r"""Return a table of the package ``booktabs``, to be read by ``\input``.
+    r"""Return a table of the package ``booktabs`` in small letters, to be read by ``\input``.
 
     Args:
         heads: Heads of the columns.
@@ -72,5 +72,5 @@ def booktabs(heads: Sequence[str], rows: Sequence[Sequence[str]], columns: str, 
     said = [f"% {' '.join(comment.split()).encode('ascii', 'replace').decode()}" for comment in comments]
     lines = [" & ".join(map(escaped, row)) + r" \\" for row in (heads, *rows)]
     head, *body = lines
-    begun = rf"\begin{{tabular}}{{{columns}}}"
-    return "\n".join([*said, begun, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+    begun, ended = rf"{{\small\begin{{tabular}}{{{columns}}}", r"\end{tabular}}"
+    return "\n".join([*said, begun, r"\toprule", head, r"\midrule", *body, r"\bottomrule", ended, ""])
