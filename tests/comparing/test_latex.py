@@ -105,8 +105,8 @@ def test_every_row_has_as_many_cells_as_columns_whatever_they_hold():
 
 
 PLAIN_LATEX = """
-small toprule midrule bottomrule begin end linewidth ensuremath symbol ss o O ae AE oe OE aa AA l L i ldots S u H c v r times
-cdot pm le ge ne approx infty to rightleftharpoons equiv sim surd circ partial nabla in sum alpha beta gamma delta
+small toprule midrule bottomrule begin end linewidth ensuremath symbol ss o O ae AE oe OE aa AA l L i ldots S u H c v r
+times cdot pm le ge ne approx infty to rightleftharpoons equiv sim surd circ partial nabla in sum alpha beta gamma delta
 varepsilon eta theta kappa lambda mu nu xi pi rho sigma tau varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi
 Omega textbackslash textasciitilde textasciicircum textless textgreater textbar textendash textemdash textquoteleft
 textquoteright textquotedblleft textquotedblright
