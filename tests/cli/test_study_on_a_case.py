@@ -56,6 +56,14 @@ def test_the_list_has_every_study_with_its_question_or_the_reason_why_none(run):
         assert ("why_not" in each) is not ("on_a_case" in each)
 
 
+def test_a_study_says_how_it_is_asked_of_ones_own_network_or_why_it_is_not(run):
+    said = run("study", "show", "flat-minima").stdout
+    assert "Your own network: `normscope study run flat-minima --case train.py:make_case`." in said
+    said = " ".join(run("explain", "rank-collapse").stdout.split())
+    assert "A network of your own cannot be asked this claim: no question reads ranks over depth." in said
+    assert "why_not" in json.loads(run("study", "show", "rank-collapse", "--json").stdout)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

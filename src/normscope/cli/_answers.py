@@ -46,7 +46,8 @@ def print_study(study: Any, as_json: bool) -> None:
     found, question = answers.get(study.CODE), question_of(study.CODE)
     if as_json:
         own = {"code": study.CODE, "title": study.title(), "sources": study.SOURCES, "page": study.page()}
-        print_json(own | (found or {}) | ({"question": question} if question else {}))
+        asked = {"why_not": on} if isinstance(on := study.ON_A_CASE, str) else {"on_a_case": on.as_json()}
+        print_json(own | asked | (found or {}) | ({"question": question} if question else {}))
         return
     if found is not None:
         head = f"{study.CLAIM} {capital(found['standing'])}."
@@ -55,7 +56,14 @@ def print_study(study: Any, as_json: bool) -> None:
         first = missing or f"The evidence of this version has none: `normscope study run {study.CODE}` makes it."
     if question:
         first += f"\n\nThe networks of the atlas are asked the same: `normscope explain {question}`."
-    print_page((study.CODE, study.title(), "", "Answer", "------", first), study)
+    print_page((study.CODE, study.title(), "", "Answer", "------", f"{first}\n\n{_on_a_case(study)}"), study)
+
+
+def _on_a_case(study: Any) -> str:
+    """Return how the claim is asked of a network of the user's own, or why it cannot be."""
+    if isinstance(study.ON_A_CASE, str):
+        return f"A network of your own cannot be asked this claim: {study.ON_A_CASE}."
+    return f"Your own network: `normscope study run {study.CODE} --case train.py:make_case`."
 
 
 def print_question(question: Any, as_json: bool) -> None:
