@@ -29,7 +29,7 @@ def test_explain_knows_every_kind_of_unit(run, name):
         "page": found.page(),
     }
     assert expected.items() <= document.items()
-    assert set(document) - set(expected) <= {"standing", "effect", "answer", "here", "on_a_case"}
+    assert set(document) - set(expected) <= {"standing", "effect", "answer", "here", "measured", "margin", "on_a_case"}
 
 
 def test_explain_knows_every_unit():

@@ -10,12 +10,13 @@ def committed_answers() -> tuple[dict[str, dict[str, str]], str]:
 
     Returns:
         Of a study: ``standing`` (its word over all conditions), ``effect`` in natural units, ``answer`` in sentences,
-        ``here`` (the networks and data).
+        ``here`` (the networks and data), ``measured`` and ``margin`` (the smallest effect that matters, or the largest
+        error of an identity, with its reason).
     """
     from normscope._errors import StoreError
     from normscope.explain import committed
     from normscope.records import answer, standing
-    from normscope.report import amount_of
+    from normscope.report import amount_of, margin_of
 
     try:
         evidence = committed()
@@ -27,6 +28,8 @@ def committed_answers() -> tuple[dict[str, dict[str, str]], str]:
             "effect": amount_of(study.verdict),
             "answer": answer(study.verdict),
             "here": study.verdict.here,
+            "measured": study.verdict.endpoint,
+            "margin": margin_of(study.verdict),
         }
         for study in evidence.studies
     }, ""
@@ -51,7 +54,7 @@ def print_study(study: Any, as_json: bool) -> None:
         return
     if found is not None:
         head = f"{study.CLAIM} {capital(found['standing'])}."
-        first = f"{head}\n\n{found['answer']}"
+        first = f"{head}\n\n{found['answer']}\n\nMeasured: {found['measured']}. Margin: {found['margin']}."
     else:
         first = missing or f"The evidence of this version has none: `normscope study run {study.CODE}` makes it."
     if question:

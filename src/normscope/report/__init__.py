@@ -50,6 +50,7 @@ from normscope.report._words import (
     amount_of as amount_of,
     counted as counted,
     described_amount as described_amount,
+    margin_of as margin_of,
     point_and_interval as point_and_interval,
     sign_of as sign_of,
     tally as tally,

@@ -19,6 +19,7 @@ from normscope.report._words import (
     is_described,
     is_identity,
     kind_of,
+    margin_of,
     p_words,
     sign_of,
     tally,
@@ -98,7 +99,7 @@ def _answer(verdict: Verdict, described: bool) -> Shown:
         "also": also_tried(verdict),
         "identity": identity,
         "premises": _premises(verdict),
-        "margin": _margin(verdict),
+        "margin": margin_of(verdict),
     }
     if described and is_described(verdict):
         found |= _DESCRIBED | {"kind": DESCRIBED, "amount": described_amount(verdict), "also": "", "premises": []}
@@ -110,12 +111,6 @@ def _premises(verdict: Verdict) -> list[tuple[str, str]]:
     """Return the premises, with what was seen; a premise that is not met is why there is no word, which is said."""
     rest = [premise for premise in verdict.premises if premise.words not in verdict.why]
     return [("met" if premise.met else "not met", premise.words) for premise in rest]
-
-
-def _margin(verdict: Verdict) -> str:
-    """Return the margin with its reason."""
-    size = plots.margin_words(verdict.margin, verdict.effect.scale, verdict.effect.unit)
-    return f"{size}: {verdict.margin_reason}" if verdict.margin_reason else size
 
 
 def _facts(verdict: Verdict) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from normscope.plots import outcome_icon
+from normscope.plots import margin_words, outcome_icon
 from normscope.records import Outcome, Verdict, standing
 from normscope.records.numbers import UNBOUNDED, counted as counted
 
@@ -51,6 +51,12 @@ def colour_class(kind: str) -> str:
 def amount_of(verdict: Verdict) -> str:
     """Return the effect in natural units; empty where nothing was measurable."""
     return "" if verdict.outcome is Outcome.NOT_MEASURABLE else verdict.amount
+
+
+def margin_of(verdict: Verdict) -> str:
+    """Return the smallest effect that matters, with the reason."""
+    size = margin_words(verdict.margin, verdict.effect.scale, verdict.effect.unit)
+    return f"{size}: {verdict.margin_reason}" if verdict.margin_reason else size
 
 
 def is_described(verdict: Verdict) -> bool:
