@@ -11,7 +11,10 @@ from normscope import layers, ops
 from normscope.kernels import cpu
 from normscope.ops.ways import choose
 
-pytestmark = pytest.mark.skipif(bool(cpu.why_not()), reason="no kernel on this machine")
+pytestmark = [
+    pytest.mark.skipif(bool(cpu.why_not()), reason="no kernel on this machine"),
+    pytest.mark.usefixtures("reading"),
+]
 
 
 class Own(torch.Tensor):
@@ -56,6 +59,8 @@ def images():
     yield "complex", x.to(torch.complex64), False
     yield "sparse", torch.randn(4, 6).to_sparse(), False
     yield "without memory", x.to("meta"), False
+    yield "opaque", x.to_mkldnn(), False
+    yield "zeros without memory", torch._efficientzerotensor((4, 6)), False
     yield "a subclass", x.as_subclass(Own), False
     yield "empty", x[:0], False
     yield "one axis", torch.randn(6), False
@@ -227,8 +232,17 @@ def test_nothing_is_kept_after_a_call(build):
     assert all(abs(b - a) < 50 for a, b in zip(before, after, strict=True))
 
 
-def test_a_build_of_older_sources_is_not_used(monkeypatch):
+def without_exchange(*args):
+    """Take what a build took that knew of no exchange."""
+    if len(args) != 8:
+        raise TypeError(f"expected 8 arguments, got {len(args)}")
+
+
+@pytest.mark.parametrize("older", [{}, {"learn": without_exchange}])
+def test_a_build_of_older_sources_is_not_used(monkeypatch, older):
     name = "_baseline"
-    monkeypatch.setitem(sys.modules, f"{cpu.__name__}.{name}", types.ModuleType("old"))
+    module = types.ModuleType("old")
+    vars(module).update(older)
+    monkeypatch.setitem(sys.modules, f"{cpu.__name__}.{name}", module)
     with pytest.raises(ImportError, match="built from older sources"):
         cpu.build(name)

@@ -2,8 +2,9 @@
 
 Batch norm in training with its activation; layer, RMS, group and instance norm as rows.
 
-The modules read tensors by the attributes that Python sees, and are built without torch. Where none could be built, or
-none runs on this machine, `why_not` says so and the callers go another way.
+The modules read tensors by DLPack's exchange of C functions, or by the attributes that Python sees, and are built
+without torch. Where none could be built, or none runs on this machine, `why_not` says so and the callers go another
+way.
 """
 
 import functools
@@ -72,10 +73,12 @@ def build(name: str) -> ModuleType:
         ImportError: It was not built, or from older sources, or does not load here.
     """
     module = importlib.import_module(f"{__name__}.{name}")
-    if not hasattr(module, "learn"):
-        raise ImportError(f"{module.__name__} was built from older sources: install normscope again")
-    # What it tells tensors by, and makes them with.
-    module.learn(Tensor, torch.nn.Parameter, torch.strided, torch.empty_like, *TYPES, torch.int64)
+    # What it tells tensors by, and makes them with; not every torch has the exchange.
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    try:
+        module.learn(Tensor, torch.nn.Parameter, torch.strided, torch.empty_like, *TYPES, torch.int64, exchange)
+    except (AttributeError, TypeError) as error:
+        raise ImportError(f"{module.__name__} was built from older sources: install normscope again") from error
     return module
 
 

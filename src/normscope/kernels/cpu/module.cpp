@@ -1,4 +1,4 @@
-// The door from Python. Tensors come in as any other object, and are read by their attributes. One module per instruction
+// The door from Python. Tensors come in as any other object, and `tensors.h` reads them. One module per instruction
 // set.
 #include "tensors.h"
 
@@ -303,9 +303,16 @@ PyType_Slot plan_slots[] = {
 PyType_Spec plan_spec = {"normscope.kernels.cpu.Plan", sizeof(Plan), 0,
                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, plan_slots};
 
-// torch's Tensor, Parameter, strided, empty_like, float32, bfloat16, float64, int64.
+// torch's Tensor, Parameter, strided, empty_like, float32, bfloat16, float64, int64; and DLPack's exchange, or None.
 PyObject* learn(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (wrong(count, 8)) return nullptr;
+    if (wrong(count, 9)) return nullptr;
+    const Exchange* exchange = nullptr;
+    if (args[8] != Py_None) {
+        exchange = (const Exchange*)PyCapsule_GetPointer(args[8], "dlpack_exchange_api");
+        if (!exchange) return nullptr;
+        while (exchange && exchange->major != 1) exchange = exchange->before;
+    }
+    torch_.look = exchange ? exchange->look : nullptr;
     PyObject** into[] = {&torch_.tensor,   &torch_.parameter, &torch_.strided,  &torch_.empty_like,
                          &torch_.types[0], &torch_.types[1],  &torch_.types[2], &torch_.int64};
     for (int i = 0; i < 8; i++) {

@@ -7,6 +7,7 @@ the forward's bit for bit and none is stored. Where a derivative is itself diffe
 `normscope.ops.standardization`, in torch operations.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +44,9 @@ class How(NamedTuple):
     share: float = 0.0
     keep: list[Tensor] | None = None
     plan: Any = None
+
+
+_how = functools.partial(tuple.__new__, How)  # of a tuple of all fields, in a third of the time
 
 
 class _Fused(Function):
@@ -149,7 +153,8 @@ def run_fused(
     threads = torch.get_num_threads()
     y = plan.forward(x, in_place, saved, threads, cpu.ACTIVATIONS[activation], slope, eps, share)
     if running is not None:  # as any other in-place operation does; the kernel does not
-        increment_version([values for values in running if values is not None])
+        mean, var, seen = running
+        increment_version((mean, var) if seen is None else (mean, var, seen))
     if keep is not None and saved is not None:
         keep.append(saved)
     return y, plan
@@ -270,7 +275,7 @@ def fused_at_once(
         moved: Running mean, running variance and count of batches or None, moved in place; or None for all.
         share: Of this batch in the running statistics.
     """
-    return _apply(x, weight, bias, How(eps, activation, slope, moved, share, None, plan))
+    return _apply(x, weight, bias, _how((eps, activation, slope, moved, share, None, plan)))
 
 
 def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Moments]:
