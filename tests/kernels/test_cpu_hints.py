@@ -55,7 +55,7 @@ def test_the_vendor_is_read_or_nobody(tmp_path):
 
 def test_rules_follow_the_last_level_and_the_vendor():
     amd, other = RULES, hints.by_rules(hints.Caches(32 << 10, 2 << 20, 400 << 20, 32), "GenuineIntel")
-    assert (amd.hints.own, amd.hints.shared, amd.hints.stream, amd.hints.ahead) == (1 << 20, 32 << 20, 8 << 20, 0)
+    assert (amd.hints.own, amd.hints.shared, amd.hints.stream, amd.hints.ahead) == (1 << 20, 32 << 20, 4 << 20, 0)
     assert (other.hints.own, other.hints.stream, other.hints.ahead) == (2 << 20, 64 << 20, 512)
     assert hints.by_rules(hints.Caches()).hints.stream == 8 << 20
     assert str(amd).endswith("(L1 32 KiB, L2 1 MiB, L3 32 MiB of 2; by rules for AMD, not calibrated)")

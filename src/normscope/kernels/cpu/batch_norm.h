@@ -329,9 +329,12 @@ void flush_sums(wide<T>* sums, double* totals, long n) {
     memset(sums, 0, n * sizeof(A));
 }
 
-// How rows are taken. Out of a cache, or where they are long, four at once: their columns' numbers are fetched a quarter as
-// often. Short ones out of memory one after the other, in the order in which they lie: that is what the processor's own prefetchers go by; or in pairs, and
-// the next pair is fetched in that order.
+// How rows are taken. Out of a core's own cache, or where they are long, four at once: their columns' numbers are fetched a
+// quarter as often. Short ones out of farther memory one after the other, in the order in which they lie: that is what the
+// processor's own prefetchers go by; or in pairs, and the bytes so far behind a pair are fetched into the second cache, in
+// that order.
+constexpr long FETCHED_AHEAD = 8192;
+
 struct Bands {
     int rows;
     bool fetch;
@@ -341,8 +344,8 @@ struct Bands {
 template <class T, int R, int U>
 INLINE void fetch_band(Bands bands, const T* p, long stride, long row, long i) {
     if (R != 2 || !bands.fetch) return;
-    const T* at = p + (row + R) * stride + i * R;
-    for (long b = 0; b < R * U * lanes<wide<T>>; b += 64 / sizeof(T)) __builtin_prefetch(at + b, 0, 3);
+    const T* at = p + row * stride + i * R + FETCHED_AHEAD / long(sizeof(T));
+    for (long b = 0; b < R * U * lanes<wide<T>>; b += 64 / sizeof(T)) __builtin_prefetch(at + b, 0, 2);
 }
 
 // Rows that are read whole and so narrow that the sums of all their columns stay in registers.

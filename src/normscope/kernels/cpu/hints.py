@@ -55,7 +55,7 @@ class Hints(NamedTuple):
         stream: From which size on outputs go past the cache, on pages that are there.
         stream_fresh: On fresh pages too.
         next: Whether the second pass over a block fetches the next block.
-        pairs: Whether rows are taken in pairs, and the next pair fetched.
+        pairs: Whether rows are taken in pairs, and rows further on fetched.
         large_pages: Whether fresh outputs are asked for in large pages.
     """
 
@@ -146,9 +146,11 @@ def vendor(info: Path = Path("/proc/cpuinfo")) -> str:
 
 def by_rules(sizes: Caches, maker: str = "") -> Choice:
     """Return what follows from the caches and the vendor alone."""
-    # Past the cache goes what the next layer would not find there any more: a quarter of the last level.
-    stream = min(max(sizes.shared // 4, 8 * _MIB), 64 * _MIB)
     amd = maker == "AuthenticAMD"
+    # Past the cache goes what the next layer would not find there any more: a quarter of the last level. On an AMD EPYC
+    # from an eighth on, an output and the layer that reads it take 0.75 to 0.95 of the time, unless both stay in it.
+    share, least = (8, 4 * _MIB) if amd else (4, 8 * _MIB)
+    stream = min(max(sizes.shared // share, least), 64 * _MIB)
     hints = Hints(
         own=sizes.own,
         shared=sizes.shared,

@@ -170,8 +170,7 @@ constexpr long CHUNK = 2048;  // columns whose sums stand in the nearest cache
 
 template <class T>
 Bands bands_of(const Problem& p, long bytes, const Grid<T>& g) {
-    const long near = p.hints.shared > p.hints.own ? p.hints.shared / 4 : p.hints.own;
-    if (bytes * g.rows * g.width <= near || g.width > CHUNK) return {4, false};
+    if (bytes * g.rows * g.width <= p.hints.own || g.width > CHUNK) return {4, false};
     return {p.hints.pairs ? 2 : 1, p.hints.pairs};
 }
 

@@ -47,7 +47,7 @@ struct Hints {
     long stream = 0;             // bytes of an output from which on it goes past the cache; 0 for never
     bool stream_fresh = false;   // whether that is so too on pages that the system still has to hand out
     bool next = false;           // whether the second pass over a block fetches the next block
-    bool pairs = false;          // whether rows are taken in pairs, and the next pair fetched
+    bool pairs = false;          // whether rows are taken in pairs, and those further on fetched
     bool large_pages = true;     // whether fresh outputs are asked for in large pages
 };
 
