@@ -148,7 +148,7 @@ def by_rules(sizes: Caches, maker: str = "") -> Choice:
     """Return what follows from the caches and the vendor alone."""
     amd = maker == "AuthenticAMD"
     # Past the cache goes what the next layer would not find there any more: a quarter of the last level. On an AMD EPYC
-    # from an eighth on, an output and the layer that reads it take 0.75 to 0.95 of the time, unless both stay in it.
+    # from an eighth on, an output and who reads it then take 0.76 to 0.98 of the time, unless all stays in it anyway.
     share, least = (8, 4 * _MIB) if amd else (4, 8 * _MIB)
     stream = min(max(sizes.shared // share, least), 64 * _MIB)
     hints = Hints(
