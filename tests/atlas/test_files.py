@@ -1,7 +1,6 @@
 """Files of comparisons: whole or refused in a line, and those of the package."""
 
 import json
-import re
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from normscope import atlas, comparing
 from normscope._errors import StoreError, UsageError
-from normscope.comparing.condense import refuse_names
+from normscope.comparing.condense import without_names
 
 COMMITTED = sorted(Path(str(files("normscope.atlas").joinpath("data"))).glob("*.json"))
 
@@ -89,15 +88,27 @@ def test_a_comparison_of_two_seeds_or_without_a_name_is_not_condensed(comparison
         comparing.condense(few, network="a", data="b")
 
 
-def test_a_sentence_that_names_a_layer_is_not_condensed(kept):
-    sites = ["", "0", "norm", "layer4.1.bn2", "layer1"]
-    for said, named in (("Is layer4.1.bn2 dead?", "layer4.1.bn2"), ("Is layer1 dead?", "layer1")):
-        for wrong in (altered(kept, says=said), altered(kept, reason=said), altered(kept, endpoint=said)):
-            with pytest.raises(UsageError, match=f"names the layer '{re.escape(named)}'"):
-                refuse_names(wrong, sites)
-    for said in ("Is a norm 0 here?", "Is xlayer1 or layer1.5 dead?"):
-        refuse_names(altered(kept, says=said), sites)
-    refuse_names(kept, [])
+def test_no_sentence_of_a_condensed_comparison_names_a_layer(kept):
+    sites = ["", "0", "3.3", "1.0.2", "norm", "layer4.1.bn2", "layer4.1", "layer1"]
+    for said, left in (
+        ("Is `layer4.1.bn2` dead? Is layer4.1.", "Is `(name left out)` dead? Is (name left out)."),
+        ("Is layer1 dead?", "Is (name left out) dead?"),
+        ("Is a norm 0 here?", "Is a norm 0 here?"),
+        ("It grows by the factor 1.7 against 3.3, up or down.", "It grows by the factor 1.7 against 3.3, up or down."),
+        ("Is xlayer1 or layer1.5 dead?", "Is xlayer1 or layer1.5 dead?"),
+    ):
+        for part in ("says", "reason", "endpoint", "claim"):
+            found = without_names(altered(kept, **{part: said}), sites)
+            assert found == altered(kept, **{part: left})
+    asked = kept.questions[0]
+    for part in ("asks", "lacks"):
+        named = replace(kept, questions=(replace(asked, **{part: "of layer1"}), *kept.questions[1:]))
+        assert getattr(without_names(named, sites).questions[0], part) == "of (name left out)"
+    inner = replace(asked.contrasts[0], conditions={"at": "layer1"}, reason="layer1")
+    outer = replace(asked.contrasts[0], premises=(inner,))
+    (found,) = without_names(replace(kept, questions=(replace(asked, contrasts=(outer,)),)), sites).questions
+    assert "layer1" not in repr(found)
+    assert without_names(kept, []) == kept
 
 
 # -- the files of the package ------------------------------------------------------------------------------------------

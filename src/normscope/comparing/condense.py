@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 import polars as pl
 from torch import nn
@@ -16,6 +17,7 @@ from normscope.comparing.layers import classes_of
 
 _OWN = "own classes"
 _LONGEST = 120  # letters of a name
+_LEFT_OUT = "(name left out)"  # where a sentence names a layer
 _HOLDERS = ("Sequential", "ModuleList", "ModuleDict", "Identity")  # they compute nothing
 
 
@@ -65,8 +67,7 @@ def condense(
         began=str(provenance.get("utc") or ""),
         seconds=round(comparison.seconds, 1),
     )
-    refuse_names(kept, comparison.evidence.select(probe=MODEL)["site"].cast(pl.String).unique().to_list())
-    return kept
+    return without_names(kept, comparison.evidence.select(probe=MODEL)["site"].cast(pl.String).unique().to_list())
 
 
 def _questions(comparison: Comparison) -> Iterator[KeptQuestion]:
@@ -86,34 +87,43 @@ def _layers(comparison: Comparison) -> Iterator[tuple[str, int]]:
     yield from sorted(Counter(known).items())
 
 
-def refuse_names(kept: KeptComparison, sites: Collection[str]) -> None:
-    """Refuse a comparison of which a sentence names a layer of the user's.
+def without_names(kept: KeptComparison, sites: Collection[str]) -> KeptComparison:
+    """Return a comparison in whose sentences no layer of the user's is named.
 
     Args:
         kept: The comparison.
         sites: Names of the modules of all arms.
-
-    Raises:
-        UsageError: A sentence does.
     """
-    # A plain number, or a name of one part that may be a word of the language, such as "norm", tells nothing.
-    telling = [site for site in sites if "." in site or (re.search(r"\d", site) and not site.isdigit())]
+    # A number such as "12" or "3.3" may be an effect, and a name of one part a word of the language, such as "norm".
+    telling = [site for site in sites if re.search(r"[^\d.]", site) and re.search(r"[\d.]", site)]
     if not telling:
-        return
-    named = re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, telling)) + r")(?![\w.])")
-    for said in _sentences(kept):
-        if found := named.search(said):
-            raise UsageError(f"a sentence names the layer {found[0]!r}, so the comparison is not condensed: {said}")
+        return kept
+    parts = "|".join(map(re.escape, sorted(telling, key=len, reverse=True)))
+    named = re.compile(rf"(?<![\w.])(?:{parts})(?![\w]|\.\w)")
+
+    def cut(said: str) -> str:
+        return named.sub(_LEFT_OUT, said)
+
+    questions = tuple(
+        replace(
+            asked,
+            asks=cut(asked.asks),
+            lacks=cut(asked.lacks),
+            contrasts=tuple(_cut(contrast, cut) for contrast in asked.contrasts),
+        )
+        for asked in kept.questions
+    )
+    learning = {arm: _cut(contrast, cut) for arm, contrast in kept.learning.items()}
+    return replace(kept, questions=questions, learning=learning)
 
 
-def _sentences(kept: KeptComparison) -> Iterator[str]:
-    for contrast in [*kept.learning.values(), *(each for asked in kept.questions for each in asked.contrasts)]:
-        yield from _said(contrast)
-    for asked in kept.questions:
-        yield from (asked.asks, asked.lacks)
-
-
-def _said(contrast: KeptContrast) -> Iterator[str]:
-    yield from (contrast.claim, contrast.endpoint, contrast.says, contrast.reason, *contrast.conditions.values())
-    for premise in contrast.premises:
-        yield from _said(premise)
+def _cut(contrast: KeptContrast, cut: Callable[[str], str]) -> KeptContrast:
+    return replace(
+        contrast,
+        claim=cut(contrast.claim),
+        endpoint=cut(contrast.endpoint),
+        says=cut(contrast.says),
+        reason=cut(contrast.reason),
+        conditions={name: cut(value) for name, value in contrast.conditions.items()},
+        premises=tuple(_cut(premise, cut) for premise in contrast.premises),
+    )

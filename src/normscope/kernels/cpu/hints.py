@@ -53,7 +53,7 @@ class Hints(NamedTuple):
         stretch: What memory is to be read in at least, where a cache has room.
         ahead: How far ahead outputs are fetched for writing.
         stream: From which size on outputs go past the cache, on pages that are there.
-        stream_fresh: On fresh pages too.
+        stream_fresh: On fresh pages too, from 8 MiB on.
         next: Whether the second pass over a block fetches the next block.
         pairs: Whether rows are taken in pairs, and rows further on fetched.
         large_pages: Whether fresh outputs are asked for in large pages.
