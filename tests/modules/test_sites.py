@@ -77,6 +77,22 @@ def test_what_is_known_of_a_model_is_forgotten_when_it_changes():
     assert list(sites.weight_layers(model)) == ["1"]
 
 
+def test_a_question_is_asked_again_only_after_the_model_has_changed():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    asked = []
+
+    def find():
+        asked.append(1)
+        return {"last": model[-1]}
+
+    for _ in range(2):
+        assert sites.kept_sites(model, "last", sites.Tree(model), find) == {"last": model[1]}
+    assert len(asked) == 1
+    model.append(nn.Tanh())
+    assert sites.kept_sites(model, "last", sites.Tree(model), find) == {"last": model[2]}
+    assert len(asked) == 2
+
+
 def test_norms_that_track():
     model = nn.Sequential(
         nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.InstanceNorm1d(2, track_running_stats=True)

@@ -1,6 +1,6 @@
 """Which modules of a model are norms, and which bear weight."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -89,23 +89,39 @@ def _named(modules: Iterable[tuple[str, Module]]) -> Iterator[tuple[str, Module]
 
 
 _Found = tuple[list[tuple[int, type, int]], list[tuple[str, "ref[Module]"]]]
-_found: "WeakKeyDictionary[Module, dict[Callable[[Module], bool], _Found]]" = WeakKeyDictionary()
+_found: "WeakKeyDictionary[Module, dict[Hashable, _Found]]" = WeakKeyDictionary()
 
 
 def sites_where(model: Module, wanted: Callable[[Module], bool], tree: Tree | None = None) -> dict[str, Module]:
     """Return the modules for which ``wanted`` holds by qualified name, in the order in which they are registered.
 
-    The answer is kept as long as the model has the same modules with as many parameters: asked at every step, it is
-    a walk over the tree, if that is not given. ``wanted`` must be a function of the module alone.
+    The answer is kept as of ``kept_sites``. ``wanted`` must be a function of the module alone.
     """
     tree = tree or Tree(model)
+    return kept_sites(
+        model, wanted, tree, lambda: {name: module for name, module in _named(tree.modules) if wanted(module)}
+    )
+
+
+def kept_sites(model: Module, key: Hashable, tree: Tree, find: Callable[[], dict[str, Module]]) -> dict[str, Module]:
+    """Return the modules that ``find()`` finds, by qualified name.
+
+    The answer is kept as long as the model has the same modules with as many parameters: asked at every step, it is
+    a walk over the tree, if that is not given.
+
+    Args:
+        model: The model.
+        key: What is asked; the same question must have the same answer as long as the modules are the same.
+        tree: The modules of the model.
+        find: Called where no answer is known.
+    """
     known = _found.setdefault(model, {})
-    if wanted in known and known[wanted][0] == tree.marks:
-        found = {name: module for name, held in known[wanted][1] if (module := held()) is not None}
-        if len(found) == len(known[wanted][1]):
+    if key in known and known[key][0] == tree.marks:
+        found = {name: module for name, held in known[key][1] if (module := held()) is not None}
+        if len(found) == len(known[key][1]):
             return found
-    found = {name: module for name, module in _named(tree.modules) if wanted(module)}
-    known[wanted] = tree.marks, [(name, ref(module)) for name, module in found.items()]
+    found = find()
+    known[key] = tree.marks, [(name, ref(module)) for name, module in found.items()]
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from normscope.modules.sites import Tree, bears_weight, chosen, normalizes
+from normscope.modules.sites import Tree, bears_weight, chosen, kept_sites, normalizes
 from normscope.probes._probe import AbstractProbe
 from normscope.probes._step import Step
 from normscope.probes.remarks import Readings, Remark, Urgency, amount, beyond, called, counted, sentence
@@ -77,6 +77,8 @@ class ResidualStream(AbstractProbe):
         """Reduce the input and the output of each block at its call."""
         notes = step.notes(self)
         sites = step.modules(blocks) if self.sites is None else chosen(step.model, self.sites)
+        if not sites:
+            return
         first = any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for m in step.model.modules())
         for site, module in sites.items():
             seen: dict[str, Any] = notes.setdefault(site, {"calls": [], "unread": set(), "version": 0})
@@ -176,6 +178,10 @@ def blocks(model: Module, tree: Tree) -> dict[str, Module]:
         model: The model.
         tree: Its modules.
     """
+    return kept_sites(model, blocks, tree, lambda: _blocks(tree))
+
+
+def _blocks(tree: Tree) -> dict[str, Module]:
     named = {id(module): name for name, module in tree.modules}
     found: dict[str, Module] = {}
     for _, parent in tree.modules:
