@@ -114,14 +114,20 @@ def raising(code, at):
     """Return a probe that is cut short as it makes its record number ``at``, wherever it stands then."""
     kind = PROBES[code]
 
-    def record(self, *args, **options):
+    def count(self):
         self.made = getattr(self, "made", 0) + 1
         if self.made == at:
             raise ArithmeticError("cut short")
+
+    def record(self, *args, **options):
+        count(self)
         return kind.record(self, *args, **options)
 
+    def records(self, step, values, *options):
+        return kind.records(self, step, (value for value in values if not count(self)), *options)
+
     options = [norms_of(Uneven)] if code == "residual_stream" else []
-    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "record": record})(*options)
+    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "record": record, "records": records})(*options)
 
 
 @pytest.mark.parametrize("at", [1, 3])

@@ -1,7 +1,7 @@
 """What every probe is: it reads a training step and yields records; it changes nothing."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from torch.nn import Parameter
@@ -10,7 +10,11 @@ from normscope._errors import UsageError
 from normscope._unit import Unit
 from normscope.probes._step import Step
 from normscope.probes.remarks import Readings, Remark, Theory
-from normscope.records import Record, quick_record
+from normscope.records import Record, quick_record, quick_records
+
+Values = Iterable[tuple[str, str, float]]
+"""Sites, names and values."""
+_NO_UNITS: Mapping[str, str] = {}
 
 
 class AbstractProbe(Unit, ABC):
@@ -77,6 +81,16 @@ class AbstractProbe(Unit, ABC):
     def record(self, step: Step, site: str, name: str, value: float, unit: str = "1") -> Record:
         """Make a record of this probe."""
         return quick_record(step.cell, step.index, self.CODE, site, name, float(value), unit)
+
+    def records(self, step: Step, values: Values, units: Mapping[str, str] = _NO_UNITS) -> Iterator[Record]:
+        """Make records of this probe, of many at less cost than one by one.
+
+        Args:
+            step: The step.
+            values: Site, name and value of each.
+            units: Units by name; "1" for the other names.
+        """
+        return iter(quick_records(step.cell, step.index, self.CODE, values, units))
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

@@ -113,6 +113,9 @@ class ActivationDistribution(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield five values a site, in the order of first use."""
+        return self.records(step, self._values(step))
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         notes: dict[str, list[tuple[Content, Copy | None]]] = step.notes(self)
         if not notes:
             return
@@ -127,13 +130,12 @@ class ActivationDistribution(AbstractProbe):
         levels = _percentiles(
             samples if single else [np.concatenate(samples[first:last]) for first, last in pairwise(sizes)]
         )
-        record = self.record
         for site, (first, last), percentiles in zip(notes, pairwise(sizes), levels, strict=True):
             mean, variance = found[first][0] if last == first + 1 else _pooled(found[first:last])
-            yield record(step, site, "mean", mean)
-            yield record(step, site, "std", math.sqrt(variance))
+            yield site, "mean", mean
+            yield site, "std", math.sqrt(variance)
             for name, value in zip(_NAMES, percentiles, strict=True):
-                yield record(step, site, name, value)
+                yield site, name, value
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

@@ -113,6 +113,9 @@ class AffineDrift(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield means, drifts and gaps of each norm, in the order of registration."""
+        return self.records(step, self._values(step))
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         found: dict[str, _Layer] = step.notes(self).get("found", {})
         if not found:
             return
@@ -137,11 +140,11 @@ class AffineDrift(AbstractProbe):
         for site, layer in found.items():
             parts = {part: next(results) for part in layer.kept}
             for part, (mean, drift, *_) in parts.items():
-                yield self.record(step, site, f"{part}_mean", mean)
-                yield self.record(step, site, f"{part}_drift", drift)
+                yield site, f"{part}_mean", mean
+                yield site, f"{part}_drift", drift
             for part, (_, _, *gap) in parts.items():
                 for away in gap:
-                    yield self.record(step, site, f"{part}_identity_gap", away)
+                    yield site, f"{part}_identity_gap", away
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

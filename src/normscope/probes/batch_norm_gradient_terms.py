@@ -147,6 +147,9 @@ class BatchNormGradientTerms(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares, errors and scales of each layer, in the order of first use."""
+        return self.records(step, self._values(step))
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         notes = {site: calls for site, calls in step.notes(self).items() if calls}
         if not notes:
             return
@@ -168,7 +171,7 @@ class BatchNormGradientTerms(AbstractProbe):
                 "gain": gains / width,
             }
             for name, value in values.items():
-                yield self.record(step, site, name, value)
+                yield site, name, value
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

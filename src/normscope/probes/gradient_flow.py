@@ -148,6 +148,9 @@ class GradientFlow(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the norms by layer, in the order of first use, and ``growth``."""
+        return self.records(step, self._values(step))
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         notes = step.notes(self)
         own: dict[str, list[Parameter]] = notes["own"]
         squares: dict[str, list[Pass]] = {
@@ -168,18 +171,18 @@ class GradientFlow(AbstractProbe):
         for site in [*squares, *(site for site in own if site not in squares)]:
             held = [lengths[id(p)] for p in own[site] if id(p) in lengths]
             if held:
-                yield self.record(step, site, "norm", math.hypot(*held))
+                yield site, "norm", math.hypot(*held)
                 used = [handed_over.get(id(p), lengths[id(p)]) for p in own[site] if id(p) in lengths]
                 if _differ(held, used, 1e-4 if step.scale != 1 else 0.0):
-                    yield self.record(step, site, "norm_at_update", math.hypot(*used))
+                    yield site, "norm_at_update", math.hypot(*used)
             passes = by_site.get(site)
             if passes:
                 means.append(math.fsum(square for square, _ in passes) / sum(count for _, count in passes))
-                yield self.record(step, site, "output_norm", math.sqrt(means[-1]))
+                yield site, "output_norm", math.sqrt(means[-1])
         for name, sizes in sizes_of(squares).items():
             for site, size in sizes.items():
-                yield self.record(step, site, name, size)
-        yield self.record(step, "", "growth", self._growth(means))
+                yield site, name, size
+        yield "", "growth", self._growth(means)
 
     def _take_what_is_left(self, step: Step, notes: dict[str, Any]) -> None:
         """Read what the optimizers' hooks have not shown: those of a loop without, or whose closure runs the pass."""

@@ -177,6 +177,9 @@ class Saturation(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the shares of each activation, in the order of first use."""
+        return self.records(step, self._values(step))
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         notes: dict[str, tuple[Module, list[Any]]] = step.notes(self)
         if not notes:
             return
@@ -193,11 +196,11 @@ class Saturation(AbstractProbe):
                 else ("inactive_share", "squared_slope")
             )
             for name, count in zip(names, counts, strict=True):
-                yield self.record(step, site, name, count / size)
+                yield site, name, count / size
             if len(found[0]) > 1:
                 silent, dead = self._never_active(module, [call[1] != 0 for call in found])
-                yield self.record(step, site, "silent_share", silent)
-                yield self.record(step, site, "dead_share", dead)
+                yield site, "silent_share", silent
+                yield site, "dead_share", dead
 
     def _never_active(self, module: Module, calls: Sequence[np.ndarray]) -> tuple[float, float]:
         """Return the shares of units that were active in no call of this step, and at no step so far."""

@@ -130,6 +130,9 @@ class ScaleInvariance(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield the quantities of each weight before a norm."""
+        return self.records(step, self._values(step), {"angle": "rad"})
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         notes = step.notes(self)
         products: dict[int, Any] = notes["found"]
         after: dict[str, Module] = notes["norms"]
@@ -157,34 +160,34 @@ class ScaleInvariance(AbstractProbe):
         handed = {key: length for key, length in handed.items() if apart.get(key, True)}
         changes = step.changes(list(layers.values()))
         for (site, weight), (inner, w2, g2, unit), change in zip(layers.items(), sums, changes, strict=True):
-            yield self.record(step, site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2)))
+            yield site, "radial_cosine", _ratio(inner, math.sqrt(w2 * g2))
             if isinstance(after.get(site), _NormBase):
-                yield self.record(step, site, "unit_radial_cosine", unit)
-            yield self.record(step, site, "weight_norm", math.sqrt(w2))
+                yield site, "unit_radial_cosine", unit
+            yield site, "weight_norm", math.sqrt(w2)
             at_update2 = handed.get(id(weight), 0.0) ** 2
             owner = owners.get(id(weight), ({}, None))
             yield from self._dynamics(step, site, owner, w2, at_update2 or g2, change[0], change[1])
 
     def _dynamics(
         self, step: Step, site: str, owner: _Owner, w2: float, g2: float, moved2: float, moved_inner: float
-    ) -> Iterator[Record]:
+    ) -> Iterator[tuple[str, str, float]]:
         group, optimizer = owner
         lr = float(group["lr"]) if group else None
         if lr is not None:
-            yield self.record(step, site, "effective_lr", _ratio(lr, w2))
+            yield site, "effective_lr", _ratio(lr, w2)
         if moved2 == 0:
             return
         # The part of the move across the weight, over the part along it: exact for small angles.
         across = math.sqrt(max(moved2 * w2 - moved_inner**2, 0.0)) if math.isfinite(moved2) else math.nan
         angle = math.atan2(across, w2 + moved_inner)
-        yield self.record(step, site, "angle", angle, "rad")
-        yield self.record(step, site, "norm_growth", 1 + 2 * moved_inner / moved2)
+        yield site, "angle", angle
+        yield site, "norm_growth", 1 + 2 * moved_inner / moved2
         decay = float(group.get("weight_decay", 0)) if group else 0.0
         if lr and decay > 0 and type(optimizer) is SGD and not group["nesterov"] and not group["dampening"]:
             momentum = float(group["momentum"])
             fourth = lr * g2 * w2 / (2 * decay * (1 - momentum))
-            yield self.record(step, site, "equilibrium_ratio", _ratio(w2, math.sqrt(fourth)) ** 0.5)
-            yield self.record(step, site, "angle_ratio", angle / math.sqrt(2 * lr * decay / (1 + momentum)))
+            yield site, "equilibrium_ratio", _ratio(w2, math.sqrt(fourth)) ** 0.5
+            yield site, "angle_ratio", angle / math.sqrt(2 * lr * decay / (1 + momentum))
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

@@ -134,6 +134,9 @@ class StatisticsNoise(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield noises and ratios of each layer; several calls are averaged."""
+        return self.records(step, self._values(step))
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         notes: dict[str, list[_Call]] = step.notes(self)
         if not notes:
             return
@@ -154,7 +157,7 @@ class StatisticsNoise(AbstractProbe):
             rows = [next(found) for _ in calls]
             values = rows[0] if len(rows) == 1 else np.mean(rows, axis=0).tolist()
             for name, value in zip(_NAMES, values, strict=True):
-                yield self.record(step, site, name, value)
+                yield site, name, value
 
     def _parts(self, group: Group) -> tuple[int, np.ndarray]:
         """Return the number of values in a part, and by channel the sums of each part and the fourth powers."""

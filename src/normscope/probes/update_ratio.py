@@ -64,6 +64,9 @@ class UpdateRatio(AbstractProbe):
 
     def read(self, step: Step) -> Iterator[Record]:
         """Yield norm and ratio of each layer's update."""
+        return self.records(step, self._values(step))
+
+    def _values(self, step: Step) -> Iterator[tuple[str, str, float]]:
         notes = step.notes(self)
         layers: dict[str, list[Parameter]] = notes["layers"]
         every = [parameter for own in layers.values() for parameter in own]
@@ -75,8 +78,8 @@ class UpdateRatio(AbstractProbe):
             update, size = (sum(square[index] for square in squares) ** 0.5 for index in (0, 2))
             if update == 0 and not any(p.grad is not None or id(p) in notes["used"] for p in own):
                 continue
-            yield self.record(step, site, "update_norm", update)
-            yield self.record(step, site, "update_ratio", update / size if size else float("nan"))
+            yield site, "update_norm", update
+            yield site, "update_ratio", update / size if size else float("nan")
 
     @classmethod
     def stands_out(cls, readings: Readings) -> Iterator[Remark]:

@@ -15,7 +15,7 @@ from normscope.records.estimate import Estimate as Estimate
 from normscope.records.finding import Finding as Finding, Severity as Severity
 from normscope.records.lease import driven as driven
 from normscope.records.memory import MemoryStore as MemoryStore
-from normscope.records.record import Record as Record, quick_record as quick_record
+from normscope.records.record import Record as Record, quick_record as quick_record, quick_records as quick_records
 from normscope.records.store import Store as Store
 from normscope.records.text import (
     Answer as Answer,
