@@ -2,10 +2,11 @@
 
 from contextlib import suppress
 
+import pytest
 import torch
 from torch import nn
 
-from normscope.modules.autocast import autocast_now, autocasting, no_grad, without_autocast
+from normscope.modules.autocast import autocast_now, autocasting, beside, without_autocast
 from normscope.modules.call import arguments, call_batch, modes_kept, run, set_mode, to_device
 from normscope.modules.rng import RngState
 
@@ -56,12 +57,23 @@ def test_autocast_is_taken_and_given_again():
         assert (x @ x).dtype == torch.bfloat16
 
 
-def test_no_gradient_is_recorded():
-    with no_grad():
-        assert not torch.is_grad_enabled()
-    with torch.no_grad(), no_grad():
-        pass
-    assert torch.is_grad_enabled()
+def test_arithmetic_beside_a_pass_records_no_gradient_and_is_not_cast_down():
+    def settings():
+        return torch.is_grad_enabled(), (x @ x).dtype
+
+    def fail():
+        raise ArithmeticError
+
+    x = torch.ones(2, 2)
+    for recorded in (True, False):
+        for cast in (True, False):
+            with torch.set_grad_enabled(recorded), torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                before = settings()
+                assert beside(settings) == (False, torch.float32)
+                with pytest.raises(ArithmeticError):
+                    beside(fail)
+                assert settings() == before
+                assert before == (recorded, torch.bfloat16 if cast else torch.float32)
 
 
 def test_streams_of_torch_alone():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 
-from normscope.modules.hooks import HOOKS, ForwardHooks, forward_replaced, no_global_hooks, silence
+from normscope.modules.hooks import HOOKS, ForwardHooks, TensorHooks, forward_replaced, no_global_hooks, silence
 
 
 def test_every_kind_of_hook_is_silenced():
@@ -87,3 +87,26 @@ def test_hooks_that_come_off_together_are_called_as_torch_calls_its_own():
     assert [[{**vars(module)[kind]} for kind in HOOKS] for module in net] == held
     net(torch.ones(1, 2))
     assert len(ours) == 6
+
+
+class Own(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Own])
+def test_hooks_on_gradients_are_those_of_torch_and_come_off_together(kind):
+    leaf = torch.tensor([2.0, 3.0]).as_subclass(kind).requires_grad_()
+    heard, others = [], []
+    hooks = TensorHooks()
+    leaf.register_hook(lambda gradient: others.append(1))
+    hooks.after_accumulation(leaf, lambda _: heard.append(leaf.grad.tolist()))
+    made = leaf * leaf
+    hooks.on_gradient(made, lambda gradient: heard.append(gradient.tolist()))
+    hooks.on_gradient(leaf, lambda gradient: heard.append(gradient.tolist()))
+    (5 * made).sum().backward(retain_graph=True)
+    assert heard == [[5.0, 5.0], [20.0, 30.0], [20.0, 30.0]]
+    hooks.remove()
+    (5 * made).sum().backward()
+    assert len(heard) == 3
+    assert len(others) == 2
+    assert leaf.grad.tolist() == [40.0, 60.0]

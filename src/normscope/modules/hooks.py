@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from weakref import WeakSet
 
 import torch
-from torch.nn import Module
+from torch import Tensor
+from torch.nn import Module, Parameter
 from torch.nn.modules import module as torch_module
 from torch.utils.hooks import RemovableHandle
 
@@ -21,6 +22,8 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+
+_PLAIN = (Tensor, Parameter)
 
 
 class Hook:
@@ -99,13 +102,57 @@ class ForwardHooks:
         self._held.clear()
 
 
+class TensorHooks:
+    """Hooks on the gradients of many tensors under one number, which come off together; as ``ForwardHooks``."""
+
+    __slots__ = ("_handles", "_held", "_number")
+
+    def __init__(self) -> None:
+        self._number = RemovableHandle(OrderedDict()).id
+        self._held: list[dict[int, Any]] = []
+        self._handles: list[RemovableHandle] = []  # those of classes of tensors that torch itself asks
+
+    def on_gradient(self, tensor: Tensor, act: Callable[[Tensor], None]) -> None:
+        """Call ``act(gradient)`` whenever the gradient of a tensor has been computed, as ``Tensor.register_hook``."""
+        if type(tensor) not in _PLAIN:
+            self._handles.append(tensor.register_hook(act))
+            return
+        if tensor._backward_hooks is None:
+            tensor._backward_hooks = OrderedDict()
+            if tensor.grad_fn is not None:
+                tensor.grad_fn._register_hook_dict(tensor)
+        self._set(tensor._backward_hooks, act)
+
+    def after_accumulation(self, leaf: Tensor, act: Callable[[Tensor], None]) -> None:
+        """Call ``act(leaf)`` whenever a gradient was added to ``leaf.grad``."""
+        if type(leaf) not in _PLAIN:
+            self._handles.append(leaf.register_post_accumulate_grad_hook(act))
+            return
+        if leaf._post_accumulate_grad_hooks is None:
+            leaf._post_accumulate_grad_hooks = OrderedDict()
+        self._set(leaf._post_accumulate_grad_hooks, act)
+
+    def _set(self, held: Any, act: Callable[[Tensor], None]) -> None:
+        held[self._number] = act
+        self._held.append(held)
+
+    def remove(self) -> None:
+        """Take all of them off."""
+        for held in self._held:
+            held.pop(self._number, None)
+        for handle in self._handles:
+            handle.remove()
+        self._held.clear()
+        self._handles.clear()
+
+
 def under_vmap() -> bool:
     """Whether ``torch.func.vmap`` is at work: then tensors stand for several, and none has values that can be read."""
     if torch.compiler.is_compiling():  # a compiled wrapper traces hooks, too, and has no way into functorch's stack
         return False
-    functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack() is None:  # no transform is at work
+    if not torch._C._are_functorch_transforms_active():
         return False
+    functorch = torch._C._functorch
     stack = functorch.get_interpreter_stack() or []
     return any(level.key() == functorch.TransformType.Vmap for level in stack)
 

@@ -1,6 +1,6 @@
 """Walks over the modules of a model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch.nn import Module, Parameter
 
@@ -31,14 +31,14 @@ def childless(modules: Mapping[str, Module]) -> dict[str, Module]:
     return {path: module for path, module in modules.items() if is_childless(module)}
 
 
-def own_parameters(module: Module) -> Iterator[tuple[str, Parameter]]:
-    """Yield the parameters that belong to ``module`` itself: its own, and those behind its parametrizations."""
-    seen: set[int] = set()  # not by named_parameters: this is asked of every module at every step
+def own_parameters(module: Module) -> list[tuple[str, Parameter]]:
+    """Return the parameters that belong to ``module`` itself: its own, and those behind its parametrizations."""
+    found: dict[int, tuple[str, Parameter]] = {}  # not by named_parameters: this is asked of every layer at every step
     for name, parameter in module._parameters.items():
-        if parameter is not None and id(parameter) not in seen:
-            seen.add(id(parameter))
-            yield name, parameter
+        if parameter is not None:
+            found.setdefault(id(parameter), (name, parameter))
+    own = list(found.values())
     hidden = module._modules.get("parametrizations")
     if hidden is not None:
-        for name, parameter in hidden.named_parameters():
-            yield f"parametrizations.{name}", parameter
+        own += [(f"parametrizations.{name}", parameter) for name, parameter in hidden.named_parameters()]
+    return own

@@ -34,7 +34,7 @@ def runs_compiled(attributes: dict[str, Any]) -> bool:
     return (
         "_orig_mod" in attributes.get("_modules", ())
         or attributes.get("_compiled_call_impl") is not None
-        or hasattr(attributes.get("forward"), "_torchdynamo_orig_callable")
+        or ("forward" in attributes and hasattr(attributes["forward"], "_torchdynamo_orig_callable"))
     )
 
 

@@ -7,8 +7,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.utils.hooks import RemovableHandle
 
+from normscope.modules.hooks import TensorHooks
 from normscope.modules.shards import is_distributed
 
 
@@ -23,11 +23,11 @@ class BackwardEnd:
         self._acts = acts
         self._task = -1
 
-    def attach(self, parameters: Iterable[Tensor], keep: Callable[[RemovableHandle], None]) -> None:
-        """Set a hook on each parameter that is trained; ``keep`` must remove the hooks when the step ends."""
+    def attach(self, parameters: Iterable[Tensor], hooks: TensorHooks) -> None:
+        """Set a hook on each parameter that is trained; ``hooks`` must be removed when the step ends."""
         for parameter in parameters:
             if parameter.requires_grad and parameter.is_leaf:
-                keep(parameter.register_post_accumulate_grad_hook(self._reached))
+                hooks.after_accumulation(parameter, self._reached)
 
     def _reached(self, _: Tensor) -> None:
         # By the number of the pass, so that a pass that failed is not waited for. A pass within a pass, as a

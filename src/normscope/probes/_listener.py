@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from normscope.modules.autocast import no_grad, without_autocast
-from normscope.modules.backward import Removable
+from normscope.modules.autocast import beside
 from normscope.modules.batches import leading_tensor
+from normscope.modules.hooks import TensorHooks
 
 Reader = Callable[[Tensor], None]
 NodeReader = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]
@@ -22,7 +22,7 @@ class Listener:
 
     __slots__ = (
         "_guarded",
-        "_keep",
+        "_hooks",
         "_unscale",
         "calls",
         "gradients",
@@ -32,8 +32,8 @@ class Listener:
         "outputs",
     )
 
-    def __init__(self, guarded: Callable[..., Any], keep: Callable[[Removable], None], unscale: float) -> None:
-        self._guarded, self._keep, self._unscale = guarded, keep, unscale
+    def __init__(self, guarded: Callable[..., Any], hooks: TensorHooks, unscale: float) -> None:
+        self._guarded, self._hooks, self._unscale = guarded, hooks, unscale
         self.inputs: list[tuple[Hashable, Reader]] = []
         self.calls: list[tuple[Hashable, CallReader]] = []
         self.outputs: list[tuple[Hashable, Reader]] = []
@@ -58,12 +58,7 @@ class Listener:
             return
         tensor = _leading(inputs) if inputs else leading_tensor(keywords)
         if tensor is not None:
-            torch.set_grad_enabled(False)  # at half the time of ``torch.no_grad``: this is run at every call
-            try:
-                with without_autocast():
-                    self._guarded(self.inputs, tensor.detach())
-            finally:
-                torch.set_grad_enabled(True)
+            beside(self._guarded, self.inputs, tensor.detach())
 
     def after(self, module: Module, inputs: Any, output: Any) -> None:
         """Read the output of a call, and have its gradient read on the way back."""
@@ -73,28 +68,24 @@ class Listener:
         if tensor is None or not torch.is_grad_enabled():
             return
         gradients = self.gradients
-        if self.calls or self.outputs:
-            torch.set_grad_enabled(False)
-            try:
-                with without_autocast():
-                    detached = tensor.detach()
-                    if self.calls and (source := _leading(inputs)) is not None:
-                        returned = self._guarded(self.calls, source.detach(), detached)
-                        gradients = gradients + [
-                            (probe, read)
-                            for (probe, _), read in zip(self.calls, returned, strict=True)
-                            if read is not None
-                        ]
-                    self._guarded(self.outputs, detached)
-            finally:
-                torch.set_grad_enabled(True)
+        if self.calls:
+            gradients = gradients + beside(self._call, inputs, tensor)
+        if self.outputs:
+            beside(self._guarded, self.outputs, tensor.detach())
         if gradients and tensor.requires_grad:
-            self._keep(tensor.register_hook(partial(self._back, gradients)))
+            self._hooks.on_gradient(tensor, partial(beside, self._back, gradients))
+
+    def _call(self, inputs: Any, output: Tensor) -> list[tuple[Hashable, Reader]]:
+        """Have input and output of a call read; return what is to read the gradient of the output."""
+        source = _leading(inputs)
+        if source is None:
+            return []
+        returned = self._guarded(self.calls, source.detach(), output.detach())
+        return [(probe, read) for (probe, _), read in zip(self.calls, returned, strict=True) if read is not None]
 
     def _back(self, readers: list[tuple[Hashable, Reader]], gradient: Tensor) -> None:
-        with no_grad(), without_autocast():
-            gradient = gradient.detach()
-            self._guarded(readers, gradient if self._unscale == 1 else unscaled(gradient, self._unscale))
+        gradient = gradient.detach()
+        self._guarded(readers, gradient if self._unscale == 1 else unscaled(gradient, self._unscale))
 
 
 def _leading(inputs: Any) -> Tensor | None:

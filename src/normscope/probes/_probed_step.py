@@ -69,7 +69,7 @@ class ProbedStep:
         self._micro_batches: list[tuple[Any, float | None, RngState]] = []
         self._users_pass: UsersPass | None = None
         self._wiring = None if loop.wired else Wiring(self._model, self._compiled, scale)
-        self._in_step = InStep(loop.processes)
+        self._in_step, self._replaying = InStep(loop.processes), [probe for probe in due if probe.replays]
         self.failures: dict[int, tuple[AbstractProbe, Exception]] = {}
         self.nothing: dict[str, str] = {}
         self.values_read: set[str] = set()
@@ -82,7 +82,7 @@ class ProbedStep:
         step = self._step
         for probe in self._due:
             self._try(probe, probe.watch, step)
-        replaying = [probe for probe in self._due if self._replays(probe)]
+        replaying = self._all_replaying()
         if replaying:
             try:
                 self._note_start()
@@ -99,14 +99,15 @@ class ProbedStep:
                 step.keep(optimizer.register_step_pre_hook(self.before_update))
                 step.keep(optimizer.register_step_post_hook(self._after_update))
 
-    def _replays(self, probe: AbstractProbe) -> bool:
-        """Whether a probe needs the loss evaluated again; a probe that listens to a compiled module does."""
-        return probe.replays or (self._compiled and probe in self._step.listening())
+    def _all_replaying(self) -> list[AbstractProbe]:
+        """Return the probes that need the loss evaluated again; a probe that listens to a compiled module does."""
+        heard = self._step.listening() if self._compiled else ()
+        return [probe for probe in self._due if probe in self._replaying or probe in heard]
 
     @property
     def has_foreign_code(self) -> bool:
         """Whether reading runs code that is not of this package: the loss, or a probe of the user's own."""
-        return any(not type(probe).__module__.startswith("normscope.") or self._replays(probe) for probe in self._due)
+        return bool(self._all_replaying()) or not all(type(p).__module__.startswith("normscope.") for p in self._due)
 
     def _note_start(self) -> None:
         loop, step = self._loop, self._step
@@ -180,7 +181,7 @@ class ProbedStep:
             self.wiring_causes = self._wiring.causes(self._loop.optimizers)
 
         self._share_failures()
-        replaying = [probe for probe in self._due if self._replays(probe) and id(probe) not in self.failures]
+        replaying = [probe for probe in self._all_replaying() if id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
             refused = UsageError(why_not)
             if self.no_batch:
@@ -188,10 +189,10 @@ class ProbedStep:
             for probe in () if self.no_batch else replaying:
                 self._fail(probe, refused)
         elif replaying and step.start is not None:
-            self._replay(step.start, [probe for probe in replaying if probe.replays], read)
+            self._replay(step.start, [probe for probe in replaying if probe in self._replaying], read)
         step.gradients_scaled = step.scale != 1 and self._loop.is_still_scaled(step.scale)
         for probe in self._due:
-            if not probe.replays:
+            if probe not in self._replaying:
                 self._try(probe, read, probe)
         step.release()
         self.values_read -= {probe.CODE for probe, _ in self.failures.values()}
@@ -219,9 +220,8 @@ class ProbedStep:
                 self._fail(probe, error)
         if self._loop.reach.left:
             left = TraceError(self._loop.reach.left)
-            for probe in self._due:
-                if self._replays(probe):
-                    self.failures[id(probe)] = (probe, left)
+            for probe in self._all_replaying():
+                self.failures[id(probe)] = (probe, left)
 
     def _read_replayed(
         self, replay: Replay, replaying: Sequence[AbstractProbe], read: Callable[[AbstractProbe], None]
@@ -259,7 +259,7 @@ class ProbedStep:
             replay.start.conditions.set_modes()  # a probe may have left other modes
             apart = self._wiring.gradients_apart(users, replay.start.gathered, replay.origin().gradient)
         except Exception as error:
-            if any(id(probe) not in self.failures for probe in self._due if self._replays(probe)):
+            if any(id(probe) not in self.failures for probe in self._all_replaying()):
                 # Where all of them failed, they tell it by their names.
                 self.wiring_causes.append(f"loss_fn failed as it was evaluated again: {described(error)}")
             return
@@ -286,7 +286,7 @@ class ProbedStep:
         error = OutOfStepError("the same probe has failed in another process")
         try:
             failed = self._in_step.failed_anywhere(
-                self._model, self._step.start, failed, replays=any(map(self._replays, self._due))
+                self._model, self._step.start, failed, replays=bool(self._all_replaying())
             )
         except RuntimeError as silence:
             failed, error = [True] * len(failed), OutOfStepError(f"the others do not answer: {described(silence)}")

@@ -9,11 +9,11 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
-from normscope.modules.autocast import no_grad, without_autocast
+from normscope.modules.autocast import beside
 from normscope.modules.backward import Removable
 from normscope.modules.channels import Channels, channels
 from normscope.modules.contents import Content, Contents, Copy, is_small, same_content
-from normscope.modules.hooks import ForwardHooks, Hook
+from normscope.modules.hooks import ForwardHooks, Hook, TensorHooks
 from normscope.modules.normalized import is_normalized
 from normscope.modules.sites import Tree, uses_batch
 from normscope.probes._backward_end import BackwardEnd
@@ -59,7 +59,8 @@ class Step(KeptValues):
         self.updating = False
         self._replay: Replay | None = None
         self._report = report
-        self._handles: list[Removable] = []
+        self._tensor_hooks = TensorHooks()
+        self._handles: list[Removable] = [self._tensor_hooks]
         self._listeners: dict[Module, Listener] = {}
         self._backward_ends: list[tuple[list[Tensor], Callable[[], None]]] = []
         self._notes: dict[int, dict[str, Any]] = {}
@@ -190,8 +191,7 @@ class Step(KeptValues):
         """
 
         def hook(inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]) -> None:
-            with no_grad(), without_autocast():
-                self._guarded([(probe, read)], inputs, outputs)
+            beside(self._guarded, [(probe, read)], inputs, outputs)
 
         self._handles.append(output.grad_fn.register_hook(hook))
 
@@ -217,7 +217,7 @@ class Step(KeptValues):
 
     def _listener(self, module: Module) -> "Listener":
         if module not in self._listeners:
-            self._listeners[module] = Listener(self._guarded, self._handles.append, 1 / self.scale)
+            self._listeners[module] = Listener(self._guarded, self._tensor_hooks, 1 / self.scale)
         return self._listeners[module]
 
     def listening(self) -> set[Hashable]:
@@ -243,8 +243,7 @@ class Step(KeptValues):
 
         def guarded() -> None:
             self.gradients_scaled = self.scale != 1
-            with no_grad(), without_autocast():
-                self._guarded([(probe, read)])
+            beside(self._guarded, [(probe, read)])
 
         self._backward_ends.append((list(parameters), guarded))
 
@@ -252,7 +251,7 @@ class Step(KeptValues):
         """Register the hooks on parameters that tell when a backward pass ends."""
         ended = BackwardEnd([read for _, read in self._backward_ends])
         parameters = {id(one): one for some, _ in self._backward_ends for one in some}
-        ended.attach(parameters.values(), self._handles.append)
+        ended.attach(parameters.values(), self._tensor_hooks)
 
     def gradient(self, parameter: Parameter) -> Tensor | None:
         """Return the gradient in ``parameter.grad``, detached and without loss scale; None if there is none."""
