@@ -220,14 +220,16 @@ def side_by_side(arrays: Iterable[Array]) -> Array:
 
 
 def _arrays(tensors: Sequence[Tensor]) -> Sequence[Array]:
-    if all(tensor.device.type == "cpu" for tensor in tensors):
+    if all(tensor.is_cpu for tensor in tensors):
         return [tensor.numpy() for tensor in tensors]
     return to_host(tensors)
 
 
 def same_content(tensor: Tensor, other: Tensor, version: int) -> bool:
     """Whether a tensor is the same part of the same memory as another, unchanged since the version noted."""
-    return tensor._version == version and (
+    if tensor._version != version:
+        return False
+    return tensor is other or (
         tensor.data_ptr() == other.data_ptr()
         and tensor.shape == other.shape
         and tensor.stride() == other.stride()

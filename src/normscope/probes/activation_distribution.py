@@ -201,12 +201,16 @@ def _percentiles(samples: Sequence[np.ndarray]) -> list[list[float]]:
         ordered.sort(axis=1)  # faster than the partition around six places
         places = [level * (size - 1) for level in _LEVELS]
         below = [math.floor(place) for place in places]
-        low, high = ordered[:, below].astype(float), ordered[:, [min(at + 1, size - 1) for at in below]].astype(float)
-        share = [place - at for place, at in zip(places, below, strict=True)]
-        with np.errstate(all="ignore"):
-            # Equal neighbours first: between two infinities there is nothing to interpolate.
-            values = np.where(low == high, low, low + (high - low) * share)
-        values[np.isnan(ordered[:, -1])] = math.nan  # NaN comes last
-        for index, row in zip(indices, values.tolist(), strict=True):
-            found[index] = row
+        columns = [*below, *(min(at + 1, size - 1) for at in below), size - 1]
+        # Of so few numbers, with Python's own arithmetic, which takes less than NumPy's calls.
+        for index, (*ends, last) in zip(indices, ordered[:, columns].tolist(), strict=True):
+            found[index] = [
+                math.nan if last != last else _between(low, high, place - at)  # NaN comes last
+                for low, high, place, at in zip(ends[: len(below)], ends[len(below) :], places, below, strict=True)
+            ]
     return found
+
+
+def _between(low: float, high: float, share: float) -> float:
+    # Equal neighbours first: between two infinities there is nothing to interpolate.
+    return low if low == high else low + (high - low) * share
