@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -80,19 +80,22 @@ def torch_streams_kept() -> Iterator[None]:
         set_torch_streams(states)
 
 
-@contextmanager
-def streams_kept(wanted: bool = True) -> Iterator[None]:
+def streams_kept(wanted: bool = True) -> AbstractContextManager[None]:
     """Set torch's, NumPy's and Python's own streams back to their states of now when the block ends.
 
     Args:
         wanted: False does nothing: to have NumPy's state and to set it takes .1 ms.
     """
-    state = RngState() if wanted else None
+    return _streams_kept() if wanted else nullcontext()
+
+
+@contextmanager
+def _streams_kept() -> Iterator[None]:
+    state = RngState()
     try:
         yield
     finally:
-        if state is not None:
-            state.restore()
+        state.restore()
 
 
 def repr_state(state: Any) -> tuple[Any, ...]:

@@ -90,14 +90,15 @@ class Gradients:
         """Return the parameters whose gradient is to be read, now that a backward pass has ended."""
         found = []
         for key, parameter in self._parameters.items():
-            if parameter.grad is None:
+            gradient = parameter.grad
+            if gradient is None:
                 continue
             seen = self._seen.get(key)
             # Of a parameter that was handed over, torch may keep no count of its changes (``.data``).
             if seen is None or (
                 seen.parameter_version == parameter._version and (not seen.handed_over or self._updating())
             ):
-                self._seen[key] = _Seen(parameter._version, _mark(parameter.grad))
+                self._seen[key] = _Seen(parameter._version, _mark(gradient))
                 self.uncounted.discard(key)
                 found.append(parameter)
             else:

@@ -68,20 +68,19 @@ class Listener:
         if tensor is None or not torch.is_grad_enabled():
             return
         gradients = self.gradients
-        if self.calls:
-            gradients = gradients + beside(self._call, inputs, tensor)
-        if self.outputs:
-            beside(self._guarded, self.outputs, tensor.detach())
+        if self.calls or self.outputs:
+            gradients = gradients + beside(self._made, inputs, tensor.detach())
         if gradients and tensor.requires_grad:
             self._hooks.on_gradient(tensor, partial(beside, self._back, gradients))
 
-    def _call(self, inputs: Any, output: Tensor) -> list[tuple[Hashable, Reader]]:
-        """Have input and output of a call read; return what is to read the gradient of the output."""
-        source = _leading(inputs)
-        if source is None:
-            return []
-        returned = self._guarded(self.calls, source.detach(), output.detach())
-        return [(probe, read) for (probe, _), read in zip(self.calls, returned, strict=True) if read is not None]
+    def _made(self, inputs: Any, output: Tensor) -> list[tuple[Hashable, Reader]]:
+        """Have input and output of a call read; return what is to read the gradient of this output alone."""
+        returned: list[tuple[Hashable, Reader]] = []
+        if self.calls and (source := _leading(inputs)) is not None:
+            found = self._guarded(self.calls, source.detach(), output)
+            returned = [(probe, read) for (probe, _), read in zip(self.calls, found, strict=True) if read is not None]
+        self._guarded(self.outputs, output)
+        return returned
 
     def _back(self, readers: list[tuple[Hashable, Reader]], gradient: Tensor) -> None:
         gradient = gradient.detach()

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from normscope._errors import UsageError
-from normscope.modules.autocast import without_autocast
+from normscope.modules.autocast import beside
 from normscope.modules.batches import Piece
 from normscope.modules.processes import OutOfStepError
 from normscope.modules.rng import RngState
@@ -134,9 +133,9 @@ class ProbedStep:
         if self._wiring is not None:
             held = {key: step.gradient(parameter) for key, parameter in parameters.items()}
             self._wiring.note_update({key: gradient for key, gradient in held.items() if gradient is not None})
-        with torch.no_grad(), without_autocast():
-            for probe in self._due:
-                self._try(probe, probe.before_update, step, parameters)
+        for probe in self._due:
+            if type(probe).before_update is not AbstractProbe.before_update:
+                self._try(probe, beside, probe.before_update, step, parameters)
         step.gradients_scaled = step.scale != 1
         step.updating = True
 
@@ -168,9 +167,9 @@ class ProbedStep:
 
         def read(probe: AbstractProbe) -> None:
             records[id(probe)] = values = list(probe.read(step))
-            if strange := [value for value in values if not isinstance(value, Record)]:
+            if strange := [kind for kind in {*map(type, values)} if not issubclass(kind, Record)]:
                 del records[id(probe)]
-                raise TypeError(f"read() yields a {type(strange[0]).__name__}, and only records can be kept")
+                raise TypeError(f"read() yields a {strange[0].__name__}, and only records can be kept")
             if values:
                 self.values_read.add(probe.CODE)
             else:
@@ -179,8 +178,8 @@ class ProbedStep:
         if self._wiring is not None:
             self._loop.wired = True
             self.wiring_causes = self._wiring.causes(self._loop.optimizers)
-
-        self._share_failures()
+        if rank_of_many() is not None:
+            self._share_failures()
         replaying = [probe for probe in self._all_replaying() if id(probe) not in self.failures]
         if replaying and (why_not := self._why_no_replay()):
             refused = UsageError(why_not)
