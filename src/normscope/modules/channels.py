@@ -164,7 +164,7 @@ def unit_products(weight: Tensor, gradient: Tensor) -> "Tensor | np.ndarray[Any,
 
     On the host as an array, which costs a part of the calls.
     """
-    if weight.device.type == "cpu" and gradient.device.type == "cpu":
+    if weight.is_cpu and gradient.is_cpu:
         w, g = (_plain(part).numpy().reshape(len(part), -1) for part in (weight, gradient))
         return np.array([_dots(w, g), _dots(w, w), _dots(g, g)])
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -178,7 +178,7 @@ def change_products(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[l
     Of tensors that lie on several processes: of the whole ones; then each process must call it with the same tensors.
     """
     own, now = [local(tensor) for tensor in before], [local(tensor) for tensor in after]
-    if all(tensor.device.type == "cpu" for tensor in own):
+    if all(tensor.is_cpu for tensor in own):
         with np.errstate(all="ignore"):
             found = [_change_products(old, new) for old, new in zip(own, now, strict=True)]
     else:
@@ -206,7 +206,7 @@ def _products_away(old: Tensor, new: Tensor) -> Tensor:
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
     """Bring tensors to the host as float64 arrays of their shapes, in one transfer a device."""
-    if all(tensor.device.type == "cpu" for tensor in tensors):
+    if all(tensor.is_cpu for tensor in tensors):
         return [_plain(tensor).numpy().astype(np.float64) for tensor in tensors]
     found: list[Any] = [None] * len(tensors)
     for device in {tensor.device for tensor in tensors}:
@@ -226,7 +226,9 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def to_floats(numbers: Sequence[Tensor | float]) -> list[float]:
     """Return the values of numbers and one-element tensors; of tensors on an accelerator in one transfer a device."""
-    away = [isinstance(number, Tensor) and number.device.type != "cpu" for number in numbers]
+    away = [isinstance(number, Tensor) and not number.is_cpu for number in numbers]
+    if not any(away):
+        return [float(number) for number in numbers]
     brought = iter(to_host([number for number, far in zip(numbers, away, strict=True) if far]))  # type: ignore[misc]
     return [float(next(brought) if far else number) for number, far in zip(numbers, away, strict=True)]
 

@@ -69,7 +69,7 @@ class Content:
         self.copy = Copy(x) if moments is None else None
         self.moments = moments
         self.leads = False
-        self.samples, self.channels = x.shape[:2]
+        self.samples, self.channels, *_ = x.shape
         self.count = x.numel() // self.channels
         self.positions = self.count // self.samples
         self.group: Group

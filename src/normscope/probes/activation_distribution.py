@@ -88,7 +88,7 @@ class ActivationDistribution(AbstractProbe):
     @staticmethod
     def _ran(step: Step, known: list[Content], module: Any, inputs: Any, output: Any) -> None:
         known.clear()
-        if inputs and isinstance(inputs[0], Tensor):
+        if isinstance(output, Tensor) and not is_small(output) and inputs and isinstance(inputs[0], Tensor):
             with without_autocast():
                 content = step.normalized_content(module, inputs[0].detach(), output)
             known += [] if content is None else [content]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -213,9 +213,9 @@ def _energies(calls: Sequence[_Call]) -> dict[int, list[float]]:
         [torch.ones(width) if call.weight is None else call.weight for call, width in zip(ordered, widths, strict=True)]
     )
     weight = np.concatenate(gains)
-    count, eps, normalized = np.repeat(
-        [(call.content.count, call.eps, call.normalized) for call in ordered], widths, axis=0
-    ).T
+    (count, eps, normalized), starts = _by_channel(
+        tuple((call.content.channels, call.content.count, float(call.eps), call.normalized) for call in ordered)
+    )
     with np.errstate(all="ignore"):
         sigma = np.sqrt(variance + eps)
         # Divided by sigma once, or not, where it is with the normalized input already.
@@ -225,9 +225,15 @@ def _energies(calls: Sequence[_Call]) -> dict[int, list[float]]:
         shared, share = factor / count, variance / (sigma * sigma)
         q2 = shared * product * product
         rows = np.array([factor * squares, shared * total * total, q2 * (2 - share), q2, q2 * share, sigma, abs(gain)])
-    starts = [0, *accumulate(widths[:-1])]
     by_call = np.add.reduceat(rows, starts, axis=1).T.tolist()
     return {id(call): row for call, row in zip(ordered, by_call, strict=True)}
+
+
+@lru_cache(maxsize=16)  # the calls of a step are most often those of the step before
+def _by_channel(calls: tuple[tuple[int, int, float, bool], ...]) -> tuple[np.ndarray, list[int]]:
+    """Return what is given of each call behind its number of channels, by channel, and the first channel of each."""
+    widths = [width for width, *_ in calls]
+    return np.repeat([numbers for _, *numbers in calls], widths, axis=0).T, [0, *accumulate(widths[:-1])]
 
 
 def _sums(calls: Sequence[_Call]) -> np.ndarray:

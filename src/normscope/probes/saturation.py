@@ -189,7 +189,7 @@ class Saturation(AbstractProbe):
         host = iter([next(small) if isinstance(call, Content) else to_host(call) for call in every])
         for site, (module, calls) in notes.items():
             found = [next(host) for _ in calls]
-            *counts, size = (found[0][0] if len(found) == 1 else np.sum([call[0] for call in found], axis=0)).tolist()
+            *counts, size = found[0][0] if len(found) == 1 else np.sum([call[0] for call in found], axis=0)
             names = (
                 ("input_tail", "output_tail", "squared_slope")
                 if len(counts) == 3
@@ -216,7 +216,7 @@ class Saturation(AbstractProbe):
             1 - sum(np.count_nonzero(alive[width]) for width in active) / size,
         )
 
-    def _of_small(self, contents: Sequence[Content]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _of_small(self, contents: Sequence[Content]) -> list[tuple[Any, np.ndarray]]:
         """Return what ``_rectifier`` does, of the inputs of plain rectifiers."""
         found: list[Any] = [None] * len(contents)
         alike: dict[tuple[int, ...], list[int]] = {}
@@ -228,11 +228,11 @@ class Saturation(AbstractProbe):
             with np.errstate(invalid="ignore"):
                 active = ~(np.array([arrays[index] for index in indices]) <= 0)
             others = tuple(other + 1 for other in range(len(shape)) if other != axis)
-            units: Any = active.any(axis=others)
+            units = np.logical_or.reduce(active, axis=others)
             size = active[0].size
-            counts = np.count_nonzero(active.reshape(len(indices), -1), axis=1).tolist()
-            for index, count, unit in zip(indices, counts, units, strict=True):
-                found[index] = np.array([size - count, count, size], dtype=float), unit
+            for index, each, unit in zip(indices, active, units, strict=True):
+                count = np.count_nonzero(each)
+                found[index] = (size - count, count, size), unit
         return found
 
     @classmethod
