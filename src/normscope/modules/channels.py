@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normscope.modules.shards import is_distributed, local, summed_over_shards
+from normscope.modules.shards import any_distributed, local, summed_over_shards
 
 _CACHE = 1 << 20  # bytes of a tensor that are read at a time where it is read more than once
 _FEW = 4  # samples by which it is asked first whether a unit is ever above zero
@@ -183,7 +183,7 @@ def change_products(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[l
             found = [_change_products(old, new) for old, new in zip(own, now, strict=True)]
     else:
         found = [sums.tolist() for sums in to_host([_products_away(*pair) for pair in zip(own, now, strict=True)])]
-    if not any(map(is_distributed, before)):
+    if not any_distributed(before):
         return found
     return [
         list(sums)

@@ -17,6 +17,8 @@ _WHOLE = (Tensor, Parameter)
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds; the tensor itself if it is not sharded."""
+    if type(tensor) in _WHOLE:
+        return tensor
     return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -25,6 +27,11 @@ def is_distributed(tensor: Tensor) -> bool:
     if type(tensor) in _WHOLE:  # asked of every parameter several times a step
         return False
     return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+
+
+def any_distributed(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of the tensors is a view of one that lies on several processes."""
+    return bool([True for tensor in tensors if type(tensor) not in _WHOLE and is_distributed(tensor)])
 
 
 def sharded(model: Module) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from normscope._errors import UsageError
 from normscope.modules.channels import change_products
-from normscope.modules.shards import SHARDED, is_distributed, local, summed_over_shards
+from normscope.modules.shards import SHARDED, any_distributed, is_distributed, local, summed_over_shards
 
 
 class KeptValues:
@@ -42,9 +42,9 @@ class KeptValues:
         Its squared length, its inner product with the value before, and the squared length of that value.
         """
         fresh = {id(parameter): parameter for parameter in parameters if id(parameter) not in self._changes}
-        after = [local(parameter.detach()) for parameter in fresh.values()]
+        after = [parameter.detach() for parameter in fresh.values()]
         found = change_products([self._values[key] for key in fresh], after)
-        if any(map(is_distributed, fresh.values())):
+        if any_distributed(fresh.values()):
             columns = len(found[0])
             parts = [value for row in found for value in row]
             sums = summed_over_shards(parts, [parameter for parameter in fresh.values() for _ in range(columns)])

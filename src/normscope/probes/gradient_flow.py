@@ -10,7 +10,7 @@ from torch.nn import Module, Parameter
 
 from normscope._errors import UsageError
 from normscope.modules.channels import to_floats
-from normscope.modules.shards import is_distributed, local, summed_over_shards
+from normscope.modules.shards import any_distributed, is_distributed, local, summed_over_shards
 from normscope.modules.sites import chosen, weight_layers
 from normscope.modules.tree import own_parameters
 from normscope.probes._backward_end import Gradients, UncountedChanges
@@ -272,9 +272,9 @@ class GradientFlow(AbstractProbe):
 
 def _add_shards(parameters: Sequence[Parameter], *lengths: dict[int, float]) -> None:
     """Make norms of this process's parts of sharded gradients the norms of the whole ones."""
-    every = [p for p in parameters if is_distributed(p)]
-    if not every:
+    if not any_distributed(parameters):
         return
+    every = [p for p in parameters if is_distributed(p)]
     # In the same order in every process, whichever of the gradients it has.
     squares = [known.get(id(p), 0.0) ** 2 for known in lengths for p in every]
     whole = iter(summed_over_shards(squares, every * len(lengths)))
@@ -283,6 +283,8 @@ def _add_shards(parameters: Sequence[Parameter], *lengths: dict[int, float]) -> 
 
 
 def _differ(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
+    if a == b:
+        return False
     return any(not math.isclose(p, q, rel_tol=tolerance) and p == p for p, q in zip(a, b, strict=True))  # NaN is NaN
 
 

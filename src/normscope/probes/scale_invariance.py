@@ -16,7 +16,7 @@ from torch.optim import SGD
 from normscope._errors import UsageError
 from normscope.modules.batches import leading_tensor
 from normscope.modules.channels import to_floats, to_host, unit_products
-from normscope.modules.shards import is_distributed
+from normscope.modules.shards import any_distributed
 from normscope.modules.sites import chosen, norms, weight_layers, weights
 from normscope.probes._backward_end import Gradients, UncountedChanges
 from normscope.probes._norms import norm_of
@@ -100,7 +100,7 @@ class ScaleInvariance(AbstractProbe):
         owned = {site: [p for p in weights(module) if p.requires_grad][:1] for site, module in layers.items()}
         notes = step.notes(self)
         notes["weights"] = {site: own[0] for site, own in owned.items() if own}
-        if any(map(is_distributed, notes["weights"].values())):
+        if any_distributed(notes["weights"].values()):
             raise UsageError(f"{self.CODE} reads whole weights, and here each process holds a part of them")
         notes["norms"], notes["found"], notes["at_update"] = {}, {}, {}
         thorough = self._uncounted.possible(step.model)
