@@ -30,6 +30,17 @@ BUILDERS = {
     "depth": lambda f: plots.by_depth(f, y="norm", title="t"),
     "heatmap": lambda f: plots.heatmap(f, y="norm", title="t", log=True),
     "heatmap, two-sided": lambda f: plots.heatmap(f, y="cosine", title="t", middle=0),
+    "layers": lambda f: plots.by_layer(f, y="norm", title="t", log=True),
+    "layers, several": lambda f: plots.by_layer(f, y=("norm", "cosine"), title="t"),
+    "layers, theory": lambda f: plots.by_layer(f, y="norm", title="t", theory=("theory", 1.0)),
+}
+CAPTIONED = {
+    "curves": lambda f, **words: plots.curves(f, y="loss", **words),
+    "landscape": lambda f, **words: plots.landscape_band(f, **words),
+    "percentiles": lambda f, **words: plots.percentiles(f, **words),
+    "depth": lambda f, **words: plots.by_depth(f, y="norm", **words),
+    "heatmap": lambda f, **words: plots.heatmap(f, y="norm", **words),
+    "layers": lambda f, **words: plots.by_layer(f, y="norm", **words),
 }
 
 
@@ -79,6 +90,29 @@ def test_odd_frames_give_a_figure_that_compiles(name, change):
     vl_convert.vegalite_to_svg(fitted(figure.spec, 330), config=theme("dark"))
 
 
+@pytest.mark.parametrize("name", CAPTIONED)
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_words_given_are_kept_whether_or_not_there_is_anything_to_draw(name, empty, full):
+    figure = CAPTIONED[name](full.head(0) if empty else full, title="Planted title", caption="Planted caption.")
+    assert figure.title == "Planted title"
+    assert figure.caption.startswith("Planted caption.")
+    assert "Planted title" in figure.alt
+
+
+@pytest.mark.parametrize("name", ["curves", "landscape", "percentiles", "depth"])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_an_area_is_drawn_between_the_ends_where_there_are_ends(name, seeds, full):
+    """A landscape and percentiles have ends within a seed, curves and depth between seeds."""
+    text = json.dumps(BUILDERS[name](full.filter(pl.col("seed") < seeds)).spec)
+    assert ('"area"' in text) is (seeds > 1 or name in ("landscape", "percentiles"))
+
+
+@pytest.mark.parametrize("name", ["curves", "landscape", "percentiles"])
+def test_points_under_the_pointer_are_hidden_until_the_pointer_is_near(name, full):
+    text = json.dumps(BUILDERS[name](full).spec)
+    assert '"opacity": {"condition": [{"param": "near", "value": 1, "empty": false}], "value": 0}' in text
+
+
 def test_values_that_cannot_be_drawn_are_counted_in_the_caption():
     rows = [("bn", 0, s, "", "loss", v) for s, v in enumerate((1.0, math.nan, math.inf, -INF, -2.0, 3.0))]
     assert "Left out: 3 values not finite." in plots.curves(made(rows), y="loss", title="t").caption
@@ -120,6 +154,41 @@ def test_depth_is_the_rank_of_a_site_within_its_arm():
     frame = made([(arm, 0, 0, site, "norm", 1.0) for arm, names in sites.items() for site in names])
     ranks = {(a, s): rank for a, s, rank in layered(frame).select("arm", "site", "layer").rows()}
     assert ranks == {(arm, site): i for arm, names in sites.items() for i, site in enumerate(names, start=1)}
+
+
+@pytest.mark.parametrize("kind", [pl.String, pl.Categorical, pl.Enum(["net.10", "net.2", "bn", "none"])])
+def test_depth_does_not_depend_on_how_a_frame_keeps_its_words(kind):
+    frame = made([(arm, 0, 0, site, "norm", 1.0) for arm in ("none", "bn") for site in ("net.10", "net.2")])
+    held = layered(frame.with_columns(pl.col("arm", "site").cast(kind)))
+    ranks = held.select(pl.col("arm", "site").cast(pl.String), "layer").rows()
+    assert set(ranks) == {(arm, site, rank) for arm in ("none", "bn") for site, rank in (("net.2", 1), ("net.10", 2))}
+
+
+def test_colours_part_at_the_middle_where_there_is_a_middle(full):
+    """Two hues that part at the middle say the sign; without a middle a single scale has no sign to say."""
+    for middle in (None, 0, 0.5):
+        text = json.dumps(plots.heatmap(full, y="cosine", title="t", middle=middle).spec)
+        assert ('"scheme": "blueorange"' in text) is (middle is not None)
+        assert (f'"domainMid": {middle}' in text) is (middle is not None)
+        assert ('"scheme": "viridis"' in text) is (middle is None)
+
+
+def test_panels_of_layers_stand_in_the_order_of_their_numbers():
+    rows = [("bn", 0, step, f"net.{n}", "norm", 1.0 + step) for n in (10, 9, 100) for step in (0, 1)]
+    figure = plots.curves(made(rows), y="norm", facet="site", title="t")
+    assert figure.spec["facet"]["sort"] == ["net.9", "net.10", "net.100"]
+
+
+@pytest.mark.parametrize("points", [3, 20])
+def test_many_measured_points_have_round_ticks_and_few_have_their_own(points):
+    across = [float(2 * 3**n) for n in range(points)]
+    theory = pl.DataFrame({"m": across, "value": across})
+    figure = plots.versus_theory(theory, theory, x="m", title="t", y_title="y", log=True, log_x=True)
+    (ticks,) = {
+        tuple(layer["encoding"]["x"]["axis"]["values"]) for layer in figure.spec["layer"] if "encoding" in layer
+    }
+    assert (list(ticks) == across) is (points == 3)
+    assert points == 3 or all(f"{tick:e}"[0] in "125" for tick in ticks)
 
 
 def test_thinning_keeps_the_first_and_the_last_step():
