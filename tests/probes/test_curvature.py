@@ -265,6 +265,39 @@ def test_differences_step_in_where_there_is_no_second_derivative():
             assert found[0][key] == pytest.approx(found[1][key], rel=1e-5), key
 
 
+class WithALinearTerm(nn.Module):
+    """A network beside a parameter in which the loss is linear, so that no second derivative reaches it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = hessians.small_mlp(norm=False, smooth=True)
+        self.free = nn.Parameter(torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.inner(x), self.free
+
+
+def with_a_linear_term(model, batch):
+    out, free = model(batch[0])
+    return F.cross_entropy(out, batch[1]) + (free * torch.arange(4.0, dtype=torch.float64)).sum()
+
+
+def test_a_parameter_in_which_the_loss_is_linear_has_zero_in_every_product():
+    model, batch = WithALinearTerm(), hessians.small_batch()
+    replay = hessians.replay_of(model, batch, with_a_linear_term)
+    with replay.opened():
+        direction = drawn(replay, generator(0, 0))
+        hessian = Hessian.of(replay)
+        found = hessians.unpadded(replay, hessian.product(direction))
+        flat = hessians.unpadded(replay, direction)
+    _, _, matrix = hessians.explicit(model, batch, loss_fn=with_a_linear_term)
+    torch.testing.assert_close(found, matrix @ flat, rtol=1e-9, atol=1e-12)
+    at = hessians.slices(model)["free"]
+    assert not found[at].any()
+    assert flat[at].any()
+    assert hessian.exact
+
+
 @pytest.mark.parametrize("kind", ["dict", "list", "short", "number"])
 def test_the_batch_is_cut_whatever_holds_it(kind):
     model, (x, y) = hessians.small_mlp(), hessians.small_batch()

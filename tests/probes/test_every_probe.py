@@ -45,6 +45,23 @@ def test_there_are_probes():
     assert len(set(CODES)) == len(probes.all())
 
 
+@pytest.mark.parametrize("code", CODES)
+def test_it_keeps_the_schedule_that_it_is_given(code):
+    assert PROBES[code](every=7).every == 7
+    assert PROBES[code]().every is None
+    without = PROBES[code](every=7).without_loss()
+    assert without is None or without.every == 7
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_why_it_reads_nothing_is_a_clause(code):
+    """It stands after "not read: " and before the step in brackets."""
+    why = PROBES[code].NOTHING
+    assert len(why.split()) > 3
+    assert why[0].islower()
+    assert why[-1] not in ".;: "
+
+
 @cache
 def without_probes(loop):
     return LOOPS[loop]().run(steps=STEPS)[0]

@@ -86,3 +86,9 @@ def test_without_a_gap_there_is_no_share():
     found = read(model, nets.loss_fn, batch, StatisticsGap())
     assert found["", "eval_gap"] == 0
     assert math.isnan(found["", "statistics_share"])
+
+
+@pytest.mark.parametrize("sites", [None, ("1", "4")])
+def test_without_the_losses_it_reads_the_same_sites_at_the_same_steps(sites):
+    found = StatisticsGap(sites, every=5).without_loss()
+    assert (found.sites, found.every, found.replays) == (sites, 5, False)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from kit import varied_networks as nets
@@ -11,6 +12,7 @@ from normscope import probes
 
 # white box: the pass is not kept, or its check is switched off, to see what each is worth.
 from normscope.probes import Recorder, _users_pass
+from normscope.probes._forward_batch import ForwardBatches  # white box: what is heard of a call shows nowhere else
 
 
 def probe():
@@ -121,3 +123,25 @@ def test_a_mode_that_changes_is_proven_anew():
     loop.run([probe()], steps=4, every=1)
     assert sorted(loop.scope._loop.proven.values()) == [True, True]
     assert isinstance(loop.scope, Recorder)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_batch_given_by_keywords_is_heard_as_one_given_by_place(by_name):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(12, 4)
+
+        def forward(self, x, y):
+            return F.cross_entropy(self.inner(x), y)
+
+    model, (batch,) = Named(), nets.batches("mlp", 1)
+    taken = []
+    heard = ForwardBatches(model, taken.append)
+    heard.attach()
+    model(**dict(zip("xy", batch, strict=True))) if by_name else model(*batch)
+    heard.detach()
+    model(*batch)
+    (found,) = taken
+    found = (found["x"], found["y"]) if by_name else found
+    assert all(torch.equal(one, other) for one, other in zip(found, batch, strict=True))

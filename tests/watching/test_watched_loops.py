@@ -279,6 +279,8 @@ def test_an_error_in_the_engine_ends_the_watching_and_not_the_training(monkeypat
         plain_loop(model, optimizer, data(1))
     plain_loop(model, optimizer, data(3))  # and no second warning
     scope.detach()
+    assert scope.not_read
+    assert all(why.startswith("the scope failed at step 0: ZeroDivisionError") for why in scope.not_read.values())
 
 
 def test_rules_run_on_a_watched_loop_without_a_loss_as_far_as_they_can():
