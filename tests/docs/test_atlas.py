@@ -37,6 +37,16 @@ def test_what_the_questions_page_shows_of_the_atlas_is_what_the_files_say():
     assert fresh, "the evidence or the atlas has changed since docs/questions.md was made: run `make pages`"
 
 
+def test_what_it_says_of_errata_has_the_words_of_the_files():
+    """The sentences are by hand: where a word changes they must be read again."""
+    (section,) = re.findall(r"^### Errata\n(.*?)^## ", TEXT, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| .*? \| `(\w+)` \| (.*?) \| .*? \|$", section, re.MULTILINE)
+    assert len(rows) == 4
+    for code, words in rows:
+        said = ", ".join(f"{outcome.value} on {len(cells)}" for outcome, cells in FOUND.row(code).words.items())
+        assert words == said, f"the word on {code} has changed: read the sentence about the erratum again"
+
+
 def test_make_pages_writes_every_page_that_has_a_place_for_the_atlas():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     listed = re.search(r"^ATLAS_PAGES := (.*)$", makefile, re.MULTILINE)[1].split()
