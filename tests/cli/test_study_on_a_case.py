@@ -21,6 +21,8 @@ def make_case():
     return ns.Case(model, loss_fn, batches, torch.optim.SGD(model.parameters(), 0.1), batches)
 """
 
+LONE = SET_UP.replace("nn.BatchNorm1d(8)", "nn.BatchNorm1d(8, affine=False)")  # no gain and no shift to hold fixed
+
 
 @pytest.fixture
 def case(tmp_path):
@@ -45,6 +47,29 @@ def test_claims_are_asked_of_ones_own_network_a_comparison_for_each_pair_of_arms
         assert claim["sentence"] in text
         assert claim["means"].startswith("This ")
         assert claim["asked"]["question"] == "speed"
+
+
+@pytest.mark.slow
+def test_a_claim_on_a_kind_of_norm_is_asked_beside_the_network_where_it_has_that_kind(case, tmp_path, run, refuse):
+    (tmp_path / "train.py").write_text(SET_UP.replace("BatchNorm1d", "LayerNorm"), encoding="utf-8")
+    options = ("--case", case, "--seeds", 3, "--steps", 4, "--workers", 1, "--out", tmp_path / "runs")
+    text = run("study", "run", "rmsnorm-equals-layernorm", *options).stdout
+    assert "Does the network train faster with RMS norm than with its norms?" in text
+    assert (tmp_path / "runs" / "rms-own" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_claim_that_a_network_cannot_be_asked_stops_no_other(case, tmp_path, run, refuse):
+    (tmp_path / "train.py").write_text(SET_UP.replace("nn.BatchNorm1d(8), ", ""), encoding="utf-8")
+    options = ("--case", case, "--seeds", 3, "--steps", 4, "--workers", 1, "--out", tmp_path / "runs")
+    said = refuse("study", "run", "fewer-iterations", "flat-minima", *options)
+    assert "fewer-iterations cannot be asked of this network: none: a model without norms" in said
+    assert "flat-minima cannot be asked of this network" in said
+    (tmp_path / "lone.py").write_text(LONE, encoding="utf-8")
+    lone = ("--case", f"{tmp_path / 'lone.py'}:make_case", *options[2:])
+    found = json.loads(run("study", "run", "fewer-iterations", "gamma-cures-vanishing", *lone, "--json").stdout)
+    assert [claim["slug"] for each in found["comparisons"] for claim in each["claims"]] == ["fewer-iterations"]
+    assert found["refused"].keys() == {"gamma-cures-vanishing"}
 
 
 def test_the_list_has_every_study_with_its_question_or_the_reason_why_none(run):

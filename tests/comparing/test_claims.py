@@ -96,4 +96,12 @@ def test_norms_that_are_no_batch_norms_are_told(compared):
     found = compared(set_ups.make_layer_norm_case, ["own", "none"])
     (asked,) = comparing.asked_claims(["vanishing-at-init"])
     *_, last = asked.claims[0].sentences(found)
-    assert last == "The claim is about batch norm, and the norms of this network are LayerNorm."
+    assert last == "The claim is about batch norm, and the norms of this network are LayerNorm: it is not decided here."
+    assert asked.claims[0].means(found) == last
+
+
+def test_only_a_comparison_without_the_network_as_it_is_can_be_beside_it():
+    for each in comparing.asked_claims():
+        other = each.beside_itself
+        assert (other is None) is ("own" in each.arms)
+        assert other is None or (other.arms, other.claims) == ((each.arms[0], "own"), each.claims)

@@ -12,7 +12,7 @@ from kit import explicit_hessians as hessians
 from kit.empty_steps import EMPTY_STEPS
 from kit.readings import read_steps
 from normscope._errors import UsageError
-from normscope.probes import OutputMoments, ProbeWarning, Recorder
+from normscope.probes import OutputMoments, Recorder
 
 pytestmark = EMPTY_STEPS
 
@@ -97,8 +97,11 @@ def test_outputs_with_positions_and_a_chosen_site():
 def test_a_model_that_returns_no_logits_is_told_so():
     scope = Recorder(nn.Linear(3, 1), lambda m, b: m(b).sum(), None, [OutputMoments("")], every=1)
     scope.model.forward = lambda x: torch.nn.functional.linear(x, scope.model.weight).sum()
-    with pytest.warns(ProbeWarning, match=r"no output of shape \(N, C"), scope.step(torch.ones(2, 3)):
+    with scope.step(torch.ones(2, 3)):
         pass
+    assert scope.drain() == []
+    assert scope.not_read["output_moments"] == f"{OutputMoments.NOTHING} (step 0)"
+    assert "(N, C, ...)" in OutputMoments.NOTHING
 
 
 def test_what_is_not_finite_is_recorded_so():

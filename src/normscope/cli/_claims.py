@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from normscope._errors import UsageError
 from normscope.cli._answers import committed_answers
 from normscope.cli._print import print_json, print_lines, print_tables
 from normscope.cli.compare import compared
 from normscope.records.addresses import shown
 
 if TYPE_CHECKING:
-    from normscope.comparing import AskedClaim, Comparison
+    from normscope.comparing import AskedClaim, ClaimedComparison, Comparison
 
 
 def list_claims(as_json: bool) -> None:
@@ -42,20 +43,46 @@ def run_claims(slugs: Sequence[str] | None, case: str, out: Path, as_json: bool,
         as_json: Whether a JSON document is printed.
         settings: As ``normscope.compare`` takes them.
     """
-    from normscope.comparing import asked_claims
+    from normscope.comparing import NothingToCompareError, asked_claims
 
     documents: list[Any] = []
+    refused: dict[str, str] = {}
+    told = False
     for each in asked_claims(slugs):
-        asked = {"arms": list(each.arms), "questions": each.questions, "rates": each.rates}
-        found, page = compared(case, out / each.name, as_json, **asked, **settings)
+        try:
+            done, found, page = _compared(each, case, out, as_json, **settings)
+        except NothingToCompareError as error:
+            refused |= {claim.study.CODE: "; ".join(error.refusals) for claim in each.claims}
+            continue
+        told = True
         if as_json:
-            claims = [_document(claim, found) for claim in each.claims]
+            claims = [_document(claim, found) for claim in done.claims]
             documents.append({"claims": claims, "report": shown(page), "comparison": found.document()})
             continue
-        print_lines(*(line for claim in each.claims for line in (*_lines(claim, found), "")))
+        print_lines(*(line for claim in done.claims for line in (*_lines(claim, found), "")))
         print_lines(f"The page with the pictures: {shown(page)}", "")
+    why = [f"{slug} cannot be asked of this network: {reason}" for slug, reason in refused.items()]
+    if refused and not told:
+        raise UsageError(". ".join(why))
     if as_json:
-        print_json({"comparisons": documents})
+        print_json({"comparisons": documents, "refused": refused})
+    else:
+        print_lines(*why)
+
+
+def _compared(
+    wanted: "ClaimedComparison", case: str, out: Path, as_json: bool, **settings: Any
+) -> "tuple[ClaimedComparison, Comparison, Path]":
+    """Compare, beside the network itself where its norms are those of the second arm already."""
+    from normscope.comparing import NothingToCompareError
+
+    asked: dict[str, Any] = {"questions": wanted.questions, "rates": wanted.rates}
+    try:
+        return wanted, *compared(case, out / wanted.name, as_json, arms=list(wanted.arms), **asked, **settings)
+    except NothingToCompareError:
+        if (other := wanted.beside_itself) is None:
+            raise
+        return other, *compared(case, out / other.name, as_json, arms=list(other.arms), **asked, **settings)
 
 
 def _lines(claim: "AskedClaim", found: "Comparison") -> Iterator[str]:
@@ -81,6 +108,6 @@ def _document(claim: "AskedClaim", found: "Comparison") -> dict[str, Any]:
         "asked": claim.asked.as_json(),
         "word": answer.word or None,
         "sentence": answer.sentence,
-        "means": claim.asked.says(answer.verdict.outcome) if answer.word else None,
+        "means": claim.means(found) or None,
         "study": committed_answers()[0].get(claim.study.CODE, {}).get("standing"),
     }

@@ -12,4 +12,8 @@ from normscope.comparing.find import all_questions as all_questions, chosen_ques
 from normscope.comparing.page import Answer as Answer
 from normscope.comparing.question import AbstractQuestion as AbstractQuestion, Pair as Pair, Reading as Reading
 from normscope.comparing.reading import is_comparison as is_comparison
-from normscope.comparing.run import ComparisonWarning as ComparisonWarning, compare as compare
+from normscope.comparing.run import (
+    ComparisonWarning as ComparisonWarning,
+    NothingToCompareError as NothingToCompareError,
+    compare as compare,
+)

@@ -1,7 +1,7 @@
 """Claims of studies, asked of a network of the user's own by the questions of a comparison."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from normscope import studies
 from normscope._errors import UsageError
@@ -34,10 +34,15 @@ class AskedClaim:
         differs = f" The question differs from the study: {self.asked.differs}." if self.asked.differs else ""
         yield f"Asked by question {found.question.NUMBER} of a comparison: {found.asks}{differs}"
         yield found.sentence
-        if found.word:  # fewer seeds are described, and say nothing
-            yield self.asked.says(found.verdict.outcome)
+        if means := self.means(comparison):
+            yield means
+
+    def means(self, comparison: Comparison) -> str:
+        """Say what the answer means for the claim; empty where fewer seeds are described, which say nothing."""
+        found = self.answer(comparison)
         if norms := self._other_norms(comparison):
-            yield f"The claim is about batch norm, and the norms of this network are {norms}."
+            return f"The claim is about batch norm, and the norms of this network are {norms}: it is not decided here."
+        return self.asked.says(found.verdict.outcome) if found.word else ""
 
     def _other_norms(self, comparison: Comparison) -> str:
         """Return the classes of the network's norms where none is a batch norm; empty if the claim names its norms."""
@@ -58,6 +63,11 @@ class ClaimedComparison:
 
     arms: tuple[str, str]
     claims: tuple[AskedClaim, ...]
+
+    @property
+    def beside_itself(self) -> "ClaimedComparison | None":
+        """The comparison for a network whose norms are those of the second arm: beside the network as it is."""
+        return None if "own" in self.arms else replace(self, arms=(self.arms[0], "own"))
 
     @property
     def name(self) -> str:

@@ -33,6 +33,21 @@ from normscope.running import Executor, Shard, one_thread
 Source = str | Callable[..., Any]
 
 
+class NothingToCompareError(UsageError):
+    """Fewer than two arms of a network can be made and differ.
+
+    Args:
+        refusals: Why arms cannot be made, or are no arms.
+    """
+
+    def __init__(self, refusals: Sequence[str]) -> None:
+        self.refusals = tuple(refusals)
+        super().__init__(
+            f"nothing to compare: {'; '.join(refusals)}. Networks that you build yourself are compared by a name for "
+            "each: one=train.py:make_one other=train.py:make_other"
+        )
+
+
 class ComparisonWarning(UserWarning):
     """Something about the arms that a reader of the comparison must know."""
 
@@ -217,10 +232,7 @@ def foresee(arms: Sequence[Arm], plan: Plan) -> Foreseen:
         reports[arm.name] = report.as_json()
         notes += filter(None, [report.incomplete()])
     if len(kept) < 2:
-        raise UsageError(
-            f"nothing to compare: {'; '.join(refusals)}. Networks that you build yourself are compared by a name for "
-            "each: one=train.py:make_one other=train.py:make_other"
-        )
+        raise NothingToCompareError(refusals)
     notes += [f"{refusal}: left out" for refusal in refusals]
     notes += filter(None, [_said_of_seeds(kept[0])])
     on_cpu = all(p.device.type == "cpu" for model in models for p in model.parameters())

@@ -84,6 +84,7 @@ class OutputMoments(AbstractProbe):
         "(arXiv:1901.10159)",
     )
     REPLAYS = True
+    NOTHING = "no output of shape (N, C, ...) that depends on the parameters was seen"
     COST = (140.0, 220.0)  # with its defaults, on the models of `normscope bench probes`
 
     def __init__(
@@ -113,7 +114,10 @@ class OutputMoments(AbstractProbe):
     def _read(self, step: Step) -> Iterator[Value]:
         replay, stream = step.replay, generator(self.seed, step.index)
         module = chosen(step.model, (self.site,))[self.site]
-        means, others = _moment_gradients(replay, module)
+        gradients = _moment_gradients(replay, module)
+        if gradients is None:
+            return
+        means, others = gradients
         hessian = Hessian.of(replay)
         for site, slots in weight_slots(replay, step.model).items():
             if not hessian.reaches(slots):
@@ -152,8 +156,11 @@ class OutputMoments(AbstractProbe):
                 yield Remark(says, Urgency.NOTABLE, overlap, ("",), name)
 
 
-def _moment_gradients(replay: Replay, module: Module) -> tuple[list[Vector], list[Vector]]:
-    """Return the gradients of the outputs' means, and those of their variances and skewnesses."""
+def _moment_gradients(replay: Replay, module: Module) -> tuple[list[Vector], list[Vector]] | None:
+    """Return the gradients of the outputs' means, and those of their variances and skewnesses.
+
+    None where no output of shape (N, C, ...) depends on the parameters, as where the model returns its loss.
+    """
     kept: list[Tensor] = []
 
     def hook(_module: Module, _inputs: object, output: object) -> None:
@@ -171,7 +178,7 @@ def _moment_gradients(replay: Replay, module: Module) -> tuple[list[Vector], lis
     finally:
         handle.remove()
     if not kept or kept[-1].ndim < 2 or not kept[-1].requires_grad:
-        raise UsageError("output_moments: no output of shape (N, C, ...) that depends on the parameters was seen")
+        return None
     outputs = kept[-1].movedim(1, 0).flatten(1)
     means = outputs.mean(1)
     centred = outputs - means[:, None]
