@@ -67,3 +67,12 @@ def test_the_first_step_is_that_alone():
     named = words_by_name(STUDY.judge(orders(4, 4, first=0.25)))
     assert named["learning rate 0.03, 1 times He's, first step"] == "opposite"
     assert named["remainder, learning rate 0.03, 1 times He's, first step"] == "opposite"
+
+
+def test_the_judged_decrease_stands_behind_the_learning_rate_and_before_the_others_in_order():
+    evidence = orders(4, 4)
+    made = evidence.settings
+    others = sorted(set(made["decreases"]) - {made["judged"]})
+    assert others, "there is an order to hold"
+    words = ["learning rate 0.03", *(f"predicted decrease of {100 * c:g} %" for c in (made["judged"], *others))]
+    assert [table.title.partition(", ")[2] for table in STUDY.tables(evidence)] == words
