@@ -204,7 +204,11 @@ def with_option(word):
     ]
 
 
-@pytest.mark.parametrize("words", with_option("--json"), ids=named)
+LONG = (("demo",), ("atlas",))
+JSON = [pytest.param(words, marks=pytest.mark.long if words in LONG else ()) for words in with_option("--json")]
+
+
+@pytest.mark.parametrize("words", JSON, ids=named)
 def test_json_is_one_strict_document_and_nothing_beside_it(run, works, words):
     done = run(*words, *works[words], "--json")
     json.loads(done.stdout, parse_constant=pytest.fail)

@@ -58,7 +58,7 @@ def test_a_file_where_the_folder_should_be(refuse, tmp_path):
     assert (tmp_path / "runs").read_text() == "not a folder"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_seed_decides_nothing_of_an_experiment_and_the_report_can_be_written_again(run, refuse, tmp_path):
     out = tmp_path / "runs"
     slug = "bn-backward-three-terms"

@@ -48,6 +48,7 @@ def test_rescaled_weights_decide_where_the_network_learns_with_them_alone(tmp_pa
     assert set(tmp_path.glob("cell-*.json")) == before
 
 
+@pytest.mark.long
 @pytest.mark.trains
 def test_the_last_share_to_end_runs_all_of_the_arm_that_only_it_knows_of(tmp_path):
     options = {"seeds": 2, "steps": 40, "rates": [1, 2], "workers": 1, "questions": ["speed", "rates"]}

@@ -116,7 +116,7 @@ def test_its_commands_of_committed_networks_are_those_that_made_the_files():
     assert checked
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_own_network_is_compared_condensed_and_shown(run, tmp_path, monkeypatch):
     (section,) = re.findall(r"^## Your own network\n(.*?)^### ", TEXT, re.MULTILINE | re.DOTALL)
     made = blocks((ROOT / "docs/comparing.md").read_text(encoding="utf-8"), "python")[0]

@@ -27,7 +27,7 @@ OWN = [
     if blocks(page.read_text(encoding="utf-8"), "python") and page.relative_to(ROOT).as_posix() not in RUN_ELSEWHERE
 ]
 #: Their Python trains several networks in processes of their own.
-LONG = {"docs/figures-of-papers.md"}
+LONG = {"docs/figures-of-papers.md", "docs/scale.md"}
 SHORT = [
     pytest.param(page, marks=[pytest.mark.long] if name in LONG else [], id=name)
     for page in OWN

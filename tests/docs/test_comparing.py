@@ -4,6 +4,8 @@ import re
 import warnings
 from pathlib import Path
 
+import pytest
+
 from normscope.comparing import ComparisonWarning, all_questions
 from normscope.surgery import ARMS
 
@@ -11,6 +13,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "comparing.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_its_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.S))

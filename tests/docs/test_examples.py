@@ -31,9 +31,8 @@ def run(name, folder, *options):
     return len(pages), frame
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "plain" else pytest.mark.long) for name in ALONE]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ALONE)
 def test_scripts_that_need_nothing_else(name, tmp_path):
     pages, frame = run(name, tmp_path, "-W", "error")
     assert sorted(set(frame["cell"])) == ALONE[name]

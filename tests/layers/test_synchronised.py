@@ -92,7 +92,7 @@ def test_importing_the_layers_does_not_import_torchs_compiler(reports):
     assert not any(report["compiler imported"] for report in reports)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiles_whole(tmp_path):
     for report in run_processes(tmp_path, "compile", size=2):
         assert max(report["compiled"].values()) < 1e-12

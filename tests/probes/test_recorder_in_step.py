@@ -201,6 +201,7 @@ def failing(rank, where):
 PLACES = ["hook", "before", "between", "after", "loss"]
 
 
+@pytest.mark.long
 def test_a_probe_that_fails_in_one_process_fails_in_all_and_training_goes_on(tmp_path):
     by_rank = ranks.run(__name__, "fail_in_one", tmp_path, 2, PLACES)
     for where, *found in zip(PLACES, *by_rank, strict=True):
@@ -233,6 +234,7 @@ def fail_in_the_model(rank, folder):
     return "went on"
 
 
+@pytest.mark.long
 def test_a_failure_within_a_pass_ends_the_training_within_bounds(tmp_path):
     begun = time.monotonic()
     found = ranks.run(__name__, "fail_in_the_model", tmp_path, 2, fails=True)

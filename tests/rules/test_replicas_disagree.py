@@ -122,6 +122,7 @@ def found():
         yield [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.long
 def test_buffers_that_are_not_broadcast_are_found_and_pooled_in_both(found):
     one, other = (process["alone"] for process in found)
     assert one["found"] == other["found"] == [["module.1", "module.4", "module.7"]]
@@ -137,10 +138,12 @@ def test_buffers_that_are_not_broadcast_are_found_and_pooled_in_both(found):
     assert float((pooled / variances.mean(0)).max()) > 1.5
 
 
+@pytest.mark.long
 def test_buffers_that_are_broadcast_are_left_in_peace(found):
     assert [process["broadcast"]["found"] for process in found] == [[], []]
 
 
+@pytest.mark.long
 def test_usual_training_in_several_processes_is_left_in_peace_by_a_scope_and_by_a_check(found):
     one, other = (process["whole"] for process in found)
     assert one["seen"] == other["seen"] == []

@@ -150,7 +150,7 @@ def alive(pid: int) -> bool:
     [
         (1, signal.SIGKILL, "null"),
         pytest.param(2, signal.SIGKILL, "null", marks=pytest.mark.long),
-        (2, signal.SIGINT, "together"),
+        pytest.param(2, signal.SIGINT, "together", marks=pytest.mark.long),
     ],
 )
 def test_killed_and_run_again_equals_uninterrupted(tmp_path, log, workers, how, name):
